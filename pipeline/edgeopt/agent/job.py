@@ -1,0 +1,216 @@
+"""Carries out one job: load the model, run all samples, time it, and say what was found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from edgeopt_agent import PROTOCOL
+from edgeopt_agent.failure import AgentError, explained
+from edgeopt_agent.memory import Peak
+from edgeopt_agent.outputs import OutputFile
+from edgeopt_agent.probe import probe
+from edgeopt_agent.session import ModelSession, Spec, prepare_runtime
+from edgeopt_agent.timing import take_turns
+
+FIRST_RUNS = 3
+NULL_RUNS = 200
+MADE_UP_SAMPLES = 16
+
+
+def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The result of a job whose files lie in ``folder``.
+
+    Raises:
+        AgentError: with its kind, for everything that can be explained.
+    """
+    for place in reversed(job.get("python_path") or []):
+        sys.path.insert(0, str(folder / place))
+    path = folder / job["model"]
+    threads, options = int(job.get("threads", 1)), dict(job.get("options") or {})
+    if not path.exists():
+        raise AgentError("input", f"the job's model {job['model']} is not there")
+    environment = probe()
+    # Made before memory is looked at: its first use brings in some megabytes.
+    random = np.random.RandomState(0)
+    kind = prepare_runtime(job["runtime"], path, threads, options)
+
+    memory = Peak()
+    start = time.perf_counter()
+    session = _load(kind, job["runtime"], path, threads, options)
+    load_seconds = time.perf_counter() - start
+    inputs = (
+        _made_up(session, path, random) if job.get("inputs") is None else _open_inputs(job["inputs"], folder)
+    )
+    check_inputs(inputs, session.inputs, path.name)
+    with _running(path, inputs):
+        for index in range(FIRST_RUNS):
+            session.run(_chunk(inputs, index, _latency_batch(session)))
+        peak_memory = memory.bytes()
+        non_finite = _run_all(session, inputs, int(job.get("batch") or 1), folder, job.get("outputs"))
+
+    result: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "ok": True,
+        "runtime": {"name": job["runtime"], "version": kind.version()},
+        "inputs": _described(session.inputs),
+        "outputs": _described(session.outputs),
+        "n": len(inputs[0]),
+        "load_seconds": load_seconds,
+        "peak_memory_bytes": peak_memory,
+        "peak_memory_method": memory.method,
+        "non_finite": non_finite,
+        "latency_seconds": [],
+        "baseline_latency_seconds": [],
+        "null_latency_seconds": [],
+        "environment": environment,
+    }
+    if job.get("latency"):
+        baseline = None
+        if job.get("baseline"):
+            baseline_path = folder / job["baseline"]
+            baseline = _load(kind, job["runtime"], baseline_path, threads, options)
+            check_inputs(inputs, baseline.inputs, baseline_path.name)
+        with _running(path, inputs):
+            result.update(_latencies(session, baseline, inputs, job["latency"]))
+    return result
+
+
+def _load(
+    kind: type[ModelSession], runtime: str, path: Path, threads: int, options: dict[str, Any]
+) -> ModelSession:
+    if not path.exists():
+        raise AgentError("input", f"the job's model {path.name} is not there")
+    with explained("model", f"{runtime} refused {path.name}"):
+        return kind(path, threads, options)
+
+
+def _running(path: Path, inputs: list[Any]) -> explained:
+    shapes = ", ".join(_shape((1, *array.shape[1:])) for array in inputs)
+    return explained("model", f"{path.name} failed while running on inputs of shape {shapes}")
+
+
+def _open_inputs(names: list[str], folder: Path) -> list[Any]:
+    arrays = []
+    for name in names:
+        with explained("input", f"{name} cannot be read"):
+            arrays.append(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+    return arrays
+
+
+def _made_up(session: ModelSession, path: Path, random: Any) -> list[Any]:
+    """Random inputs for a job without data: real numbers are standard normal, integers uniform."""
+    if session.inputs is None:
+        raise AgentError("input", f"{path.name} does not tell what it takes: the job must give data")
+    arrays = []
+    for spec in session.inputs:
+        shape = (MADE_UP_SAMPLES, *(1 if size is None else size for size in spec.shape[1:]))
+        dtype = np.dtype(spec.dtype)
+        if np.issubdtype(dtype, np.floating):
+            arrays.append(random.standard_normal(shape).astype(dtype))
+        elif spec.scale:
+            limits = np.iinfo(dtype)
+            arrays.append(random.randint(limits.min, limits.max + 1, shape).astype(dtype))
+        else:
+            # Indices into a table of unknown size: small ones are the safest guess.
+            arrays.append(random.randint(0, 2, shape).astype(dtype))
+    return arrays
+
+
+def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None:
+    """Hold the data against what the model takes.
+
+    Raises:
+        AgentError: kind ``input``, with both shapes in its message.
+    """
+    given = ", ".join(_shape(array.shape) for array in arrays)
+    if specs is not None and len(arrays) != len(specs):
+        wanted = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in specs)
+        raise AgentError(
+            "input",
+            f"{name} takes {len(specs)} input(s): {wanted}; the job gives {len(arrays)}: {given or 'none'}",
+        )
+    if not arrays:
+        raise AgentError("input", f"the job gives no inputs for {name}")
+    if any(array.ndim == 0 for array in arrays) or len({len(array) for array in arrays}) != 1:
+        raise AgentError("input", f"the inputs differ in their number of samples: {given}")
+    if len(arrays[0]) == 0:
+        raise AgentError("input", f"the inputs hold no samples: {given}")
+    for array, spec in zip(arrays, specs or ()):
+        fits = len(spec.shape) == array.ndim and all(
+            wanted is None or wanted == size for wanted, size in zip(spec.shape[1:], array.shape[1:])
+        )
+        if not fits:
+            raise AgentError(
+                "input",
+                f"input {spec.name!r} of {name} has shape {_shape(spec.shape)}, "
+                f"but the data have shape {_shape(('n', *array.shape[1:]))}",
+            )
+
+
+def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path, outputs: str | None) -> int:
+    """Run every sample and write the outputs; returns how many values are NaN or infinite."""
+    total = len(inputs[0])
+    size = session.fixed_batch or min(batch, session.max_batch or batch)
+    non_finite = 0
+    with OutputFile(folder / outputs if outputs else None, total) as file:
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            run = size if session.fixed_batch else count
+            results, _ = session.run(_chunk(inputs, start, run))
+            for value in results:
+                if np.issubdtype(value.dtype, np.floating):
+                    non_finite += int(value.size - np.count_nonzero(np.isfinite(value)))
+            file.write(count, run, results)
+    return non_finite
+
+
+def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
+    """``size`` samples from ``start`` on, beginning again at the first where the data end."""
+    total = len(inputs[0])
+    if start + size <= total:
+        return [np.array(array[start : start + size]) for array in inputs]
+    indices = np.arange(start, start + size) % total
+    return [np.array(array[indices]) for array in inputs]
+
+
+def _latency_batch(session: ModelSession) -> int:
+    return session.fixed_batch or 1
+
+
+def _latencies(
+    session: ModelSession, baseline: ModelSession | None, inputs: list[Any], wanted: dict[str, Any]
+) -> dict[str, list[float]]:
+    def caller(of: ModelSession) -> Callable[[int], float]:
+        return lambda index: of.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(of)))[1]
+
+    sessions = [session] if baseline is None else [session, baseline]
+    results = take_turns(
+        [caller(of) for of in sessions],
+        int(wanted.get("min_runs", 50)),
+        float(wanted.get("min_seconds", 2.0)),
+        float(wanted.get("max_seconds", 30.0)),
+    )
+    null_kind = importlib.import_module("edgeopt_agent.runtimes.null").Session
+    null = null_kind(
+        Path(), 1, {"inputs": _described(session.inputs), "outputs": _described(session.outputs)}
+    )
+    (null_results,) = take_turns([caller(null)], NULL_RUNS, 0.0, 1.0)
+    return {
+        "latency_seconds": results[0],
+        "baseline_latency_seconds": results[1] if baseline is not None else [],
+        "null_latency_seconds": null_results,
+    }
+
+
+def _described(specs: list[Spec] | None) -> list[dict[str, Any]] | None:
+    return None if specs is None else [dict(spec._asdict(), shape=list(spec.shape)) for spec in specs]
+
+
+def _shape(shape: tuple[Any, ...]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

@@ -1,0 +1,72 @@
+"""How much memory the process holds, and held at most."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from pathlib import Path
+
+PROCESS = Path("/proc/self")
+RESET_PEAK = "5"
+
+
+class Peak:
+    """Peak resident memory since it was made, above what was resident then.
+
+    Linux resets its high-water mark for this. Elsewhere only the highest mark of the whole process
+    is known, so the figure is a lower bound there; ``method`` says which one it is.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        _give_back_freed()
+        try:
+            (PROCESS / "clear_refs").write_text(RESET_PEAK)
+            self.method = "VmHWM"
+        except OSError:
+            self.method = "ru_maxrss"
+        self.before = _resident() if self.method == "VmHWM" else _highest()
+
+    def bytes(self) -> int:
+        """Bytes above the start; never negative."""
+        highest = _highest()
+        if self.method == "VmHWM":
+            # The mark is kept in coarse steps per thread; the sum over all pages is exact.
+            highest = max(_status("VmHWM"), _resident())
+        return max(0, highest - self.before)
+
+
+def _give_back_freed() -> None:
+    """Hand freed heap back to the system, or a model could live in it without being seen."""
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):  # a C library without it, such as musl
+            return
+
+
+def _resident() -> int:
+    try:
+        for line in (PROCESS / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Rss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    for line in (PROCESS / "status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _highest() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

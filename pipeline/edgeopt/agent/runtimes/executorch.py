@@ -1,0 +1,67 @@
+"""ExecuTorch programs (``.pte``) through its Python bindings."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeopt_agent.failure import AgentError
+from edgeopt_agent.session import ModelSession, Spec
+from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
+
+DTYPES = {
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "float16",
+    6: "float32",
+    7: "float64",
+    11: "bool",
+}
+"""Scalar types as the program stores them."""
+
+
+class Session(ModelSession):
+    """The method ``forward`` of a program; only its execution is timed."""
+
+    requires = ("executorch", "torch")
+
+    @classmethod
+    def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
+        limit_threads(threads)
+        bindings = importlib.import_module("executorch.extension.pybindings.portable_lib")
+        importlib.import_module("executorch.kernels.quantized")
+        importlib.import_module("executorch.runtime")
+        bindings._unsafe_reset_threadpool(threads)
+
+    def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        from executorch.runtime import Runtime
+
+        self.program = Runtime.get().load_program(path)
+        if "forward" not in self.program.method_names:
+            names = ", ".join(sorted(self.program.method_names)) or "none"
+            raise AgentError("model", f"{path.name} has no method 'forward'; its methods: {names}")
+        self.method = self.program.load_method("forward")
+        about = self.method.metadata
+        self.inputs = [
+            _spec(f"input_{index}", about.input_tensor_meta(index)) for index in range(about.num_inputs())
+        ]
+        self.outputs = [
+            _spec(f"output_{index}", about.output_tensor_meta(index)) for index in range(about.num_outputs())
+        ]
+
+    def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        tensors = as_tensors(arrays)
+        start = time.perf_counter()
+        results = self.method.execute(tensors)
+        seconds = time.perf_counter() - start
+        return as_arrays(results), seconds
+
+
+def _spec(name: str, about: Any) -> Spec:
+    dtype = DTYPES.get(int(about.dtype()), f"scalar type {about.dtype()}")
+    return Spec(name, tuple(int(size) for size in about.sizes()), dtype)

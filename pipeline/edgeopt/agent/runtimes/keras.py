@@ -1,0 +1,132 @@
+"""Keras models as they are, and SavedModels with or without a Keras configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt_agent.failure import AgentError
+from edgeopt_agent.session import ModelSession, Spec
+
+SIGNATURE = "serving_default"
+
+
+class Session(ModelSession):
+    """``.keras`` through Keras 3; ``.h5`` and SavedModel folders through tf_keras.
+
+    A SavedModel that tf_keras cannot revive is run by its signature; inputs and outputs are then
+    in the order of their names.
+
+    Option ``trust``: run code stored inside the model (Lambda layers).
+    """
+
+    requires = ("keras", "tensorflow")
+    known_options = ("trust",)
+
+    @classmethod
+    def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.set_visible_devices([], "GPU")
+        importlib.import_module("keras" if path.suffix == ".keras" else "tf_keras")
+
+    def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        trust = bool(options.get("trust", False))
+        if path.is_dir():
+            model = _revive(path, trust)
+            if model is None:
+                self._use_signature(path)
+                return
+        elif path.suffix == ".keras":
+            import keras
+
+            if not zipfile.is_zipfile(path):
+                raise AgentError("model", f"{path.name} is not a Keras 3 file: not a zip archive")
+            model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
+        else:
+            model = _load_tf_keras(path, trust)
+        self._use_model(model)
+
+    def _use_model(self, model: Any) -> None:
+        import tensorflow as tf
+
+        known = getattr(model, "inputs", None)
+        if known:
+            self.inputs = [_spec(value) for value in known]
+        single = not known or len(known) == 1
+
+        def call(*tensors: Any) -> Any:
+            return model(tensors[0] if single else list(tensors), training=False)
+
+        self.model = model
+        self.function = tf.function(call, reduce_retracing=True)
+
+    def _use_signature(self, path: Path) -> None:
+        import tensorflow as tf
+
+        # The signature lives only as long as the object it came from.
+        self.model = tf.saved_model.load(str(path))
+        if SIGNATURE not in self.model.signatures:
+            known = ", ".join(self.model.signatures) or "none"
+            raise AgentError("model", f"{path.name} has no signature {SIGNATURE!r}; it has: {known}")
+        function = self.model.signatures[SIGNATURE]
+        specs = function.structured_input_signature[1]
+        names = sorted(specs)
+        self.inputs = [_spec(specs[name], name) for name in names]
+
+        def call(*tensors: Any) -> Any:
+            results = function(**dict(zip(names, tensors)))
+            return [results[name] for name in sorted(results)]
+
+        self.function = call
+
+    @property
+    def max_batch(self) -> int | None:
+        return None if self.inputs is None else super().max_batch
+
+    def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        import tensorflow as tf
+
+        tensors = [tf.constant(array) for array in arrays]
+        start = time.perf_counter()
+        results = self.function(*tensors)
+        seconds = time.perf_counter() - start
+        return [np.asarray(value) for value in tf.nest.flatten(results)], seconds
+
+
+def _load_tf_keras(path: Path, trust: bool) -> Any:
+    import tf_keras
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+    # Outside such a scope the older formats unmarshal Lambda layers without asking.
+    with SafeModeScope(not trust):
+        return tf_keras.models.load_model(path, compile=False)
+
+
+def _revive(path: Path, trust: bool) -> Any:
+    """The Keras model inside a SavedModel, or ``None`` if there is none to be had."""
+    import tf_keras
+
+    if not (path / "saved_model.pb").is_file():
+        raise AgentError("model", f"{path.name} is not a SavedModel: it holds no saved_model.pb")
+    with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
+        model = _load_tf_keras(path, trust)
+        if isinstance(model, tf_keras.Model):
+            return model
+    return None
+
+
+def _spec(value: Any, name: str = "") -> Spec:
+    shape = tuple(None if size is None else int(size) for size in value.shape)
+    return Spec(name or str(value.name), shape, getattr(value.dtype, "name", str(value.dtype)))

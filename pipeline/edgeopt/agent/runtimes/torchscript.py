@@ -1,0 +1,54 @@
+"""TorchScript: files of the lite interpreter (``.ptl``), and full archives as well."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from edgeopt_agent.failure import AgentError
+from edgeopt_agent.session import ModelSession
+from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
+
+
+class Session(ModelSession):
+    """A TorchScript file. The file does not tell the shapes it takes, so it is run sample by sample.
+
+    Option ``engine``: the quantized engine that packs the weights; ``qnnpack`` as on ARM.
+    """
+
+    requires = ("torch",)
+    known_options = ("engine",)
+
+    @classmethod
+    def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
+        limit_threads(threads)
+        import torch
+        import torch.jit.mobile
+
+        # Packed weights are built while loading, so the engine has to be chosen before.
+        torch.backends.quantized.engine = options.get("engine", "qnnpack")
+
+    def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        import torch
+
+        if not zipfile.is_zipfile(path):
+            raise AgentError("model", f"{path.name} is not a TorchScript archive")
+        with zipfile.ZipFile(path) as archive:
+            lite = any(name.endswith("/bytecode.pkl") for name in archive.namelist())
+        if lite:
+            self.model: Any = torch.jit.mobile._load_for_lite_interpreter(os.fspath(path))
+        else:
+            self.model = torch.jit.load(os.fspath(path), map_location="cpu").eval()
+
+    def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        import torch
+
+        tensors = as_tensors(arrays)
+        with torch.no_grad():
+            start = time.perf_counter()
+            results = self.model(*tensors)
+            seconds = time.perf_counter() - start
+        return as_arrays(results), seconds

@@ -1,0 +1,70 @@
+"""The TensorFlow Lite interpreter, which several distributions bring under different names."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt_agent.session import ModelSession, Spec
+
+
+class TfliteSession(ModelSession):
+    """A ``.tflite`` file; only the interpreter's ``invoke`` is timed."""
+
+    @staticmethod
+    def interpreter() -> Any:
+        """The interpreter class of the distribution."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
+        cls.interpreter()
+
+    def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        self.model = self.interpreter()(model_path=str(path), num_threads=threads)
+        self.model.allocate_tensors()
+        details = self.model.get_input_details()
+        self.inputs = [_spec(detail) for detail in details]
+        self.shapes = [tuple(int(size) for size in detail["shape"]) for detail in details]
+        self.outputs = [_spec(detail) for detail in self.model.get_output_details()]
+        self.input_indices = [detail["index"] for detail in details]
+        self.output_indices = [detail["index"] for detail in self.model.get_output_details()]
+
+    @property
+    def max_batch(self) -> int | None:
+        # A free batch is there in many files that were converted without fixing it, but planned
+        # and delegated for the shape they are stored with: that is what gets measured.
+        return min((shape[0] for shape in self.shapes if shape), default=1)
+
+    def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        shapes = [array.shape for array in arrays]
+        if shapes != self.shapes:
+            for index, shape in zip(self.input_indices, shapes):
+                self.model.resize_tensor_input(index, shape)
+            self.model.allocate_tensors()
+            self.shapes = shapes
+        for index, array in zip(self.input_indices, arrays):
+            self.model.set_tensor(index, array)
+        start = time.perf_counter()
+        self.model.invoke()
+        seconds = time.perf_counter() - start
+        return [self.model.get_tensor(index) for index in self.output_indices], seconds
+
+
+def _spec(detail: dict[str, Any]) -> Spec:
+    free = detail.get("shape_signature", detail["shape"])
+    shape = tuple(None if size < 0 else int(size) for size in free)
+    if shape and shape[0] is None:
+        shape = (int(detail["shape"][0]), *shape[1:])
+    scale, zero_point = detail["quantization"]
+    quantized = bool(scale)
+    return Spec(
+        str(detail["name"]),
+        shape,
+        np.dtype(detail["dtype"]).name,
+        float(scale) if quantized else None,
+        int(zero_point) if quantized else None,
+    )

@@ -1,0 +1,174 @@
+"""Puts a run together: what was planned, built and measured becomes one report and its files."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt import registry
+from edgeopt.build import Built
+from edgeopt.errors import UsageError
+from edgeopt.judge import accuracy, hop, latency, sizes
+from edgeopt.measure import Measured, Outcome, Trail
+from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
+from edgeopt.planner import Plan
+from edgeopt.plugin import Metric
+from edgeopt.results import Artifact, Hop, Measurement, Result, SourceResult
+
+Named = list[tuple[str, Metric]]
+
+
+def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) -> list[Result]:
+    """One result per branch and device, failed and impossible ones included; copies the artifacts to ``out``."""
+    metrics = named_metrics(plan)
+    found: list[Result] = []
+    for built in builds:
+        branch = built.branch
+        base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": _chain(built)}
+        if not built.complete:
+            reason = built.failure or "not built"
+            found += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
+            continue
+        artifact = keep_artifact(plan, built, out)
+        step = built.steps[-1]
+        hops = hops_of(measured.trails[branch.name])
+        broken = next((h for h in hops if h.status == "broken"), None)
+        for device in branch.devices:
+            outcome = measured.finals[branch.name, device.name]
+            common = base | {
+                "device": device.name,
+                "artifact": artifact,
+                "hops": hops,
+                "transposes": step.model.transposes,
+                "runtime": outcome.runtime,
+                "cached": outcome.cached,
+            }
+            values = sizes(step.model.path)
+            if outcome.error:
+                found.append(Result(status="failed", reason=outcome.error, measurements=values, **common))
+                continue
+            values |= _accuracy(metrics, outcome, measured) | latency(outcome.info)
+            status, reason = ("failed", broken.reason) if broken else ("ok", "")
+            found.append(
+                Result(status=status, reason=reason, measurements=values, notes=_notes(outcome), **common)
+            )
+    for missing in plan.impossible:
+        reason = f"{missing.reason}; {missing.fix}"
+        for device in plan.recipe.devices:
+            found.append(
+                Result(
+                    variant=missing.variant, format=missing.format, device=device.name, status="skipped", reason=reason
+                )
+            )
+    return found
+
+
+def source_result(plan: Plan, measured: Measured) -> SourceResult:
+    """The untouched model's row."""
+    path = plan.source.path
+    common: dict[str, Any] = {
+        "format": plan.source.format,
+        "path": path.name,
+        "digest": content_digest(path),
+        "size_bytes": size_bytes(path),
+        "runtime": measured.source.runtime,
+    }
+    if measured.source.error:
+        return SourceResult(status="failed", reason=measured.source.error, **common)
+    outputs = measured.source.outputs[0]
+    values: dict[str, Measurement] = {}
+    for name, value in accuracy(named_metrics(plan), outputs, measured.labels, outputs).items():
+        if not name.endswith("_drop") and name not in ("fidelity_snr_db", "agreement"):
+            values[name] = value
+    return SourceResult(measurements=values, **common)
+
+
+def named_metrics(plan: Plan) -> Named:
+    """The metrics of a plan under the names that reports give them."""
+    return [(registry.plugin_name(metric), metric) for metric in plan.recipe.metrics]
+
+
+def hops_of(trail: Sequence[Trail]) -> tuple[Hop, ...]:
+    """Each step compared with the last one before it that could be run."""
+    found: list[Hop] = []
+    before = trail[0].outcome if trail and not trail[0].outcome.error else None
+    for step in trail[1:]:
+        if step.outcome.error or before is None:
+            reason = step.outcome.error or "the source model could not be run"
+            found.append(
+                Hop(
+                    stage=step.step, produced=step.produced, lossless=step.lossless, status="unmeasured", reason=reason
+                )
+            )
+            continue
+        found.append(
+            hop(
+                step.step,
+                step.produced,
+                lossless=step.lossless,
+                before=before.outputs[0],
+                after=step.outcome.outputs[0],
+            )
+        )
+        before = step.outcome
+    return tuple(found)
+
+
+def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
+    """Copy a finished file to ``models/`` with a record of what it takes and gives beside it."""
+    branch, model = built.branch, built.steps[-1].model
+    relative = f"models/{branch.variant}{SUFFIXES[branch.format]}"
+    target = out / relative
+    replace(target, lambda scratch: shutil.copyfile(model.path, scratch))
+    digest = file_digest(target)
+    record = {
+        "recipe": plan.recipe.name,
+        "variant": branch.variant,
+        "format": branch.format,
+        "digest": digest,
+        "inputs": [spec.model_dump(mode="json") for spec in model.inputs],
+        "outputs": [spec.model_dump(mode="json") for spec in model.outputs],
+        "preprocessing": plan.recipe.model.preprocess.model_dump(mode="json"),
+        "labels": plan.recipe.model.labels,
+        "chain": _chain(built),
+        "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
+    }
+    replace(target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n"))
+    return Artifact(path=relative, digest=digest, size_bytes=target.stat().st_size)
+
+
+def replace(target: Path, write: Any) -> None:
+    """Write a file beside its place, then rename: complete or as it was.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(scratch)
+        scratch.replace(target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UsageError(
+            f"cannot write {target}: {error.strerror}", fix="choose another folder with --out DIR"
+        ) from error
+
+
+def _chain(built: Built) -> tuple[str, ...]:
+    return tuple(registry.plugin_name(stage) for stage in built.branch.stages)
+
+
+def _accuracy(metrics: Named, outcome: Outcome, measured: Measured) -> dict[str, Measurement]:
+    if measured.source.error:
+        return {}
+    outputs, source = outcome.outputs[0], measured.source.outputs[0]
+    return accuracy(metrics, outputs.reshape(source.shape) if outputs.size == source.size else outputs,
+                    measured.labels, source)
+
+
+def _notes(outcome: Outcome) -> tuple[str, ...]:
+    count = outcome.info.get("non_finite") or 0
+    return (f"{count} output values are NaN or infinite",) if count else ()

@@ -1,0 +1,283 @@
+"""Carries out the chains of a plan in worker processes, through the store.
+
+The workers of two frameworks run side by side; stages of one framework run one after the other in
+one warm process. What a stage does to its process (abort, hang, eat all memory) costs the branches
+that need its result and nothing else.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from edgeopt import registry
+from edgeopt.errors import EdgeoptError, StoreError
+from edgeopt.model import Model, content_digest
+from edgeopt.planner import Branch, Plan
+from edgeopt.plugin import Feed, Stage, Worker, digest_of
+from edgeopt.results import Event
+from edgeopt.store import Entry, Store
+from edgeopt.units import show_bytes
+from edgeopt.worker import carry_out, prepare
+
+LOG_LINES = 12
+POLL_SECONDS = 0.2
+MEMORY_SHARE = 0.8
+
+
+class Step(NamedTuple):
+    """One finished stage of a branch."""
+
+    stage: Stage
+    model: Model
+    digest: str
+    cached: bool
+
+
+@dataclass
+class Built:
+    """How far one branch came: all its steps, or the reason why not."""
+
+    branch: Branch
+    steps: list[Step] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.steps) == len(self.branch.stages)
+
+    @property
+    def next_stage(self) -> Stage:
+        return self.branch.stages[len(self.steps)]
+
+
+@dataclass
+class _Job:
+    """One stage under way, and the branches that wait for its result."""
+
+    key: str
+    stage: Stage
+    folder: Path
+    stem: Path
+    waiting: list[Built]
+    cleanup: ExitStack
+    started: float = field(default_factory=time.monotonic)
+    killed_at_bytes: int = 0
+
+
+def build(plan: Plan, store: Store, watch: Callable[[Event], None]) -> list[Built]:
+    """Build every branch of a plan. A branch that fails carries its reason; nothing is raised for it.
+
+    Raises:
+        StoreError: the store itself cannot be written.
+    """
+    with ExitStack() as cleanup:
+        return _Builder(plan, store, watch, cleanup).run()
+
+
+def look_up(plan: Plan, store: Store) -> list[Built]:
+    """What the store holds of every branch already; builds nothing."""
+    with ExitStack() as cleanup:
+        builder = _Builder(plan, store, lambda _: None, cleanup)
+        for built in builder.all:
+            builder.advance(built)
+        return builder.all
+
+
+class _Builder:
+    def __init__(self, plan: Plan, store: Store, watch: Callable[[Event], None], cleanup: ExitStack) -> None:
+        self.plan = plan
+        self.store = store
+        self.watch = watch
+        self.cleanup = cleanup
+        self.all = [Built(branch) for branch in plan.branches]
+        self.source_digest = digest_of(
+            [content_digest(plan.source.path), plan.source.model_dump(mode="json", exclude={"path"})]
+        )
+        recipe = plan.recipe
+        self.feed: Feed | None = None
+        self.calibration_digest = ""
+        if recipe.calibration is not None:
+            self.feed = Feed(recipe.calibration, recipe.model.preprocess)
+            self.calibration_digest = digest_of([recipe.calibration.digest(), recipe.model.preprocess.model_dump()])
+        self.memory_limit = recipe.limits.stage_memory or int(psutil.virtual_memory().total * MEMORY_SHARE)
+        self.pools: dict[Worker, ProcessPool] = {}
+        self.running: dict[concurrent.futures.Future[Any], _Job] = {}
+        self.failed: dict[str, str] = {}
+        self.made: set[str] = set()
+        self.logs = Path(tempfile.mkdtemp(prefix="edgeopt-"))
+        cleanup.callback(shutil.rmtree, self.logs, ignore_errors=True)
+
+    def run(self) -> list[Built]:
+        for built in self.all:
+            self._move_on(built)
+        while self.running:
+            done, _ = concurrent.futures.wait(
+                self.running, timeout=POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                self._finish(future, self.running.pop(future))
+            self._watch_memory()
+        return self.all
+
+    def advance(self, built: Built) -> None:
+        """Take every next step that the store holds already."""
+        while not built.complete:
+            stage, key = built.next_stage, self._key(built)
+            entry = self.store.get(key)
+            if entry is None:
+                return
+            built.steps.append(_step(stage, entry, cached=key not in self.made))
+            if key not in self.made:
+                self._tell(built, stage, "cached")
+
+    def _move_on(self, built: Built) -> None:
+        self.advance(built)
+        if built.complete:
+            return
+        key = self._key(built)
+        if key in self.failed:
+            built.failure = self.failed[key]
+            return
+        for job in self.running.values():
+            if job.key == key:
+                job.waiting.append(built)
+                return
+        self._start(built, key)
+
+    def _start(self, built: Built, key: str) -> None:
+        stage = built.next_stage
+        cleanup = self.cleanup.enter_context(ExitStack())
+        folder = cleanup.enter_context(self.store.scratch())
+        job = _Job(key, stage, folder, self.logs / key[:16], [built], cleanup)
+        model = built.steps[-1].model if built.steps else self.plan.source
+        future = self._pool(stage.worker).schedule(
+            carry_out,
+            args=(stage, model, self.feed if stage.needs_calibration else None, folder, job.stem),
+            timeout=self.plan.recipe.limits.stage_minutes * 60,
+        )
+        self.running[future] = job
+        self._tell(built, stage, "started")
+
+    def _pool(self, worker: Worker) -> ProcessPool:
+        if worker not in self.pools:
+            pool = ProcessPool(
+                max_workers=1,
+                # Never fork: a framework's threads and locks do not survive it.
+                context=multiprocessing.get_context("spawn"),
+                initializer=prepare,
+                initargs=(worker, os.getpid()),
+            )
+            self.cleanup.callback(pool.join)
+            self.cleanup.callback(pool.stop)
+            self.pools[worker] = pool
+        return self.pools[worker]
+
+    def _finish(self, future: concurrent.futures.Future[Any], job: _Job) -> None:
+        seconds = time.monotonic() - job.started
+        with job.cleanup:
+            try:
+                self._keep(job, future.result(), seconds)
+            except StoreError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place where a stage's failure becomes a result
+                self.failed[job.key] = self._reason(job, error)
+        for built in job.waiting:
+            failed = job.key in self.failed
+            self._tell(built, job.stage, "failed" if failed else "done", seconds, self.failed.get(job.key, ""))
+            self._move_on(built)
+
+    def _keep(self, job: _Job, model: Model, seconds: float) -> None:
+        meta = {
+            "stage": registry.plugin_name(job.stage),
+            "seconds": round(seconds, 3),
+            "digest": content_digest(model.path),
+            "model": model.model_dump(mode="json") | {"path": model.path.relative_to(job.folder).as_posix()},
+        }
+        self.made.add(job.key)
+        self.store.put(job.key, job.folder, meta)
+
+    def _reason(self, job: _Job, error: Exception) -> str:
+        name = registry.plugin_name(job.stage)
+        limits = self.plan.recipe.limits
+        if isinstance(error, EdgeoptError):
+            return f"{name}: {error}"
+        if isinstance(error, concurrent.futures.TimeoutError):
+            what = f"stopped after {limits.stage_minutes:g} minutes (raise limits.stage_minutes)"
+        elif job.killed_at_bytes:
+            what = (
+                f"stopped at {show_bytes(job.killed_at_bytes)} of memory, over the limit of "
+                f"{show_bytes(self.memory_limit)} (limits.stage_memory)"
+            )
+        elif isinstance(error, ProcessExpired):
+            code = error.exitcode
+            what = f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        else:
+            what = f"{type(error).__name__}: {error}"
+        tail = _tail(job.stem.with_suffix(".log"))
+        return f"{name}: {what}" + (f"\n{tail}" if tail else "")
+
+    def _watch_memory(self) -> None:
+        for job in self.running.values():
+            if job.killed_at_bytes:
+                continue
+            try:
+                process = psutil.Process(int(job.stem.with_suffix(".pid").read_text()))
+                used = process.memory_info().rss + sum(c.memory_info().rss for c in process.children(recursive=True))
+                if used > self.memory_limit:
+                    job.killed_at_bytes = used
+                    process.kill()
+            except (OSError, ValueError, psutil.Error):
+                continue  # not started yet, or just gone
+
+    def _key(self, built: Built) -> str:
+        stage = built.next_stage
+        return digest_of(
+            {
+                "input": built.steps[-1].digest if built.steps else self.source_digest,
+                "stage": registry.plugin_name(stage),
+                "revision": stage.revision,
+                "options": stage.options(),
+                "parts": stage.key_parts(),
+                "calibration": self.calibration_digest if stage.needs_calibration else "",
+                "versions": stage.versions(),
+            }
+        )
+
+    def _tell(self, built: Built, stage: Stage, status: Any, seconds: float = 0.0, message: str = "") -> None:
+        self.watch(
+            Event(
+                branch=built.branch.name,
+                step=registry.plugin_name(stage),
+                status=status,
+                seconds=seconds,
+                message=message,
+            )
+        )
+
+
+def _step(stage: Stage, entry: Entry, *, cached: bool) -> Step:
+    record = entry.meta["model"]
+    model = Model.model_validate(record | {"path": entry.folder / record["path"]})
+    # The specs are part of what the next stage is given, so they are part of its key as well.
+    digest = digest_of([entry.meta["digest"], record["format"], record["inputs"], record["outputs"]])
+    return Step(stage, model, digest, cached)
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(["  | " + line[:300] for line in lines if line.strip()][-LOG_LINES:])

@@ -1,0 +1,76 @@
+"""The command line: the only code that prints or exits. One module per group of commands.
+
+stdout carries the result, stderr the progress. Everything heavy is imported inside the commands, so
+that ``--help`` answers at once.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import typer
+
+from edgeopt.cli import devices, doctor, init, optimize, profile
+from edgeopt.errors import EdgeoptError
+
+BUG = 70
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="edgeopt",
+    help="Make trained Keras and PyTorch models smaller and faster for the edge, and prove that they still work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("optimize")(optimize.optimize)
+app.command("plan")(optimize.plan)
+app.command("profile")(profile.profile)
+app.command("init")(init.init)
+app.command("report")(optimize.report)
+app.command("doctor")(doctor.doctor)
+app.add_typer(devices.app, name="devices")
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("edgeopt"))
+        raise typer.Exit
+
+
+# Typer only shows a version option on the root if a command is optional there.
+app.info.invoke_without_command = True
+
+
+def main() -> None:
+    """Run the command line; every failure becomes one message and the exit code of its kind."""
+    try:
+        app()
+    except EdgeoptError as error:
+        typer.echo(f"{_red('error:')} {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished work is in the store, run again to resume", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, such as `edgeopt plan | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - a bug: the traceback goes to a file, never to the screen
+        log = Path(tempfile.mkdtemp(prefix="edgeopt-")) / "traceback.log"
+        log.write_text("".join(traceback.format_exception(error)), "utf-8")
+        typer.echo(f"{_red('bug:')} {type(error).__name__}: {error}\n  please report it with {log}", err=True)
+        sys.exit(BUG)
+
+
+def _red(text: str) -> str:
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        return typer.style(text, fg=typer.colors.RED, bold=True)
+    return text

@@ -1,0 +1,80 @@
+"""``devices``: what can be measured on, and how it is doing."""
+
+from typing import Annotated
+
+import typer
+
+from edgeopt.cli.options import AsJson, DeviceFolders, folders
+
+app = typer.Typer(help="List, look at, check and set up devices.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A device, as shown by 'edgeopt devices list'.")]
+
+
+@app.command("list")
+def list_devices(devices: DeviceFolders = None) -> None:
+    """List all devices: your own and the shipped ones."""
+    from edgeopt.device import known_devices, load_device
+
+    places = folders(devices)
+    for name in known_devices(places):
+        typer.echo(f"{name:<24} {load_device(name, places).description}")
+
+
+@app.command()
+def show(name: Name, devices: DeviceFolders = None) -> None:
+    """Show a device's settings."""
+    import yaml
+
+    from edgeopt.device import load_device
+
+    device = load_device(name, folders(devices))
+    typer.echo(yaml.safe_dump(device.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@app.command()
+def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) -> None:
+    """Connect to a device and show what is there, or what to do about what is not."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    from edgeopt.device import load_device
+    from edgeopt.errors import DeviceError
+    from edgeopt.measure import probe_device
+
+    device = load_device(name, folders(devices))
+    with tempfile.TemporaryDirectory() as folder:
+        found = probe_device(device, Path(folder))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        if key != "runtimes":
+            typer.echo(f"{key:<14} {value}")
+    runtimes = found.get("runtimes", {})
+    absent = []
+    for format_name, runtime in device.runtimes.items():
+        version = runtimes.get(runtime)
+        typer.echo(f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed there'}")
+        absent += [] if version else [runtime]
+    if absent:
+        raise DeviceError(
+            f"device {name} lacks {', '.join(dict.fromkeys(absent))}",
+            fix=f"edgeopt devices setup {name}" if device.setup.python else "install them there",
+        )
+
+
+@app.command()
+def setup(name: Name, devices: DeviceFolders = None) -> None:
+    """Make a device's environment with pinned packages. The only command that installs anything."""
+    from edgeopt.device import load_device
+    from edgeopt.environments import setup_environment
+    from edgeopt.errors import UsageError
+
+    device = load_device(name, folders(devices))
+    connection = device.connection
+    environment = connection.get("with", {}).get("environment") if isinstance(connection, dict) else None
+    if environment is None:
+        raise UsageError(f"device {name} needs no setting up", fix=f"see what is there: edgeopt devices check {name}")
+    setup_environment(environment, device.setup.python, lambda text: typer.echo(text, err=True))

@@ -1,0 +1,28 @@
+"""``doctor``: what is installed here, and what it makes possible."""
+
+import typer
+
+from edgeopt.cli.options import AsJson
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show which stages can run here and what is missing for the others."""
+    import json
+    import platform
+
+    from edgeopt import registry
+
+    stages = {
+        name: {"versions": stage.versions(), "missing": stage.missing(), "extra": stage.extra}
+        for name, stage in registry.stages().items()
+    }
+    if as_json:
+        typer.echo(json.dumps({"python": platform.python_version(), "stages": stages}, indent=2))
+        return
+    typer.echo(f"Python {platform.python_version()} on {platform.platform()}")
+    for name, stage in registry.stages().items():
+        if missing := stage.missing():
+            typer.echo(f"✗ {name}: needs {', '.join(missing)}: pip install 'edgeopt[{stage.extra}]'")
+        else:
+            told = ", ".join(f"{package} {version}" for package, version in stage.versions().items())
+            typer.echo(f"✓ {name}: {told or 'nothing needed'}")

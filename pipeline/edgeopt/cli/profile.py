@@ -1,0 +1,92 @@
+"""``profile``: measure one finished file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, folders
+
+
+def profile(
+    file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .ptl or .pte file, or a source model.")],
+    device: Annotated[str, typer.Option("--device", help="Where to measure; see 'edgeopt devices list'.")] = "host",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="An .npz file with inputs 'x' and, for accuracy, labels 'y'.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Take data, preprocessing and metric from this recipe.")
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="Judged when --data has labels.")] = "top1",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="Shape of an input, such as 1,3,32,32, where the file does not tell."),
+    ] = None,
+    min_runs: Annotated[int, typer.Option(help="Measure latency at least this many times.", min=2)] = 50,
+    min_seconds: Annotated[float, typer.Option(help="Measure latency at least this long.", min=0)] = 2.0,
+    trust: Annotated[bool, typer.Option("--trust", help="Allow pickles and Lambda layers: they run code.")] = False,
+    data_root: DataRoot = None,
+    devices: DeviceFolders = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency, memory, size and accuracy of a model file on a device, whoever made it."""
+    from edgeopt.cli.tables import show_report
+    from edgeopt.datasets.npz import Npz
+    from edgeopt.errors import UsageError
+    from edgeopt.model import Preprocessing, TensorSpec
+    from edgeopt.plugin import Dataset, Metric
+    from edgeopt.profiler import profile as run
+    from edgeopt.recipe import Latency, load_recipe
+    from edgeopt.registry import find
+    from edgeopt.reports import RENDERERS
+
+    if data is not None and recipe is not None:
+        raise UsageError("give either --data or --recipe, not both")
+    dataset: Dataset | None = None
+    preprocessing = Preprocessing()
+    metrics: tuple[Metric, ...] = ()
+    specs = tuple(_spec(text, index) for index, text in enumerate(shape or ()))
+    if data is not None:
+        if not data.is_file():
+            raise UsageError(f"no such file: {data}")
+        labelled = Npz.has(data, "y")
+        dataset = Npz(path=data, label="y" if labelled else None)
+        if labelled:
+            found = find("metrics", metric)()
+            assert isinstance(found, Metric)  # the registry only finds metrics
+            metrics = (found,)
+    if recipe is not None:
+        loaded = load_recipe(recipe, data_root=data_root, device_folders=folders(devices))
+        dataset, preprocessing = loaded.evaluation, loaded.model.preprocess
+        metrics = tuple(m for m in loaded.metrics if m.against == "labels")
+    if dataset is not None and not specs and file.suffix in (".ptl", ".pt"):
+        sample = next(iter(dataset.samples()))
+        specs = tuple(
+            TensorSpec(name=f"input_{i}", shape=(1, *value.shape)) for i, value in enumerate(sample.inputs)
+        )
+    report = run(
+        file,
+        device=device,
+        device_folders=folders(devices),
+        dataset=dataset,
+        preprocessing=preprocessing,
+        metrics=metrics,
+        inputs=specs,
+        protocol=Latency(min_runs=min_runs, min_seconds=min_seconds),
+        trust=trust,
+    )
+    if as_json:
+        typer.echo(RENDERERS["json"](report), nl=False)
+    else:
+        show_report(report)
+
+
+def _spec(text: str, index: int) -> "TensorSpec":  # noqa: F821 - imported where it is used
+    from edgeopt.errors import UsageError
+    from edgeopt.model import TensorSpec
+
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--shape {text!r} is not a list of whole numbers", fix="write it as 1,3,32,32") from error
+    return TensorSpec(name=f"input_{index}", shape=shape, layout=None)

@@ -1,0 +1,113 @@
+"""Reports and plans as tables and trees on the terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from edgeopt import registry
+from edgeopt.build import Built
+from edgeopt.planner import Plan
+from edgeopt.reports.markdown import columns, primary_metric, show
+from edgeopt.results import Report
+
+STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
+PLAIN_WIDTH = 160
+
+
+def console() -> Console:
+    """stdout, wide enough for a table when it is not a terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def show_report(report: Report) -> None:
+    """One table per device, then the reasons of what could not be had, then the gates that failed."""
+    out = console()
+    metric = primary_metric(report)
+    if report.source is not None:
+        values = ", ".join(f"{name} {show(name, value)}" for name, value in report.source.measurements.items())
+        told = values or report.source.reason
+        out.print(Text(f"source model {report.source.path} ({report.source.format}) {told}, n = {report.run.samples}"))
+    for device in report.devices():
+        wanted = columns(metric)
+        table = Table(title=f"{report.recipe} on {device}", title_justify="left")
+        for title in ("variant", "format", "status"):
+            table.add_column(title)
+        for title, _ in wanted:
+            table.add_column(title, justify="right")
+        for row in report.results:
+            if row.device == device:
+                status = Text(row.status, STYLES[row.status])
+                values = [show(name, row.measurements.get(name)) for _, name in wanted]
+                table.add_row(Text(row.variant), row.format, status, *values)
+        out.print(table)
+    for row in report.results:
+        if row.reason:
+            out.print(Text(f"{row.variant}.{row.format} on {row.device} {row.status}: {row.reason}", STYLES[row.status]))
+    failed = [verdict for verdict in report.gates if verdict.status == "fail"]
+    for verdict in failed:
+        where = f"{verdict.variant}.{verdict.format} on {verdict.device}"
+        out.print(Text(f"gate failed: {verdict.gate}: {where}: {verdict.reason}", "red"))
+    if report.gates and not failed:
+        out.print(Text(f"all {len(report.gates)} gates pass", "green"))
+
+
+def show_plan(plan: Plan, builds: Sequence[Built]) -> None:
+    """The tree of what would run."""
+    done = {built.branch.name: len(built.steps) for built in builds}
+    tree = Tree(Text(f"{plan.recipe.name}: {plan.source.path} ({plan.source.format})"))
+    for branch in plan.branches:
+        devices = ", ".join(device.name for device in branch.devices)
+        node = tree.add(Text(f"{branch.variant} as {branch.format}, measured on {devices}"))
+        for index, stage in enumerate(branch.stages):
+            cached = index < done.get(branch.name, 0)
+            options = {k: v for k, v in stage.options().items() if v != _default(stage, k)}
+            told = f"  {json.dumps(options)}" if options else ""
+            mark = "cached" if cached else "to do"
+            node.add(Text(f"{registry.plugin_name(stage)}{told}  [{mark}]", "dim" if cached else ""))
+    for missing in plan.impossible:
+        node = tree.add(Text(f"{missing.variant} as {missing.format}: cannot be had", "red"))
+        node.add(Text(missing.reason))
+        node.add(Text(missing.fix, "yellow"))
+    out = console()
+    out.print(tree)
+    for note in plan.notes:
+        out.print(Text(f"note: {note}"))
+
+
+def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
+    """The plan for machines."""
+    done = {built.branch.name: len(built.steps) for built in builds}
+    value: dict[str, Any] = {
+        "recipe": plan.recipe.name,
+        "source": {"path": str(plan.source.path), "format": plan.source.format},
+        "branches": [
+            {
+                "variant": branch.variant,
+                "format": branch.format,
+                "devices": [device.name for device in branch.devices],
+                "stages": [
+                    {
+                        "stage": registry.plugin_name(stage),
+                        "options": stage.options(),
+                        "cached": index < done.get(branch.name, 0),
+                    }
+                    for index, stage in enumerate(branch.stages)
+                ],
+            }
+            for branch in plan.branches
+        ],
+        "impossible": [missing._asdict() for missing in plan.impossible],
+        "notes": list(plan.notes),
+    }
+    return json.dumps(value, indent=2)
+
+
+def _default(stage: Any, name: str) -> Any:
+    field = type(stage).model_fields[name]
+    return field.get_default(call_default_factory=True) if not field.is_required() else None

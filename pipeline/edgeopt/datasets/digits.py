@@ -1,0 +1,56 @@
+"""scikit-learn's handwritten digits: small, real, and there without a download."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.plugin import Dataset, Sample, digest_of
+
+CONTENT = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+"""sha256 of all images and labels as uint8, in scikit-learn's order."""
+
+PARTS = {"train": slice(0, 1097), "calibration": slice(1097, 1297), "evaluation": slice(1297, 1797)}
+
+
+class Digits(Dataset):
+    """1,797 handwritten digits, uint8 ``[8, 8, 1]`` with values 0..16, labels 0..9.
+
+    The split is fixed: all samples in the order of ``numpy.random.RandomState(0).permutation(1797)``,
+    the first 1,097 to train with, the next 200 to calibrate with, the last 500 to judge with.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("scikit-learn",)
+    extra: ClassVar[str | None] = "data"
+
+    part: Literal["train", "calibration", "evaluation"] = Field(description="which part of the fixed split")
+    limit: int | None = Field(None, gt=0, description="only the first samples of the part")
+
+    def samples(self) -> Iterator[Sample]:
+        images, labels = self._load()
+        order = np.random.RandomState(0).permutation(len(labels))[PARTS[self.part]][: self.limit]
+        for index in order:
+            yield Sample((images[index, :, :, np.newaxis],), int(labels[index]))
+
+    def digest(self) -> str:
+        # The content is known beforehand and checked when it is read, so nothing is imported here.
+        return digest_of(["digits", CONTENT, self.part, self.limit])
+
+    @staticmethod
+    def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+        bunch = load_digits()
+        images = bunch.images.astype(np.uint8)
+        labels = bunch.target.astype(np.uint8)
+        if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != CONTENT:
+            raise UsageError(
+                "the digits of the installed scikit-learn are not the known ones",
+                fix="reinstall it: pip install --force-reinstall scikit-learn",
+            )
+        return images, labels

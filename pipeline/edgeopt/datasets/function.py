@@ -1,0 +1,171 @@
+"""The user's own data, from a function of theirs."""
+
+import hashlib
+import inspect
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.plugin import Code, Dataset, Sample, canonical
+
+
+class Function(Dataset):
+    """Calls ``module:function`` and takes what it returns as it is.
+
+    Understood are an iterable (or generator) of ``(input, label)``, a PyTorch ``Dataset`` or
+    ``DataLoader``, a ``tf.data.Dataset``, and a tuple of arrays ``(x, y)`` whose first axis counts
+    the samples. An input may itself be a tuple, for models with several; an element that is no
+    tuple is an input without label. Tensors become numpy arrays and batches are taken apart.
+
+    The random generators of Python, NumPy, PyTorch and TensorFlow are seeded before each pass, so
+    that a loader that shuffles gives the same order every time.
+    """
+
+    function: Code = Field(description="the function, as module:name")
+    arguments: dict[str, Any] = Field({}, description="keyword arguments for the function")
+    batched: bool | None = Field(None, description="whether elements are batches; default: found out")
+    limit: int | None = Field(None, gt=0, description="only the first samples")
+
+    def samples(self) -> Iterator[Sample]:
+        function = self.function.load()
+        _seed()
+        try:
+            inspect.signature(function).bind(**self.arguments)
+        except TypeError as error:
+            raise UsageError(f"{self.function.target}: {error}", fix="correct 'arguments'") from error
+        source = function(**self.arguments)
+        _seed()  # once more: the call may just have imported a framework
+        for index, element in enumerate(self._elements(source)):
+            if index == self.limit:
+                return
+            yield self._sample(element, index)
+
+    def digest(self) -> str:
+        """sha256 of code, arguments and everything yielded: one pass over the data."""
+        digest = hashlib.sha256()
+        digest.update(canonical([self.function.digest(), self.arguments, self.batched, self.limit]).encode())
+        for sample in self.samples():
+            for value in (*sample.inputs, np.asarray(-1 if sample.label is None else sample.label)):
+                digest.update(f"{value.dtype.str}{value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    def _elements(self, source: Any) -> Iterator[Any]:
+        """Elements without a batch axis, whatever it is that holds them."""
+        batched = self.batched
+        if isinstance(source, tuple) and source and hasattr(source[0], "shape"):
+            return self._columns(source)
+        if batched is None:
+            batched = _is_batched(source)
+        elements = _in_order(source, self.function.target)
+        return (row for batch in elements for row in _rows(batch)) if batched else iter(elements)
+
+    def _columns(self, arrays: tuple[Any, ...]) -> Iterator[Any]:
+        """Rows of ``(x, y)``, of ``(x, None)`` or ``(x,)`` without labels, of ``(x1, x2, ..., y)``."""
+        inputs, label = (arrays[:-1], arrays[-1]) if len(arrays) > 1 else (arrays, None)
+        lengths = [len(part) for part in arrays if part is not None]
+        if len(set(lengths)) > 1:
+            raise UsageError(
+                f"{self.function.target}: the arrays differ in length: {lengths}",
+                fix="return one label per sample",
+            )
+        rows = zip(*inputs, strict=True)
+        return ((row, None) for row in rows) if label is None else zip(rows, label, strict=True)
+
+    def _sample(self, element: Any, index: int) -> Sample:
+        if isinstance(element, Sample):
+            return element
+        parted = isinstance(element, tuple)
+        inputs, label = element if parted and len(element) == 2 else (element, None)
+        if isinstance(inputs, dict) or (parted and len(element) > 2):
+            raise UsageError(
+                f"{self.function.target}: sample {index} is not understood: {type(element).__name__}",
+                fix="yield (input, label), or ((input, input, ...), label) for several inputs",
+            )
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        arrays = tuple(_array(part) for part in parts)
+        if label is None:
+            return Sample(arrays)
+        value = _array(label)
+        whole = value.ndim == 0 and value.dtype.kind in "biu"
+        return Sample(arrays, int(value[()]) if whole else value)
+
+
+def _array(value: Any) -> Array:
+    if hasattr(value, "detach"):  # a PyTorch tensor, maybe with a gradient or on a GPU
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def _rows(batch: Any) -> Iterator[Any]:
+    """The elements of one batch; the batch may be nested tuples of arrays."""
+    if isinstance(batch, tuple | list):
+        yield from zip(*(_rows(part) for part in batch), strict=True)
+        return
+    array = _array(batch)
+    if array.ndim == 0:
+        raise UsageError(
+            f"a batch holds {type(batch).__name__}, which has no rows",
+            fix="give batches of (inputs, labels), or say 'batched: false'",
+        )
+    yield from array
+
+
+def _kind(source: Any) -> str:
+    """``torch``, ``tf`` or nothing, told by the class alone so that no framework is imported."""
+    modules = [base.__module__ for base in type(source).__mro__]
+    if any(module.startswith("torch.utils.data") for module in modules):
+        return "torch"
+    return "tf" if hasattr(source, "element_spec") else ""
+
+
+def _is_batched(source: Any) -> bool:
+    kind = _kind(source)
+    if kind == "torch":
+        return getattr(source, "batch_sampler", None) is not None
+    if kind != "tf":
+        return False
+    shapes: list[Any] = [spec.shape for spec in _leaves(source.element_spec)]
+    if any(shape.rank in (0, None) for shape in shapes):
+        return False
+    first = {shape[0] for shape in shapes}
+    # A free leading axis is a batch; a fixed one is, where input and label share it.
+    return len(first) == 1 and (first == {None} or len(shapes) > 1)
+
+
+def _leaves(spec: Any) -> Iterator[Any]:
+    if isinstance(spec, tuple | list):
+        for part in spec:
+            yield from _leaves(part)
+    elif isinstance(spec, dict):
+        yield from spec.values()
+    else:
+        yield spec
+
+
+def _in_order(source: Any, name: str) -> Iterable[Any]:
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__iter__"):
+        return (source[index] for index in range(len(source)))
+    if not isinstance(source, Iterable):
+        raise UsageError(
+            f"{name}: returned {type(source).__name__}, which holds no samples",
+            fix="return an iterable of (input, label), a Dataset, a DataLoader, or a tuple of arrays",
+        )
+    if _kind(source) == "torch":  # a DataLoader makes lists of what its Dataset gives as tuples
+        return (tuple(element) if isinstance(element, list) else element for element in source)
+    return source
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(0)

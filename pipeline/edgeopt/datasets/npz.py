@@ -1,0 +1,115 @@
+"""Arrays of an ``.npz`` file, row by row."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from difflib import get_close_matches
+from itertools import islice
+from math import prod
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.model import CHUNK, Array, file_digest
+from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+
+
+class Npz(Dataset):
+    """Arrays saved with ``numpy.savez`` or ``savez_compressed``; the first axis counts the samples.
+
+    Rows are read from the archive in pieces, so the file may be larger than the memory. (An array
+    in Fortran order has no rows in a row, and is loaded whole.) Pickled objects are refused.
+    Integer labels of shape ``[n]`` are class indices; any others are given on as arrays, so an
+    autoencoder is judged with ``label: x``, its own input.
+    """
+
+    path: ExistingPath = Field(description="the .npz file")
+    inputs: tuple[str, ...] = Field(
+        ("x",), min_length=1, description="keys of the inputs, as the model takes them"
+    )
+    label: str | None = Field("y", description="key of the labels; null for data without labels")
+    limit: int | None = Field(None, gt=0, description="only the first samples")
+
+    def samples(self) -> Iterator[Sample]:
+        keys = (*self.inputs, *([self.label] if self.label is not None else []))
+        try:
+            with ExitStack() as stack:
+                archive = stack.enter_context(zipfile.ZipFile(self.path))
+                columns = [self._rows(archive, key, stack) for key in keys]
+                lengths = dict(zip(keys, (length for length, _ in columns), strict=True))
+                if len(set(lengths.values())) > 1:
+                    listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+                    raise UsageError(
+                        f"{self.path}: the arrays differ in length: {listed} rows",
+                        fix="save one label per sample",
+                    )
+                for row in islice(zip(*(rows for _, rows in columns), strict=True), self.limit):
+                    yield self._sample(row)
+        except DAMAGED as error:
+            raise UsageError(
+                f"{self.path}: damaged, or not an .npz file: {error}",
+                fix="make it again with numpy.savez(path, x=..., y=...)",
+            ) from error
+
+    def digest(self) -> str:
+        return digest_of(["npz", file_digest(self.path), self.inputs, self.label, self.limit])
+
+    def _sample(self, row: tuple[Array, ...]) -> Sample:
+        if self.label is None:
+            return Sample(row)
+        label = row[-1]
+        whole = label.ndim == 0 and label.dtype.kind in "biu"
+        return Sample(row[:-1], int(label[()]) if whole else label)
+
+    def _rows(self, archive: zipfile.ZipFile, key: str, stack: ExitStack) -> tuple[int, Iterator[Array]]:
+        """The number of rows of one array, and the rows themselves."""
+        there = [name.removesuffix(".npy") for name in archive.namelist()]
+        if key not in there:
+            near = get_close_matches(key, there, 1)
+            fix = f"did you mean {near[0]!r}? " if near else ""
+            if key == self.label:
+                fix += "Set 'label' to the key of the labels, or to null for data without labels"
+            else:
+                fix += "Set 'inputs' to the keys of the inputs"
+            raise UsageError(
+                f"{self.path}: no array {key!r}; there is {', '.join(map(repr, there)) or 'nothing'}", fix=fix
+            )
+        file = stack.enter_context(archive.open(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key))
+        shape, fortran_order, dtype = self._header(file, key)
+        if fortran_order and len(shape) > 1:
+            whole: Array = np.load(self.path, allow_pickle=False)[key]
+            return shape[0], (row.astype(row.dtype.newbyteorder("="), copy=False) for row in whole)
+        return shape[0], _read_rows(file, shape, dtype)
+
+    def _header(self, file: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+        if dtype.kind not in "biuf":
+            what = "pickled objects" if dtype.hasobject else f"values of dtype {dtype}"
+            raise UsageError(
+                f"{self.path}: the array {key!r} holds {what}, which are refused",
+                fix="save plain arrays of integers or floats, all rows of one shape",
+            )
+        if not shape:
+            raise UsageError(f"{self.path}: {key!r} is a single number, not one row per sample")
+        return shape, fortran_order, dtype
+
+
+def _read_rows(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Iterator[Array]:
+    """Rows of an array in C order, read a piece of about ``CHUNK`` bytes at a time."""
+    row_bytes = dtype.itemsize * prod(shape[1:])
+    at_once = max(1, CHUNK // max(1, row_bytes))
+    for start in range(0, shape[0], at_once):
+        rows = min(at_once, shape[0] - start)
+        piece = file.read(rows * row_bytes)
+        if len(piece) != rows * row_bytes:
+            raise EOFError(f"it ends after {start} of {shape[0]} rows")
+        block = np.frombuffer(piece, dtype).reshape(rows, *shape[1:])
+        yield from block.astype(dtype.newbyteorder("="), copy=True)

@@ -1,0 +1,65 @@
+"""Read-only view of an ONNX file: its inputs and outputs, and which weighted nodes compute in float."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import StageError
+from edgeopt.model import Layout, TensorSpec
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators that hold nearly all weights and arithmetic of a network."""
+
+INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
+
+
+def load(path: Path) -> Any:
+    """The file as a ``ModelProto``.
+
+    Raises:
+        StageError: when the file is not an ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path))
+    except DecodeError as error:
+        raise StageError(f"{path.name} is not an ONNX model: {error}") from error
+    if not model.graph.output:
+        raise StageError(f"{path.name} is not an ONNX model: it has no graph outputs")
+    return model
+
+
+def specs(model: Any, layout: Layout | None = None) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs in graph order; inputs of rank 4 are said to have ``layout``."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_spec(value, layout) for value in model.graph.input if value.name not in constants)
+    return inputs, tuple(_spec(value, None) for value in model.graph.output)
+
+
+def _spec(value: Any, layout: Layout | None) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(name=value.name, shape=shape, dtype=dtype, layout=layout if len(shape) == 4 else None)
+
+
+def count(model: Any, kind: str) -> int:
+    """How many nodes of one operator type there are, such as ``Transpose``."""
+    return Counter(node.op_type for node in model.graph.node)[kind]
+
+
+def float_weighted(model: Any) -> list[str]:
+    """Convolutions and matrix products whose weight or input is not behind a DequantizeLinear."""
+    producer = {output: node for node in model.graph.node for output in node.output}
+    left = []
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED:
+            continue
+        sources = [producer.get(name) for name in node.input[:2]]
+        if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+            left.append(f"{node.op_type} {node.name or node.output[0]}")
+    return left

@@ -1,0 +1,231 @@
+"""From outputs and times to measurements, hops and verdicts. Pure: same outcomes, same report."""
+
+import gzip
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+from edgeopt.results import Gate, Hop, Measurement, Result, Verdict
+
+RESAMPLES = 1000
+LOSSLESS_SNR_DB = 60.0
+LOSSLESS_MAX_ERROR = 1e-4
+BROKEN_SNR_DB = 6.0
+BROKEN_AGREEMENT = 0.75
+MAX_SNR_DB = 200.0
+"""Identical outputs have no noise; this stands for infinity, which JSON cannot hold."""
+
+
+def bootstrap(
+    values: NDArray[np.float64], statistic: Callable[..., NDArray[np.float64]] = np.mean
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval (Efron 1979) of a statistic over samples; None below two samples."""
+    if len(values) < 2:
+        return None
+    generator = np.random.default_rng(0)
+    estimates = [
+        np.asarray(statistic(values[generator.integers(0, len(values), (50, len(values)))], axis=1))
+        for _ in range(RESAMPLES // 50)
+    ]
+    low, high = np.percentile(np.concatenate(estimates), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def measurement(score: Score, unit: str) -> Measurement:
+    """A score with the interval that its per-sample values give."""
+    per_sample = score.per_sample
+    return Measurement(
+        value=score.value,
+        unit=unit,
+        n=None if per_sample is None else len(per_sample),
+        ci95=None if per_sample is None else bootstrap(per_sample),
+    )
+
+
+def accuracy(
+    metrics: Sequence[tuple[str, Metric]], outputs: Array, labels: Array | None, source: Array
+) -> dict[str, Measurement]:
+    """Every metric of one model's outputs and, against labels, its paired drop from the source's.
+
+    Raises:
+        UsageError: labels that do not fit the outputs.
+    """
+    found: dict[str, Measurement] = {}
+    for name, metric in metrics:
+        if metric.against == "source":
+            found[name] = measurement(metric.score(outputs, source), metric.unit)
+            continue
+        if labels is None:
+            continue
+        here, there = metric.score(outputs, labels), metric.score(source, labels)
+        found[name] = measurement(here, metric.unit)
+        sign = 1.0 if metric.higher_is_better else -1.0
+        paired = None
+        if here.per_sample is not None and there.per_sample is not None:
+            paired = sign * (there.per_sample - here.per_sample)
+        found[f"{name}_drop"] = measurement(Score(sign * (there.value - here.value), paired), metric.unit)
+    return found
+
+
+def latency(info: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Percentiles in ms of one artifact, and its ratio to the interleaved float artifact."""
+    seconds = np.asarray(info.get("latency_seconds") or [], np.float64)
+    found: dict[str, Measurement] = {}
+    if len(seconds):
+        for percent in (50, 90, 99):
+            found[f"latency_p{percent}_ms"] = Measurement(
+                value=float(np.percentile(seconds, percent)) * 1e3,
+                unit="ms",
+                n=len(seconds),
+                ci95=bootstrap(seconds * 1e3, lambda v, axis, p=percent: np.percentile(v, p, axis=axis)),
+            )
+    base = np.asarray(info.get("baseline_latency_seconds") or [], np.float64)
+    if len(seconds) and len(base):
+        pairs = min(len(seconds), len(base))
+        ratios = seconds[:pairs] / base[:pairs]
+        found["latency_ratio"] = Measurement(
+            value=float(np.median(seconds) / np.median(base)),
+            n=pairs,
+            ci95=bootstrap(ratios, np.median),
+        )
+    if info.get("load_seconds") is not None:
+        found["load_ms"] = Measurement(value=info["load_seconds"] * 1e3, unit="ms", n=1)
+    if info.get("peak_memory_bytes") is not None:
+        found["peak_memory_bytes"] = Measurement(value=float(info["peak_memory_bytes"]), unit="bytes", n=1)
+    return found
+
+
+def sizes(path: Path) -> dict[str, Measurement]:
+    """Bytes of an artifact as it is, and as a download compresses it."""
+    data = path.read_bytes()
+    return {
+        "size_bytes": Measurement(value=len(data), unit="bytes"),
+        "gzip_bytes": Measurement(value=len(gzip.compress(data, 9, mtime=0)), unit="bytes"),
+    }
+
+
+def hop(stage: str, produced: str, *, lossless: bool, before: Array, after: Array) -> Hop:
+    """Compare the outputs of one step with those of the step before, on the same samples.
+
+    A step that only converts must keep the outputs (60 dB, or 1e-4 in every value); a step that
+    quantizes or prunes may move them, but a model it leaves without resemblance is broken.
+    """
+    count = min(len(before), len(after))
+    if before.shape[1:] != after.shape[1:]:
+        if before[0].size != after[0].size:
+            reason = f"{stage} changed the output shape from {list(before.shape[1:])} to {list(after.shape[1:])}"
+            return Hop(stage=stage, produced=produced, lossless=lossless, status="broken", reason=reason)
+        after = after.reshape(len(after), *before.shape[1:])
+    old, new = before[:count].astype(np.float64), after[:count].astype(np.float64)
+    error = np.abs(old - new)
+    worst = float(error.max()) if error.size else 0.0
+    noise, signal = float((error**2).sum()), float((old**2).sum())
+    snr = MAX_SNR_DB if noise == 0 else max(-MAX_SNR_DB, 10 * math.log10(max(signal, 1e-300) / noise))
+    agreement = _agreement(old, new)
+    broken = (
+        not np.isfinite(new).all()
+        or (lossless and snr < LOSSLESS_SNR_DB and worst > LOSSLESS_MAX_ERROR)
+        or (not lossless and (snr < BROKEN_SNR_DB or (agreement is not None and agreement < BROKEN_AGREEMENT)))
+    )
+    same = "" if agreement is None else f", the same answer for {agreement:.1%} of {count} samples"
+    reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""
+    if not np.isfinite(worst):
+        worst, snr = float(np.finfo(np.float64).max), -MAX_SNR_DB
+    return Hop(
+        stage=stage,
+        produced=produced,
+        lossless=lossless,
+        snr_db=snr if math.isfinite(snr) else -MAX_SNR_DB,
+        max_abs_error=worst,
+        agreement=agreement,
+        status="broken" if broken else "ok",
+        reason=reason,
+    )
+
+
+def _agreement(old: NDArray[np.float64], new: NDArray[np.float64]) -> float | None:
+    """Share of samples whose largest output is the same; None where there is one output only."""
+    flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
+    if flat_old.shape[1] < 2 or not np.isfinite(flat_new).all():
+        return None
+    return float((flat_old.argmax(axis=1) == flat_new.argmax(axis=1)).mean())
+
+
+def judge(gates: Sequence[Gate], results: Sequence[Result]) -> list[Verdict]:
+    """Every gate on every result it concerns. What was not measured fails.
+
+    A gate that names no variant concerns the optimized ones as well as ``float``.
+    """
+    verdicts = []
+    for gate in gates:
+        concerned = [result for result in results if gate.concerns(result)]
+        if not concerned:
+            verdicts.append(_verdict(gate, None, None, "nothing in this run fits the gate"))
+        for result in concerned:
+            measured, reason = _measured(gate, result, results)
+            verdicts.append(_verdict(gate, result, measured, reason))
+    return verdicts
+
+
+def _measured(
+    gate: Gate, result: Result, results: Sequence[Result]
+) -> tuple[float | None, str]:
+    kind, _ = gate.limit
+    if result.status != "ok":
+        return None, f"not measured: {result.reason.splitlines()[0] if result.reason else result.status}"
+    value = result.measurements.get(gate.metric)
+    if value is None:
+        return None, f"{gate.metric} was not measured"
+    if kind in ("max", "min"):
+        return value.value, ""
+    if kind == "max_drop":
+        drop = result.measurements.get(f"{gate.metric}_drop")
+        if drop is not None:
+            return drop.value, ""
+        return None, f"{gate.metric} of the source model was not measured"
+    if gate.metric == "latency_ratio":
+        return value.value, ""
+    base = _float_of(result, results)
+    reference = base.measurements.get(gate.metric) if base is not None else None
+    if reference is None:
+        return None, f"{gate.metric} of the float variant was not measured"
+    if kind == "max_increase":
+        return value.value - reference.value, ""
+    if reference.value == 0:
+        return None, f"{gate.metric} of the float variant is 0: there is no ratio to it"
+    if gate.metric.startswith("latency_") and (ratio := result.measurements.get("latency_ratio")) is not None:
+        # Two absolute times are never divided: the interleaved ratio is what was measured.
+        return ratio.value, ""
+    return value.value / reference.value, ""
+
+
+def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
+    for other in results:
+        if (other.variant, other.format, other.device) == ("float", result.format, result.device):
+            return other
+    return None
+
+
+def _verdict(gate: Gate, result: Result | None, measured: float | None, reason: str) -> Verdict:
+    kind, limit = gate.limit
+    # A drop of exactly the limit holds, and 0.01 is not a binary number.
+    slack = 1e-9 * max(1.0, abs(limit))
+    passed = measured is not None and (measured >= limit - slack if kind == "min" else measured <= limit + slack)
+    if measured is not None and not passed:
+        reason = f"{gate.metric} {kind} {limit:g}, measured {measured:.6g}"
+    return Verdict(
+        gate=str(gate),
+        variant=result.variant if result else "-",
+        format=result.format if result else "-",
+        device=result.device if result else "-",
+        status="pass" if passed else "fail",
+        measured=measured,
+        limit=limit,
+        reason=reason,
+    )

@@ -1,0 +1,38 @@
+"""How far the outputs are from the source model's, as a signal-to-noise ratio."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+LIMIT_DB = 200.0
+
+
+class FidelitySnrDb(Metric):
+    """``10 log10(sum ref^2 / sum (ref - out)^2)`` over all samples, in dB; needs no labels.
+
+    A ratio over sums has no value per sample. Identical outputs would be infinitely good, and are
+    given as 200 dB, the highest value; outputs that are not finite are given as -200 dB.
+    """
+
+    against: ClassVar[Literal["labels", "source"]] = "source"
+    unit: ClassVar[str] = "dB"
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        if outputs.shape != target.shape:
+            raise UsageError(
+                f"outputs of shape {list(outputs.shape)} cannot be compared with the source model's "
+                f"of shape {list(target.shape)}",
+                fix="the model was changed on the way; compare its outputs with the source's",
+            )
+        reference = target.astype(np.float64)
+        noise = float(np.square(reference - outputs.astype(np.float64)).sum())
+        signal = float(np.square(reference).sum())
+        if noise == 0.0:
+            return Score(LIMIT_DB)
+        if signal == 0.0 or not np.isfinite([noise, signal]).all():
+            return Score(-LIMIT_DB)
+        return Score(float(np.clip(10 * np.log10(signal / noise), -LIMIT_DB, LIMIT_DB)))

@@ -1,0 +1,43 @@
+"""The user's own metric, from a function of theirs."""
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.plugin import Code, Metric, Score
+
+
+class Function(Metric):
+    """Calls ``f(outputs, target, **arguments)`` with numpy arrays of shape ``[n, ...]``.
+
+    It returns one number, or an array ``[n]`` with one number per sample, whose mean is the value.
+    The target is the labels, or the source model's outputs with ``compare_with: source``.
+    """
+
+    function: Code = Field(description="the function, as module:name")
+    arguments: dict[str, Any] = Field({}, description="further keyword arguments for the function")
+    compare_with: Literal["labels", "source"] = Field("labels", description="what the target is")
+    lower_is_better: bool = Field(False, description="for errors and losses")
+
+    @property
+    def against(self) -> Literal["labels", "source"]:  # type: ignore[override]
+        return self.compare_with
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        return not self.lower_is_better
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        result = self.function.load()(outputs, target, **self.arguments)
+        values = np.asarray(result)
+        if values.dtype.kind not in "biuf" or values.shape not in ((), (len(outputs),)):
+            raise UsageError(
+                f"{self.function.target} returned {type(result).__name__} of shape {list(values.shape)} "
+                f"and dtype {values.dtype}",
+                fix=f"return one number, or an array of {len(outputs)} numbers, one per sample",
+            )
+        values = values.astype(np.float64)
+        return Score(float(values.mean()), values if values.ndim else None)

@@ -1,0 +1,39 @@
+"""Mean squared difference between outputs and the wanted values."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+
+class MeanSquaredError(Metric):
+    """Mean squared error against labels of the outputs' shape; smaller is better.
+
+    An autoencoder is judged against its own input: let the dataset give the input as the label
+    too, such as ``label: x`` with an npz file. Preprocessing does not touch labels, so such data is
+    saved as the model takes it. Outputs that are not finite make the value infinite.
+    """
+
+    higher_is_better: ClassVar[bool] = False
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        count = len(outputs)
+        if len(target) != count or outputs.size != target.size or not _same(outputs.shape, target.shape):
+            raise UsageError(
+                f"outputs of shape {list(outputs.shape)} cannot be compared with labels of shape "
+                f"{list(target.shape)}",
+                fix="mean_squared_error needs one label array per sample, of the shape of the output",
+            )
+        wanted = target.reshape(outputs.shape).astype(np.float64)
+        error = outputs.astype(np.float64) - wanted
+        per_sample = np.square(error).reshape(count, -1).mean(axis=1)
+        per_sample = np.where(np.isfinite(per_sample), per_sample, np.inf)
+        return Score(float(per_sample.mean()), per_sample)
+
+
+def _same(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes differ by axes of length 1 only."""
+    return [n for n in one[1:] if n != 1] == [n for n in other[1:] if n != 1]

@@ -1,0 +1,145 @@
+"""What a model is between two stages: files, a format tag, and what goes in and comes out.
+
+No live framework object is ever part of it, so a model can be cached, moved to another process
+or host, and picked up again after an interruption.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Layout: TypeAlias = Literal["NHWC", "NCHW"]
+Array: TypeAlias = NDArray[np.generic]
+
+CHUNK = 1 << 20
+
+
+def _number(value: object) -> object:
+    """Accept ``1/255`` where a number is expected: exact and readable."""
+    if isinstance(value, str) and "/" in value:
+        return float(Fraction(value))
+    return value
+
+
+Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
+
+
+class TensorSpec(BaseModel):
+    """Name, shape and dtype of one input or output.
+
+    ``shape`` includes the batch axis; ``None`` is a free dimension. ``layout`` is set for
+    image-like tensors of rank 4 only. ``scale`` and ``zero_point`` are set for integer tensors
+    that stand for real numbers: ``real = (stored - zero_point) * scale``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+    layout: Layout | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class Preprocessing(BaseModel):
+    """How a raw sample becomes model input: ``(x * scale - mean) / std``, per channel.
+
+    ``layout`` is the layout of the raw data; samples are transposed to the layout of the input
+    they are fed to. ``mean`` and ``std`` are given after scaling, one number or one per channel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: Number = Field(1.0, description="factor applied first; '1/255' is understood")
+    mean: tuple[Number, ...] = Field((), description="subtracted after scaling, per channel")
+    std: tuple[Number, ...] = Field((), description="divided by, per channel")
+    layout: Layout | None = Field(None, description="layout of the raw data; default: as the model's input")
+
+    def apply(self, sample: Array, spec: TensorSpec) -> Array:
+        """Turn one raw sample (no batch axis) into one input of batch 1 for ``spec``."""
+        source = self.layout or spec.layout
+        if not np.issubdtype(np.dtype(spec.dtype), np.floating) and not self.changes_values:
+            values: Array = sample.astype(spec.dtype)
+        else:
+            values = sample.astype(np.float32)
+            if self.scale != 1.0:
+                values = values * np.float32(self.scale)
+            if self.mean:
+                values = values - self._per_channel(self.mean, values.ndim, source)
+            if self.std:
+                values = values / self._per_channel(self.std, values.ndim, source)
+        return arrange(values[np.newaxis], source, spec.layout)
+
+    @property
+    def changes_values(self) -> bool:
+        return self.scale != 1.0 or bool(self.mean) or bool(self.std)
+
+    @staticmethod
+    def _per_channel(values: tuple[float, ...], rank: int, layout: Layout | None) -> NDArray[np.float32]:
+        array = np.asarray(values, np.float32)
+        if array.size == 1 or layout != "NCHW":
+            return array
+        return array.reshape(-1, *[1] * (rank - 1))
+
+
+def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array:
+    """Transpose a batch of rank 4 from one layout to the other; anything else stays as it is."""
+    if source is None or target is None or source == target or batch.ndim != 4:
+        return batch
+    axes = (0, 3, 1, 2) if target == "NCHW" else (0, 2, 3, 1)
+    return np.ascontiguousarray(batch.transpose(axes))
+
+
+class Model(BaseModel):
+    """Files plus a format tag. ``path`` is one file, or a folder that belongs to the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str
+    path: Path
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, where it was counted")
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """The files of a model, in a stable order."""
+    if path.is_dir():
+        yield from sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        yield path
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of one file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over the names and contents of a file or folder; where it lies does not matter."""
+    if not path.is_dir():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}
+"""Formats that leave edgeopt, and how their files are called."""
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of all files of a model."""
+    return sum(file.stat().st_size for file in files_of(path))

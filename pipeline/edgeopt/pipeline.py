@@ -1,0 +1,154 @@
+"""The whole program, top to bottom: recipe, plan, build, measure, judge, report."""
+
+import datetime
+import importlib.metadata
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgeopt import assemble
+from edgeopt.build import build
+from edgeopt.errors import UsageError
+from edgeopt.judge import judge
+from edgeopt.measure import measure
+from edgeopt.planner import Plan, make_plan
+from edgeopt.recipe import Recipe, load_recipe
+from edgeopt.reports import write_report
+from edgeopt.results import Event, Report, Run
+from edgeopt.samples import collect
+from edgeopt.store import Store
+
+ARTIFACTS = Path("artifacts")
+
+
+def optimize(
+    recipe: str | Path,
+    *,
+    out: Path | None = None,
+    store: Path | None = None,
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
+    device_folders: Sequence[Path] = (),
+    keep_going: bool = False,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> Report:
+    """Carry a recipe out and write its report; ``report.exit_code`` is the verdict.
+
+    Args:
+        recipe: a recipe file, or the name of a shipped recipe.
+        out: folder of the report; default ``artifacts/runs/<time>-<recipe>``.
+        store: folder of finished work; default ``EDGEOPT_STORE`` or ``artifacts/store``.
+        overrides: ``key.key=value`` settings that replace what the recipe says.
+        data_root: where relative paths are looked up when not beside the recipe; default ``EDGEOPT_DATA``.
+        device_folders: folders with device files of your own.
+        keep_going: build what can be had when the recipe also asks for what cannot.
+        watch: called with every piece of progress.
+
+    Raises:
+        UsageError: the recipe, a model, data or a folder is wrong; nothing slow has been started.
+        CannotRunError: the run could not be finished; what was is in the store.
+    """
+    started, clock = datetime.datetime.now().astimezone(), time.monotonic()
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
+    plan = make_plan(loaded)
+    if not keep_going:
+        plan.demand_possible()
+    check_data(plan)
+    folder = run_folder(out, loaded.name, started)
+    finished = Store(store_folder(store))
+
+    builds = build(plan, finished, watch)
+    measured = measure(plan, builds, finished, device_folders, watch)
+    source = assemble.source_result(plan, measured)
+    rows = assemble.results(plan, builds, measured, folder)
+    verdicts = judge(loaded.gates, rows)
+
+    report = Report(
+        recipe=loaded.name,
+        run=Run(
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - clock, 3),
+            command=shlex.join(["edgeopt", *sys.argv[1:]]),
+            edgeopt=importlib.metadata.version("edgeopt"),
+            recipe_digest=loaded.digest,
+            calibration_digest=loaded.calibration.digest() if loaded.calibration else "",
+            evaluation_digest=measured.evaluation_digest,
+            samples=measured.samples,
+            notes=(*plan.notes, *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged)),
+        ),
+        environment=measured.probes,
+        source=source,
+        results=tuple(rows),
+        gates=tuple(verdicts),
+    )
+    write_report(report, folder)
+    if out is None:
+        point_latest(folder)
+    return report.model_copy(update={"folder": folder})
+
+
+def plan(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
+    device_folders: Sequence[Path] = (),
+) -> Plan:
+    """What ``optimize`` would do, without doing it; ``plan.impossible`` tells what cannot be had.
+
+    Raises:
+        UsageError: the recipe or the model file is wrong.
+    """
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
+    return make_plan(loaded)
+
+
+def check_data(plan: Plan) -> None:
+    """Read one sample of every dataset: data that cannot fit the model is refused before anything slow starts.
+
+    Raises:
+        UsageError: naming the dataset and both shapes.
+    """
+    recipe: Recipe = plan.recipe
+    for dataset in (recipe.calibration, recipe.evaluation, recipe.train):
+        if dataset is not None:
+            _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
+            needy = [m for m in recipe.metrics if m.against == "labels"]
+            if dataset is recipe.evaluation and labels is None and needy:
+                raise UsageError(
+                    f"{recipe.file}: the evaluation data has no labels, but {type(needy[0]).__name__.lower()} needs them",
+                    fix="name the labels in data.evaluation, or remove metric: agreement with the source needs none",
+                )
+
+
+def store_folder(given: Path | None) -> Path:
+    """The store to use: as given, else ``EDGEOPT_STORE``, else ``artifacts/store``."""
+    return given or Path(os.environ.get("EDGEOPT_STORE") or ARTIFACTS / "store")
+
+
+def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Path:
+    """The folder of a report, made now, so that a folder that cannot be written is told at once.
+
+    Raises:
+        UsageError: it cannot be made or written.
+    """
+    folder = given or ARTIFACTS / "runs" / f"{started:%Y%m%d-%H%M%S}-{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR") from error
+    return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Make ``latest`` beside a run folder point at it, in one step."""
+    scratch = folder.parent / f".latest-{os.getpid()}"
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(folder.name)
+    scratch.replace(folder.parent / "latest")

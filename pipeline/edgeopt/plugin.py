@@ -1,0 +1,281 @@
+"""The four kinds of plugin. A plugin's fields are its options, so the recipe entry *is* the plugin.
+
+Class variables tell the rest: ``requires`` names the distributions (as pip knows them) that the
+methods import, ``extra`` the pip extra that brings them, ``revision`` is raised when the same
+options give another result. Frameworks are imported inside methods only.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array, Model, Preprocessing, file_digest
+
+Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
+
+
+def _existing(value: object, info: ValidationInfo) -> object:
+    """Resolve a relative path beside the recipe, then under the data root."""
+    if not isinstance(value, str | Path):
+        return value
+    path = Path(value).expanduser()
+    roots: Sequence[Path] = (info.context or {}).get("roots", ())
+    candidates = [path] if path.is_absolute() else [root / path for root in roots] or [path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate.resolve()
+    looked = " or ".join(str(c) for c in candidates)
+    raise ValueError(f"no such file: {looked}")
+
+
+ExistingPath: TypeAlias = Annotated[Path, BeforeValidator(_existing)]
+
+
+class Code(BaseModel):
+    """A user's own function or class, written ``package.module:name`` in a recipe.
+
+    The module is looked for beside the recipe first. It is imported only when it is used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    folder: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            module, colon, name = value.partition(":")
+            if not (colon and module and name):
+                raise ValueError(f"{value!r} is not of the form 'module:name'")
+            roots: Sequence[Path] = (info.context or {}).get("roots", ())
+            relative = Path(*module.split("."))
+            for root in roots:
+                if (root / relative).with_suffix(".py").exists() or (root / relative / "__init__.py").exists():
+                    return {"target": value, "folder": root.resolve()}
+            top = module.partition(".")[0]
+            if importlib.util.find_spec(top) is None:
+                looked = " or ".join(str(root) for root in roots) or "the Python path"
+                raise ValueError(f"no module {module!r} in {looked}")
+            return {"target": value}
+        return value
+
+    def load(self) -> Any:
+        """Import the module and return what the name stands for."""
+        module, _, name = self.target.partition(":")
+        if self.folder is not None and str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        try:
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"cannot load {self.target!r}: {error}") from error
+        return found
+
+    def digest(self) -> str:
+        """sha256 of the module's file, or of every Python file of the package it belongs to."""
+        module = self.target.partition(":")[0]
+        if self.folder is None:
+            return hashlib.sha256(self.target.encode()).hexdigest()
+        top = self.folder / module.partition(".")[0]
+        files = sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]
+        lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Plugin(BaseModel):
+    """Common to all kinds: typed options, and what must be installed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
+    revision: ClassVar[int] = 1
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Installed versions of ``requires``; a missing distribution is left out. Imports nothing."""
+        found = {}
+        for name in cls.requires:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Distributions of ``requires`` that are not installed."""
+        present = cls.versions()
+        return [name for name in cls.requires if name not in present]
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain JSON values: what a cache key and a report record."""
+        return self.model_dump(mode="json")
+
+
+class Sample(NamedTuple):
+    """One example: raw inputs without a batch axis, and its label where there is one."""
+
+    inputs: tuple[Array, ...]
+    label: int | Array | None = None
+
+
+class Dataset(Plugin):
+    """Yields samples one by one and never holds more than it must in memory."""
+
+    @abstractmethod
+    def samples(self) -> Iterator[Sample]:
+        """All samples, in a stable order; may be called again."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 of the content: the same data gives the same digest wherever it lies."""
+
+
+class Feed(NamedTuple):
+    """A dataset with the recipe's preprocessing: what calibration and fine-tuning read."""
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+
+    def inputs(self, model: Model) -> Iterator[tuple[Array, ...]]:
+        """Every sample as inputs of batch 1, in the order, layout and dtype ``model.inputs`` ask for."""
+        for sample in self.dataset.samples():
+            yield tuple(
+                self.preprocessing.apply(value, spec)
+                for value, spec in zip(sample.inputs, model.inputs, strict=True)
+            )
+
+
+class Context(NamedTuple):
+    """What a stage is given beside the model."""
+
+    folder: Path
+    """An empty scratch folder: every file of the result is written below it."""
+    calibration: Feed | None
+    """Calibration data, for stages with ``needs_calibration``."""
+    progress: Callable[[str], None]
+    """Says in one line what is going on."""
+
+
+class Stage(Plugin):
+    """One step that turns a model into another. It knows formats, never its neighbours.
+
+    ``fulfils`` says which intents of a recipe it carries out, and which schemes of each:
+    ``{"quantize": {"int8"}}``. A stage that fulfils nothing only converts, and its result is held
+    to the outputs of what went in.
+    """
+
+    accepts: ClassVar[frozenset[str]]
+    produces: ClassVar[str]
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {}
+    needs_calibration: ClassVar[bool] = False
+    worker: ClassVar[Worker] = "plain"
+    preference: ClassVar[int] = 0
+    """Between chains of equal length, the one with the higher sum is taken."""
+
+    @abstractmethod
+    def run(self, model: Model, context: Context) -> Model:
+        """Carry the stage out; write below ``context.folder`` only.
+
+        Raises:
+            StageError: with what went wrong and what to do about it.
+        """
+
+    def key_parts(self) -> dict[str, str]:
+        """Digests of files or code that the options point to and the result depends on."""
+        return {}
+
+
+class Score(NamedTuple):
+    """A metric's value, and one value per sample where that makes sense (their mean is the value)."""
+
+    value: float
+    per_sample: NDArray[np.float64] | None = None
+
+
+class Metric(Plugin):
+    """Judges outputs. ``against`` says what it needs: labels, or the source model's outputs."""
+
+    against: ClassVar[Literal["labels", "source"]] = "labels"
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = ""
+
+    @abstractmethod
+    def score(self, outputs: Array, target: Array) -> Score:
+        """Judge the first output, shape ``[n, ...]``, against labels ``[n]`` or outputs ``[n, ...]``.
+
+        Raises:
+            UsageError: when the target does not fit, such as a label out of range.
+        """
+
+
+class Connection(Plugin):
+    """How a device is reached. Local, ssh, adb and emulator differ in nothing else.
+
+    Remote names are relative to a job folder of its own, which ``open`` makes and ``close`` removes.
+    """
+
+    @abstractmethod
+    def open(self) -> "Link":
+        """Reach the device and make a fresh job folder there.
+
+        Raises:
+            DeviceError: when the device cannot be reached, with what to do about it.
+        """
+
+
+class Link(ABC):
+    """An open connection to one job folder on a device; use it as a context manager."""
+
+    @abstractmethod
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file to ``name`` in the job folder."""
+
+    @abstractmethod
+    def python(self, arguments: Sequence[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        """Run the device's Python with ``arguments`` in the job folder; captures stdout and stderr.
+
+        Raises:
+            DeviceError: when the device is lost or the time is up.
+        """
+
+    @abstractmethod
+    def get(self, name: str, target: Path) -> None:
+        """Copy ``name`` from the job folder to a local file."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove the job folder and let go of the device."""
+
+    def __enter__(self) -> "Link":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no blanks: the same value gives the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def digest_of(value: object) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Finds plugins by name. The file name is the name: ``stages/to_onnx.py`` holds ``ToOnnx``.
+
+Look-up order: ``package.module:Class`` (a user's own, no packaging needed), the entry point group
+``edgeopt.<kind>``, the shipped module. There is no table to keep up to date.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from edgeopt.errors import UsageError
+from edgeopt.plugin import Code, Connection, Dataset, Metric, Plugin, Stage
+
+Kind = Literal["stages", "datasets", "metrics", "connections"]
+
+BASES: dict[Kind, type[Plugin]] = {
+    "stages": Stage,
+    "datasets": Dataset,
+    "metrics": Metric,
+    "connections": Connection,
+}
+
+P = TypeVar("P", bound=Plugin)
+
+
+def class_name(name: str) -> str:
+    """``to_onnx`` -> ``ToOnnx``."""
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``; did you mean 'x'?`` or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+@cache
+def names(kind: Kind) -> tuple[str, ...]:
+    """Names of all plugins of a kind, shipped and from entry points."""
+    package = importlib.import_module(f"edgeopt.{kind}")
+    shipped = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    installed = {point.name for point in importlib.metadata.entry_points(group=f"edgeopt.{kind}")}
+    return tuple(sorted(shipped | installed))
+
+
+@cache
+def find(kind: Kind, name: str, roots: tuple[Path, ...] = ()) -> type[Plugin]:
+    """The plugin class called ``name``.
+
+    Raises:
+        UsageError: there is none of that name, or it is not of this kind.
+    """
+    base = BASES[kind]
+    if ":" in name:
+        try:
+            found = Code.model_validate(name, context={"roots": roots}).load()
+        except ValueError as error:
+            raise UsageError(f"no {kind[:-1]} {name!r}: {error}") from error
+    else:
+        found = _installed(kind, name) or _shipped(kind, name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{name!r} is not a {kind[:-1]}: it must be a subclass of edgeopt.plugin.{base.__name__}")
+    return found
+
+
+def _installed(kind: Kind, name: str) -> Any:
+    for point in importlib.metadata.entry_points(group=f"edgeopt.{kind}", name=name):
+        return point.load()
+    return None
+
+
+def _shipped(kind: Kind, name: str) -> Any:
+    if name not in names(kind):
+        raise UsageError(f"no {kind[:-1]} {name!r}{nearest(name, names(kind))}")
+    return getattr(importlib.import_module(f"edgeopt.{kind}.{name}"), class_name(name))
+
+
+def stages() -> dict[str, type[Stage]]:
+    """All stages that can be found by name: what the planner searches."""
+    return {name: cast(type[Stage], find("stages", name)) for name in names("stages")}
+
+
+def plugin_name(plugin: Plugin) -> str:
+    """The name under which a recipe finds this plugin."""
+    kind = type(plugin)
+    module = kind.__module__
+    if module.startswith("edgeopt."):
+        return module.rpartition(".")[2]
+    return f"{module}:{kind.__qualname__}"

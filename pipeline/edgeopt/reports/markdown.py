@@ -1,0 +1,156 @@
+"""The report as Markdown: what a pull request shows."""
+
+from collections.abc import Sequence
+
+from edgeopt.results import Hop, Measurement, Report, Result
+from edgeopt.units import show_bytes
+
+
+def render(report: Report) -> str:
+    """Markdown text of a report, or of one device's part of it."""
+    lines = [f"# {_text(report.recipe)}", "", _verdict(report), ""]
+    lines += _source(report)
+    for device in report.devices():
+        rows = [result for result in report.results if result.device == device]
+        lines += [f"## {_text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
+    lines += _gates(report) + _environment(report)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def primary_metric(report: Report) -> str:
+    """The first metric that has a drop: the one tables show."""
+    for result in report.results:
+        for name in result.measurements:
+            if f"{name}_drop" in result.measurements:
+                return name
+    return ""
+
+
+def columns(metric: str) -> list[tuple[str, str]]:
+    """Title and measurement of the table's columns."""
+    accuracy = [(metric, metric), ("drop", f"{metric}_drop")] if metric else []
+    return [
+        *accuracy,
+        ("agreement", "agreement"),
+        ("SNR", "fidelity_snr_db"),
+        ("size", "size_bytes"),
+        ("p50", "latency_p50_ms"),
+        ("p90", "latency_p90_ms"),
+        ("÷ float", "latency_ratio"),
+        ("peak memory", "peak_memory_bytes"),
+    ]
+
+
+def show(name: str, measurement: Measurement | None) -> str:
+    """One measurement as a person reads it."""
+    if measurement is None:
+        return "–"
+    value, unit = measurement.value, measurement.unit
+    if unit == "bytes":
+        return f"{value:,.0f} B" if name in ("size_bytes", "gzip_bytes") else show_bytes(value)
+    if unit == "ms":
+        return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
+    if name == "fidelity_snr_db":
+        return f"{value:.1f} dB"
+    if name == "latency_ratio":
+        return f"{value:.2f} ×"
+    if name.endswith("_drop"):
+        return f"{value * 100:+.2f} pt" if name.startswith("top") else f"{value:+.4g}"
+    if name in ("agreement",) or name.startswith("top"):
+        return f"{value * 100:.2f} %"
+    return f"{value:.4g}{' ' + unit if unit else ''}"
+
+
+def _verdict(report: Report) -> str:
+    failed = [verdict for verdict in report.gates if verdict.status == "fail"]
+    broken = [result for result in report.results if result.status != "ok"]
+    parts = []
+    if broken:
+        parts.append(f"**{len(broken)} of {len(report.results)} could not be had**")
+    if report.gates:
+        parts.append(
+            f"**{len(failed)} of {len(report.gates)} gates failed**" if failed else f"all {len(report.gates)} gates pass"
+        )
+    return "; ".join(parts) + "." if parts else "No gates in the recipe."
+
+
+def _source(report: Report) -> list[str]:
+    source = report.source
+    if source is None:
+        return []
+    values = ", ".join(f"{name} {show(name, value)}" for name, value in source.measurements.items())
+    told = values or source.reason or "no accuracy asked for"
+    return [
+        f"Source model `{_text(source.path)}` ({source.format}, {source.size_bytes:,} B, {_text(source.runtime)}): "
+        f"{_text(told)}, on {report.run.samples} samples.",
+        "",
+    ]
+
+
+def _table(rows: Sequence[Result], metric: str) -> list[str]:
+    wanted = columns(metric)
+    lines = [
+        "| variant | format | status | " + " | ".join(title for title, _ in wanted) + " |",
+        "|---|---|---|" + "---:|" * len(wanted),
+    ]
+    for row in rows:
+        values = [show(name, row.measurements.get(name)) for _, name in wanted]
+        lines.append(f"| {_text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
+    reasons = [f"- **{_text(row.variant)}.{row.format}** {row.status}: {_text(row.reason)}" for row in rows if row.reason]
+    notes = [f"- {_text(row.variant)}.{row.format}: {_text(note)}" for row in rows for note in row.notes]
+    return lines + ([""] + reasons + notes if reasons or notes else [])
+
+
+def _hops(rows: Sequence[Result]) -> list[str]:
+    lines = ["What each step did to the outputs:", "", "| artifact | step | SNR | largest error | agreement | transposes |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    count = len(lines)
+    for row in rows:
+        for index, hop in enumerate(row.hops):
+            last = index == len(row.hops) - 1
+            transposes = str(row.transposes) if last and row.transposes is not None else ""
+            lines.append(f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |")
+    return [*lines, ""] if len(lines) > count else []
+
+
+def _hop(hop: Hop) -> str:
+    if hop.snr_db is None or hop.max_abs_error is None:
+        return f"{hop.status}: {_text(hop.reason)} | | "
+    agreement = "" if hop.agreement is None else f"{hop.agreement:.1%}"
+    mark = " **broken**" if hop.status == "broken" else ""
+    return f"{hop.snr_db:.1f} dB{mark} | {hop.max_abs_error:.2g} | {agreement}"
+
+
+def _gates(report: Report) -> list[str]:
+    if not report.gates:
+        return []
+    lines = ["## Gates", "", "| gate | variant | format | device | measured | verdict |", "|---|---|---|---|---:|---|"]
+    for verdict in report.gates:
+        measured = "–" if verdict.measured is None else f"{verdict.measured:.6g}"
+        told = verdict.status if verdict.status == "pass" else f"**fail**: {_text(verdict.reason)}"
+        lines.append(
+            f"| {_text(verdict.gate)} | {_text(verdict.variant)} | {verdict.format} | {_text(verdict.device)} "
+            f"| {measured} | {told} |"
+        )
+    return [*lines, ""]
+
+
+def _environment(report: Report) -> list[str]:
+    run = report.run
+    lines = ["## How it was made", "", f"- {run.started}, {run.seconds:.1f} s, edgeopt {run.edgeopt}"]
+    lines.append(f"- command: `{_text(run.command)}`")
+    lines += [f"- {_text(note)}" for note in run.notes]
+    for device, found in report.environment.items():
+        told = ", ".join(
+            f"{key} {_text(str(found[key]))}" for key in ("cpu", "cores", "os", "python") if found.get(key) is not None
+        )
+        lines.append(f"- {_text(device)}: {told or 'did not answer'}")
+    return lines
+
+
+def _text(value: str) -> str:
+    """Plain text inside Markdown: nothing in a name becomes a cell, a tag or a line."""
+    flat = " ".join(value.split())
+    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
+        flat = flat.replace(sign, escaped)
+    return flat

@@ -1,0 +1,215 @@
+"""The types in which a run is told: what was measured, what was judged, and the whole report.
+
+``Report`` is the contract behind ``report.json``; its JSON Schema is generated from here.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Status = Literal["ok", "failed", "skipped"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Measurement(_Value):
+    """One number with its unit; ``n`` samples or runs stand behind it."""
+
+    value: float
+    unit: str = ""
+    n: int | None = None
+    ci95: tuple[float, float] | None = Field(None, description="95 % interval, where one can be given")
+
+
+class Hop(_Value):
+    """How far one step moved the outputs, compared with the step before on the same inputs."""
+
+    stage: str = Field(description="the stage, or the device whose runtime ran the artifact")
+    produced: str = Field(description="format after the step")
+    lossless: bool = Field(description="whether the step claims to keep the outputs")
+    snr_db: float | None = None
+    max_abs_error: float | None = None
+    agreement: float | None = Field(None, description="share of samples with the same largest output")
+    status: Literal["ok", "broken", "unmeasured"] = "ok"
+    reason: str = ""
+
+
+class Artifact(_Value):
+    """A finished file. ``path`` is relative to the folder of the report."""
+
+    path: str
+    digest: str = Field(description="sha256 of the file")
+    size_bytes: int
+
+
+class Result(_Value):
+    """One variant in one format on one device. Never dropped: what could not run says why."""
+
+    variant: str
+    format: str
+    device: str
+    status: Status
+    reason: str = ""
+    artifact: Artifact | None = None
+    measurements: dict[str, Measurement] = {}
+    hops: tuple[Hop, ...] = ()
+    chain: tuple[str, ...] = Field((), description="stages that made the artifact, in order")
+    transposes: int | None = Field(None, description="TRANSPOSE operators in the artifact")
+    runtime: str = ""
+    notes: tuple[str, ...] = ()
+    cached: bool = Field(False, description="measured by an earlier run on this machine")
+
+
+class Gate(_Value):
+    """A condition on a measurement; exactly one limit is set. Empty filters mean all."""
+
+    metric: str
+    max: float | None = None
+    min: float | None = None
+    max_drop: float | None = None
+    max_increase: float | None = None
+    max_ratio: float | None = None
+    variants: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    @property
+    def limit(self) -> tuple[str, float]:
+        """The kind of the limit and its value."""
+        for kind in LIMITS:
+            value = getattr(self, kind)
+            if value is not None:
+                return kind, value
+        raise ValueError("a gate without a limit")  # the recipe loader has refused it
+
+    def __str__(self) -> str:
+        kind, value = self.limit
+        where = [f"{name}={','.join(names)}" for name, names in self.filters.items() if names]
+        return " ".join([self.metric, kind, f"{value:g}", *where])
+
+    @property
+    def filters(self) -> dict[str, tuple[str, ...]]:
+        return {"variants": self.variants, "formats": self.formats, "devices": self.devices}
+
+    def concerns(self, result: Result) -> bool:
+        """Whether the gate judges this result."""
+        return all(
+            not names or value in names
+            for names, value in (
+                (self.variants, result.variant),
+                (self.formats, result.format),
+                (self.devices, result.device),
+            )
+        )
+
+
+LIMITS = ("max", "min", "max_drop", "max_increase", "max_ratio")
+
+
+class Verdict(_Value):
+    """One gate on one result."""
+
+    gate: str
+    variant: str
+    format: str
+    device: str
+    status: Literal["pass", "fail"]
+    measured: float | None = None
+    limit: float
+    reason: str = ""
+
+
+class Run(_Value):
+    """When, how and with what a report was made."""
+
+    started: str
+    seconds: float
+    command: str
+    edgeopt: str
+    recipe_digest: str = ""
+    calibration_digest: str = ""
+    evaluation_digest: str = ""
+    samples: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class SourceResult(_Value):
+    """The untouched model's own measurements: the baseline of every drop."""
+
+    format: str
+    path: str
+    digest: str = ""
+    size_bytes: int = 0
+    status: Status = "ok"
+    reason: str = ""
+    runtime: str = ""
+    measurements: dict[str, Measurement] = {}
+
+
+class Report(_Value):
+    """Everything a run found out."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    recipe: str
+    run: Run
+    environment: dict[str, dict[str, Any]] = Field({}, description="per device: what the agent found there")
+    source: SourceResult | None = None
+    results: tuple[Result, ...] = ()
+    gates: tuple[Verdict, ...] = ()
+    folder: Path | None = Field(None, exclude=True, description="where the report lies, once written")
+
+    @property
+    def exit_code(self) -> int:
+        """3 when something could not run, 1 when a gate failed, otherwise 0.
+
+        A failed gate on something that could not run is a consequence, so 3 comes first.
+        """
+        broken = any(result.status != "ok" for result in self.results)
+        if broken or (self.source is not None and self.source.status != "ok"):
+            return 3
+        return 1 if any(verdict.status == "fail" for verdict in self.gates) else 0
+
+    def of_device(self, device: str) -> "Report":
+        """The part of a report that is about one device."""
+        return self.model_copy(
+            update={
+                "results": tuple(result for result in self.results if result.device == device),
+                "gates": tuple(verdict for verdict in self.gates if verdict.device in (device, "-")),
+                "environment": {name: found for name, found in self.environment.items() if name == device},
+            }
+        )
+
+    def devices(self) -> list[str]:
+        """Devices in the order of the recipe."""
+        return list(dict.fromkeys(result.device for result in self.results))
+
+
+UNITS = {
+    "size_bytes": "bytes",
+    "gzip_bytes": "bytes",
+    "latency_p50_ms": "ms",
+    "latency_p90_ms": "ms",
+    "latency_p99_ms": "ms",
+    "latency_ratio": "",
+    "load_ms": "ms",
+    "peak_memory_bytes": "bytes",
+}
+"""Measurements that every artifact has, beside its accuracy metrics, and their units."""
+
+ALWAYS = ("fidelity_snr_db", "agreement")
+"""Metrics that need no labels and are measured whatever the recipe asks for."""
+
+
+class Event(_Value):
+    """Progress of one piece of work, for whoever watches."""
+
+    branch: str
+    step: str
+    status: Literal["started", "done", "cached", "failed", "note"]
+    seconds: float = 0.0
+    message: str = ""

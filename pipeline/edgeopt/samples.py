@@ -1,0 +1,300 @@
+"""What every dataset and every metric shares: samples are checked, stacked, and their labels read.
+
+Datasets only yield what they find. That it is not empty, finite and of one shape is checked here,
+once for all of them; so is that labels are classes the model knows.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array, Layout, Preprocessing, TensorSpec, arrange
+from edgeopt.plugin import Dataset, Sample
+
+Color: TypeAlias = Literal["rgb", "gray"]
+
+
+def title(dataset: Dataset) -> str:
+    """How messages call a dataset: the path of its data, or the name of its kind."""
+    path = getattr(dataset, "path", None)
+    function = getattr(dataset, "function", None)
+    return str(path or getattr(function, "target", None) or type(dataset).__name__.lower())
+
+
+def checked(dataset: Dataset) -> Iterator[Sample]:
+    """The samples of ``dataset``, each one checked as it passes.
+
+    Raises:
+        UsageError: when there is none, when one holds NaN or infinity or anything but numbers, or
+            when one differs in shape from the first. The message names the sample's index.
+    """
+    shapes: list[tuple[int, ...]] | None = None
+    labelled = False
+    for index, sample in enumerate(dataset.samples()):
+        where = f"{title(dataset)}: sample {index}"
+        for position, value in enumerate(sample.inputs):
+            _check_values(value, where, f"input {position}" if len(sample.inputs) > 1 else "the input")
+        if sample.label is not None and not isinstance(sample.label, int):
+            _check_values(sample.label, where, "the label")
+        found = [value.shape for value in sample.inputs]
+        if shapes is None:
+            shapes, labelled = found, sample.label is not None
+        if found != shapes:
+            raise UsageError(
+                f"{where} has shape {_listed(found)}, the samples before it {_listed(shapes)}",
+                fix="bring all samples to one shape, for images with the option 'size'",
+            )
+        if (sample.label is not None) != labelled:
+            raise UsageError(f"{where} has {'no' if labelled else 'a'} label, unlike the samples before it")
+        yield sample
+    if shapes is None:
+        raise UsageError(f"{title(dataset)}: no samples", fix="a dataset must yield at least one sample")
+
+
+def collect(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    specs: Sequence[TensorSpec],
+    limit: int | None = None,
+) -> tuple[list[Array], Array | None]:
+    """Stack the first ``limit`` samples as the inputs that ``specs`` ask for.
+
+    Inputs have shape ``[n, ...]`` with layout and dtype of their spec, whose batch axis is not
+    looked at. Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays, None without.
+    An integer input with a scale is quantized as the spec says.
+
+    Raises:
+        UsageError: as ``checked``, and when samples do not fit the model's inputs.
+    """
+    inputs: list[list[Array]] = [[] for _ in specs]
+    labels: list[int | Array] = []
+    for index, sample in enumerate(checked(dataset)):
+        if index == limit:
+            break
+        if len(sample.inputs) != len(specs):
+            wanted = ", ".join(repr(spec.name) for spec in specs)
+            raise UsageError(
+                f"{title(dataset)}: a sample has {len(sample.inputs)} inputs, the model takes "
+                f"{len(specs)}: {wanted}",
+                fix="give the dataset one input per model input, in the model's order",
+            )
+        for stack, value, spec in zip(inputs, sample.inputs, specs, strict=True):
+            stack.append(_fitted(value, preprocessing, spec, title(dataset)))
+        if sample.label is not None:
+            labels.append(sample.label)
+    target = None if not labels else np.stack([np.asarray(label) for label in labels])
+    return [np.concatenate(stack) for stack in inputs], target
+
+
+def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
+    """Seeded inputs ``[count, ...]`` for ``specs``, where there is no data; a free dimension is 16.
+
+    Floats are normally distributed, uint8 covers 0..255, other integers are 0 or 1, which every
+    table of embeddings has. The same model in another layout or quantized gets the same values.
+    """
+    random = np.random.default_rng(0)
+    arrays: list[Array] = []
+    for spec in specs:
+        shape = (count, *(16 if n is None else n for n in spec.shape[1:]))
+        if spec.layout == "NCHW" and len(shape) == 4:
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        dtype = np.dtype(spec.dtype)
+        values: Array
+        if np.issubdtype(dtype, np.integer) and spec.scale is None:
+            values = random.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+        elif dtype == np.bool_:
+            values = random.integers(0, 2, shape).astype(dtype)
+        else:
+            values = random.standard_normal(shape, np.float32)
+            values = values.astype(dtype) if spec.scale is None else _quantize(values, spec)
+        arrays.append(arrange(values, "NHWC" if spec.layout else None, spec.layout))
+    return arrays
+
+
+def _quantize(real: Array, spec: TensorSpec) -> Array:
+    """Real numbers as the integers that ``spec`` stores them in."""
+    dtype = np.dtype(spec.dtype)
+    limits = np.iinfo(dtype)
+    steps = np.rint(real.astype(np.float32) / np.float32(spec.scale or 1.0)) + (spec.zero_point or 0)
+    clipped: Array = np.clip(steps, limits.min, limits.max).astype(dtype)
+    return clipped
+
+
+def _fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
+    """One sample as an input of batch 1 for ``spec``."""
+    dtype = np.dtype(spec.dtype)
+    quantized = spec.scale is not None and np.issubdtype(dtype, np.integer)
+    shape = _check_shape(value, preprocessing.layout or spec.layout, spec, where)
+    real = spec.model_copy(update={"dtype": "float32"}) if quantized else spec
+    with np.errstate(invalid="ignore"):  # values out of an integer's range are found below
+        try:
+            array = preprocessing.apply(value, real)
+            reason = f"it becomes {list(array.shape[1:])}" if array.shape[1:] != shape else ""
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise UsageError(
+                f"{where}: 'mean' and 'std' do not fit a sample of shape {list(value.shape)}: {reason}",
+                fix="give them one number, or one per channel, and say in 'layout' where the channels are",
+            )
+        if quantized:
+            return _quantize(array, spec)
+        wanted = array if preprocessing.changes_values else value
+        if np.issubdtype(dtype, np.integer) and not np.array_equal(wanted.astype(dtype), wanted):
+            raise UsageError(
+                f"{where}: input {spec.name!r} takes {spec.dtype}, but the sample has other values",
+                fix="give whole numbers in its range",
+            )
+    return array.astype(dtype, copy=False)
+
+
+def _check_shape(value: Array, layout: Layout | None, spec: TensorSpec, where: str) -> tuple[int, ...]:
+    """The shape that a raw sample in ``layout`` has as input for ``spec``; raises if it does not fit."""
+    wanted = spec.shape[1:]
+
+    def fits(shape: Sequence[int]) -> bool:
+        return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+
+    def arranged(layout: Layout | None) -> tuple[int, ...]:
+        return arrange(value[np.newaxis], layout, spec.layout).shape[1:]
+
+    if fits(arranged(layout)):
+        return arranged(layout)
+    shape = value.shape
+    fix = "give data of the shape that the model was trained with"
+    other: Layout = "NHWC" if layout == "NCHW" else "NCHW"
+    if spec.layout and fits(arranged(other)):
+        fix = f"it fits when read as {other}: set 'layout: {other}' in the model's 'preprocess'"
+    elif fits((*shape, 1)) or fits((1, *shape)):
+        fix = "it fits with an axis of length 1 added for the channel"
+    elif len(shape) > 1 and shape[0] == 1 and fits(shape[1:]):
+        fix = "it fits without its first axis: samples have no batch axis"
+    else:
+        for axes in permutations(range(min(len(shape), 4))):
+            if len(axes) == len(shape) and fits([shape[axis] for axis in axes]):
+                fix = f"it fits when transposed to the axes {list(axes)}; for images, set 'layout'"
+                break
+    takes = ", ".join("free" if n is None else str(n) for n in wanted)
+    raise UsageError(
+        f"{where}: a sample of shape {list(shape)} does not fit the model's input {spec.name!r}, "
+        f"which takes [{takes}]" + (f" ({spec.layout})" if spec.layout else ""),
+        fix=fix,
+    )
+
+
+def _check_values(value: Array, where: str, what: str) -> None:
+    if value.dtype.kind not in "biuf":
+        raise UsageError(
+            f"{where}: {what} is of dtype {value.dtype}, which is not a number",
+            fix="store plain arrays of integers or floats",
+        )
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        count = int(value.size - np.isfinite(value).sum())
+        kind = "NaN" if np.isnan(value).any() else "infinity"
+        raise UsageError(
+            f"{where}: {what} holds {kind} ({count} of {value.size} values are not finite)",
+            fix="remove or repair the sample",
+        )
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
+
+
+def read_array(path: Path, where: str) -> Array:
+    """One ``.npy`` file; pickled objects are refused.
+
+    Raises:
+        UsageError: naming the file when it is missing, damaged or not an array of numbers.
+    """
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{where}: cannot read {path}: {error}", fix="save it with numpy.save") from error
+    return array
+
+
+def read_image(path: Path, where: str, color: Color, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """One image file as ``[height, width, channels]``, resized (bilinear) to ``size`` = height, width.
+
+    Raises:
+        UsageError: naming the file when it is missing, damaged or not an image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            # Pillow decodes here, so a file that is cut off shows itself here too.
+            pixels = image.convert("RGB" if color == "rgb" else "L")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(
+            f"{where}: cannot read the image {path}: {error}", fix="replace or remove the file"
+        ) from error
+    if size is not None and pixels.size != (size[1], size[0]):
+        pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels, np.uint8)
+    return array if array.ndim == 3 else array[:, :, np.newaxis]
+
+
+def class_scores(outputs: Array) -> NDArray[np.float64]:
+    """Outputs as one score per class, shape ``[n, ..., classes]`` with at least two classes.
+
+    Axes of length 1 between batch and classes are dropped. One value per sample is a binary
+    classifier: a probability if all values lie in 0..1, otherwise a logit.
+    """
+    scores = np.asarray(outputs, np.float64)
+    if scores.ndim < 2 or scores.size == len(scores):
+        positive = scores.reshape(-1, 1)
+        probability = bool(((positive >= 0) & (positive <= 1)).all())
+        negative = 1 - positive if probability else -positive
+        return np.concatenate([negative, positive], axis=1)
+    if scores.size == len(scores) * scores.shape[-1]:
+        return scores.reshape(len(scores), -1)
+    return scores
+
+
+def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores ``[n, classes]`` and labels ``[n]`` for a metric of classification.
+
+    Raises:
+        UsageError: when outputs are not one score per class, labels are not whole numbers, their
+            number differs, or one is out of range (names its index and the number of classes).
+    """
+    scores = class_scores(outputs)
+    if scores.ndim != 2:
+        raise UsageError(
+            f"outputs of shape {list(outputs.shape)} are not one score per class",
+            fix="use mean_squared_error, or a metric of your own: {uses: function}",
+        )
+    count, classes = scores.shape
+    labels: NDArray[Any] = np.asarray(target)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        hint = "give class indices instead of one-hot rows: y.argmax(axis=1)"
+        raise UsageError(
+            f"labels of shape {list(labels.shape)} are not one class index per sample",
+            fix=hint if labels.shape[1:] == (classes,) else "give one whole number per sample",
+        )
+    if labels.dtype.kind not in "biu":
+        broken = np.flatnonzero(labels != np.rint(labels)) if labels.dtype.kind == "f" else np.arange(1)
+        first = int(broken[0]) if len(broken) else 0
+        raise UsageError(
+            f"labels are {labels.dtype}, not integers: label {first} is {labels[first]}",
+            fix="save class indices as integers: y.astype('int64')",
+        )
+    if len(labels) != count:
+        raise UsageError(f"{count} outputs but {len(labels)} labels")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise UsageError(
+            f"label {int(labels[wrong[0]])} of sample {wrong[0]} is out of range: "
+            f"the model has {classes} classes, 0 to {classes - 1}",
+            fix="check that the labels belong to this model, and that they count from 0",
+        )
+    return scores, labels.astype(np.int64)

@@ -1,0 +1,47 @@
+"""An exported program, float or quantized, as an ExecuTorch program for XNNPACK."""
+
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.formats import torch_program
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Worker
+
+
+class ExportedProgramToExecutorch(Stage):
+    """Lower with the XNNPACK partitioner; what XNNPACK does not know runs on portable kernels."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"exported_program", "exported_program_xnnpack"})
+    produces: ClassVar[str] = "executorch"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
+    extra: ClassVar[str | None] = "executorch"
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Lower one program.
+
+        Raises:
+            StageError: when the program cannot be read or lowered.
+        """
+        if model.format == "exported_program_xnnpack":
+            program = torch_program.read(model.path)
+            inputs = torch_program.describe_inputs(program, model.inputs)
+        else:
+            graph, inputs = torch_program.plain_graph(model)
+            program = torch_program.export(graph, inputs)
+        outputs = torch_program.describe_outputs(torch_program.run(program.module(), inputs), model.outputs)
+        context.progress("lowering to XNNPACK")
+        with torch_program.quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            try:
+                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+            except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
+                raise StageError(
+                    f"ExecuTorch cannot lower the model: {torch_program.brief(error)}",
+                    fix="replace the operator it names, or leave executorch out of 'formats'",
+                ) from error
+        path = context.folder / "model.pte"
+        path.write_bytes(lowered.buffer)
+        return Model(format="executorch", path=path, inputs=inputs, outputs=outputs)

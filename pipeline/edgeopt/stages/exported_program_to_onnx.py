@@ -1,0 +1,78 @@
+"""An exported program as float ONNX, through torch's own exporter."""
+
+from typing import Any, ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.formats import onnx as onnx_files
+from edgeopt.formats import torch_program
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Worker
+
+
+class ExportedProgramToOnnx(Stage):
+    """Convert to float32 ONNX: one file, batch 1, optimized, nothing in it but the model."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
+    produces: ClassVar[str] = "onnx"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
+    extra: ClassVar[str | None] = "torch"
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Convert one program.
+
+        Raises:
+            StageError: when the program cannot be read, or has an operator that ONNX does not know.
+        """
+        import onnx
+        import torch
+
+        graph, inputs = torch_program.plain_graph(model)
+        outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
+        context.progress("converting to ONNX")
+        names = {"input_names": [s.name for s in inputs], "output_names": [s.name for s in outputs]}
+        try:
+            with torch_program.quiet(), torch.no_grad():
+                program = torch_program.export(graph, inputs)
+                exported = torch.onnx.export(
+                    program, dynamo=True, external_data=False, optimize=True, verbose=False, **names
+                )
+        except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+            raise StageError(
+                f"torch.onnx cannot convert the model: {torch_program.brief(error)}",
+                fix="replace the operator it names, or leave onnx out of 'formats'",
+            ) from error
+        assert exported is not None
+        proto = exported.model_proto
+        _bare(proto)
+        path = context.folder / "model.onnx"
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path), full_check=True)
+        found_inputs, found_outputs = onnx_files.specs(proto)
+        return Model(
+            format="onnx",
+            path=path,
+            inputs=tuple(
+                spec.model_copy(update={"layout": source.layout})
+                for spec, source in zip(found_inputs, inputs, strict=True)
+            ),
+            outputs=tuple(
+                spec.model_copy(update={"layout": source.layout})
+                for spec, source in zip(found_outputs, outputs, strict=True)
+            ),
+        )
+
+
+def _bare(proto: Any) -> None:
+    """Remove notes of where each operator came from: they hold paths and stack traces."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    for graph in (proto.graph, *proto.functions):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    for item in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]

@@ -1,0 +1,66 @@
+"""An exported program as float TFLite, through litert-torch."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.formats import tflite, torch_program
+from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin import Context, Stage, Worker
+
+
+class ExportedProgramToTflite(Stage):
+    """Convert to float32 TFLite. Image inputs that were NCHW become NHWC, TFLite's own layout."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
+    produces: ClassVar[str] = "tflite"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "ai-edge-litert", "torchao")
+    extra: ClassVar[str | None] = "torch"
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Convert one program.
+
+        Raises:
+            StageError: when the program cannot be read, or has an operator that litert-torch does not know.
+        """
+        graph, inputs = torch_program.plain_graph(model)
+        context.progress("converting to TFLite")
+        with torch_program.quiet():
+            import litert_torch
+
+        turned = [index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4]
+        taken = tuple(_nhwc(spec) if index in turned else spec for index, spec in enumerate(inputs))
+        module = litert_torch.to_channel_last_io(graph, args=turned) if turned else graph
+        path = context.folder / "model.tflite"
+        try:
+            with torch_program.quiet():
+                litert_torch.convert(module.eval(), torch_program.zeros(taken)).export(str(path))
+        except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
+            raise StageError(
+                f"litert-torch cannot convert the model to TFLite: {torch_program.brief(error)}",
+                fix="replace the operator it names, or leave tflite out of 'formats'",
+            ) from error
+        return _described(path, taken, model)
+
+
+def _nhwc(spec: TensorSpec) -> TensorSpec:
+    batch, channels, height, width = spec.shape
+    return spec.model_copy(update={"shape": (batch, height, width, channels), "layout": "NHWC"})
+
+
+def _described(path: Path, taken: tuple[TensorSpec, ...], model: Model) -> Model:
+    graph = tflite.read(path)
+    found = [spec.shape for spec in graph.inputs]
+    if found != [spec.shape for spec in taken]:
+        raise StageError(f"litert-torch wrote a model for {found}, not for {[spec.shape for spec in taken]}")
+    inputs = tuple(
+        spec.model_copy(update={"layout": source.layout}) for spec, source in zip(graph.inputs, taken, strict=True)
+    )
+    outputs = graph.outputs
+    if len(outputs) == len(model.outputs):
+        outputs = tuple(
+            spec.model_copy(update={"layout": source.layout})
+            for spec, source in zip(outputs, model.outputs, strict=True)
+        )
+    return Model(format="tflite", path=path, inputs=inputs, outputs=outputs)

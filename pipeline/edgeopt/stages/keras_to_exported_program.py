@@ -1,0 +1,70 @@
+"""A Keras model as an exported program, through Keras' own torch backend."""
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import keras as keras_files
+from edgeopt.formats import torch_program
+from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin import Context, Stage, Worker
+
+if TYPE_CHECKING:
+    import keras
+
+
+class KerasToExportedProgram(Stage):
+    """Load with ``KERAS_BACKEND=torch``, where a Keras model is an ``nn.Module``, and export that.
+
+    Inputs keep the layout of the source, NHWC. The permutes around each convolution are removed where
+    they cancel out.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
+    produces: ClassVar[str] = "exported_program"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
+    extra: ClassVar[str | None] = "torch"
+
+    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Export one model.
+
+        Raises:
+            StageError: when Keras cannot load the file, or ``torch.export`` cannot follow the model.
+        """
+        os.environ.setdefault("KERAS_BACKEND", "torch")
+        import keras
+
+        if keras.backend.backend() != "torch":
+            raise StageError(
+                f"Keras runs on {keras.backend.backend()} in this process, and torch is needed",
+                fix="set KERAS_BACKEND=torch before Keras is imported",
+            )
+        network = keras_files.load_keras(model.path, self.trust)
+        inputs = _inputs(network, model)
+        network.eval()
+        context.progress("exporting")
+        return torch_program.save_module(network, context.folder / "model.pt2", model, inputs)
+
+
+def _inputs(network: "keras.Model", model: Model) -> tuple[TensorSpec, ...]:
+    if not getattr(network, "inputs", None):
+        raise StageError(
+            f"{model.path.name} is a subclassed model without known inputs",
+            fix="call it once on real data before saving",
+        )
+    specs = []
+    for index, tensor in enumerate(network.inputs):
+        known = model.inputs[index] if len(model.inputs) == len(network.inputs) else None
+        shape = (1, *tensor.shape[1:])
+        if known is not None and len(known.shape) == len(shape):
+            shape = tuple(a if a is not None else b for a, b in zip(shape, known.shape, strict=True))
+        layout = (known.layout if known else None) or ("NHWC" if len(shape) == 4 else None)
+        name = known.name if known else str(tensor.name).partition(":")[0]
+        dtype = str(tensor.dtype)
+        specs.append(torch_program.fix_batch(TensorSpec(name=name, shape=shape, dtype=dtype, layout=layout)))
+    return tuple(specs)

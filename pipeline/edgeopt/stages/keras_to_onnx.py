@@ -1,0 +1,134 @@
+"""Keras and SavedModel to ONNX, through tf2onnx."""
+
+import re
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import keras as keras_files
+from edgeopt.formats import onnx as onnx_files
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Worker
+
+COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$")
+
+class KerasToOnnx(Stage):
+    """Convert with ``tf2onnx.convert.from_function``, with the batch fixed to 1.
+
+    Inputs and outputs keep the names, the order and the layout of the source.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
+    produces: ClassVar[str] = "onnx"
+    worker: ClassVar[Worker] = "tensorflow"
+    requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
+    extra: ClassVar[str | None] = "onnx"
+
+    opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
+    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Convert one model.
+
+        Raises:
+            StageError: when the model cannot be loaded, or has an operator that tf2onnx does not know.
+        """
+        import onnx
+        import tensorflow as tf
+        import tf2onnx
+
+        program = keras_files.load_program(model, self.trust)
+        context.progress("converting to ONNX")
+        signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in program.inputs]
+        try:
+            proto, _ = tf2onnx.convert.from_function(
+                program.function, input_signature=signature, opset=self.opset
+            )
+        except (RuntimeError, ValueError, KeyError, NotImplementedError, tf.errors.OpError) as error:
+            raise StageError(
+                f"tf2onnx cannot convert {model.path.name}: {str(error)[:500]}",
+                fix="replace the layer, or leave onnx out of 'formats'",
+            ) from error
+        _name(proto, program)
+        path = context.folder / "model.onnx"
+        onnx.checker.check_model(proto)
+        onnx.save(proto, str(path))
+        inputs, outputs = onnx_files.specs(proto)
+        inputs = tuple(
+            spec.model_copy(update={"layout": source.layout})
+            for spec, source in zip(inputs, program.inputs, strict=True)
+        )
+        return Model(format="onnx", path=path, inputs=inputs, outputs=outputs)
+
+
+def _name(model: Any, program: keras_files.Program) -> None:
+    """Name nodes and tensors after the layers, without the counters that depend on earlier conversions.
+
+    Inputs and outputs are put in the order of the source.
+    """
+    graph = model.graph
+    graph.name = "model"
+    graph.doc_string = ""
+    names: dict[str, str] = {}
+    taken = {*(spec.name for spec in program.inputs), *program.outputs}
+    for value in (*graph.input, *graph.output):
+        names[value.name] = value.name
+    _collect(graph, names, taken)
+    _rename(graph, names, set())
+    for values, wanted in (
+        (graph.input, [spec.name for spec in program.inputs]),
+        (graph.output, list(program.outputs)),
+    ):
+        known = {value.name: value for value in values}
+        if sorted(known) == sorted(wanted):
+            ordered = [known[name] for name in wanted]
+            copies = [type(value).FromString(value.SerializeToString()) for value in ordered]
+            del values[:]
+            values.extend(copies)
+
+
+def _clean(name: str, taken: set[str]) -> str:
+    """``model/conv2d/BiasAdd__73:0`` becomes ``model/conv2d/BiasAdd``, numbered where that is taken."""
+    base = COUNTER.sub("", name) or "tensor"
+    result, number = base, 1
+    while result in taken:
+        number += 1
+        result = f"{base}_{number}"
+    taken.add(result)
+    return result
+
+
+def _collect(graph: Any, names: dict[str, str], taken: set[str]) -> None:
+    for node in graph.node:
+        for output in node.output:
+            if output and output not in names:
+                names[output] = _clean(output, taken)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                for value in attribute.g.input:
+                    names.setdefault(value.name, _clean(value.name, taken))
+                _collect(attribute.g, names, taken)
+    for node in graph.node:
+        for name in node.input:
+            # Constants are named in the order of their use: that order does not depend on their names.
+            if name and name not in names:
+                names[name] = _clean(name, taken)
+
+
+def _rename(graph: Any, names: dict[str, str], used: set[str]) -> None:
+    for node in graph.node:
+        node.name = _clean(node.name or node.op_type, used)
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                attribute.g.name = "body"
+                _rename(attribute.g, names, used)
+    for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    kept = sorted(graph.initializer, key=lambda tensor: tensor.name)
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    del graph.value_info[:]

@@ -1,0 +1,83 @@
+"""Keras and SavedModel to float TFLite, through TensorFlow's own converter."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import keras as keras_files
+from edgeopt.formats import tflite
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Worker
+
+
+class KerasToTflite(Stage):
+    """Convert with ``tf.lite.TFLiteConverter`` to float32, with the batch fixed to 1.
+
+    Inputs and outputs keep the names and the order of the source.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
+    produces: ClassVar[str] = "tflite"
+    worker: ClassVar[Worker] = "tensorflow"
+    requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "ai-edge-litert")
+    extra: ClassVar[str | None] = "keras"
+
+    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Convert one model.
+
+        Raises:
+            StageError: when the model cannot be loaded, or has an operator that TFLite does not know.
+        """
+        import tensorflow as tf
+
+        program = keras_files.load_program(model, self.trust)
+        context.progress("converting to TFLite")
+        function = program.function.get_concrete_function()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], program.owner)
+        try:
+            content = bytearray(converter.convert())
+        except (RuntimeError, ValueError, tf.errors.OpError) as error:
+            raise StageError(
+                f"TensorFlow cannot convert {model.path.name} to TFLite: {_reason(error)}",
+                fix="replace the layer, or leave tflite out of 'formats'",
+            ) from error
+        _arrange(content, [spec.name for spec in program.inputs], list(program.outputs))
+        path = context.folder / "model.tflite"
+        path.write_bytes(content)
+        return _described(path, program)
+
+
+def _described(path: Path, program: keras_files.Program) -> Model:
+    graph = tflite.read(path)
+    inputs = tuple(
+        spec.model_copy(update={"layout": source.layout})
+        for spec, source in zip(graph.inputs, program.inputs, strict=True)
+    )
+    return Model(format="tflite", path=path, inputs=inputs, outputs=graph.outputs)
+
+
+def _arrange(content: bytearray, inputs: list[str], outputs: list[str]) -> None:
+    """Put inputs and outputs in the order of the source, in place: the converter sorts them by name.
+
+    Only the two index vectors of the subgraph change, so the alignment of the buffers stays as it was.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    subgraph = model.Subgraphs(0)
+    vectors = (subgraph.InputsAsNumpy(), subgraph.OutputsAsNumpy())
+    for vector, names, wanted in zip(vectors, tflite.signature_names(model), (inputs, outputs), strict=True):
+        index = {name: tensor for tensor, name in names.items()}
+        if len(vector) == len(wanted) and all(name in index for name in wanted):
+            vector[:] = [index[name] for name in wanted]
+
+
+def _reason(error: Exception) -> str:
+    """The line of a converter's long message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "error:" in line or "not supported" in line]
+    return (telling or lines or [type(error).__name__])[0][:500]

@@ -1,0 +1,206 @@
+"""Keras 2 models (.h5, SavedModel) rebuilt in Keras 3, which opens the way to its other backends."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import keras as keras_files
+from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin import Context, Stage, Worker
+
+TOLERANCE = 1e-5
+DROPPED = frozenset({"groups"})
+"""Settings that Keras 2 wrote for DepthwiseConv2D and Keras 3 refuses; they had no effect."""
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class TfKerasToKeras(Stage):
+    """Read configuration and weights with tf_keras, rebuild the layers in Keras 3 and copy the weights.
+
+    The result is held to the outputs of the source on random inputs (max \\|error\\| < 1e-5, relative to the
+    largest output where that is above 1).
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"tf_keras"})
+    produces: ClassVar[str] = "keras"
+    worker: ClassVar[Worker] = "tensorflow"
+    requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py")
+    extra: ClassVar[str | None] = "keras"
+    preference: ClassVar[int] = -1
+
+    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Rebuild one model.
+
+        Raises:
+            StageError: naming the layer that cannot cross, or when the outputs differ.
+        """
+        old = keras_files.load_tf_keras(model.path, self.trust)
+        context.progress("rebuilding in Keras 3")
+        new = _rebuild(old, model.path.name)
+        _copy_weights(old, new)
+        inputs = _specs(new.inputs, [str(tensor.name) for tensor in new.inputs], model.inputs)
+        outputs = _specs(new.outputs, [str(name) for name in new.output_names], ())
+        _compare(old, new, inputs, model.path.name)
+        path = context.folder / "model.keras"
+        _save(new, path)
+        return Model(format="keras", path=path, inputs=inputs, outputs=outputs)
+
+
+def _rebuild(old: Any, name: str) -> Any:
+    import keras
+
+    if not hasattr(old, "get_config") or not getattr(old, "inputs", None):
+        raise StageError(
+            f"{name} is a subclassed model without an architecture that could be rebuilt",
+            fix="convert it through its SavedModel instead",
+        )
+    kinds: dict[str, Any] = {"Functional": keras.Model, "Sequential": keras.Sequential, "Model": keras.Model}
+    kind = type(old).__name__
+    for layer in _layers(old):
+        _crosses(layer, name)
+    if kind not in kinds:
+        raise StageError(f"{name} is a {kind}; only Sequential and functional models can be rebuilt in Keras 3")
+    try:
+        return kinds[kind].from_config(_modern(old.get_config()))
+    except keras_files.UNREADABLE as error:
+        raise StageError(f"Keras 3 cannot rebuild {name}: {keras_files.reason(error)}") from error
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    """All layers that are no models themselves."""
+    for layer in network.layers:
+        if hasattr(layer, "layers"):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _crosses(layer: Any, name: str) -> None:
+    """Refuse a layer that Keras 3 does not have or cannot build from its configuration."""
+    import keras
+
+    kind = type(layer).__name__
+    if kind == "Lambda" or not hasattr(keras.layers, kind):
+        reason = "holds Python code" if kind == "Lambda" else "is no layer of Keras 3"
+        raise StageError(
+            f"layer {layer.name!r} of {name} cannot cross to Keras 3: {kind} {reason}",
+            fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
+        )
+    if kind == "InputLayer":
+        return
+    try:
+        getattr(keras.layers, kind).from_config(_modern(layer.get_config()))
+    except keras_files.UNREADABLE as error:
+        raise StageError(
+            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: "
+            f"{keras_files.reason(error)}",
+            fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
+        ) from error
+
+
+def _modern(config: Any) -> Any:
+    """A Keras 2 configuration without the settings that Keras 3 refuses, with 'float32' for its policy."""
+    if isinstance(config, dict):
+        kernel = "depth_multiplier" in config
+        plain = {
+            key: _dtype(value) if key == "dtype" else _modern(value)
+            for key, value in config.items()
+            if not (kernel and key in DROPPED)
+        }
+        if "moving_mean_initializer" in config and isinstance(plain.get("axis"), list):
+            (plain["axis"],) = plain["axis"]
+        return plain
+    if isinstance(config, tuple):
+        return tuple(_modern(value) for value in config)
+    if isinstance(config, list):  # TensorFlow tracks lists in a class of its own: give back plain ones
+        return [_modern(value) for value in config]
+    return config
+
+
+def _dtype(value: Any) -> Any:
+    return value["config"]["name"] if isinstance(value, dict) and "config" in value else value
+
+
+def _copy_weights(old: Any, new: Any) -> None:
+    for source in old.layers:
+        target = new.get_layer(source.name)
+        if hasattr(source, "layers"):
+            _copy_weights(source, target)
+            continue
+        try:
+            target.set_weights(source.get_weights())
+        except ValueError as error:
+            raise StageError(
+                f"the weights of layer {source.name!r} do not fit its Keras 3 form: {error}"
+            ) from error
+
+
+def _specs(tensors: Any, names: list[str], told: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    layouts = [spec.layout for spec in told] if len(told) == len(names) else [None] * len(names)
+    specs = []
+    for tensor, name, layout in zip(tensors, names, layouts, strict=True):
+        shape = tuple(tensor.shape)
+        image = (layout or "NHWC") if len(shape) == 4 else None
+        specs.append(TensorSpec(name=name, shape=shape, dtype=str(tensor.dtype), layout=image))
+    return tuple(specs)
+
+
+def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> None:
+    """Run both on two random samples; open dimensions are given the size 16."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    values = [
+        random.standard_normal([2, *(size or 16 for size in spec.shape[1:])]).astype(spec.dtype)
+        for spec in inputs
+    ]
+    expected = tf.nest.flatten(old(tf.nest.pack_sequence_as(old.input, values), training=False))
+    found = tf.nest.flatten(new(tf.nest.pack_sequence_as(new.input, values), training=False))
+    for before, after in zip(expected, found, strict=True):
+        largest = max(1.0, float(np.abs(before).max()))
+        error = float(np.abs(np.asarray(before) - np.asarray(after)).max()) / largest
+        if not error < TOLERANCE:
+            raise StageError(
+                f"{name} rebuilt in Keras 3 gives other outputs: max |error| {error:.2g}, "
+                f"allowed {TOLERANCE:g}{_first_difference(old, new, values)}"
+            )
+
+
+def _first_difference(old: Any, new: Any, values: list[Any]) -> str:
+    """Names the first layer whose output differs, where the layers can be looked at one by one."""
+    import keras
+    import tensorflow as tf
+    import tf_keras
+
+    shared = [layer.name for layer in old.layers if not hasattr(layer, "layers") and layer.get_weights()]
+    before = tf_keras.Model(old.inputs, [old.get_layer(name).output for name in shared])(values)
+    after = keras.Model(new.inputs, [new.get_layer(name).output for name in shared])(values)
+    for name, one, other in zip(shared, tf.nest.flatten(before), tf.nest.flatten(after), strict=True):
+        if not np.allclose(one, other, rtol=1e-4, atol=1e-5):
+            return f"; the first layer that differs is {name!r}"
+    return ""
+
+
+def _save(network: Any, path: Path) -> None:
+    """Save without the date, so that the same model gives the same bytes."""
+    network.save(path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in sorted(archive.namelist())}
+    metadata = json.loads(entries["metadata.json"])
+    metadata.pop("date_saved", None)
+    entries["metadata.json"] = json.dumps(metadata, sort_keys=True).encode()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
+    path.write_bytes(content.getvalue())

@@ -1,0 +1,64 @@
+"""A TorchScript module as a file for the lite interpreter."""
+
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.formats import torch_program
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Worker
+
+
+class TorchscriptToMobile(Stage):
+    """Freeze and save for the lite interpreter, with no further optimization.
+
+    ``optimize_for_mobile`` needs a torch built with XNNPACK, and ``optimize_for_inference`` makes files
+    on which the lite interpreter crashes.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"torchscript_module"})
+    produces: ClassVar[str] = "torchscript"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    extra: ClassVar[str | None] = "torch"
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Convert one module.
+
+        Raises:
+            StageError: when the file is not TorchScript, or the inputs are unknown or do not fit.
+        """
+        import torch
+
+        if not model.inputs:
+            raise StageError(
+                f"{model.path.name} does not say what it takes: TorchScript files know no input shapes",
+                fix="describe 'inputs' of the model in the recipe",
+            )
+        inputs = tuple(torch_program.fix_batch(spec) for spec in model.inputs)
+        try:
+            with torch_program.quiet():
+                module = torch.jit.load(model.path, map_location="cpu").eval()
+        except RuntimeError as error:
+            raise StageError(
+                f"{model.path} cannot be read as TorchScript: {torch_program.brief(error)}",
+                fix="expected is what torch.jit.save writes",
+            ) from error
+        if hasattr(module, "training"):  # freezing removes the attribute
+            with torch_program.quiet():
+                module = torch.jit.freeze(module)
+        try:
+            values = torch_program.run(module, inputs)
+        except RuntimeError as error:
+            raise StageError(
+                f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
+                f"{torch_program.brief(error)}",
+                fix="correct 'inputs' in the recipe",
+            ) from error
+        path = context.folder / "model.ptl"
+        torch_program.save_script(module, path, lite=True)
+        return Model(
+            format="torchscript",
+            path=path,
+            inputs=inputs,
+            outputs=torch_program.describe_outputs(values, model.outputs),
+        )

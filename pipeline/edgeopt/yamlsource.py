@@ -1,0 +1,105 @@
+"""YAML with positions: every value knows its line and column, so every mistake can name them."""
+
+from typing import Any
+
+import yaml
+
+from edgeopt.errors import Problem, RecipeError
+
+Path = tuple[str | int, ...]
+Positions = dict[Path, tuple[int, int]]
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(text: str, file: str) -> tuple[Any, Positions]:
+    """Parse one YAML document safely into plain values and the position of each.
+
+    Duplicate keys and aliases are refused: the first hides a mistake, the second lets a small
+    file grow without bound.
+
+    Raises:
+        RecipeError: for text that is not YAML, with the parser's own position.
+    """
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        raise RecipeError(file, [Problem(f"not valid YAML: {what}", line, column)]) from error
+    if root is None:
+        raise RecipeError(file, [Problem("the file is empty")])
+    reader = _Reader()
+    value = reader.read(root, ())
+    if reader.problems:
+        raise RecipeError(file, reader.problems)
+    return value, reader.positions
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.positions: Positions = {}
+        self.problems: list[Problem] = []
+        self.seen: set[int] = set()
+        self.scalars = yaml.SafeLoader("")
+
+    def read(self, node: yaml.Node, path: Path) -> Any:
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        self.positions.setdefault(path, (line, column))
+        if id(node) in self.seen:
+            self.problems.append(Problem("aliases are not supported: write the value out", line, column))
+            return None
+        self.seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        try:
+            return self.scalars.construct_object(node)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError) as error:
+            what = getattr(error, "problem", None) or str(error)
+            self.problems.append(Problem(f"cannot be read: {what}", line, column))
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None:
+                self.problems.append(Problem("a key must be plain text", line, column))
+                continue
+            if key in values:
+                self.problems.append(Problem(f"key {key!r} is given twice", line, column))
+                continue
+            self.positions[(*path, key)] = (line, column)
+            values[key] = self.read(value_node, (*path, key))
+        return values
+
+
+def set_value(document: Any, assignment: str) -> None:
+    """Carry out ``--set a.b.0=value`` on a parsed document; the value is YAML.
+
+    Raises:
+        ValueError: when the path does not lead anywhere, or there is no ``=``.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {assignment!r} is not of the form key.key=value")
+    value, _ = read_yaml(text, f"--set {path}") if text.strip() else (None, {})
+    *parents, last = path.split(".")
+    here = document
+    for name in parents:
+        if isinstance(here, list) and name.isdigit() and int(name) < len(here):
+            here = here[int(name)]
+        elif isinstance(here, dict):
+            here = here.setdefault(name, {})
+        else:
+            raise ValueError(f"--set {assignment!r}: {name!r} leads nowhere")
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise ValueError(f"--set {assignment!r}: {last!r} leads nowhere")

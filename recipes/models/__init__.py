@@ -1,0 +1,1 @@
+"""Networks that the recipes build with ``factory: "models.<file>:<function>"``."""

@@ -1,0 +1,108 @@
+"""Device files: found by name, read with every mistake named."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from edgeopt.agent_archive import runtime_names
+from edgeopt.device import Device, known_devices, load_device, read_device, shipped
+from edgeopt.errors import RecipeError, UsageError
+from edgeopt.plugin import Connection
+from edgeopt.registry import find
+
+GOOD = """
+description: a board
+connection: {uses: local, with: {python: python3}}
+runtimes: {tflite: litert}
+limits: {flash: 1 MiB, ram: 256 KiB}
+"""
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_shipped_devices_are_valid() -> None:
+    names = known_devices()
+    assert {"host", "host-tflite-runtime"} <= set(names)
+    for name in names:
+        device = load_device(name)
+        assert device.name == name and device.description
+        assert set(device.runtimes.values()) <= set(runtime_names())
+        connection = device.connection
+        uses = connection if isinstance(connection, str) else connection["uses"]
+        options = {} if isinstance(connection, str) else connection.get("with", {})
+        assert isinstance(find("connections", uses).model_validate(options), Connection)
+
+
+def test_the_host_runs_every_runtime_that_it_can_share() -> None:
+    assert set(load_device("host").runtimes.values()) == set(runtime_names()) - {"null", "tflite_runtime"}
+
+
+def test_limits_are_read_with_units(tmp_path: Path) -> None:
+    device = read_device(write(tmp_path, "board", GOOD))
+    assert device.limits.flash == 2**20 and device.limits.ram == 256 * 2**10
+    assert device.threads == 1 and not device.emulated and device.setup.python == ()
+
+
+def test_the_users_folder_comes_first(tmp_path: Path) -> None:
+    write(tmp_path / "devices", "host", GOOD)
+    assert load_device("host", [tmp_path / "devices"]).description == "a board"
+    assert load_device("host", [tmp_path / "gone"]).description != "a board"
+    write(tmp_path / "devices", "mine", GOOD)
+    assert {"mine", "host"} <= set(known_devices([tmp_path / "devices"]))
+
+
+def test_a_path_is_accepted(tmp_path: Path) -> None:
+    path = write(tmp_path, "board", GOOD)
+    assert load_device(str(path)).name == "board"
+    with pytest.raises(UsageError, match="no such device file: .*gone.yaml"):
+        load_device(str(tmp_path / "gone.yaml"))
+
+
+def test_unknown_device_gives_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match="no device 'hots'; did you mean 'host'?") as caught:
+        load_device("hots")
+    assert caught.value.exit_code == 2 and str(shipped("devices")) in caught.value.fix
+
+
+def test_all_mistakes_are_reported_with_their_place(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "board",
+        "runtime: {tflite: litert}\n"
+        "runtimes: {tflite: litrt}\n"
+        "threads: 0\n"
+        "limits:\n  rma: 1 KiB\n  flash: 3 parsecs\n"
+        "connection: {use: local}\n",
+    )
+    with pytest.raises(RecipeError) as caught:
+        read_device(path)
+    text = str(caught.value)
+    assert f"{path}:1:1" in text and "unknown key 'runtime'; did you mean 'runtimes'?" in text
+    assert f"{path}:2:1" in text and "no runtime 'litrt'; did you mean 'litert'?" in text
+    assert f"{path}:3:1" in text
+    assert f"{path}:5:3" in text and "unknown key 'rma'; did you mean 'ram'?" in text
+    assert f"{path}:6:3" in text and "'parsecs' does not fit" in text
+    assert f"{path}:7:1" in text and "{uses: name, with: {options}}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "empty"), ("- a\n", "mapping"), ("a: [", "not valid YAML"), ("name: x\n", "runtimes")],
+)
+def test_files_that_are_no_devices(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, "board", text)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_device("board", [tmp_path])
+    assert str(path) in str(caught.value)
+
+
+def test_devices_cannot_be_changed(tmp_path: Path) -> None:
+    device = Device(name="x", runtimes={"tflite": "litert"})
+    with pytest.raises(ValidationError):
+        device.threads = 2  # type: ignore[misc]
