@@ -60,12 +60,12 @@ def test_the_users_folder_comes_first(tmp_path: Path) -> None:
 def test_a_path_is_accepted(tmp_path: Path) -> None:
     path = write(tmp_path, "board", GOOD)
     assert load_device(str(path)).name == "board"
-    with pytest.raises(UsageError, match="no such device file: .*gone.yaml"):
+    with pytest.raises(UsageError, match=r"no such device file: .*gone\.yaml"):
         load_device(str(tmp_path / "gone.yaml"))
 
 
 def test_unknown_device_gives_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match="no device 'hots'; did you mean 'host'?") as caught:
+    with pytest.raises(UsageError, match=r"no device 'hots'; did you mean 'host'\?") as caught:
         load_device("hots")
     assert caught.value.exit_code == 2 and str(shipped("devices")) in caught.value.fix
 

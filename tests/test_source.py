@@ -337,13 +337,16 @@ def test_inputs_without_an_input_layer_and_with_channels_first(tmp_path: Path) -
     assert "model.inputs" in untold.notes[0]
 
 
-def test_h5_that_points_into_another_file(tmp_path: Path) -> None:
+def test_h5_that_points_into_another_file_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "m.h5"
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = json.dumps(_sequential(_layer("Dense", units=2)))
         file["weights"] = h5py.ExternalLink("/etc/passwd", "/x")
     assert "points into another file" in _refusal(path)
+    monkeypatch.setattr(source, "HDF5_SECONDS", 0.001)
+    assert "cannot be read within" in _refusal(path)
+    monkeypatch.undo()
     damaged = tmp_path / "damaged.h5"
     damaged.write_bytes(path.read_bytes()[:100])
     assert _refusal(damaged)

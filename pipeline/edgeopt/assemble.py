@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import registry
-from edgeopt.build import Built
 from edgeopt.errors import UsageError
 from edgeopt.judge import accuracy, hop, latency, sizes
 from edgeopt.measure import Measured, Outcome, Trail
 from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
-from edgeopt.planner import Plan
+from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
 from edgeopt.results import Artifact, Hop, Measurement, Result, SourceResult
 
@@ -21,7 +20,7 @@ Named = list[tuple[str, Metric]]
 
 
 def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) -> list[Result]:
-    """One result per branch and device, failed and impossible ones included; copies the artifacts to ``out``."""
+    """One result per branch and device, also of what failed or cannot be had; artifacts go to ``out``."""
     metrics = named_metrics(plan)
     found: list[Result] = []
     for built in builds:
@@ -49,17 +48,22 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
             if outcome.error:
                 found.append(Result(status="failed", reason=outcome.error, measurements=values, **common))
                 continue
-            values |= _accuracy(metrics, outcome, measured) | latency(outcome.info)
+            strange = outcome.info.get("non_finite") or 0
+            values |= latency(outcome.info) | ({} if strange else _accuracy(metrics, outcome, measured))
             status, reason = ("failed", broken.reason) if broken else ("ok", "")
-            found.append(
-                Result(status=status, reason=reason, measurements=values, notes=_notes(outcome), **common)
-            )
+            if strange:
+                status, reason = "failed", f"{strange} output values are NaN or infinite"
+            found.append(Result(status=status, reason=reason, measurements=values, **common))
     for missing in plan.impossible:
         reason = f"{missing.reason}; {missing.fix}"
         for device in plan.recipe.devices:
             found.append(
                 Result(
-                    variant=missing.variant, format=missing.format, device=device.name, status="skipped", reason=reason
+                    variant=missing.variant,
+                    format=missing.format,
+                    device=device.name,
+                    status="skipped",
+                    reason=reason,
                 )
             )
     return found
@@ -99,7 +103,11 @@ def hops_of(trail: Sequence[Trail]) -> tuple[Hop, ...]:
             reason = step.outcome.error or "the source model could not be run"
             found.append(
                 Hop(
-                    stage=step.step, produced=step.produced, lossless=step.lossless, status="unmeasured", reason=reason
+                    stage=step.step,
+                    produced=step.produced,
+                    lossless=step.lossless,
+                    status="unmeasured",
+                    reason=reason,
                 )
             )
             continue
@@ -135,7 +143,9 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         "chain": _chain(built),
         "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
     }
-    replace(target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n"))
+    replace(
+        target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
+    )
     return Artifact(path=relative, digest=digest, size_bytes=target.stat().st_size)
 
 
@@ -165,10 +175,9 @@ def _accuracy(metrics: Named, outcome: Outcome, measured: Measured) -> dict[str,
     if measured.source.error:
         return {}
     outputs, source = outcome.outputs[0], measured.source.outputs[0]
-    return accuracy(metrics, outputs.reshape(source.shape) if outputs.size == source.size else outputs,
-                    measured.labels, source)
-
-
-def _notes(outcome: Outcome) -> tuple[str, ...]:
-    count = outcome.info.get("non_finite") or 0
-    return (f"{count} output values are NaN or infinite",) if count else ()
+    return accuracy(
+        metrics,
+        outputs.reshape(source.shape) if outputs.size == source.size else outputs,
+        measured.labels,
+        source,
+    )

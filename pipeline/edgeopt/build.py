@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
@@ -24,7 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 from edgeopt import registry
 from edgeopt.errors import EdgeoptError, StoreError
 from edgeopt.model import Model, content_digest
-from edgeopt.planner import Branch, Plan
+from edgeopt.planner import Built, Plan, Step
 from edgeopt.plugin import Feed, Stage, Worker, digest_of
 from edgeopt.results import Event
 from edgeopt.store import Entry, Store
@@ -34,32 +34,6 @@ from edgeopt.worker import carry_out, prepare
 LOG_LINES = 12
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.8
-
-
-class Step(NamedTuple):
-    """One finished stage of a branch."""
-
-    stage: Stage
-    model: Model
-    digest: str
-    cached: bool
-
-
-@dataclass
-class Built:
-    """How far one branch came: all its steps, or the reason why not."""
-
-    branch: Branch
-    steps: list[Step] = field(default_factory=list)
-    failure: str = ""
-
-    @property
-    def complete(self) -> bool:
-        return len(self.steps) == len(self.branch.stages)
-
-    @property
-    def next_stage(self) -> Stage:
-        return self.branch.stages[len(self.steps)]
 
 
 @dataclass
@@ -110,7 +84,9 @@ class _Builder:
         self.calibration_digest = ""
         if recipe.calibration is not None:
             self.feed = Feed(recipe.calibration, recipe.model.preprocess)
-            self.calibration_digest = digest_of([recipe.calibration.digest(), recipe.model.preprocess.model_dump()])
+            self.calibration_digest = digest_of(
+                [recipe.calibration.digest(), recipe.model.preprocess.model_dump()]
+            )
         self.memory_limit = recipe.limits.stage_memory or int(psutil.virtual_memory().total * MEMORY_SHARE)
         self.pools: dict[Worker, ProcessPool] = {}
         self.running: dict[concurrent.futures.Future[Any], _Job] = {}
@@ -195,7 +171,9 @@ class _Builder:
                 self.failed[job.key] = self._reason(job, error)
         for built in job.waiting:
             failed = job.key in self.failed
-            self._tell(built, job.stage, "failed" if failed else "done", seconds, self.failed.get(job.key, ""))
+            self._tell(
+                built, job.stage, "failed" if failed else "done", seconds, self.failed.get(job.key, "")
+            )
             self._move_on(built)
 
     def _keep(self, job: _Job, model: Model, seconds: float) -> None:
@@ -234,7 +212,9 @@ class _Builder:
                 continue
             try:
                 process = psutil.Process(int(job.stem.with_suffix(".pid").read_text()))
-                used = process.memory_info().rss + sum(c.memory_info().rss for c in process.children(recursive=True))
+                used = process.memory_info().rss + sum(
+                    c.memory_info().rss for c in process.children(recursive=True)
+                )
                 if used > self.memory_limit:
                     job.killed_at_bytes = used
                     process.kill()

@@ -17,14 +17,13 @@ import numpy as np
 
 from edgeopt import registry
 from edgeopt.agent_archive import build_agent
-from edgeopt.build import Built
 from edgeopt.device import Device, load_device
 from edgeopt.errors import DeviceError
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest, file_digest
-from edgeopt.planner import Plan
+from edgeopt.planner import Built, Plan, Step
 from edgeopt.plugin import Connection, Dataset, Link, digest_of
 from edgeopt.results import Event
-from edgeopt.samples import collect
+from edgeopt.samples import collect, random_inputs
 from edgeopt.store import Store
 
 PROBE_SAMPLES = 64
@@ -201,9 +200,14 @@ class Bench:
             link.get("result.json", folder / "result.json")
             return cast("dict[str, Any]", json.loads((folder / "result.json").read_text("utf-8")))
         except (DeviceError, ValueError) as error:
-            died = f"died with signal {-answer.returncode}" if answer.returncode < 0 else f"exit code {answer.returncode}"
+            died = (
+                f"died with signal {-answer.returncode}"
+                if answer.returncode < 0
+                else f"exit code {answer.returncode}"
+            )
             raise DeviceError(
-                f"device {self.device.name}: the agent ended without a result ({died}): {_last_line(answer.stderr)}"
+                f"device {self.device.name}: the agent ended without a result ({died}): "
+                f"{_last_line(answer.stderr)}"
             ) from error
 
 
@@ -256,7 +260,9 @@ def _put(link: Link, model: Model, stem: str) -> str:
 def _outcome(runtime: str, folder: Path, *, cached: bool) -> Outcome:
     info = json.loads((folder / "result.json").read_text("utf-8"))
     with np.load(folder / "outputs.npz", allow_pickle=False) as archive:
-        outputs = tuple(archive[name] for name in sorted(archive.files, key=lambda n: int(n.rpartition("_")[2])))
+        outputs = tuple(
+            archive[name] for name in sorted(archive.files, key=lambda n: int(n.rpartition("_")[2]))
+        )
     return Outcome(f"{runtime} {info['runtime'].get('version', '')}".strip(), "", outputs, info, cached)
 
 
@@ -289,7 +295,11 @@ class Measured:
 
 
 def measure(
-    plan: Plan, builds: Sequence[Built], store: Store, device_folders: Sequence[Path], watch: Callable[[Event], None]
+    plan: Plan,
+    builds: Sequence[Built],
+    store: Store,
+    device_folders: Sequence[Path],
+    watch: Callable[[Event], None],
 ) -> Measured:
     """Run the source model, every step and every artifact. Failures are outcomes; nothing is raised for them.
 
@@ -306,7 +316,12 @@ class _Session:
     """One measuring session: the benches, the evaluation data and the outcomes so far."""
 
     def __init__(
-        self, plan: Plan, store: Store, folder: Path, device_folders: Sequence[Path], watch: Callable[[Event], None]
+        self,
+        plan: Plan,
+        store: Store,
+        folder: Path,
+        device_folders: Sequence[Path],
+        watch: Callable[[Event], None],
     ) -> None:
         recipe = plan.recipe
         self.plan = plan
@@ -327,7 +342,9 @@ class _Session:
             source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
         )
         self._tell("source", "host", "failed" if source_outcome.error else "done", source_outcome.error)
-        floats = {b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete}
+        floats = {
+            b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
+        }
         finals: dict[tuple[str, str], Outcome] = {}
         trails: dict[str, tuple[Trail, ...]] = {}
         for built in builds:
@@ -371,33 +388,35 @@ class _Session:
         """Outputs after every step of a branch that some runtime of the host can run."""
         host = self.benches["host"]
         trail = [Trail("source", source.format, True, source_outcome)]
+        since: list[Step] = []  # steps since the last one whose result could be run
         for step in built.steps:
-            model, name = step.model, registry.plugin_name(step.stage)
+            since.append(step)
+            model = step.model
             if model.format not in host.device.runtimes or model == source:
                 continue
-            lossless = not step.stage.fulfils
+            name = " + ".join(registry.plugin_name(each.stage) for each in since)
+            lossless = not any(each.stage.fulfils for each in since)
+            since = []
             if step is not built.steps[-1]:
-                trail.append(Trail(name, model.format, lossless, host.run(model, self.evaluation, limit=PROBE_SAMPLES)))
+                trail.append(
+                    Trail(name, model.format, lossless, host.run(model, self.evaluation, limit=PROBE_SAMPLES))
+                )
                 continue
+            # From here on it is one and the same file: what is compared is how runtimes carry it out.
+            exact = not any(stage.fulfils for stage in built.branch.stages)
             reference = host.device.reference.get(host.device.runtimes[model.format])
-            if not lossless and reference is not None:
+            if not exact and reference is not None:
                 as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
-                trail.append(Trail(name, model.format, False, as_written))
-            devices = [device.name for device in built.branch.devices]
-            for device in devices:
-                step_name = name if device == devices[0] and trail[-1].step != name else f"runtime of {device}"
-                # A runtime's own kernels may round quantized numbers differently from another's.
-                trail.append(Trail(step_name, model.format, lossless, finals[built.branch.name, device]))
+                trail.append(Trail(name, model.format, lossless, as_written))
+                name = ""
+            for device in built.branch.devices:
+                final = finals[built.branch.name, device.name]
+                if name:
+                    trail.append(Trail(name, model.format, lossless, final))
+                else:
+                    trail.append(Trail(f"runtime of {device.name}", model.format, exact, final))
+                name = ""
         return tuple(trail)
 
     def _tell(self, branch: str, device: str, status: Any, message: str = "") -> None:
         self.watch(Event(branch=branch, step=f"measure on {device}", status=status, message=message))
-
-
-def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
-    """Seeded normal inputs of the shapes ``specs`` ask for; free dimensions become 1."""
-    generator = np.random.default_rng(0)
-    shapes = [(count, *(n or 1 for n in spec.shape[1:])) for spec in specs]
-    return [
-        generator.standard_normal(shape).astype(spec.dtype) for shape, spec in zip(shapes, specs, strict=True)
-    ]

@@ -68,13 +68,14 @@ class Preprocessing(BaseModel):
         if not np.issubdtype(np.dtype(spec.dtype), np.floating) and not self.changes_values:
             values: Array = sample.astype(spec.dtype)
         else:
-            values = sample.astype(np.float32)
+            real = sample.astype(np.float32)
             if self.scale != 1.0:
-                values = values * np.float32(self.scale)
+                real *= np.float32(self.scale)
             if self.mean:
-                values = values - self._per_channel(self.mean, values.ndim, source)
+                real = real - self._per_channel(self.mean, real.ndim, source)
             if self.std:
-                values = values / self._per_channel(self.std, values.ndim, source)
+                real = real / self._per_channel(self.std, real.ndim, source)
+            values = real
         return arrange(values[np.newaxis], source, spec.layout)
 
     @property

@@ -15,10 +15,12 @@ from edgeopt.errors import UsageError
 from edgeopt.judge import judge
 from edgeopt.measure import measure
 from edgeopt.planner import Plan, make_plan
+from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe import Recipe, load_recipe
+from edgeopt.registry import plugin_name
 from edgeopt.reports import write_report
 from edgeopt.results import Event, Report, Run
-from edgeopt.samples import collect
+from edgeopt.samples import checked, collect
 from edgeopt.store import Store
 
 ARTIFACTS = Path("artifacts")
@@ -56,9 +58,10 @@ def optimize(
     plan = make_plan(loaded)
     if not keep_going:
         plan.demand_possible()
-    check_data(plan)
     folder = run_folder(out, loaded.name, started)
     finished = Store(store_folder(store))
+    check_data(plan)
+    check_samples(loaded, finished)
 
     builds = build(plan, finished, watch)
     measured = measure(plan, builds, finished, device_folders, watch)
@@ -77,7 +80,10 @@ def optimize(
             calibration_digest=loaded.calibration.digest() if loaded.calibration else "",
             evaluation_digest=measured.evaluation_digest,
             samples=measured.samples,
-            notes=(*plan.notes, *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged)),
+            notes=(
+                *plan.notes,
+                *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),
+            ),
         ),
         environment=measured.probes,
         source=source,
@@ -107,21 +113,40 @@ def plan(
 
 
 def check_data(plan: Plan) -> None:
-    """Read one sample of every dataset: data that cannot fit the model is refused before anything slow starts.
+    """Hold the first sample of every dataset against what the model takes.
 
     Raises:
         UsageError: naming the dataset and both shapes.
     """
-    recipe: Recipe = plan.recipe
-    for dataset in (recipe.calibration, recipe.evaluation, recipe.train):
-        if dataset is not None:
-            _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
-            needy = [m for m in recipe.metrics if m.against == "labels"]
-            if dataset is recipe.evaluation and labels is None and needy:
-                raise UsageError(
-                    f"{recipe.file}: the evaluation data has no labels, but {type(needy[0]).__name__.lower()} needs them",
-                    fix="name the labels in data.evaluation, or remove metric: agreement with the source needs none",
-                )
+    recipe = plan.recipe
+    for dataset in datasets(recipe):
+        _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
+        needy = [metric for metric in recipe.metrics if metric.against == "labels"]
+        if dataset is recipe.evaluation and labels is None and needy:
+            raise UsageError(
+                f"{recipe.file}: the evaluation data has no labels, but {plugin_name(needy[0])} needs them",
+                fix="name the labels in data.evaluation, or remove metric: agreement needs none",
+            )
+
+
+def check_samples(recipe: Recipe, store: Store) -> None:
+    """Look at every sample once before anything slow starts; the store remembers what was found sound.
+
+    Raises:
+        UsageError: naming the first sample that is not finite or of another shape, or an empty dataset.
+    """
+    for dataset in datasets(recipe):
+        key = digest_of(["checked samples", dataset.digest()])
+        if store.get(key) is None:
+            count = sum(1 for _ in checked(dataset))
+            with store.scratch() as folder:
+                store.put(key, folder, {"samples": count})
+
+
+def datasets(recipe: Recipe) -> list[Dataset]:
+    """The datasets that a recipe names."""
+    named = (recipe.calibration, recipe.evaluation, recipe.train)
+    return [dataset for dataset in named if dataset is not None]
 
 
 def store_folder(given: Path | None) -> Path:
@@ -142,7 +167,9 @@ def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Pat
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR") from error
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR"
+        ) from error
     return folder
 
 

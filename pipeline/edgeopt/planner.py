@@ -8,7 +8,7 @@ told by name, with what can be had instead.
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -33,6 +33,32 @@ class Branch(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.variant}.{self.format}"
+
+
+class Step(NamedTuple):
+    """One finished stage of a branch."""
+
+    stage: Stage
+    model: Model
+    digest: str
+    cached: bool
+
+
+@dataclass
+class Built:
+    """How far one branch came: all its steps, or the reason why not."""
+
+    branch: Branch
+    steps: list[Step] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.steps) == len(self.branch.stages)
+
+    @property
+    def next_stage(self) -> Stage:
+        return self.branch.stages[len(self.steps)]
 
 
 class Impossible(NamedTuple):
@@ -64,7 +90,8 @@ class Plan:
         if self.impossible:
             lines = [f"{i.variant} as {i.format}: {i.reason}\n    {i.fix}" for i in self.impossible]
             raise UsageError(
-                f"{self.recipe.file}: {len(lines)} of the requested artifacts cannot be had:\n  " + "\n  ".join(lines),
+                f"{self.recipe.file}: {len(lines)} of the requested artifacts cannot be had:\n  "
+                + "\n  ".join(lines),
                 fix="change the recipe, or build the rest with --keep-going",
             )
 
@@ -110,7 +137,7 @@ def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
     if not model.inputs:
         raise UsageError(
             f"{part.path} does not tell the shape of its inputs",
-            fix="add to the recipe: model.inputs: [{name: input, shape: [1, 3, 32, 32], dtype: float32, layout: NCHW}]",
+            fix="add to the recipe's model: inputs: [{name: input, shape: [1, 3, 32, 32], layout: NCHW}]",
         )
     return model, source.framework or "", list(source.notes)
 
@@ -142,11 +169,15 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
             )
     devices = tuple(device for device in recipe.devices if target in device.runtimes)
     if not devices:
-        return cannot(f"no device of the recipe has a runtime for {target}", "add a device that has, such as host")
+        return cannot(
+            f"no device of the recipe has a runtime for {target}", "add a device that has, such as host"
+        )
     return Branch(variant.name, target, stages, devices)
 
 
-def find_chain(source: str, target: str, intents: Sequence[Intent], model: ModelPart) -> tuple[Stage, ...] | None:
+def find_chain(
+    source: str, target: str, intents: Sequence[Intent], model: ModelPart
+) -> tuple[Stage, ...] | None:
     """The shortest chain from ``source`` to ``target`` that fulfils every intent exactly once.
 
     Ties are broken by the stages' declared preference, then by name, so that a plan is stable.
@@ -198,7 +229,9 @@ def _instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        known = registry.nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
+        known = (
+            registry.nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
+        )
         raise UsageError(
             f"{stage.__module__.rpartition('.')[2]} refuses option {where!r}: {first['msg'].lower()}{known}",
             fix="see the recipe reference for its options",
@@ -211,7 +244,9 @@ def _listed(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe)
     before: tuple[Stage, ...] = ()
     if first is not None and source not in first.accepts:
         chains = [
-            chain for fmt in sorted(first.accepts) if (chain := find_chain(source, fmt, (), recipe.model)) is not None
+            chain
+            for fmt in sorted(first.accepts)
+            if (chain := find_chain(source, fmt, (), recipe.model)) is not None
         ]
         if not chains:
             raise UsageError(
@@ -229,7 +264,9 @@ def _listed(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe)
         here = stage.produces
     after = find_chain(here, target, (), recipe.model)
     if after is None:
-        raise UsageError(f"the listed stages end with {here}, and nothing leads from there to {target}", fix="")
+        raise UsageError(
+            f"the listed stages end with {here}, and nothing leads from there to {target}", fix=""
+        )
     return (*before, *stages, *after)
 
 

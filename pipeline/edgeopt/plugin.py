@@ -65,7 +65,9 @@ class Code(BaseModel):
             roots: Sequence[Path] = (info.context or {}).get("roots", ())
             relative = Path(*module.split("."))
             for root in roots:
-                if (root / relative).with_suffix(".py").exists() or (root / relative / "__init__.py").exists():
+                if (root / relative).with_suffix(".py").exists() or (
+                    root / relative / "__init__.py"
+                ).exists():
                     return {"target": value, "folder": root.resolve()}
             top = module.partition(".")[0]
             if importlib.util.find_spec(top) is None:

@@ -71,7 +71,10 @@ def profile(
             model, prepared = _fit_layout(model, prepared, dataset)
         evaluation = Evaluation(dataset, prepared, folder)
         outcome = bench.run(
-            model, evaluation, latency=(protocol or Latency()).model_dump(), options={"trust": trust} if trust else {}
+            model,
+            evaluation,
+            latency=(protocol or Latency()).model_dump(),
+            options={"trust": trust} if trust else {},
         )
         if outcome.error:
             raise DeviceError(f"{path.name} on {device}: {outcome.error}")
@@ -79,12 +82,22 @@ def profile(
         labels = evaluation.labels(model.inputs) if dataset is not None else None
         for metric in metrics:
             if metric.against != "labels":
-                raise UsageError(f"{registry.plugin_name(metric)} compares with a source model: use edgeopt optimize")
+                raise UsageError(
+                    f"{registry.plugin_name(metric)} compares with a source model: use edgeopt optimize"
+                )
             if labels is None:
-                raise UsageError(f"{registry.plugin_name(metric)} needs labelled data", fix="give it with --data")
-            values[registry.plugin_name(metric)] = measurement(metric.score(outcome.outputs[0], labels), metric.unit)
+                raise UsageError(
+                    f"{registry.plugin_name(metric)} needs labelled data", fix="give it with --data"
+                )
+            values[registry.plugin_name(metric)] = measurement(
+                metric.score(outcome.outputs[0], labels), metric.unit
+            )
         values |= latency(outcome.info)
-    artifact = Artifact(path=str(path), digest=file_digest(path), size_bytes=path.stat().st_size) if path.is_file() else None
+    artifact = (
+        Artifact(path=str(path), digest=file_digest(path), size_bytes=path.stat().st_size)
+        if path.is_file()
+        else None
+    )
     result = Result(
         variant=path.stem,
         format=model.format,

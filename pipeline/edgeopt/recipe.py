@@ -180,7 +180,9 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in known:
         return folder / f"{name}.yaml"
     hint = registry.nearest(path.stem, known)
-    raise UsageError(f"no recipe file {str(name)!r}{hint}", fix="write one for your model with: edgeopt init MODEL")
+    raise UsageError(
+        f"no recipe file {str(name)!r}{hint}", fix="write one for your model with: edgeopt init MODEL"
+    )
 
 
 def load_recipe(
@@ -244,7 +246,9 @@ class _Resolver:
         if document is None:
             raise RecipeError(str(self.file), self.problems)
         if document.version != VERSION:
-            self._problem(("version",), f"version {document.version} is not known; this edgeopt reads {VERSION}")
+            self._problem(
+                ("version",), f"version {document.version} is not known; this edgeopt reads {VERSION}"
+            )
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         metrics = self._metrics(document)
         variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
@@ -318,7 +322,9 @@ class _Resolver:
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             self._problem(loc, f"variant name {name!r} may hold letters, digits, '-', '_' and '.' only")
         if name == "float" and body:
-            self._problem(loc, "'float' is the untouched baseline and takes no options; name the variant otherwise")
+            self._problem(
+                loc, "'float' is the untouched baseline and takes no options; name the variant otherwise"
+            )
         if "stages" in body:
             if len(body) > 1:
                 self._problem(loc, "a variant lists its stages itself or says what it wants, not both")
@@ -354,11 +360,15 @@ class _Resolver:
                 continue
             options = {"scheme": value} if isinstance(value, str) else value
             if not isinstance(options, dict) or not options:
-                self._problem(here, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options")
+                self._problem(
+                    here, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options"
+                )
                 continue
             scheme = str(options.get("scheme", next(iter(options))))
             if scheme not in schemes[name]:
-                self._problem(here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}")
+                self._problem(
+                    here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}"
+                )
                 continue
             intents.append(Intent(name, scheme, options))
         return intents
@@ -376,7 +386,9 @@ class _Resolver:
         before = len(self.problems)
         known = [*found, *UNITS]
         if gate.metric not in known and None not in metrics:
-            self._problem((*loc, "metric"), f"no metric {gate.metric!r}{registry.nearest(gate.metric, known)}")
+            self._problem(
+                (*loc, "metric"), f"no metric {gate.metric!r}{registry.nearest(gate.metric, known)}"
+            )
         for key, names in (
             ("variants", [variant.name for variant in variants]),
             ("formats", document.formats),
@@ -385,7 +397,8 @@ class _Resolver:
             for name in getattr(gate, key):
                 if name not in names:
                     self._problem(
-                        (*loc, key), f"no {key[:-1]} {name!r} in this recipe{registry.nearest(name, list(names))}"
+                        (*loc, key),
+                        f"no {key[:-1]} {name!r} in this recipe{registry.nearest(name, list(names))}",
                     )
         unit = UNITS.get(gate.metric, "")
         limits: dict[str, float] = {}
@@ -403,7 +416,7 @@ class _Resolver:
             variants=gate.variants,
             formats=gate.formats,
             devices=gate.devices,
-            **limits,  # type: ignore[arg-type]
+            **limits,
         )
 
     def _device(self, name: str, loc: Loc) -> Device | None:

@@ -66,7 +66,9 @@ def find(kind: Kind, name: str, roots: tuple[Path, ...] = ()) -> type[Plugin]:
     else:
         found = _installed(kind, name) or _shipped(kind, name)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UsageError(f"{name!r} is not a {kind[:-1]}: it must be a subclass of edgeopt.plugin.{base.__name__}")
+        raise UsageError(
+            f"{name!r} is not a {kind[:-1]}: it must be a subclass of edgeopt.plugin.{base.__name__}"
+        )
     return found
 
 

@@ -11,11 +11,14 @@ and ONNX as protobuf wire data (https://protobuf.dev/programming-guides/encoding
 """
 
 import difflib
+import importlib.util
 import json
 import mmap
 import os
 import pickletools
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -34,6 +37,7 @@ JSON_LIMIT = 64 << 20
 """Bytes of configuration that are read; the largest public models stay under a tenth of it."""
 PICKLE_LIMIT = 64 << 20
 """Bytes of pickle that are looked through: tensors lie outside of it, so real ones are small."""
+HDF5_SECONDS = 20
 ENTRY_LIMIT = 100_000
 """Members of an archive, or files of a folder."""
 
@@ -93,13 +97,13 @@ _MALFORMED = (
     AttributeError,
     IndexError,
     RuntimeError,
-    RecursionError,
     EOFError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading damaged or hostile content raises; zipfile answers an encrypted member with RuntimeError."""
+"""What reading damaged or hostile content raises; zipfile answers an encrypted member
+and json too deep a nesting with a RuntimeError."""
 
 
 def inspect(path: Path, *, trust: bool = False) -> Source:
@@ -289,32 +293,47 @@ def _keras_archive(path: Path, trust: bool) -> Source:
     return _from_keras_config(path, config, version, trust)
 
 
+_READ_HDF5 = """
+import json, sys
+import h5py
+
+def text(value):
+    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
+
+links = []
+with h5py.File(sys.argv[1], "r") as file:
+    config, version = text(file.attrs.get("model_config")), text(file.attrs.get("keras_version"))
+    file.visititems_links(
+        lambda name, link: links.append(name) if isinstance(link, h5py.ExternalLink) else None
+    )
+json.dump([config if config is None else config[: int(sys.argv[2])], version, links[:1]], sys.stdout)
+"""
+
+
 def _keras_hdf5(path: Path, trust: bool) -> Source:
+    if importlib.util.find_spec("h5py") is None:
+        raise MissingPackageError(f"reading {path.name} needs h5py", fix="pip install 'edgeopt[keras]'")
+    # In a process of its own: a damaged file can send the HDF5 library into an endless loop or a crash.
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _READ_HDF5, str(path), str(JSON_LIMIT + 1)]
     try:
-        import h5py
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading {path.name} needs h5py", fix="pip install 'edgeopt[keras]'"
-        ) from error
-    with h5py.File(path, "r") as file:
-        config = file.attrs.get("model_config")
-        if config is None:
-            raise UsageError(
-                f"{path} holds no model: it has no 'model_config', so it is weights only",
-                fix="save the whole model: model.save('model.keras')",
-            )
-        links: list[str] = []
-        # An external link would have the loader read a file that the model does not own.
-        file.visititems_links(
-            lambda name, link: links.append(name) if isinstance(link, h5py.ExternalLink) else None
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HDF5_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"its structure cannot be read within {HDF5_SECONDS} seconds") from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["the HDF5 library crashed on it"]
+        raise ValueError(last[0])
+    config, version, links = json.loads(done.stdout)
+    if config is None:
+        raise UsageError(
+            f"{path} holds no model: it has no 'model_config', so it is weights only",
+            fix="save the whole model: model.save('model.keras')",
         )
-        if links:
-            raise UsageError(
-                f"{path} is refused: {links[0]!r} points into another file", fix="save the model again"
-            )
-        version = file.attrs.get("keras_version", "2")
-    version = version.decode() if isinstance(version, bytes) else str(version)
-    return _from_keras_config(path, _json(config), version, trust)
+    if links:
+        # The loader would read a file that the model does not own.
+        raise UsageError(
+            f"{path} is refused: {links[0]!r} points into another file", fix="save the model again"
+        )
+    return _from_keras_config(path, _json(config), version or "2", trust)
 
 
 def _from_keras_config(path: Path, config: Any, version: str, trust: bool) -> Source:

@@ -47,7 +47,8 @@ class Store:
             (root / "scratch").mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f"cannot write the store in {root}: {error.strerror}", fix="choose another folder with --store DIR"
+                f"cannot write the store in {root}: {error.strerror}",
+                fix="choose another folder with --store DIR",
             ) from error
         self._sweep()
 
@@ -60,9 +61,9 @@ class Store:
             return None
         try:
             record = json.loads((folder / "entry.json").read_text("utf-8"))
-            sound = record["check"] == digest_of([record["files"], record["meta"]]) and record["files"] == _digests(
-                folder / "files"
-            )
+            sound = record["check"] == digest_of([record["files"], record["meta"]]) and record[
+                "files"
+            ] == _digests(folder / "files")
         except (OSError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
@@ -102,7 +103,9 @@ class Store:
             raise _explained(error, self.root) from error
         entry = self.get(key)
         if entry is None:
-            raise StoreError(f"what was just written to {target} reads back differently", fix="check the disk")
+            raise StoreError(
+                f"what was just written to {target} reads back differently", fix="check the disk"
+            )
         return entry
 
     @contextmanager
@@ -142,4 +145,6 @@ def _explained(error: OSError, root: Path) -> StoreError:
             f"no space left for the store in {root}; finished work is kept",
             fix="free some space, or choose another folder with --store DIR, and run again: it resumes",
         )
-    return StoreError(f"cannot write the store in {root}: {error.strerror}", fix="choose another folder with --store DIR")
+    return StoreError(
+        f"cannot write the store in {root}: {error.strerror}", fix="choose another folder with --store DIR"
+    )

@@ -40,7 +40,8 @@ def carry_out(stage: Stage, model: Model, calibration: Feed | None, folder: Path
 
 
 def _say(message: str) -> None:
-    print(message, flush=True)
+    sys.stdout.write(message + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="edgeopt",
-    help="Make trained Keras and PyTorch models smaller and faster for the edge, and prove that they still work.",
+    help="Make trained Keras and PyTorch models smaller and faster, and prove that they still work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

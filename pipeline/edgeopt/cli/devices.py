@@ -56,7 +56,9 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
     absent = []
     for format_name, runtime in device.runtimes.items():
         version = runtimes.get(runtime)
-        typer.echo(f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed there'}")
+        typer.echo(
+            f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed there'}"
+        )
         absent += [] if version else [runtime]
     if absent:
         raise DeviceError(
@@ -76,5 +78,7 @@ def setup(name: Name, devices: DeviceFolders = None) -> None:
     connection = device.connection
     environment = connection.get("with", {}).get("environment") if isinstance(connection, dict) else None
     if environment is None:
-        raise UsageError(f"device {name} needs no setting up", fix=f"see what is there: edgeopt devices check {name}")
+        raise UsageError(
+            f"device {name} needs no setting up", fix=f"see what is there: edgeopt devices check {name}"
+        )
     setup_environment(environment, device.setup.python, lambda text: typer.echo(text, err=True))

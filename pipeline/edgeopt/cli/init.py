@@ -7,7 +7,9 @@ import typer
 
 
 def init(
-    model: Annotated[Path, typer.Argument(help=".keras, .h5, SavedModel folder, .pt2, TorchScript, or a checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(help=".keras, .h5, SavedModel folder, .pt2, TorchScript, or a checkpoint.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
 ) -> None:
@@ -17,7 +19,9 @@ def init(
 
     text = starter_recipe(model)
     if out.exists() and not force:
-        raise UsageError(f"{out} is there already", fix="choose another with --out, or replace it with --force")
+        raise UsageError(
+            f"{out} is there already", fix="choose another with --out, or replace it with --force"
+        )
     try:
         out.write_text(text, "utf-8")
     except OSError as error:

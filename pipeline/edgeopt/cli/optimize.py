@@ -10,20 +10,24 @@ from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFold
 if TYPE_CHECKING:
     from edgeopt.results import Report
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
+]
 
 
 def optimize(
     recipe: RecipeName,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the report [default: artifacts/runs/<time>-<recipe>].")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the report [default: artifacts/runs/<time>-<recipe>]."),
     ] = None,
     sets: Sets = None,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     store: StoreFolder = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Build what can be had when the recipe also asks for what cannot.")
+        bool,
+        typer.Option("--keep-going", help="Build what can be had when the recipe also asks for what cannot."),
     ] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
@@ -85,7 +89,9 @@ def plan(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or its report.json.")] = Path("artifacts/runs/latest"),
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its report.json.")] = Path(
+        "artifacts/runs/latest"
+    ),
     format: Annotated[str, typer.Option("--format", help="table, md or json.")] = "table",
 ) -> None:
     """Show the report of an earlier run again."""

@@ -1,18 +1,24 @@
 """``profile``: measure one finished file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, folders
 
+if TYPE_CHECKING:
+    from edgeopt.model import TensorSpec
+
 
 def profile(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .ptl or .pte file, or a source model.")],
-    device: Annotated[str, typer.Option("--device", help="Where to measure; see 'edgeopt devices list'.")] = "host",
+    device: Annotated[
+        str, typer.Option("--device", help="Where to measure; see 'edgeopt devices list'.")
+    ] = "host",
     data: Annotated[
-        Path | None, typer.Option("--data", help="An .npz file with inputs 'x' and, for accuracy, labels 'y'.")
+        Path | None,
+        typer.Option("--data", help="An .npz file with inputs 'x' and, for accuracy, labels 'y'."),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Take data, preprocessing and metric from this recipe.")
@@ -24,7 +30,9 @@ def profile(
     ] = None,
     min_runs: Annotated[int, typer.Option(help="Measure latency at least this many times.", min=2)] = 50,
     min_seconds: Annotated[float, typer.Option(help="Measure latency at least this long.", min=0)] = 2.0,
-    trust: Annotated[bool, typer.Option("--trust", help="Allow pickles and Lambda layers: they run code.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Allow pickles and Lambda layers: they run code.")
+    ] = False,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     as_json: AsJson = False,
@@ -49,7 +57,7 @@ def profile(
     if data is not None:
         if not data.is_file():
             raise UsageError(f"no such file: {data}")
-        labelled = Npz.has(data, "y")
+        labelled = "y" in Npz.keys_of(data)
         dataset = Npz(path=data, label="y" if labelled else None)
         if labelled:
             found = find("metrics", metric)()
@@ -81,12 +89,14 @@ def profile(
         show_report(report)
 
 
-def _spec(text: str, index: int) -> "TensorSpec":  # noqa: F821 - imported where it is used
+def _spec(text: str, index: int) -> "TensorSpec":
     from edgeopt.errors import UsageError
     from edgeopt.model import TensorSpec
 
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--shape {text!r} is not a list of whole numbers", fix="write it as 1,3,32,32") from error
+        raise UsageError(
+            f"--shape {text!r} is not a list of whole numbers", fix="write it as 1,3,32,32"
+        ) from error
     return TensorSpec(name=f"input_{index}", shape=shape, layout=None)

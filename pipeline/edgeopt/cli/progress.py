@@ -30,7 +30,9 @@ class Progress:
             self.status.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.status is not None:
             self.status.__exit__(kind, error, trace)  # type: ignore[attr-defined]
             self.status = None

@@ -10,8 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from edgeopt import registry
-from edgeopt.build import Built
-from edgeopt.planner import Plan
+from edgeopt.planner import Built, Plan
 from edgeopt.reports.markdown import columns, primary_metric, show
 from edgeopt.results import Report
 
@@ -30,9 +29,15 @@ def show_report(report: Report) -> None:
     out = console()
     metric = primary_metric(report)
     if report.source is not None:
-        values = ", ".join(f"{name} {show(name, value)}" for name, value in report.source.measurements.items())
+        values = ", ".join(
+            f"{name} {show(name, value)}" for name, value in report.source.measurements.items()
+        )
         told = values or report.source.reason
-        out.print(Text(f"source model {report.source.path} ({report.source.format}) {told}, n = {report.run.samples}"))
+        out.print(
+            Text(
+                f"source model {report.source.path} ({report.source.format}) {told}, n = {report.run.samples}"
+            )
+        )
     for device in report.devices():
         wanted = columns(metric)
         table = Table(title=f"{report.recipe} on {device}", title_justify="left")
@@ -43,12 +48,17 @@ def show_report(report: Report) -> None:
         for row in report.results:
             if row.device == device:
                 status = Text(row.status, STYLES[row.status])
-                values = [show(name, row.measurements.get(name)) for _, name in wanted]
-                table.add_row(Text(row.variant), row.format, status, *values)
+                cells = [show(name, row.measurements.get(name)) for _, name in wanted]
+                table.add_row(Text(row.variant), row.format, status, *cells)
         out.print(table)
     for row in report.results:
         if row.reason:
-            out.print(Text(f"{row.variant}.{row.format} on {row.device} {row.status}: {row.reason}", STYLES[row.status]))
+            out.print(
+                Text(
+                    f"{row.variant}.{row.format} on {row.device} {row.status}: {row.reason}",
+                    STYLES[row.status],
+                )
+            )
     failed = [verdict for verdict in report.gates if verdict.status == "fail"]
     for verdict in failed:
         where = f"{verdict.variant}.{verdict.format} on {verdict.device}"

@@ -1,7 +1,10 @@
 """scikit-learn's handwritten digits: small, real, and there without a download."""
 
+import gzip
 import hashlib
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -43,11 +46,23 @@ class Digits(Dataset):
 
     @staticmethod
     def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
-
-        bunch = load_digits()
-        images = bunch.images.astype(np.uint8)
-        labels = bunch.target.astype(np.uint8)
+        # The file is read as it lies in the package: importing scikit-learn takes seconds.
+        spec = importlib.util.find_spec("sklearn")
+        if spec is None or spec.origin is None:
+            raise UsageError(
+                "the digits come with scikit-learn, which is not installed", fix="pip install scikit-learn"
+            )
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        try:
+            with gzip.open(path) as file:
+                table = np.array([line.split(b",") for line in file.read().splitlines()]).astype(np.float32)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"cannot read the digits in {path}: {error}",
+                fix="reinstall them: pip install --force-reinstall scikit-learn",
+            ) from error
+        images = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8)
+        labels = table[:, -1].astype(np.uint8)
         if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != CONTENT:
             raise UsageError(
                 "the digits of the installed scikit-learn are not the known ones",

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from difflib import get_close_matches
 from itertools import islice
 from math import prod
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -55,6 +56,21 @@ class Npz(Dataset):
             raise UsageError(
                 f"{self.path}: damaged, or not an .npz file: {error}",
                 fix="make it again with numpy.savez(path, x=..., y=...)",
+            ) from error
+
+    @staticmethod
+    def keys_of(path: Path) -> list[str]:
+        """The arrays of a file, without reading them.
+
+        Raises:
+            UsageError: it is not an ``.npz`` file.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        except DAMAGED as error:
+            raise UsageError(
+                f"{path}: not an .npz file: {error}", fix="make it with numpy.savez(path, x=..., y=...)"
             ) from error
 
     def digest(self) -> str:

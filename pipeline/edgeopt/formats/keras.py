@@ -163,7 +163,7 @@ def _traced(network: Any, model: Model) -> Program:
         )
     names = [str(tensor.name).partition(":")[0] for tensor in network.inputs]
     inputs = _fixed(model, names, [(t.shape, tf.as_dtype(t.dtype).name) for t in network.inputs])
-    structure = network.input
+    structure = input_structure(network)
     outputs = _unique([str(name) for name in network.output_names])
 
     def call(*tensors: Any) -> dict[str, Any]:
@@ -175,6 +175,14 @@ def _traced(network: Any, model: Model) -> Program:
     owner.held = [v if isinstance(v, tf.Variable) else v.value for v in network.variables]
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in inputs]
     return Program(tf.function(call, input_signature=signature), owner, inputs, outputs)
+
+
+def input_structure(network: Any) -> Any:
+    """What the network is called with: one tensor, or its inputs in the list or dictionary it was built with."""
+    try:
+        return network.input
+    except AttributeError:  # a Sequential model of Keras 3 that has not been called
+        return network.inputs[0]
 
 
 def _signature(model: Model) -> Program:

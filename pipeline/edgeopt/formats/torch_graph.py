@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 NOTHING = frozenset(
-    {"contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy", "lift_fresh", "dropout", "dropout_"}
+    {
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "detach_",
+        "lift_fresh_copy",
+        "lift_fresh",
+        "dropout",
+        "dropout_",
+    }
     | {"feature_dropout", "alpha_dropout", "native_dropout"}
 )
 """Operators that change no value in a program for inference."""
@@ -54,7 +64,6 @@ ALIASES = {
 
 ROUNDS = 64
 """More rewriting rounds than any graph seen needed; a rule that undoes another must not hang a run."""
-
 
 
 def simplify(
@@ -157,7 +166,8 @@ class _Rewriter:
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         wanted = [re.sub(r"\W", "_", name) for name in names]
         fit = len(set(wanted)) == len(wanted) and all(
-            name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", "torch") for name in wanted
+            name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", "torch")
+            for name in wanted
         )
         for index, node in enumerate(placeholders):
             node.target = node._rename(wanted[index] if fit else f"input_{index}") or node.name
@@ -252,7 +262,10 @@ class _Rewriter:
         if name in ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"):
             self.graph.erase_node(node)
             return True
-        if name == "getitem" and operator_name(node.args[0]) in ("_native_batch_norm_legit_no_training", "native_dropout"):
+        if name == "getitem" and operator_name(node.args[0]) in (
+            "_native_batch_norm_legit_no_training",
+            "native_dropout",
+        ):
             if operator_name(node.args[0]) == "native_dropout":
                 return self._replace(node, node.args[0].args[0]) if node.args[1] == 0 else False
             return False
@@ -266,7 +279,12 @@ class _Rewriter:
         same = self._shape(source) == self._shape(node)
         if name in ("to", "_to_copy", "type_as") and self._dtype(source) == self._dtype(node):
             return self._replace(node, source)
-        if same and name in ("reshape", "expand", "slice", *(k for k, v in ALIASES.items() if v == "reshape")):
+        if same and name in (
+            "reshape",
+            "expand",
+            "slice",
+            *(k for k, v in ALIASES.items() if v == "reshape"),
+        ):
             return self._replace(node, source)
         if name == "permute" and list(node.args[1]) == list(range(len(self._shape(source) or ()))):
             return self._replace(node, source)
@@ -278,7 +296,10 @@ class _Rewriter:
         aten = self.aten
         plain_name = ALIASES.get(name)
         if plain_name == "reshape" and isinstance(self._shape(node), tuple):
-            return self._replace(node, self._new(node, aten.reshape.default, (node.args[0], list(self._shape(node) or ())), node))
+            return self._replace(
+                node,
+                self._new(node, aten.reshape.default, (node.args[0], list(self._shape(node) or ())), node),
+            )
         if plain_name is not None and plain_name != "reshape" and len(node.args) == 2 and not node.kwargs:
             overload = "Tensor" if isinstance(node.args[1], self.torch.fx.Node) else "Scalar"
             target = getattr(getattr(aten, plain_name), overload, getattr(aten, plain_name).Tensor)
@@ -290,23 +311,41 @@ class _Rewriter:
             return self._replace(node, self._new(node, aten.permute.default, (node.args[0], order), node))
         if name == "t" and len(self._shape(node) or ()) == 2:
             return self._replace(node, self._new(node, aten.permute.default, (node.args[0], [1, 0]), node))
-        if name == "constant_pad_nd" or (name == "pad" and (len(node.args) < 3 or node.args[2] == "constant")):
+        if name == "constant_pad_nd" or (
+            name == "pad" and (len(node.args) < 3 or node.args[2] == "constant")
+        ):
             if name == "pad":
                 fill = node.args[3] if len(node.args) > 3 and node.args[3] is not None else 0.0
                 fill = node.kwargs.get("value", fill) or 0.0
-                return self._replace(node, self._new(node, aten.constant_pad_nd.default, (node.args[0], list(node.args[1]), fill), node))
+                return self._replace(
+                    node,
+                    self._new(
+                        node, aten.constant_pad_nd.default, (node.args[0], list(node.args[1]), fill), node
+                    ),
+                )
             return False
         if name in ("convolution", "_convolution") and not node.args[6] and not any(node.args[7]):
             x, weight, bias, stride, padding, dilation, _, _, groups = node.args[:9]
             rank = len(self._shape(x) or ()) - 2
             target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[rank]
-            return self._replace(node, self._new(node, target, (x, weight, bias, stride, padding, dilation, groups), node))
-        if name == "addmm" and not node.kwargs and self._is_constant(node.args[2]) and self._is_constant(node.args[0]):
+            return self._replace(
+                node, self._new(node, target, (x, weight, bias, stride, padding, dilation, groups), node)
+            )
+        if (
+            name == "addmm"
+            and not node.kwargs
+            and self._is_constant(node.args[2])
+            and self._is_constant(node.args[0])
+        ):
             bias, x, weight = node.args
             turned = self._store(node, self._value(weight).t(), str(weight.target))
             if self._value(bias).dim() == 1:
                 return self._replace(node, self._new(node, aten.linear.default, (x, turned, bias), node))
-        if name in ("mm", "matmul") and self._is_constant(node.args[1]) and self._value(node.args[1]).dim() == 2:
+        if (
+            name in ("mm", "matmul")
+            and self._is_constant(node.args[1])
+            and self._value(node.args[1]).dim() == 2
+        ):
             x, weight = node.args
             if isinstance(x, self.torch.fx.Node) and len(self._shape(x) or ()) >= 2:
                 turned = self._store(node, self._value(weight).t(), str(weight.target))
@@ -348,7 +387,12 @@ class _Rewriter:
         """The convolution or linear layer with constant weights that only ``node`` reads."""
         if not isinstance(source, self.torch.fx.Node) or operator_name(source) not in LAYERS:
             return None
-        if len(source.users) != 1 or source.kwargs or len(source.args) < 3 or not self._is_constant(source.args[1]):
+        if (
+            len(source.users) != 1
+            or source.kwargs
+            or len(source.args) < 3
+            or not self._is_constant(source.args[1])
+        ):
             return None
         if source.args[2] is not None and not self._is_constant(source.args[2]):
             return None
@@ -358,12 +402,18 @@ class _Rewriter:
         """Replace ``node`` by ``layer * scale + shift``, both per output channel, in float64."""
         weight = self._value(layer.args[1])
         bias = layer.args[2]
-        old = self._value(bias).double() if bias is not None else self.torch.zeros(weight.shape[0], dtype=self.torch.double)
+        old = (
+            self._value(bias).double()
+            if bias is not None
+            else self.torch.zeros(weight.shape[0], dtype=self.torch.double)
+        )
         scaled = weight.double() * scale.double().reshape(-1, *[1] * (weight.dim() - 1))
         moved = (old * scale.double() + shift.double()).expand(weight.shape[0])
         hint = str(layer.args[1].target)  # type: ignore[union-attr]
         new_weight = self._store(layer, scaled.to(weight.dtype), hint)
-        new_bias = self._store(layer, moved.to(weight.dtype), str(bias.target) if bias is not None else _bias_name(hint))  # type: ignore[union-attr]
+        new_bias = self._store(
+            layer, moved.to(weight.dtype), str(bias.target) if bias is not None else _bias_name(hint)
+        )  # type: ignore[union-attr]
         new = self._new(node, layer.target, (layer.args[0], new_weight, new_bias, *layer.args[3:]), node)
         self._replace(node, new)
         self.graph.erase_node(layer)
@@ -399,7 +449,9 @@ class _Rewriter:
         if layer is not None:
             if norm is node:
                 return self._scale_layer(node, layer, scale, shift)
-            self._scale_layer(node, layer, scale, shift) if len(norm.users) == 1 and self._alone(norm, layer) else None
+            self._scale_layer(node, layer, scale, shift) if len(norm.users) == 1 and self._alone(
+                norm, layer
+            ) else None
             return True
         # No layer to go into: two elementwise operators, which every target knows.
         rank = len(self._shape(x) or ())
@@ -450,7 +502,9 @@ class _Rewriter:
             if name == "add":
                 return self._scale_layer(node, layer, one, other)
             if name == "sub":
-                return self._scale_layer(node, layer, one if position == 0 else -one, -other if position == 0 else other)
+                return self._scale_layer(
+                    node, layer, one if position == 0 else -one, -other if position == 0 else other
+                )
             return self._scale_layer(node, layer, other if name == "mul" else 1 / other, none)
         return False
 
@@ -467,7 +521,9 @@ class _Rewriter:
         amounts = list(pad.args[1])  # type: ignore[arg-type]
         amounts += [0] * (2 * (rank + 2) - len(amounts))
         pairs = [(amounts[2 * i], amounts[2 * i + 1]) for i in range(rank + 2)]
-        if any(before != after or before < 0 for before, after in pairs) or any(p != (0, 0) for p in pairs[rank:]):
+        if any(before != after or before < 0 for before, after in pairs) or any(
+            p != (0, 0) for p in pairs[rank:]
+        ):
             return False
         padding = [old + pairs[rank - 1 - i][0] for i, old in enumerate(_spread(node.args[4], rank))]
         node.args = (pad.args[0], *node.args[1:4], padding, *node.args[5:])
@@ -512,7 +568,14 @@ class _Rewriter:
     def _sink_permute(self, node: "Node") -> bool:
         """Move a permute behind the operator that reads it, towards the permute that undoes it."""
         name = operator_name(node)
-        if name in UNARY or name in ("softmax", "_softmax", "log_softmax", "mean", "constant_pad_nd", "slice"):
+        if name in UNARY or name in (
+            "softmax",
+            "_softmax",
+            "log_softmax",
+            "mean",
+            "constant_pad_nd",
+            "slice",
+        ):
             found = self._permuted(node.args[0])
             if found is None:
                 return False
@@ -651,5 +714,3 @@ def _bias_name(weight: str) -> str:
 
 def _spread(values: Sequence[int], rank: int) -> list[int]:
     return list(values) * rank if len(values) == 1 else list(values)
-
-

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_graph
+from edgeopt.formats import torch_archive, torch_graph
 from edgeopt.model import Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ Shape: TypeAlias = tuple[int, ...]
 
 PLAIN = "edgeopt.plain"
 """Name of the note inside a ``.pt2`` file that its graph is in the plain form already."""
+
+UNREADABLE = (
+    *(RuntimeError, ValueError, KeyError, OSError, AssertionError, AttributeError, TypeError),
+    zipfile.BadZipFile,
+)
+"""What torch.export.load raises for files that are not programs, or damaged."""
 
 ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
 """Node annotations that tell where an operator came from, with paths of this machine."""
@@ -60,7 +67,7 @@ def _read(path: Path) -> "tuple[ExportedProgram, bool]":
     try:
         with quiet():
             program = torch.export.load(path, extra_files=notes)
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError, AttributeError, TypeError) as error:
+    except UNREADABLE as error:
         raise StageError(
             f"{path} cannot be read as an exported program: {brief(error)}",
             fix=f"write it with torch.export.save of torch {torch.__version__}, "
@@ -186,15 +193,52 @@ def trace(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "torch.jit
 
 
 def save_script(module: "torch.jit.ScriptModule", path: Path, *, lite: bool = False) -> None:
-    """Save TorchScript, in full or for the lite interpreter, without the names of this machine's files.
+    """Save TorchScript, in full or for the lite interpreter; the same module gives the same bytes.
 
     torch names the folder inside the archive after the file, so give it a fixed name.
     """
-    with quiet():
+    with quiet(), mobile_engine():
         if lite:
             module._save_for_lite_interpreter(str(path))
         else:
             module.save(str(path))
+    torch_archive.normalize(path)
+
+
+def load_script(path: Path) -> "torch.jit.ScriptModule":
+    """Load a TorchScript file in evaluation mode.
+
+    Raises:
+        StageError: when it is not one.
+    """
+    import torch
+
+    try:
+        with quiet(), mobile_engine():
+            module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise StageError(
+            f"{path} cannot be read as TorchScript: {brief(error)}",
+            fix="expected is what torch.jit.save writes",
+        ) from error
+    return module
+
+
+@contextmanager
+def mobile_engine() -> Iterator[None]:
+    """Use qnnpack's kernels, those of phones and boards.
+
+    Packed weights are bound to the engine under which they were made or loaded, and larger under others.
+    """
+    import torch
+
+    before = torch.backends.quantized.engine
+    if "qnnpack" in torch.backends.quantized.supported_engines:
+        torch.backends.quantized.engine = "qnnpack"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def describe_inputs(program: "ExportedProgram", given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -282,7 +326,9 @@ def describe_outputs(values: object, like: Sequence[TensorSpec] = ()) -> tuple[T
         known = like[index] if len(like) == len(leaves) else None
         name = known.name if known else f"output_{index}" if len(leaves) > 1 else "output"
         layout = known.layout if known else None
-        specs.append(TensorSpec(name=name, shape=tuple(value.shape), dtype=dtype_name(value.dtype), layout=layout))
+        specs.append(
+            TensorSpec(name=name, shape=tuple(value.shape), dtype=dtype_name(value.dtype), layout=layout)
+        )
     return tuple(specs)
 
 

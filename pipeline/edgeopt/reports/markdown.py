@@ -69,7 +69,9 @@ def _verdict(report: Report) -> str:
         parts.append(f"**{len(broken)} of {len(report.results)} could not be had**")
     if report.gates:
         parts.append(
-            f"**{len(failed)} of {len(report.gates)} gates failed**" if failed else f"all {len(report.gates)} gates pass"
+            f"**{len(failed)} of {len(report.gates)} gates failed**"
+            if failed
+            else f"all {len(report.gates)} gates pass"
         )
     return "; ".join(parts) + "." if parts else "No gates in the recipe."
 
@@ -81,8 +83,8 @@ def _source(report: Report) -> list[str]:
     values = ", ".join(f"{name} {show(name, value)}" for name, value in source.measurements.items())
     told = values or source.reason or "no accuracy asked for"
     return [
-        f"Source model `{_text(source.path)}` ({source.format}, {source.size_bytes:,} B, {_text(source.runtime)}): "
-        f"{_text(told)}, on {report.run.samples} samples.",
+        f"Source model `{_text(source.path)}` ({source.format}, {source.size_bytes:,} B, "
+        f"{_text(source.runtime)}): {_text(told)}, on {report.run.samples} samples.",
         "",
     ]
 
@@ -96,20 +98,30 @@ def _table(rows: Sequence[Result], metric: str) -> list[str]:
     for row in rows:
         values = [show(name, row.measurements.get(name)) for _, name in wanted]
         lines.append(f"| {_text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
-    reasons = [f"- **{_text(row.variant)}.{row.format}** {row.status}: {_text(row.reason)}" for row in rows if row.reason]
+    reasons = [
+        f"- **{_text(row.variant)}.{row.format}** {row.status}: {_text(row.reason)}"
+        for row in rows
+        if row.reason
+    ]
     notes = [f"- {_text(row.variant)}.{row.format}: {_text(note)}" for row in rows for note in row.notes]
-    return lines + ([""] + reasons + notes if reasons or notes else [])
+    return [*lines, "", *reasons, *notes] if reasons or notes else lines
 
 
 def _hops(rows: Sequence[Result]) -> list[str]:
-    lines = ["What each step did to the outputs:", "", "| artifact | step | SNR | largest error | agreement | transposes |"]
+    lines = [
+        "What each step did to the outputs:",
+        "",
+        "| artifact | step | SNR | largest error | agreement | transposes |",
+    ]
     lines.append("|---|---|---:|---:|---:|---:|")
     count = len(lines)
     for row in rows:
         for index, hop in enumerate(row.hops):
             last = index == len(row.hops) - 1
             transposes = str(row.transposes) if last and row.transposes is not None else ""
-            lines.append(f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |")
+            lines.append(
+                f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |"
+            )
     return [*lines, ""] if len(lines) > count else []
 
 
@@ -124,13 +136,18 @@ def _hop(hop: Hop) -> str:
 def _gates(report: Report) -> list[str]:
     if not report.gates:
         return []
-    lines = ["## Gates", "", "| gate | variant | format | device | measured | verdict |", "|---|---|---|---|---:|---|"]
+    lines = [
+        "## Gates",
+        "",
+        "| gate | variant | format | device | measured | verdict |",
+        "|---|---|---|---|---:|---|",
+    ]
     for verdict in report.gates:
         measured = "–" if verdict.measured is None else f"{verdict.measured:.6g}"
         told = verdict.status if verdict.status == "pass" else f"**fail**: {_text(verdict.reason)}"
         lines.append(
-            f"| {_text(verdict.gate)} | {_text(verdict.variant)} | {verdict.format} | {_text(verdict.device)} "
-            f"| {measured} | {told} |"
+            f"| {_text(verdict.gate)} | {_text(verdict.variant)} | {verdict.format} "
+            f"| {_text(verdict.device)} | {measured} | {told} |"
         )
     return [*lines, ""]
 
@@ -142,7 +159,9 @@ def _environment(report: Report) -> list[str]:
     lines += [f"- {_text(note)}" for note in run.notes]
     for device, found in report.environment.items():
         told = ", ".join(
-            f"{key} {_text(str(found[key]))}" for key in ("cpu", "cores", "os", "python") if found.get(key) is not None
+            f"{key} {_text(str(found[key]))}"
+            for key in ("cpu", "cores", "os", "python")
+            if found.get(key) is not None
         )
         lines.append(f"- {_text(device)}: {told or 'did not answer'}")
     return lines

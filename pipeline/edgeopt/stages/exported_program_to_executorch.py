@@ -36,7 +36,9 @@ class ExportedProgramToExecutorch(Stage):
             from executorch.exir import to_edge_transform_and_lower
 
             try:
-                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+                lowered = to_edge_transform_and_lower(
+                    program, partitioner=[XnnpackPartitioner()]
+                ).to_executorch()
             except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
                 raise StageError(
                     f"ExecuTorch cannot lower the model: {torch_program.brief(error)}",

@@ -29,7 +29,9 @@ class ExportedProgramToTflite(Stage):
         with torch_program.quiet():
             import litert_torch
 
-        turned = [index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4]
+        turned = [
+            index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4
+        ]
         taken = tuple(_nhwc(spec) if index in turned else spec for index, spec in enumerate(inputs))
         module = litert_torch.to_channel_last_io(graph, args=turned) if turned else graph
         path = context.folder / "model.tflite"
@@ -55,7 +57,8 @@ def _described(path: Path, taken: tuple[TensorSpec, ...], model: Model) -> Model
     if found != [spec.shape for spec in taken]:
         raise StageError(f"litert-torch wrote a model for {found}, not for {[spec.shape for spec in taken]}")
     inputs = tuple(
-        spec.model_copy(update={"layout": source.layout}) for spec, source in zip(graph.inputs, taken, strict=True)
+        spec.model_copy(update={"layout": source.layout})
+        for spec, source in zip(graph.inputs, taken, strict=True)
     )
     outputs = graph.outputs
     if len(outputs) == len(model.outputs):

@@ -23,7 +23,7 @@ class KerasToOnnx(Stage):
     produces: ClassVar[str] = "onnx"
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
-    extra: ClassVar[str | None] = "onnx"
+    extra: ClassVar[str | None] = "keras,onnx"
 
     opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")

@@ -41,8 +41,12 @@ class LoadTorch(Stage):
 
     factory: Code = Field(description="function or class that returns the nn.Module, 'module:name'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
-    weights: ExistingPath | None = Field(None, description=".pt, .pth, .th or .safetensors; none: the factory's")
-    inputs: tuple[TensorSpec, ...] = Field(description="name, shape (with batch), dtype and layout of each input")
+    weights: ExistingPath | None = Field(
+        None, description=".pt, .pth, .th or .safetensors; none: the factory's"
+    )
+    inputs: tuple[TensorSpec, ...] = Field(
+        description="name, shape (with batch), dtype and layout of each input"
+    )
     trust: bool = Field(False, description="load weights from a pickle, which may run any code in it")
 
     def key_parts(self) -> dict[str, str]:
@@ -74,7 +78,10 @@ class LoadTorch(Stage):
         module.eval()
         outputs = torch_program.describe_outputs(_forward(module, inputs))
         described = {
-            "factory": {"target": self.factory.target, "folder": self.factory.folder and str(self.factory.folder)},
+            "factory": {
+                "target": self.factory.target,
+                "folder": self.factory.folder and str(self.factory.folder),
+            },
             "arguments": self.arguments,
             "inputs": [spec.model_dump(mode="json") for spec in inputs],
         }
@@ -101,7 +108,11 @@ class LoadTorch(Stage):
                 f"{self.factory.target} returned a {type(module).__name__}, not a torch.nn.Module",
                 fix="let the factory return the model itself",
             )
-        return module.float().cpu() if any(p.dtype == torch.float64 for p in module.parameters()) else module.cpu()
+        return (
+            module.float().cpu()
+            if any(p.dtype == torch.float64 for p in module.parameters())
+            else module.cpu()
+        )
 
 
 def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:
@@ -158,7 +169,9 @@ def _state_dict(content: object, path: Path) -> "dict[str, torch.Tensor]":
         return dict(content.state_dict())
     if isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-        nested = {str(key): value for key, value in content.items() if isinstance(value, Mapping | torch.nn.Module)}
+        nested = {
+            str(key): value for key, value in content.items() if isinstance(value, Mapping | torch.nn.Module)
+        }
         for key in sorted(nested, key=lambda k: NESTS.index(k) if k in NESTS else len(NESTS)):
             if key in NESTS or not tensors:
                 try:

@@ -58,40 +58,36 @@ class QuantizeFx(Stage):
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
-        engine = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "qnnpack"
-        try:
-            with torch_program.quiet(), torch.no_grad():
-                from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        with torch_program.quiet(), torch_program.mobile_engine(), torch.no_grad():
+            from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-                module = with_modules(graph)
-                example = torch_program.zeros(inputs)
-                prepared = prepare_fx(module, self._mapping(), example)
-                count = 0
-                for values in context.calibration.inputs(described):
-                    prepared(*(torch.from_numpy(value) for value in values))
-                    count += 1
-                if not count:
-                    raise StageError(
-                        "the calibration data are empty", fix="correct 'data.calibration' in the recipe"
-                    )
-                context.progress(f"calibrated with {count} samples")
-                converted = convert_fx(prepared)
-                _refuse_float(converted)
-                path = context.folder / "model.pt"
-                torch_program.save_script(torch_program.trace(converted, inputs), path)
-        finally:
-            torch.backends.quantized.engine = engine
+            prepared = prepare_fx(with_modules(graph), self._mapping(), torch_program.zeros(inputs))
+            count = 0
+            for values in context.calibration.inputs(described):
+                prepared(*(torch.from_numpy(value) for value in values))
+                count += 1
+            if not count:
+                raise StageError(
+                    "the calibration data are empty", fix="correct 'data.calibration' in the recipe"
+                )
+            context.progress(f"calibrated with {count} samples")
+            converted = convert_fx(prepared)
+            _refuse_float(converted)
+            path = context.folder / "model.pt"
+            torch_program.save_script(torch_program.trace(converted, inputs), path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
     def _mapping(self) -> Any:
-        import torch.ao.quantization as quantization
+        import torch
+        from torch.ao import quantization
 
         # The smallest scale that qnnpack's requantization takes is 2**-12.
-        observer = quantization.HistogramObserver if self.ranges == "histogram" else quantization.MinMaxObserver
-        activation = observer.with_args(dtype=torch_uint8(), reduce_range=False, eps=2**-12)
+        observer = (
+            quantization.HistogramObserver if self.ranges == "histogram" else quantization.MinMaxObserver
+        )
+        activation = observer.with_args(dtype=torch.quint8, reduce_range=False, eps=2**-12)
         weight = quantization.PerChannelMinMaxObserver.with_args(
-            dtype=torch_int8(), qscheme=_per_channel(), quant_min=-127, quant_max=127, eps=2**-12
+            dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-127, quant_max=127, eps=2**-12
         )
         config = quantization.QConfig(activation=activation, weight=weight)
         mapping = quantization.get_default_qconfig_mapping("qnnpack").set_global(config)
@@ -102,29 +98,9 @@ class QuantizeFx(Stage):
         return mapping
 
 
-def torch_uint8() -> "torch.dtype":
-    """What qnnpack takes as activations."""
-    import torch
-
-    return torch.quint8
-
-
-def torch_int8() -> "torch.dtype":
-    """What qnnpack takes as weights."""
-    import torch
-
-    return torch.qint8
-
-
-def _per_channel() -> "torch.qscheme":
-    import torch
-
-    return torch.per_channel_symmetric
-
-
 def _fixed_range(config: Any) -> bool:
     """Sigmoid, tanh and their like have a range known beforehand."""
-    import torch.ao.quantization as quantization
+    from torch.ao import quantization
 
     observer = config.activation()
     fixed = getattr(quantization, "FixedQParamsObserver", ())
@@ -172,7 +148,9 @@ def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
     import torch
 
     name = operator_name(node)
-    if name not in LAYERS or any(getattr(arg, "op", "get_attr") != "get_attr" for arg in node.args[1:3] if arg):
+    if name not in LAYERS or any(
+        getattr(arg, "op", "get_attr") != "get_attr" for arg in node.args[1:3] if arg
+    ):
         return None
     weight = getattr(graph, node.args[1].target)
     bias = None if node.args[2] is None else getattr(graph, node.args[2].target)

@@ -130,6 +130,13 @@ def _samples(model: Model, inputs: Any, context: Context, names: list[str]) -> I
                 f"calibration sample {number} holds NaN or infinite values",
                 fix="remove the sample, or check the preprocessing",
             )
+        for spec, value in zip(inputs, values, strict=True):
+            if value.shape != spec.shape and None not in spec.shape:
+                raise StageError(
+                    f"calibration sample {number} has the shape {list(value.shape)}, "
+                    f"input {spec.name!r} takes {list(spec.shape)}",
+                    fix="check the data's layout in 'preprocessing'",
+                )
         yield dict(zip(names, values, strict=True))
 
 

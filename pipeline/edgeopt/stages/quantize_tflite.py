@@ -28,7 +28,7 @@ class QuantizeTflite(Stage):
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
-    extra: ClassVar[str | None] = "quantize"
+    extra: ClassVar[str | None] = "keras"
 
     scheme: Literal["int8"] = Field("int8", description="int8: weights and activations in 8 bits")
     io: Literal["float32", "int8"] = Field("float32", description="type of the model's inputs and outputs")
@@ -54,7 +54,11 @@ class QuantizeTflite(Stage):
         context.progress("quantizing")
         quantize = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         try:
-            result = quantize.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+            with warnings.catch_warnings():
+                # The library opens the float model once more to look at its tensors; the interpreter warns
+                # that this costs memory.
+                warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+                result = quantize.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
             raise StageError(f"ai-edge-quantizer cannot quantize {model.path.name}: {error}") from error
         path = context.folder / "model.tflite"
@@ -130,10 +134,13 @@ def _ranges(content: bytes, recipe: Any, source: tflite.Graph, samples: Iterator
     from ai_edge_quantizer import calibrator
     from ai_edge_quantizer.utils import qsv_utils
 
-    with warnings.catch_warnings():
-        # The interpreter warns that keeping all tensors costs memory: calibration is what that is for.
-        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
-        observer = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    # The runtime's own profiler takes the same ranges 5 to 10 times faster than the walk over all tensors.
+    observer = calibrator.Calibrator(
+        content,
+        num_threads=1,
+        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
+        qsv_update_func=qsv_utils.min_max_update,
+    )
     signature = next(iter(observer.get_signature_list()), None)
     count = 0
     for sample in samples:

@@ -59,7 +59,9 @@ class QuantizeXnnpack(Stage):
                     prepared(*(torch.from_numpy(value) for value in values))
                     count += 1
             if not count:
-                raise StageError("the calibration data are empty", fix="correct 'data.calibration' in the recipe")
+                raise StageError(
+                    "the calibration data are empty", fix="correct 'data.calibration' in the recipe"
+                )
             context.progress(f"calibrated with {count} samples")
             converted = convert_pt2e(prepared)
         _refuse_float(converted)

@@ -164,8 +164,12 @@ def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> N
         random.standard_normal([2, *(size or 16 for size in spec.shape[1:])]).astype(spec.dtype)
         for spec in inputs
     ]
-    expected = tf.nest.flatten(old(tf.nest.pack_sequence_as(old.input, values), training=False))
-    found = tf.nest.flatten(new(tf.nest.pack_sequence_as(new.input, values), training=False))
+
+    def outputs(network: Any) -> list[Any]:
+        structure = keras_files.input_structure(network)
+        return list(tf.nest.flatten(network(tf.nest.pack_sequence_as(structure, values), training=False)))
+
+    expected, found = outputs(old), outputs(new)
     for before, after in zip(expected, found, strict=True):
         largest = max(1.0, float(np.abs(before).max()))
         error = float(np.abs(np.asarray(before) - np.asarray(after)).max()) / largest

@@ -40,6 +40,8 @@ def _build(model: Model) -> "torch.nn.Module":
     torch.manual_seed(0)
     module = Code(**described["factory"]).load()(**described["arguments"])
     if not isinstance(module, torch.nn.Module):
-        raise StageError(f"{described['factory']['target']} returned a {type(module).__name__}, not a torch.nn.Module")
+        raise StageError(
+            f"{described['factory']['target']} returned a {type(module).__name__}, not a torch.nn.Module"
+        )
     module.load_state_dict(load_file(model.path / "weights.safetensors"))
     return module.eval()

@@ -1,10 +1,11 @@
 """A TorchScript module as an exported program."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats import torch_graph, torch_program
-from edgeopt.model import Model
+from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class TorchscriptToExportedProgram(Stage):
                 fix="describe 'inputs' of the model in the recipe",
             )
         inputs = tuple(torch_program.fix_batch(spec) for spec in model.inputs)
-        module = _load(model)
+        module = torch_program.load_script(model.path)
         context.progress("recording operators")
         try:
             with torch.no_grad(), torch_program.quiet():
@@ -59,21 +60,9 @@ class TorchscriptToExportedProgram(Stage):
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
 
-def _load(model: Model) -> "torch.jit.ScriptModule":
-    import torch
-
-    try:
-        with torch_program.quiet():
-            module: torch.jit.ScriptModule = torch.jit.load(model.path, map_location="cpu")
-    except RuntimeError as error:
-        raise StageError(
-            f"{model.path} cannot be read as TorchScript: {torch_program.brief(error)}",
-            fix="expected is what torch.jit.save writes",
-        ) from error
-    return module.eval()
-
-
-def _compare(module: "torch.nn.Module", graph: "torch.nn.Module", inputs: tuple, model: Model) -> None:  # type: ignore[type-arg]
+def _compare(
+    module: "torch.nn.Module", graph: "torch.nn.Module", inputs: Sequence[TensorSpec], model: Model
+) -> None:
     import torch
     from torch.utils import _pytree
 
@@ -85,7 +74,8 @@ def _compare(module: "torch.nn.Module", graph: "torch.nn.Module", inputs: tuple,
     with torch.no_grad():
         pairs = zip(_pytree.tree_leaves(module(*values)), _pytree.tree_leaves(graph(*values)), strict=True)
         worst = max(
-            float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1.0)) for a, b in pairs
+            float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1.0))
+            for a, b in pairs
         )
     if not worst <= 1e-4:
         raise StageError(

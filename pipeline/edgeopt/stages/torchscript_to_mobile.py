@@ -35,19 +35,13 @@ class TorchscriptToMobile(Stage):
                 fix="describe 'inputs' of the model in the recipe",
             )
         inputs = tuple(torch_program.fix_batch(spec) for spec in model.inputs)
-        try:
-            with torch_program.quiet():
-                module = torch.jit.load(model.path, map_location="cpu").eval()
-        except RuntimeError as error:
-            raise StageError(
-                f"{model.path} cannot be read as TorchScript: {torch_program.brief(error)}",
-                fix="expected is what torch.jit.save writes",
-            ) from error
+        module = torch_program.load_script(model.path)
         if hasattr(module, "training"):  # freezing removes the attribute
-            with torch_program.quiet():
+            with torch_program.quiet(), torch_program.mobile_engine():
                 module = torch.jit.freeze(module)
         try:
-            values = torch_program.run(module, inputs)
+            with torch_program.mobile_engine():
+                values = torch_program.run(module, inputs)
         except RuntimeError as error:
             raise StageError(
                 f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "

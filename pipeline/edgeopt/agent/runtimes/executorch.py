@@ -11,6 +11,11 @@ from edgeopt_agent.failure import AgentError
 from edgeopt_agent.session import ModelSession, Spec
 from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
 
+BINDINGS = "executorch.extension.pybindings._portable_lib"
+"""What ``executorch.runtime`` wraps; importing the wrapper also imports the whole compiler: 6 s."""
+
+METHOD = "forward"
+
 DTYPES = {
     0: "uint8",
     1: "int8",
@@ -33,20 +38,19 @@ class Session(ModelSession):
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
         limit_threads(threads)
-        bindings = importlib.import_module("executorch.extension.pybindings.portable_lib")
         importlib.import_module("executorch.kernels.quantized")
-        importlib.import_module("executorch.runtime")
-        bindings._unsafe_reset_threadpool(threads)
+        importlib.import_module(BINDINGS)._unsafe_reset_threadpool(threads)
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
-        from executorch.runtime import Runtime
-
-        self.program = Runtime.get().load_program(path)
-        if "forward" not in self.program.method_names:
-            names = ", ".join(sorted(self.program.method_names)) or "none"
-            raise AgentError("model", f"{path.name} has no method 'forward'; its methods: {names}")
-        self.method = self.program.load_method("forward")
-        about = self.method.metadata
+        bindings = importlib.import_module(BINDINGS)
+        check = bindings.Verification.InternalConsistency
+        self.program = bindings._load_program(str(path), program_verification=check)
+        names = [self.program.get_method_name(index) for index in range(self.program.num_methods())]
+        if METHOD not in names:
+            known = ", ".join(sorted(names)) or "none"
+            raise AgentError("model", f"{path.name} has no method {METHOD!r}; its methods: {known}")
+        self.method = self.program.load_method(METHOD)
+        about = self.method.method_meta()
         self.inputs = [
             _spec(f"input_{index}", about.input_tensor_meta(index)) for index in range(about.num_inputs())
         ]
@@ -57,7 +61,7 @@ class Session(ModelSession):
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
         tensors = as_tensors(arrays)
         start = time.perf_counter()
-        results = self.method.execute(tensors)
+        results = self.method(tensors)
         seconds = time.perf_counter() - start
         return as_arrays(results), seconds
 

@@ -87,8 +87,6 @@ def _eager(folder: Path) -> tuple[Any, list[Spec] | None]:
 
 
 def _exported(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
-    import torch
-
     if not zipfile.is_zipfile(path):
         raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
     with zipfile.ZipFile(path) as archive:
@@ -103,6 +101,8 @@ def _exported(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
             f"{path.name} holds pickled objects ({objects[0]}), which can run any code; "
             "set the runtime's option 'trust' to load it all the same",
         )
+    import torch
+
     program = torch.export.load(path)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     specs = [

@@ -16,11 +16,12 @@ from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
 class Session(ModelSession):
     """A TorchScript file. The file does not tell the shapes it takes, so it is run sample by sample.
 
-    Option ``engine``: the quantized engine that packs the weights; ``qnnpack`` as on ARM.
+    Option ``engine``: the quantized engine that packs the weights; ``qnnpack`` as on ARM. ``trust``
+    is taken, as from every source model, and changes nothing: such a file cannot hold Python code.
     """
 
     requires = ("torch",)
-    known_options = ("engine",)
+    known_options = ("engine", "trust")
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
@@ -32,12 +33,12 @@ class Session(ModelSession):
         torch.backends.quantized.engine = options.get("engine", "qnnpack")
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
-        import torch
-
         if not zipfile.is_zipfile(path):
             raise AgentError("model", f"{path.name} is not a TorchScript archive")
         with zipfile.ZipFile(path) as archive:
             lite = any(name.endswith("/bytecode.pkl") for name in archive.namelist())
+        import torch
+
         if lite:
             self.model: Any = torch.jit.mobile._load_for_lite_interpreter(os.fspath(path))
         else:

@@ -1,0 +1,153 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toys
+
+from edgeopt.build import build, look_up
+from edgeopt.pipeline import plan as make
+from edgeopt.planner import Branch, Built, Plan
+from edgeopt.plugin import Stage
+from edgeopt.results import Event
+from edgeopt.store import Store
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def plan_of(write_recipe: Write) -> Callable[..., Plan]:
+    """A plan whose branches are the given chains of toys."""
+
+    def plan(*chains: tuple[Stage, ...], limits: str = "{}") -> Plan:
+        made = make(write_recipe(limits=limits))
+        branches = [Branch(f"b{i}", "tflite", chain, made.recipe.devices) for i, chain in enumerate(chains)]
+        return dataclasses.replace(made, branches=tuple(branches))
+
+    return plan
+
+
+def run(plan: Plan, root: Path, events: list[Event] | None = None) -> list[Built]:
+    return build(plan, Store(root), (events if events is not None else []).append)
+
+
+def contents(built: Built) -> str:
+    return built.steps[-1].model.path.read_bytes()[64:].decode()
+
+
+def test_chains_are_built_and_common_steps_only_once(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    first = toys.Toy(mark="a", calls=calls)
+    plan = plan_of(
+        (first, toys.Finish(mark="b", calls=calls)), (first, toys.Finish(mark="c", calls=calls)), (first,)
+    )
+    builds = run(plan, tmp_path / "store")
+    assert [contents(built)[-2:] for built in builds[:2]] == ["b", "c"] or all(b.complete for b in builds)
+    assert sorted(calls.read_text()) == ["a", "b", "c"]
+
+
+def test_a_second_run_takes_everything_from_the_store(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    plan = plan_of((toys.Toy(mark="a", calls=calls), toys.Finish(mark="b", calls=calls)))
+    run(plan, tmp_path / "store")
+    events: list[Event] = []
+    (built,) = run(plan, tmp_path / "store", events)
+    assert [event.status for event in events] == ["cached", "cached"]
+    assert all(step.cached for step in built.steps)
+    assert calls.read_text() == "ab"
+    assert [len(b.steps) for b in look_up(plan, Store(tmp_path / "store"))] == [2]
+
+
+def test_options_and_revision_are_part_of_the_key(
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    run(plan_of((toys.Toy(mark="a", calls=calls),)), tmp_path / "store")
+    run(plan_of((toys.Toy(mark="b", calls=calls),)), tmp_path / "store")
+    monkeypatch.setattr(toys.Toy, "revision", 2)
+    run(plan_of((toys.Toy(mark="b", calls=calls),)), tmp_path / "store")
+    assert calls.read_text() == "abb"
+
+
+def test_a_crash_costs_its_branch_only_and_its_last_words_are_kept(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = plan_of((toys.Abort(),), (toys.Refuse(),), (toys.Bug(),), (toys.Toy(mark="after"),))
+    crashed, refused, bug, fine = run(plan, tmp_path / "store")
+    assert "toys:Abort: its process died with SIGABRT" in crashed.failure
+    assert "Check failed: rank == 4" in crashed.failure
+    assert refused.failure == "toys:Refuse: layer 'odd' cannot be converted\n  replace it"
+    assert bug.failure.startswith("toys:Bug: KeyError: 'surprise'")
+    assert fine.complete
+
+
+def test_a_failure_is_never_cached(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    run(plan_of((toys.Refuse(),)), tmp_path / "store")
+    events: list[Event] = []
+    run(plan_of((toys.Refuse(),)), tmp_path / "store", events)
+    assert [event.status for event in events] == ["started", "failed"]
+
+
+def test_a_hang_is_stopped_at_the_time_limit(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    hung, fine = run(
+        plan_of((toys.Hang(),), (toys.Toy(),), limits="{stage_minutes: 0.05}"), tmp_path / "store"
+    )
+    assert "stopped after 0.05 minutes (raise limits.stage_minutes)" in hung.failure
+    assert fine.complete
+
+
+def test_a_stage_is_stopped_at_the_memory_limit(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    hungry, fine = run(
+        plan_of((toys.Hungry(),), (toys.Toy(),), limits="{stage_memory: 300 MiB}"), tmp_path / "store"
+    )
+    assert "over the limit of 300.0 MiB (limits.stage_memory)" in hungry.failure
+    assert fine.complete
+
+
+def test_a_damaged_entry_is_built_again(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = plan_of((toys.Toy(mark="a"), toys.Finish(mark="b")))
+    (before,) = run(plan, tmp_path / "store")
+    digests = [step.digest for step in before.steps]
+    before.steps[0].model.path.write_bytes(b"rotten")
+    store = Store(tmp_path / "store")
+    (after,) = build(plan, store, lambda _: None)
+    assert len(store.damaged) == 1
+    assert [step.digest for step in after.steps] == digests
+    assert [step.cached for step in after.steps] == [False, True]
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, multiprocessing, os, time\n"
+        "from pebble import ProcessPool\n"
+        "from edgeopt.worker import prepare\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(1, context=multiprocessing.get_context('spawn'), initializer=prepare,\n"
+        "                       initargs=('plain', os.getpid()))\n"
+        "    print(pool.schedule(os.getpid).result(), flush=True)\n"
+        "    pool.schedule(time.sleep, args=(600,))\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{pid}/status").read_text()

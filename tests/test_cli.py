@@ -1,0 +1,287 @@
+"""The command line as its users meet it: what is said, where, and with which exit code."""
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from edgeopt.cli import main
+from edgeopt.store import Store
+
+Write = Callable[..., Path]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def edgeopt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Said]:
+    """Run the command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["edgeopt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return Said(code if isinstance(code, int) else 0, out, err)
+
+    return run
+
+
+Edgeopt = Callable[..., Said]
+
+
+def data(tmp_path: Path, **arrays: np.ndarray) -> str:
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    return "{evaluation: {uses: npz, with: {path: data.npz}}}"
+
+
+def test_help_and_version(edgeopt: Edgeopt) -> None:
+    assert "optimize" in edgeopt("--help").out
+    said = edgeopt("--version")
+    assert (said.code, said.out) == (0, "0.1.0\n")
+    assert edgeopt("optimise").code == 2
+
+
+def test_a_plan_is_a_tree_and_names_what_is_impossible(edgeopt: Edgeopt, write_recipe: Write) -> None:
+    said = edgeopt("plan", write_recipe("optimize: {int8: {quantize: int8}}\n"))
+    assert said.code == 0
+    assert "int8 as tflite, measured on host" in said.out
+    assert "quantize_tflite  [to do]" in said.out
+    path = write_recipe(
+        "optimize: {int8: {quantize: int8}}\n", data="{evaluation: {uses: digits, with: {part: evaluation}}}"
+    )
+    said = edgeopt("plan", path)
+    assert said.code == 2
+    assert "quantize_tflite needs calibration data" in said.out
+    said = edgeopt("plan", path, "--json")
+    assert json.loads(said.out)["impossible"][0]["variant"] == "int8"
+
+
+def test_planning_writes_nothing(edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path) -> None:
+    edgeopt("plan", write_recipe())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_a_recipe_error_exits_2_on_stderr(edgeopt: Edgeopt, write_recipe: Write) -> None:
+    said = edgeopt("optimize", write_recipe(formats="[tflight]"))
+    assert said.code == 2
+    assert said.out == ""
+    assert "recipe.yaml:6:11: formats.0: no format 'tflight'; did you mean 'tflite'?" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((4, 9, 9, 1), np.uint8), "y": np.zeros(4, np.int64)}, "shape [9, 9, 1] does not fit"),
+        ({"x": np.zeros((0, 8, 8, 1), np.uint8), "y": np.zeros(0, np.int64)}, "no samples"),
+        ({"x": np.zeros((4, 8, 8, 1), np.uint8), "y": np.zeros(3, np.int64)}, "differ in length"),
+        ({"x": np.zeros((4, 8, 8, 1), np.uint8)}, "no array 'y'"),
+        (
+            {"x": np.full((4, 8, 8, 1), np.nan, np.float32), "y": np.zeros(4, np.int64)},
+            "sample 0: the input holds NaN",
+        ),
+    ],
+)
+def test_unusable_data_is_refused_before_anything_is_built(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    said = edgeopt("optimize", write_recipe(data=data(tmp_path, **arrays)))
+    assert said.code == 2
+    assert message in said.err
+    assert "data.npz" in said.err
+    assert "✓" not in said.err
+
+
+def test_a_nan_far_into_the_data_is_found_before_anything_is_built(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
+    x = np.zeros((50, 8, 8, 1), np.float32)
+    x[37, 3, 3, 0] = np.inf
+    said = edgeopt("optimize", write_recipe(data=data(tmp_path, x=x, y=np.zeros(50, np.int64))))
+    assert said.code == 2
+    assert "sample 37: the input holds infinity" in said.err
+
+
+def test_a_model_that_is_not_what_its_name_says(edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_text("not a model")
+    said = edgeopt("optimize", write_recipe(model="{path: model.keras}", data="", metric=""))
+    assert said.code == 2
+    assert "model.keras" in said.err
+
+
+def test_a_pickle_where_weights_were_expected_never_runs(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    with zipfile.ZipFile(tmp_path / "weights.pt", "w") as archive:
+        archive.writestr("weights/data.pkl", pickle.dumps({"state_dict": Bomb()}))
+        archive.writestr("weights/version", "3\n")
+    (tmp_path / "net.py").write_text("def build():\n    raise SystemExit\n")
+    model = "{factory: 'net:build', weights: weights.pt, inputs: [{name: x, shape: [1, 1, 8, 8]}]}"
+    said = edgeopt("optimize", write_recipe(model=model, data="", metric=""))
+    assert said.code == 2
+    assert "weights.pt" in said.err
+    assert "trust" in said.err
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_lambda_layer_is_refused_with_the_setting_that_allows_it(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
+    config = {
+        "module": "keras",
+        "class_name": "Sequential",
+        "config": {
+            "name": "s",
+            "layers": [
+                {
+                    "module": "keras.layers",
+                    "class_name": "InputLayer",
+                    "config": {"batch_shape": [None, 4], "dtype": "float32", "name": "i"},
+                },
+                {"module": "keras.layers", "class_name": "Lambda", "config": {"name": "sneaky"}},
+            ],
+        },
+    }
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        archive.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n")
+    said = edgeopt("optimize", write_recipe(model="{path: model.keras}", data="", metric=""))
+    assert said.code == 2
+    assert "Lambda" in said.err
+    assert "trust: true" in said.err
+
+
+def test_a_device_that_does_not_exist(edgeopt: Edgeopt, write_recipe: Write) -> None:
+    said = edgeopt("optimize", write_recipe(devices="[raspberry]"))
+    assert said.code == 2
+    assert "no device 'raspberry'" in said.err
+    assert edgeopt("devices", "show", "raspberry").code == 2
+
+
+def test_an_output_folder_that_cannot_be_written(edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    said = edgeopt("optimize", write_recipe(), "--out", tmp_path / "taken" / "out")
+    assert said.code == 2
+    assert f"cannot write to {tmp_path / 'taken' / 'out'}" in said.err
+    assert "--out" in said.err
+
+
+def test_a_full_disk_exits_3_and_keeps_what_was_finished(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, kept = Store.put, []
+
+    def fills_up(self: Store, key: str, folder: Path, meta: dict[str, object]) -> object:
+        if len(kept) == 1:
+            # The real thing, as the kernel says it: every write to this device finds it full.
+            (folder / "full").symlink_to("/dev/full")
+            with (folder / "full").open("wb", buffering=0) as file:
+                try:
+                    file.write(b"x")
+                except OSError as error:
+                    from edgeopt.store import _explained
+
+                    raise _explained(error, self.root) from error
+        kept.append(key)
+        return put(self, key, folder, meta)
+
+    monkeypatch.setattr(Store, "put", fills_up)
+    path = write_recipe(
+        "optimize: {a: {stages: [toys:Toy, toys:Finish]}}\n", data="", metric="", devices="[host]"
+    )
+    said = edgeopt("optimize", path, "--keep-going")
+    assert said.code == 3
+    assert "no space left for the store" in said.err
+    assert "it resumes" in said.err
+    assert Store(tmp_path / "artifacts" / "store").get(kept[0]) is not None
+
+
+def test_a_bug_shows_one_line_and_keeps_the_traceback_in_a_file(
+    edgeopt: Edgeopt, write_recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("internal surprise")
+
+    monkeypatch.setattr("edgeopt.pipeline.load_recipe", broken)
+    said = edgeopt("optimize", write_recipe())
+    assert said.code == 70
+    assert said.err.startswith("bug: RuntimeError: internal surprise\n")
+    assert "Traceback" not in said.err
+    log = Path(said.err.rpartition("report it with ")[2].strip())
+    assert "internal surprise" in log.read_text()
+
+
+def test_an_interrupt_exits_130(edgeopt: Edgeopt, write_recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeopt.pipeline.load_recipe", interrupted)
+    assert edgeopt("optimize", write_recipe()).code == 130
+
+
+def test_init_writes_a_recipe_that_plans(edgeopt: Edgeopt, tmp_path: Path) -> None:
+    digits = Path(__file__).resolve().parent.parent / "recipes" / "digits" / "digits.keras"
+    assert edgeopt("init", digits).code == 0
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert str(digits) in text
+    said = edgeopt("init", digits)
+    assert said.code == 2
+    assert "--force" in said.err
+    for name in ("calibration", "evaluation"):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((2, 8, 8, 1), np.float32), y=np.zeros(2, np.int64))
+    said = edgeopt("plan", tmp_path / "recipe.yaml")
+    assert (said.code, said.err) == (0, "")
+
+
+def test_devices_are_listed_and_shown(edgeopt: Edgeopt) -> None:
+    assert "host-tflite-runtime" in edgeopt("devices", "list").out
+    assert "tflite: tflite_runtime" in edgeopt("devices", "show", "host-tflite-runtime").out
+
+
+def test_a_device_without_its_environment_says_how_to_make_it(edgeopt: Edgeopt) -> None:
+    said = edgeopt("devices", "check", "host-tflite-runtime")
+    assert said.code == 3
+    assert "edgeopt devices setup host-tflite-runtime" in said.err
+
+
+def test_check_shows_what_the_host_has(edgeopt: Edgeopt) -> None:
+    said = edgeopt("devices", "check", "host", "--json")
+    found = json.loads(said.out)
+    assert said.code == 0
+    assert found["cores"] >= 1
+    assert found["runtimes"]["null"]
+
+
+def test_planning_imports_no_framework(write_recipe: Write, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['edgeopt', 'plan', {str(write_recipe())!r}]\n"
+        "from edgeopt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(sorted({'tensorflow', 'torch', 'keras', 'onnx', 'onnxruntime', 'sklearn'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

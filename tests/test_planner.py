@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeopt import registry
+from edgeopt.errors import UsageError
+from edgeopt.pipeline import plan as make
+from edgeopt.planner import Plan, find_chain
+from edgeopt.recipe import Intent, ModelPart
+
+Write = Callable[..., Path]
+MODEL = ModelPart.model_construct(trust=False)
+INT8 = Intent("quantize", "int8", {"scheme": "int8"})
+
+
+def chain(source: str, target: str, *intents: Intent) -> list[str] | None:
+    found = find_chain(source, target, intents, MODEL)
+    return None if found is None else [registry.plugin_name(stage) for stage in found]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "intents", "expected"),
+    [
+        ("keras", "tflite", (), ["keras_to_tflite"]),
+        ("keras", "tflite", (INT8,), ["keras_to_tflite", "quantize_tflite"]),
+        ("keras", "onnx", (INT8,), ["keras_to_onnx", "quantize_onnx"]),
+        (
+            "tf_keras",
+            "executorch",
+            (INT8,),
+            [
+                "tf_keras_to_keras",
+                "keras_to_exported_program",
+                "quantize_xnnpack",
+                "exported_program_to_executorch",
+            ],
+        ),
+        (
+            "keras",
+            "torchscript",
+            (INT8,),
+            ["keras_to_exported_program", "quantize_fx", "torchscript_to_mobile"],
+        ),
+        (
+            "torch",
+            "torchscript",
+            (),
+            ["torch_to_exported_program", "exported_program_to_torchscript", "torchscript_to_mobile"],
+        ),
+        ("torch", "tflite", (INT8,), ["torch_to_exported_program", "exported_program_to_tflite", "quantize_tflite"]),
+        ("exported_program", "onnx", (), ["exported_program_to_onnx"]),
+        ("torchscript_module", "torchscript", (), ["torchscript_to_mobile"]),
+        ("saved_model", "onnx", (INT8,), ["keras_to_onnx", "quantize_onnx"]),
+        ("saved_model", "executorch", (), None),
+    ],
+)
+def test_the_shortest_chain_fulfils_every_intent_once(
+    source: str, target: str, intents: tuple[Intent, ...], expected: list[str] | None
+) -> None:
+    assert chain(source, target, *intents) == expected
+
+
+def test_every_cell_of_the_matrix_has_a_chain(write_recipe: Write) -> None:
+    plan = make(write_recipe("optimize: {int8: {quantize: int8}}\n", formats="[tflite, onnx, torchscript, executorch]"))
+    assert not plan.impossible
+    assert len(plan.branches) == 8
+
+
+def only(plan: Plan) -> tuple[str, str]:
+    (missing,) = plan.impossible
+    return missing.reason, missing.fix
+
+
+def test_int8_without_calibration_data_is_refused_by_name(write_recipe: Write) -> None:
+    path = write_recipe(
+        "optimize: {int8: {quantize: int8}}\n", data="{evaluation: {uses: digits, with: {part: evaluation}}}"
+    )
+    plan = make(path)
+    reason, fix = only(plan)
+    assert reason == "quantize_tflite needs calibration data"
+    assert "data.calibration" in fix
+    with pytest.raises(UsageError, match="int8 as tflite: quantize_tflite needs calibration data"):
+        plan.demand_possible()
+
+
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(
+    write_recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = registry.find("stages", "keras_to_tflite")
+    monkeypatch.setattr(stage, "requires", ("tensorflow", "not-there"))
+    reason, fix = only(make(write_recipe()))
+    assert reason == "keras_to_tflite needs not-there, not installed here"
+    assert fix == "pip install 'edgeopt[keras]'"
+
+
+def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:
+    plan = make(write_recipe(formats="[onnx]", devices="[host-tflite-runtime]"))
+    assert only(plan)[0] == "no device of the recipe has a runtime for onnx"
+
+
+def test_an_option_the_stage_does_not_know_is_refused(write_recipe: Write) -> None:
+    plan = make(write_recipe("optimize: {int8: {quantize: {scheme: int8, per_chanel: true}}}\n"))
+    reason, _ = only(plan)
+    assert "quantize_tflite refuses option 'per_chanel'" in reason
+    assert "did you mean 'per_channel'?" in reason
+
+
+def test_listed_stages_are_completed_to_a_chain(write_recipe: Write) -> None:
+    path = write_recipe("optimize: {mine: {stages: [quantize_onnx]}}\n", formats="[onnx]")
+    (branch,) = [b for b in make(path).branches if b.variant == "mine"]
+    assert [registry.plugin_name(stage) for stage in branch.stages] == ["keras_to_onnx", "quantize_onnx"]
+
+
+def test_listed_stages_that_do_not_fit_are_refused(write_recipe: Write) -> None:
+    path = write_recipe("optimize: {mine: {stages: [keras_to_onnx, quantize_tflite]}}\n", formats="[onnx]")
+    assert "quantize_tflite accepts tflite, not onnx" in only(make(path))[0]

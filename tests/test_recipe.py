@@ -1,0 +1,130 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeopt.errors import RecipeError, UsageError
+from edgeopt.recipe import load_recipe
+
+Write = Callable[..., Path]
+
+
+def problems_of(path: Path, **options: object) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, **options)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: Write) -> None:
+    path = write_recipe(
+        "optimize:\n  int8: {quantise: int8}\n  int4: {quantize: int3}\ngates:\n  - {metric: top2, max: 1}\n",
+        formats="[tflight, onnx]",
+        devices="[hots]",
+    )
+    told = problems_of(path)
+    lines = told.splitlines()
+    assert f"{path}:6:11: formats.0: no format 'tflight'; did you mean 'tflite'?" in told
+    assert "no device 'hots'; did you mean 'host'?" in told
+    assert f"{path}:9:10: optimize.int8.quantise: nothing can 'quantise'; did you mean 'quantize'?" in told
+    assert f"{path}:10:10: optimize.int4.quantize: no quantize scheme 'int3'; did you mean 'int8'?" in told
+    assert f"{path}:12:6: gates.0.metric: no metric 'top2'; did you mean 'top" in told
+    assert len([line for line in lines if line.startswith(str(path))]) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimise: {}\n", "7:1: optimise: unknown key 'optimise'; did you mean 'optimize'?"),
+        ("limits: {stage_minutes: soon}\n", "7:10: limits.stage_minutes: input should be a valid number"),
+        ("gates: [{metric: top1}]\n", "give exactly one of max, min, max_drop"),
+        ("gates: [{metric: size_bytes, max: 3 ms}]\n", "unit 'ms' does not fit; expected B, kB"),
+        ("gates: [{metric: top1, max_drop: .01, devices: [moon]}]\n", "no device 'moon' in this recipe"),
+        ("gates: [{metric: top1, max_drop: .01, variants: [int9]}]\n", "no variant 'int9' in this recipe"),
+        ("optimize: {float: {quantize: int8}}\n", "'float' is the untouched baseline"),
+        ("optimize: {'../x': {}}\n", "may hold letters, digits"),
+        ("optimize: {x: {stages: [quantise_onnx]}}\n", "no stage 'quantise_onnx'; did you mean 'quantize_onnx'?"),
+        ("name: again\n", "key 'name' is given twice"),
+        ("optimize: {a: &x {}, b: *x}\n", "aliases are not supported"),
+    ],
+)
+def test_a_mistake_names_its_place_and_the_nearest_known_name(
+    write_recipe: Write, text: str, message: str
+) -> None:
+    assert message in problems_of(write_recipe(text))
+
+
+def test_a_missing_file_is_reported_with_every_place_that_was_looked_at(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    told = problems_of(write_recipe(model="{path: nets/none.keras}"), data_root=tmp_path / "root")
+    assert f"no such file: {tmp_path / 'nets/none.keras'} or {tmp_path / 'root/nets/none.keras'}" in told
+
+
+def test_a_relative_path_is_found_beside_the_recipe_then_under_the_data_root(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("a.npz", "b.npz"):
+        (root / name).touch()
+    (tmp_path / "a.npz").touch()
+    path = write_recipe(
+        data="{evaluation: {uses: npz, with: {path: a.npz}}, calibration: {uses: npz, with: {path: b.npz}}}"
+    )
+    recipe = load_recipe(path, data_root=root)
+    assert recipe.evaluation is not None
+    assert recipe.calibration is not None
+    assert recipe.evaluation.path == tmp_path / "a.npz"  # type: ignore[attr-defined]
+    assert recipe.calibration.path == root / "b.npz"  # type: ignore[attr-defined]
+
+
+def test_text_that_is_not_yaml_names_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("version: 1\nname: [a\n")
+    assert f"{path}:3:1: not valid YAML" in problems_of(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "!!python/object/apply:os.system ['true']\n"])
+def test_other_documents_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    problems_of(path)
+
+
+def test_a_yaml_tag_never_runs_code(write_recipe: Write, tmp_path: Path) -> None:
+    told = problems_of(write_recipe(name=f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"))
+    assert not (tmp_path / "made").exists()
+    assert "recipe.yaml:2:" in told
+
+
+def test_float_is_always_a_variant_and_fidelity_always_measured(write_recipe: Write) -> None:
+    recipe = load_recipe(write_recipe("optimize: {int8: {quantize: int8}}\n"))
+    assert [variant.name for variant in recipe.variants] == ["float", "int8"]
+    assert [type(metric).__name__ for metric in recipe.metrics] == ["Top1", "FidelitySnrDb", "Agreement"]
+
+
+def test_settings_override_the_recipe_and_are_checked_like_it(write_recipe: Write) -> None:
+    path = write_recipe("gates:\n  - {metric: size_bytes, max: 64 KiB}\n")
+    recipe = load_recipe(path, overrides=["formats=[onnx]", "gates.0.max=0.5 MiB", "limits.stage_minutes=3"])
+    assert recipe.formats == ("onnx",)
+    assert recipe.gates[0].max == 2**19
+    assert recipe.limits.stage_minutes == 3
+    assert "no format 'onx'" in problems_of(path, overrides=["formats=[onx]"])
+    with pytest.raises(UsageError, match="not of the form"):
+        load_recipe(path, overrides=["formats"])
+
+
+def test_accuracy_without_evaluation_data_is_refused(write_recipe: Write) -> None:
+    assert "accuracy needs data.evaluation" in problems_of(write_recipe(data=""))
+
+
+def test_a_recipe_that_does_not_exist_suggests_a_shipped_one() -> None:
+    with pytest.raises(UsageError, match="did you mean 'digits-keras'") as caught:
+        load_recipe("digit-keras")
+    assert "edgeopt init" in str(caught.value)
+    assert load_recipe("digits-keras").name == "digits-keras"
+
+
+def test_preprocessing_understands_fractions(write_recipe: Write) -> None:
+    assert load_recipe(write_recipe()).model.preprocess.scale == 1 / 16

@@ -1,0 +1,97 @@
+import errno
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from edgeopt.errors import StoreError, UsageError
+from edgeopt.store import Store
+from toys import fill_store
+
+KEY = "ab" + "0" * 62
+
+
+def put(store: Store, key: str = KEY, text: str = "content") -> None:
+    with store.scratch() as folder:
+        (folder / "model.bin").write_text(text)
+        store.put(key, folder, {"kind": "test"})
+
+
+def test_what_was_put_is_found_again_by_another_store(tmp_path: Path) -> None:
+    put(Store(tmp_path))
+    entry = Store(tmp_path).get(KEY)
+    assert entry is not None
+    assert (entry.folder / "model.bin").read_text() == "content"
+    assert entry.meta == {"kind": "test"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "extra", "record", "gone"])
+def test_a_damaged_entry_is_removed_and_reported(tmp_path: Path, damage: str) -> None:
+    put(Store(tmp_path))
+    folder = tmp_path / "objects" / "ab" / KEY
+    file = folder / "files" / "model.bin"
+    if damage == "flip":
+        file.write_text("Content")
+    elif damage == "cut":
+        file.write_text("cont")
+    elif damage == "extra":
+        (folder / "files" / "more").touch()
+    elif damage == "record":
+        (folder / "entry.json").write_text((folder / "entry.json").read_text().replace("test", "best"))
+    else:
+        (folder / "entry.json").unlink()
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    assert store.damaged == [KEY]
+    put(store)
+    assert store.get(KEY) is not None
+
+
+def test_a_full_disk_is_explained_and_finished_work_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    put(store)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeopt.store.json.dump", full)
+        with pytest.raises(StoreError, match="no space left for the store") as caught:
+            put(store, "cd" + "0" * 62)
+    assert caught.value.exit_code == 3
+    assert "it resumes" in str(caught.value)
+    again = Store(tmp_path)
+    assert again.get(KEY) is not None
+    assert again.get("cd" + "0" * 62) is None
+
+
+def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--store"):
+        Store(tmp_path / "file")
+
+
+def test_scratch_of_dead_processes_is_swept_and_that_of_the_living_kept(tmp_path: Path) -> None:
+    Store(tmp_path)
+    (tmp_path / "scratch" / "999999999-dead").mkdir()
+    (tmp_path / "scratch" / "1-alive").mkdir()
+    Store(tmp_path)
+    assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["1-alive"]
+
+
+def test_processes_may_store_the_same_keys_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=fill_store, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    store = Store(tmp_path)
+    for index in range(50):
+        entry = store.get(f"{index:02x}" + "0" * 62)
+        assert entry is not None
+        assert (entry.folder / "model.bin").read_text() == f"same {index}"
+    assert store.damaged == []
+    assert list((tmp_path / "scratch").iterdir()) == []

@@ -1,0 +1,89 @@
+"""Stages that do to their process what real converters sometimes do, and work for other processes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage
+from edgeopt.store import Store
+
+
+class Toy(Stage):
+    """Writes the bytes of its input and its own mark: a stage whose work can be read back."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras", "toy"})
+    produces: ClassVar[str] = "toy"
+
+    mark: str = "x"
+    calls: Path | None = None
+
+    def run(self, model: Model, context: Context) -> Model:
+        if self.calls is not None:
+            with self.calls.open("a") as file:
+                file.write(self.mark)
+        data = model.path.read_bytes()[-64:] if model.path.is_file() else b""
+        path = context.folder / "model.toy"
+        path.write_bytes(data + self.mark.encode())
+        return Model(format=self.produces, path=path)
+
+
+class Finish(Toy):
+    """Makes what claims to be a .tflite file."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy", "keras"})
+    produces: ClassVar[str] = "tflite"
+
+
+class Abort(Toy):
+    """Dies as a converter does on a failed native assertion."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        os.write(2, b"F0000 converter.cc:42] Check failed: rank == 4\n")
+        os.kill(os.getpid(), signal.SIGABRT)
+        return model
+
+
+class Hang(Toy):
+    """Never comes back."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        time.sleep(600)
+        return model
+
+
+class Hungry(Toy):
+    """Takes memory until it is stopped."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        hoard = []
+        for _ in range(4000):
+            hoard.append(bytearray(os.urandom(1 << 20)))
+            time.sleep(0.001)
+        return model
+
+
+class Refuse(Toy):
+    """Fails with an explanation."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        raise StageError("layer 'odd' cannot be converted", fix="replace it")
+
+
+class Bug(Toy):
+    """Fails without one."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        raise KeyError("surprise")
+
+
+def fill_store(root: Path) -> None:
+    """Put fifty entries, the same ones whoever does it."""
+    store = Store(root)
+    for index in range(50):
+        with store.scratch() as folder:
+            (folder / "model.bin").write_text(f"same {index}")
+            store.put(f"{index:02x}" + "0" * 62, folder, {"kind": "test"})
