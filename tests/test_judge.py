@@ -117,7 +117,7 @@ def test_another_output_shape_is_broken() -> None:
 
 def test_latency_percentiles_and_interleaved_ratio() -> None:
     seconds = np.linspace(1e-3, 2e-3, 101)
-    found = latency({"latency_seconds": list(seconds), "baseline_latency_seconds": list(seconds * 2)})
+    found = latency({}, {"latency": seconds, "baseline": seconds * 2})
     assert found["latency_p50_ms"].value == pytest.approx(1.5)
     assert found["latency_p90_ms"].value == pytest.approx(1.9)
     assert found["latency_ratio"].value == pytest.approx(0.5)

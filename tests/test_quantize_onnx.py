@@ -1,5 +1,6 @@
-"""Float ONNX to int8: accuracy, what stays float, determinism, memory, and arithmetic that cannot overflow."""
+"""Float ONNX to int8: accuracy, what stays float, determinism, memory, and no overflow by construction."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from edgeopt.errors import StageError
 from edgeopt.formats import onnx as onnx_files
-from edgeopt.model import Model, Preprocessing, TensorSpec, content_digest
+from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.quantize_onnx import QuantizeOnnx
 
@@ -36,8 +37,8 @@ class Noise(Dataset):
         return "noise"
 
 
-def toy(path: Path, *, computed_weight: bool = False) -> Model:
-    """conv, depthwise conv, global pool, dense, softmax; optionally a convolution with a computed weight."""
+def toy(path: Path) -> Model:
+    """conv, depthwise conv, global pool, dense, softmax."""
     random = np.random.default_rng(3)
     shapes = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 1, 3, 3), "w3": (8, 5), "b3": (5,)}
     constants = [
@@ -55,10 +56,6 @@ def toy(path: Path, *, computed_weight: bool = False) -> Model:
         node("Gemm", ["flat", "w3", "b3"], ["logits"], name="dense"),
         node("Softmax", ["logits"], ["probabilities"]),
     ]
-    if computed_weight:
-        nodes[0].input[1] = "sum"
-        nodes.insert(0, node("ReduceSum", ["image"], ["total"], keepdims=1))
-        nodes.insert(1, node("Add", ["w1", "total"], ["sum"]))
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
@@ -122,7 +119,9 @@ def test_unsigned_weights_are_the_same_numbers(tmp_path: Path) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     image = next(Noise().samples()).inputs[0][np.newaxis]
     found = [
-        ort.InferenceSession(str(m.path), options, providers=["CPUExecutionProvider"]).run(None, {"image": image})
+        ort.InferenceSession(str(m.path), options, providers=["CPUExecutionProvider"]).run(
+            None, {"image": image}
+        )
         for m in (unsigned, signed)
     ]
     np.testing.assert_array_equal(found[0][0], found[1][0])
@@ -133,14 +132,9 @@ def test_signed_activations_need_signed_weights() -> None:
         QuantizeOnnx(activation_type="int8", weight_type="uint8")
 
 
-def test_computed_weights_are_left_float_and_refused(tmp_path: Path) -> None:
-    source = toy(tmp_path / "toy.onnx", computed_weight=True)
-    proto = onnx_files.load(source.path)
+def test_float_file_has_float_weights(tmp_path: Path) -> None:
+    proto = onnx_files.load(toy(tmp_path / "toy.onnx").path)
     assert onnx_files.float_weighted(proto) == ["Conv first", "Conv depthwise", "Gemm dense"]
-    del proto.graph.node[1:]
-    proto.graph.output[0].name = "total"
-    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
-    assert onnx_files.float_weighted(proto) == []
 
 
 def test_a_layer_left_float_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +168,8 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_quantize_onnx import Noise, QuantizeOnnx, content_digest, context, toy
+from edgeopt.model import content_digest
+from test_quantize_onnx import Noise, QuantizeOnnx, context, toy
 folder = Path(sys.argv[1])
 source = toy(folder.with_suffix(".onnx"))
 result = QuantizeOnnx().run(source, context(folder, Noise(count=int(sys.argv[2]))))
@@ -202,3 +197,65 @@ def test_deterministic_across_processes_and_memory_does_not_grow(tmp_path: Path)
     _, many = fresh(tmp_path / "c", 4096, 3)
     assert first == again
     assert many <= 1.2 * few
+
+
+REAL = """
+import sys
+from pathlib import Path
+from edgeopt.model import Model
+from edgeopt.plugin import Context
+from edgeopt.stages.keras_to_onnx import KerasToOnnx
+model = Model(format="tf_keras", path=Path(sys.argv[1]))
+print(KerasToOnnx().run(model, Context(Path(sys.argv[2]), None, print)).model_dump_json())
+"""
+
+
+class Stored(Dataset):
+    """Samples of an .npz file."""
+
+    file: Path
+
+    def samples(self) -> Iterator[Sample]:
+        with np.load(self.file) as stored:
+            values, labels = stored["x"], stored["y"]
+        for value, label in zip(values, labels, strict=True):
+            yield Sample((value,), int(label))
+
+    def digest(self) -> str:
+        return self.file.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "calibration", "evaluation", "least_snr", "most_bytes"),
+    [
+        ("kws_ref_model", "kws/calibration100.npz", "kws/evaluation400.npz", 25, 53_936),
+        ("resnet8.h5", "cifar10/calibration512.npz", "cifar10/test446.npz", 20, 110_000),
+    ],
+)
+def test_real_models_lose_less_than_a_point(
+    tmp_path: Path, name: str, calibration: str, evaluation: str, least_snr: float, most_bytes: int
+) -> None:
+    if not os.environ.get("EDGEOPT_DATA"):
+        pytest.skip("EDGEOPT_DATA is not set")
+    if importlib.util.find_spec("tf_keras") is None:
+        pytest.skip("needs the extra 'keras'")
+    data = Path(os.environ["EDGEOPT_DATA"])
+    run = subprocess.run(
+        [sys.executable, "-c", REAL, str(data / "mlperf-tiny" / name), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    source = Model.model_validate_json(run.stdout.strip().splitlines()[-1])
+    result = QuantizeOnnx().run(source, context(tmp_path / "out", Stored(file=data / calibration)))
+    kept = list(Stored(file=data / evaluation).samples())
+    samples = [sample.inputs[0].astype(np.float32) for sample in kept]
+    labels = np.array([sample.label for sample in kept])
+    before, after = outputs(source.path, samples), outputs(result.path, samples)
+    drop = np.mean(before.argmax(1) == labels) - np.mean(after.argmax(1) == labels)
+    assert drop <= 0.01
+    assert np.mean(before.argmax(1) == after.argmax(1)) > 0.96
+    assert snr_db(before, after) > least_snr
+    assert result.path.stat().st_size <= most_bytes

@@ -1,5 +1,6 @@
 """Float TFLite to int8: accuracy, size, what stays float, determinism and memory."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from edgeopt.model import Model, Preprocessing, content_digest
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.quantize_tflite import QuantizeTflite
 
-pytest.importorskip("ai_edge_quantizer")
-pytest.importorskip("tensorflow")
+if any(importlib.util.find_spec(name) is None for name in ("ai_edge_quantizer", "tensorflow")):
+    pytest.skip("needs the extra 'keras'", allow_module_level=True)
 
 # The float model is made in a process of its own: TensorFlow stays out of this one.
 TOY = """
@@ -208,3 +209,58 @@ def test_deterministic_across_processes_and_memory_does_not_grow(tmp_path: Path,
     assert int(runs[2][1]) <= 1.2 * int(runs[0][1])
     here_result = QuantizeTflite().run(toy, context(tmp_path / "here", Noise(count=256)))
     assert content_digest(here_result.path) == runs[0][0]
+
+
+REAL = """
+import sys
+from pathlib import Path
+from edgeopt.model import Model
+from edgeopt.plugin import Context
+from edgeopt.stages.keras_to_tflite import KerasToTflite
+model = Model(format="tf_keras", path=Path(sys.argv[1]))
+print(KerasToTflite().run(model, Context(Path(sys.argv[2]), None, print)).model_dump_json())
+"""
+
+
+class Stored(Dataset):
+    """Samples of an .npz file."""
+
+    file: Path
+
+    def samples(self) -> Iterator[Sample]:
+        with np.load(self.file) as stored:
+            values, labels = stored["x"], stored["y"]
+        for value, label in zip(values, labels, strict=True):
+            yield Sample((value,), int(label))
+
+    def digest(self) -> str:
+        return self.file.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "calibration", "evaluation", "least_snr", "most_bytes"),
+    [
+        ("kws_ref_model", "kws/calibration100.npz", "kws/evaluation400.npz", 25, 53_936),
+        ("resnet8.h5", "cifar10/calibration512.npz", "cifar10/test446.npz", 20, 110_000),
+    ],
+)
+def test_real_models_lose_less_than_a_point(
+    tmp_path: Path, name: str, calibration: str, evaluation: str, least_snr: float, most_bytes: int
+) -> None:
+    if not os.environ.get("EDGEOPT_DATA"):
+        pytest.skip("EDGEOPT_DATA is not set")
+    if importlib.util.find_spec("tf_keras") is None:
+        pytest.skip("needs the extra 'keras'")
+    data = Path(os.environ["EDGEOPT_DATA"])
+    source = Model.model_validate_json(python(REAL, data / "mlperf-tiny" / name, tmp_path))
+    result = QuantizeTflite().run(source, context(tmp_path / "out", Stored(file=data / calibration)))
+    kept = list(Stored(file=data / evaluation).samples())
+    samples = [sample.inputs[0].astype(np.float32) for sample in kept]
+    labels = np.array([sample.label for sample in kept])
+    before, after = outputs(source.path, samples), outputs(result.path, samples)
+    drop = np.mean(before.argmax(1) == labels) - np.mean(after.argmax(1) == labels)
+    assert drop <= 0.01
+    assert np.mean(before.argmax(1) == after.argmax(1)) > 0.96
+    assert snr_db(before, after) > least_snr
+    assert result.path.stat().st_size <= most_bytes

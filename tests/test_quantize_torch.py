@@ -182,7 +182,7 @@ def test_channels_last_graph_loses_its_permutes() -> None:
     assert names == ["permute", "conv2d", "relu", "reshape", "linear"]
     x = torch.randn(1, 8, 8, 3)
     with torch.no_grad():
-        assert (plain(x) - module(x)).abs().max() < 1e-4
+        assert (plain(x) - module(x)).abs().max() < 1e-5 * module(x).abs().max()
 
 
 def test_real_keras_model_in_both_int8_formats(tmp_path: Path) -> None:

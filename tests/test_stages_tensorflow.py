@@ -3,6 +3,7 @@
 The stages run in processes of their own, as in the pipeline, so that TensorFlow does not meet torch here.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tensorflow")
-pytest.importorskip("tf_keras")
+if any(importlib.util.find_spec(name) is None for name in ("tensorflow", "tf_keras")):
+    pytest.skip("needs the extra 'keras'", allow_module_level=True)
 
 PRELUDE = """
 import json, os, sys
@@ -41,7 +42,7 @@ def context(name):
 def small(library, name="toy"):
     layers = library.layers
     return library.Sequential([
-        layers.Input((16, 16, 3), name="image") if library is keras else layers.InputLayer((16, 16, 3), name="image"),
+        (layers.Input if library is keras else layers.InputLayer)((16, 16, 3), name="image"),
         layers.Conv2D(8, 3, padding="same", use_bias=False),
         layers.BatchNormalization(moving_variance_initializer="ones", moving_mean_initializer="ones"),
         layers.ReLU(),
@@ -66,7 +67,8 @@ def run_onnx(path, values):
     return session.run(None, dict(zip(names, values, strict=True)))
 
 def error(found, expected):
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(found, expected, strict=True))
+    pairs = zip(found, expected, strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 def refused(stage, model, name):
     try:
@@ -127,7 +129,8 @@ for stage, run in ((KerasToTflite(), run_tflite), (KerasToOnnx(), run_onnx)):
 
 # Open dimensions: asked for, or taken from the model's description
 layers = keras.layers
-free = keras.Sequential([layers.Input((None, None, 1), name="i"), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D()])
+open_input = layers.Input((None, None, 1), name="i")
+free = keras.Sequential([open_input, layers.Conv2D(2, 3), layers.GlobalMaxPooling2D()])
 free.save(root / "free.keras")
 source = Model(format="keras", path=root / "free.keras")
 report["open"] = refused(KerasToTflite(), source, "open")
@@ -168,7 +171,8 @@ print(json.dumps(report))
 
 REAL = """
 data = Path(sys.argv[2])
-for name, scale in (("kws_ref_model", 10), ("resnet8.h5", 64), ("vww_mobilenetv1.h5", 1), ("ad_autoencoder.h5", 1)):
+scales = {"kws_ref_model": 10, "resnet8.h5": 64, "vww_mobilenetv1.h5": 1, "ad_autoencoder.h5": 1}
+for name, scale in scales.items():
     source = Model(format="tf_keras", path=data / "mlperf-tiny" / name)
     network = tf_keras.models.load_model(source.path, compile=False)
     light = KerasToTflite().run(source, context(name + ".tflite"))

@@ -49,7 +49,7 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                 found.append(Result(status="failed", reason=outcome.error, measurements=values, **common))
                 continue
             strange = outcome.info.get("non_finite") or 0
-            values |= latency(outcome.info) | ({} if strange else _accuracy(metrics, outcome, measured))
+            values |= latency(outcome.info, outcome.times) | ({} if strange else _accuracy(metrics, outcome, measured))
             status, reason = ("failed", broken.reason) if broken else ("ok", "")
             if strange:
                 status, reason = "failed", f"{strange} output values are NaN or infinite"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ class _Builder:
 
     def _pool(self, worker: Worker) -> ProcessPool:
         if worker not in self.pools:
+            _silence_tracker()
             pool = ProcessPool(
                 max_workers=1,
                 # Never fork: a framework's threads and locks do not survive it.
@@ -155,8 +157,7 @@ class _Builder:
                 initializer=prepare,
                 initargs=(worker, os.getpid()),
             )
-            self.cleanup.callback(pool.join)
-            self.cleanup.callback(pool.stop)
+            self.cleanup.push(lambda kind, *_: _leave(pool, at_once=kind is not None))
             self.pools[worker] = pool
         return self.pools[worker]
 
@@ -245,6 +246,32 @@ class _Builder:
                 message=message,
             )
         )
+
+
+def _silence_tracker() -> None:
+    """Start multiprocessing's resource tracker so that it does not speak.
+
+    Libraries of the frameworks (joblib's loky) tell it of semaphores that they later remove by
+    themselves, and it would warn on the user's screen about each at the end.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def _leave(pool: ProcessPool, *, at_once: bool) -> None:
+    """End a pool: let its worker go in peace, or stop it where it is."""
+    if at_once:
+        pool.stop()
+    else:
+        pool.close()
+    pool.join()
 
 
 def _step(stage: Stage, entry: Entry, *, cached: bool) -> Step:

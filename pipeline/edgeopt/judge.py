@@ -86,9 +86,9 @@ def accuracy(
     return found
 
 
-def latency(info: Mapping[str, Any]) -> dict[str, Measurement]:
+def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -> dict[str, Measurement]:
     """Percentiles in ms of one artifact, and its ratio to the interleaved float artifact."""
-    seconds = np.asarray(info.get("latency_seconds") or [], np.float64)
+    seconds = times.get("latency", np.empty(0))
     found: dict[str, Measurement] = {}
     if len(seconds):
         for percent in (50, 90, 99):
@@ -98,7 +98,7 @@ def latency(info: Mapping[str, Any]) -> dict[str, Measurement]:
                 n=len(seconds),
                 ci95=quantile_interval(seconds * 1e3, percent / 100),
             )
-    base = np.asarray(info.get("baseline_latency_seconds") or [], np.float64)
+    base = times.get("baseline", np.empty(0))
     if len(seconds) and len(base):
         pairs = min(len(seconds), len(base))
         ratios = seconds[:pairs] / base[:pairs]

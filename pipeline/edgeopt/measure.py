@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt import registry
 from edgeopt.agent_archive import build_agent
@@ -41,6 +42,7 @@ class Outcome(NamedTuple):
     error: str = ""
     outputs: tuple[Array, ...] = ()
     info: Mapping[str, Any] = {}
+    times: Mapping[str, NDArray[np.float64]] = {}
     cached: bool = False
 
 
@@ -60,7 +62,7 @@ class Evaluation:
 
     def key(self, specs: tuple[TensorSpec, ...], limit: int | None) -> str:
         """What identifies the inputs made for ``specs``, known without making them."""
-        forms = [(spec.layout, spec.dtype, spec.shape) for spec in specs]
+        forms = [spec.model_dump(mode="json", exclude={"name"}) for spec in specs]
         return digest_of([self.digest, self.preprocessing.model_dump(mode="json"), forms, limit])
 
     def files(self, specs: tuple[TensorSpec, ...], limit: int | None) -> tuple[tuple[Path, ...], int]:
@@ -188,8 +190,10 @@ class Bench:
                 link.put(path, name)
             job = request | {"model": _put(link, model, "model"), "inputs": names, "outputs": "outputs.npz"}
             job["baseline"] = _put(link, baseline, "baseline") if baseline is not None else None
-            if self._answer(link, job, folder)["ok"]:
-                link.get("outputs.npz", folder / "outputs.npz")
+            answer = self._answer(link, job, folder)
+            if answer["ok"]:
+                for name in ("outputs.npz", "times.npz") if job["latency"] else ("outputs.npz",):
+                    link.get(name, folder / name)
 
     def _answer(self, link: Link, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Have a job carried out whose files are there already; leaves ``result.json`` in ``folder``."""
@@ -260,10 +264,12 @@ def _put(link: Link, model: Model, stem: str) -> str:
 def _outcome(runtime: str, folder: Path, *, cached: bool) -> Outcome:
     info = json.loads((folder / "result.json").read_text("utf-8"))
     with np.load(folder / "outputs.npz", allow_pickle=False) as archive:
-        outputs = tuple(
-            archive[name] for name in sorted(archive.files, key=lambda n: int(n.rpartition("_")[2]))
-        )
-    return Outcome(f"{runtime} {info['runtime'].get('version', '')}".strip(), "", outputs, info, cached)
+        outputs = tuple(archive[f"output_{index}"] for index in range(len(archive.files)))
+    times: dict[str, NDArray[np.float64]] = {}
+    if (folder / "times.npz").exists():
+        with np.load(folder / "times.npz", allow_pickle=False) as archive:
+            times = dict(archive)
+    return Outcome(f"{runtime} {info['runtime'].get('version', '')}".strip(), "", outputs, info, times, cached)
 
 
 def _last_line(text: str) -> str:

@@ -38,6 +38,8 @@ def _existing(value: object, info: ValidationInfo) -> object:
         if candidate.exists():
             return candidate.resolve()
     looked = " or ".join(str(c) for c in candidates)
+    if len(roots) == 1 and not path.is_absolute():
+        looked += " (and there is no other place to look: neither --data-root nor EDGEOPT_DATA is set)"
     raise ValueError(f"no such file: {looked}")
 
 

@@ -92,7 +92,7 @@ def profile(
             values[registry.plugin_name(metric)] = measurement(
                 metric.score(outcome.outputs[0], labels), metric.unit
             )
-        values |= latency(outcome.info)
+        values |= latency(outcome.info, outcome.times)
     artifact = (
         Artifact(path=str(path), digest=file_digest(path), size_bytes=path.stat().st_size)
         if path.is_file()

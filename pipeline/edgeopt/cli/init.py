@@ -17,7 +17,7 @@ def init(
     from edgeopt.errors import UsageError
     from edgeopt.starter import starter_recipe
 
-    text = starter_recipe(model)
+    text = starter_recipe(model, folder=out.parent)
     if out.exists() and not force:
         raise UsageError(
             f"{out} is there already", fix="choose another with --out, or replace it with --force"

@@ -79,6 +79,7 @@ def _code_layers(value: object) -> Iterator[str]:
             config = value.get("config")
             named = config.get("name") if isinstance(config, dict) else None
             yield str(named or value.get("name") or kind)
+            return
         for inner in value.values():
             yield from _code_layers(inner)
     elif isinstance(value, list):
@@ -164,7 +165,7 @@ def _traced(network: Any, model: Model) -> Program:
     names = [str(tensor.name).partition(":")[0] for tensor in network.inputs]
     inputs = _fixed(model, names, [(t.shape, tf.as_dtype(t.dtype).name) for t in network.inputs])
     structure = input_structure(network)
-    outputs = _unique([str(name) for name in network.output_names])
+    outputs = _unique(output_names(network))
 
     def call(*tensors: Any) -> dict[str, Any]:
         result = network(tf.nest.pack_sequence_as(structure, list(tensors)), training=False)
@@ -178,11 +179,17 @@ def _traced(network: Any, model: Model) -> Program:
 
 
 def input_structure(network: Any) -> Any:
-    """What the network is called with: one tensor, or its inputs in the list or dictionary it was built with."""
+    """What the network is called with: one tensor, or a list or dictionary of them."""
     try:
         return network.input
     except AttributeError:  # a Sequential model of Keras 3 that has not been called
         return network.inputs[0]
+
+
+def output_names(network: Any) -> list[str]:
+    """The names of the layers that give the outputs."""
+    names = getattr(network, "output_names", None)
+    return [str(name) for name in names] if names else [str(network.layers[-1].name)]
 
 
 def _signature(model: Model) -> Program:
@@ -230,13 +237,11 @@ def _fixed(model: Model, names: list[str], found: list[tuple[Any, str]]) -> tupl
             shown = ", ".join("?" if size is None else str(size) for size in sizes)
             raise StageError(
                 f"input {name!r} of {model.path.name} has the shape [{shown}] with open dimensions",
-                fix="give the full input shape in the recipe, such as model.inputs: [{shape: [1, 96, 96, 3]}]",
+                fix="give the full input shape in the recipe, such as inputs: [{shape: [1, 96, 96, 3]}]",
             )
         layout = (told.layout if told is not None else None) or "NHWC"
         specs.append(
-            TensorSpec(
-                name=name, shape=tuple(sizes), dtype=dtype, layout=layout if len(sizes) == 4 else None
-            )
+            TensorSpec(name=name, shape=tuple(sizes), dtype=dtype, layout=layout if len(sizes) == 4 else None)
         )
     return tuple(specs)
 

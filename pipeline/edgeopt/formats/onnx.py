@@ -10,8 +10,6 @@ from edgeopt.model import Layout, TensorSpec
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that hold nearly all weights and arithmetic of a network."""
 
-INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
-
 
 def load(path: Path) -> Any:
     """The file as a ``ModelProto``.

@@ -1,15 +1,12 @@
 """Read-only view of a TFLite file: its tensors, its operators, and what type they work in.
 
-Works on files whose buffers lie behind the flatbuffer (``Buffer.offset`` and ``size``), as ai-edge-quantizer
-and converters of large models write them.
+Only the structure is read, never the buffers, so it does not matter whether these lie inside the flatbuffer
+or behind it, as ai-edge-quantizer and converters of large models write them.
 """
 
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.model import Layout, TensorSpec
@@ -130,13 +127,3 @@ def _spec(tensor: Any, name: str | None, layout: Layout | None) -> TensorSpec:
         scale=float(quantization.Scale(0)) if quantized else None,
         zero_point=int(quantization.ZeroPoint(0)) if quantized and quantization.ZeroPointLength() else None,
     )
-
-
-def buffer(content: bytes | memoryview, model: Any, index: int) -> NDArray[np.uint8]:
-    """The bytes of one buffer, wherever the file keeps them."""
-    entry = model.Buffers(index)
-    if entry.Offset() > 1:
-        whole = np.frombuffer(content, np.uint8)
-        return whole[entry.Offset() : entry.Offset() + entry.Size()]
-    data = entry.DataAsNumpy()
-    return data if isinstance(data, np.ndarray) else np.zeros(0, np.uint8)

@@ -78,10 +78,10 @@ def rename_in_pickle(content: bytes, rename: Callable[[str], str]) -> bytes:
     ends = [position for _, _, position in steps[1:]] + [len(content)]
     for (code, argument, start), end in zip(steps, ends, strict=True):
         piece = content[start or 0 : end]
-        if code.name == "BINUNICODE" and rename(argument) != argument:
+        if code.name == "BINUNICODE" and isinstance(argument, str):
             text = rename(argument).encode()
             piece = b"X" + struct.pack("<I", len(text)) + text
-        elif code.name == "GLOBAL":
+        elif code.name == "GLOBAL" and isinstance(argument, str):
             module, _, name = argument.partition(" ")
             piece = f"c{rename(module)}\n{rename(name)}\n".encode()
         pieces.append(piece)

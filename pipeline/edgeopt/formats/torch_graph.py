@@ -409,11 +409,11 @@ class _Rewriter:
         )
         scaled = weight.double() * scale.double().reshape(-1, *[1] * (weight.dim() - 1))
         moved = (old * scale.double() + shift.double()).expand(weight.shape[0])
-        hint = str(layer.args[1].target)  # type: ignore[union-attr]
+        hint = str(layer.args[1].target)
         new_weight = self._store(layer, scaled.to(weight.dtype), hint)
         new_bias = self._store(
             layer, moved.to(weight.dtype), str(bias.target) if bias is not None else _bias_name(hint)
-        )  # type: ignore[union-attr]
+        )
         new = self._new(node, layer.target, (layer.args[0], new_weight, new_bias, *layer.args[3:]), node)
         self._replace(node, new)
         self.graph.erase_node(layer)
@@ -464,7 +464,7 @@ class _Rewriter:
 
     def _alone(self, norm: "Node", layer: "Node") -> bool:
         """Detach a batch norm of three results from its layer, so that the layer can go."""
-        norm.args = (norm.args[0].args[0], *norm.args[1:])  # type: ignore[union-attr]
+        norm.args = (norm.args[0].args[0], *norm.args[1:])
         return not layer.users
 
     def _per_channel(self, value: object, layer: "Node") -> "torch.Tensor | None":
@@ -518,7 +518,7 @@ class _Rewriter:
         if not isinstance(node.args[4], list | tuple) or (len(pad.args) > 2 and pad.args[2] != 0):
             return False
         rank = len(self._shape(node) or ()) - 2
-        amounts = list(pad.args[1])  # type: ignore[arg-type]
+        amounts = list(pad.args[1])
         amounts += [0] * (2 * (rank + 2) - len(amounts))
         pairs = [(amounts[2 * i], amounts[2 * i + 1]) for i in range(rank + 2)]
         if any(before != after or before < 0 for before, after in pairs) or any(
@@ -551,7 +551,7 @@ class _Rewriter:
         return False
 
     def _join_reshapes(self, node: "Node") -> bool:
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         if operator_name(node) != "reshape" or operator_name(source) != "reshape":
             return False
         sizes = list(self._shape(node) or ())

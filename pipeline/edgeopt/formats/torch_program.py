@@ -79,8 +79,8 @@ def _read(path: Path) -> "tuple[ExportedProgram, bool]":
 def register_quantized_operators() -> None:
     """Make torch know the operators of quantized programs, without which those do not load."""
     with quiet():
-        import torch.ao.quantization.fx._decomposed
-        import torchao.quantization.pt2e  # noqa: F401 - the imports register operators
+        import torch.ao.quantization.fx._decomposed  # noqa: F401 - the imports register operators
+        import torchao.quantization.pt2e  # noqa: F401
 
 
 def write(program: "ExportedProgram", path: Path, *, plain: bool = False) -> None:
@@ -164,7 +164,7 @@ def named(module: "torch.nn.Module") -> "torch.nn.Module":
     """
     import torch
 
-    class Named(torch.nn.Module):
+    class Named(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = module
@@ -241,6 +241,22 @@ def mobile_engine() -> Iterator[None]:
         torch.backends.quantized.engine = before
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: calibrating at batch 1 is many tiny operators.
+
+    Shared between threads, these wait for each other; on a busy machine that made it 50 times slower.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe_inputs(program: "ExportedProgram", given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """What a program takes: ``given`` where the source says it, otherwise read from its graph.
 
@@ -271,7 +287,8 @@ def describe_inputs(program: "ExportedProgram", given: Sequence[TensorSpec]) -> 
         )
         if not fits:
             raise StageError(
-                f"input {spec.name!r} is described as {list(spec.shape)}, the program takes {list(own.shape)}",
+                f"input {spec.name!r} is described as {list(spec.shape)}, "
+                f"the program takes {list(own.shape)}",
                 fix="export the program with a batch of 1 or a free batch axis, and describe that shape",
             )
     return fixed

@@ -13,6 +13,7 @@ from edgeopt.plugin import Context, Stage, Worker
 
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$")
 
+
 class KerasToOnnx(Stage):
     """Convert with ``tf2onnx.convert.from_function``, with the batch fixed to 1.
 
@@ -59,7 +60,13 @@ class KerasToOnnx(Stage):
             spec.model_copy(update={"layout": source.layout})
             for spec, source in zip(inputs, program.inputs, strict=True)
         )
-        return Model(format="onnx", path=path, inputs=inputs, outputs=outputs)
+        return Model(
+            format="onnx",
+            path=path,
+            inputs=inputs,
+            outputs=outputs,
+            transposes=onnx_files.count(proto, "Transpose"),
+        )
 
 
 def _name(model: Any, program: keras_files.Program) -> None:

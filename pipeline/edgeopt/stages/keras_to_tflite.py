@@ -57,7 +57,9 @@ def _described(path: Path, program: keras_files.Program) -> Model:
         spec.model_copy(update={"layout": source.layout})
         for spec, source in zip(graph.inputs, program.inputs, strict=True)
     )
-    return Model(format="tflite", path=path, inputs=inputs, outputs=graph.outputs)
+    return Model(
+        format="tflite", path=path, inputs=inputs, outputs=graph.outputs, transposes=graph.count("TRANSPOSE")
+    )
 
 
 def _arrange(content: bytearray, inputs: list[str], outputs: list[str]) -> None:

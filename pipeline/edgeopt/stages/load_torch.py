@@ -213,7 +213,7 @@ def _load_into(module: "torch.nn.Module", weights: "dict[str, torch.Tensor]", na
 
 def _listed(what: str, items: list[str]) -> list[str]:
     lines = [f"  {what}: {item}" for item in items[:SHOWN]]
-    return lines + [f"  {what}: and {len(items) - SHOWN} more"] if len(items) > SHOWN else lines
+    return [*lines, f"  {what}: and {len(items) - SHOWN} more"] if len(items) > SHOWN else lines
 
 
 def _nearest(key: str, known: list[str]) -> str:

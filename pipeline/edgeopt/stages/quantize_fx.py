@@ -52,13 +52,19 @@ class QuantizeFx(Stage):
             raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
         if "qnnpack" not in torch.backends.quantized.supported_engines:
             raise StageError(
-                f"this build of torch has no qnnpack engine, only {torch.backends.quantized.supported_engines}",
+                "this build of torch has no qnnpack engine, only "
+                f"{', '.join(torch.backends.quantized.supported_engines)}",
                 fix="install torch from pypi.org or pytorch.org",
             )
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
-        with torch_program.quiet(), torch_program.mobile_engine(), torch.no_grad():
+        with (
+            torch_program.quiet(),
+            torch_program.mobile_engine(),
+            torch_program.one_thread(),
+            torch.no_grad(),
+        ):
             from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
             prepared = prepare_fx(with_modules(graph), self._mapping(), torch_program.zeros(inputs))
@@ -183,7 +189,7 @@ def _tuple(values: Any, rank: int) -> tuple[int, ...]:
 def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The function that FX quantization knows for an aten operator, or the operator itself."""
     import torch
-    import torch.nn.functional as F  # noqa: N812 - torch's own name
+    import torch.nn.functional as F
 
     name = operator_name(node)
     if name in ("add", "mul") and len(args) == 2 and not kwargs:
@@ -249,7 +255,7 @@ def _float_call(node: "Node") -> bool:
     import torch
 
     names = {operator.add: "add", operator.mul: "mul", torch.cat: "cat"}
-    name = names.get(node.target) or operator_name(node)  # type: ignore[call-overload]
+    name = names.get(node.target) or operator_name(node)
     if name not in KERNELS:
         return False
     sources = [n for n in node.all_input_nodes if n.op != "get_attr"]

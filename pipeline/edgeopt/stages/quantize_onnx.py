@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,7 @@ CHUNK = 64
 
 
 class QuantizeOnnx(Stage):
-    """Static int8 quantization with ``onnxruntime.quantization``: QDQ, exact min-max ranges, batch norm folded.
+    """Static int8 quantization with ``onnxruntime.quantization``: QDQ, exact min-max ranges.
 
     x86 processors with AVX2 but without VNNI add pairs of uint8 x int8 products in 16 bits, which overflow
     without a word. So weights are quantized symmetrically to int8 and then stored as uint8 with zero point
@@ -31,7 +31,7 @@ class QuantizeOnnx(Stage):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
     produces: ClassVar[str] = "onnx"
-    fulfils = {"quantize": frozenset({"int8"})}
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"quantize": frozenset({"int8"})}
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
@@ -48,7 +48,9 @@ class QuantizeOnnx(Stage):
     @model_validator(mode="after")
     def _has_kernel(self) -> "QuantizeOnnx":
         if self.activation_type == "int8" and self.weight_type == "uint8":
-            raise ValueError("onnxruntime has no kernel for int8 activations with uint8 weights: choose int8 both")
+            raise ValueError(
+                "onnxruntime has no kernel for int8 activations with uint8 weights: choose int8 both"
+            )
         return self
 
     def run(self, model: Model, context: Context) -> Model:
@@ -86,7 +88,13 @@ class QuantizeOnnx(Stage):
             spec.model_copy(update={"layout": before.layout})
             for spec, before in zip(found, model.inputs or found, strict=True)
         )
-        return Model(format="onnx", path=path, inputs=described, outputs=outputs)
+        return Model(
+            format="onnx",
+            path=path,
+            inputs=described,
+            outputs=outputs,
+            transposes=onnx_files.count(proto, "Transpose"),
+        )
 
     def _quantize(self, model: Model, prepared: Path, ranges: Path, target: Path) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -193,7 +201,7 @@ def _store_unsigned(model: Any) -> None:
 
 
 def _strip(model: Any) -> None:
-    """Drop what only describes the making of the file: inferred shapes, marks of tools, stack traces, paths."""
+    """Drop what tells of the making of the file: inferred shapes, marks of tools, stack traces, paths."""
     for owner in (model, model.graph, *model.graph.node):
         del owner.metadata_props[:]
         owner.doc_string = ""

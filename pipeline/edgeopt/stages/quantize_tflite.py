@@ -1,7 +1,7 @@
 """Float TFLite to int8 TFLite, whatever framework the float file came from."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ class QuantizeTflite(Stage):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
-    fulfils = {"quantize": frozenset({"int8"})}
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"quantize": frozenset({"int8"})}
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
@@ -101,7 +101,13 @@ class QuantizeTflite(Stage):
             spec.model_copy(update={"layout": before.layout})
             for spec, before in zip(graph.inputs, model.inputs or graph.inputs, strict=True)
         )
-        return Model(format="tflite", path=path, inputs=inputs, outputs=graph.outputs)
+        return Model(
+            format="tflite",
+            path=path,
+            inputs=inputs,
+            outputs=graph.outputs,
+            transposes=graph.count("TRANSPOSE"),
+        )
 
 
 def _in_float(operator: tflite.Operator) -> bool:

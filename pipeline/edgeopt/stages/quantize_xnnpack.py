@@ -54,7 +54,7 @@ class QuantizeXnnpack(Stage):
             program = torch_program.export(graph, inputs)
             prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
             count = 0
-            with torch.no_grad():
+            with torch.no_grad(), torch_program.one_thread():
                 for values in context.calibration.inputs(described):
                     prepared(*(torch.from_numpy(value) for value in values))
                     count += 1

@@ -49,7 +49,7 @@ class TfKerasToKeras(Stage):
         new = _rebuild(old, model.path.name)
         _copy_weights(old, new)
         inputs = _specs(new.inputs, [str(tensor.name) for tensor in new.inputs], model.inputs)
-        outputs = _specs(new.outputs, [str(name) for name in new.output_names], ())
+        outputs = _specs(new.outputs, keras_files.output_names(new), ())
         _compare(old, new, inputs, model.path.name)
         path = context.folder / "model.keras"
         _save(new, path)
@@ -69,7 +69,9 @@ def _rebuild(old: Any, name: str) -> Any:
     for layer in _layers(old):
         _crosses(layer, name)
     if kind not in kinds:
-        raise StageError(f"{name} is a {kind}; only Sequential and functional models can be rebuilt in Keras 3")
+        raise StageError(
+            f"{name} is a {kind}; only Sequential and functional models can be rebuilt in Keras 3"
+        )
     try:
         return kinds[kind].from_config(_modern(old.get_config()))
     except keras_files.UNREADABLE as error:
@@ -102,8 +104,7 @@ def _crosses(layer: Any, name: str) -> None:
         getattr(keras.layers, kind).from_config(_modern(layer.get_config()))
     except keras_files.UNREADABLE as error:
         raise StageError(
-            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: "
-            f"{keras_files.reason(error)}",
+            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: {keras_files.reason(error)}",
             fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
         ) from error
 
