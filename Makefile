@@ -10,7 +10,7 @@ READY := $(VENV)/.installed
 DEMOS := digits-keras digits-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint install docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -41,6 +41,9 @@ lint: $(READY)  ## style, types and layers
 
 test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
+
+docs: $(READY)  ## write the JSON Schemas and the generated parts of docs/ again
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove the environment and the caches; artifacts/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

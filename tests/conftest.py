@@ -17,13 +17,19 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
-@pytest.fixture
-def real_data() -> Path:
-    """The folder of real models and data."""
+@pytest.fixture(scope="session")
+def needs_real_data() -> Path:
+    """The folder of real models and data; a test is skipped where there is none."""
     root = os.environ.get("EDGEOPT_DATA")
     if not root:
         pytest.skip("EDGEOPT_DATA is not set: no real models here")
-    return Path(root)
+    return Path(root).resolve()
+
+
+@pytest.fixture
+def real_data(needs_real_data: Path) -> Path:
+    """The same, for a single test."""
+    return needs_real_data
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import toys
 
+import toys
 from edgeopt.build import build, look_up
 from edgeopt.pipeline import plan as make
 from edgeopt.planner import Branch, Built, Plan
@@ -84,6 +84,11 @@ def test_a_crash_costs_its_branch_only_and_its_last_words_are_kept(
     assert refused.failure == "toys:Refuse: layer 'odd' cannot be converted\n  replace it"
     assert bug.failure.startswith("toys:Bug: KeyError: 'surprise'")
     assert fine.complete
+
+
+def test_a_stage_is_held_to_what_it_promises(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    (liar,) = run(plan_of((toys.Liar(),)), tmp_path / "store")
+    assert "which it did not write below context.folder" in liar.failure
 
 
 def test_a_failure_is_never_cached(plan_of: Callable[..., Plan], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from edgeopt.cli import main
 from edgeopt.store import Store
 
+FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
 Write = Callable[..., Path]
 
 
@@ -118,7 +119,9 @@ def test_a_nan_far_into_the_data_is_found_before_anything_is_built(
     assert "sample 37: the input holds infinity" in said.err
 
 
-def test_a_model_that_is_not_what_its_name_says(edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path) -> None:
+def test_a_model_that_is_not_what_its_name_says(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
     (tmp_path / "model.keras").write_text("not a model")
     said = edgeopt("optimize", write_recipe(model="{path: model.keras}", data="", metric=""))
     assert said.code == 2
@@ -179,7 +182,9 @@ def test_a_device_that_does_not_exist(edgeopt: Edgeopt, write_recipe: Write) -> 
     assert edgeopt("devices", "show", "raspberry").code == 2
 
 
-def test_an_output_folder_that_cannot_be_written(edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
     (tmp_path / "taken").touch()
     said = edgeopt("optimize", write_recipe(), "--out", tmp_path / "taken" / "out")
     assert said.code == 2
@@ -232,7 +237,9 @@ def test_a_bug_shows_one_line_and_keeps_the_traceback_in_a_file(
     assert "internal surprise" in log.read_text()
 
 
-def test_an_interrupt_exits_130(edgeopt: Edgeopt, write_recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_130(
+    edgeopt: Edgeopt, write_recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -279,7 +286,7 @@ def test_planning_imports_no_framework(write_recipe: Write, tmp_path: Path) -> N
         f"sys.argv = ['edgeopt', 'plan', {str(write_recipe())!r}]\n"
         "from edgeopt.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "print(sorted({'tensorflow', 'torch', 'keras', 'onnx', 'onnxruntime', 'sklearn'} & set(sys.modules)))\n"
+        f"print(sorted({FRAMEWORKS!r} & set(sys.modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

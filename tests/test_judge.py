@@ -29,7 +29,9 @@ def test_limits_hold_at_the_limit_and_fail_beyond() -> None:
     assert verdicts(Gate(metric="size_bytes", max=100), result(size_bytes=101)) == [("fail", 101)]
     assert verdicts(Gate(metric="top1", min=0.9), result(top1=0.9)) == [("pass", 0.9)]
     assert verdicts(Gate(metric="top1", max_drop=0.01), result(top1=0.8, top1_drop=0.01)) == [("pass", 0.01)]
-    assert verdicts(Gate(metric="top1", max_drop=0.01), result(top1=0.8, top1_drop=0.011)) == [("fail", 0.011)]
+    assert verdicts(Gate(metric="top1", max_drop=0.01), result(top1=0.8, top1_drop=0.011)) == [
+        ("fail", 0.011)
+    ]
 
 
 def test_ratio_and_increase_are_against_the_float_variant() -> None:

@@ -9,6 +9,7 @@ from edgeopt.errors import UsageError
 from edgeopt.metrics.agreement import Agreement
 from edgeopt.metrics.fidelity_snr_db import FidelitySnrDb
 from edgeopt.metrics.function import Function
+from edgeopt.metrics.max_abs_error import MaxAbsError
 from edgeopt.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.metrics.roc_auc import RocAuc
 from edgeopt.metrics.top1 import Top1
@@ -186,3 +187,14 @@ def test_function(code):
     assert "array of 2 numbers" in error.value.fix
     with pytest.raises(UsageError, match="own_metrics:text returned str"):
         code("text").score(outputs, labels)
+
+
+def test_max_abs_error_is_the_worst_value_and_stays_finite() -> None:
+    reference = np.zeros((3, 4), np.float32)
+    outputs = reference.copy()
+    outputs[1, 2] = -0.25
+    assert MaxAbsError().score(outputs, reference).value == 0.25
+    outputs[0, 0] = np.nan
+    assert np.isfinite(MaxAbsError().score(outputs, reference).value)
+    with pytest.raises(UsageError, match="cannot be compared"):
+        MaxAbsError().score(outputs[:, :2], reference)

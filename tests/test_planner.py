@@ -48,7 +48,12 @@ def chain(source: str, target: str, *intents: Intent) -> list[str] | None:
             (),
             ["torch_to_exported_program", "exported_program_to_torchscript", "torchscript_to_mobile"],
         ),
-        ("torch", "tflite", (INT8,), ["torch_to_exported_program", "exported_program_to_tflite", "quantize_tflite"]),
+        (
+            "torch",
+            "tflite",
+            (INT8,),
+            ["torch_to_exported_program", "exported_program_to_tflite", "quantize_tflite"],
+        ),
         ("exported_program", "onnx", (), ["exported_program_to_onnx"]),
         ("torchscript_module", "torchscript", (), ["torchscript_to_mobile"]),
         ("saved_model", "onnx", (INT8,), ["keras_to_onnx", "quantize_onnx"]),
@@ -62,7 +67,11 @@ def test_the_shortest_chain_fulfils_every_intent_once(
 
 
 def test_every_cell_of_the_matrix_has_a_chain(write_recipe: Write) -> None:
-    plan = make(write_recipe("optimize: {int8: {quantize: int8}}\n", formats="[tflite, onnx, torchscript, executorch]"))
+    plan = make(
+        write_recipe(
+            "optimize: {int8: {quantize: int8}}\n", formats="[tflite, onnx, torchscript, executorch]"
+        )
+    )
     assert not plan.impossible
     assert len(plan.branches) == 8
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_graph, torch_program
+from edgeopt.formats import torch_engine, torch_graph, torch_operators, torch_program, torch_specs
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
@@ -87,7 +87,7 @@ def run_program(path: Path, values: list[Array]) -> Array:
 def run_lite(path: Path, values: list[Array]) -> Array:
     from torch.jit.mobile import _load_for_lite_interpreter
 
-    with torch_program.mobile_engine(), torch.no_grad():
+    with torch_engine.mobile_engine(), torch.no_grad():
         module = _load_for_lite_interpreter(str(path))
         return np.concatenate([module(torch.from_numpy(v)).numpy() for v in values])
 
@@ -177,8 +177,8 @@ def test_channels_last_graph_loses_its_permutes() -> None:
     module = ChannelsLast().eval()
     spec = TensorSpec(name="x", shape=(1, 8, 8, 3), layout="NHWC")
     decomposed = torch_program.export(module, (spec,)).run_decompositions({})
-    plain = torch_graph.simplify(decomposed.module(check_guards=False), torch_program.zeros((spec,)), ["x"])
-    names = [torch_graph.operator_name(n) for n in plain.graph.nodes if n.op == "call_function"]
+    plain = torch_graph.simplify(decomposed.module(check_guards=False), torch_specs.zeros((spec,)), ["x"])
+    names = [torch_operators.operator_name(n) for n in plain.graph.nodes if n.op == "call_function"]
     assert names == ["permute", "conv2d", "relu", "reshape", "linear"]
     x = torch.randn(1, 8, 8, 3)
     with torch.no_grad():

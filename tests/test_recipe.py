@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import RecipeError, UsageError
-from edgeopt.recipe import load_recipe
+from edgeopt.resolve import load_recipe
 
 Write = Callable[..., Path]
 
@@ -43,7 +43,10 @@ def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: W
         ("gates: [{metric: top1, max_drop: .01, variants: [int9]}]\n", "no variant 'int9' in this recipe"),
         ("optimize: {float: {quantize: int8}}\n", "'float' is the untouched baseline"),
         ("optimize: {'../x': {}}\n", "may hold letters, digits"),
-        ("optimize: {x: {stages: [quantise_onnx]}}\n", "no stage 'quantise_onnx'; did you mean 'quantize_onnx'?"),
+        (
+            "optimize: {x: {stages: [quantise_onnx]}}\n",
+            "no stage 'quantise_onnx'; did you mean 'quantize_onnx'?",
+        ),
         ("name: again\n", "key 'name' is given twice"),
         ("optimize: {a: &x {}, b: *x}\n", "aliases are not supported"),
     ],
@@ -101,7 +104,12 @@ def test_a_yaml_tag_never_runs_code(write_recipe: Write, tmp_path: Path) -> None
 def test_float_is_always_a_variant_and_fidelity_always_measured(write_recipe: Write) -> None:
     recipe = load_recipe(write_recipe("optimize: {int8: {quantize: int8}}\n"))
     assert [variant.name for variant in recipe.variants] == ["float", "int8"]
-    assert [type(metric).__name__ for metric in recipe.metrics] == ["Top1", "FidelitySnrDb", "Agreement"]
+    assert [type(metric).__name__ for metric in recipe.metrics] == [
+        "Top1",
+        "FidelitySnrDb",
+        "Agreement",
+        "MaxAbsError",
+    ]
 
 
 def test_settings_override_the_recipe_and_are_checked_like_it(write_recipe: Write) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from edgeopt import source
 from edgeopt.errors import UsageError
+from edgeopt.formats import bounded, keras_file, kinds, torch_pickle
 from edgeopt.source import check_weights, inspect, is_weights
 
 DATA = os.environ.get("EDGEOPT_DATA")
@@ -252,7 +253,7 @@ def test_weights_of_torch(torch_files: Path) -> None:
 
 def test_allowed_globals_are_those_of_torch(torch_files: Path) -> None:
     allowed = json.loads((torch_files / "allowed.json").read_text())
-    assert set(allowed) == source._ALLOWED_GLOBALS
+    assert set(allowed) == torch_pickle.ALLOWED_GLOBALS
 
 
 # Bad files
@@ -267,7 +268,7 @@ def test_missing_empty_and_wrong_kind_of_path(tmp_path: Path) -> None:
     assert "neither a file nor a folder" in _refusal(tmp_path / "pipe.onnx")
 
 
-@pytest.mark.parametrize("suffix", sorted(source._BY_SUFFIX))
+@pytest.mark.parametrize("suffix", sorted(kinds.BY_SUFFIX))
 def test_content_that_is_not_what_the_name_says(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"<!DOCTYPE html><title>404</title>" + bytes(64))
@@ -311,11 +312,11 @@ def test_cut_off_archive(tmp_path: Path, cut: int) -> None:
 
 
 def test_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "JSON_LIMIT", 1 << 20)
+    monkeypatch.setattr(bounded, "JSON_LIMIT", 1 << 20)
     path = _keras(tmp_path / "bomb.keras", " " * (8 << 20) + "{}")
     assert path.stat().st_size < 20_000
     assert "larger than the 1 MiB allowed" in _refusal(path)
-    monkeypatch.setattr(source, "ENTRY_LIMIT", 10)
+    monkeypatch.setattr(bounded, "ENTRY_LIMIT", 10)
     crowded = _zip(tmp_path / "crowd.pt", {f"m/{n}": b"" for n in range(11)})
     assert "11 members" in _refusal(crowded)
 
@@ -344,7 +345,7 @@ def test_h5_that_points_into_another_file_or_hangs(tmp_path: Path, monkeypatch: 
         file.attrs["model_config"] = json.dumps(_sequential(_layer("Dense", units=2)))
         file["weights"] = h5py.ExternalLink("/etc/passwd", "/x")
     assert "points into another file" in _refusal(path)
-    monkeypatch.setattr(source, "HDF5_SECONDS", 0.001)
+    monkeypatch.setattr(keras_file, "HDF5_SECONDS", 0.001)
     assert "cannot be read within" in _refusal(path)
     monkeypatch.undo()
     damaged = tmp_path / "damaged.h5"
@@ -466,7 +467,7 @@ def test_damaged_pickles(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_pickle_that_grows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "PICKLE_LIMIT", 1 << 20)
+    monkeypatch.setattr(torch_pickle, "PICKLE_LIMIT", 1 << 20)
     text = bytes(4 << 20)
     stream = io.BytesIO()
     pickle.dump({"x": text.decode()}, stream, protocol=2)

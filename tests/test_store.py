@@ -48,7 +48,9 @@ def test_a_damaged_entry_is_removed_and_reported(tmp_path: Path, damage: str) ->
     assert store.get(KEY) is not None
 
 
-def test_a_full_disk_is_explained_and_finished_work_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_explained_and_finished_work_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     put(store)
 

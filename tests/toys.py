@@ -28,7 +28,7 @@ class Toy(Stage):
         data = model.path.read_bytes()[-64:] if model.path.is_file() else b""
         path = context.folder / "model.toy"
         path.write_bytes(data + self.mark.encode())
-        return Model(format=self.produces, path=path)
+        return Model(format=self.produces, path=path, inputs=model.inputs)
 
 
 class Finish(Toy):
@@ -87,3 +87,30 @@ def fill_store(root: Path) -> None:
         with store.scratch() as folder:
             (folder / "model.bin").write_text(f"same {index}")
             store.put(f"{index:02x}" + "0" * 62, folder, {"kind": "test"})
+
+
+class Liar(Toy):
+    """Returns what it was given, under another name."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        return model.model_copy(update={"format": self.produces})
+
+
+class Ruin(Stage):
+    """Sets every weight of an ONNX file to zero: the file is valid, the model is gone."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    produces: ClassVar[str] = "onnx"
+
+    def run(self, model: Model, context: Context) -> Model:
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(model.path)
+        for tensor in graph.graph.initializer:
+            value = numpy_helper.to_array(tensor)
+            if value.dtype == "float32":
+                tensor.CopyFrom(numpy_helper.from_array(value * 0, tensor.name))
+        path = context.folder / "model.onnx"
+        onnx.save(graph, path)
+        return model.model_copy(update={"path": path})

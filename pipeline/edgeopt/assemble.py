@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import registry
+from edgeopt.bench import Outcome
 from edgeopt.errors import UsageError
 from edgeopt.judge import accuracy, hop, latency, sizes
-from edgeopt.measure import Measured, Outcome, Trail
+from edgeopt.measure import Measured, Trail
 from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
-from edgeopt.results import Artifact, Hop, Measurement, Result, SourceResult
+from edgeopt.results import ALWAYS, Artifact, Hop, Measurement, Result, SourceResult
 
 Named = list[tuple[str, Metric]]
 
@@ -49,7 +50,11 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                 found.append(Result(status="failed", reason=outcome.error, measurements=values, **common))
                 continue
             strange = outcome.info.get("non_finite") or 0
-            values |= latency(outcome.info, outcome.times) | ({} if strange else _accuracy(metrics, outcome, measured))
+            values |= latency(outcome.info, outcome.times)
+            if outcome.compiled is not None:
+                common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
+            if outcome.outputs and not strange:
+                values |= _accuracy(metrics, outcome, measured)
             status, reason = ("failed", broken.reason) if broken else ("ok", "")
             if strange:
                 status, reason = "failed", f"{strange} output values are NaN or infinite"
@@ -84,7 +89,7 @@ def source_result(plan: Plan, measured: Measured) -> SourceResult:
     outputs = measured.source.outputs[0]
     values: dict[str, Measurement] = {}
     for name, value in accuracy(named_metrics(plan), outputs, measured.labels, outputs).items():
-        if not name.endswith("_drop") and name not in ("fidelity_snr_db", "agreement"):
+        if not name.endswith("_drop") and name not in ALWAYS:
             values[name] = value
     return SourceResult(measurements=values, **common)
 
@@ -147,6 +152,14 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
     )
     return Artifact(path=relative, digest=digest, size_bytes=target.stat().st_size)
+
+
+def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:
+    """Copy what a device's compiler made of an artifact to ``models/``, under the device's name."""
+    relative = f"models/{built.branch.variant}.{device}{SUFFIXES[built.branch.format]}"
+    target = out / relative
+    replace(target, lambda scratch: shutil.copyfile(compiled, scratch))
+    return Artifact(path=relative, digest=file_digest(target), size_bytes=target.stat().st_size)
 
 
 def replace(target: Path, write: Any) -> None:

@@ -23,7 +23,7 @@ import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from edgeopt import registry
-from edgeopt.errors import EdgeoptError, StoreError
+from edgeopt.errors import EdgeoptError, StageError, StoreError
 from edgeopt.model import Model, content_digest
 from edgeopt.planner import Built, Plan, Step
 from edgeopt.plugin import Feed, Stage, Worker, digest_of
@@ -178,6 +178,7 @@ class _Builder:
             self._move_on(built)
 
     def _keep(self, job: _Job, model: Model, seconds: float) -> None:
+        _demand_truth(job, model)
         meta = {
             "stage": registry.plugin_name(job.stage),
             "seconds": round(seconds, 3),
@@ -246,6 +247,21 @@ class _Builder:
                 message=message,
             )
         )
+
+
+def _demand_truth(job: _Job, model: Model) -> None:
+    """Hold what a stage returned against what its class promises and what lies in its folder.
+
+    Raises:
+        StageError: the stage is wrong, and would break whatever comes after it.
+    """
+    folder = job.folder.resolve()
+    if model.format != job.stage.produces:
+        raise StageError(f"it promises {job.stage.produces} and returned {model.format}")
+    if not model.path.exists() or folder not in model.path.resolve().parents:
+        raise StageError(f"it returned {model.path}, which it did not write below context.folder")
+    if not model.inputs:
+        raise StageError("it returned a model that does not tell its inputs")
 
 
 def _silence_tracker() -> None:

@@ -68,6 +68,7 @@ class Device(BaseModel):
         description="runtime -> options with which it executes a quantized file exactly as it is written; "
         "its fast kernels are held against that",
     )
+    options: dict[str, dict[str, Any]] = Field({}, description="runtime -> its options on this device")
     threads: int = Field(1, ge=1, description="threads a model may use while it is measured")
     emulated: bool = Field(False, description="an emulator: accuracy counts, latency does not")
     limits: Limits = Limits()

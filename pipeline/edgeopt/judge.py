@@ -109,6 +109,8 @@ def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -
         )
     if info.get("load_seconds") is not None:
         found["load_ms"] = Measurement(value=info["load_seconds"] * 1e3, unit="ms", n=1)
+    for name, told in (info.get("measurements") or {}).items():
+        found[name] = Measurement(value=float(told["value"]), unit=str(told.get("unit", "")))
     if info.get("peak_memory_bytes") is not None:
         found["peak_memory_bytes"] = Measurement(value=float(info["peak_memory_bytes"]), unit="bytes", n=1)
     return found

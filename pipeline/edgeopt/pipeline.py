@@ -16,9 +16,10 @@ from edgeopt.judge import judge
 from edgeopt.measure import measure
 from edgeopt.planner import Plan, make_plan
 from edgeopt.plugin import Dataset, digest_of
-from edgeopt.recipe import Recipe, load_recipe
+from edgeopt.recipe import Recipe
 from edgeopt.registry import plugin_name
 from edgeopt.reports import write_report
+from edgeopt.resolve import load_recipe
 from edgeopt.results import Event, Report, Run
 from edgeopt.samples import checked, collect
 from edgeopt.store import Store

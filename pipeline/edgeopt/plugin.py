@@ -6,100 +6,24 @@ options give another result. Frameworks are imported inside methods only.
 """
 
 import hashlib
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from edgeopt.errors import UsageError
-from edgeopt.model import Array, Model, Preprocessing, file_digest
+from edgeopt.model import Array, Model, Preprocessing
+from edgeopt.references import Code as Code
+from edgeopt.references import ExistingPath as ExistingPath
 
 Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
-
-
-def _existing(value: object, info: ValidationInfo) -> object:
-    """Resolve a relative path beside the recipe, then under the data root."""
-    if not isinstance(value, str | Path):
-        return value
-    path = Path(value).expanduser()
-    roots: Sequence[Path] = (info.context or {}).get("roots", ())
-    candidates = [path] if path.is_absolute() else [root / path for root in roots] or [path]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate.resolve()
-    looked = " or ".join(str(c) for c in candidates)
-    if len(roots) == 1 and not path.is_absolute():
-        looked += " (and there is no other place to look: neither --data-root nor EDGEOPT_DATA is set)"
-    raise ValueError(f"no such file: {looked}")
-
-
-ExistingPath: TypeAlias = Annotated[Path, BeforeValidator(_existing)]
-
-
-class Code(BaseModel):
-    """A user's own function or class, written ``package.module:name`` in a recipe.
-
-    The module is looked for beside the recipe first. It is imported only when it is used.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: str
-    folder: Path | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str):
-            module, colon, name = value.partition(":")
-            if not (colon and module and name):
-                raise ValueError(f"{value!r} is not of the form 'module:name'")
-            roots: Sequence[Path] = (info.context or {}).get("roots", ())
-            relative = Path(*module.split("."))
-            for root in roots:
-                if (root / relative).with_suffix(".py").exists() or (
-                    root / relative / "__init__.py"
-                ).exists():
-                    return {"target": value, "folder": root.resolve()}
-            top = module.partition(".")[0]
-            if importlib.util.find_spec(top) is None:
-                looked = " or ".join(str(root) for root in roots) or "the Python path"
-                raise ValueError(f"no module {module!r} in {looked}")
-            return {"target": value}
-        return value
-
-    def load(self) -> Any:
-        """Import the module and return what the name stands for."""
-        module, _, name = self.target.partition(":")
-        if self.folder is not None and str(self.folder) not in sys.path:
-            sys.path.insert(0, str(self.folder))
-        try:
-            found: Any = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"cannot load {self.target!r}: {error}") from error
-        return found
-
-    def digest(self) -> str:
-        """sha256 of the module's file, or of every Python file of the package it belongs to."""
-        module = self.target.partition(":")[0]
-        if self.folder is None:
-            return hashlib.sha256(self.target.encode()).hexdigest()
-        top = self.folder / module.partition(".")[0]
-        files = sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]
-        lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class Plugin(BaseModel):
@@ -114,13 +38,7 @@ class Plugin(BaseModel):
     @classmethod
     def versions(cls) -> dict[str, str]:
         """Installed versions of ``requires``; a missing distribution is left out. Imports nothing."""
-        found = {}
-        for name in cls.requires:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return {name: found for name in cls.requires if (found := _installed_version(name))}
 
     @classmethod
     def missing(cls) -> list[str]:
@@ -273,6 +191,15 @@ class Link(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@cache
+def _installed_version(distribution: str) -> str | None:
+    # Each look reads and parses a file, and a plan asks for every stage of every branch.
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def canonical(value: object) -> str:

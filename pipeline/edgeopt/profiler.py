@@ -10,10 +10,10 @@ from pathlib import Path
 
 from edgeopt import registry
 from edgeopt.agent_archive import build_agent
+from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.judge import latency, measurement, sizes
-from edgeopt.measure import Bench, Evaluation
 from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset, Metric
 from edgeopt.recipe import Latency

@@ -46,8 +46,7 @@ def names(kind: Kind) -> tuple[str, ...]:
     """Names of all plugins of a kind, shipped and from entry points."""
     package = importlib.import_module(f"edgeopt.{kind}")
     shipped = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    installed = {point.name for point in importlib.metadata.entry_points(group=f"edgeopt.{kind}")}
-    return tuple(sorted(shipped | installed))
+    return tuple(sorted(shipped | {name for of, name in _entry_points() if of == kind}))
 
 
 @cache
@@ -73,9 +72,15 @@ def find(kind: Kind, name: str, roots: tuple[Path, ...] = ()) -> type[Plugin]:
 
 
 def _installed(kind: Kind, name: str) -> Any:
-    for point in importlib.metadata.entry_points(group=f"edgeopt.{kind}", name=name):
-        return point.load()
-    return None
+    point = _entry_points().get((kind, name))
+    return point and point.load()
+
+
+@cache
+def _entry_points() -> dict[tuple[Kind, str], importlib.metadata.EntryPoint]:
+    """The plugins that other distributions bring. One look opens a file of each of them, so there is one."""
+    every = importlib.metadata.entry_points()
+    return {(kind, point.name): point for kind in BASES for point in every.select(group=f"edgeopt.{kind}")}
 
 
 def _shipped(kind: Kind, name: str) -> Any:

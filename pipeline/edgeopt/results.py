@@ -198,10 +198,16 @@ UNITS = {
     "latency_ratio": "",
     "load_ms": "ms",
     "peak_memory_bytes": "bytes",
+    "arena_bytes": "bytes",
+    "sram_bytes": "bytes",
+    "flash_bytes": "bytes",
+    "npu_cycles": "",
+    "npu_share": "",
+    "estimated_latency_ms": "ms",
 }
 """Measurements that every artifact has, beside its accuracy metrics, and their units."""
 
-ALWAYS = ("fidelity_snr_db", "agreement")
+ALWAYS = ("fidelity_snr_db", "agreement", "max_abs_error")
 """Metrics that need no labels and are measured whatever the recipe asks for."""
 
 

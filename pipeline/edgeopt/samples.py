@@ -1,22 +1,17 @@
-"""What every dataset and every metric shares: samples are checked, stacked, and their labels read.
+"""What every dataset shares: samples are checked, and stacked as the inputs of a model.
 
 Datasets only yield what they find. That it is not empty, finite and of one shape is checked here,
-once for all of them; so is that labels are classes the model knows.
+once for all of them.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Array, Layout, Preprocessing, TensorSpec, arrange
 from edgeopt.plugin import Dataset, Sample
-
-Color: TypeAlias = Literal["rgb", "gray"]
 
 
 def title(dataset: Dataset) -> str:
@@ -204,97 +199,3 @@ def _check_values(value: Array, where: str, what: str) -> None:
 
 def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
-
-
-def read_array(path: Path, where: str) -> Array:
-    """One ``.npy`` file; pickled objects are refused.
-
-    Raises:
-        UsageError: naming the file when it is missing, damaged or not an array of numbers.
-    """
-    try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{where}: cannot read {path}: {error}", fix="save it with numpy.save") from error
-    return array
-
-
-def read_image(path: Path, where: str, color: Color, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """One image file as ``[height, width, channels]``, resized (bilinear) to ``size`` = height, width.
-
-    Raises:
-        UsageError: naming the file when it is missing, damaged or not an image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            # Pillow decodes here, so a file that is cut off shows itself here too.
-            pixels = image.convert("RGB" if color == "rgb" else "L")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(
-            f"{where}: cannot read the image {path}: {error}", fix="replace or remove the file"
-        ) from error
-    if size is not None and pixels.size != (size[1], size[0]):
-        pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels, np.uint8)
-    return array if array.ndim == 3 else array[:, :, np.newaxis]
-
-
-def class_scores(outputs: Array) -> NDArray[np.float64]:
-    """Outputs as one score per class, shape ``[n, ..., classes]`` with at least two classes.
-
-    Axes of length 1 between batch and classes are dropped. One value per sample is a binary
-    classifier: a probability if all values lie in 0..1, otherwise a logit.
-    """
-    scores = np.asarray(outputs, np.float64)
-    if scores.ndim < 2 or scores.size == len(scores):
-        positive = scores.reshape(-1, 1)
-        probability = bool(((positive >= 0) & (positive <= 1)).all())
-        negative = 1 - positive if probability else -positive
-        return np.concatenate([negative, positive], axis=1)
-    if scores.size == len(scores) * scores.shape[-1]:
-        return scores.reshape(len(scores), -1)
-    return scores
-
-
-def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores ``[n, classes]`` and labels ``[n]`` for a metric of classification.
-
-    Raises:
-        UsageError: when outputs are not one score per class, labels are not whole numbers, their
-            number differs, or one is out of range (names its index and the number of classes).
-    """
-    scores = class_scores(outputs)
-    if scores.ndim != 2:
-        raise UsageError(
-            f"outputs of shape {list(outputs.shape)} are not one score per class",
-            fix="use mean_squared_error, or a metric of your own: {uses: function}",
-        )
-    count, classes = scores.shape
-    labels: NDArray[Any] = np.asarray(target)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        hint = "give class indices instead of one-hot rows: y.argmax(axis=1)"
-        raise UsageError(
-            f"labels of shape {list(labels.shape)} are not one class index per sample",
-            fix=hint if labels.shape[1:] == (classes,) else "give one whole number per sample",
-        )
-    if labels.dtype.kind not in "biu":
-        broken = np.flatnonzero(labels != np.rint(labels)) if labels.dtype.kind == "f" else np.arange(1)
-        first = int(broken[0]) if len(broken) else 0
-        raise UsageError(
-            f"labels are {labels.dtype}, not integers: label {first} is {labels[first]}",
-            fix="save class indices as integers: y.astype('int64')",
-        )
-    if len(labels) != count:
-        raise UsageError(f"{count} outputs but {len(labels)} labels")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise UsageError(
-            f"label {int(labels[wrong[0]])} of sample {wrong[0]} is out of range: "
-            f"the model has {classes} classes, 0 to {classes - 1}",
-            fix="check that the labels belong to this model, and that they count from 0",
-        )
-    return scores, labels.astype(np.int64)

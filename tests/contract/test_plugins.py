@@ -1,4 +1,4 @@
-"""What every plugin keeps to, found by looking into the folders: a new file is tested without an edit here."""
+"""What every plugin keeps to. They are found by looking: a new file is tested without an edit here."""
 
 import ast
 import importlib.metadata
@@ -14,7 +14,7 @@ from edgeopt import registry
 from edgeopt.agent_archive import runtime_names
 from edgeopt.device import known_devices, load_device, shipped
 from edgeopt.plugin import Dataset, Metric, Stage
-from edgeopt.recipe import find_recipe
+from edgeopt.resolve import find_recipe
 from edgeopt.yamlsource import read_yaml
 
 PACKAGE = Path(edgeopt.__file__).parent
@@ -30,7 +30,9 @@ FRAMEWORKS = (
 def test_a_plugin_file_holds_one_plugin_of_its_name(kind: registry.Kind, name: str) -> None:
     found = registry.find(kind, name)
     tree = ast.parse((PACKAGE / kind / f"{name}.py").read_text())
-    public = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    public = [
+        node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
     plugins = [
         cls for cls in public if issubclass(getattr(sys.modules[found.__module__], cls), registry.BASES[kind])
     ]
@@ -57,7 +59,7 @@ def test_required_distributions_exist_under_an_extra(kind: registry.Kind, name: 
         _plain(line)
         for line in known
         for extra in plugin.extra.split(",")
-        if f"extra == \"{extra}\"" in line.replace("'", "\"")
+        if f'extra == "{extra}"' in line.replace("'", '"')
     }
     base = {_plain(line) for line in known if "extra ==" not in line}
     assert {_plain(name) for name in plugin.requires} <= brought | base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgeopt_agent.timing import take_turns
 FIRST_RUNS = 3
 NULL_RUNS = 200
 TIMES = "times.npz"
+COMPILED = "compiled.bin"
 MADE_UP_SAMPLES = 16
 
 
@@ -45,6 +47,8 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     session = _load(kind, job["runtime"], path, threads, options)
     load_seconds = time.perf_counter() - start
+    if not session.executes:
+        return _looked_at(session, kind, job, folder, environment)
     inputs = (
         _made_up(session, path, random) if job.get("inputs") is None else _open_inputs(job["inputs"], folder)
     )
@@ -66,6 +70,8 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory,
         "peak_memory_method": memory.method,
         "non_finite": non_finite,
+        "measurements": session.measurements(),
+        "details": session.details(),
         "environment": environment,
     }
     if job.get("latency"):
@@ -79,6 +85,32 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         # A small model runs a hundred thousand times in two seconds: too many numbers for JSON.
         np.savez(folder / TIMES, **times)
     return result
+
+
+def _looked_at(
+    session: ModelSession,
+    kind: type[ModelSession],
+    job: dict[str, Any],
+    folder: Path,
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """The result of a runtime that compiles the model instead of running it."""
+    compiled = session.compiled()
+    if compiled is not None:
+        shutil.copyfile(compiled, folder / COMPILED)
+    return {
+        "protocol": PROTOCOL,
+        "ok": True,
+        "executed": False,
+        "compiled": compiled is not None,
+        "runtime": {"name": job["runtime"], "version": kind.version()},
+        "inputs": _described(session.inputs),
+        "outputs": _described(session.outputs),
+        "n": 0,
+        "measurements": session.measurements(),
+        "details": session.details(),
+        "environment": environment,
+    }
 
 
 def _load(

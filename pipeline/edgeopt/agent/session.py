@@ -36,6 +36,8 @@ class ModelSession:
 
     requires: ClassVar[tuple[str, ...]] = ()
     known_options: ClassVar[tuple[str, ...]] = ()
+    executes: ClassVar[bool] = True
+    """False for a compiler for a device: it looks at the model, and ``measurements`` is all it gives."""
 
     inputs: list[Spec] | None = None
     outputs: list[Spec] | None = None
@@ -63,6 +65,18 @@ class ModelSession:
         session's own clock, without copies in and out of Python where the runtime lets these apart.
         """
         raise NotImplementedError
+
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """What only this runtime can tell, after the runs: ``{name: {"value": number, "unit": unit}}``."""
+        return {}
+
+    def compiled(self) -> Path | None:
+        """The file made of the model for the device, where the runtime is a compiler."""
+        return None
+
+    def details(self) -> list[dict[str, Any]]:
+        """One row per layer, where the runtime tells."""
+        return []
 
     @property
     def max_batch(self) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from edgeopt.cli import devices, doctor, init, optimize, profile
+from edgeopt.cli import devices, doctor, init, optimize, profile, schema
 from edgeopt.errors import EdgeoptError
 
 BUG = 70
@@ -31,6 +31,7 @@ app.command("profile")(profile.profile)
 app.command("init")(init.init)
 app.command("report")(optimize.report)
 app.command("doctor")(doctor.doctor)
+app.command("schema")(schema.schema)
 app.add_typer(devices.app, name="devices")
 
 

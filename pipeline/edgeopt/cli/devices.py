@@ -39,9 +39,9 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
     import tempfile
     from pathlib import Path
 
+    from edgeopt.bench import probe_device
     from edgeopt.device import load_device
     from edgeopt.errors import DeviceError
-    from edgeopt.measure import probe_device
 
     device = load_device(name, folders(devices))
     with tempfile.TemporaryDirectory() as folder:

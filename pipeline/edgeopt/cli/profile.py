@@ -44,9 +44,10 @@ def profile(
     from edgeopt.model import Preprocessing, TensorSpec
     from edgeopt.plugin import Dataset, Metric
     from edgeopt.profiler import profile as run
-    from edgeopt.recipe import Latency, load_recipe
+    from edgeopt.recipe import Latency
     from edgeopt.registry import find
     from edgeopt.reports import RENDERERS
+    from edgeopt.resolve import load_recipe
 
     if data is not None and recipe is not None:
         raise UsageError("give either --data or --recipe, not both")

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from edgeopt.errors import UsageError
 from edgeopt.model import Array, file_digest
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
-from edgeopt.samples import Color, read_array, read_image
+from edgeopt.sample_files import Color, read_array, read_image
 
 
 class Csv(Dataset):

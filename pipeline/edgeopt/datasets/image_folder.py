@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from edgeopt.errors import UsageError
 from edgeopt.model import file_digest
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
-from edgeopt.samples import Color, read_image
+from edgeopt.sample_files import Color, read_image
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 

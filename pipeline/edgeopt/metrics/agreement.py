@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from edgeopt.class_scores import class_scores
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.samples import class_scores
 
 
 class Agreement(Metric):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from edgeopt.class_scores import class_labels
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.samples import class_labels
 
 
 class Top1(Metric):

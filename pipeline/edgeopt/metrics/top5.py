@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from edgeopt.class_scores import class_labels
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.samples import class_labels
 
 
 class Top5(Metric):

@@ -3,13 +3,17 @@
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_engine, torch_operators, torch_program, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToExecutorch(Stage):
-    """Lower with the XNNPACK partitioner; what XNNPACK does not know runs on portable kernels."""
+    """Lower with the XNNPACK partitioner; what XNNPACK does not know runs on portable kernels.
+
+    Transposes are counted in the program that is lowered: those between NCHW and XNNPACK's own layout
+    come on top, inside what is delegated.
+    """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program", "exported_program_xnnpack"})
     produces: ClassVar[str] = "executorch"
@@ -25,13 +29,15 @@ class ExportedProgramToExecutorch(Stage):
         """
         if model.format == "exported_program_xnnpack":
             program = torch_program.read(model.path)
-            inputs = torch_program.describe_inputs(program, model.inputs)
+            inputs = torch_specs.describe_inputs(program, model.inputs)
+            graph = program.module(check_guards=False)
         else:
             graph, inputs = torch_program.plain_graph(model)
             program = torch_program.export(graph, inputs)
-        outputs = torch_program.describe_outputs(torch_program.run(program.module(), inputs), model.outputs)
+        outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
+        transposes = torch_operators.count_transposes(graph.graph)
         context.progress("lowering to XNNPACK")
-        with torch_program.quiet():
+        with torch_engine.quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
@@ -41,9 +47,9 @@ class ExportedProgramToExecutorch(Stage):
                 ).to_executorch()
             except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
                 raise StageError(
-                    f"ExecuTorch cannot lower the model: {torch_program.brief(error)}",
+                    f"ExecuTorch cannot lower the model: {torch_engine.brief(error)}",
                     fix="replace the operator it names, or leave executorch out of 'formats'",
                 ) from error
         path = context.folder / "model.pte"
         path.write_bytes(lowered.buffer)
-        return Model(format="executorch", path=path, inputs=inputs, outputs=outputs)
+        return Model(format="executorch", path=path, inputs=inputs, outputs=outputs, transposes=transposes)

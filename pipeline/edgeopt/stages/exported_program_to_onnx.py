@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_engine, torch_program, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -28,18 +28,18 @@ class ExportedProgramToOnnx(Stage):
         import torch
 
         graph, inputs = torch_program.plain_graph(model)
-        outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
+        outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         context.progress("converting to ONNX")
         names = {"input_names": [s.name for s in inputs], "output_names": [s.name for s in outputs]}
         try:
-            with torch_program.quiet(), torch.no_grad():
+            with torch_engine.quiet(), torch.no_grad():
                 program = torch_program.export(graph, inputs)
                 exported = torch.onnx.export(
                     program, dynamo=True, external_data=False, optimize=True, verbose=False, **names
                 )
         except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
             raise StageError(
-                f"torch.onnx cannot convert the model: {torch_program.brief(error)}",
+                f"torch.onnx cannot convert the model: {torch_engine.brief(error)}",
                 fix="replace the operator it names, or leave onnx out of 'formats'",
             ) from error
         assert exported is not None
@@ -60,6 +60,7 @@ class ExportedProgramToOnnx(Stage):
                 spec.model_copy(update={"layout": source.layout})
                 for spec, source in zip(found_outputs, outputs, strict=True)
             ),
+            transposes=onnx_files.count(proto, "Transpose"),
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import tflite, torch_program
+from edgeopt.formats import tflite, torch_engine, torch_program, torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -26,7 +26,7 @@ class ExportedProgramToTflite(Stage):
         """
         graph, inputs = torch_program.plain_graph(model)
         context.progress("converting to TFLite")
-        with torch_program.quiet():
+        with torch_engine.quiet():
             import litert_torch
 
         turned = [
@@ -36,11 +36,11 @@ class ExportedProgramToTflite(Stage):
         module = litert_torch.to_channel_last_io(graph, args=turned) if turned else graph
         path = context.folder / "model.tflite"
         try:
-            with torch_program.quiet():
-                litert_torch.convert(module.eval(), torch_program.zeros(taken)).export(str(path))
+            with torch_engine.quiet():
+                litert_torch.convert(module.eval(), torch_specs.zeros(taken)).export(str(path))
         except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
             raise StageError(
-                f"litert-torch cannot convert the model to TFLite: {torch_program.brief(error)}",
+                f"litert-torch cannot convert the model to TFLite: {torch_engine.brief(error)}",
                 fix="replace the operator it names, or leave tflite out of 'formats'",
             ) from error
         return _described(path, taken, model)
@@ -66,4 +66,5 @@ def _described(path: Path, taken: tuple[TensorSpec, ...], model: Model) -> Model
             spec.model_copy(update={"layout": source.layout})
             for spec, source in zip(outputs, model.outputs, strict=True)
         )
-    return Model(format="tflite", path=path, inputs=inputs, outputs=outputs)
+    transposes = graph.count("TRANSPOSE")
+    return Model(format="tflite", path=path, inputs=inputs, outputs=outputs, transposes=transposes)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_engine, torch_program, torch_script, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -23,7 +23,7 @@ class ExportedProgramToTorchscript(Stage):
             StageError: when the program cannot be read.
         """
         graph, inputs = torch_program.plain_graph(model)
-        outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
+        outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         path = context.folder / "model.pt"
-        torch_program.save_script(torch_program.trace(graph, inputs), path)
+        torch_script.save_script(torch_script.trace(graph, inputs), path)
         return Model(format="torchscript_module", path=path, inputs=inputs, outputs=outputs)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats import keras as keras_files
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_program, torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -66,5 +66,5 @@ def _inputs(network: "keras.Model", model: Model) -> tuple[TensorSpec, ...]:
         layout = (known.layout if known else None) or ("NHWC" if len(shape) == 4 else None)
         name = known.name if known else str(tensor.name).partition(":")[0]
         dtype = str(tensor.dtype)
-        specs.append(torch_program.fix_batch(TensorSpec(name=name, shape=shape, dtype=dtype, layout=layout)))
+        specs.append(torch_specs.fix_batch(TensorSpec(name=name, shape=shape, dtype=dtype, layout=layout)))
     return tuple(specs)

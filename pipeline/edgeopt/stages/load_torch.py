@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_engine, torch_specs
 from edgeopt.model import Model, TensorSpec, file_digest
 from edgeopt.plugin import Code, Context, ExistingPath, Stage, Worker
 
@@ -70,13 +70,13 @@ class LoadTorch(Stage):
             StageError: when the factory fails or returns something else, the weights are a pickle with
                 code, do not fit the module, or the inputs do not.
         """
-        inputs = tuple(torch_program.fix_batch(spec) for spec in self.inputs)
+        inputs = tuple(torch_specs.fix_batch(spec) for spec in self.inputs)
         module = self._build()
         if self.weights is not None:
             context.progress(f"loading {self.weights.name}")
             _load_into(module, _read(self.weights, self.trust), self.weights.name)
         module.eval()
-        outputs = torch_program.describe_outputs(_forward(module, inputs))
+        outputs = torch_specs.describe_outputs(_forward(module, inputs))
         described = {
             "factory": {
                 "target": self.factory.target,
@@ -117,11 +117,11 @@ class LoadTorch(Stage):
 
 def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:
     try:
-        return torch_program.run(module, inputs)
+        return torch_engine.run(module, inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in inputs)
         raise StageError(
-            f"the model does not take {shapes}: {torch_program.brief(error)}",
+            f"the model does not take {shapes}: {torch_engine.brief(error)}",
             fix="correct 'inputs' in the recipe: the shape with its batch axis, and NCHW for images",
         ) from error
 
@@ -151,7 +151,7 @@ def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise StageError(
-            f"{path} cannot be read as PyTorch weights: {torch_program.brief(error)}",
+            f"{path} cannot be read as PyTorch weights: {torch_engine.brief(error)}",
             fix="expected is what torch.save(model.state_dict(), file) writes, or safetensors",
         ) from error
     return _state_dict(content, path)
@@ -159,7 +159,7 @@ def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
 
 def _culprit(error: Exception) -> str:
     found = re.search(r"(?:GLOBAL|Unsupported (?:class|global|operand):?)\s+(\S+)", str(error))
-    return found.group(1) if found else torch_program.brief(error, 1)
+    return found.group(1) if found else torch_engine.brief(error, 1)
 
 
 def _state_dict(content: object, path: Path) -> "dict[str, torch.Tensor]":

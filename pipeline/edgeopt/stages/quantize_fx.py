@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_program
-from edgeopt.formats.torch_graph import LAYERS, operator_name
+from edgeopt.formats import torch_engine, torch_program, torch_script, torch_specs
+from edgeopt.formats.torch_operators import LAYERS, operator_name
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -58,16 +58,16 @@ class QuantizeFx(Stage):
             )
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
-        outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
+        outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         with (
-            torch_program.quiet(),
-            torch_program.mobile_engine(),
-            torch_program.one_thread(),
+            torch_engine.quiet(),
+            torch_engine.mobile_engine(),
+            torch_engine.one_thread(),
             torch.no_grad(),
         ):
             from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-            prepared = prepare_fx(with_modules(graph), self._mapping(), torch_program.zeros(inputs))
+            prepared = prepare_fx(with_modules(graph), self._mapping(), torch_specs.zeros(inputs))
             count = 0
             for values in context.calibration.inputs(described):
                 prepared(*(torch.from_numpy(value) for value in values))
@@ -80,7 +80,7 @@ class QuantizeFx(Stage):
             converted = convert_fx(prepared)
             _refuse_float(converted)
             path = context.folder / "model.pt"
-            torch_program.save_script(torch_program.trace(converted, inputs), path)
+            torch_script.save_script(torch_script.trace(converted, inputs), path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
     def _mapping(self) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_graph, torch_program
+from edgeopt.formats import torch_engine, torch_operators, torch_program, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -42,8 +42,8 @@ class QuantizeXnnpack(Stage):
             raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
-        outputs = torch_program.describe_outputs(torch_program.run(graph, inputs), model.outputs)
-        with torch_program.quiet():
+        outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
+        with torch_engine.quiet():
             from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
                 XNNPACKQuantizer,
                 get_symmetric_quantization_config,
@@ -54,9 +54,11 @@ class QuantizeXnnpack(Stage):
             program = torch_program.export(graph, inputs)
             prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
             count = 0
-            with torch.no_grad(), torch_program.one_thread():
+            with torch.no_grad(), torch_engine.one_thread():
                 for values in context.calibration.inputs(described):
                     prepared(*(torch.from_numpy(value) for value in values))
+                    if not count:
+                        _rest_weights(prepared)
                     count += 1
             if not count:
                 raise StageError(
@@ -70,12 +72,21 @@ class QuantizeXnnpack(Stage):
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
 
+def _rest_weights(prepared: Any) -> None:
+    """Let the observers of weights pass them on: they have seen them, and weights do not change."""
+    from torchao.quantization.pt2e import PerChannelMinMaxObserver
+
+    for module in prepared.modules():
+        if isinstance(module, PerChannelMinMaxObserver):
+            module.forward = lambda weight: weight
+
+
 def _refuse_float(module: Any) -> None:
     """Raise for convolutions and linear layers whose input or weight is not int8."""
     left = [
         f"{node.name} ({node.args[1].name})"
         for node in module.graph.nodes
-        if torch_graph.operator_name(node) in torch_graph.LAYERS
+        if torch_operators.operator_name(node) in torch_operators.LAYERS
         and not all("dequantize" in str(getattr(source, "target", "")) for source in node.args[:2])
     ]
     if left:

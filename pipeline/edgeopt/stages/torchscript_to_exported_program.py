@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_graph, torch_program
+from edgeopt.formats import torch_engine, torch_graph, torch_program, torch_script, torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -42,20 +42,20 @@ class TorchscriptToExportedProgram(Stage):
                 f"{model.path.name} does not say what it takes: TorchScript files know no input shapes",
                 fix="describe 'inputs' of the model in the recipe",
             )
-        inputs = tuple(torch_program.fix_batch(spec) for spec in model.inputs)
-        module = torch_program.load_script(model.path)
+        inputs = tuple(torch_specs.fix_batch(spec) for spec in model.inputs)
+        module = torch_script.load_script(model.path)
         context.progress("recording operators")
         try:
-            with torch.no_grad(), torch_program.quiet():
+            with torch.no_grad(), torch_engine.quiet():
                 functional = torch.func.functionalize(module, remove="mutations")
-                recorded = make_fx(functional)(*torch_program.zeros(inputs))
+                recorded = make_fx(functional)(*torch_specs.zeros(inputs))
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(
                 f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
-                f"{torch_program.brief(error)}",
+                f"{torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
-        graph = torch_graph.simplify(recorded, torch_program.zeros(inputs), [spec.name for spec in inputs])
+        graph = torch_graph.simplify(recorded, torch_specs.zeros(inputs), [spec.name for spec in inputs])
         _compare(module, graph, inputs, model)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
@@ -69,7 +69,7 @@ def _compare(
     generator = torch.Generator().manual_seed(0)
     values = [
         torch.randn(zero.shape, generator=generator).to(zero.dtype) if zero.is_floating_point() else zero
-        for zero in torch_program.zeros(inputs)
+        for zero in torch_specs.zeros(inputs)
     ]
     with torch.no_grad():
         pairs = zip(_pytree.tree_leaves(module(*values)), _pytree.tree_leaves(graph(*values)), strict=True)

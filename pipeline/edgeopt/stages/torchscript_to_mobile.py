@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_program
+from edgeopt.formats import torch_engine, torch_script, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -34,25 +34,26 @@ class TorchscriptToMobile(Stage):
                 f"{model.path.name} does not say what it takes: TorchScript files know no input shapes",
                 fix="describe 'inputs' of the model in the recipe",
             )
-        inputs = tuple(torch_program.fix_batch(spec) for spec in model.inputs)
-        module = torch_program.load_script(model.path)
+        inputs = tuple(torch_specs.fix_batch(spec) for spec in model.inputs)
+        module = torch_script.load_script(model.path)
         if hasattr(module, "training"):  # freezing removes the attribute
-            with torch_program.quiet(), torch_program.mobile_engine():
+            with torch_engine.quiet(), torch_engine.mobile_engine():
                 module = torch.jit.freeze(module)
         try:
-            with torch_program.mobile_engine():
-                values = torch_program.run(module, inputs)
+            with torch_engine.mobile_engine():
+                values = torch_engine.run(module, inputs)
         except RuntimeError as error:
             raise StageError(
                 f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
-                f"{torch_program.brief(error)}",
+                f"{torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
         path = context.folder / "model.ptl"
-        torch_program.save_script(module, path, lite=True)
+        torch_script.save_script(module, path, lite=True)
         return Model(
             format="torchscript",
             path=path,
             inputs=inputs,
-            outputs=torch_program.describe_outputs(values, model.outputs),
+            outputs=torch_specs.describe_outputs(values, model.outputs),
+            transposes=torch_script.count_transposes(module),
         )

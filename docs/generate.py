@@ -1,0 +1,416 @@
+"""Writes what can be told by the program itself: the JSON Schemas, and the generated parts of the documents.
+
+A generated part stands between ``<!-- generated: name -->`` and ``<!-- end -->``. Run it as
+``make docs``; with ``--check`` nothing is written, and the exit code is 1 if something is stale.
+"""
+
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+
+from edgeopt import judge, schemas
+from edgeopt.cli import app
+from edgeopt.device import known_devices, load_device
+from edgeopt.model import SUFFIXES
+from edgeopt.planner import find_chain
+from edgeopt.plugin import Metric, Plugin, Stage
+from edgeopt.recipe import Intent, ModelPart
+from edgeopt.registry import Kind, find, names
+from edgeopt.registry import stages as all_stages
+from edgeopt.results import UNITS
+from edgeopt.units import FACTORS
+
+HERE = Path(__file__).parent
+MARK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TYPERS_OWN = ("help", "install_completion", "show_completion")
+SOURCES = {
+    "keras": "Keras 3 `.keras`",
+    "tf_keras": "Keras 2 `.h5`, or SavedModel with a Keras configuration",
+    "saved_model": "SavedModel without a Keras configuration",
+    "torch_source": "PyTorch `factory` and `weights`",
+    "exported_program": "`.pt2` of `torch.export`",
+    "torchscript_module": "TorchScript",
+}
+FORMAT_NAMES = {
+    "tflite": "TFLite `.tflite`",
+    "onnx": "ONNX `.onnx`",
+    "torchscript": "TorchScript-mobile `.ptl`",
+    "executorch": "ExecuTorch `.pte`",
+}
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file with the text it should have."""
+    wanted = {schemas.shipped_file(name): schemas.text(name) for name in schemas.NAMES}
+    for path in sorted(HERE.glob("*.md")):
+        text = path.read_text("utf-8")
+        if MARK.search(text):
+            wanted[path] = MARK.sub(lambda m: f"{m[1]}\n{_part(m[2]).strip()}\n\n{m[3]}", text)
+    return wanted
+
+
+def stale() -> list[Path]:
+    """Generated files that do not say what the program says."""
+    return [
+        path for path, text in documents().items() if not path.is_file() or path.read_text("utf-8") != text
+    ]
+
+
+def _part(name: str) -> str:
+    kind, _, argument = name.partition(":")
+    return {
+        "commands": lambda: commands(),
+        "keys": lambda: keys(cast(schemas.Name, argument)),
+        "plugins": lambda: plugins(cast(Kind, argument)),
+        "matrix": lambda: matrix(),
+        "measurements": lambda: measurements(),
+        "units": lambda: units(),
+        "devices": lambda: devices(),
+        "extras": lambda: extras(),
+        "hops": lambda: hops(),
+    }[kind]()
+
+
+# Tables of keys, from the schemas
+
+
+def keys(name: schemas.Name) -> str:
+    """One table per mapping of a schema, beginning with the top one."""
+    whole = schemas.schema(name)
+    definitions = whole["definitions"]
+    read = name == "report"  # nobody writes it, so nobody asks for defaults
+    lines: list[str] = []
+    for path, mapping in _mappings("", whole, definitions):
+        if path:
+            lines += [f"### `{path}`", "", _prose(mapping.get("description", "")), ""]
+        lines += (
+            ["| key | type | |", "|---|---|---|"]
+            if read
+            else ["| key | type | default | |", "|---|---|---|---|"]
+        )
+        for key, value in mapping["properties"].items():
+            default = "**required**" if key in mapping.get("required", []) else _default(value, definitions)
+            kind, told = _cell(_type(value, definitions)), _cell(_told(value, definitions))
+            if read:
+                kind += " or null" if {"type": "null"} in value.get("anyOf", []) else ""
+            lines.append(
+                f"| `{key}` | {kind} | {told} |" if read else f"| `{key}` | {kind} | {default} | {told} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _mappings(
+    path: str, node: dict[str, Any], definitions: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, node
+    for key, value in node["properties"].items():
+        for suffix, inner in _inside(value, definitions):
+            if inner.get("properties"):
+                yield from _mappings(f"{path}.{key}{suffix}".lstrip("."), inner, definitions)
+
+
+def _inside(value: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings that a key holds: itself, in a list, or under names of their own."""
+    name = value.get("$ref", "").rpartition("/")[2]
+    if name:
+        if name[0].isupper():  # the others are plugins, which have chapters of their own
+            yield "", definitions[name]
+        return
+    for form in value.get("anyOf", []):
+        yield from _inside(form, definitions)
+    if isinstance(value.get("items"), dict):
+        yield from (("[]" + suffix, inner) for suffix, inner in _inside(value["items"], definitions))
+    if isinstance(value.get("additionalProperties"), dict):
+        yield from (
+            (".<name>" + suffix, inner)
+            for suffix, inner in _inside(value["additionalProperties"], definitions)
+        )
+
+
+def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """What a value may be, as a person says it."""
+    if name := value.get("$ref", "").rpartition("/")[2]:
+        if name[0].islower():
+            return name if name == "variant" else f"[{name}](#{name}s)"
+        return _type(definitions[name], definitions)
+    if "allOf" in value:
+        return _type(value["allOf"][0], definitions)
+    if "anyOf" in value:
+        if {"type": "string"} in value["anyOf"] and any("enum" in form for form in value["anyOf"]):
+            return "name"
+        forms = [_type(form, definitions) for form in value["anyOf"] if form != {"type": "null"}]
+        plain = [form for form in forms if f"list of {form}" not in forms]
+        return " or ".join(dict.fromkeys([*plain, *(["one alone"] if len(plain) < len(forms) else [])]))
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    if value.get("pattern") == schemas.OWN_CODE["pattern"]:
+        return "`module:name`"
+    if value.get("pattern") == schemas.FRACTION["pattern"]:
+        return "fraction such as `1/255`"
+    if value.get("pattern") == schemas.AMOUNT["pattern"]:
+        return "bytes with a unit, such as `64 KiB`"
+    if value.get("type") == "array":
+        items = value.get("items", {})
+        if isinstance(items, list):
+            return f"{len(items)} × {_type(items[0], definitions)}"
+        return f"list of {_type(items, definitions)}"
+    if value.get("type") == "object":
+        inner = value.get("additionalProperties")
+        return f"mapping of name to {_type(inner, definitions)}" if isinstance(inner, dict) else "mapping"
+    usual = {"string": "text", "boolean": "true or false", "integer": "whole number", "number": "number"}
+    told = "path" if value.get("format") == "path" else usual.get(value.get("type", ""), "anything")
+    for limit, sign in (("minimum", "≥"), ("maximum", "≤"), ("exclusiveMinimum", ">")):
+        if limit in value:
+            told += f" {sign} {value[limit]:g}"
+    return told
+
+
+def _told(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """What a key is for: its own description, or what it holds."""
+    if "description" in value:
+        return str(value["description"])
+    first = next((inner for _, inner in _inside(value, definitions)), {})
+    return str(first.get("description", "")).partition("\n")[0]
+
+
+def _default(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    default = value.get("default")
+    if default is None or default in ([], {}, ""):
+        return "–"
+    if isinstance(default, dict):
+        return "see below" if any(True for _ in _inside(value, definitions)) else "–"
+    return f"`{_yaml(default)}`"
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Plugins
+
+
+def plugins(kind: Kind) -> str:
+    """One chapter per shipped plugin of a kind."""
+    lines: list[str] = []
+    for name in names(kind):
+        plugin = find(kind, name)
+        lines += [f"### `{name}`", "", _prose(inspect.cleandoc(plugin.__doc__ or "")), ""]
+        lines += [f"- {fact}" for fact in _facts(plugin)]
+        lines += ["", *_options(plugin)]
+    return "\n".join(lines)
+
+
+def _facts(plugin: type[Plugin]) -> Iterator[str]:
+    if issubclass(plugin, Stage):
+        yield f"from {_code(sorted(plugin.accepts))} to `{plugin.produces}`"
+        for intent, schemes in plugin.fulfils.items():
+            yield f"carries out {_code(f'{intent}: {scheme}' for scheme in sorted(schemes))}"
+        if plugin.needs_calibration:
+            yield "reads `data.calibration`"
+    if issubclass(plugin, Metric) and isinstance(plugin.against, str):
+        labels = plugin.against == "labels"
+        yield f"compared with {'the labels' if labels else 'the outputs of the source model'}"
+        if isinstance(plugin.higher_is_better, bool):
+            yield f"{'higher' if plugin.higher_is_better else 'lower'} is better"
+    if plugin.requires:
+        install = f": `pip install 'edgeopt[{plugin.extra}]'`" if plugin.extra else ""
+        yield f"needs {', '.join(plugin.requires)}{install}"
+
+
+def _options(plugin: type[Plugin]) -> list[str]:
+    whole = plugin.model_json_schema(schema_generator=schemas.Generator, ref_template="#/definitions/{model}")
+    definitions = whole.get("$defs", {})
+    if not whole.get("properties"):
+        return []
+    required = whole.get("required", [])
+    lines = ["| option | type | default | |", "|---|---|---|---|"]
+    for name, value in whole["properties"].items():
+        default = "**required**" if name in required else _default(value, definitions)
+        told = _cell(value.get("description", ""))
+        lines.append(f"| `{name}` | {_cell(_type(value, definitions))} | {default} | {told} |")
+    return [*lines, ""]
+
+
+# Formats
+
+
+def matrix() -> str:
+    """Which variants each format can have from each kind of source model, as the planner finds them."""
+    wanted: list[tuple[str, tuple[Intent, ...]]] = [("float", ())]
+    schemes = {
+        (intent, scheme)
+        for stage in all_stages().values()
+        for intent, known in stage.fulfils.items()
+        for scheme in known
+    }
+    wanted += [(f"{intent}: {scheme}", (Intent(intent, scheme, {}),)) for intent, scheme in sorted(schemes)]
+    lines = [
+        f"| from | {' | '.join(FORMAT_NAMES.get(name, name) for name in SUFFIXES)} |",
+        "|---|" + "---|" * len(SUFFIXES),
+    ]
+    for source, told in SOURCES.items():
+        cells = []
+        for target in SUFFIXES:
+            reached = [name for name, intents in wanted if _reaches(source, target, intents)]
+            cells.append(", ".join(reached) or "–")
+        lines.append(f"| {told} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _reaches(source: str, target: str, intents: Sequence[Intent]) -> bool:
+    # A factory, so that load_torch has what it needs; no other stage looks at it.
+    model = ModelPart.model_validate(
+        {"factory": {"target": "network:build"}, "inputs": [{"name": "x", "shape": [1, 3, 32, 32]}]}
+    )
+    return find_chain(source, target, intents, model) is not None
+
+
+def measurements() -> str:
+    lines = ["| measurement | unit |", "|---|---|"]
+    lines += [f"| `{name}` | {unit or '–'} |" for name, unit in UNITS.items()]
+    return "\n".join(lines)
+
+
+def units() -> str:
+    lines = ["| of | units | alone it means |", "|---|---|---|"]
+    told = {"bytes": "sizes and memory", "ms": "times", "": "shares and ratios"}
+    for unit, known in FACTORS.items():
+        lines.append(f"| {told.get(unit, unit)} | {_code(known)} | {unit or 'the number itself'} |")
+    return "\n".join(lines)
+
+
+def devices() -> str:
+    lines = ["| device | what it is | formats |", "|---|---|---|"]
+    for name in known_devices():
+        device = load_device(name)
+        formats = _code(target for target in SUFFIXES if target in device.runtimes)
+        lines.append(f"| `{name}` | {_cell(device.description)} | {formats} |")
+    return "\n".join(lines)
+
+
+def hops() -> str:
+    lines = ["| step | broken when |", "|---|---|"]
+    lines.append(
+        f"| converts | SNR below {judge.LOSSLESS_SNR_DB:g} dB, and some value off by more than "
+        f"{judge.LOSSLESS_MAX_ERROR:g} |"
+    )
+    lines.append(
+        f"| quantizes or prunes | SNR below {judge.BROKEN_SNR_DB:g} dB, or fewer than "
+        f"{judge.BROKEN_AGREEMENT:.0%} of the answers the same |"
+    )
+    return "\n".join(lines)
+
+
+def extras() -> str:
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = ["| extra | brings |", "|---|---|"]
+    for name, requirements in project["optional-dependencies"].items():
+        if name != "test":
+            brought = [re.split(r"[<>=~! ]", requirement)[0] for requirement in requirements]
+            lines.append(f"| `{name}` | {', '.join(brought)} |")
+    return "\n".join(lines)
+
+
+# Commands
+
+
+def commands() -> str:
+    """Every command with its arguments and options, from what ``--help`` is made of."""
+    return "\n".join(_command("edgeopt", typer.main.get_command(app)))
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    inner = getattr(command, "commands", {})
+    shown = [p for p in command.params if not p.hidden and p.name not in TYPERS_OWN]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    options = [p for p in shown if p.param_type_name == "option"]
+    usage = [
+        name,
+        *(["[OPTIONS]"] if options else []),
+        *map(_argument, arguments),
+        *(["COMMAND"] if inner else []),
+    ]
+    yield from [
+        f"## {name}",
+        "",
+        f"    {' '.join(usage)}",
+        "",
+        _prose(inspect.cleandoc(command.help or "")),
+        "",
+    ]
+    if arguments:
+        yield from ["| argument | |", "|---|---|"]
+        yield from (f"| `{_argument(p).strip('[]')}` | {_about(p)} |" for p in arguments)
+        yield ""
+    if options:
+        yield from ["| option | |", "|---|---|"]
+        yield from (f"| {_option(p)} | {_about(p)} |" for p in options)
+        yield ""
+    for word, child in inner.items():
+        yield from _command(f"{name} {word}", child)
+
+
+def _argument(parameter: Any) -> str:
+    word = (parameter.metavar or parameter.name).upper()
+    return word if parameter.required else f"[{word}]"
+
+
+def _option(parameter: Any) -> str:
+    words = _code(sorted(parameter.opts, key=len, reverse=True))
+    if parameter.is_flag:
+        return words
+    return f"{words} *{parameter.metavar or parameter.name.split('_')[-1].upper()}*"
+
+
+def _about(parameter: Any) -> str:
+    told = _cell(parameter.help or "")
+    if parameter.multiple:
+        told += " May be given several times."
+    if parameter.default not in (None, False) and not parameter.required and "[default" not in told:
+        told += f" Default: `{parameter.default}`."
+    if parameter.envvar:
+        told += f" Environment: `{parameter.envvar}`."
+    return told
+
+
+# Text
+
+
+def _prose(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return " ".join(_prose(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _code(words: Any) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def main() -> int:
+    """Write or check; says what it did."""
+    found = stale()
+    for path in found:
+        sys.stdout.write(f"{'stale' if '--check' in sys.argv else 'written'}: {path.name}\n")
+        if "--check" not in sys.argv:
+            path.write_text(documents()[path], "utf-8")
+    return 1 if found and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What metrics of classification share: outputs become scores, labels are checked to be classes."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+
+
+def class_scores(outputs: Array) -> NDArray[np.float64]:
+    """Outputs as one score per class, shape ``[n, ..., classes]`` with at least two classes.
+
+    Axes of length 1 between batch and classes are dropped. One value per sample is a binary
+    classifier: a probability if all values lie in 0..1, otherwise a logit.
+    """
+    scores = np.asarray(outputs, np.float64)
+    if scores.ndim < 2 or scores.size == len(scores):
+        positive = scores.reshape(-1, 1)
+        probability = bool(((positive >= 0) & (positive <= 1)).all())
+        negative = 1 - positive if probability else -positive
+        return np.concatenate([negative, positive], axis=1)
+    if scores.size == len(scores) * scores.shape[-1]:
+        return scores.reshape(len(scores), -1)
+    return scores
+
+
+def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores ``[n, classes]`` and labels ``[n]`` for a metric of classification.
+
+    Raises:
+        UsageError: when outputs are not one score per class, labels are not whole numbers, their
+            number differs, or one is out of range (names its index and the number of classes).
+    """
+    scores = class_scores(outputs)
+    if scores.ndim != 2:
+        raise UsageError(
+            f"outputs of shape {list(outputs.shape)} are not one score per class",
+            fix="use mean_squared_error, or a metric of your own: {uses: function}",
+        )
+    count, classes = scores.shape
+    labels: NDArray[Any] = np.asarray(target)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        hint = "give class indices instead of one-hot rows: y.argmax(axis=1)"
+        raise UsageError(
+            f"labels of shape {list(labels.shape)} are not one class index per sample",
+            fix=hint if labels.shape[1:] == (classes,) else "give one whole number per sample",
+        )
+    if labels.dtype.kind not in "biu":
+        broken = np.flatnonzero(labels != np.rint(labels)) if labels.dtype.kind == "f" else np.arange(1)
+        first = int(broken[0]) if len(broken) else 0
+        raise UsageError(
+            f"labels are {labels.dtype}, not integers: label {first} is {labels[first]}",
+            fix="save class indices as integers: y.astype('int64')",
+        )
+    if len(labels) != count:
+        raise UsageError(f"{count} outputs but {len(labels)} labels")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise UsageError(
+            f"label {int(labels[wrong[0]])} of sample {wrong[0]} is out of range: "
+            f"the model has {classes} classes, 0 to {classes - 1}",
+            fix="check that the labels belong to this model, and that they count from 0",
+        )
+    return scores, labels.astype(np.int64)

@@ -1,0 +1,23 @@
+"""``schema``: the JSON Schema of a recipe, a device file or ``report.json``."""
+
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="recipe, device or report.")],
+) -> None:
+    """Print a JSON Schema, so that an editor completes and checks what you write.
+
+    The plugins of other packages that are installed here are part of it.
+    """
+    from edgeopt import schemas
+    from edgeopt.errors import UsageError
+    from edgeopt.registry import nearest
+
+    for name in schemas.NAMES:
+        if name == what:
+            typer.echo(schemas.text(name, installed=True), nl=False)
+            return
+    raise UsageError(f"no schema {what!r}{nearest(what, schemas.NAMES)}")

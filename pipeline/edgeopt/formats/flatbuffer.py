@@ -1,0 +1,298 @@
+"""Reading FlatBuffers by a description of their tables, with every offset checked.
+
+What is read are plain values: a `Table` holds scalars, `Vector`s, other tables and tuples of tables. Damaged
+or hostile input ends in an error after work that is linear in the size of the file: an object that is
+referred to many times is read once, the number of references is bounded, and so is the sum of all vectors.
+
+Source of the layout: https://flatbuffers.dev/internals/
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import StageError
+
+SCALARS = {
+    "bool": "<?", "i8": "<b", "u8": "<B", "i16": "<h", "u16": "<H", "i32": "<i", "u32": "<I", "i64": "<q",
+    "u64": "<Q", "f32": "<f", "f64": "<d",
+}  # fmt: skip
+_OFFSET = struct.Struct("<I")
+_SIGNED = struct.Struct("<i")
+_SHORT = struct.Struct("<H")
+
+
+class Field(NamedTuple):
+    """One field of a table. ``type`` is a scalar, ``str``, a table's name or that of a union."""
+
+    name: str
+    type: str
+    vector: bool
+    union: bool
+    default: int
+    align: int
+
+
+class Schema:
+    """The tables and unions of a kind of file, read from text (see `formats.tflite_schema`)."""
+
+    def __init__(self, tables: str, unions: Mapping[str, tuple[str, ...]]) -> None:
+        self.unions = unions
+        self.tables: dict[str, tuple[Field | None, ...]] = {
+            member: () for members in unions.values() for member in members
+        }
+        for line in tables.replace("\n    ", " ").split("\n"):
+            if line.strip():
+                name, _, fields = line.partition(":")
+                self.tables[name] = tuple(_field(text) for text in fields.split())
+
+
+def _field(text: str) -> Field | None:
+    if text == "-":
+        return None
+    name, _, kind = text.partition(":")
+    kind, _, default = kind.partition("=")
+    kind, _, align = kind.partition("@")
+    return Field(
+        name, kind.strip("[]<>"), kind[0] == "[", kind[0] == "<", int(default or 0), int(align or 0)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A string (``str``) or a vector of scalars, as its bytes in the file."""
+
+    type: str
+    data: bytes
+
+    def numbers(self) -> NDArray[np.generic]:
+        """The scalars."""
+        return np.frombuffer(self.data, np.dtype(SCALARS[self.type]))
+
+    def text(self) -> str:
+        """The string."""
+        return self.data.decode(errors="replace")
+
+
+class Table:
+    """A table of type ``name``. ``fields`` holds what is there; what is not has its default."""
+
+    __slots__ = ("fields", "name")
+
+    def __init__(self, name: str, fields: "Mapping[str, Value]") -> None:
+        self.name = name
+        self.fields = fields
+
+    def integer(self, field: str, default: int = 0) -> int:
+        """A scalar field."""
+        value = self.fields.get(field, default)
+        assert isinstance(value, int | float)  # the schema says so
+        return int(value)
+
+    def vector(self, field: str) -> Vector | None:
+        """A string or a vector of scalars."""
+        value = self.fields.get(field)
+        assert value is None or isinstance(value, Vector)
+        return value
+
+    def numbers(self, field: str) -> list[int]:
+        """A vector of integers; empty if it is not there."""
+        value = self.vector(field)
+        return [] if value is None else [int(number) for number in value.numbers()]
+
+    def text(self, field: str) -> str:
+        """A string; empty if it is not there."""
+        value = self.vector(field)
+        return "" if value is None else value.text()
+
+    def table(self, field: str) -> "Table | None":
+        """A reference to a table."""
+        value = self.fields.get(field)
+        assert value is None or isinstance(value, Table)
+        return value
+
+    def tables(self, field: str) -> "tuple[Table, ...]":
+        """A vector of tables; empty if it is not there."""
+        value = self.fields.get(field, ())
+        assert isinstance(value, tuple)
+        return value
+
+    def but(self, *dropped: str, **replaced: "Value") -> "Table":
+        """A copy without some fields and with others replaced."""
+        kept = {key: value for key, value in self.fields.items() if key not in dropped}
+        return Table(self.name, {**kept, **replaced})
+
+
+Value: TypeAlias = int | float | Vector | Table | tuple[Table, ...]
+
+
+class Extent(NamedTuple):
+    """Bytes ``start`` to ``end`` of a file: a ``Table``, a ``vtable``, or what the field ``Table.field`` leads
+    to. ``vector`` is that field's value, unless it consists of tables."""
+
+    start: int
+    end: int
+    owner: str
+    vector: Vector | None = None
+
+
+class Reader:
+    """Reads one FlatBuffer. ``extents`` tells which bytes have been read, and as what.
+
+    Raises:
+        StageError: anywhere, when the content is not what the schema says.
+    """
+
+    def __init__(self, content: bytes, schema: Schema, name: str) -> None:
+        self.content = content
+        self.schema = schema
+        self.name = name
+        self.extents: list[Extent] = []
+        self._tables: dict[tuple[int, str], Table] = {}
+        self._vectors: dict[tuple[int, str], Vector] = {}
+        self._vtables: dict[int, tuple[int, ...]] = {}
+        # Without tricks, every reference takes 4 bytes and no two vectors overlap.
+        self._references = len(content)
+        self._bytes = 2 * len(content)
+
+    def root(self, kind: str) -> Table:
+        """The table that the file begins with."""
+        return self._table(self._follow(0), kind)
+
+    def region(self, start: int, size: int, owner: str) -> Vector:
+        """Bytes that a table refers to by their place in the file."""
+        key = (start, f"region of {size}")
+        if key not in self._vectors:
+            self._vectors[key] = Vector("u8", self._bounded(start, size))
+            self.extents.append(Extent(start, start + size, owner, self._vectors[key]))
+        return self._vectors[key]
+
+    def _damaged(self, where: int, why: str) -> StageError:
+        return StageError(
+            f"{self.name} is damaged: at byte {where} of {len(self.content)}, {why}",
+            fix="fetch or export the file again",
+        )
+
+    def _unpack(self, form: struct.Struct, where: int) -> int:
+        if not 0 <= where <= len(self.content) - form.size:
+            raise self._damaged(where, "an offset points outside of the file")
+        return int(form.unpack_from(self.content, where)[0])
+
+    def _follow(self, where: int) -> int:
+        self._references -= 1
+        if self._references < 0:
+            raise self._damaged(where, "more objects are referred to than the file has bytes")
+        return where + self._unpack(_OFFSET, where)
+
+    def _bounded(self, start: int, size: int) -> bytes:
+        if size > len(self.content) - start:
+            raise self._damaged(start, f"{size} bytes of data reach beyond the end of the file")
+        self._bytes -= size
+        if self._bytes < 0:
+            raise self._damaged(start, "vectors overlap")
+        return self.content[start : start + size]
+
+    def _vtable(self, where: int) -> tuple[int, ...]:
+        start = where - self._unpack(_SIGNED, where)
+        if start not in self._vtables:
+            size = self._unpack(_SHORT, start)
+            if size < 4 or size % 2:
+                raise self._damaged(start, f"a vtable of {size} bytes")
+            raw = self._bounded(start, size)
+            self._vtables[start] = struct.unpack(f"<{size // 2}H", raw)
+            self.extents.append(Extent(start, start + size, "vtable"))
+        return self._vtables[start]
+
+    def _table(self, where: int, kind: str) -> Table:
+        if (where, kind) in self._tables:
+            return self._tables[where, kind]
+        _, size, *slots = self._vtable(where)
+        known = self.schema.tables[kind]
+        if any(slots[len(known) :]):
+            raise StageError(
+                f"{self.name} holds a {kind} with fields that are not known here",
+                fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
+            )
+        self._bounded(where, size)
+        fields: dict[str, Value] = {}
+        table = Table(kind, fields)
+        self.extents.append(Extent(where, where + size, kind))
+        for field, slot in zip(known, slots, strict=False):
+            if slot and field is not None:
+                value = self._value(where + slot, field, table)
+                if value is not None:
+                    fields[field.name] = value
+        self._tables[where, kind] = table
+        return table
+
+    def _value(self, where: int, field: Field, table: Table) -> Value | None:
+        if field.type in SCALARS and not field.vector:
+            form = struct.Struct(SCALARS[field.type])
+            self._unpack(form, where)
+            value: int | float = form.unpack_from(self.content, where)[0]
+            # A default that was written out all the same means nothing more than its absence.
+            return None if form.pack(value) == form.pack(field.default) else value
+        place = self._follow(where)
+        if field.union:
+            return self._union(place, field, table)
+        if field.type in self.schema.tables:
+            if not field.vector:
+                return self._table(place, field.type)
+            return tuple(self._table(self._follow(at), field.type) for at in self._entries(place, field, table))
+        return self._leaf(place, field, table)
+
+    def _union(self, place: int, field: Field, table: Table) -> Table | None:
+        number = table.integer(f"{field.name}_type")
+        members = self.schema.unions[field.type]
+        if not number:
+            return None
+        if number > len(members):
+            raise StageError(
+                f"{self.name} holds {field.type} number {number}, which is not known here",
+                fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
+            )
+        return self._table(place, members[number - 1])
+
+    def _entries(self, place: int, field: Field, table: Table) -> Iterator[int]:
+        count = self._unpack(_OFFSET, place)
+        self._bounded(place + 4, 4 * count)
+        self.extents.append(Extent(place, place + 4 + 4 * count, f"{table.name}.{field.name}"))
+        return iter(range(place + 4, place + 4 + 4 * count, 4))
+
+    def _leaf(self, place: int, field: Field, table: Table) -> Vector:
+        key = (place, field.type)
+        if key not in self._vectors:
+            width = 1 if field.type == "str" else struct.calcsize(SCALARS[field.type])
+            size = width * self._unpack(_OFFSET, place)
+            self._vectors[key] = Vector(field.type, self._bounded(place + 4, size))
+            # The zero behind a string belongs to it.
+            end = min(place + 4 + size + (field.type == "str"), len(self.content))
+            self.extents.append(Extent(place, end, f"{table.name}.{field.name}", self._vectors[key]))
+        return self._vectors[key]
+
+
+
+def expansion(root: Table) -> int:
+    """How much there is to do for whoever walks through all references: 1 per table, 1 per 16 bytes of vector.
+
+    Objects that are referred to often count as often. A few hundred bytes can stand for a graph of any size.
+    """
+    known: dict[int, int] = {}
+
+    def cost(table: Table) -> int:
+        if id(table) not in known:
+            known[id(table)] = 1 + sum(map(of_value, table.fields.values()))
+        return known[id(table)]
+
+    def of_value(value: Value) -> int:
+        if isinstance(value, Table):
+            return cost(value)
+        if isinstance(value, Vector):
+            return len(value.data) // 16
+        return sum(map(cost, value)) if isinstance(value, tuple) else 0
+
+    return cost(root)

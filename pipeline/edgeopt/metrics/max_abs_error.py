@@ -1,0 +1,31 @@
+"""The largest difference of any output value from the source model's."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+
+class MaxAbsError(Metric):
+    """``max |ref - out|`` over all samples and values; needs no labels.
+
+    What tells whether a conversion is exact: a float export of a softmax or of logits differs in the
+    sixth digit. Outputs that are not finite differ by the largest number there is.
+    """
+
+    against: ClassVar[Literal["labels", "source"]] = "source"
+    higher_is_better: ClassVar[bool] = False
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        if outputs.shape != target.shape:
+            raise UsageError(
+                f"outputs of shape {list(outputs.shape)} cannot be compared with the source model's "
+                f"of shape {list(target.shape)}",
+                fix="the model was changed on the way; compare its outputs with the source's",
+            )
+        error = np.abs(target.astype(np.float64) - outputs.astype(np.float64))
+        worst = float(error.max()) if error.size else 0.0
+        return Score(worst if np.isfinite(worst) else float(np.finfo(np.float64).max))

@@ -1,0 +1,92 @@
+"""What options refer to: files, and code of the user. Both are looked for beside the recipe first.
+
+The folders to look in come with the validation, as ``context={"roots": (folder, ...)}``.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+
+from edgeopt.errors import UsageError
+from edgeopt.model import file_digest
+
+
+def _existing(value: object, info: ValidationInfo) -> object:
+    """Resolve a relative path beside the recipe, then under the data root."""
+    if not isinstance(value, str | Path):
+        return value
+    path = Path(value).expanduser()
+    roots: Sequence[Path] = (info.context or {}).get("roots", ())
+    candidates = [path] if path.is_absolute() else [root / path for root in roots] or [path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate.resolve()
+    looked = " or ".join(str(c) for c in candidates)
+    if len(roots) == 1 and not path.is_absolute():
+        looked += " (and there is no other place to look: neither --data-root nor EDGEOPT_DATA is set)"
+    raise ValueError(f"no such file: {looked}")
+
+
+ExistingPath: TypeAlias = Annotated[Path, BeforeValidator(_existing)]
+
+
+class Code(BaseModel):
+    """A user's own function or class, written ``package.module:name`` in a recipe.
+
+    The module is looked for beside the recipe first. It is imported only when it is used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    folder: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            module, colon, name = value.partition(":")
+            if not (colon and module and name):
+                raise ValueError(f"{value!r} is not of the form 'module:name'")
+            roots: Sequence[Path] = (info.context or {}).get("roots", ())
+            relative = Path(*module.split("."))
+            for root in roots:
+                if (root / relative).with_suffix(".py").exists() or (
+                    root / relative / "__init__.py"
+                ).exists():
+                    return {"target": value, "folder": root.resolve()}
+            top = module.partition(".")[0]
+            if importlib.util.find_spec(top) is None:
+                looked = " or ".join(str(root) for root in roots) or "the Python path"
+                raise ValueError(f"no module {module!r} in {looked}")
+            return {"target": value}
+        return value
+
+    def load(self) -> Any:
+        """Import the module and return what the name stands for."""
+        module, _, name = self.target.partition(":")
+        if self.folder is not None and str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        try:
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"cannot load {self.target!r}: {error}") from error
+        return found
+
+    def digest(self) -> str:
+        """sha256 of the module's file, or of every Python file of the package it belongs to."""
+        module = self.target.partition(":")[0]
+        if self.folder is None:
+            return hashlib.sha256(self.target.encode()).hexdigest()
+        top = self.folder / module.partition(".")[0]
+        files = sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]
+        lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
