@@ -55,11 +55,13 @@ def main(stage: str, count: int, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     recipe = folder / f"{stage}-{count}.yaml"
     recipe.write_text(RECIPE.format(format=FORMATS[stage], count=count))
-    made = plan(recipe)
+    made = plan(recipe, data_root=shipped("recipes"))
     (branch,) = [branch for branch in made.branches if branch.variant == "int8"]
     index = next(i for i, s in enumerate(branch.stages) if registry.plugin_name(s) == stage)
     if len(sys.argv) == 4:  # first bring the model there, in workers; then measure in a process without them
-        few = plan(recipe, overrides=["data.calibration.with.arguments.count=2"])
+        few = plan(
+            recipe, data_root=shipped("recipes"), overrides=["data.calibration.with.arguments.count=2"]
+        )
         build(few, Store(folder / "store"), lambda event: None)
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "measure"], check=True)
         return

@@ -1,4 +1,4 @@
-"""What lossless slimming saves, and that it is lossless: bytes of real files, and outputs compared bit by bit.
+"""What slimming saves, and that it loses nothing: bytes of real files, and outputs compared bit by bit.
 
     python benchmarks/slimming.py [--inputs 1000] [--json] [FILE...]
 
@@ -102,7 +102,9 @@ def measure(file: Path, inputs: int, found: dict[str, Path]) -> dict[str, object
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--python", type=Path, help="interpreter of an environment with tflite-runtime")

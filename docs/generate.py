@@ -56,11 +56,9 @@ def documents() -> dict[Path, str]:
     return wanted
 
 
-def stale() -> list[Path]:
+def stale(wanted: dict[Path, str]) -> list[Path]:
     """Generated files that do not say what the program says."""
-    return [
-        path for path, text in documents().items() if not path.is_file() or path.read_text("utf-8") != text
-    ]
+    return [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
 def _part(name: str) -> str:
@@ -404,12 +402,14 @@ def _code(words: Any) -> str:
 
 def main() -> int:
     """Write or check; says what it did."""
-    found = stale()
+    check = "--check" in sys.argv
+    wanted = documents()
+    found = stale(wanted)
     for path in found:
-        sys.stdout.write(f"{'stale' if '--check' in sys.argv else 'written'}: {path.name}\n")
-        if "--check" not in sys.argv:
-            path.write_text(documents()[path], "utf-8")
-    return 1 if found and "--check" in sys.argv else 0
+        sys.stdout.write(f"{'stale' if check else 'written'}: {path.name}\n")
+        if not check:
+            path.write_text(wanted[path], "utf-8")
+    return 1 if found and check else 0
 
 
 if __name__ == "__main__":

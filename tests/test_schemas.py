@@ -1,4 +1,4 @@
-"""The shipped JSON Schemas: they say what the program says, accept what it accepts, and catch typing mistakes."""
+"""The shipped JSON Schemas say what the program says, accept what it accepts, and catch typing mistakes."""
 
 import json
 import re
@@ -85,9 +85,10 @@ def wrong(value: Any, schema: Any, whole: Any, where: str = "") -> Iterator[str]
                 fine = not isinstance(value, dict) or all(fits(said, key) for key in value)
             case "items":
                 fine = True
-                forms = said if isinstance(said, list) else [said] * len(value) if isinstance(value, list) else []
-                for index, (item, form) in enumerate(zip(value if isinstance(value, list) else [], forms)):  # noqa: B905
-                    yield from wrong(item, form, whole, f"{where}[{index}]")
+                for index, item in enumerate(value if isinstance(value, list) else []):
+                    if not isinstance(said, list) or index < len(said):
+                        form = said[index] if isinstance(said, list) else said
+                        yield from wrong(item, form, whole, f"{where}[{index}]")
             case "properties":
                 fine = True
                 for key, form in said.items():

@@ -1,11 +1,14 @@
 """Stages around PyTorch and exported programs, on toy models and on the real ones where there are data."""
 
-import hashlib
+import io
+import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.model import Array, Model, TensorSpec, content_digest
+from edgeopt.formats import torch_graph, torch_program, torch_specs
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest
 from edgeopt.plugin import Context
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.exported_program_to_onnx import ExportedProgramToOnnx
@@ -162,16 +166,9 @@ def test_safetensors_and_no_weights_at_all(code: Path, tmp_path: Path) -> None:
 
 
 def test_malicious_pickle_is_refused_and_does_not_run(code: Path, tmp_path: Path) -> None:
-    import pickle
-
     trap = tmp_path / "trap"
-
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (os.mkdir, (str(trap),))
-
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}, protocol=2))
-    torch.save({"state_dict": Evil()}, tmp_path / "evil2.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil(trap)}, protocol=2))
+    torch.save({"state_dict": Evil(trap)}, tmp_path / "evil2.pt")
     for name in ("evil.pt", "evil2.pt"):
         with pytest.raises(StageError, match=r"holds code.*(?s:.*)trust: true"):
             loader(code, weights=tmp_path / name).run(SOURCE, context(tmp_path / f"{name}-out"))
@@ -229,50 +226,87 @@ def test_program_is_plain_and_equal(program: tuple[Model, Any]) -> None:
     assert model.inputs == (IMAGE,)
 
 
-def test_tflite_takes_nhwc_without_a_transpose(program: tuple[Model, Any], tmp_path: Path) -> None:
-    from ai_edge_litert.interpreter import Interpreter
+@pytest.fixture(scope="module")
+def converted(program: tuple[Model, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """The toy model in every format, by format."""
+    return convert_all(tmp_path_factory.mktemp("converted"), program[0])
 
-    model, module = program
-    result = ExportedProgramToTflite().run(model, context(tmp_path))
+
+def convert_all(folder: Path, model: Model) -> dict[str, Model]:
+    """Every float format of one program that needs no XNNPACK, in one folder."""
+    where = context(folder)
+    script = ExportedProgramToTorchscript().run(model, where)
+    made = [
+        ExportedProgramToTflite().run(model, where),
+        ExportedProgramToOnnx().run(model, where),
+        TorchscriptToMobile().run(script, where),
+        TorchscriptToExportedProgram().run(script, where),
+    ]
+    return {model.format: model for model in made}
+
+
+def test_tflite_takes_nhwc_without_a_transpose(
+    program: tuple[Model, Any], converted: dict[str, Model]
+) -> None:
+    result = converted["tflite"]
     assert result.inputs[0].shape == (1, 8, 8, 3)
     assert result.inputs[0].layout == "NHWC"
-    interpreter = Interpreter(str(result.path))
+    assert result.transposes == 0
+    outputs = run_tflite(result.path, [value.transpose(0, 2, 3, 1) for value in samples()])
+    assert worst(outputs, program[1]) < 1e-5
+
+
+def run_tflite(path: Path, values: list[Array]) -> list[Array]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
-    assert "TRANSPOSE" not in {op["op_name"] for op in interpreter._get_ops_details()}
     outputs = []
-    for value in samples():
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], value.transpose(0, 2, 3, 1))
+    for value in values:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], value)
         interpreter.invoke()
         outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).copy())
-    assert worst(outputs, module) < 1e-5
+    return outputs
 
 
-def test_onnx_is_one_file_without_paths(program: tuple[Model, Any], tmp_path: Path) -> None:
-    import onnxruntime
-
-    model, module = program
-    result = ExportedProgramToOnnx().run(model, context(tmp_path))
+def test_onnx_is_one_file_without_paths(program: tuple[Model, Any], converted: dict[str, Model]) -> None:
+    result = converted["onnx"]
     content = result.path.read_bytes()
     assert b".py" not in content
     assert b"pkg.torch" not in content
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-    session = onnxruntime.InferenceSession(str(result.path), providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {"image": value})[0] for value in samples()]
-    assert worst(outputs, module) < 1e-5
+    assert not list(result.path.parent.glob("*.data"))
+    assert worst(run_onnx(result.path, list(samples())), program[1]) < 1e-5
     assert result.inputs == (IMAGE,)
+    assert result.transposes == 0
 
 
-def test_torchscript_and_its_mobile_file(program: tuple[Model, Any], tmp_path: Path) -> None:
-    from torch.jit.mobile import _load_for_lite_interpreter
+def run_onnx(path: Path, values: list[Array]) -> list[Array]:
+    import onnxruntime
 
-    model, module = program
-    full = ExportedProgramToTorchscript().run(model, context(tmp_path / "full"))
-    lite = TorchscriptToMobile().run(full, context(tmp_path / "lite"))
-    loaded = _load_for_lite_interpreter(str(lite.path))
-    outputs = [loaded(torch.from_numpy(value)).numpy() for value in samples()]
-    assert worst(outputs, module) < 1e-5
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [session.run(None, {session.get_inputs()[0].name: value})[0] for value in values]
+
+
+def test_torchscript_and_its_mobile_file(program: tuple[Model, Any], converted: dict[str, Model]) -> None:
+    lite = converted["torchscript"]
+    assert worst(run_lite(lite.path, list(samples())), program[1]) < 1e-5
+    assert lite.transposes == 0
     with zipfile.ZipFile(lite.path) as archive:
         assert not [name for name in archive.namelist() if "debug" in name]
+
+
+def run_lite(path: Path, values: list[Array]) -> list[Array]:
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    module = _load_for_lite_interpreter(str(path))
+    return [module(torch.from_numpy(value)).numpy() for value in values]
+
+
+def run_executorch(path: Path, values: list[Array]) -> list[Array]:
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(str(path)).load_method("forward")
+    return [np.array(method.execute([torch.from_numpy(value)])[0]) for value in values]
 
 
 @pytest.mark.parametrize("kind", ["traced", "scripted", "frozen"])
@@ -295,20 +329,116 @@ def test_users_torchscript_becomes_a_program(code: Path, tmp_path: Path, kind: s
 
 
 def test_sequential_reaches_executorch(code: Path, tmp_path: Path) -> None:
-    from executorch.runtime import Runtime
-
+    """A user's own program with names like 0.weight, and a free batch axis with its guards."""
     module = module_of(code, "sequential")
-    torch.save(module.state_dict(), tmp_path / "w.pt")
-    loaded = loader(code, "sequential", weights=tmp_path / "w.pt").run(SOURCE, context(tmp_path / "a"))
-    exported = TorchToExportedProgram().run(loaded, context(tmp_path / "b"))
-    # A user's own program with names like 0.weight takes the same way.
     own = tmp_path / "own.pt2"
-    torch.export.save(torch.export.export(module, (torch.zeros(1, 3, 8, 8),)), own)
-    for index, program in enumerate((exported, Model(format="exported_program", path=own))):
-        result = ExportedProgramToExecutorch().run(program, context(tmp_path / f"c{index}"))
-        method = Runtime.get().load_program(str(result.path)).load_method("forward")
-        outputs = [np.array(method.execute([torch.from_numpy(value)])[0]) for value in samples()]
-        assert worst(outputs, module) < 1e-4
+    free = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=free), own)
+    result = ExportedProgramToExecutorch().run(
+        Model(format="exported_program", path=own), context(tmp_path / "out")
+    )
+    assert result.inputs[0].shape == (1, 3, 8, 8)
+    assert result.transposes == 0
+    assert worst(run_executorch(result.path, list(samples())), module) < 1e-4
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_padding_by_name_becomes_numbers(padding: str, kernel: int) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, kernel, padding=padding, dilation=2))
+    exported = torch_program.export(torch_program.named(module), (IMAGE,)).run_decompositions({})
+    plain = torch_graph.simplify(exported.module(check_guards=False), torch_specs.zeros((IMAGE,)))
+    targets = [str(node.target) for node in plain.graph.nodes if node.op == "call_function"]
+    assert targets == ["aten.conv2d.default"]  # dilation 2 pads by an even number
+    x = torch.from_numpy(samples(1)[0])
+    with torch.no_grad():
+        assert torch.equal(plain(x), module(x))
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.trap),))
+
+
+def repacked(source: Path, target: Path, changes: dict[str, bytes]) -> Model:
+    """A copy of an archive with other or further records; names are relative to its one folder."""
+    with zipfile.ZipFile(source) as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        records = {name: archive.read(name) for name in archive.namelist()}
+    records |= {f"{folder}/{name}" if "|" not in name else name[1:]: data for name, data in changes.items()}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    return Model(format="exported_program", path=target, inputs=(IMAGE,))
+
+
+def with_json(source: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, bytes]:
+    """The record of the program itself, changed."""
+    with zipfile.ZipFile(source) as archive:
+        name = next(name for name in archive.namelist() if "/models/" in name)
+        content = json.loads(archive.read(name))
+    change(content)
+    return {name.partition("/")[2]: json.dumps(content).encode()}
+
+
+@pytest.mark.parametrize(
+    "place", ["inputs", "weight", "opaque", "library", "operator", "size", "name", "old"]
+)
+def test_program_that_would_run_code_is_refused(
+    place: str, program: tuple[Model, Any], tmp_path: Path
+) -> None:
+    trap = tmp_path / "trap"
+    buffer = io.BytesIO()
+    torch.save(Evil(trap), buffer)
+    pickled, source = buffer.getvalue(), program[0].path
+    python = f"__import__('os').mkdir({str(trap)!r})"
+
+    def weight(content: dict[str, Any]) -> None:
+        entry = next(iter(content["config"].values()))
+        entry["use_pickle"] = True
+
+    def operator(content: dict[str, Any]) -> None:
+        content["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.mkdir"
+
+    def size(content: dict[str, Any]) -> None:
+        tensors = content["graph_module"]["graph"]["tensor_values"]
+        next(iter(tensors.values()))["sizes"][0] = {"as_expr": {"expr_str": python, "hint": None}}
+
+    def name(content: dict[str, Any]) -> None:
+        text = json.dumps(content).replace('"image"', json.dumps(f"image={python}"))
+        content |= json.loads(text)
+
+    if place == "weight":
+        with zipfile.ZipFile(source) as archive:
+            record = next(n for n in archive.namelist() if n.endswith("weights_config.json"))
+            config = json.loads(archive.read(record))
+        weight(config)
+        path = next(iter(config["config"].values()))["path_name"]
+        changes = {
+            record.partition("/")[2]: json.dumps(config).encode(),
+            f"data/weights/{path}": pickled,
+        }
+    else:
+        changes = {
+            "inputs": lambda: {"data/sample_inputs/model.pt": pickled},
+            "opaque": lambda: {"data/constants/OPAQUE_OBJ_0": pickle.dumps(Evil(trap))},
+            "library": lambda: {"data/aotinductor/model/model.so": b"ELF"},
+            "operator": lambda: with_json(source, operator),
+            "size": lambda: with_json(source, size),
+            "name": lambda: with_json(source, name),
+            "old": lambda: {"|version": b"8.20"},
+        }[place]()
+    model = repacked(source, tmp_path / "evil.pt2", changes)
+    expected = "cannot be read" if place in ("inputs", "weight") else "more than a network"
+    with pytest.raises(StageError, match=expected):
+        ExportedProgramToTorchscript().run(model, context(tmp_path / "out"))
+    assert not trap.exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -320,44 +450,75 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         TorchscriptToMobile().run(model, context(tmp_path / "b"))
 
 
-def test_same_files_from_another_process(code: Path, tmp_path: Path, program: tuple[Model, Any]) -> None:
+def test_same_files_from_another_process(
+    tmp_path: Path, program: tuple[Model, Any], converted: dict[str, Model]
+) -> None:
     """A fresh process and this one, warm from other tests, write the same bytes."""
-    model, _ = program
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from edgeopt.model import Model, TensorSpec
+        from edgeopt.model import Model
         sys.path.insert(0, sys.argv[3])
         import test_stages_torch as tests
         tests.convert_all(Path(sys.argv[1]), Model.model_validate_json(sys.argv[2]))
         assert "tensorflow" not in sys.modules, "TensorFlow got into the torch worker"
     """)
+    arguments = [tmp_path, program[0].model_dump_json(), Path(__file__).parent]
     subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            script,
-            tmp_path / "x",
-            model.model_dump_json(),
-            Path(__file__).parent,
-        ],
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)],
         check=True,
         env={**os.environ, "PYTHONHASHSEED": "1"},
     )
-    convert_all(tmp_path / "y", model)
-    for name in ("model.tflite", "model.onnx", "model.pte", "model.ptl", "model.pt2"):
-        first, second = (hashlib.sha256((tmp_path / side / name).read_bytes()).hexdigest() for side in "xy")
-        assert first == second, name
+    for model in converted.values():
+        assert (tmp_path / model.path.name).read_bytes() == model.path.read_bytes(), model.format
 
 
-def convert_all(folder: Path, model: Model) -> None:
-    """Every float format of one program, in one folder."""
-    where = context(folder)
-    ExportedProgramToTflite().run(model, where)
-    ExportedProgramToOnnx().run(model, where)
-    ExportedProgramToExecutorch().run(model, where)
-    script = ExportedProgramToTorchscript().run(model, where)
-    TorchscriptToMobile().run(script, where)
-    TorchscriptToExportedProgram().run(script, where)
+# On the real network
+
+
+@pytest.mark.slow
+def test_resnet20_is_the_same_in_every_format(real_data: Path, tmp_path: Path) -> None:
+    """Float: within 1e-4 of what the source module answers, on real images."""
+    program, module = resnet20(real_data, tmp_path)
+    images, _ = cifar(real_data, program, 64)
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(np.concatenate(images))).numpy()
+    made = convert_all(tmp_path / "all", program)
+    made["executorch"] = ExportedProgramToExecutorch().run(program, context(tmp_path / "pte"))
+    runs = {
+        "tflite": run_tflite(made["tflite"].path, [image.transpose(0, 2, 3, 1) for image in images]),
+        "onnx": run_onnx(made["onnx"].path, images),
+        "torchscript": run_lite(made["torchscript"].path, images),
+        "executorch": run_executorch(made["executorch"].path, images),
+    }
+    errors = {name: float(np.abs(np.concatenate(outputs) - wanted).max()) for name, outputs in runs.items()}
+    assert max(errors.values()) < 1e-4, errors
+    assert {made[name].transposes for name in runs} == {0}
+
+
+def resnet20(real_data: Path, folder: Path) -> tuple[Model, Any]:
+    """The trained network as an exported program, and as a module."""
+    recipes = Path(__file__).resolve().parent.parent / "recipes"
+    stage = LoadTorch(
+        factory={"target": "models.resnet:resnet20", "folder": recipes},
+        arguments={"classes": 10},
+        weights=real_data / "resnet-cifar10" / "resnet20.th",
+        inputs=(TensorSpec(name="image", shape=(1, 3, 32, 32), layout="NCHW"),),
+    )
+    loaded = stage.run(SOURCE, context(folder / "load"))
+    program = TorchToExportedProgram().run(loaded, context(folder / "export"))
+    from safetensors.torch import load_file
+
+    module = stage.factory.load()(classes=10)
+    module.load_state_dict(load_file(loaded.path / "weights.safetensors"), strict=False)
+    return program, module.eval()
+
+
+def cifar(real_data: Path, model: Model, count: int) -> tuple[list[Array], Array]:
+    """Real test images as the network takes them, and their labels."""
+    with np.load(real_data / "cifar10" / "test446.npz") as data:
+        images, labels = data["x"][:count], data["y"][:count]
+    return [CIFAR.apply(image, model.inputs[0]) for image in images], labels
+
+
+CIFAR = Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="NHWC")

@@ -33,9 +33,10 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
             continue
         artifact = keep_artifact(plan, built, out)
         step = built.steps[-1]
-        hops = hops_of(measured.trails[branch.name])
-        broken = next((h for h in hops if h.status == "broken"), None)
         for device in branch.devices:
+            trail = [t for t in measured.trails[branch.name] if t.device in ("", device.name)]
+            hops = hops_of(trail, made_up=measured.random)
+            broken = next((h for h in hops if h.status == "broken"), None)
             outcome = measured.finals[branch.name, device.name]
             common = base | {
                 "device": device.name,
@@ -47,7 +48,8 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
             }
             values = sizes(step.model.path)
             if outcome.error:
-                found.append(Result(status="failed", reason=outcome.error, measurements=values, **common))
+                status = "skipped" if outcome.unreachable else "failed"
+                found.append(Result(status=status, reason=outcome.error, measurements=values, **common))
                 continue
             strange = outcome.info.get("non_finite") or 0
             values |= latency(outcome.info, outcome.times)
@@ -99,32 +101,30 @@ def named_metrics(plan: Plan) -> Named:
     return [(registry.plugin_name(metric), metric) for metric in plan.recipe.metrics]
 
 
-def hops_of(trail: Sequence[Trail]) -> tuple[Hop, ...]:
-    """Each step compared with the last one before it that could be run."""
+def hops_of(trail: Sequence[Trail], *, made_up: bool = False) -> tuple[Hop, ...]:
+    """Each step compared with the last one before it that could be run.
+
+    On made-up inputs only exact steps are judged: a range that was calibrated on real data need not
+    hold for noise.
+    """
     found: list[Hop] = []
     before = trail[0].outcome if trail and not trail[0].outcome.error else None
     for step in trail[1:]:
+        common: dict[str, Any] = {"stage": step.step, "produced": step.produced, "lossless": step.lossless}
         if step.outcome.error or before is None:
             reason = step.outcome.error or "the source model could not be run"
-            found.append(
-                Hop(
-                    stage=step.step,
-                    produced=step.produced,
-                    lossless=step.lossless,
-                    status="unmeasured",
-                    reason=reason,
-                )
-            )
+            found.append(Hop(status="unmeasured", reason=reason, **common))
             continue
-        found.append(
-            hop(
-                step.step,
-                step.produced,
-                lossless=step.lossless,
-                before=before.outputs[0],
-                after=step.outcome.outputs[0],
-            )
+        measured = hop(
+            step.step,
+            step.produced,
+            lossless=step.lossless,
+            before=before.outputs[0],
+            after=step.outcome.outputs[0],
         )
+        if made_up and not step.lossless:
+            measured = measured.model_copy(update={"status": "unmeasured", "reason": "made-up inputs"})
+        found.append(measured)
         before = step.outcome
     return tuple(found)
 

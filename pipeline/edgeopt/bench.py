@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
     times: Mapping[str, NDArray[np.float64]] = {}
     cached: bool = False
     compiled: Path | None = None
+    unreachable: bool = False
 
 
 class Evaluation:
@@ -115,7 +116,7 @@ class Bench:
         """Run one model over the evaluation samples; a failure comes back as an outcome with ``error``."""
         runtime = self.device.runtimes[model.format]
         if self.failure:
-            return Outcome(runtime, self.failure)
+            return Outcome(runtime, self.failure, unreachable=True)
         request = {
             "protocol": 1,
             "runtime": runtime,
@@ -217,9 +218,14 @@ def connect(device: Device) -> Link:
     Raises:
         DeviceError: it cannot be reached.
     """
+    return connection_of(device).open()
+
+
+def connection_of(device: Device) -> Connection:
+    """The way to a device, not opened yet."""
     entry = device.connection
     uses, options = (entry, {}) if isinstance(entry, str) else (entry["uses"], entry.get("with", {}))
-    return cast(Connection, registry.find("connections", uses).model_validate(options)).open()
+    return cast(Connection, registry.find("connections", uses).model_validate(options))
 
 
 def ask(device: Device, agent: Path) -> dict[str, Any]:

@@ -231,6 +231,7 @@ class _Builder:
                 "stage": registry.plugin_name(stage),
                 "revision": stage.revision,
                 "options": stage.options(),
+                "code": registry.code_digest(stage),
                 "parts": stage.key_parts(),
                 "calibration": self.calibration_digest if stage.needs_calibration else "",
                 "versions": stage.versions(),

@@ -31,6 +31,19 @@ def _connection(value: str | dict[str, Any]) -> str | dict[str, Any]:
     return value
 
 
+def operator_tables() -> dict[str, Path]:
+    """The shipped tables of operators, by name; `edgeopt.lint` reads them."""
+    folder = Path(str(resources.files("edgeopt"))) / "limits"
+    return {file.stem: file for file in sorted(folder.glob("*.json"))}
+
+
+def _known_table(value: str | None) -> str | None:
+    known = operator_tables()
+    if value is not None and value not in known:
+        raise ValueError(f"no table of operators {value!r}{nearest(value, known)}")
+    return value
+
+
 class Limits(BaseModel):
     """Memory of the device, as bytes or with a unit: ``256 KiB``."""
 
@@ -72,6 +85,9 @@ class Device(BaseModel):
     threads: int = Field(1, ge=1, description="threads a model may use while it is measured")
     emulated: bool = Field(False, description="an emulator: accuracy counts, latency does not")
     limits: Limits = Limits()
+    operators: Annotated[str | None, AfterValidator(_known_table)] = Field(
+        None, description="the table of operators that its TFLite runtime has, for 'edgeopt lint'"
+    )
     setup: Setup = Setup()
 
 

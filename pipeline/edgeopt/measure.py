@@ -30,6 +30,8 @@ class Trail(NamedTuple):
     produced: str
     lossless: bool
     outcome: Outcome
+    device: str = ""
+    """Set where the step is another device's runtime, and no concern of the other devices."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Measured:
     trails: dict[str, tuple[Trail, ...]]
     probes: dict[str, dict[str, Any]]
     evaluation_digest: str
+    random: bool
+    """Whether the inputs were made up, so that only exact conversions can be judged on them."""
 
 
 def measure(
@@ -79,7 +83,8 @@ class _Session:
         self.plan = plan
         self.watch = watch
         self.latency = recipe.latency.model_dump()
-        self.evaluation = Evaluation(recipe.evaluation, recipe.model.preprocess, folder)
+        # Without evaluation data, calibration samples tell at least whether outputs are kept.
+        self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, recipe.model.preprocess, folder)
         agent = build_agent(folder / "agent.pyz")
         devices = {device.name: device for device in recipe.devices}
         # The source model and the steps on the way are run on the host, whatever the targets are.
@@ -113,7 +118,8 @@ class _Session:
                 self._tell(built.branch.name, device.name, status, outcome.error)
                 finals[built.branch.name, device.name] = outcome
             trails[built.branch.name] = self._trail(built, source, source_outcome, finals)
-        labels = None if source_outcome.error else self.evaluation.labels(source.inputs)
+        judged = self.plan.recipe.evaluation is not None and not source_outcome.error
+        labels = self.evaluation.labels(source.inputs) if judged else None
         return Measured(
             source=source_outcome,
             source_model=source,
@@ -123,6 +129,7 @@ class _Session:
             trails=trails,
             probes={name: bench.probe for name, bench in self.benches.items()},
             evaluation_digest=self.evaluation.digest,
+            random=self.evaluation.dataset is None,
         )
 
     def _source_model(self, builds: Sequence[Built]) -> Model:
@@ -171,7 +178,7 @@ class _Session:
                 if name:
                     trail.append(Trail(name, model.format, lossless, final))
                 else:
-                    trail.append(Trail(f"runtime of {device.name}", model.format, exact, final))
+                    trail.append(Trail(f"runtime of {device.name}", model.format, exact, final, device.name))
                 name = ""
         return tuple(trail)
 

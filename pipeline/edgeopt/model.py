@@ -40,12 +40,12 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str = "float32"
-    layout: Layout | None = None
-    scale: float | None = None
-    zero_point: int | None = None
+    name: str = Field(description="how the model calls it")
+    shape: tuple[int | None, ...] = Field(description="with the batch axis; null is a free dimension")
+    dtype: str = Field("float32", description="numpy's name of the type")
+    layout: Layout | None = Field(None, description="for images: where the channels are")
+    scale: float | None = Field(None, description="of quantized values: real = (stored - zero_point) * scale")
+    zero_point: int | None = Field(None, description="of quantized values")
 
 
 class Preprocessing(BaseModel):

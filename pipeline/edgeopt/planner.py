@@ -232,9 +232,10 @@ def _instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -
         known = (
             registry.nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
         )
+        told = f"unknown option{known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
         raise UsageError(
-            f"{stage.__module__.rpartition('.')[2]} refuses option {where!r}: {first['msg'].lower()}{known}",
-            fix="see the recipe reference for its options",
+            f"{stage.__module__.rpartition('.')[2]} refuses option {where!r}: {told}",
+            fix="docs/recipe.md lists its options",
         ) from error
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from edgeopt.errors import UsageError
 from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.references import Code as Code
 from edgeopt.references import ExistingPath as ExistingPath
@@ -161,6 +162,17 @@ class Connection(Plugin):
         Raises:
             DeviceError: when the device cannot be reached, with what to do about it.
         """
+
+    def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
+        """Make what the device's runtimes live in, with ``requirements`` of Python; ``say`` tells each step.
+
+        Only the command ``edgeopt devices setup`` calls this.
+
+        Raises:
+            UsageError: this way to a device needs no setting up.
+            DeviceError: it cannot be made.
+        """
+        raise UsageError("this device needs no setting up", fix="see what is there: edgeopt devices check NAME")
 
 
 class Link(ABC):

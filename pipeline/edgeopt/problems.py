@@ -39,6 +39,10 @@ class Problems:
                 loc = loc[:-1]
             elif item["type"] == "value_error":
                 message = str(item["ctx"]["error"])
+            elif item["type"] == "too_short":
+                message = "list at least one"
+            elif item["type"] == "tuple_type":
+                message = f"expected a list (got {_short(item['input'])})"
             else:
                 message = f"{item['msg'][0].lower()}{item['msg'][1:]} (got {_short(item['input'])})"
             self.add(loc, message)
@@ -58,7 +62,7 @@ class Problems:
 def _keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """The keys that may stand at ``loc`` below ``model``."""
     here: Any = model
-    for part in loc:
+    for part in (part for part in loc if isinstance(part, str)):
         if isinstance(here, type) and issubclass(here, BaseModel):
             fields = {(field.alias or name): field for name, field in here.model_fields.items()}
             if part not in fields:

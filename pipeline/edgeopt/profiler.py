@@ -21,6 +21,9 @@ from edgeopt.results import Artifact, Report, Result, Run
 from edgeopt.source import inspect
 from edgeopt.store import Store
 
+UNTOLD = ("torchscript", "torchscript_module")
+"""Formats that do not hold the shapes of their inputs."""
+
 
 def profile(
     file: str | Path,
@@ -64,6 +67,10 @@ def profile(
         bench = Bench(target, build_agent(folder / "agent.pyz"), Store(folder / "store")).open()
         if bench.failure:
             raise DeviceError(bench.failure)
+        if not model.inputs and model.format in UNTOLD:
+            raise UsageError(
+                f"{path} does not tell what it takes", fix="give the shape of every input: --shape 1,3,32,32"
+            )
         if not model.inputs:
             model = model.model_copy(update={"inputs": bench.describe(model)})
         prepared = preprocessing or Preprocessing()
@@ -122,20 +129,22 @@ def profile(
 def _fit_layout(model: Model, preprocessing: Preprocessing, dataset: Dataset) -> tuple[Model, Preprocessing]:
     """Tell NHWC from NCHW by holding the first sample against the shapes that the runtime told."""
     sample = next(iter(dataset.samples()), None)
-    if sample is None or preprocessing.layout is not None:
+    if sample is None:
         return model, preprocessing
     specs = []
     for value, spec in zip(sample.inputs, model.inputs, strict=False):
         wanted = spec.shape[1:]
-        if spec.layout is None and value.ndim == 3 and value.shape != wanted:
-            height, width, channels = value.shape
-            if (channels, height, width) == wanted:
+        if spec.layout is None and value.ndim == 3:
+            as_nhwc, as_nchw = (value.shape[2], *value.shape[:2]), (*value.shape[1:], value.shape[0])
+            if value.shape == wanted:
+                spec = _with(spec, preprocessing.layout)
+            elif as_nhwc == wanted and preprocessing.layout in (None, "NHWC"):
                 spec, preprocessing = _with(spec, "NCHW"), preprocessing.model_copy(update={"layout": "NHWC"})
-            elif (width, channels, height) == wanted:
+            elif as_nchw == wanted and preprocessing.layout in (None, "NCHW"):
                 spec, preprocessing = _with(spec, "NHWC"), preprocessing.model_copy(update={"layout": "NCHW"})
         specs.append(spec)
     return model.model_copy(update={"inputs": (*specs, *model.inputs[len(specs) :])}), preprocessing
 
 
-def _with(spec: TensorSpec, layout: str) -> TensorSpec:
+def _with(spec: TensorSpec, layout: str | None) -> TensorSpec:
     return spec.model_copy(update={"layout": layout})

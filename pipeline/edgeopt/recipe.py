@@ -69,23 +69,25 @@ class ModelPart(_Part):
 class DataPart(_Part):
     """Datasets by their use. Evaluation data is never used for calibration or training."""
 
-    calibration: Use | None = None
-    evaluation: Use | None = None
-    train: Use | None = None
+    calibration: Use | None = Field(
+        None, description="finds the ranges of values for quantization; needs no labels"
+    )
+    evaluation: Use | None = Field(None, description="judges; never the samples of the other two")
+    train: Use | None = Field(None, description="for fine-tuning")
 
 
 class GatePart(_Part):
     """A condition that decides the exit code."""
 
-    metric: str
-    max: float | str | None = None
-    min: float | str | None = None
+    metric: str = Field(description="a metric of the recipe, or a measurement such as size_bytes")
+    max: float | str | None = Field(None, description="largest value, units understood: 64 KiB, 12 ms, 0.5 %")
+    min: float | str | None = Field(None, description="smallest value")
     max_drop: float | str | None = Field(None, description="largest loss against the source model")
     max_increase: float | str | None = Field(None, description="largest growth against the float variant")
     max_ratio: float | str | None = Field(None, description="largest ratio to the float variant")
-    variants: Names = ()
-    formats: Names = ()
-    devices: Names = ()
+    variants: Names = Field((), description="judge these variants only; default: all")
+    formats: Names = Field((), description="judge these formats only; default: all")
+    devices: Names = Field((), description="judge on these devices only; default: all")
 
     @model_validator(mode="after")
     def _one_limit(self) -> "GatePart":
@@ -97,29 +99,33 @@ class GatePart(_Part):
 class Limits(_Part):
     """What one stage may take before it is stopped."""
 
-    stage_minutes: float = Field(20.0, gt=0)
+    stage_minutes: float = Field(20.0, gt=0, description="minutes after which a stage is stopped")
     stage_memory: Bytes | None = Field(None, description="default: 80 % of the memory of this machine")
 
 
 class Latency(_Part):
     """How long latency is measured: at least this many runs and this many seconds."""
 
-    min_runs: int = Field(50, ge=2)
-    min_seconds: float = Field(2.0, ge=0)
-    max_seconds: float = Field(30.0, gt=0)
+    min_runs: int = Field(50, ge=2, description="at least so many runs")
+    min_seconds: float = Field(2.0, ge=0, description="and at least so long")
+    max_seconds: float = Field(30.0, gt=0, description="but no longer")
 
 
 class Document(_Part):
     """A recipe as it is written."""
 
-    version: int
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    version: int = Field(description="of the recipe language: 1")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run and its folder"
+    )
     model: ModelPart
     data: DataPart = DataPart()
-    metric: Annotated[tuple[Use, ...], BeforeValidator(_as_list)] = ()
+    metric: Annotated[tuple[Use, ...], BeforeValidator(_as_list)] = Field(
+        (), description="one or more metrics of accuracy; fidelity to the source model is always measured"
+    )
     optimize: dict[str, dict[str, Any] | None] = Field({}, description="each entry is a variant")
-    formats: Names = Field(min_length=1)
-    devices: Names = ("host",)
+    formats: Names = Field(min_length=1, description="what every variant is converted to")
+    devices: Names = Field(("host",), description="where every artifact is measured")
     gates: tuple[GatePart, ...] = ()
     limits: Limits = Limits()
     latency: Latency = Latency()

@@ -8,12 +8,14 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from edgeopt.errors import UsageError
+from edgeopt.model import file_digest
 from edgeopt.plugin import Code, Connection, Dataset, Metric, Plugin, Stage
 
 Kind = Literal["stages", "datasets", "metrics", "connections"]
@@ -92,6 +94,14 @@ def _shipped(kind: Kind, name: str) -> Any:
 def stages() -> dict[str, type[Stage]]:
     """All stages that can be found by name: what the planner searches."""
     return {name: cast(type[Stage], find("stages", name)) for name in names("stages")}
+
+
+def code_digest(plugin: Plugin) -> str:
+    """sha256 of the file that a user's own plugin lies in; '' for shipped ones, which have a revision."""
+    module = sys.modules.get(type(plugin).__module__)
+    if module is None or module.__name__.startswith("edgeopt.") or not module.__file__:
+        return ""
+    return file_digest(Path(module.__file__))
 
 
 def plugin_name(plugin: Plugin) -> str:

@@ -72,6 +72,7 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "non_finite": non_finite,
         "measurements": session.measurements(),
         "details": session.details(),
+        "notes": session.notes(),
         "environment": environment,
     }
     if job.get("latency"):
@@ -109,6 +110,7 @@ def _looked_at(
         "n": 0,
         "measurements": session.measurements(),
         "details": session.details(),
+        "notes": session.notes(),
         "environment": environment,
     }
 

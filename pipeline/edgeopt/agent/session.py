@@ -78,6 +78,10 @@ class ModelSession:
         """One row per layer, where the runtime tells."""
         return []
 
+    def notes(self) -> list[str]:
+        """What must stand beside the figures, such as that they are estimates."""
+        return []
+
     @property
     def max_batch(self) -> int | None:
         """Samples that fit in one run; ``None`` for any number."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from edgeopt.cli import devices, doctor, init, optimize, profile, schema
+from edgeopt.cli import devices, doctor, init, inspect, optimize, profile, schema, slim
 from edgeopt.errors import EdgeoptError
 
 BUG = 70
@@ -32,6 +32,8 @@ app.command("init")(init.init)
 app.command("report")(optimize.report)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
+app.command("slim")(slim.slim)
+app.command("inspect")(inspect.inspect)
 app.add_typer(devices.app, name="devices")
 
 

@@ -15,10 +15,15 @@ Name = Annotated[str, typer.Argument(help="A device, as shown by 'edgeopt device
 def list_devices(devices: DeviceFolders = None) -> None:
     """List all devices: your own and the shipped ones."""
     from edgeopt.device import known_devices, load_device
+    from edgeopt.errors import UsageError
 
     places = folders(devices)
     for name in known_devices(places):
-        typer.echo(f"{name:<24} {load_device(name, places).description}")
+        try:
+            told = load_device(name, places).description
+        except UsageError as error:
+            told = f"cannot be used: {error.message}"
+        typer.echo(f"{name:<24} {told}")
 
 
 @app.command()
@@ -69,16 +74,9 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
 
 @app.command()
 def setup(name: Name, devices: DeviceFolders = None) -> None:
-    """Make a device's environment with pinned packages. The only command that installs anything."""
+    """Make what a device runs in, with pinned packages. The only command that installs anything."""
+    from edgeopt.bench import connection_of
     from edgeopt.device import load_device
-    from edgeopt.environments import setup_environment
-    from edgeopt.errors import UsageError
 
     device = load_device(name, folders(devices))
-    connection = device.connection
-    environment = connection.get("with", {}).get("environment") if isinstance(connection, dict) else None
-    if environment is None:
-        raise UsageError(
-            f"device {name} needs no setting up", fix=f"see what is there: edgeopt devices check {name}"
-        )
-    setup_environment(environment, device.setup.python, lambda text: typer.echo(text, err=True))
+    connection_of(device).setup(device.setup.python, lambda text: typer.echo(text, err=True))

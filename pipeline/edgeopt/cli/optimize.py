@@ -19,7 +19,7 @@ def optimize(
     recipe: RecipeName,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the report [default: artifacts/runs/<time>-<recipe>]."),
+        typer.Option("--out", "-o", help="Folder of the report (default: artifacts/runs/TIME-RECIPE)."),
     ] = None,
     sets: Sets = None,
     data_root: DataRoot = None,

@@ -7,7 +7,7 @@ import typer
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as formats=[tflite]."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as formats=tflite."),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -23,7 +23,7 @@ DeviceFolders = Annotated[
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--store", help="Where finished work is kept [default: artifacts/store].", envvar="EDGEOPT_STORE"
+        "--store", help="Where finished work is kept (default: artifacts/store).", envvar="EDGEOPT_STORE"
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

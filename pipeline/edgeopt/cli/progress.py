@@ -48,7 +48,7 @@ class Progress:
         took = f"{seconds:6.1f} s" if event.status in ("done", "failed") else f"{event.status:>8}"
         line = f"{MARKS[event.status]} {took}  {event.branch:<24} {event.step}"
         if event.message and event.status in ("failed", "note"):
-            line += f": {event.message.splitlines()[0]}"
+            line += f": {event.message.splitlines()[0].removeprefix(event.step + ': ')}"
         self.lines.append(line)
         if not self.quiet:
             self._print(line)

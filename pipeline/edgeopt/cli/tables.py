@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from edgeopt import registry
 from edgeopt.planner import Built, Plan
+from edgeopt.recipe import ModelPart
 from edgeopt.reports.markdown import columns, primary_metric, show
 from edgeopt.results import Report
 
@@ -32,12 +33,9 @@ def show_report(report: Report) -> None:
         values = ", ".join(
             f"{name} {show(name, value)}" for name, value in report.source.measurements.items()
         )
-        told = values or report.source.reason
-        out.print(
-            Text(
-                f"source model {report.source.path} ({report.source.format}) {told}, n = {report.run.samples}"
-            )
-        )
+        told = values or report.source.reason or "outputs only"
+        source = f"source model {report.source.path} ({report.source.format})"
+        out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
     for device in report.devices():
         wanted = columns(metric)
         table = Table(title=f"{report.recipe} on {device}", title_justify="left")
@@ -76,7 +74,8 @@ def show_plan(plan: Plan, builds: Sequence[Built]) -> None:
         node = tree.add(Text(f"{branch.variant} as {branch.format}, measured on {devices}"))
         for index, stage in enumerate(branch.stages):
             cached = index < done.get(branch.name, 0)
-            options = {k: v for k, v in stage.options().items() if v != _default(stage, k)}
+            own = {k: v for k, v in stage.options().items() if k not in ModelPart.model_fields}
+            options = {k: v for k, v in own.items() if v != _default(stage, k)}
             told = f"  {json.dumps(options)}" if options else ""
             mark = "cached" if cached else "to do"
             node.add(Text(f"{registry.plugin_name(stage)}{told}  [{mark}]", "dim" if cached else ""))

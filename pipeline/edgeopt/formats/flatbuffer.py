@@ -8,7 +8,7 @@ Source of the layout: https://flatbuffers.dev/internals/
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -57,9 +57,7 @@ def _field(text: str) -> Field | None:
     name, _, kind = text.partition(":")
     kind, _, default = kind.partition("=")
     kind, _, align = kind.partition("@")
-    return Field(
-        name, kind.strip("[]<>"), kind[0] == "[", kind[0] == "<", int(default or 0), int(align or 0)
-    )
+    return Field(name, kind.strip("[]<>"), kind[0] == "[", kind[0] == "<", int(default or 0), int(align or 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +129,8 @@ Value: TypeAlias = int | float | Vector | Table | tuple[Table, ...]
 
 
 class Extent(NamedTuple):
-    """Bytes ``start`` to ``end`` of a file: a ``Table``, a ``vtable``, or what the field ``Table.field`` leads
-    to. ``vector`` is that field's value, unless it consists of tables."""
+    """Bytes ``start`` to ``end`` of a file: a ``Table``, a ``vtable``, or what a field ``Table.field``
+    leads to. ``vector`` is that field's value, unless it consists of tables."""
 
     start: int
     end: int
@@ -154,6 +152,7 @@ class Reader:
         self.extents: list[Extent] = []
         self._tables: dict[tuple[int, str], Table] = {}
         self._vectors: dict[tuple[int, str], Vector] = {}
+        self._lists: dict[tuple[int, str], tuple[Table, ...]] = {}
         self._vtables: dict[int, tuple[int, ...]] = {}
         # Without tricks, every reference takes 4 bytes and no two vectors overlap.
         self._references = len(content)
@@ -240,9 +239,7 @@ class Reader:
         if field.union:
             return self._union(place, field, table)
         if field.type in self.schema.tables:
-            if not field.vector:
-                return self._table(place, field.type)
-            return tuple(self._table(self._follow(at), field.type) for at in self._entries(place, field, table))
+            return self._list(place, field, table) if field.vector else self._table(place, field.type)
         return self._leaf(place, field, table)
 
     def _union(self, place: int, field: Field, table: Table) -> Table | None:
@@ -257,11 +254,17 @@ class Reader:
             )
         return self._table(place, members[number - 1])
 
-    def _entries(self, place: int, field: Field, table: Table) -> Iterator[int]:
-        count = self._unpack(_OFFSET, place)
-        self._bounded(place + 4, 4 * count)
-        self.extents.append(Extent(place, place + 4 + 4 * count, f"{table.name}.{field.name}"))
-        return iter(range(place + 4, place + 4 + 4 * count, 4))
+    def _list(self, place: int, field: Field, table: Table) -> tuple[Table, ...]:
+        key = (place, field.type)
+        if key not in self._lists:
+            count = self._unpack(_OFFSET, place)
+            end = place + 4 + 4 * count
+            self._bounded(place + 4, 4 * count)
+            self.extents.append(Extent(place, end, f"{table.name}.{field.name}"))
+            self._lists[key] = tuple(
+                self._table(self._follow(at), field.type) for at in range(place + 4, end, 4)
+            )
+        return self._lists[key]
 
     def _leaf(self, place: int, field: Field, table: Table) -> Vector:
         key = (place, field.type)
@@ -275,9 +278,8 @@ class Reader:
         return self._vectors[key]
 
 
-
 def expansion(root: Table) -> int:
-    """How much there is to do for whoever walks through all references: 1 per table, 1 per 16 bytes of vector.
+    """How much there is for whoever walks through all references: 1 per table, 1 per 16 bytes of vector.
 
     Objects that are referred to often count as often. A few hundred bytes can stand for a graph of any size.
     """

@@ -15,6 +15,8 @@ _READERS: dict[str, Callable[[Path], Ledger]] = {
     "executorch": ledger_archive.read_executorch,
     "hdf5": ledger_archive.read_hdf5,
     "safetensors": ledger_archive.read_safetensors,
+    "legacy": ledger_archive.read_stream,
+    "pickle": ledger_archive.read_stream,
 }
 _ZIPS = ("keras", "exported_program", "torchscript_module", "torchscript", "checkpoint")
 

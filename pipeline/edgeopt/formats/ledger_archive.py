@@ -116,7 +116,9 @@ def read_executorch(path: Path) -> Ledger:
         head = file.read(40)
     notes = ("what a delegate compiled is opaque: layers and types are not told",)
     if head[8:12] != b"eh00" or len(head) < 32:
-        return Ledger(file=path.name, format="executorch", size_bytes=size, parts={"program": size}, notes=notes)
+        return Ledger(
+            file=path.name, format="executorch", size_bytes=size, parts={"program": size}, notes=notes
+        )
     (length,) = struct.unpack_from("<I", head, 12)
     program, base = struct.unpack_from("<QQ", head, 16)
     if program > size or base > size or (base and base < program):
@@ -128,9 +130,7 @@ def read_executorch(path: Path) -> Ledger:
         "segments (weights and delegates' data)": segments,
         "padding": size - program - segments,
     }
-    return Ledger(
-        file=path.name, format="executorch", size_bytes=size, parts=_kept(parts), notes=notes
-    )
+    return Ledger(file=path.name, format="executorch", size_bytes=size, parts=_kept(parts), notes=notes)
 
 
 def read_safetensors(path: Path) -> Ledger:
@@ -154,6 +154,13 @@ def read_safetensors(path: Path) -> Ledger:
     return Ledger(
         file=path.name, format="safetensors", size_bytes=size, parts=_kept(sums), parameters=parameters
     )
+
+
+def read_stream(path: Path) -> Ledger:
+    """The ledger of a file whose parts can only be told by running what is in it."""
+    size = path.stat().st_size
+    notes = ("a pickle: its parts are not told, because reading them would run code",)
+    return Ledger(file=path.name, format="pickle", size_bytes=size, parts={"pickle": size}, notes=notes)
 
 
 def read_folder(path: Path) -> Ledger:

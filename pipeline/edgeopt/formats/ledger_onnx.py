@@ -17,7 +17,11 @@ _ROLES: dict[str, dict[int, str]] = {
     "MatMul": {0: "weights", 1: "weights"},
     "MatMulInteger": {1: "weights", 3: "quantization parameters"},
     "MatMulNBits": {1: "weights", 2: "quantization parameters", 3: "quantization parameters", 5: "biases"},
-    "QLinearConv": {3: "weights", 8: "biases", **dict.fromkeys((1, 2, 4, 5, 6, 7), "quantization parameters")},
+    "QLinearConv": {
+        3: "weights",
+        8: "biases",
+        **dict.fromkeys((1, 2, 4, 5, 6, 7), "quantization parameters"),
+    },
     "QLinearMatMul": {3: "weights", **dict.fromkeys((1, 2, 4, 5, 6, 7), "quantization parameters")},
     "QuantizeLinear": dict.fromkeys((1, 2), "quantization parameters"),
     "DequantizeLinear": dict.fromkeys((1, 2), "quantization parameters"),
@@ -48,11 +52,15 @@ def read(path: Path) -> Ledger:
     try:
         import onnx
     except ImportError as error:
-        raise MissingPackageError("reading an ONNX file needs onnx", fix="pip install 'edgeopt[onnx]'") from error
+        raise MissingPackageError(
+            "reading an ONNX file needs onnx", fix="pip install 'edgeopt[onnx]'"
+        ) from error
     model = load(path)
     size = path.stat().st_size
     notes = []
-    outside = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    outside = [
+        tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
     if outside:
         notes.append(f"{len(outside)} tensors lie in other files and are not part of these bytes")
     values = _values(model, notes)
@@ -84,7 +92,10 @@ def _roles(graph: Any) -> dict[str, str]:
             source = origin.get(name)
             if source is None:
                 continue
-            if node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity") and place == 0:
+            if (
+                node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
+                and place == 0
+            ):
                 origin.update(dict.fromkeys(node.output, source))
             elif roles.get(source) != "weights":
                 roles[source] = known.get(place, "constants")
@@ -113,7 +124,13 @@ def _parts(model: Any, roles: dict[str, str], size: int) -> dict[str, int]:
     ends = (*model.graph.input, *model.graph.output)
     sums["inputs and outputs"] = sum(value.ByteSize() for value in ends)
     sums["shape annotations"] = sum(value.ByteSize() for value in model.graph.value_info)
-    texts = (model.producer_name, model.producer_version, model.domain, model.doc_string, model.graph.doc_string)
+    texts = (
+        model.producer_name,
+        model.producer_version,
+        model.domain,
+        model.doc_string,
+        model.graph.doc_string,
+    )
     sums["metadata"] = sum(entry.ByteSize() for entry in model.metadata_props) + sum(
         len(text.encode()) for text in texts
     )
@@ -156,7 +173,9 @@ def _dtype(number: int) -> str:
 def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str]) -> Layer:
     inputs = [values.get(name) for name in node.input]
     output = values.get(node.output[0]) if node.output else None
-    kept = [values[name] for name in node.input if roles.get(name) in ("weights", "biases") and name in values]
+    kept = [
+        values[name] for name in node.input if roles.get(name) in ("weights", "biases") and name in values
+    ]
     return Layer(
         name=node.name or (node.output[0] if node.output else ""),
         kind=node.op_type,

@@ -1,5 +1,6 @@
 """The byte ledger of a TFLite file, exact to the byte, and the arithmetic of its layers."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,8 @@ PARTS = (
     "weights", "biases", "constants", "quantization parameters", "min/max statistics", "names", "signatures",
     "metadata", "graph structure", "duplicates", "unused buffers", "padding", "appended files",
 )  # fmt: skip
-BITS = {"int4": 4, "int2": 2, "uint4": 4}
 
+_LSTM = ((*range(1, 12), 16), (12, 13, 14, 15, 17))
 WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "CONV_2D": ((1,), (2,)),
     "DEPTHWISE_CONV_2D": ((1,), (2,)),
@@ -29,10 +30,12 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "SVDF": ((1, 2), (3,)),
     "RNN": ((1, 2), (3,)),
     "UNIDIRECTIONAL_SEQUENCE_RNN": ((1, 2), (3,)),
-    "LSTM": (tuple(range(1, 12)) + (16,), (12, 13, 14, 15, 17)),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": (tuple(range(1, 12)) + (16,), (12, 13, 14, 15, 17)),
+    "LSTM": _LSTM,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": _LSTM,
 }
 """Which inputs of an operator are weights, and which are biases, where they are constant."""
+
+UNPACKING = ("DEQUANTIZE", "DENSIFY")
 
 _OWNERS = {
     "QuantizationParameters.min": "min/max statistics",
@@ -57,6 +60,7 @@ _ROLES = ("unused buffers", "metadata", "constants", "biases", "weights")
 class _Tensor(NamedTuple):
     """A tensor as a layer sees it. ``buffer`` is 0 where it is no constant."""
 
+    number: int
     name: str
     dtype: str
     shape: tuple[int | None, ...]
@@ -75,9 +79,7 @@ def read(path: Path) -> Ledger:
 def ledger(file: TfliteFile, content: bytes) -> Ledger:
     """The ledger of a file that has been read."""
     roles, layers, parameters = _graphs(file.model)
-    notes = ()
-    if any(layer.macs is None for layer in layers):
-        notes = ("MACs are not told for layers with a free dimension",)
+    free = any(layer.macs is None for layer in layers)
     return Ledger(
         file=file.name,
         format="tflite",
@@ -86,7 +88,7 @@ def ledger(file: TfliteFile, content: bytes) -> Ledger:
         layers=layers,
         parameters=parameters,
         macs=total_macs(layers),
-        notes=notes,
+        notes=("MACs are not told for layers with a free dimension",) if free else (),
     )
 
 
@@ -130,55 +132,60 @@ def _part(extent: Extent, used: dict[int, int]) -> str:
 
 
 def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int]:
-    """The role of each buffer, the layers of all graphs, and the number of different parameters."""
-    buffers = [len(data_of(buffer)) for buffer in model.tables("buffers")]
+    """The role of each buffer, the layers of all graphs, and the number of parameters."""
+    sizes = [len(data_of(buffer)) for buffer in model.tables("buffers")]
     kinds = [kind_of(code) for code in model.tables("operator_codes")]
     roles: dict[int, int] = {}
-    counted: dict[int, int] = {}
-    layers: list[Layer] = []
+    # Counted by tensor: that equal ones share their bytes in the file makes no difference to the model.
+    counted: dict[tuple[int, int], int] = {}
+    layers = []
 
     def mark(buffer: int, role: str) -> None:
         roles[buffer] = max(roles.get(buffer, 0), _ROLES.index(role))
 
-    for number in [entry.integer("buffer") for entry in model.tables("metadata")]:
+    for number in (
+        *(e.integer("buffer") for e in model.tables("metadata")),
+        *model.numbers("metadata_buffer"),
+    ):
         mark(number, "metadata")
-    for number in model.numbers("metadata_buffer"):
-        mark(number, "metadata")
-    for subgraph in model.tables("subgraphs"):
-        tensors = [_tensor(tensor, index, buffers) for index, tensor in enumerate(subgraph.tables("tensors"))]
+    for graph, subgraph in enumerate(model.tables("subgraphs")):
+        tensors = [_tensor(tensor, index, sizes) for index, tensor in enumerate(subgraph.tables("tensors"))]
         for tensor in tensors:
             mark(tensor.buffer, "constants")
         for operator in subgraph.tables("operators"):
             kind = kinds[operator.integer("opcode_index")]
             inputs = [tensors[n] if n >= 0 else None for n in operator.numbers("inputs")]
-            outputs = [tensors[n] for n in operator.numbers("outputs") if n >= 0]
-            weights, biases = WEIGHTS.get(kind, ((), ()))
-            parameters = 0
-            stored = 0
-            for place, tensor in enumerate(inputs):
-                if tensor is None or not tensor.buffer or place not in weights + biases:
-                    continue
-                mark(tensor.buffer, "weights" if place in weights else "biases")
-                count = product(tensor.shape) or 0
-                counted[tensor.buffer] = max(counted.get(tensor.buffer, 0), count)
-                parameters += count
-                stored += buffers[tensor.buffer]
-            if kind in ("DEQUANTIZE", "DENSIFY") and inputs[:1] and outputs and inputs[0] and inputs[0].buffer:
-                # Weights that are unpacked when the model is loaded: whoever reads the result, reads them.
-                index = operator.numbers("outputs")[0]
-                tensors[index] = tensors[index]._replace(buffer=inputs[0].buffer)
+            results = [n for n in operator.numbers("outputs") if n >= 0]
+            constants = list(_constants(kind, inputs))
+            for constant, role in constants:
+                mark(constant.buffer, role)
+                counted[graph, constant.number] = product(constant.shape) or 0
+            if kind in UNPACKING and results and inputs and inputs[0] is not None:
+                # Unpacked when the model is loaded: whoever reads the result, reads the constant.
+                tensors[results[0]] = tensors[results[0]]._replace(
+                    buffer=inputs[0].buffer, number=inputs[0].number
+                )
+            outputs = [tensors[n] for n in results]
             layers.append(
                 Layer(
                     name=outputs[0].name if outputs else "",
                     kind=kind,
-                    types=tuple(t.dtype for t in (*inputs, *outputs[:1]) if t is not None),
+                    types=tuple(tensor.dtype for tensor in (*inputs, *outputs[:1]) if tensor is not None),
                     shape=outputs[0].shape if outputs else (),
                     macs=_macs(kind, inputs, outputs),
-                    parameters=parameters,
-                    weight_bytes=stored,
+                    parameters=sum(product(constant.shape) or 0 for constant, _ in constants),
+                    weight_bytes=sum(sizes[constant.buffer] for constant, _ in constants),
                 )
             )
     return roles, tuple(layers), sum(counted.values())
+
+
+def _constants(kind: str, inputs: list[_Tensor | None]) -> Iterator[tuple[_Tensor, str]]:
+    """The constant weights and biases of an operator."""
+    weights, biases = WEIGHTS.get(kind, ((), ()))
+    for place, tensor in enumerate(inputs):
+        if tensor is not None and tensor.buffer and place in weights + biases:
+            yield tensor, "weights" if place in weights else "biases"
 
 
 def _tensor(tensor: Table, index: int, sizes: list[int]) -> _Tensor:
@@ -188,6 +195,7 @@ def _tensor(tensor: Table, index: int, sizes: list[int]) -> _Tensor:
     shape = tuple(None if place in free else size for place, size in enumerate(shape))
     number = tensor.integer("buffer")
     return _Tensor(
+        index,
         tensor.text("name") or f"tensor {index}",
         DTYPES.get(tensor.integer("type"), f"type {tensor.integer('type')}"),
         shape,

@@ -8,11 +8,12 @@ from edgeopt.formats.flatbuffer import Extent, Reader, Table, expansion
 from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
 
 IDENTIFIER = b"TFL3"
+ZIP = b"PK\3\4"
 CUSTOM = OPERATORS.index("CUSTOM")
 
 
 class TfliteFile(NamedTuple):
-    """A file as it was read. In ``model``, buffers and options that lay behind the tables are part of them."""
+    """A file as it was read. Buffers and options that lay behind the tables are part of ``model``."""
 
     name: str
     size: int
@@ -60,7 +61,10 @@ def parse(content: bytes, name: str) -> TfliteFile:
     extents = tuple(sorted(reader.extents, key=lambda extent: extent[:2]))
     used = max(extent.end for extent in extents)
     trailer = content[used:]
-    return TfliteFile(name, len(content), model, extents, trailer if trailer.strip(b"\0") else b"")
+    behind = trailer.lstrip(b"\0")
+    if not behind or behind.startswith(ZIP):
+        trailer = behind
+    return TfliteFile(name, len(content), model, extents, trailer)
 
 
 def _buffer(buffer: Table, reader: Reader) -> Table:

@@ -3,7 +3,7 @@
 One line per table, its fields in the order of their slots: ``name:type=default``. ``i8`` to ``u64``, ``f32``
 and ``bool`` are scalars, ``str`` a string, ``[x]`` a vector of x, ``@n`` what its data is aligned to beyond
 the size of x, another table's name a reference to it and ``<X>`` a union, whose type stands in the field
-before it. ``-`` is a slot that is no longer used. A member of a union without a line of its own has no fields.
+before it. ``-`` is a slot that is no longer used. A union's member without a line of its own has no fields.
 
 Facts of the interface, by the schema of version 3 (tensorflow/compiler/mlir/lite/schema/schema.fbs).
 """

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from edgeopt.errors import StageError
 from edgeopt.formats.flatbuffer import Table, Value, Vector
 from edgeopt.formats.flatbuffer_writer import LIMIT, pack
-from edgeopt.formats.tflite_file import IDENTIFIER, TfliteFile, data_of, kind_of, parse
+from edgeopt.formats.tflite_file import IDENTIFIER, ZIP, TfliteFile, data_of, kind_of, parse
 from edgeopt.formats.tflite_schema import SCHEMA
 
 CONVERTERS_METADATA = frozenset(
@@ -37,7 +37,7 @@ def slimmed(file: TfliteFile, content: bytes) -> bytes:
     """
     if any(kind_of(code) == DISPATCH for code in file.model.tables("operator_codes")):
         raise StageError(
-            f"{file.name} was compiled for an accelerator: its {DISPATCH} operators refer to places in the file",
+            f"{file.name} is compiled for an accelerator: its {DISPATCH} operators hold places in the file",
             fix="slim the file before it is compiled",
         )
     if any(
@@ -63,7 +63,7 @@ def slim_model(model: Table) -> Table:
     """The model without what is not needed. Equal parts are shared by the writer."""
     described = any(entry.text("name") == METADATA for entry in model.tables("metadata"))
     metadata = tuple(entry for entry in model.tables("metadata") if _kept(entry))
-    used = {number for number in model.numbers("metadata_buffer")}
+    used = set(model.numbers("metadata_buffer"))
     used |= {entry.integer("buffer") for entry in metadata}
     used |= {t.integer("buffer") for s in model.tables("subgraphs") for t in s.tables("tensors")}
     buffers, place = _merged(model.tables("buffers"), used)
@@ -129,13 +129,12 @@ def _named(model: Table, index: int, described: bool) -> set[int]:
     return ends
 
 
-def _subgraph(
-    subgraph: Table, place: dict[int, int], code_place: dict[int, int], named: set[int]
-) -> Table:
+def _subgraph(subgraph: Table, place: dict[int, int], code_place: dict[int, int], named: set[int]) -> Table:
     return subgraph.but(
         "name",
         tensors=tuple(
-            _tensor(tensor, place, number in named) for number, tensor in enumerate(subgraph.tables("tensors"))
+            _tensor(tensor, place, number in named)
+            for number, tensor in enumerate(subgraph.tables("tensors"))
         ),
         operators=tuple(_operator(operator, code_place) for operator in subgraph.tables("operators")),
     )
@@ -182,7 +181,7 @@ def _moved(trailer: bytes, before: int, after: int) -> bytes:
     Source: PKWARE APPNOTE.TXT 6.3, sections 4.3.12 and 4.3.16.
     """
     end = trailer.rfind(b"PK\5\6")
-    if not trailer.startswith(b"PK\3\4") or end < 0 or end + 22 > len(trailer):
+    if not trailer.startswith(ZIP) or end < 0 or end + 22 > len(trailer):
         return trailer
     moved = bytearray(trailer)
     count, size, start = struct.unpack_from("<HII", trailer, end + 10)
@@ -218,8 +217,10 @@ def verify(before: TfliteFile, after: TfliteFile) -> None:
     Raises:
         StageError: with the first part that differs.
     """
-    if len(before.trailer) != len(after.trailer):
+    if len(before.trailer.lstrip(b"\0")) != len(after.trailer.lstrip(b"\0")):
         raise StageError(f"slimming {before.name} would change what follows its tables", fix=_REPORT)
+    if any((e.start + 4) % ALIGN for e in after.extents if e.owner == "Buffer.data"):
+        raise StageError(f"slimming {before.name} would misalign its weights", fix=_REPORT)
     old, new = _facts(before.model), _facts(after.model)
     for (what, expected), (_, found) in zip(old, new, strict=True):
         if expected != found:
@@ -243,7 +244,10 @@ def _facts(model: Table) -> Iterator[tuple[str, object]]:
     yield "the number of graphs", len(model.tables("subgraphs"))
     for index, subgraph in enumerate(model.tables("subgraphs")):
         tensors, operators = subgraph.tables("tensors"), subgraph.tables("operators")
-        yield f"graph {index}", (plain(subgraph.but("name", "tensors", "operators")), len(tensors), len(operators))
+        yield (
+            f"graph {index}",
+            (plain(subgraph.but("name", "tensors", "operators")), len(tensors), len(operators)),
+        )
         described_ends = any(name == METADATA for name, _ in entries)
         named = _named(model, index, described_ends)
         for number, tensor in enumerate(tensors):

@@ -18,6 +18,8 @@ AFFINE = frozenset("add sub mul div".split())
 SOFTMAX = frozenset("softmax _softmax log_softmax".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 LAYERS = CONVOLUTIONS | {"linear"}
+WEIGHTED = LAYERS | frozenset("conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
+"""Operators that hold nearly all weights and arithmetic of a network: int8 is for them."""
 
 RESHAPES = frozenset(
     "reshape view view_copy _unsafe_view flatten squeeze squeeze_copy unsqueeze unsqueeze_copy".split()

@@ -53,10 +53,10 @@ def respell(draft: Draft, node: "Node") -> bool:
         new = _convolution(draft, node)
     elif name in ("addmm", "mm", "matmul"):
         new = _linear(draft, node)
+    elif name in CONVOLUTIONS and not node.kwargs and _overload(node) == "padding":
+        new = _padded_convolution(draft, node)
     elif name in CONVOLUTIONS and len(node.args) < 7 and not node.kwargs:
-        rank = draft.rank(node.args[0]) - 2
-        defaults = (None, None, None, [1] * rank, [0] * rank, [1] * rank, 1)
-        node.args = (*node.args, *defaults[len(node.args) :])
+        node.args = _convolution_args(draft, node)
         return True
     elif name == "linear" and len(node.args) == 2:
         node.args = (*node.args, None)
@@ -118,6 +118,38 @@ def _convolution(draft: Draft, node: "Node") -> "Node | None":
     kinds: dict[int, Any] = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
     args = (x, weight, bias, stride, padding, dilation, groups)
     return draft.new(node, kinds[draft.rank(x)], args, node)
+
+
+def _overload(node: "Node") -> str:
+    return str(getattr(node.target, "_overloadname", ""))
+
+
+def _convolution_args(draft: Draft, node: "Node") -> tuple[Any, ...]:
+    """All arguments: input, weight, bias, stride, padding, dilation, groups."""
+    rank = draft.rank(node.args[0]) - 2
+    padding = "valid" if _overload(node) == "padding" else [0] * rank
+    defaults = (None, None, None, [1] * rank, padding, [1] * rank, 1)
+    return (*node.args, *defaults[len(node.args) :])
+
+
+def _padded_convolution(draft: Draft, node: "Node") -> "Node | None":
+    """``padding="same"`` or ``"valid"``, as a padding in numbers before the convolution."""
+    import torch
+
+    x, weight, bias, stride, how, dilation, groups = _convolution_args(draft, node)
+    shape, kernel = draft.shape(x), draft.shape(weight)
+    if shape is None or kernel is None:
+        return None
+    rank = len(kernel) - 2
+    packet = getattr(torch.ops.aten, operator_name(node))
+    if how == "same":
+        steps = list(dilation) * rank if len(dilation) == 1 else list(dilation)
+        totals = [step * (size - 1) for step, size in zip(steps, kernel[2:], strict=True)]
+        amounts = [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)]
+        sizes = (*shape[:2], *(size + total for size, total in zip(shape[2:], totals, strict=True)))
+        x = draft.new(node, torch.ops.aten.constant_pad_nd.default, (x, amounts, 0.0), sizes)
+    args = (x, weight, bias, stride, [0] * rank, dilation, groups)
+    return draft.new(node, packet.default, args, node)
 
 
 def _linear(draft: Draft, node: "Node") -> "Node | None":

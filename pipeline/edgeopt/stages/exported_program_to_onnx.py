@@ -16,7 +16,7 @@ class ExportedProgramToOnnx(Stage):
     produces: ClassVar[str] = "onnx"
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
-    extra: ClassVar[str | None] = "torch"
+    extra: ClassVar[str | None] = "torch,onnx"
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.

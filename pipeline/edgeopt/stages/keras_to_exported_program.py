@@ -26,7 +26,7 @@ class KerasToExportedProgram(Stage):
     produces: ClassVar[str] = "exported_program"
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
-    extra: ClassVar[str | None] = "torch"
+    extra: ClassVar[str | None] = "keras,torch"
 
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats import torch_engine, torch_program, torch_script, torch_specs
-from edgeopt.formats.torch_operators import LAYERS, operator_name
+from edgeopt.formats.torch_operators import LAYERS, WEIGHTED, operator_name
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule, Node
 
-KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear", "add", "mul", "cat"})
-"""Operators with an int8 kernel: one that stays in float was missed."""
+KERNELS = frozenset({"add", "mul", "cat"})
+"""Operators with an int8 kernel: one that reads a value that was int8 was missed."""
 
 
 class QuantizeFx(Stage):
@@ -44,7 +44,7 @@ class QuantizeFx(Stage):
 
         Raises:
             StageError: when the program cannot be read, calibration data are missing, this torch has no
-                qnnpack engine, or an operator that has an int8 kernel stays in float.
+                qnnpack engine, or an operator has no int8 kernel or stays in float.
         """
         import torch
 
@@ -79,8 +79,15 @@ class QuantizeFx(Stage):
             context.progress(f"calibrated with {count} samples")
             converted = convert_fx(prepared)
             _refuse_float(converted)
+            try:
+                script = torch_script.trace(converted, inputs)
+            except RuntimeError as error:
+                raise StageError(
+                    f"qnnpack cannot run the int8 model: {str(error).strip().splitlines()[-1]}",
+                    fix="leave torchscript out for this variant",
+                ) from error
             path = context.folder / "model.pt"
-            torch_script.save_script(torch_script.trace(converted, inputs), path)
+            torch_script.save_script(script, path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
     def _mapping(self) -> Any:
@@ -256,6 +263,8 @@ def _float_call(node: "Node") -> bool:
 
     names = {operator.add: "add", operator.mul: "mul", torch.cat: "cat"}
     name = names.get(node.target) or operator_name(node)
+    if name in WEIGHTED:
+        return True  # aten's own operator, where a quantized layer should be
     if name not in KERNELS:
         return False
     sources = [n for n in node.all_input_nodes if n.op != "get_attr"]

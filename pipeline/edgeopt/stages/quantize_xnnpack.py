@@ -86,7 +86,7 @@ def _refuse_float(module: Any) -> None:
     left = [
         f"{node.name} ({node.args[1].name})"
         for node in module.graph.nodes
-        if torch_operators.operator_name(node) in torch_operators.LAYERS
+        if torch_operators.operator_name(node) in torch_operators.WEIGHTED
         and not all("dequantize" in str(getattr(source, "target", "")) for source in node.args[:2])
     ]
     if left:

@@ -10,7 +10,7 @@ from edgeopt.plugin import Context, Stage
 
 
 class SlimTflite(Stage):
-    """Lossless: outputs stay bit-identical, because only what is equal is shared and what nobody reads left out.
+    """Lossless: what is equal is shared, what nobody reads is left out, and outputs stay bit-identical.
 
     Equal buffers, vectors, strings and tables are written once; names of inner tensors, calibration
     statistics, unused buffers and converters' own metadata are dropped; buffers that lie behind the tables

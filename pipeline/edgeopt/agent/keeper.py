@@ -1,0 +1,375 @@
+"""Keeps a job folder on the device while a connection lasts, and takes everything away when it ends.
+
+It is not started as part of the agent: its source is sent through the connection and carried out at once, so
+that nothing has to be on the device but Python. Requests come on stdin, answers go to stdout: one line of
+JSON each, followed by as many bytes as it announces. The end of stdin, in the middle of a job too, means that
+the other side is gone: the job is killed and the folder removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any, Callable, Iterator
+
+MARKER = b"edgeopt-keeper "
+"""Begins the first line: what a login shell prints before it is no answer."""
+PREFIX = "edgeopt-ssh-"
+LOCK = ".keeper"
+DEVICE = "\0edgeopt-device"
+"""A socket name without a file, held while a job runs: whoever measures has the device alone."""
+CHUNK = 1 << 18
+LINE = 1 << 20
+KEPT_OUTPUT = 4 << 20
+IDLE_SECONDS = 3600.0
+WAITING_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+
+
+class Gone(Exception):
+    """The other side is no longer there."""
+
+
+class Wire:
+    """Lines and bytes, in and out."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.sink = os.dup(1)
+        os.dup2(2, 1)  # whatever prints now does not end up among the answers
+
+    def line(self) -> dict[str, Any]:
+        while b"\n" not in self.buffer:
+            if len(self.buffer) > LINE:
+                raise Gone
+            self.buffer += self._more()
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = None
+        if not isinstance(request, dict):
+            raise Gone
+        return request
+
+    def data(self, size: int) -> Iterator[bytes]:
+        while size:
+            if not self.buffer:
+                self.buffer = self._more()
+            part, self.buffer = self.buffer[:size], self.buffer[size:]
+            size -= len(part)
+            yield part
+
+    def answer(self, **fields: Any) -> None:
+        self.write(json.dumps(fields).encode() + b"\n")
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.sink, view) :]
+        except OSError as error:
+            raise Gone from error
+
+    def _more(self) -> bytes:
+        if not select.select([0], [], [], IDLE_SECONDS)[0]:
+            raise Gone
+        data = os.read(0, CHUNK)
+        if not data:
+            raise Gone
+        return data
+
+
+class Keeper:
+    """One job folder, and what is asked for in it."""
+
+    def __init__(self, wire: Wire, place: str | None) -> None:
+        self.wire = wire
+        place = os.path.expanduser(place) if place else tempfile.gettempdir()
+        sweep(place)
+        self.folder = os.path.realpath(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        try:
+            scratch = os.path.join(self.folder, LOCK + ".part")
+            self.lock = locked(scratch)
+            os.rename(scratch, os.path.join(self.folder, LOCK))
+            os.chdir(self.folder)
+        except OSError:
+            self.close()
+            raise
+
+    def serve(self) -> None:
+        while True:
+            request = self.wire.line()
+            operation = request.pop("do")
+            if operation == "close":
+                return
+            getattr(self, "do_" + operation)(**request)
+
+    def do_folder(self, name: str) -> None:
+        try:
+            os.makedirs(os.path.join(self.folder, name), exist_ok=True)
+        except OSError as error:
+            self.wire.answer(**failure(error))
+            return
+        self.wire.answer(ok=True)
+
+    def do_put(self, name: str, size: int) -> None:
+        digest = hashlib.sha256()
+        path = os.path.join(self.folder, name)
+        parts = self.wire.data(size)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            with open(path, "wb") as file:
+                for part in parts:
+                    digest.update(part)
+                    file.write(part)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            for _ in parts:
+                pass  # it is under way already
+            self.wire.answer(**failure(error))
+            return
+        self.wire.answer(sha256=digest.hexdigest())
+
+    def do_get(self, name: str) -> None:
+        digest = hashlib.sha256()
+        path = os.path.join(self.folder, name)
+        try:
+            if not os.path.isfile(path):
+                raise FileNotFoundError(errno.ENOENT, "no such file", name)
+            file = open(path, "rb")  # noqa: SIM115 - only opening it is guarded
+        except OSError as error:
+            self.wire.answer(**failure(error))
+            return
+        with file:
+            left = os.fstat(file.fileno()).st_size
+            self.wire.answer(size=left)
+            while left:
+                part = file.read(min(left, CHUNK))
+                if not part:
+                    raise Gone
+                digest.update(part)
+                self.wire.write(part)
+                left -= len(part)
+        self.wire.answer(sha256=digest.hexdigest())
+
+    def do_run(self, arguments: list[str], seconds: float) -> None:
+        alone = self._alone()
+        try:
+            self.wire.answer(started=True)
+            self._run(arguments, seconds)
+        finally:
+            if alone is not None:
+                alone.close()
+
+    def _alone(self) -> socket.socket | None:
+        """Wait until no other job runs on this device, whoever started it from wherever."""
+        if not sys.platform.startswith("linux"):
+            return None
+        told = 0.0
+        while True:
+            held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                held.bind(DEVICE)
+                return held
+            except OSError as error:
+                held.close()
+                if error.errno != errno.EADDRINUSE:
+                    return None
+            if time.monotonic() - told > WAITING_SECONDS:
+                self.wire.answer(waiting=True)
+                told = time.monotonic()
+            if select.select([0], [], [], 0.3)[0]:
+                raise Gone
+
+    def _run(self, arguments: list[str], seconds: float) -> None:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=dying_with_us(),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            self.wire.answer(failure=f"cannot start {sys.executable}: {error}", errno=0)
+            return
+        wake, woken = os.pipe()
+        waiting = threading.Thread(target=watch, args=(process.pid, woken), daemon=True)
+        waiting.start()
+        try:
+            in_time, outputs = follow(process, wake, time.monotonic() + seconds)
+        finally:
+            kill_group(process.pid)
+            waiting.join()
+            process.wait()
+            for descriptor in (wake, woken):
+                os.close(descriptor)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        if not in_time:
+            self.wire.answer(expired=True)
+            return
+        self.wire.answer(returncode=process.returncode, stdout=len(outputs[0]), stderr=len(outputs[1]))
+        self.wire.write(bytes(outputs[0]))
+        self.wire.write(bytes(outputs[1]))
+
+    def close(self) -> None:
+        os.chdir("/")
+        for _ in range(5):
+            # A process that has just been killed may still have been writing.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not os.path.lexists(self.folder):
+                break
+            time.sleep(0.1)
+
+
+def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, bytearray]]:
+    """Collect what a process prints until it ends; False when the time is up before.
+
+    Raises:
+        Gone: when the other side went away, or spoke out of turn.
+    """
+    outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    first, second = outputs.values()
+    ended = False
+    while True:
+        # What has ended may have left something in its pipes, and children that hold them open.
+        left = max(0.0, min(end, time.monotonic() + 0.5) - time.monotonic() if ended else end - time.monotonic())
+        ready, _, _ = select.select([0, wake, *outputs] if not ended else list(outputs), [], [], left)
+        if 0 in ready:
+            raise Gone
+        if not ready:
+            return ended, (first, second)
+        for descriptor in ready:
+            if descriptor == wake:
+                ended = True
+                kill_group(process.pid)
+                continue
+            data = os.read(descriptor, CHUNK)
+            if data:
+                kept = outputs[descriptor]
+                kept += data
+                del kept[: max(0, len(kept) - KEPT_OUTPUT)]
+            else:
+                del outputs[descriptor]
+        if ended and not outputs:
+            return True, (first, second)
+
+
+def watch(process: int, woken: int) -> None:
+    """Wake the other end of a pipe when a process ends, and leave the process to be waited for."""
+    # Until it is waited for its number stands for nobody else, so that its group can be killed.
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(OSError):
+        os.write(woken, b"!")
+
+
+def kill_group(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process, signal.SIGKILL)
+
+
+def dying_with_us() -> Callable[[], Any] | None:
+    """What makes a new process die with this one, even where this one is killed outright."""
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, AttributeError, OSError):
+        return None
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def locked(path: str) -> int:
+    """An open file that is locked for as long as this process lives.
+
+    Raises:
+        OSError: another process has locked it.
+    """
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def sweep(place: str) -> None:
+    """Remove the folders of keepers that were killed before they could do it themselves."""
+    for entry in os.scandir(place):
+        path = os.path.join(entry.path, LOCK)
+        try:
+            about = entry.stat(follow_symlinks=False)
+            if not entry.name.startswith(PREFIX) or not stat.S_ISDIR(about.st_mode):
+                continue
+            if about.st_uid != os.geteuid() or not os.path.lexists(path):
+                continue
+            held = locked(path)
+        except OSError:
+            continue
+        shutil.rmtree(entry.path, ignore_errors=True)
+        os.close(held)
+
+
+def failure(error: OSError) -> dict[str, Any]:
+    return {"failure": error.strerror or str(error), "errno": errno.errorcode.get(error.errno or 0, "")}
+
+
+def leave(number: int, frame: object) -> None:
+    raise Gone
+
+
+def main() -> None:
+    """Make the folder, say so, and serve until the other side has had enough or is gone."""
+    wire = Wire()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, leave)
+    with contextlib.suppress(Gone):
+        settings = wire.line()
+        try:
+            keeper = Keeper(wire, settings["folder"])
+        except OSError as error:
+            wire.write(MARKER)
+            wire.answer(**failure(error))
+            return
+        try:
+            wire.write(MARKER)
+            wire.answer(
+                folder=keeper.folder,
+                executable=sys.executable,
+                python=sys.version.split()[0],
+                numpy=importlib.util.find_spec("numpy") is not None,
+            )
+            keeper.serve()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            keeper.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A job folder among the temporary files of this machine, and processes that run in it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgeopt.errors import DeviceError
+from edgeopt.plugin import Link
+
+INTERPRETER_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+"""Settings of the running interpreter that would mislead another one."""
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment variables for another interpreter than the running one."""
+    return {name: value for name, value in os.environ.items() if name not in INTERPRETER_VARIABLES}
+
+
+class LocalLink(Link):
+    """A job folder among the temporary files, and processes that run in it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """``command`` starts the interpreter, with ``environment`` as its variables."""
+        self.command = tuple(command)
+        self.environment = dict(environment)
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix="edgeopt-job-")).resolve()
+        except OSError as error:
+            raise DeviceError(
+                f"cannot make a job folder: {error}", fix="free space, or set TMPDIR"
+            ) from error
+
+    def put(self, source: Path, name: str) -> None:
+        """Hard-link or copy a file, or all files of a folder, to ``name``.
+
+        Raises:
+            DeviceError: it cannot be read, or does not fit on the disk.
+        """
+        target = self._inside(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+            else:
+                _link_or_copy(source, target)
+        except (OSError, shutil.Error) as error:
+            raise DeviceError(f"cannot put {source} into {self.folder}: {error}") from error
+
+    def python(self, arguments: Sequence[str], timeout: float) -> "subprocess.CompletedProcess[str]":
+        command = [*self.command, *arguments]
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise DeviceError(f"cannot start {self.command[0]}: {error}") from error
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(
+                f"the job did not end within {timeout:g} s on this machine and was killed",
+                fix="raise the time limit, or measure with fewer samples",
+            ) from error
+        finally:
+            # Also what the job itself started, and also when the wait is interrupted from the keyboard.
+            if process.poll() is None:
+                _kill_group(process)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+    def get(self, name: str, target: Path) -> None:
+        """Copy a file of the job folder.
+
+        Raises:
+            DeviceError: the job did not write it, or the target cannot be written.
+        """
+        source = self._inside(name)
+        if not source.is_file():
+            raise DeviceError(f"the job wrote no file {name!r}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise DeviceError(f"cannot copy {name!r} to {target}: {error}") from error
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _inside(self, name: str) -> Path:
+        path = Path(os.path.normpath(self.folder / name))
+        if path == self.folder or self.folder not in path.parents:
+            raise DeviceError(f"{name!r} does not lie in the job folder")
+        return path
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> str | Path:
+    real = os.path.realpath(source)
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(real, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(real, target)
+    return target
+
+
+def _kill_group(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.communicate()
