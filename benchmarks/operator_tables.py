@@ -5,12 +5,14 @@
 
 A file with one operator and nothing else is made for every built-in operator (and version), and loaded by the
 runtime in a process of its own: a resolver that lacks the operator says so in words before anything else can
-go wrong. Vela writes a report of what it supports. The types of TFLM's kernels are kept from the table that
-is there: they stand in its sources (tensorflow/lite/micro/kernels), and no call tells them.
+go wrong. Vela writes a report of what it supports. Which types TFLM's kernels take is found by running small
+files of each; operators that cannot be had so small are left without a list of types, and take any.
 """
 
+import itertools
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,12 +22,53 @@ from edgeopt.device import load_device
 from edgeopt.environments import environment_python
 from edgeopt.formats.flatbuffer import Table, Vector
 from edgeopt.formats.flatbuffer_writer import pack
+from edgeopt.formats.tflite import DTYPES
 from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
 
 LIMITS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "limits"
 NO_KERNELS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")
 LAST_VERSION = 20
-MISSING = "Didn't find op"
+MISSING = ("Didn't find op", "Failed to get registration from op code", "unresolved custom op")
+
+CUSTOM_CODES = (
+    "TFLite_Detection_PostProcess", "CIRCULAR_BUFFER", "ethos-u", "Mfcc", "AudioSpectrogram", "NumericVerify",
+    "SignalDelay", "SignalEnergy", "SignalFftAutoScale", "SignalFilterBank", "SignalFilterBankLog",
+    "SignalFilterBankSpectralSubtraction", "SignalFilterBankSquareRoot", "SignalFramer", "SignalIrfft",
+    "SignalOverlapAdd", "SignalPCAN", "SignalRfft", "SignalStacker", "SignalWindow", "TFLM_DECODE", "FlexAddV2",
+    "Convolution2DTransposeBias", "MaxPoolingWithArgmax2D", "MaxUnpooling2D", "RandomStandardNormal",
+)  # fmt: skip
+"""Custom operators that TensorFlow's own runtimes are known to bring, and one of Flex that none may claim."""
+
+# Operators that are complete with inputs of shape [1, 1, 1, 1] alone: how many, and their options.
+POOL = ("Pool2DOptions", {"stride_w": 1, "stride_h": 1, "filter_width": 1, "filter_height": 1})
+PLAIN: dict[str, tuple[int, tuple[str, dict[str, float]] | None]] = {
+    **{
+        name: (1, None)
+        for name in (
+            "ABS CEIL COS ELU EXP FLOOR HARD_SWISH LOG LOGISTIC NEG RELU RELU6 ROUND RSQRT SIN SQRT SQUARE TANH"
+        ).split()
+    },
+    "ADD": (2, ("AddOptions", {})),
+    "SUB": (2, ("SubOptions", {})),
+    "MUL": (2, ("MulOptions", {})),
+    "DIV": (2, ("DivOptions", {})),
+    "MAXIMUM": (2, ("MaximumMinimumOptions", {})),
+    "MINIMUM": (2, ("MaximumMinimumOptions", {})),
+    "SQUARED_DIFFERENCE": (2, ("SquaredDifferenceOptions", {})),
+    "LEAKY_RELU": (1, ("LeakyReluOptions", {"alpha": 0.5})),
+    "AVERAGE_POOL_2D": (1, POOL),
+    "MAX_POOL_2D": (1, POOL),
+    "L2_POOL_2D": (1, POOL),
+    "SOFTMAX": (1, ("SoftmaxOptions", {"beta": 1.0})),
+    "CONCATENATION": (2, ("ConcatenationOptions", {"axis": 3})),
+    "DEQUANTIZE": (1, None),
+}
+WEIGHTED: dict[str, tuple[str, dict[str, float]]] = {
+    "CONV_2D": ("Conv2DOptions", {"stride_w": 1, "stride_h": 1}),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", {"stride_w": 1, "stride_h": 1, "depth_multiplier": 1}),
+    "FULLY_CONNECTED": ("FullyConnectedOptions", {}),
+}
+TYPES = ("float32", "int32", "uint8", "int64", "bool", "int16", "int8", "int4", "float16")
 
 TFLM = """
 import sys
@@ -33,38 +76,115 @@ from tflite_micro.python.tflite_micro import _runtime
 _runtime.InterpreterWrapper(open(sys.argv[1], "rb").read(), [], 1 << 20, 1,
                             _runtime.PythonInterpreterConfig.kAllocationRecording, 0)
 """
+TFLM_RUN = """
+import sys, numpy
+from tflite_micro.python.tflite_micro import runtime
+model = runtime.Interpreter.from_file(sys.argv[1], arena_size=1 << 20)
+for index in range(int(sys.argv[2])):
+    detail = model.get_input_details(index)
+    model.set_input(numpy.ones(detail["shape"], detail["dtype"]), index)
+model.invoke()
+model.get_output(0)
+print("it ran")
+"""
 TFLITE = """
 import sys
 from tflite_runtime.interpreter import Interpreter
-Interpreter(sys.argv[1], num_threads=1)
+Interpreter(sys.argv[1], num_threads=1).allocate_tensors()
 """
 
 
-def one_operator(number: int, version: int) -> bytes:
-    """A file that adds nothing to the operator: one float in, one float out."""
-    code = {"builtin_code": number, "version": version, "deprecated_builtin_code": min(number, 127)}
-    tensor = Table("Tensor", {"shape": Vector("i32", (1).to_bytes(4, "little")), "buffer": 0})
-    first, second = (Vector("i32", index.to_bytes(4, "little")) for index in (0, 1))
-    graph = Table(
-        "SubGraph",
-        {
-            "tensors": (tensor, tensor),
-            "inputs": first,
-            "outputs": second,
-            "operators": (Table("Operator", {"opcode_index": 0, "inputs": first, "outputs": second}),),
-        },
-    )
-    fields = {"version": 3, "operator_codes": (Table("OperatorCode", code),), "subgraphs": (graph,)}
-    return pack(Table("Model", {**fields, "buffers": (Table("Buffer", {}),)}), SCHEMA, b"TFL3")
+def model(code: dict[str, object], tensors: list[Table], inputs: int, operator: dict[str, object]) -> bytes:
+    """A file with one operator: the first tensors are inputs of the graph, the last is its output."""
+    everything = _numbers(*range(len(tensors) - 1))
+    operator = {"opcode_index": 0, "inputs": everything, "outputs": _numbers(len(tensors) - 1), **operator}
+    graph = {
+        "tensors": tuple(tensors),
+        "inputs": _numbers(*range(inputs)),
+        "outputs": _numbers(len(tensors) - 1),
+        "operators": (Table("Operator", operator),),
+    }
+    fields = {
+        "version": 3,
+        "operator_codes": (Table("OperatorCode", code),),
+        "subgraphs": (Table("SubGraph", graph),),
+        "buffers": (Table("Buffer", {}), Table("Buffer", {"data": Vector("u8", bytes([1] * 16))})),
+    }
+    return pack(Table("Model", fields), SCHEMA, b"TFL3")
 
 
-def has(python: Path, script: str, number: int, version: int) -> bool:
-    """Whether the resolver finds the operator."""
+def _numbers(*values: int) -> Vector:
+    return Vector("i32", struct.pack(f"<{len(values)}i", *values))
+
+
+def tensor(dtype: str, shape: tuple[int, ...], constant: bool = False) -> Table:
+    """A tensor; a quantized one has scale 1/256 and zero point 0, as every operator accepts."""
+    code = next(number for number, name in DTYPES.items() if name == dtype)
+    fields = {"shape": _numbers(*shape), "type": code, "buffer": int(constant)}
+    if dtype in ("int8", "int16", "int4", "uint8"):
+        scale, zero = struct.pack("<f", 1 / 256), struct.pack("<q", 0)
+        quantization = {"scale": Vector("f32", scale), "zero_point": Vector("i64", zero)}
+        fields["quantization"] = Table("QuantizationParameters", quantization)
+    return Table("Tensor", fields)
+
+
+def code_of(number: int, version: int = 1, custom: str = "") -> dict[str, object]:
+    code: dict[str, object] = {
+        "builtin_code": number, "version": version, "deprecated_builtin_code": min(number, 127)
+    }  # fmt: skip
+    if custom:
+        code["custom_code"] = Vector("str", custom.encode())
+    return code
+
+
+def options_of(options: tuple[str, dict[str, float]] | None) -> dict[str, object]:
+    if options is None:
+        return {}
+    name, fields = options
+    number = SCHEMA.unions["BuiltinOptions"].index(name) + 1
+    return {"builtin_options_type": number, "builtin_options": Table(name, fields)}
+
+
+def run(python: Path, script: str, content: bytes, *arguments: str) -> "subprocess.CompletedProcess[str]":
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
-        Path(file.name).write_bytes(one_operator(number, version))
-        command = [str(python), "-c", script, file.name]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    return MISSING not in done.stderr
+        Path(file.name).write_bytes(content)
+        command = [str(python), "-c", script, file.name, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+
+
+def has(python: Path, script: str, number: int, version: int = 1, custom: str = "") -> bool:
+    """Whether the resolver finds the operator."""
+    one = [tensor("float32", (1,)), tensor("float32", (1,))]
+    done = run(python, script, model(code_of(number, version, custom), one, 1, {}))
+    return not any(words in done.stderr for words in MISSING)
+
+
+def types_of(python: Path, name: str) -> list[str]:
+    """Types of the first input with which a small file of the operator runs."""
+    inputs, options = PLAIN[name]
+    found = []
+    for dtype in TYPES:
+        tensors = [tensor(dtype, (1, 1, 1, 1)) for _ in range(inputs)]
+        tensors.append(tensor("float32" if name == "DEQUANTIZE" else dtype, (1, 1, 1, 1)))
+        content = model(code_of(OPERATORS.index(name)), tensors, inputs, options_of(options))
+        done = run(python, TFLM_RUN, content, str(inputs))
+        # Some demand a scale or zero point of their own; they look at these after the type.
+        if dtype != "int4" and ("it ran" in done.stdout or re.search("zero_point|scale", done.stderr)):
+            found.append(dtype)
+    return found
+
+
+def pairs_of(python: Path, name: str) -> list[str]:
+    """Types of the input and of the weights with which it runs."""
+    found = []
+    shape = (1, 1) if name == "FULLY_CONNECTED" else (1, 1, 1, 1)
+    for dtype, weights in itertools.product(("float32", "int8", "int16", "uint8"), TYPES):
+        bias = {"float32": "float32", "int16": "int64"}.get(dtype, "int32")
+        tensors = [tensor(dtype, shape), tensor(weights, shape, True), tensor(bias, (1,), True), tensor(dtype, shape)]
+        content = model(code_of(OPERATORS.index(name)), tensors, 1, options_of(WEIGHTED[name]))
+        if "it ran" in run(python, TFLM_RUN, content, "1").stdout:
+            found.append(f"{dtype} × {weights}")
+    return found
 
 
 def builtin() -> list[tuple[int, str]]:
@@ -74,9 +194,14 @@ def builtin() -> list[tuple[int, str]]:
 def tflite_micro(table: dict[str, object]) -> None:
     python = environment_python("cortex-m")
     found = [name for number, name in builtin() if has(python, TFLM, number, 1)]
-    known = table.get("operators")
-    assert isinstance(known, dict)
-    table["operators"] = {name: known.get(name, {}) for name in sorted(found)}
+    operators: dict[str, dict[str, list[str]]] = {name: {} for name in sorted(found)}
+    for name in operators:
+        if name in PLAIN:
+            operators[name]["types"] = types_of(python, name)
+        elif name in WEIGHTED:
+            operators[name]["pairs"] = pairs_of(python, name)
+    table["custom"] = custom(python, TFLM)
+    table["operators"] = operators
 
 
 def tflite_runtime(table: dict[str, object]) -> None:
@@ -89,7 +214,13 @@ def tflite_runtime(table: dict[str, object]) -> None:
         while version < LAST_VERSION and has(python, TFLITE, number, version + 1):
             version += 1
         operators[name] = {"version": version}
+    table["custom"] = custom(python, TFLITE)
     table["operators"] = dict(sorted(operators.items()))
+
+
+def custom(python: Path, script: str) -> list[str]:
+    number = OPERATORS.index("CUSTOM")
+    return [name for name in CUSTOM_CODES if has(python, script, number, custom=name)]
 
 
 def ethos_u(table: dict[str, object]) -> None:

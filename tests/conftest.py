@@ -1,6 +1,8 @@
 """What many tests need: recipes written in place, and where the real models lie."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,37 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("EDGEOPT_STORE", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(scope="session")
+def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Carry out 'edgeopt devices setup' for a shipped device, once per session.
+
+    A test is skipped if the package index cannot be reached; any other failure is one.
+    """
+    home = tmp_path_factory.getbasetemp() / "home"
+    probe = "flatbuffers==25.12.19"  # small, and without requirements of its own
+
+    def make(device: str) -> None:
+        from edgeopt.device import load_device
+        from edgeopt.environments import HOME_VARIABLE, setup_environment
+        from edgeopt.errors import DeviceError
+
+        described = load_device(device)
+        assert isinstance(described.connection, dict)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(HOME_VARIABLE, str(home))
+            try:
+                name = described.connection["with"]["environment"]
+                setup_environment(name, described.setup.python, lambda text: None)
+            except DeviceError as error:
+                command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", probe]
+                target = ["--dest", str(home / "probe")]
+                if subprocess.run([*command, *target], capture_output=True, check=False).returncode == 0:
+                    raise
+                pytest.skip(f"the package index cannot be reached: {error.message}")
+
+    return make
 
 
 @pytest.fixture(scope="session")

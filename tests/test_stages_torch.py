@@ -398,10 +398,6 @@ def test_program_that_would_run_code_is_refused(
     pickled, source = buffer.getvalue(), program[0].path
     python = f"__import__('os').mkdir({str(trap)!r})"
 
-    def weight(content: dict[str, Any]) -> None:
-        entry = next(iter(content["config"].values()))
-        entry["use_pickle"] = True
-
     def operator(content: dict[str, Any]) -> None:
         content["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.mkdir"
 
@@ -417,11 +413,11 @@ def test_program_that_would_run_code_is_refused(
         with zipfile.ZipFile(source) as archive:
             record = next(n for n in archive.namelist() if n.endswith("weights_config.json"))
             config = json.loads(archive.read(record))
-        weight(config)
-        path = next(iter(config["config"].values()))["path_name"]
+        entry = next(iter(config["config"].values()))
+        entry["use_pickle"] = True
         changes = {
             record.partition("/")[2]: json.dumps(config).encode(),
-            f"data/weights/{path}": pickled,
+            f"data/weights/{entry['path_name']}": pickled,
         }
     else:
         changes = {
@@ -434,7 +430,7 @@ def test_program_that_would_run_code_is_refused(
             "old": lambda: {"|version": b"8.20"},
         }[place]()
     model = repacked(source, tmp_path / "evil.pt2", changes)
-    expected = "cannot be read" if place in ("inputs", "weight") else "more than a network"
+    expected = "cannot be read" if place in ("inputs", "weight", "old") else "more than a network"
     with pytest.raises(StageError, match=expected):
         ExportedProgramToTorchscript().run(model, context(tmp_path / "out"))
     assert not trap.exists()

@@ -10,7 +10,17 @@ from typing import Any
 from edgeopt import registry
 from edgeopt.bench import Outcome
 from edgeopt.errors import UsageError
-from edgeopt.judge import accuracy, hop, latency, sizes
+from edgeopt.judge import (
+    EMULATED,
+    accuracy,
+    conditions,
+    difference,
+    hop,
+    latency,
+    of_the_device,
+    output_scales,
+    sizes,
+)
 from edgeopt.measure import Measured, Trail
 from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
 from edgeopt.planner import Built, Plan
@@ -18,6 +28,8 @@ from edgeopt.plugin import Metric
 from edgeopt.results import ALWAYS, Artifact, Hop, Measurement, Result, SourceResult
 
 Named = list[tuple[str, Metric]]
+
+HOST = "host"
 
 
 def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) -> list[Result]:
@@ -53,10 +65,16 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                 continue
             strange = outcome.info.get("non_finite") or 0
             values |= latency(outcome.info, outcome.times)
+            common["notes"] = (*outcome.info.get("notes", ()), *conditions(outcome.info))
+            if device.emulated:
+                values = of_the_device(values)
+                if outcome.outputs:
+                    common["notes"] += (EMULATED,)
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
             if outcome.outputs and not strange:
                 values |= _accuracy(metrics, outcome, measured)
+                values |= _parity(measured, branch.name, device.name)
             status, reason = ("failed", broken.reason) if broken else ("ok", "")
             if strange:
                 status, reason = "failed", f"{strange} output values are NaN or infinite"
@@ -182,6 +200,17 @@ def replace(target: Path, write: Any) -> None:
 
 def _chain(built: Built) -> tuple[str, ...]:
     return tuple(registry.plugin_name(stage) for stage in built.branch.stages)
+
+
+def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measurement]:
+    """How far the device's outputs are from the host's, for the same file, where the host ran it too."""
+    host = measured.finals.get((branch, HOST))
+    outcome = measured.finals[branch, device]
+    if device == HOST or host is None or not host.outputs:
+        return {}
+    if [array.size for array in host.outputs] != [array.size for array in outcome.outputs]:
+        return {}
+    return difference(host.outputs, outcome.outputs, output_scales(host.info)).measurements()
 
 
 def _accuracy(metrics: Named, outcome: Outcome, measured: Measured) -> dict[str, Measurement]:

@@ -6,10 +6,13 @@ What was measured on this machine with this very file, data and runtime is not m
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +20,19 @@ from numpy.typing import NDArray
 from edgeopt import registry
 from edgeopt.agent_archive import build_agent
 from edgeopt.device import Device
+from edgeopt.device_lock import device_lock
 from edgeopt.errors import DeviceError
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest, file_digest
-from edgeopt.plugin import Connection, Dataset, Link, digest_of
+from edgeopt.plugin import Connection, ConnectionCutError, Dataset, Link, digest_of
 from edgeopt.samples import collect, random_inputs
 from edgeopt.store import Store
 
 JOB_SECONDS = 1800.0
 RANDOM_SAMPLES = 64
-CHANGING = ("load", "memory_available_bytes", "temperature")
+CHANGING = ("load", "memory_available_bytes", "temperature_c")
 """Findings of a probe that say nothing about which device it is."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile)
+"""What reading the files of a device may raise that is broken, or does not mean well."""
 
 
 class Outcome(NamedTuple):
@@ -39,6 +45,8 @@ class Outcome(NamedTuple):
     times: Mapping[str, NDArray[np.float64]] = {}
     cached: bool = False
     compiled: Path | None = None
+    layers: tuple[Array, ...] = ()
+    """What every operator gave for the samples asked for; ``info["layers"]`` describes them."""
     unreachable: bool = False
 
 
@@ -84,6 +92,27 @@ class Evaluation:
         return self._labels
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried(job: Callable[P, T]) -> Callable[P, T]:
+    """A job that is begun anew, once, when the connection is cut under way."""
+
+    @wraps(job)
+    def twice(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return job(*args, **kwargs)
+        except ConnectionCutError:
+            pass
+        try:
+            return job(*args, **kwargs)
+        except ConnectionCutError as error:
+            raise DeviceError(f"{error.message}, and again when it was retried", fix=error.fix) from error
+
+    return twice
+
+
 @dataclass
 class Bench:
     """A device that jobs are sent to, one after the other."""
@@ -112,6 +141,7 @@ class Bench:
         latency: Mapping[str, float] | None = None,
         options: Mapping[str, Any] | None = None,
         batch: int = 1,
+        layers: Sequence[int] = (),
     ) -> Outcome:
         """Run one model over the evaluation samples; a failure comes back as an outcome with ``error``."""
         runtime = self.device.runtimes[model.format]
@@ -125,6 +155,8 @@ class Bench:
             "batch": batch,
             "latency": None if self.device.emulated else latency,
         }
+        if layers:
+            request["layers"] = list(layers)
         key = digest_of(
             {
                 "request": request,
@@ -144,11 +176,19 @@ class Bench:
                 answer = json.loads((folder / "result.json").read_text("utf-8"))
                 if not answer["ok"]:
                     return Outcome(runtime, answer["error"])
+                self._readable(runtime, folder)
                 entry = self.store.put(key, folder, {"measurement": self.device.name})
         except DeviceError as error:
             return Outcome(runtime, str(error))
         return _outcome(runtime, entry.folder, cached=False)
 
+    def _readable(self, runtime: str, folder: Path) -> None:
+        try:
+            _outcome(runtime, folder, cached=False)
+        except UNREADABLE as error:
+            raise DeviceError(f"device {self.device.name} answered rubbish: {error}") from error
+
+    @retried
     def describe(self, model: Model) -> tuple[TensorSpec, ...]:
         """What a model takes, told by the runtime that loads it.
 
@@ -170,6 +210,7 @@ class Bench:
             raise DeviceError(f"{model.path.name} on {self.device.name}: {answer['error']}")
         return tuple(TensorSpec.model_validate(spec) for spec in answer["inputs"])
 
+    @retried
     def _send(
         self,
         request: dict[str, Any],
@@ -199,7 +240,9 @@ class Bench:
         answer = link.python(["agent.pyz", "run", "job.json"], timeout=JOB_SECONDS)
         try:
             link.get("result.json", folder / "result.json")
-            return cast("dict[str, Any]", json.loads((folder / "result.json").read_text("utf-8")))
+            found = json.loads((folder / "result.json").read_text("utf-8"))
+        except ConnectionCutError:
+            raise
         except (DeviceError, ValueError) as error:
             died = (
                 f"died with signal {-answer.returncode}"
@@ -210,15 +253,21 @@ class Bench:
                 f"device {self.device.name}: the agent ended without a result ({died}): "
                 f"{_last_line(answer.stderr)}"
             ) from error
+        known = isinstance(found, dict) and isinstance(found.get("ok"), bool)
+        if not known or not (found["ok"] or isinstance(found.get("error"), str)):
+            raise DeviceError(f"device {self.device.name} answered rubbish: {str(found)[:100]}")
+        return cast("dict[str, Any]", found)
 
 
-def connect(device: Device) -> Link:
-    """An open connection to a device.
+@contextmanager
+def connect(device: Device) -> Iterator[Link]:
+    """An open connection to a device that no other run of this machine uses meanwhile.
 
     Raises:
         DeviceError: it cannot be reached.
     """
-    return connection_of(device).open()
+    with device_lock(device.name, device.connection), connection_of(device).open() as link:
+        yield link
 
 
 def connection_of(device: Device) -> Connection:
@@ -228,6 +277,7 @@ def connection_of(device: Device) -> Connection:
     return cast(Connection, registry.find("connections", uses).model_validate(options))
 
 
+@retried
 def ask(device: Device, agent: Path) -> dict[str, Any]:
     """What the agent finds on a device: processor, memory, system, runtimes and their versions.
 
@@ -243,6 +293,8 @@ def ask(device: Device, agent: Path) -> dict[str, Any]:
         found = json.loads(answer.stdout)
     except ValueError as error:
         raise DeviceError(f"device {device.name} answered what is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DeviceError(f"device {device.name} answered rubbish: {str(found)[:100]}")
     return cast("dict[str, Any]", found)
 
 
@@ -265,10 +317,7 @@ def _put(link: Link, model: Model, stem: str) -> str:
 
 def _outcome(runtime: str, folder: Path, *, cached: bool) -> Outcome:
     info = json.loads((folder / "result.json").read_text("utf-8"))
-    outputs: tuple[Array, ...] = ()
-    if (folder / "outputs.npz").exists():
-        with np.load(folder / "outputs.npz", allow_pickle=False) as archive:
-            outputs = tuple(archive[f"output_{index}"] for index in range(len(archive.files)))
+    outputs = _arrays(folder / "outputs.npz", "output")
     compiled = folder / "compiled.bin"
     times: dict[str, NDArray[np.float64]] = {}
     if (folder / "times.npz").exists():
@@ -282,14 +331,23 @@ def _outcome(runtime: str, folder: Path, *, cached: bool) -> Outcome:
         times,
         cached,
         compiled if compiled.exists() else None,
+        _arrays(folder / "layers.npz", "layer"),
     )
+
+
+def _arrays(path: Path, stem: str) -> tuple[Array, ...]:
+    if not path.exists():
+        return ()
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(archive[f"{stem}_{index}"] for index in range(len(archive.files)))
 
 
 def _results(answer: Mapping[str, Any], *, timed: bool) -> list[str]:
     """The files that a job left behind; the device's answer never names a path."""
     if not answer.get("executed", True):
         return ["compiled.bin"] if answer.get("compiled") else []
-    return ["outputs.npz", "times.npz"] if timed else ["outputs.npz"]
+    names = ["outputs.npz", "times.npz"] if timed else ["outputs.npz"]
+    return [*names, "layers.npz"] if answer.get("layers") else names
 
 
 def _last_line(text: str) -> str:

@@ -4,7 +4,7 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ LOSSLESS_SNR_DB = 60.0
 LOSSLESS_MAX_ERROR = 1e-4
 BROKEN_SNR_DB = 6.0
 BROKEN_AGREEMENT = 0.75
+BUSY_CORES = 0.25
+"""Time that other programs took while latency was measured, in cores: more than a quiet system needs."""
+SLOWER_CLOCK = 0.9
+EMULATED = "latency: emulated, not measured"
 MAX_SNR_DB = 200.0
 """Identical outputs have no noise; this stands for infinity, which JSON cannot hold."""
 
@@ -103,6 +107,10 @@ def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -
                 n=len(seconds),
                 ci95=quantile_interval(seconds * 1e3, percent / 100),
             )
+    repeats = times.get("repeats", np.empty(0))
+    if len(repeats) > 1:
+        means = [part.mean() for part in np.split(seconds, np.cumsum(repeats.astype(int))[:-1])]
+        found["latency_median_ms"] = Measurement(value=float(np.median(means)) * 1e3, unit="ms", n=len(means))
     base = times.get("baseline", np.empty(0))
     if len(seconds) and len(base):
         pairs = min(len(seconds), len(base))
@@ -119,6 +127,106 @@ def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -
     if info.get("peak_memory_bytes") is not None:
         found["peak_memory_bytes"] = Measurement(value=float(info["peak_memory_bytes"]), unit="bytes", n=1)
     return found
+
+
+def conditions(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """What must be known of the machine beside a latency: that it was busy, throttled or lost its clock."""
+    spells = info.get("conditions") or []
+    others = max((spell.get("other_cores") or 0.0 for spell in spells), default=0.0)
+    stolen = max((spell.get("stolen_cores") or 0.0 for spell in spells), default=0.0)
+    notes = []
+    if others > BUSY_CORES:
+        notes.append(
+            f"the machine was busy: other programs took {others:.1f} cores while latency was measured"
+        )
+    if stolen > BUSY_CORES:
+        notes.append(f"the machine was busy: its host withheld {stolen:.1f} cores while latency was measured")
+    for spell in spells:
+        before, after = spell["before"], spell["after"]
+        first, last = before.get("frequency_mhz"), after.get("frequency_mhz")
+        if before.get("throttled") or after.get("throttled"):
+            notes.append("the machine was throttled: it says so itself")
+        elif first and last and last < SLOWER_CLOCK * first:
+            notes.append(
+                f"the machine was throttled: its clock fell from {first:g} to {last:g} MHz "
+                "while latency was measured"
+            )
+    return tuple(dict.fromkeys(notes))
+
+
+def of_the_device(values: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """An emulated device's measurements, without those that would tell of the machine it is emulated on."""
+    return {name: value for name, value in values.items() if name not in ("load_ms", "peak_memory_bytes")}
+
+
+class Difference(NamedTuple):
+    """How far one device's outputs are from another's, for the same file and inputs."""
+
+    samples: int
+    differing: int
+    """Samples with any difference at all."""
+    max_error: float
+    """Largest difference of any value of any output."""
+    max_steps: int | None
+    """The same in quantized units, where every output is quantized."""
+    flips: int | None
+    """Samples whose largest output is another one; None for outputs of a single value."""
+    worst: tuple[int, ...]
+    """Samples with the largest differences, the largest first."""
+
+    def measurements(self) -> dict[str, Measurement]:
+        """As they stand in a report."""
+        found = {"parity_max_error": Measurement(value=self.max_error, n=self.samples)}
+        if self.max_steps is not None:
+            found = {"parity_max_steps": Measurement(value=self.max_steps, unit="steps", n=self.samples)}
+        if self.flips is not None:
+            found["parity_flips"] = Measurement(value=self.flips, n=self.samples)
+        return found
+
+
+def difference(
+    first: Sequence[Array], second: Sequence[Array], scales: Sequence[float | None], worst: int = 4
+) -> Difference:
+    """Compare real-valued outputs, each ``[n, ...]``; ``scales`` turn real differences into quantized units.
+
+    A value that is no number on one side only is an infinite difference.
+
+    Raises:
+        UsageError: the devices give outputs of different number or size.
+    """
+    one_has, other_has = ([array.size for array in outputs] for outputs in (first, second))
+    if one_has != other_has:
+        raise UsageError(f"the outputs have {one_has} and {other_has} values: they cannot be compared")
+    count = len(first[0])
+    errors = np.zeros(count)
+    steps = np.zeros(count)
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        old = one.reshape(count, -1).astype(np.float64)
+        new = other.reshape(count, -1).astype(np.float64)
+        apart = np.where((old == new) | (np.isnan(old) & np.isnan(new)), 0.0, np.abs(old - new))
+        here = np.where(np.isnan(apart), np.inf, apart).max(axis=1, initial=0.0)
+        errors = np.maximum(errors, here)
+        scale = scales[index] if index < len(scales) else None
+        steps = np.maximum(steps, np.rint(here / scale) if scale else np.nan)
+    flips = None
+    if first[0].size > count:
+        largest = [outputs[0].reshape(count, -1).argmax(axis=1) for outputs in (first, second)]
+        flips = int((largest[0] != largest[1]).sum())
+    told = np.isfinite(steps).all()
+    order = [int(index) for index in np.argsort(-errors, kind="stable")[:worst] if errors[index] > 0]
+    return Difference(
+        samples=count,
+        differing=int((errors > 0).sum()),
+        max_error=float(errors.max(initial=0.0)),
+        max_steps=int(steps.max(initial=0.0)) if told else None,
+        flips=flips,
+        worst=tuple(order),
+    )
+
+
+def output_scales(info: Mapping[str, Any]) -> list[float | None]:
+    """Scales of a model's outputs, as the runtime told them; None where one is not quantized."""
+    return [spec.get("scale") for spec in info.get("outputs") or ()]
 
 
 def sizes(path: Path) -> dict[str, Measurement]:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from edgeopt import registry
 from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation, Outcome
-from edgeopt.device import load_device
+from edgeopt.device import Device, load_device
+from edgeopt.errors import StageError
+from edgeopt.lint import errors, lint, lint_measured, summary
 from edgeopt.model import Array, Model
 from edgeopt.planner import Built, Plan, Step
 from edgeopt.results import Event
@@ -111,9 +113,7 @@ class _Session:
             for device in built.branch.devices:
                 baseline = floats.get(built.branch.format) if built.branch.variant != "float" else None
                 self._tell(built.branch.name, device.name, "started")
-                outcome = self.benches[device.name].run(
-                    artifact, self.evaluation, baseline=baseline, latency=self.latency
-                )
+                outcome = self._artifact(artifact, device, baseline)
                 status = "failed" if outcome.error else "cached" if outcome.cached else "done"
                 self._tell(built.branch.name, device.name, status, outcome.error)
                 finals[built.branch.name, device.name] = outcome
@@ -130,6 +130,24 @@ class _Session:
             probes={name: bench.probe for name, bench in self.benches.items()},
             evaluation_digest=self.evaluation.digest,
             random=self.evaluation.dataset is None,
+        )
+
+    def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
+        """Run an artifact, unless its file already shows that the device cannot; then say why."""
+        runtime = device.runtimes[artifact.format]
+        try:
+            findings = lint(artifact.path, device, artifact.format)
+        except StageError as error:
+            return Outcome(runtime, str(error))
+        if errors(findings):
+            return Outcome(runtime, f"not sent to {device.name}: {'; '.join(summary(errors(findings)))}")
+        outcome = self.benches[device.name].run(
+            artifact, self.evaluation, baseline=baseline, latency=self.latency
+        )
+        over = summary(lint_measured(outcome.info.get("measurements") or {}, device))
+        notes = [*(outcome.info.get("notes") or ()), *summary(findings)]
+        return outcome._replace(
+            error=outcome.error or "; ".join(over), info={**outcome.info, "notes": notes}
         )
 
     def _source_model(self, builds: Sequence[Built]) -> Model:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from edgeopt import registry
 from edgeopt.device import Device
 from edgeopt.errors import UsageError
+from edgeopt.lint import expected
 from edgeopt.model import SUFFIXES, Model
 from edgeopt.plugin import Stage
 from edgeopt.recipe import Intent, ModelPart, Recipe, Variant
@@ -116,7 +117,22 @@ def make_plan(recipe: Recipe) -> Plan:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
+    notes += _warnings(recipe)
     return Plan(recipe, source, framework, tuple(branches), tuple(impossible), tuple(notes))
+
+
+def _warnings(recipe: Recipe) -> Iterator[str]:
+    """What the devices' limits already say of the variants, before any file is there."""
+    for device in recipe.devices:
+        for variant in recipe.variants:
+            if variant.stages is not None:
+                continue  # only the file will show what they make of it
+            schemes = {intent.scheme for intent in variant.intents if intent.name == "quantize"}
+            dynamic = any(scheme.startswith("dynamic") for scheme in schemes)
+            for target in recipe.formats:
+                reason = expected(device, target, not schemes or dynamic, dynamic)
+                if target in device.runtimes and reason:
+                    yield f"{variant.name}.{target} will fail on {device.name}: {reason}"
 
 
 def _source(part: ModelPart) -> tuple[Model, str, list[str]]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import DeviceError, UsageError
 from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.references import Code as Code
 from edgeopt.references import ExistingPath as ExistingPath
@@ -175,8 +175,15 @@ class Connection(Plugin):
         raise UsageError("this device needs no setting up", fix="see what is there: edgeopt devices check NAME")
 
 
+class ConnectionCutError(DeviceError):
+    """The device was there and then was not: worth another try, with a new link and all files sent again."""
+
+
 class Link(ABC):
-    """An open connection to one job folder on a device; use it as a context manager."""
+    """An open connection to one job folder on a device; use it as a context manager.
+
+    Every method may raise ``ConnectionCutError``; the link is of no use then, only ``close`` is.
+    """
 
     @abstractmethod
     def put(self, source: Path, name: str) -> None:

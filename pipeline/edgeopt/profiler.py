@@ -13,7 +13,8 @@ from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.judge import latency, measurement, sizes
+from edgeopt.judge import EMULATED, conditions, latency, measurement, of_the_device, sizes
+from edgeopt.lint import lint, lint_measured, summary
 from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset, Metric
 from edgeopt.recipe import Latency
@@ -75,7 +76,7 @@ def profile(
             model = model.model_copy(update={"inputs": bench.describe(model)})
         prepared = preprocessing or Preprocessing()
         if dataset is not None:
-            model, prepared = _fit_layout(model, prepared, dataset)
+            model, prepared = fit_layout(model, prepared, dataset)
         evaluation = Evaluation(dataset, prepared, folder)
         outcome = bench.run(
             model,
@@ -86,8 +87,15 @@ def profile(
         if outcome.error:
             raise DeviceError(f"{path.name} on {device}: {outcome.error}")
         values = sizes(path) if path.is_file() else {}
+        findings = summary(
+            [
+                *lint(path, target, model.format),
+                *lint_measured(outcome.info.get("measurements") or {}, target),
+            ]
+        )
         labels = evaluation.labels(model.inputs) if dataset is not None else None
-        for metric in metrics:
+        executed = bool(outcome.outputs)  # a compiler gives figures, and nothing to judge
+        for metric in metrics if executed else ():
             if metric.against != "labels":
                 raise UsageError(
                     f"{registry.plugin_name(metric)} compares with a source model: use edgeopt optimize"
@@ -100,6 +108,8 @@ def profile(
                 metric.score(outcome.outputs[0], labels), metric.unit
             )
         values |= latency(outcome.info, outcome.times)
+        if target.emulated:
+            values = of_the_device(values)
     artifact = (
         Artifact(path=str(path), digest=file_digest(path), size_bytes=path.stat().st_size)
         if path.is_file()
@@ -113,7 +123,13 @@ def profile(
         artifact=artifact,
         measurements=values,
         runtime=outcome.runtime,
-        notes=() if dataset is not None else ("random inputs: no accuracy",),
+        notes=(
+            *(("random inputs: no accuracy",) if dataset is None and executed else ()),
+            *outcome.info.get("notes", ()),
+            *findings,
+            *conditions(outcome.info),
+            *((EMULATED,) if target.emulated and outcome.outputs else ()),
+        ),
     )
     run = Run(
         started=started.isoformat(timespec="seconds"),
@@ -121,12 +137,12 @@ def profile(
         command=shlex.join(["edgeopt", *sys.argv[1:]]),
         edgeopt=importlib.metadata.version("edgeopt"),
         evaluation_digest=evaluation.digest,
-        samples=len(outcome.outputs[0]),
+        samples=len(outcome.outputs[0]) if executed else 0,
     )
     return Report(recipe=path.name, run=run, environment={target.name: bench.probe}, results=(result,))
 
 
-def _fit_layout(model: Model, preprocessing: Preprocessing, dataset: Dataset) -> tuple[Model, Preprocessing]:
+def fit_layout(model: Model, preprocessing: Preprocessing, dataset: Dataset) -> tuple[Model, Preprocessing]:
     """Tell NHWC from NCHW by holding the first sample against the shapes that the runtime told."""
     sample = next(iter(dataset.samples()), None)
     if sample is None:

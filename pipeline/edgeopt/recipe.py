@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,6 +15,10 @@ from edgeopt.units import Bytes
 
 VERSION = 1
 FORMATS = tuple(SUFFIXES)
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "mlperf-tiny": {"min_runs": 10, "min_seconds": 10.0, "max_seconds": 60.0, "repeats": 5}
+}
+"""MLPerf Tiny's performance mode: at least 10 s and 10 inferences, five times; the median counts."""
 
 
 class _Part(BaseModel):
@@ -106,9 +110,24 @@ class Limits(_Part):
 class Latency(_Part):
     """How long latency is measured: at least this many runs and this many seconds."""
 
+    protocol: Literal["mlperf-tiny"] | None = Field(
+        None, description="the settings of a known protocol, instead of one's own"
+    )
     min_runs: int = Field(50, ge=2, description="at least so many runs")
     min_seconds: float = Field(2.0, ge=0, description="and at least so long")
     max_seconds: float = Field(30.0, gt=0, description="but no longer")
+    repeats: int = Field(1, ge=1, le=100, description="all of it so often; latency_median_ms is their median")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_protocol(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("protocol") in PROTOCOLS:
+            fixed = PROTOCOLS[value["protocol"]] | {"protocol": value["protocol"]}
+            own = [key for key in value if value[key] != fixed.get(key)]
+            if own:
+                raise ValueError(f"protocol {value['protocol']} fixes {own[0]}: give one of both")
+            return fixed
+        return value
 
 
 class Document(_Part):

@@ -199,11 +199,19 @@ UNITS = {
     "load_ms": "ms",
     "peak_memory_bytes": "bytes",
     "arena_bytes": "bytes",
+    "arena_head_bytes": "bytes",
+    "arena_tail_bytes": "bytes",
     "sram_bytes": "bytes",
     "flash_bytes": "bytes",
+    "dram_bytes": "bytes",
     "npu_cycles": "",
     "npu_share": "",
     "estimated_latency_ms": "ms",
+    "latency_median_ms": "ms",
+    "energy_mj": "mJ",
+    "parity_max_steps": "steps",
+    "parity_max_error": "",
+    "parity_flips": "",
 }
 """Measurements that every artifact has, beside its accuracy metrics, and their units."""
 

@@ -35,6 +35,19 @@ PACKAGES = (
 """What Python 3.11 and compiled wheels load; not all that its Debian package asks for."""
 SECONDS = 900
 
+TRY = """
+import importlib, importlib.metadata, json, os, platform, sys
+folder = sys.argv[1]
+for name in os.listdir(folder) if os.path.isdir(folder) else []:
+    if os.path.isfile(os.path.join(folder, name, "__init__.py")):
+        importlib.import_module(name)
+found = {"python": platform.python_version()}
+for distribution in importlib.metadata.distributions(path=[folder]):
+    found[distribution.metadata["Name"]] = distribution.version
+print(json.dumps(found))
+"""
+"""Imports every package there is, and prints the versions."""
+
 _MIRROR = re.compile(r"https?://[^\s\"\[\]]+")
 
 
@@ -252,7 +265,11 @@ def _private_apt(mirror: str, scratch: Path) -> dict[str, str]:
         'APT::Sandbox::User "root";',
     ]
     (scratch / "apt.conf").write_text("\n".join(lines) + "\n", "utf-8")
-    return os.environ | {"APT_CONFIG": str(scratch / "apt.conf"), "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    return os.environ | {
+        "APT_CONFIG": str(scratch / "apt.conf"),
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
 
 
 def _host_architecture() -> str:
@@ -267,22 +284,16 @@ def _install_wheels(sysroot: Sysroot, requirements: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--python-version", PYTHON]
     command += ["--implementation", "cp", *platforms, "--target", str(sysroot.packages), *requirements]
-    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")
+    }
     _carry_out(command, sysroot.folder, variables)
 
 
 def _try(sysroot: Sysroot) -> dict[str, str]:
     """Import every package under the emulator; returns the versions of Python and of all distributions."""
-    code = (
-        "import importlib, importlib.metadata as m, json, os, platform, sys; "
-        "names = [n for n in os.listdir(sys.argv[1]) if os.path.isfile(os.path.join(sys.argv[1], n, '__init__.py'))] "
-        "if os.path.isdir(sys.argv[1]) else []; "
-        "[importlib.import_module(n) for n in names]; "
-        "found = {d.metadata['Name']: d.version for d in m.distributions(path=[sys.argv[1]])}; "
-        "print(json.dumps({'python': platform.python_version(), **found}))"
-    )
     variables = os.environ | sysroot.environment("max")
-    told = _carry_out([*sysroot.command, "-c", code, str(sysroot.packages)], sysroot.folder, variables)
+    told = _carry_out([*sysroot.command, "-c", TRY, str(sysroot.packages)], sysroot.folder, variables)
     versions = json.loads(told)
     return {str(name): str(version) for name, version in versions.items()}
 

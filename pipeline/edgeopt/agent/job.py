@@ -12,17 +12,19 @@ from typing import Any, Callable
 import numpy as np
 
 from edgeopt_agent import PROTOCOL
+from edgeopt_agent.conditions import Watch, energy_per_run
 from edgeopt_agent.failure import AgentError, explained
 from edgeopt_agent.memory import Peak
 from edgeopt_agent.outputs import OutputFile
 from edgeopt_agent.probe import probe
-from edgeopt_agent.session import ModelSession, Spec, prepare_runtime
+from edgeopt_agent.session import ModelSession, Spec, fit, prepare_runtime
 from edgeopt_agent.timing import take_turns
 
 FIRST_RUNS = 3
 NULL_RUNS = 200
 TIMES = "times.npz"
 COMPILED = "compiled.bin"
+LAYERS = "layers.npz"
 MADE_UP_SAMPLES = 16
 
 
@@ -81,10 +83,18 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             baseline_path = folder / job["baseline"]
             baseline = _load(kind, job["runtime"], baseline_path, threads, options)
             check_inputs(inputs, baseline.inputs, baseline_path.name)
+        watch = Watch()
         with _running(path, inputs):
-            times = _latencies(session, baseline, inputs, job["latency"])
+            times = _latencies(session, baseline, inputs, job["latency"], watch)
+            energy = energy_per_run(_caller(session, inputs))
+        result["conditions"] = watch.spells
+        if energy is not None:
+            result["measurements"]["energy_mj"] = {"value": energy * 1e3, "unit": "mJ"}
         # A small model runs a hundred thousand times in two seconds: too many numbers for JSON.
         np.savez(folder / TIMES, **times)
+    if job.get("layers"):
+        with _running(path, inputs):
+            result["layers"] = _keep_layers(session, inputs, job["layers"], folder)
     return result
 
 
@@ -213,35 +223,75 @@ def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
     return [np.array(array[indices]) for array in inputs]
 
 
+def _keep_layers(
+    session: ModelSession, inputs: list[Any], samples: list[int], folder: Path
+) -> list[dict[str, Any]] | None:
+    """Every operator's outputs for some samples, as the model stores them: ``layer_0`` … with n samples."""
+    kept: list[list[Any]] = []
+    described: list[dict[str, Any]] = []
+    for sample in samples:
+        chunk = _chunk(inputs, sample % len(inputs[0]), _latency_batch(session))
+        if session.inputs is not None:
+            chunk = [fit(array, spec) for array, spec in zip(chunk, session.inputs)]
+        layers = session.layers(chunk)
+        if layers is None:
+            return None
+        described = [{key: getattr(layer, key) for key in ("name", "operator", "scale")} for layer in layers]
+        kept.append([layer.values for layer in layers])
+    arrays: dict[str, Any] = {f"layer_{index}": np.stack(values) for index, values in enumerate(zip(*kept))}
+    np.savez(folder / LAYERS, **arrays)
+    return described
+
+
 def _latency_batch(session: ModelSession) -> int:
     return session.fixed_batch or 1
 
 
 def _latencies(
-    session: ModelSession, baseline: ModelSession | None, inputs: list[Any], wanted: dict[str, Any]
+    session: ModelSession,
+    baseline: ModelSession | None,
+    inputs: list[Any],
+    wanted: dict[str, Any],
+    watch: Watch,
 ) -> dict[str, Any]:
-    """Seconds of each run of the model, of the baseline between its runs, and of a session that does nothing."""
+    """Seconds of each run of the model, of the baseline between its runs, and of a session that does nothing.
 
-    def caller(of: ModelSession) -> Callable[[int], float]:
-        return lambda index: of.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(of)))[1]
-
+    ``repeats`` holds how many runs each repetition of the whole has.
+    """
     sessions = [session] if baseline is None else [session, baseline]
-    results = take_turns(
-        [caller(of) for of in sessions],
-        int(wanted.get("min_runs", 50)),
-        float(wanted.get("min_seconds", 2.0)),
-        float(wanted.get("max_seconds", 30.0)),
-    )
+    repeats = int(wanted.get("repeats", 1))
+    # Where a protocol fixes how long a model runs, the time of the one it takes turns with does not count.
+    share = len(sessions) if repeats > 1 else 1
+    results: list[list[float]] = [[] for _ in sessions]
+    counts = []
+    for _ in range(repeats):
+        spell = take_turns(
+            [_caller(of, inputs) for of in sessions],
+            int(wanted.get("min_runs", 50)),
+            float(wanted.get("min_seconds", 2.0)) * share,
+            float(wanted.get("max_seconds", 30.0)) * share,
+            watch.begin,
+        )
+        watch.end()
+        counts.append(len(spell[0]))
+        for seconds, more in zip(results, spell):
+            seconds.extend(more)
     null_kind = importlib.import_module("edgeopt_agent.runtimes.null").Session
     null = null_kind(
         Path(), 1, {"inputs": _described(session.inputs), "outputs": _described(session.outputs)}
     )
-    (null_results,) = take_turns([caller(null)], NULL_RUNS, 0.0, 1.0)
+    (null_results,) = take_turns([_caller(null, inputs)], NULL_RUNS, 0.0, 1.0)
     return {
         "latency": np.array(results[0]),
         "baseline": np.array(results[1] if baseline is not None else []),
         "null": np.array(null_results),
+        "repeats": np.array(counts),
     }
+
+
+def _caller(of: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
+    """Runs one sample and returns the seconds by the session's own clock."""
+    return lambda index: of.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(of)))[1]
 
 
 def _described(specs: list[Spec] | None) -> list[dict[str, Any]] | None:

@@ -37,7 +37,7 @@ LINE = 1 << 20
 KEPT_OUTPUT = 4 << 20
 IDLE_SECONDS = 3600.0
 WAITING_SECONDS = 5.0
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Gone(Exception):
@@ -222,6 +222,7 @@ class Keeper:
             kill_group(process.pid)
             waiting.join()
             process.wait()
+            kill_orphans()
             for descriptor in (wake, woken):
                 os.close(descriptor)
             for pipe in (process.stdout, process.stderr):
@@ -254,17 +255,18 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
     first, second = outputs.values()
     ended = False
     while True:
-        # What has ended may have left something in its pipes, and children that hold them open.
-        left = max(0.0, min(end, time.monotonic() + 0.5) - time.monotonic() if ended else end - time.monotonic())
-        ready, _, _ = select.select([0, wake, *outputs] if not ended else list(outputs), [], [], left)
+        left = end - time.monotonic()
+        if left <= 0 or (ended and not outputs):
+            return ended, (first, second)
+        ready, _, _ = select.select(list(outputs) if ended else [0, wake, *outputs], [], [], left)
         if 0 in ready:
             raise Gone
-        if not ready:
-            return ended, (first, second)
         for descriptor in ready:
             if descriptor == wake:
                 ended = True
                 kill_group(process.pid)
+                # Something may still be in the pipes, and what escaped the group may hold them open.
+                end = time.monotonic() + 1.0
                 continue
             data = os.read(descriptor, CHUNK)
             if data:
@@ -273,8 +275,6 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
                 del kept[: max(0, len(kept) - KEPT_OUTPUT)]
             else:
                 del outputs[descriptor]
-        if ended and not outputs:
-            return True, (first, second)
 
 
 def watch(process: int, woken: int) -> None:
@@ -290,15 +290,43 @@ def kill_group(process: int) -> None:
         os.killpg(process, signal.SIGKILL)
 
 
+def kill_orphans() -> None:
+    """Kill what a job left behind outside its group: it has become a child of this process."""
+    while True:
+        orphans = children()
+        for process in orphans:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+        if not orphans:
+            return
+
+
+def children() -> list[int]:
+    """Processes of Linux that this one is the parent of."""
+    found = []
+    for name in os.listdir("/proc") if sys.platform.startswith("linux") else []:
+        # The name of a program, between brackets, may hold anything.
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
 def dying_with_us() -> Callable[[], Any] | None:
     """What makes a new process die with this one, even where this one is killed outright."""
+    prctl = control()
+    return None if prctl is None else lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def control() -> Any:
+    """Linux's ``prctl``, None elsewhere."""
     try:
         import ctypes
 
-        prctl = ctypes.CDLL(None).prctl
+        return ctypes.CDLL(None).prctl
     except (ImportError, AttributeError, OSError):
         return None
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def locked(path: str) -> int:
@@ -320,18 +348,22 @@ def locked(path: str) -> int:
 
 def sweep(place: str) -> None:
     """Remove the folders of keepers that were killed before they could do it themselves."""
-    for entry in os.scandir(place):
-        path = os.path.join(entry.path, LOCK)
+    try:
+        names = [name for name in os.listdir(place) if name.startswith(PREFIX)]
+    except OSError:
+        return
+    for name in names:
+        folder = os.path.join(place, name)
         try:
-            about = entry.stat(follow_symlinks=False)
-            if not entry.name.startswith(PREFIX) or not stat.S_ISDIR(about.st_mode):
+            about = os.lstat(folder)
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
                 continue
-            if about.st_uid != os.geteuid() or not os.path.lexists(path):
-                continue
-            held = locked(path)
+            if not os.path.lexists(os.path.join(folder, LOCK)):
+                continue  # just being made
+            held = locked(os.path.join(folder, LOCK))
         except OSError:
             continue
-        shutil.rmtree(entry.path, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
 
 
@@ -346,6 +378,9 @@ def leave(number: int, frame: object) -> None:
 def main() -> None:
     """Make the folder, say so, and serve until the other side has had enough or is gone."""
     wire = Wire()
+    prctl = control()
+    if prctl is not None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a job come to this process
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, leave)
     with contextlib.suppress(Gone):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent import VERSION
+from edgeopt_agent.conditions import conditions, read_text
 
 FLAGS = {
     "avx2": "avx2",
@@ -24,7 +25,6 @@ FLAGS = {
 
 CPU_INFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def probe() -> dict[str, Any]:
@@ -32,6 +32,7 @@ def probe() -> dict[str, Any]:
     from edgeopt_agent.session import find_runtime, runtime_names
 
     cpu, flags = _cpu()
+    now = conditions()
     return {
         "agent": VERSION,
         "python": platform.python_version(),
@@ -42,19 +43,21 @@ def probe() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "os": f"{platform.system()} {platform.release()}",
         "numpy": importlib.metadata.version("numpy"),
-        "governor": _read(GOVERNOR),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        **{name: now[name] for name in ("governor", "load", "temperature_c")},
         "runtimes": {name: find_runtime(name).version() for name in runtime_names()},
     }
 
 
 def _cpu() -> tuple[str, list[str]]:
     fields: dict[str, str] = {}
-    for line in (_read(CPU_INFO) or "").splitlines():
+    for line in (read_text(CPU_INFO) or "").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
-    name = fields.get("model name") or _read(BOARD) or fields.get("hardware")
+    name = fields.get("model name") or read_text(BOARD) or fields.get("hardware")
     present = (fields.get("flags") or fields.get("features") or "").split()
+    if platform.machine().startswith(("aarch64", "arm")) and "flags" in fields:
+        # Only x86 calls them flags: an emulated program sees the file of the machine it is emulated on.
+        return f"{os.environ.get('QEMU_CPU') or platform.machine()}, emulated on {name or 'x86'}", []
     return name or platform.processor() or "unknown", sorted({FLAGS[f] for f in present if f in FLAGS})
 
 
@@ -68,11 +71,4 @@ def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8", "replace").strip("\0 \n")
-    except OSError:
         return None

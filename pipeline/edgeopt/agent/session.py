@@ -27,6 +27,15 @@ class Spec(NamedTuple):
     zero_point: int | None = None
 
 
+class Layer(NamedTuple):
+    """What one operator of a model gave, as the model stores it."""
+
+    name: str
+    operator: str
+    scale: float | None
+    values: Any
+
+
 class ModelSession:
     """One loaded model. Subclasses are called ``Session`` and override ``__init__`` and ``invoke``.
 
@@ -77,6 +86,10 @@ class ModelSession:
     def details(self) -> list[dict[str, Any]]:
         """One row per layer, where the runtime tells."""
         return []
+
+    def layers(self, arrays: list[Any]) -> list[Layer] | None:
+        """What every operator gives for one run, in the order of execution; ``None`` if it is not told."""
+        return None
 
     def notes(self) -> list[str]:
         """What must stand beside the figures, such as that they are estimates."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt_agent.session import ModelSession, Spec
+from edgeopt_agent.session import Layer, ModelSession, Spec
 
 
 class TfliteSession(ModelSession):
@@ -24,6 +24,8 @@ class TfliteSession(ModelSession):
         cls.interpreter()
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        self.path, self.threads = path, threads
+        self.preserving: Any = None
         self.model = self.interpreter()(model_path=str(path), num_threads=threads)
         self.model.allocate_tensors()
         details = self.model.get_input_details()
@@ -52,6 +54,33 @@ class TfliteSession(ModelSession):
         self.model.invoke()
         seconds = time.perf_counter() - start
         return [self.model.get_tensor(index) for index in self.output_indices], seconds
+
+    def layers(self, arrays: list[Any]) -> list[Layer] | None:
+        """Every operator's outputs, from a second interpreter that keeps them.
+
+        Keeping them costs memory and may take other kernels: LiteRT 2 still delegates to XNNPACK,
+        tflite-runtime 2.14 does not.
+        """
+        if self.preserving is None:
+            self.preserving = self.interpreter()(
+                model_path=str(self.path), num_threads=self.threads, experimental_preserve_all_tensors=True
+            )
+            self.preserving.allocate_tensors()
+        model = self.preserving
+        for index, array in zip(self.input_indices, arrays):
+            model.set_tensor(index, array)
+        model.invoke()
+        details = {detail["index"]: detail for detail in model.get_tensor_details()}
+        found = []
+        for operator in model._get_ops_details():
+            if operator["op_name"] == "DELEGATE":  # stands for operators that are listed themselves
+                continue
+            for index in operator["outputs"]:
+                if index not in details:
+                    continue
+                spec = _spec(details[index])
+                found.append(Layer(spec.name, operator["op_name"], spec.scale, model.get_tensor(index)))
+        return found
 
 
 def _spec(detail: dict[str, Any]) -> Spec:

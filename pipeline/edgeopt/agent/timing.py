@@ -32,12 +32,17 @@ def warm_up(call: Callable[[int], float], max_seconds: float) -> int:
 
 
 def take_turns(
-    calls: list[Callable[[int], float]], min_runs: int, min_seconds: float, max_seconds: float
+    calls: list[Callable[[int], float]],
+    min_runs: int,
+    min_seconds: float,
+    max_seconds: float,
+    warm: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
     """Seconds of each run of each call, run A B A B so that a drift of the machine meets all alike.
 
     Goes on until there are ``min_runs`` rounds *and* ``min_seconds`` have passed, but no longer than
     ``max_seconds``. ``call(index)`` runs once on sample ``index`` and returns its own seconds.
+    ``warm()`` is called when all are warm, right before the first round.
     """
     collecting = gc.isenabled()
     gc.collect()
@@ -46,6 +51,7 @@ def take_turns(
         for call in calls:
             warm_up(call, max_seconds * MAX_WARM_UP_SHARE)
         results: list[list[float]] = [[] for _ in calls]
+        warm()
         start = time.perf_counter()
         index = 0
         while True:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from edgeopt.cli import devices, doctor, init, inspect, optimize, profile, schema, slim
+from edgeopt.cli import devices, doctor, init, inspect, lint, optimize, parity, profile, schema, slim
 from edgeopt.errors import EdgeoptError
 
 BUG = 70
@@ -34,6 +34,8 @@ app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 app.command("slim")(slim.slim)
 app.command("inspect")(inspect.inspect)
+app.command("lint")(lint.lint)
+app.command("parity")(parity.parity)
 app.add_typer(devices.app, name="devices")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders
 
 if TYPE_CHECKING:
     from edgeopt.results import Report
@@ -22,6 +22,7 @@ def optimize(
         typer.Option("--out", "-o", help="Folder of the report (default: artifacts/runs/TIME-RECIPE)."),
     ] = None,
     sets: Sets = None,
+    protocol: Protocol = None,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     store: StoreFolder = None,
@@ -46,7 +47,7 @@ def optimize(
             recipe,
             out=out,
             store=store,
-            overrides=sets or (),
+            overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
             data_root=data_root,
             device_folders=folders(devices),
             keep_going=keep_going,

@@ -26,6 +26,13 @@ StoreFolder = Annotated[
         "--store", help="Where finished work is kept (default: artifacts/store).", envvar="EDGEOPT_STORE"
     ),
 ]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="Time as a known protocol does: mlperf-tiny (at least 10 s, five times, median).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

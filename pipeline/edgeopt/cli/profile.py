@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, folders
 
 if TYPE_CHECKING:
     from edgeopt.model import TensorSpec
@@ -30,6 +30,7 @@ def profile(
     ] = None,
     min_runs: Annotated[int, typer.Option(help="Measure latency at least this many times.", min=2)] = 50,
     min_seconds: Annotated[float, typer.Option(help="Measure latency at least this long.", min=0)] = 2.0,
+    protocol: Protocol = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Allow pickles and Lambda layers: they run code.")
     ] = False,
@@ -44,11 +45,16 @@ def profile(
     from edgeopt.model import Preprocessing, TensorSpec
     from edgeopt.plugin import Dataset, Metric
     from edgeopt.profiler import profile as run
-    from edgeopt.recipe import Latency
-    from edgeopt.registry import find
+    from edgeopt.recipe import PROTOCOLS, Latency
+    from edgeopt.registry import find, nearest
     from edgeopt.reports import RENDERERS
     from edgeopt.resolve import load_recipe
 
+    timing = Latency(min_runs=min_runs, min_seconds=min_seconds)
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"no protocol {protocol!r}{nearest(protocol, [*PROTOCOLS])}")
+        timing = Latency.model_validate({"protocol": protocol})
     if data is not None and recipe is not None:
         raise UsageError("give either --data or --recipe, not both")
     dataset: Dataset | None = None
@@ -81,7 +87,7 @@ def profile(
         preprocessing=preprocessing,
         metrics=metrics,
         inputs=specs,
-        protocol=Latency(min_runs=min_runs, min_seconds=min_seconds),
+        protocol=timing,
         trust=trust,
     )
     if as_json:

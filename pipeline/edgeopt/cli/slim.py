@@ -39,16 +39,18 @@ def slim(
         if opened.read(8)[4:] != IDENTIFIER:
             raise UsageError(f"{file} is not a TFLite model", fix="only .tflite files can be slimmed")
     read = load(file)
-    content = file.read_bytes()
-    result = slimmed(read, content)
-    before = ledger_tflite.ledger(read, content)
-    after = ledger_tflite.ledger(parse(result, out.name), result)
+    result = slimmed(read)
+    before, after = ledger_tflite.ledger(read), ledger_tflite.ledger(parse(result, out.name))
     try:
         # A reader of the new file never sees a half of it.
         with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as scratch:
-            scratch.write(result)
-        os.chmod(scratch.name, 0o666 & ~_umask())
-        os.replace(scratch.name, out)
+            try:
+                scratch.write(result)
+                scratch.flush()
+                os.chmod(scratch.name, 0o666 & ~_umask())
+                os.replace(scratch.name, out)
+            finally:
+                Path(scratch.name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}", fix="choose another place") from error
     if as_json:

@@ -73,18 +73,18 @@ def read(path: Path) -> Ledger:
     Raises:
         StageError: as `tflite_file.load`.
     """
-    return ledger(load(path), path.read_bytes())
+    return ledger(load(path))
 
 
-def ledger(file: TfliteFile, content: bytes) -> Ledger:
+def ledger(file: TfliteFile) -> Ledger:
     """The ledger of a file that has been read."""
     roles, layers, parameters = _graphs(file.model)
     free = any(layer.macs is None for layer in layers)
     return Ledger(
         file=file.name,
         format="tflite",
-        size_bytes=file.size,
-        parts=_parts(file, content, roles),
+        size_bytes=len(file.content),
+        parts=_parts(file, roles),
         layers=layers,
         parameters=parameters,
         macs=total_macs(layers),
@@ -92,7 +92,7 @@ def ledger(file: TfliteFile, content: bytes) -> Ledger:
     )
 
 
-def _parts(file: TfliteFile, content: bytes, roles: dict[int, int]) -> dict[str, int]:
+def _parts(file: TfliteFile, roles: dict[int, int]) -> dict[str, int]:
     """Every byte once, in the order of the file. ``roles`` tells what each buffer is for."""
     used: dict[int, int] = {}
     for number, buffer in enumerate(file.model.tables("buffers")):
@@ -102,7 +102,7 @@ def _parts(file: TfliteFile, content: bytes, roles: dict[int, int]) -> dict[str,
     sums = dict.fromkeys(PARTS, 0)
     seen: set[bytes] = set()
     position = 0
-    end = file.size - len(file.trailer)
+    end = len(file.content) - len(file.trailer)
     for extent in file.extents:
         if extent.start > position:
             sums["padding"] += extent.start - position
@@ -113,7 +113,7 @@ def _parts(file: TfliteFile, content: bytes, roles: dict[int, int]) -> dict[str,
         position = extent.end
         part = _part(extent, used)
         if extent.vector is not None or extent.owner == "vtable":
-            written = content[extent.start : extent.end]
+            written = file.content[extent.start : extent.end]
             if written in seen and part != "unused buffers":
                 part = "duplicates"
             seen.add(written)

@@ -16,7 +16,7 @@ class TfliteFile(NamedTuple):
     """A file as it was read. Buffers and options that lay behind the tables are part of ``model``."""
 
     name: str
-    size: int
+    content: bytes
     model: Table
     extents: tuple[Extent, ...]
     """What each byte is for; in the order of their place."""
@@ -64,7 +64,7 @@ def parse(content: bytes, name: str) -> TfliteFile:
     behind = trailer.lstrip(b"\0")
     if not behind or behind.startswith(ZIP):
         trailer = behind
-    return TfliteFile(name, len(content), model, extents, trailer)
+    return TfliteFile(name, content, model, extents, trailer)
 
 
 def _buffer(buffer: Table, reader: Reader) -> Table:

@@ -29,8 +29,8 @@ DISPATCH = "DISPATCH_OP"
 ALIGN = 16
 
 
-def slimmed(file: TfliteFile, content: bytes) -> bytes:
-    """The bytes of the smaller file; ``content`` itself where nothing can be saved.
+def slimmed(file: TfliteFile) -> bytes:
+    """The bytes of the smaller file, or of the same one where nothing can be saved.
 
     Raises:
         StageError: when the file holds what cannot be moved, or the result would differ.
@@ -52,9 +52,9 @@ def slimmed(file: TfliteFile, content: bytes) -> bytes:
         raise StageError(f"{file.name} is too large: its tables and weights exceed {LIMIT} bytes") from error
     if file.trailer:
         result += bytes(-len(result) % ALIGN)
-        result += _moved(file.trailer, file.size - len(file.trailer), len(result))
-    if len(result) >= len(content):
-        return content
+        result += _moved(file.trailer, len(file.content) - len(file.trailer), len(result))
+    if len(result) >= len(file.content):
+        return file.content
     verify(file, parse(result, f"the slimmed {file.name}"))
     return result
 

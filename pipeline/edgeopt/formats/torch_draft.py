@@ -162,11 +162,11 @@ class Draft:
 
     def _name_inputs(self, names: Sequence[str]) -> None:
         wanted = [re.sub(r"\W", "_", name) for name in names]
-        fit = len(set(wanted)) == len(wanted) and all(
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        fit = len(set(wanted)) == len(placeholders) and all(
             name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", "torch")
             for name in wanted
         )
-        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         for index, node in enumerate(placeholders):
             node.target = node._rename(wanted[index] if fit else f"input_{index}") or node.name
 

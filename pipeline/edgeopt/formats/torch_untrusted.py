@@ -9,7 +9,6 @@ plain tensors stay, such as the example inputs: these are read with ``weights_on
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +31,13 @@ OPERATOR = re.compile(
 )
 """Functions that compute."""
 
-SYMBOLS = re.compile(
-    r"(?:[suz]\w*\d|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|Piecewise|Eq|Ne|True|False)"
+SYMBOL = re.compile(r"[suz]\w*\d")
+ALGEBRA = frozenset(
+    "Symbol Integer Float Rational Add Mul Pow Max Min Mod Eq Ne Lt Le Gt Ge Piecewise True False "
+    "StrictLessThan LessThan StrictGreaterThan GreaterThan Equality Unequality And Or Not "
+    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift "
+    "PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToInt TruncToFloat ToFloat RoundToInt Identity "
+    "integer real positive negative nonnegative nonpositive finite precision".split()
 )
 """What may stand in the expression of a symbolic size, which sympy evaluates as Python."""
 
@@ -50,13 +54,11 @@ def refuse_code(path: Path) -> None:
     """
     import torch
 
-    # The reader that torch itself uses: another could be shown another content.
+    # The reader that torch itself uses: another could be shown another content. It raises for files of
+    # torch < 2.9, so that torch's own way of reading those, which is not looked at here, is never taken.
     reader = torch._C.PyTorchFileReader(str(path))
     records = list(reader.get_all_records())
     found = [name for name in records if CODE.search(name.lower())]
-    with zipfile.ZipFile(path) as archive:
-        # torch's fallback for old files looks for these beside the archive's one folder.
-        found += [name for name in archive.namelist() if "/" not in name]
     if len({name.lower() for name in records}) < len(records):
         found.append("two records of one name")  # which of them is read differs
     for name in records:
@@ -90,7 +92,9 @@ def _plain(key: str, text: str) -> bool:
         return OPERATOR.fullmatch(text) is not None
     if key == "expr_str":
         words = re.findall(r"[^\W\d]\w*", text)
-        return "." not in re.sub(r"\d\.\d", "", text) and all(SYMBOLS.fullmatch(word) for word in words)
+        return "." not in re.sub(r"\d\.\d", "", text) and all(
+            word in ALGEBRA or SYMBOL.fullmatch(word) for word in words
+        )
     if key.endswith(("name", "names", "fqn")):
         return NAME.fullmatch(text) is not None
     return not any(word in text for word in IMPORTS)

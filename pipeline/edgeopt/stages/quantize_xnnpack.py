@@ -66,7 +66,7 @@ class QuantizeXnnpack(Stage):
                 )
             context.progress(f"calibrated with {count} samples")
             converted = convert_pt2e(prepared)
-        _refuse_float(converted)
+        refuse_float(converted)
         path = context.folder / "model.pt2"
         torch_program.write(torch_program.export(converted, inputs), path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
@@ -81,7 +81,7 @@ def _rest_weights(prepared: Any) -> None:
             module.forward = lambda weight: weight
 
 
-def _refuse_float(module: Any) -> None:
+def refuse_float(module: Any) -> None:
     """Raise for convolutions and linear layers whose input or weight is not int8."""
     left = [
         f"{node.name} ({node.args[1].name})"

@@ -1,7 +1,9 @@
 """The same TFLite model in fewer bytes."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from edgeopt.formats.tflite_file import load
 from edgeopt.formats.tflite_slimming import slimmed
@@ -22,15 +24,17 @@ class SlimTflite(Stage):
     produces: ClassVar[str] = "tflite"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"slim": frozenset({"lossless"})}
 
+    scheme: Literal["lossless"] = Field("lossless", description="lossless: outputs stay bit-identical")
+
     def run(self, model: Model, context: Context) -> Model:
         """Slim one file; its inputs and outputs stay what they are.
 
         Raises:
             StageError: when the file is damaged, cannot be slimmed, or the result would differ.
         """
-        content = model.path.read_bytes()
-        result = slimmed(load(model.path), content)
-        context.progress(f"slimmed from {len(content):,} to {len(result):,} bytes")
+        file = load(model.path)
+        result = slimmed(file)
+        context.progress(f"slimmed from {len(file.content):,} to {len(result):,} bytes")
         path = context.folder / "model.tflite"
         path.write_bytes(result)
         return model.model_copy(update={"path": path})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.failure import AgentError
-from edgeopt_agent.session import ModelSession
+from edgeopt_agent.session import ModelSession, Spec
 
 KIB = 1024
 FLAGS = {
@@ -40,6 +40,9 @@ class Session(ModelSession):
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         if "accelerator" not in options:
             raise AgentError("runtime", "vela needs the option 'accelerator', such as ethos-u55-128")
+        self.graph = _graph(path)
+        self.inputs = [self._spec(self.graph.Inputs(index)) for index in range(self.graph.InputsLength())]
+        self.outputs = [self._spec(self.graph.Outputs(index)) for index in range(self.graph.OutputsLength())]
         self.folder = path.parent / "vela"
         command = [sys.executable, "-m", "ethosu.vela", "--verbose-performance"]
         command += ["--output-dir", str(self.folder)]
@@ -59,7 +62,7 @@ class Session(ModelSession):
         self.stem = path.stem
         self.summary = self._summary()
         self.rows = self._rows()
-        self.share = self._share(path, done.stdout)
+        self.share = self._share(done.stdout)
 
     def measurements(self) -> dict[str, dict[str, Any]]:
         """Cycles and memory by Vela's model of the NPU; bytes are those of its memory areas."""
@@ -97,6 +100,21 @@ class Session(ModelSession):
             found.append(f"{len(left)} operators are left to the processor beside the NPU: {kinds}")
         return found
 
+    def _spec(self, index: int) -> Spec:
+        from ethosu.vela.tflite.TensorType import TensorType
+
+        names = {value: name.lower() for name, value in vars(TensorType).items() if isinstance(value, int)}
+        tensor = self.graph.Tensors(index)
+        quantization = tensor.Quantization()
+        scaled = quantization is not None and quantization.ScaleLength() == 1
+        return Spec(
+            (tensor.Name() or b"").decode("utf-8", "replace"),
+            tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength())),
+            names.get(tensor.Type(), "unknown"),
+            float(quantization.Scale(0)) if scaled else None,
+            int(quantization.ZeroPoint(0)) if scaled and quantization.ZeroPointLength() else None,
+        )
+
     def _summary(self) -> dict[str, str]:
         files = sorted(self.folder.glob(f"{self.stem}_summary_*.csv"))
         if not files:
@@ -121,7 +139,7 @@ class Session(ModelSession):
             rows.append(row)
         return rows
 
-    def _share(self, path: Path, text: str) -> float:
+    def _share(self, text: str) -> float:
         """Share of the model's own operators that the NPU carries out.
 
         Vela's count is of what it makes of them: a softmax alone becomes 26, which hides what is left out.
@@ -130,7 +148,7 @@ class Session(ModelSession):
             AgentError: nothing runs on the NPU. Vela calls that a success.
         """
         counts = {kind: int(count) for kind, count in OPERATORS.findall(text)}
-        total = _operators(path)
+        total = int(self.graph.OperatorsLength())
         left = counts.get("CPU", 0)
         if not counts.get("NPU", 0) or not _number(self.summary, "cycles_total"):
             reasons = dict.fromkeys(f"{kind}: {reason.strip()}" for kind, reason in REASON.findall(text))
@@ -145,11 +163,14 @@ class Session(ModelSession):
         return max(0.0, 1 - left / total) if total else 0.0
 
 
-def _operators(path: Path) -> int:
-    """How many operators the main graph of a ``.tflite`` file has."""
+def _graph(path: Path) -> Any:
+    """The main graph of a ``.tflite`` file, by the reader that comes with Vela."""
     from ethosu.vela.tflite.Model import Model
 
-    return int(Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0).OperatorsLength())
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise AgentError("model", "this is not a TFLite model: the identifier TFL3 is missing")
+    return Model.GetRootAs(content, 0).Subgraphs(0)
 
 
 def _number(figures: dict[str, str], name: str) -> float:

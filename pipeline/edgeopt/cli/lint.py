@@ -1,0 +1,53 @@
+"""``lint``: will a file run on a device?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeopt.cli.options import AsJson, DeviceFolders, folders
+
+FOUND = 1
+
+
+def lint(
+    file: Annotated[Path, typer.Argument(help="A .tflite file; of other formats only the size is looked at.")],
+    device: Annotated[
+        str, typer.Option("--device", help="The device it shall run on; see 'edgeopt devices list'.")
+    ],
+    devices: DeviceFolders = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a model file will run on a device, without the device.
+
+    Operators, their versions and types, and the size are held against what the device's runtime has. Exit
+    code 1 when it will not run, 0 when nothing speaks against it; warnings change nothing.
+    """
+    import json
+
+    from edgeopt.device import load_device
+    from edgeopt.errors import StageError, UsageError
+    from edgeopt.formats.kinds import BY_SUFFIX, TFLITE
+    from edgeopt.lint import errors, shortened
+    from edgeopt.lint import lint as check
+
+    target = load_device(device, folders(devices))
+    if not file.is_file():
+        raise UsageError(f"no such file: {file}", fix="give a finished model file, such as model.tflite")
+    try:
+        findings = check(file, target, BY_SUFFIX.get(file.suffix.lower(), TFLITE).name)
+    except StageError as error:
+        raise UsageError(error.message, fix=error.fix) from error
+    wrong = errors(findings)
+    if as_json:
+        told = [finding.model_dump(mode="json") for finding in findings]
+        typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": told}, indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.severity}: {shortened(finding.layer) or file.name} [{finding.rule}]")
+            typer.echo(f"  {finding.message}\n  {finding.fix}")
+        if not findings:
+            known = target.operators or "no table of operators"
+            typer.echo(f"{file.name} on {target.name}: nothing speaks against it ({known})")
+    if wrong:
+        raise typer.Exit(FOUND)

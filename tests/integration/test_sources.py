@@ -1,0 +1,145 @@
+"""Every kind of source model goes in at one end and comes out at the other, through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+EDGEOPT = [sys.executable, "-c", "from edgeopt.cli import main; main()"]
+MAKE_TORCH = """
+import sys, torch
+folder = sys.argv[1]
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+                          torch.nn.Flatten(), torch.nn.Linear(288, 5))
+with torch.no_grad():
+    for _ in range(5):
+        net(torch.randn(32, 3, 8, 8) * 2 + 1)
+net.eval()
+x = torch.zeros(1, 3, 8, 8)
+torch.export.save(torch.export.export(net, (x,)), folder + "/net.pt2")
+torch.jit.trace(net, x).save(folder + "/net.pt")
+state = {"module." + name: value for name, value in net.state_dict().items()}
+torch.save({"epoch": 3, "state_dict": state}, folder + "/net.pth")
+open(folder + "/nets.py", "w").write('''
+import torch
+def build(classes):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+                               torch.nn.Flatten(), torch.nn.Linear(288, classes))
+''')
+"""
+MAKE_TF = """
+import sys, os
+import tensorflow as tf, keras, tf_keras
+folder = sys.argv[1]
+keras.utils.set_random_seed(0)
+def layers(k):
+    return [k.layers.Conv2D(8, 3, activation="relu", name="conv"), k.layers.Flatten(name="flat"),
+            k.layers.Dense(5, activation="softmax", name="head")]
+keras.Sequential([keras.Input((8, 8, 3), name="image"), *layers(keras)]).save(folder + "/net.keras")
+old = tf_keras.Sequential([tf_keras.Input((8, 8, 3), name="image"), *layers(tf_keras)])
+old.save(folder + "/net.h5")
+old.save(folder + "/functional", save_format="tf")
+class Own(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.parts = layers(tf_keras)
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+own = Own()
+own(tf.zeros((1, 8, 8, 3)))
+spec = tf.TensorSpec((None, 8, 8, 3), tf.float32, name="image")
+serve = tf.function(lambda image: {"y": own(image)}).get_concrete_function(spec)
+tf.saved_model.save(own, folder + "/subclassed", signatures=serve)
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    images = np.random.default_rng(0).normal(1, 2, (40, 8, 8, 3)).astype(np.float32)
+    np.savez(folder / "data.npz", x=images)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, str(folder)],
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        for code in (MAKE_TORCH, MAKE_TF)
+    ]
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err.decode()[-2000:]
+    return folder
+
+
+INPUTS = "inputs: [{name: image, shape: [1, 3, 8, 8], layout: NCHW}], "
+
+
+def optimize(
+    models: Path, out: Path, model: str, formats: str, *options: str
+) -> tuple[int, dict[str, Any], str]:
+    (models / f"{out.name}.yaml").write_text(
+        f"version: 1\nname: source\nmodel: {{{model}, preprocess: {{layout: NHWC}}}}\n"
+        "data:\n  calibration: {uses: npz, with: {path: data.npz, label: null}}\n"
+        "  evaluation: {uses: npz, with: {path: data.npz, label: null}}\n"
+        "optimize: {int8: {quantize: int8}}\nlatency: {min_runs: 5, min_seconds: 0}\n"
+        f"formats: [{formats}]\n"
+    )
+    command = [*EDGEOPT, "optimize", str(models / f"{out.name}.yaml"), "--out", str(out), *options]
+    done = subprocess.run(
+        [*command, "--store", str(models / "store")], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    path = out / "report.json"
+    return done.returncode, json.loads(path.read_text()) if path.exists() else {}, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "formats"),
+    [
+        ("factory: 'nets:build', arguments: {classes: 5}, weights: net.pth, " + INPUTS.rstrip(", "), "onnx"),
+        ("path: net.pt2", "onnx, torchscript"),
+        ("path: net.pt, " + INPUTS.rstrip(", "), "onnx, torchscript"),
+        ("path: net.keras", "tflite, torchscript"),
+        ("path: net.h5", "onnx, torchscript"),
+        ("path: functional", "tflite, torchscript"),
+        ("path: subclassed", "tflite, onnx"),
+    ],
+    ids=["factory", "pt2", "torchscript", "keras", "h5", "functional", "subclassed"],
+)
+def test_a_source_is_converted_and_quantized(models: Path, tmp_path: Path, model: str, formats: str) -> None:
+    code, report, err = optimize(models, tmp_path, model, formats)
+    assert code == 0, err
+    assert len(report["results"]) == 2 * len(formats.split(","))
+    for row in report["results"]:
+        values = row["measurements"]
+        assert row["status"] == "ok", row["reason"]
+        if row["variant"] == "float":
+            assert values["max_abs_error"]["value"] < 1e-4
+        else:
+            assert values["fidelity_snr_db"]["value"] > 20
+            assert values["size_bytes"]["value"] < 20_000
+
+
+def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Path, tmp_path: Path) -> None:
+    code, report, err = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript")
+    assert (code, report) == (2, {})
+    assert "float as torchscript: no chain of stages leads from saved_model to torchscript" in err
+    assert "save the model as functional .keras" in err
+    code, report, _ = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript", "--keep-going")
+    assert code == 3
+    status = {(row["variant"], row["format"]): row["status"] for row in report["results"]}
+    assert status == {
+        ("float", "tflite"): "ok",
+        ("int8", "tflite"): "ok",
+        ("float", "torchscript"): "skipped",
+        ("int8", "torchscript"): "skipped",
+    }

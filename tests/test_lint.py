@@ -1,0 +1,226 @@
+"""Whether a file will run on a device: what is found in files made for it, and nothing in files that do run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_operators import operator, write
+from typer.testing import CliRunner
+
+from edgeopt.cli import app
+from edgeopt.device import Device, load_device
+from edgeopt.errors import StageError
+from edgeopt.lint import errors, expected, limits_of, lint, lint_measured, summary
+from edgeopt.pipeline import optimize, plan
+
+IMAGE = (1, 4, 4, 2)
+INT8 = ("int8", "int8")
+FLOAT = ("float32", "float32")
+
+
+def device(name: str, **changes: object) -> Device:
+    return load_device(name).model_copy(update=changes)
+
+
+def rules(file: Path, name: str) -> list[tuple[str, str]]:
+    return [(finding.severity, finding.rule) for finding in lint(file, load_device(name))]
+
+
+@pytest.mark.parametrize("name", ["kws", "resnet8", "vww", "ad"])
+@pytest.mark.parametrize("target", ["cortex-m", "ethos-u55-128", "ethos-u65-256", "host-tflite-runtime", "host"])
+def test_published_files_have_no_findings(real_data: Path, name: str, target: str) -> None:
+    file = real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite"
+    assert lint(file, load_device(target)) == []
+
+
+def test_an_operator_that_is_not_there(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("TOPK_V2"), shape=IMAGE, types=INT8)
+    (finding,) = lint(file, load_device("cortex-m"))
+    assert (finding.rule, finding.severity) == ("operator", "error")
+    assert finding.layer == "TOPK_V2 y;fused"
+    assert str(finding).startswith("[operator] TOPK_V2 y;…: tflite-micro 0.dev")
+    assert rules(file, "host-tflite-runtime") == []
+
+
+def test_a_version_that_is_too_new(tmp_path: Path) -> None:
+    newest = limits_of("tflite-runtime-2.14").operators["CONV_2D"].version
+    assert newest is not None
+    known = operator("CONV_2D", newest, weighted=True)
+    newer = operator("CONV_2D", newest + 1, weighted=True)
+    assert rules(write(tmp_path / "a.tflite", known, shape=IMAGE, types=INT8), "host-tflite-runtime") == []
+    file = write(tmp_path / "b.tflite", newer, shape=IMAGE, types=INT8)
+    (finding,) = lint(file, load_device("host-tflite-runtime"))
+    assert finding.rule == "version"
+    assert f"version {newest + 1}, tflite-runtime 2.14.0 has it up to version {newest}" in finding.message
+    # TFLM keeps one kernel per operator and does not look at versions.
+    assert rules(file, "cortex-m") == []
+
+
+@pytest.mark.parametrize(
+    ("types", "weights", "found"),
+    [
+        (FLOAT, "float32", []),
+        (INT8, "int8", []),
+        (("int16", "int16"), "int8", []),
+        (FLOAT, "int8", [("error", "hybrid")]),
+        (("uint8", "uint8"), "uint8", [("error", "dtype")]),
+        (("int16", "int16"), "int16", [("error", "dtype")]),
+    ],
+)
+def test_types_of_a_convolution_on_tflm(
+    tmp_path: Path, types: tuple[str, str], weights: str, found: list[tuple[str, str]]
+) -> None:
+    conv = operator("CONV_2D", weighted=True)
+    file = write(tmp_path / "m.tflite", conv, shape=IMAGE, types=types, weights=weights)
+    assert rules(file, "cortex-m") == found
+
+
+def test_types_of_other_operators(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("EXP"), shape=IMAGE, types=INT8)
+    (finding,) = lint(file, load_device("cortex-m"))
+    assert (finding.rule, finding.severity) == ("dtype", "error")
+    assert finding.message.startswith("int8, ")
+    assert finding.message.endswith("takes float32")
+
+
+def test_operators_of_tensorflow_and_custom_ones(tmp_path: Path) -> None:
+    both = (operator("FlexAddV2"), operator("MyOwn"), operator("TFLite_Detection_PostProcess"))
+    file = write(tmp_path / "m.tflite", *both, shape=IMAGE, types=FLOAT)
+    for target in ("cortex-m", "host-tflite-runtime"):
+        assert rules(file, target) == [("error", "flex"), ("error", "custom")]
+
+
+def test_shapes_that_are_free(tmp_path: Path) -> None:
+    relu = operator("RELU")
+    batch = write(tmp_path / "a.tflite", relu, shape=IMAGE, types=INT8, signature=(-1, 4, 4, 2))
+    assert rules(batch, "cortex-m") == []
+    free = write(tmp_path / "b.tflite", relu, shape=IMAGE, types=INT8, signature=(1, -1, 4, 2))
+    assert rules(free, "cortex-m") == [("error", "shape")]
+    assert "1×?×4×2" in lint(free, load_device("cortex-m"))[0].message
+    assert rules(free, "host-tflite-runtime") == []
+
+
+def test_memory_of_the_device(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("RELU"), shape=(1, 512, 256, 2), types=INT8)
+    (finding,) = lint(file, load_device("cortex-m"))
+    assert (finding.rule, finding.severity) == ("ram", "error")
+    assert "alone take 524,288 bytes, the device has 262,144 bytes of RAM" in finding.message
+    # In place: the output of a reshape lies where its input does.
+    flat = write(tmp_path / "n.tflite", operator("RESHAPE"), shape=(1, 512, 256, 2), types=INT8)
+    assert lint(flat, load_device("cortex-m")) == []
+    size = file.stat().st_size
+    limits = load_device("cortex-m").limits.model_copy(update={"flash": size - 1, "ram": None})
+    (finding,) = lint(file, device("cortex-m", limits=limits))
+    assert f"the file has {size:,} bytes, the device has {size - 1:,}" in finding.message
+    assert finding.rule == "flash"
+
+
+def test_what_the_runtime_told_is_held_against_the_limits() -> None:
+    target = load_device("cortex-m")
+    assert lint_measured({"arena_bytes": {"value": 262_144, "unit": "bytes"}}, target) == []
+    (finding,) = lint_measured({"arena_bytes": {"value": 262_145, "unit": "bytes"}}, target)
+    assert finding.message == "the arena takes 262,145 bytes, the device has 262,144 bytes of RAM"
+
+
+def test_float_files_are_of_no_use_to_an_npu(tmp_path: Path) -> None:
+    conv, relu = operator("CONV_2D", weighted=True), operator("RELU")
+    whole = write(tmp_path / "a.tflite", conv, relu, shape=IMAGE, types=FLOAT)
+    (finding,) = lint(whole, load_device("ethos-u55-128"))
+    assert (finding.rule, finding.severity) == ("float", "error")
+    assert "none of its 2 operators" in finding.message
+    assert "quantize: int8" in finding.fix
+    part = write(tmp_path / "b.tflite", conv, operator("TOPK_V2"), relu, shape=IMAGE, types=INT8)
+    (finding,) = lint(part, load_device("ethos-u55-128"))
+    assert (finding.rule, finding.severity) == ("operator", "warning")
+    assert "the processor beside the NPU carries it out" in finding.message
+
+
+def test_damaged_files_are_an_error_of_their_own(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=INT8)
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(StageError, match="is damaged"):
+        lint(file, load_device("cortex-m"))
+
+
+def test_findings_of_one_kind_are_told_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", *[operator("EXP")] * 5, shape=IMAGE, types=INT8)
+    findings = lint(file, load_device("cortex-m"))
+    assert len(errors(findings)) == 5
+    (line,) = summary(findings)
+    assert "(and 4 more layers)" in line
+
+
+def test_the_recipe_already_tells() -> None:
+    ethos, micro, host = (load_device(name) for name in ("ethos-u55-128", "cortex-m", "host"))
+    assert "integers" in expected(ethos, "tflite", float_activations=True, hybrid=False)
+    assert expected(ethos, "tflite", float_activations=False, hybrid=False) == ""
+    assert expected(micro, "tflite", float_activations=True, hybrid=False) == ""
+    assert "hybrid" in expected(micro, "tflite", float_activations=True, hybrid=True)
+    assert expected(host, "tflite", float_activations=True, hybrid=True) == ""
+    assert expected(ethos, "onnx", float_activations=True, hybrid=False) == ""
+
+
+def test_the_plan_warns(write_recipe: Callable[..., Path]) -> None:
+    recipe = write_recipe(optimize="{int8: {quantize: int8}}", devices="[host, cortex-m, ethos-u55-128]")
+    notes = [note for note in plan(recipe).notes if "will fail" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("float.tflite will fail on ethos-u55-128: ")
+
+
+@pytest.mark.slow
+def test_what_cannot_run_is_not_sent(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    # No environment is there: whatever were sent would fail with that.
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    text = "connection: local\nruntimes: {tflite: litert}\n"
+    (devices / "npu.yaml").write_text(text + "operators: ethos-u55-u65\n")
+    (devices / "tiny.yaml").write_text(text + "limits: {flash: 1 KiB}\n")
+    recipe = write_recipe(devices="[npu, tiny]")
+    report = optimize(recipe, out=tmp_path / "out", store=tmp_path / "store", device_folders=(devices,))
+    results = {result.device: result for result in report.results}
+    assert {result.status for result in results.values()} == {"failed"}
+    assert "not sent to npu: [float] " in results["npu"].reason
+    assert "quantize: int8" in results["npu"].reason
+    assert "not sent to tiny: [flash] " in results["tiny"].reason
+    assert "top1" not in results["tiny"].measurements
+    assert results["tiny"].measurements["size_bytes"].value > 1024
+
+
+def test_the_command_has_three_answers(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tflite", operator("RELU"), shape=IMAGE, types=INT8)
+    bad = write(tmp_path / "bad.tflite", operator("EXP"), shape=IMAGE, types=INT8)
+    runner = CliRunner()
+    clean = runner.invoke(app, ["lint", str(good), "--device", "cortex-m"])
+    assert (clean.exit_code, clean.stdout) == (0, "good.tflite on cortex-m: nothing speaks against it (tflite-micro)\n")
+    found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
+    assert found.exit_code == 1
+    assert "error: EXP y;… [dtype]" in found.stdout
+    told = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m", "--json"])
+    assert told.exit_code == 1
+    assert [finding["rule"] for finding in json.loads(told.stdout)["findings"]] == ["dtype"]
+    warned = write(tmp_path / "w.tflite", operator("RELU"), operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8)
+    assert runner.invoke(app, ["lint", str(warned), "--device", "ethos-u55-128"]).exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [["none.tflite", "--device", "cortex-m"], ["text.tflite", "--device", "host"]])
+def test_wrong_use_is_another_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    from edgeopt.errors import UsageError
+
+    monkeypatch.chdir(tmp_path)
+    Path("text.tflite").write_text("not a model, but long enough to be one")
+    result = CliRunner().invoke(app, ["lint", *arguments[:1], "--device", "cortex-m"])
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.exit_code == 2
+
+
+def test_every_table_says_where_it_is_from() -> None:
+    for name in ("tflite-micro", "tflite-runtime-2.14", "ethos-u55-u65"):
+        table = limits_of(name)
+        assert table.source
+        assert table.runtime.split()[1][0].isdigit()
+        assert {"ADD", "CONV_2D", "FULLY_CONNECTED", "SOFTMAX"} <= set(table.operators)
+    assert np.all([limit.version for limit in limits_of("tflite-runtime-2.14").operators.values()])

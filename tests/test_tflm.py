@@ -1,0 +1,69 @@
+"""TensorFlow Lite Micro: its own kernels answer, and its own allocator tells the arena."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_operators import operator, write
+
+from edgeopt.datasets.npz import Npz
+from edgeopt.errors import DeviceError
+from edgeopt.lint import lint
+from edgeopt.device import load_device
+from edgeopt.metrics.top1 import Top1
+from edgeopt.profiler import profile
+
+IMAGE = (1, 4, 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def _environment(made_environment: Callable[[str], None]) -> None:
+    made_environment("cortex-m")
+
+
+def test_published_kws_reaches_its_figures(real_data: Path) -> None:
+    report = profile(
+        real_data / "mlperf-tiny" / "kws_reference_int8.tflite",
+        device="cortex-m",
+        dataset=Npz(path=real_data / "kws" / "evaluation400.npz", label="y"),
+        metrics=(Top1(),),
+    )
+    (result,) = report.results
+    values = {name: value.value for name, value in result.measurements.items()}
+    assert values["arena_bytes"] == pytest.approx(24_272, rel=0.02)
+    assert values["arena_head_bytes"] + values["arena_tail_bytes"] == values["arena_bytes"]
+    assert values["top1"] == pytest.approx(0.89, abs=0.006)
+    assert not [name for name in values if name.startswith("latency")]
+    assert result.runtime.startswith("tflm 0.dev")
+
+
+@pytest.mark.parametrize(("name", "arena"), [("resnet8", 55_984), ("vww", 103_680), ("ad", 3_984)])
+def test_arena_of_the_other_published_files(real_data: Path, name: str, arena: int) -> None:
+    report = profile(real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite", device="cortex-m")
+    assert report.results[0].measurements["arena_bytes"].value == pytest.approx(arena, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "weights", "words"),
+    [
+        ("CONV_2D", "float32", "int8", "Hybrid models are not supported on TFLite Micro"),
+        ("EXP", "int8", "int8", "Node EXP"),
+        ("TOPK_V2", "int8", "int8", "Didn't find op for builtin opcode 'TOPK_V2'"),
+        ("FlexAddV2", "float32", "float32", "CUSTOM"),
+    ],
+)
+def test_what_is_refused_is_told_in_its_own_words_and_was_foreseen(
+    tmp_path: Path, kind: str, types: str, weights: str, words: str
+) -> None:
+    one = operator(kind, weighted=kind == "CONV_2D")
+    file = write(tmp_path / "m.tflite", one, shape=IMAGE, types=(types, types), weights=weights)
+    with pytest.raises(DeviceError, match=words):
+        profile(file, device="cortex-m")
+    assert lint(file, load_device("cortex-m"))[0].severity == "error"
+
+
+def test_damaged_files_are_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=("int8", "int8"))
+    report = profile(file, device="cortex-m")
+    assert report.results[0].measurements["arena_bytes"].value > 0
+    assert report.run.samples == 64
