@@ -40,7 +40,7 @@ lint: $(READY)  ## style, types and layers
 	PYTHONPATH=pipeline $(BIN)/lint-imports
 
 test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(READY)  ## write the JSON Schemas and the generated parts of docs/ again
 	$(BIN)/python docs/generate.py

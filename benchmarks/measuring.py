@@ -52,16 +52,18 @@ class Session:
         if self.bench.failure:
             raise CannotRunError(self.bench.failure)
 
-    def run(self, path: Path, data: Path | None = None, **options: object) -> Outcome:
+    def model(self, path: Path) -> Model:
+        """A file, and what it takes as this device's runtime tells."""
+        model = inspect(path).model
+        return model.model_copy(update={"inputs": model.inputs or self.bench.describe(model)})
+
+    def run(self, model: Model, data: Path | None = None, **options: object) -> Outcome:
         """Run a file afresh; ``options`` are those of ``Bench.run``."""
         self.bench.store = Store(Path(tempfile.mkdtemp(dir=self.folder)))
-        model = inspect(path).model
-        if not model.inputs:
-            model = model.model_copy(update={"inputs": self.bench.describe(model)})
         dataset = None if data is None else Npz(path=data, label=None)
         evaluation = Evaluation(dataset, Preprocessing(), Path(tempfile.mkdtemp(dir=self.folder)))
         if options.pop("twice", False):
-            options["baseline"] = Model(format=model.format, path=path)
+            options["baseline"] = model
         outcome = self.bench.run(model, evaluation, **options)  # type: ignore[arg-type]
         if outcome.error:
             raise CannotRunError(outcome.error)
@@ -92,13 +94,18 @@ def busy(cores: int) -> Iterator[None]:
             other.wait()
 
 
+def nothing(device: str, folder: Path) -> tuple[Model, Session, dict[str, object]]:
+    """KWS, a session on a device that does not run it, and the options that make it look as if."""
+    here = Session(load_device("host"), folder)
+    model = here.model(real("mlperf-tiny/kws_reference_int8.tflite"))
+    info = here.run(model).info
+    there = load_device(device, [Path("devices")]).model_copy(update={"runtimes": {"tflite": "null"}})
+    return model, Session(there, folder), {key: info[key] for key in ("inputs", "outputs")}
+
+
 def null(folder: Path) -> None:
-    host = load_device("host")
-    session = Session(host.model_copy(update={"runtimes": {"tflite": "null"}}), folder)
-    path = real("mlperf-tiny/kws_reference_int8.tflite")
-    described = Session(host, folder).run(path)
-    told = {key: described.info[key] for key in ("inputs", "outputs")}
-    outcome = session.run(path, real("kws/evaluation400.npz"), latency=protocol(1.0), options=told)
+    model, session, told = nothing("host", folder)
+    outcome = session.run(model, real("kws/evaluation400.npz"), latency=protocol(1.0), options=told)
     (spell,) = outcome.info["conditions"]
     inside = float(np.median(outcome.times["latency"])) * 1e6
     whole = spell["seconds"] / len(outcome.times["latency"]) * 1e6
@@ -110,12 +117,14 @@ def null(folder: Path) -> None:
 def peer(folder: Path) -> None:
     session = Session(load_device("host"), folder)
     told = folder / "peer.json"
-    print(f"p50 ms, median of {ROUNDS} turns, 1 thread   edgeopt   litert-benchmark    ratio   goal 0.95 … 1.05")
+    print(
+        f"p50 ms, median of {ROUNDS} turns, 1 thread   edgeopt   litert-benchmark    ratio   goal 0.95 … 1.05"
+    )
     for name, file in MODELS.items():
         path = real(f"mlperf-tiny/{file}")
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            outcome = session.run(path, latency=protocol(1.0))
+            outcome = session.run(session.model(path), latency=protocol(1.0))
             ours.append(float(np.median(outcome.times["latency"])) * 1e3)
             runs = str(len(outcome.times["latency"]))
             command = [sys.executable, "-c", PEER, "--model", str(path), "--num_threads", "1"]
@@ -135,7 +144,8 @@ def repeat(folder: Path) -> None:
     for cores in (0, 1):
         for name, file in MODELS.items():
             with busy(cores):
-                outcome = session.run(real(f"mlperf-tiny/{file}"), latency=protocol(2.0), twice=True)
+                model = session.model(real(f"mlperf-tiny/{file}"))
+                outcome = session.run(model, latency=protocol(2.0), twice=True)
             ratio = latency(outcome.info, outcome.times)["latency_ratio"]
             low, high = ratio.ci95 or (float("nan"), float("nan"))
             title = f"{name}, {cores or 'no'} busy core"
@@ -151,7 +161,8 @@ def emulated(folder: Path) -> None:
     session = Session(load_device("arm64-emulated"), folder)
     print("1,000 KWS samples on arm64-emulated         s   top-1   goal 60 s")
     start = time.perf_counter()
-    outcome = session.run(real("mlperf-tiny/kws_reference_int8.tflite"), folder / "thousand.npz")
+    model = session.model(real("mlperf-tiny/kws_reference_int8.tflite"))
+    outcome = session.run(model, folder / "thousand.npz")
     seconds = time.perf_counter() - start
     right = float((outcome.outputs[0].reshape(1000, -1).argmax(axis=1) == y[rows]).mean())
     print(f"{outcome.runtime:<38} {seconds:6.1f} {right:7.4f}")
@@ -163,14 +174,10 @@ def ssh(folder: Path) -> None:
         raise CannotRunError("EDGEOPT_SSH_DEVICE is not set: skipped")
     taken: dict[str, list[float]] = {}
     for device in ("host", name):
-        loaded = load_device(device, [Path("devices")])
-        session = Session(loaded.model_copy(update={"runtimes": {"tflite": "null"}}), folder)
-        described = Session(load_device("host"), folder).run(real("mlperf-tiny/kws_reference_int8.tflite"))
-        told = {key: described.info[key] for key in ("inputs", "outputs")}
+        model, session, told = nothing(device, folder)
         for _ in range(3):
             start = time.perf_counter()
-            path, data = real("mlperf-tiny/kws_reference_int8.tflite"), real("kws/evaluation400.npz")
-            session.run(path, data, options=told)
+            session.run(model, real("kws/evaluation400.npz"), options=told)
             taken.setdefault(device, []).append(time.perf_counter() - start)
     here, there = (statistics.median(seconds) for seconds in taken.values())
     print("a job of 400 KWS samples without a model   host s   over ssh s   added s   goal 2")

@@ -28,26 +28,26 @@ from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
 LIMITS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "limits"
 NO_KERNELS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")
 LAST_VERSION = 20
-MISSING = ("Didn't find op", "Failed to get registration from op code", "unresolved custom op")
+MISSING = (
+    "Didn't find op", "Op builtin_code out of range", "Failed to get registration from op code",
+    "unresolved custom op", "Select TensorFlow op(s)",
+)  # fmt: skip
 
 CUSTOM_CODES = (
     "TFLite_Detection_PostProcess", "CIRCULAR_BUFFER", "ethos-u", "Mfcc", "AudioSpectrogram", "NumericVerify",
     "SignalDelay", "SignalEnergy", "SignalFftAutoScale", "SignalFilterBank", "SignalFilterBankLog",
     "SignalFilterBankSpectralSubtraction", "SignalFilterBankSquareRoot", "SignalFramer", "SignalIrfft",
-    "SignalOverlapAdd", "SignalPCAN", "SignalRfft", "SignalStacker", "SignalWindow", "TFLM_DECODE", "FlexAddV2",
+    "SignalOverlapAdd", "SignalPCAN", "SignalRfft", "SignalStacker", "SignalWindow", "TFLM_DECODE",
+    "FlexAddV2",
     "Convolution2DTransposeBias", "MaxPoolingWithArgmax2D", "MaxUnpooling2D", "RandomStandardNormal",
 )  # fmt: skip
 """Custom operators that TensorFlow's own runtimes are known to bring, and one of Flex that none may claim."""
 
 # Operators that are complete with inputs of shape [1, 1, 1, 1] alone: how many, and their options.
+UNARY = "ABS CEIL COS ELU EXP FLOOR HARD_SWISH LOG LOGISTIC NEG RELU RELU6 ROUND RSQRT SIN SQRT SQUARE TANH"
 POOL = ("Pool2DOptions", {"stride_w": 1, "stride_h": 1, "filter_width": 1, "filter_height": 1})
 PLAIN: dict[str, tuple[int, tuple[str, dict[str, float]] | None]] = {
-    **{
-        name: (1, None)
-        for name in (
-            "ABS CEIL COS ELU EXP FLOOR HARD_SWISH LOG LOGISTIC NEG RELU RELU6 ROUND RSQRT SIN SQRT SQUARE TANH"
-        ).split()
-    },
+    **dict.fromkeys(UNARY.split(), (1, None)),
     "ADD": (2, ("AddOptions", {})),
     "SUB": (2, ("SubOptions", {})),
     "MUL": (2, ("MulOptions", {})),
@@ -180,7 +180,12 @@ def pairs_of(python: Path, name: str) -> list[str]:
     shape = (1, 1) if name == "FULLY_CONNECTED" else (1, 1, 1, 1)
     for dtype, weights in itertools.product(("float32", "int8", "int16", "uint8"), TYPES):
         bias = {"float32": "float32", "int16": "int64"}.get(dtype, "int32")
-        tensors = [tensor(dtype, shape), tensor(weights, shape, True), tensor(bias, (1,), True), tensor(dtype, shape)]
+        tensors = [
+            tensor(dtype, shape),
+            tensor(weights, shape, True),
+            tensor(bias, (1,), True),
+            tensor(dtype, shape),
+        ]
         content = model(code_of(OPERATORS.index(name)), tensors, 1, options_of(WEIGHTED[name]))
         if "it ran" in run(python, TFLM_RUN, content, "1").stdout:
             found.append(f"{dtype} × {weights}")
@@ -235,7 +240,9 @@ def ethos_u(table: dict[str, object]) -> None:
     assert generic is not None
     types = [name.strip(' "').lower() for name in generic[1].split(",")]
     exact = {}
-    for name, body in re.findall(r"### Ethos-U55 and Ethos-U65 TFLite (\w+) Constraints\n(.*?)(?=\n###? )", text, re.S):
+    for name, body in re.findall(
+        r"### Ethos-U55 and Ethos-U65 TFLite (\w+) Constraints\n(.*?)(?=\n###? )", text, re.S
+    ):
         told = [kind for kind in types if kind != "int64" or name == "ARG_MAX"]
         if "32-bit feature-maps are not supported" in body:
             told.remove("int32")
@@ -269,7 +276,10 @@ def main() -> None:
         ask(table)
         operators = table.pop("operators")
         head = json.dumps(table, indent=1, ensure_ascii=False)[:-2]
-        rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in operators.items())
+        rows = ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+            for key, value in operators.items()
+        )
         path.write_text(f'{head},\n "operators": {{\n{rows}\n }}\n}}\n', "utf-8")
         print(f"{path.name}: {len(operators)} operators")
 

@@ -1,4 +1,4 @@
-"""Whether a file will run on a device: what is found in files made for it, and nothing in files that do run."""
+"""Whether a file will run on a device: what is wrong is found, and nothing in files that do run."""
 
 import json
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_operators import operator, write
 from typer.testing import CliRunner
 
 from edgeopt.cli import app
 from edgeopt.device import Device, load_device
-from edgeopt.errors import StageError
-from edgeopt.lint import errors, expected, limits_of, lint, lint_measured, summary
-from edgeopt.pipeline import optimize, plan
+from edgeopt.errors import StageError, UsageError
+from edgeopt.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary
+from edgeopt.pipeline import plan
+from toy_operators import operator, write
 
 IMAGE = (1, 4, 4, 2)
 INT8 = ("int8", "int8")
@@ -29,7 +29,9 @@ def rules(file: Path, name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["kws", "resnet8", "vww", "ad"])
-@pytest.mark.parametrize("target", ["cortex-m", "ethos-u55-128", "ethos-u65-256", "host-tflite-runtime", "host"])
+@pytest.mark.parametrize(
+    "target", ["cortex-m", "ethos-u55-128", "ethos-u65-256", "host-tflite-runtime", "host"]
+)
 def test_published_files_have_no_findings(real_data: Path, name: str, target: str) -> None:
     file = real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite"
     assert lint(file, load_device(target)) == []
@@ -83,6 +85,14 @@ def test_types_of_other_operators(tmp_path: Path) -> None:
     assert (finding.rule, finding.severity) == ("dtype", "error")
     assert finding.message.startswith("int8, ")
     assert finding.message.endswith("takes float32")
+
+
+def test_weights_in_half_precision(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("DEQUANTIZE"), shape=IMAGE, types=("float16", "float32"))
+    (finding,) = lint(file, load_device("cortex-m"))
+    assert finding.rule == "dtype"
+    assert "quantize: int8" in finding.fix
+    assert rules(file, "host-tflite-runtime") == []
 
 
 def test_operators_of_tensorflow_and_custom_ones(tmp_path: Path) -> None:
@@ -142,6 +152,8 @@ def test_damaged_files_are_an_error_of_their_own(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(StageError, match="is damaged"):
         lint(file, load_device("cortex-m"))
+    (finding,) = lint_artifact(file, load_device("cortex-m"), "tflite")
+    assert (finding.rule, finding.severity) == ("unread", "warning")
 
 
 def test_findings_of_one_kind_are_told_once(tmp_path: Path) -> None:
@@ -169,52 +181,38 @@ def test_the_plan_warns(write_recipe: Callable[..., Path]) -> None:
     assert notes[0].startswith("float.tflite will fail on ethos-u55-128: ")
 
 
-@pytest.mark.slow
-def test_what_cannot_run_is_not_sent(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
-    # No environment is there: whatever were sent would fail with that.
-    devices = tmp_path / "devices"
-    devices.mkdir()
-    text = "connection: local\nruntimes: {tflite: litert}\n"
-    (devices / "npu.yaml").write_text(text + "operators: ethos-u55-u65\n")
-    (devices / "tiny.yaml").write_text(text + "limits: {flash: 1 KiB}\n")
-    recipe = write_recipe(devices="[npu, tiny]")
-    report = optimize(recipe, out=tmp_path / "out", store=tmp_path / "store", device_folders=(devices,))
-    results = {result.device: result for result in report.results}
-    assert {result.status for result in results.values()} == {"failed"}
-    assert "not sent to npu: [float] " in results["npu"].reason
-    assert "quantize: int8" in results["npu"].reason
-    assert "not sent to tiny: [flash] " in results["tiny"].reason
-    assert "top1" not in results["tiny"].measurements
-    assert results["tiny"].measurements["size_bytes"].value > 1024
-
-
 def test_the_command_has_three_answers(tmp_path: Path) -> None:
     good = write(tmp_path / "good.tflite", operator("RELU"), shape=IMAGE, types=INT8)
     bad = write(tmp_path / "bad.tflite", operator("EXP"), shape=IMAGE, types=INT8)
     runner = CliRunner()
     clean = runner.invoke(app, ["lint", str(good), "--device", "cortex-m"])
-    assert (clean.exit_code, clean.stdout) == (0, "good.tflite on cortex-m: nothing speaks against it (tflite-micro)\n")
+    assert (clean.exit_code, clean.stdout) == (
+        0,
+        "good.tflite on cortex-m: nothing speaks against it (tflite-micro)\n",
+    )
     found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
     assert found.exit_code == 1
     assert "error: EXP y;… [dtype]" in found.stdout
     told = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m", "--json"])
     assert told.exit_code == 1
     assert [finding["rule"] for finding in json.loads(told.stdout)["findings"]] == ["dtype"]
-    warned = write(tmp_path / "w.tflite", operator("RELU"), operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8)
+    warned = write(
+        tmp_path / "w.tflite", operator("RELU"), operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8
+    )
     assert runner.invoke(app, ["lint", str(warned), "--device", "ethos-u55-128"]).exit_code == 0
 
 
-@pytest.mark.parametrize("arguments", [["none.tflite", "--device", "cortex-m"], ["text.tflite", "--device", "host"]])
-def test_wrong_use_is_another_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
-    from edgeopt.errors import UsageError
-
-    monkeypatch.chdir(tmp_path)
-    Path("text.tflite").write_text("not a model, but long enough to be one")
-    result = CliRunner().invoke(app, ["lint", *arguments[:1], "--device", "cortex-m"])
-    assert isinstance(result.exception, UsageError)
-    assert result.exception.exit_code == 2
+def test_wrong_use_is_another_failure(tmp_path: Path) -> None:
+    text = tmp_path / "text.tflite"
+    text.write_text("not a model, but long enough to be one")
+    for arguments in (
+        [str(tmp_path / "none.tflite"), "cortex-m"],
+        [str(text), "cortex-m"],
+        [str(text), "none"],
+    ):
+        result = CliRunner().invoke(app, ["lint", arguments[0], "--device", arguments[1]])
+        assert isinstance(result.exception, UsageError)
+        assert result.exception.exit_code == 2
 
 
 def test_every_table_says_where_it_is_from() -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_operators import operator, write
 
 from edgeopt.datasets.npz import Npz
+from edgeopt.device import load_device
 from edgeopt.errors import DeviceError
 from edgeopt.lint import lint
-from edgeopt.device import load_device
 from edgeopt.metrics.top1 import Top1
 from edgeopt.profiler import profile
+from toy_operators import operator, write
 
 IMAGE = (1, 4, 4, 2)
 
@@ -62,7 +62,7 @@ def test_what_is_refused_is_told_in_its_own_words_and_was_foreseen(
     assert lint(file, load_device("cortex-m"))[0].severity == "error"
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_a_file_without_data_runs_on_random_inputs(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=("int8", "int8"))
     report = profile(file, device="cortex-m")
     assert report.results[0].measurements["arena_bytes"].value > 0

@@ -11,23 +11,32 @@ from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
 
 OPTIONS: dict[str, tuple[str, dict[str, int]]] = {
     "CONV_2D": ("Conv2DOptions", {"stride_w": 1, "stride_h": 1}),
-    "ADD": ("AddOptions", {}),
+    "SOFTMAX": ("SoftmaxOptions", {"beta": 1}),
 }
 
 
-def write(path: Path, *operators: Table, shape: tuple[int, ...], types: tuple[str, str], **given: Any) -> Path:
-    """A file whose operators all read tensor 0 (and the constant weights, tensor 1) and write tensor 2."""
+def write(
+    path: Path, *operators: Table, shape: tuple[int, ...], types: tuple[str, str], **given: Any
+) -> Path:
+    """A file with a chain of operators; those that have weights take the same constant ones."""
     tensors = (
         tensor("x", shape, types[0], **given),
         tensor("w", (1, 1, 1, shape[-1]), given.get("weights", types[0]), buffer=1),
-        tensor("y;fused", shape, types[1], **given),
+        *[tensor("y;fused", shape, types[1], **given) for _ in operators],
     )
+    last = len(tensors) - 1
     graph = {
         "tensors": tensors,
         "inputs": numbers(0),
-        "outputs": numbers(2),
+        "outputs": numbers(last),
         "operators": tuple(
-            operator.but("code", opcode_index=index) for index, operator in enumerate(operators)
+            operator.but(
+                "code",
+                opcode_index=index,
+                inputs=numbers(index + 1 if index else 0, *operator.numbers("inputs")[1:]),
+                outputs=numbers(index + 2),
+            )
+            for index, operator in enumerate(operators)
         ),
     }
     model = {

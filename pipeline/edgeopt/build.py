@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,15 @@ class _Job:
     stem: Path
     waiting: list[Built]
     cleanup: ExitStack
-    started: float = field(default_factory=time.monotonic)
     killed_at_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage itself has been running; waiting for its worker does not count."""
+        try:
+            return time.time() - self.stem.with_suffix(".pid").stat().st_mtime
+        except OSError:
+            return 0.0
 
 
 def build(plan: Plan, store: Store, watch: Callable[[Event], None]) -> list[Built]:
@@ -162,7 +169,7 @@ class _Builder:
         return self.pools[worker]
 
     def _finish(self, future: concurrent.futures.Future[Any], job: _Job) -> None:
-        seconds = time.monotonic() - job.started
+        seconds = job.seconds
         with job.cleanup:
             try:
                 self._keep(job, future.result(), seconds)

@@ -40,7 +40,7 @@ def operator_tables() -> dict[str, Path]:
 def _known_table(value: str | None) -> str | None:
     known = operator_tables()
     if value is not None and value not in known:
-        raise ValueError(f"no table of operators {value!r}{nearest(value, known)}")
+        raise ValueError(f"no table of operators {value!r}{nearest(value, list(known))}")
     return value
 
 

@@ -116,7 +116,7 @@ def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -
         pairs = min(len(seconds), len(base))
         ratios = seconds[:pairs] / base[:pairs]
         found["latency_ratio"] = Measurement(
-            value=float(np.median(seconds) / np.median(base)),
+            value=float(np.median(ratios)),
             n=pairs,
             ci95=quantile_interval(ratios, 0.5),
         )
@@ -203,8 +203,7 @@ def difference(
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
         old = one.reshape(count, -1).astype(np.float64)
         new = other.reshape(count, -1).astype(np.float64)
-        apart = np.where((old == new) | (np.isnan(old) & np.isnan(new)), 0.0, np.abs(old - new))
-        here = np.where(np.isnan(apart), np.inf, apart).max(axis=1, initial=0.0)
+        here = distance(old, new).max(axis=1, initial=0.0)
         errors = np.maximum(errors, here)
         scale = scales[index] if index < len(scales) else None
         steps = np.maximum(steps, np.rint(here / scale) if scale else np.nan)
@@ -224,9 +223,17 @@ def difference(
     )
 
 
+def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Absolute difference of every value; what is no number on one side only is infinitely far."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one - other)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+
+
 def output_scales(info: Mapping[str, Any]) -> list[float | None]:
-    """Scales of a model's outputs, as the runtime told them; None where one is not quantized."""
-    return [spec.get("scale") for spec in info.get("outputs") or ()]
+    """Steps of a model's outputs, as the runtime told them; None where one is not quantized."""
+    return list(info.get("output_scales") or ())
 
 
 def sizes(path: Path) -> dict[str, Measurement]:

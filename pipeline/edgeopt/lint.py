@@ -1,4 +1,4 @@
-"""Will a file run on a device? Told from the file and the device's description alone, before anything is sent.
+"""Will a file run on a device? Told from the file and the device's description, before it is sent.
 
 What a runtime has stands in tables under ``limits/``, which were made by asking the runtime itself. What is
 not in a table is never guessed: a file without findings may still be refused, one with an error will not run.
@@ -7,33 +7,24 @@ not in a table is never guessed: a file without findings may still be refused, o
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.device import Device, operator_tables
-from edgeopt.formats.flatbuffer import Table as Node
-from edgeopt.formats.tflite import DTYPES
-from edgeopt.formats.tflite_file import TfliteFile, data_of, kind_of, load
-from edgeopt.formats.tflite_schema import OPERATORS
+from edgeopt.errors import StageError
+from edgeopt.formats.tflite_file import load
+from edgeopt.formats.tflite_layers import Layer, layers_of
 
 Severity = Literal["error", "warning"]
 
 FLEX = "Flex"
-IN_PLACE = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
-"""Operators whose output may lie where their input does."""
 CASTS = {
     "QUANTIZE": "convert with int8 inputs and outputs, where this is one",
     "DEQUANTIZE": "convert with int8 inputs and outputs, where this is one",
 }
 """Operators between types; most stand at the two ends of a file."""
-BITS = {
-    "float32": 32, "float16": 16, "int32": 32, "uint8": 8, "int64": 64, "bool": 8, "int16": 16, "complex64": 64,
-    "int8": 8, "float64": 64, "complex128": 128, "uint64": 64, "uint32": 32, "uint16": 16, "int4": 4,
-    "bfloat16": 16, "int2": 2,
-}  # fmt: skip
 TO_INT8 = "quantize weights and activations: quantize: int8"
 
 
@@ -87,37 +78,6 @@ class Limits(BaseModel):
     operators: dict[str, Limit]
 
 
-class Layer(NamedTuple):
-    """One operator. Types and bytes are those of its tensors that are there; weights are constant inputs."""
-
-    kind: str
-    name: str
-    version: int
-    custom: bool
-    inputs: tuple[str, ...]
-    constant: tuple[bool, ...]
-    outputs: tuple[str, ...]
-    working: int
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind} {self.name}".strip()
-
-    @property
-    def activation(self) -> str:
-        """The type in which it computes: that of its first input that is no constant, else of its output."""
-        if self.kind in CASTS:
-            return self.inputs[0] if self.inputs else ""
-        moving = [kind for kind, fixed in zip(self.inputs, self.constant, strict=True) if not fixed]
-        return next(iter([*moving, *self.outputs]), "")
-
-    @property
-    def weight(self) -> str:
-        """The type of its second input, where that is constant."""
-        return self.inputs[1] if len(self.inputs) > 1 and self.constant[1] else ""
-
-
 @cache
 def limits_of(table: str) -> Limits:
     """The table called ``table``; `device.read_device` has checked that it is there."""
@@ -134,13 +94,21 @@ def lint(file: Path, device: Device, format: str = "tflite") -> list[Finding]:
     """
     findings = list(_flash(file, device))
     if format == "tflite" and (device.operators is not None or device.limits.ram is not None):
-        content = load(file)
-        layers = _layers(content)
+        layers = layers_of(load(file))
         if device.operators is not None:
             findings += _operators(layers, limits_of(device.operators), device)
         if device.operators is None or limits_of(device.operators).whole_tensors:
             findings += _ram(layers, device)
     return sorted(findings, key=lambda finding: finding.severity)
+
+
+def lint_artifact(file: Path, device: Device, format: str) -> list[Finding]:
+    """As `lint`, for what will be sent in any case: a file that cannot be read here is a warning."""
+    try:
+        return lint(file, device, format)
+    except StageError as error:
+        fix = error.fix or "the device's runtime has the last word"
+        return [Finding(rule="unread", severity="warning", message=error.message, fix=fix)]
 
 
 def lint_measured(measurements: Mapping[str, Mapping[str, Any]], device: Device) -> list[Finding]:
@@ -283,10 +251,12 @@ def _operator(layer: Layer, limits: Limits) -> Finding | None:
         takes, given = ", ".join(limit.weights), f"{weight} weights"
     if not takes:
         return None
-    way_out = TO_INT8 if activation.startswith("float") else "use another type there, or replace the layer"
-    return finding(
-        "dtype", f"{given}, {limits.runtime} takes {takes}", CASTS.get(layer.kind, way_out)
-    )
+    way_out = "use another type there, or replace the layer"
+    if activation.startswith("float"):
+        way_out = TO_INT8
+    if activation == "float32":
+        way_out = CASTS.get(layer.kind, way_out)
+    return finding("dtype", f"{given}, {limits.runtime} takes {takes}", way_out)
 
 
 def _shape(layer: Layer, limits: Limits) -> Finding | None:
@@ -302,48 +272,3 @@ def _shape(layer: Layer, limits: Limits) -> Finding | None:
                 fix="convert with fixed input shapes",
             )
     return None
-
-
-def _layers(file: TfliteFile) -> list[Layer]:
-    """The operators of all graphs, in the order of the file."""
-    codes = file.model.tables("operator_codes")
-    buffers = file.model.tables("buffers")
-    layers = []
-    for graph in file.model.tables("subgraphs"):
-        tensors = graph.tables("tensors")
-
-        def constant(index: int, tensors: tuple[Node, ...] = tensors) -> bool:
-            return bool(data_of(buffers[tensors[index].integer("buffer")]))
-
-        for operator in graph.tables("operators"):
-            code = codes[operator.integer("opcode_index")]
-            inputs = [index for index in operator.numbers("inputs") if index >= 0]
-            outputs = [index for index in operator.numbers("outputs") if index >= 0]
-            kind = kind_of(code)
-            read = {index: _bytes(tensors[index]) for index in inputs if not constant(index)}
-            written = {index: _bytes(tensors[index]) for index in outputs}
-            both = sum(read.values()), sum(written.values())
-            layers.append(
-                Layer(
-                    kind,
-                    tensors[outputs[0]].text("name") if outputs else "",
-                    code.integer("version", 1),
-                    kind not in OPERATORS,
-                    tuple(_dtype(tensors[index]) for index in inputs),
-                    tuple(constant(index) for index in inputs),
-                    tuple(_dtype(tensors[index]) for index in outputs),
-                    max(both) if kind in IN_PLACE else sum(both),
-                    tuple(tuple(tensors[index].numbers("shape_signature")) for index in outputs),
-                )
-            )
-    return layers
-
-
-def _dtype(tensor: Node) -> str:
-    return DTYPES.get(tensor.integer("type"), "unknown")
-
-
-def _bytes(tensor: Node) -> int:
-    """Bytes of a tensor at batch 1; free dimensions count as 1."""
-    count = prod(max(1, size) for size in tensor.numbers("shape"))
-    return (count * BITS.get(_dtype(tensor), 0) + 7) // 8

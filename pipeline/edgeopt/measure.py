@@ -13,8 +13,7 @@ from edgeopt import registry
 from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation, Outcome
 from edgeopt.device import Device, load_device
-from edgeopt.errors import StageError
-from edgeopt.lint import errors, lint, lint_measured, summary
+from edgeopt.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.model import Array, Model
 from edgeopt.planner import Built, Plan, Step
 from edgeopt.results import Event
@@ -135,10 +134,7 @@ class _Session:
     def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
         """Run an artifact, unless its file already shows that the device cannot; then say why."""
         runtime = device.runtimes[artifact.format]
-        try:
-            findings = lint(artifact.path, device, artifact.format)
-        except StageError as error:
-            return Outcome(runtime, str(error))
+        findings = lint_artifact(artifact.path, device, artifact.format)
         if errors(findings):
             return Outcome(runtime, f"not sent to {device.name}: {'; '.join(summary(errors(findings)))}")
         outcome = self.benches[device.name].run(
@@ -146,9 +142,7 @@ class _Session:
         )
         over = summary(lint_measured(outcome.info.get("measurements") or {}, device))
         notes = [*(outcome.info.get("notes") or ()), *summary(findings)]
-        return outcome._replace(
-            error=outcome.error or "; ".join(over), info={**outcome.info, "notes": notes}
-        )
+        return outcome._replace(error=outcome.error or "; ".join(over), info={**outcome.info, "notes": notes})
 
     def _source_model(self, builds: Sequence[Built]) -> Model:
         """The untouched model: as given, or as loaded where a factory and weights make it up."""

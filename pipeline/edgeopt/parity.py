@@ -12,7 +12,7 @@ from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation, Outcome
 from edgeopt.device import Device, load_device
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.judge import difference, output_scales
+from edgeopt.judge import difference, distance, output_scales
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset
 from edgeopt.profiler import fit_layout
@@ -158,7 +158,7 @@ def _row(
     layer, note = None, ""
     if found.differing:
         sides = {side.device.name: side.run(model, evaluation, layers=found.worst) for side in (first, bench)}
-        layer, note = _first_layer(sides)
+        layer, note = first_layer(sides)
     return DeviceParity(
         differing=found.differing,
         max_error=found.max_error,
@@ -170,7 +170,7 @@ def _row(
     )
 
 
-def _first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, str]:
+def first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, str]:
     """The first layer that differs on the samples that differ most, or why it is not known."""
     silent = [name for name, outcome in sides.items() if not outcome.layers]
     if silent:
@@ -193,14 +193,13 @@ def _first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, 
             ), ""
     if not compared:
         return None, "the two runtimes have no layer in common"
-    return None, "no layer differs while the layers are kept: other kernels do that than those measured"
+    return None, "no layer differs by more than float rounding; keeping layers may take other kernels"
 
 
 def layer_difference(values: Array, others: Array) -> float | int | None:
     """Largest difference of two arrays of one layer; None if they are the same, but for float rounding."""
     old, new = values.astype(np.float64), others.astype(np.float64)
-    apart = np.where((old == new) | (np.isnan(old) & np.isnan(new)), 0.0, np.abs(old - new))
-    worst = float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
+    worst = float(distance(old, new).max(initial=0.0))
     if np.issubdtype(values.dtype, np.floating):
         size = float(np.abs(old[np.isfinite(old)]).max(initial=0.0))
         return worst if worst > FLOAT_NOISE * size else None

@@ -14,7 +14,7 @@ from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.judge import EMULATED, conditions, latency, measurement, of_the_device, sizes
-from edgeopt.lint import lint, lint_measured, summary
+from edgeopt.lint import lint_artifact, lint_measured, summary
 from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset, Metric
 from edgeopt.recipe import Latency
@@ -89,7 +89,7 @@ def profile(
         values = sizes(path) if path.is_file() else {}
         findings = summary(
             [
-                *lint(path, target, model.format),
+                *lint_artifact(path, target, model.format),
                 *lint_measured(outcome.info.get("measurements") or {}, target),
             ]
         )

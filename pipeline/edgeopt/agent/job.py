@@ -67,6 +67,7 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "runtime": {"name": job["runtime"], "version": kind.version()},
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
+        "output_scales": session.output_scales(),
         "n": len(inputs[0]),
         "load_seconds": load_seconds,
         "peak_memory_bytes": peak_memory,

@@ -87,6 +87,10 @@ class ModelSession:
         """One row per layer, where the runtime tells."""
         return []
 
+    def output_scales(self) -> list[float | None]:
+        """The step of each output, also of a real one that the model makes of stored integers at its end."""
+        return [spec.scale for spec in self.outputs or ()]
+
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
         """What every operator gives for one run, in the order of execution; ``None`` if it is not told."""
         return None

@@ -55,6 +55,16 @@ class TfliteSession(ModelSession):
         seconds = time.perf_counter() - start
         return [self.model.get_tensor(index) for index in self.output_indices], seconds
 
+    def output_scales(self) -> list[float | None]:
+        details = {detail["index"]: detail for detail in self.model.get_tensor_details()}
+        made_real = {}
+        for operator in self.model._get_ops_details():
+            if operator["op_name"] == "DEQUANTIZE" and operator["inputs"][0] in details:
+                made_real[operator["outputs"][0]] = _spec(details[operator["inputs"][0]]).scale
+        return [
+            spec.scale or made_real.get(index) for spec, index in zip(self.outputs or (), self.output_indices)
+        ]
+
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
         """Every operator's outputs, from a second interpreter that keeps them.
 

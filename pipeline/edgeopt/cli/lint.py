@@ -11,7 +11,9 @@ FOUND = 1
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(help="A .tflite file; of other formats only the size is looked at.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .tflite file; of other formats only the size is looked at.")
+    ],
     device: Annotated[
         str, typer.Option("--device", help="The device it shall run on; see 'edgeopt devices list'.")
     ],

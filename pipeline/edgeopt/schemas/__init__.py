@@ -65,7 +65,7 @@ class Generator(GenerateJsonSchema):
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         usual = super().function_before_schema(schema)
         name = schema["function"]["function"].__name__
-        if name in ("_existing", "_bare_name", "_from_text"):
+        if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
             return usual  # a path is text either way; the other two stand for whole models, see below
         short = {"_number": FRACTION, "_as_bytes": AMOUNT, "_as_list": usual.get("items")}[name]
         return {"anyOf": [usual, short]}

@@ -15,12 +15,13 @@ from typing import Any, Callable
 import numpy as np
 
 from edgeopt_agent.failure import AgentError
-from edgeopt_agent.session import ModelSession, Spec
+from edgeopt_agent.session import Layer, ModelSession, Spec
 
 ARENA = 64 << 20
 """Room for the arena, in bytes; pages that the model does not need are never touched."""
 PER_MODEL_BYTE = 10
 ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
+SOURCE = re.compile(r"^\S+\.cc(:\d+)?\s+")
 NAMES = {"total": "arena_bytes", "head": "arena_head_bytes", "tail": "arena_tail_bytes"}
 
 
@@ -39,10 +40,10 @@ class Session(ModelSession):
         content = path.read_bytes()
         names, results = _names(content)
         arena = max(ARENA, PER_MODEL_BYTE * len(content))
+        self.content, self.arena = content, arena
+        self.preserving: Any = None
         self.model = _told(lambda: runtime.Interpreter.from_bytes(content, arena_size=arena))
-        self.inputs = [
-            _spec(name, self.model.get_input_details(index)) for index, name in enumerate(names)
-        ]
+        self.inputs = [_spec(name, self.model.get_input_details(index)) for index, name in enumerate(names)]
         self.outputs = [
             _spec(name, self.model.get_output_details(index)) for index, name in enumerate(results)
         ]
@@ -61,9 +62,38 @@ class Session(ModelSession):
         return [np.array(self.model.get_output(index)) for index in range(len(self.outputs))], seconds
 
     def measurements(self) -> dict[str, dict[str, Any]]:
-        """Bytes of the arena as TFLM records them: tensors (head) and what lives as long as the model (tail)."""
+        """Bytes of the arena as TFLM records them: tensors (head), and what lives as long as the model."""
         found = ALLOCATION.findall(_printed(self.model.print_allocations))
         return {NAMES[part]: {"value": int(count), "unit": "bytes"} for part, count in found}
+
+    def layers(self, arrays: list[Any]) -> list[Layer] | None:
+        """Every operator's outputs, from a second interpreter whose arena keeps them all."""
+        from tflite_micro.python.tflite_micro import runtime
+        from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
+
+        if self.preserving is None:
+            keeping = runtime.InterpreterConfig.kPreserveAllTensors
+            self.preserving = runtime.Interpreter.from_bytes(
+                self.content, arena_size=self.arena, intrepreter_config=keeping
+            )
+        for index, array in enumerate(arrays):
+            self.preserving.set_input(array, index)
+        self.preserving.invoke()
+        model = schema.Model.GetRootAs(self.content, 0)
+        graph = model.Subgraphs(0)
+        kinds = {
+            number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)
+        }
+        found = []
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            kind = kinds.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "CUSTOM")
+            for tensor in map(int, operator.OutputsAsNumpy()):
+                name = str((graph.Tensors(tensor).Name() or b"").decode("utf-8", "replace"))
+                values = np.array(self.preserving.GetTensor(tensor, 0)["tensor_data"])
+                found.append(Layer(name, kind, None, values))
+        return found
 
 
 def _names(content: bytes) -> tuple[list[str], list[str]]:
@@ -113,7 +143,7 @@ def _told(call: Callable[[], Any]) -> Any:
                 reasons.append(str(second))
 
         lines = [line.strip().rstrip(".") for line in _printed(again).splitlines() if line.strip()]
-        text = "; ".join(line.split(".cc ")[-1] for line in lines[-2:])
+        text = "; ".join(SOURCE.sub("", line) for line in lines[-2:])
         raise AgentError("model", f"TFLM cannot run it: {text or error}") from error
 
 

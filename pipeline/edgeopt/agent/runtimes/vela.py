@@ -26,7 +26,16 @@ FLAGS = {
 }
 OPERATORS = re.compile(r"^(CPU|NPU) operators = (\d+)", re.MULTILINE)
 REASON = re.compile(r"operator: (\w+), ofm.*\nReason: ([^(\n]*)")
-COLUMNS = ("Original Operator", "NNG Operator", "Target", "Op Cycles", "SRAM AC", "DRAM AC", "MAC Count", "Name")
+COLUMNS = (
+    "Original Operator",
+    "NNG Operator",
+    "Target",
+    "Op Cycles",
+    "SRAM AC",
+    "DRAM AC",
+    "MAC Count",
+    "Name",
+)
 WORDS = ("operator", "npu_operator", "target", "cycles", "sram_cycles", "dram_cycles", "macs", "name")
 
 

@@ -1,0 +1,196 @@
+"""What stands beside a latency: the machine's clock, heat and other programs; protocols; energy."""
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from edgeopt.agent_archive import build_agent
+from edgeopt.bench import Bench, Evaluation
+from edgeopt.device import load_device
+from edgeopt.errors import RecipeError
+from edgeopt.judge import conditions, latency
+from edgeopt.model import Preprocessing
+from edgeopt.recipe import Latency
+from edgeopt.resolve import load_recipe
+from edgeopt.source import inspect
+from edgeopt.store import Store
+from toy_tflite import toy
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The agent's look at a machine that is made of files."""
+    monkeypatch.syspath_prepend(str(build_agent(tmp_path / "agent.pyz")))
+    module = importlib.import_module("edgeopt_agent.conditions")
+    monkeypatch.setattr(module, "SYS", tmp_path / "sys")
+    monkeypatch.setattr(module, "PROC", tmp_path / "proc")
+    yield module
+    for name in [name for name in sys.modules if name.partition(".")[0] == "edgeopt_agent"]:
+        del sys.modules[name]
+
+
+def tell(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def test_a_board_tells_clock_heat_and_throttling(seen: Any, tmp_path: Path) -> None:
+    cpu = "sys/devices/system/cpu"
+    tell(
+        tmp_path,
+        {
+            f"{cpu}/cpu0/cpufreq/scaling_governor": "ondemand\n",
+            f"{cpu}/cpu0/cpufreq/scaling_cur_freq": "600000\n",
+            f"{cpu}/cpu1/cpufreq/scaling_cur_freq": "1500000\n",
+            "sys/class/thermal/thermal_zone0/temp": "48312\n",
+            "sys/class/thermal/thermal_zone1/temp": "-274000\n",
+            "sys/devices/platform/soc/soc:firmware/get_throttled": "50004\n",
+        },
+    )
+    found = seen.conditions()
+    assert found.pop("load") is not None
+    assert found == {
+        "governor": "ondemand",
+        "frequency_mhz": 1500.0,
+        "temperature_c": 48.3,
+        "throttled": True,
+    }
+
+
+def test_a_machine_that_tells_nothing(seen: Any) -> None:
+    found = seen.conditions()
+    assert {name for name, value in found.items() if value is not None} == {"load"}
+    watch = seen.Watch()
+    watch.begin()
+    watch.end()
+    assert watch.spells[0]["other_cores"] is None
+    assert seen.energy_per_run(lambda index: 0.0, 0.01) is None
+
+
+def test_time_of_others_is_told_from_our_own(seen: Any, tmp_path: Path) -> None:
+    def ticks(user: int, idle: int, steal: int) -> None:
+        tell(tmp_path, {"proc/stat": f"cpu  {user} 0 0 {idle} 0 0 0 {steal} 0 0\ncpu0 1 2 3\n"})
+
+    ticks(1000, 1000, 0)
+    watch = seen.Watch()
+    watch.begin()
+    time.sleep(0.3)
+    ticks(1060, 1000, 15)  # in hundredths of a second: 2 cores of others, half a core withheld
+    watch.end()
+    (spell,) = watch.spells
+    assert spell["other_cores"] == pytest.approx(0.6 / spell["seconds"], rel=0.1)
+    assert spell["stolen_cores"] == pytest.approx(0.15 / spell["seconds"], rel=0.1)
+    notes = conditions({"conditions": watch.spells})
+    assert len(notes) == 2 and notes[0].startswith("the machine was busy: other programs took")
+
+
+def test_energy_counters_begin_again(seen: Any, tmp_path: Path) -> None:
+    package = tmp_path / "sys/class/powercap/intel-rapl:0"
+    files = {"name": "package-0\n", "energy_uj": "999000\n", "max_energy_range_uj": "1000000\n"}
+    tell(package, files)
+    tell(package.parent / "intel-rapl:0:0", {"name": "core\n", "energy_uj": "5\n"})
+    calls = []
+
+    def call(index: int) -> float:
+        calls.append(index)
+        (package / "energy_uj").write_text("3000")
+        time.sleep(0.005)
+        return 0.0
+
+    joules = seen.energy_per_run(call, 0.05)
+    assert joules == pytest.approx(4000e-6 / len(calls))
+
+
+def spell(before: dict[str, Any], after: dict[str, Any], others: float = 0.0) -> dict[str, Any]:
+    return {"seconds": 2.0, "before": before, "after": after, "other_cores": others, "stolen_cores": None}
+
+
+def test_what_a_report_says_of_the_machine() -> None:
+    quiet = spell({"frequency_mhz": 1500.0}, {"frequency_mhz": 1490.0}, 0.05)
+    slower = spell({"frequency_mhz": 1500.0}, {"frequency_mhz": 600.0})
+    throttled = spell({"throttled": False}, {"throttled": True})
+    assert conditions({}) == conditions({"conditions": [quiet]}) == ()
+    assert conditions({"conditions": [quiet, spell({}, {}, 1.04)]}) == (
+        "the machine was busy: other programs took 1.0 cores while latency was measured",
+    )
+    (note,) = conditions({"conditions": [slower]})
+    assert "its clock fell from 1500 to 600 MHz" in note
+    assert conditions({"conditions": [throttled] * 2}) == ("the machine was throttled: it says so itself",)
+
+
+def test_mlperf_tiny_is_ten_seconds_five_times() -> None:
+    timing = Latency.model_validate({"protocol": "mlperf-tiny"})
+    assert (timing.min_seconds, timing.min_runs, timing.repeats) == (10.0, 10, 5)
+    assert Latency.model_validate(timing.model_dump()) == timing
+    with pytest.raises(ValidationError, match="protocol mlperf-tiny fixes min_seconds"):
+        Latency.model_validate({"protocol": "mlperf-tiny", "min_seconds": 1})
+    with pytest.raises(ValidationError):
+        Latency.model_validate({"protocol": "mlperf-large"})
+
+
+def test_a_recipe_takes_the_protocol(write_recipe: Callable[..., Path]) -> None:
+    recipe = write_recipe(latency="{min_seconds: 1}")
+    assert load_recipe(recipe, overrides=["latency={protocol: mlperf-tiny}"]).latency.repeats == 5
+    with pytest.raises(RecipeError, match="mlperf-tiny fixes min_seconds"):
+        load_recipe(recipe, overrides=["latency.protocol=mlperf-tiny"])
+
+
+def test_the_median_of_repetitions() -> None:
+    times = {"latency": np.array([1.0, 1.0, 2.0, 4.0, 9.0, 9.0]), "repeats": np.array([2, 3, 1])}
+    values = latency({}, times)
+    assert values["latency_median_ms"].value == pytest.approx(5000)  # of 1, 5 and 9
+    assert values["latency_median_ms"].n == 3
+    assert "latency_median_ms" not in latency({}, {"latency": np.ones(4), "repeats": np.array([4])})
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Callable[..., Any]:
+    """Time the toy model on this machine."""
+    (tmp_path / "toy.tflite").write_bytes(toy())
+    bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
+    model = inspect(tmp_path / "toy.tflite").model
+    model = model.model_copy(update={"inputs": model.inputs or bench.describe(model)})
+
+    def run(protocol: dict[str, Any], *, twice: bool = False) -> Any:
+        evaluation = Evaluation(None, Preprocessing(), tmp_path)
+        outcome = bench.run(model, evaluation, latency=protocol, baseline=model if twice else None)
+        assert outcome.error == ""
+        return outcome
+
+    return run
+
+
+def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:
+    outcome = measure({"min_runs": 20, "min_seconds": 0.1, "max_seconds": 5.0, "repeats": 3}, twice=True)
+    spells = outcome.info["conditions"]
+    assert len(spells) == 3 and all(spell["before"]["load"] is not None for spell in spells)
+    # Two models take turns, and each of them is to run as long as the protocol says.
+    assert all(spell["seconds"] >= 0.2 for spell in spells)
+    assert outcome.times["repeats"].sum() == len(outcome.times["latency"])
+    assert float(np.median(outcome.times["null"])) < 5e-6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the time of all programs")
+def test_another_program_is_noticed(measure: Callable[..., Any]) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        outcome = measure({"min_runs": 20, "min_seconds": 1.0, "max_seconds": 5.0})
+    finally:
+        other.kill()
+        other.wait()
+    assert any("the machine was busy" in note for note in conditions(outcome.info))
+
+
+def test_one_file_twice_is_as_fast_as_itself(measure: Callable[..., Any]) -> None:
+    outcome = measure({"min_runs": 50, "min_seconds": 0.5, "max_seconds": 5.0}, twice=True)
+    assert latency(outcome.info, outcome.times)["latency_ratio"].value == pytest.approx(1.0, abs=0.1)

@@ -1,0 +1,162 @@
+"""The same inputs on several devices: what is a difference, and what is said of it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.bench import Outcome
+from edgeopt.cli import main
+from edgeopt.errors import DeviceError, UsageError
+from edgeopt.judge import difference
+from edgeopt.parity import Parity, first_layer, layer_difference, parity
+from toy_tflite import toy
+
+
+def test_differences_are_counted_in_quantized_units() -> None:
+    first = np.array([[0.0, 0.5], [1.0, 0.0], [0.25, 0.75]], np.float32)
+    second = first.copy()
+    second[1] = [0.25, 0.5]
+    second[2, 1] -= 0.25
+    found = difference([first], [second], [0.25])
+    assert (found.samples, found.differing, found.max_steps, found.flips) == (3, 2, 3, 1)
+    assert found.max_error == 0.75
+    assert found.worst == (1, 2)
+    values = found.measurements()
+    assert set(values) == {"parity_max_steps", "parity_flips"}
+    assert values["parity_max_steps"].value == 3 and values["parity_flips"].n == 3
+
+
+def test_real_outputs_have_no_steps() -> None:
+    found = difference([np.zeros((2, 1))], [np.full((2, 1), 1e-3)], [None])
+    assert found.max_steps is None and found.flips is None  # one value per sample has no largest
+    assert set(found.measurements()) == {"parity_max_error"}
+    mixed = difference([np.zeros((2, 3))] * 2, [np.zeros((2, 3))] * 2, [0.5, None])
+    assert mixed.max_steps is None and mixed.max_error == 0 and mixed.worst == ()
+
+
+def test_no_number_on_one_side_is_an_infinite_difference() -> None:
+    first, second = np.array([[1.0, np.nan, np.inf]]), np.array([[np.nan, np.nan, np.inf]])
+    assert difference([first], [second], [None]).max_error == np.inf
+    assert difference([first], [first], [None]).max_error == 0
+    with pytest.raises(UsageError, match="cannot be compared"):
+        difference([first], [first[:, :2]], [None])
+
+
+def test_rounding_of_float_layers_is_no_difference() -> None:
+    values = np.array([100.0, 1e-6], np.float32)
+    assert layer_difference(values, values + np.float32(1e-4)) is None
+    assert layer_difference(values, values + np.float32(1e-2)) == pytest.approx(1e-2, rel=1e-2)
+    stored = np.array([-128, 127], np.int8)
+    assert layer_difference(stored, stored) is None
+    assert layer_difference(stored, -1 - stored) == 255
+
+
+def layers(*values: list[int], names: str = "abc") -> Outcome:
+    described = [{"name": name, "operator": f"OP_{name}", "scale": 0.5} for name in names[: len(values)]]
+    return Outcome("r", info={"layers": described}, layers=tuple(np.array(v, np.int8) for v in values))
+
+
+def test_the_first_layer_that_differs_is_named() -> None:
+    one = layers([1, 2], [3, 4], [5, 6])
+    layer, note = first_layer({"x": one, "y": layers([1, 2], [3, 7], [9, 9])})
+    assert layer is not None and note == ""
+    assert (layer.index, layer.name, layer.operator, layer.max_steps) == (1, "b", "OP_b", 3)
+    assert first_layer({"x": one, "y": one})[1].startswith("no layer differs")
+    assert first_layer({"x": one, "y": Outcome("r")}) == (None, "y cannot tell what the layers give")
+    assert first_layer({"x": one, "y": layers([0, 0], names="z")})[1].endswith("no layer in common")
+    # An operator that the other runtime has not, or has in another shape, is passed over.
+    layer, _ = first_layer({"x": one, "y": layers([1], [5, 5], names="ac")})
+    assert layer is not None and layer.name == "c"
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    """Devices of one's own: the host again, one with nothing on it, and one that is not there."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "twin.yaml").write_text("runtimes: {tflite: litert}\n")
+    (folder / "bare.yaml").write_text("runtimes: {onnx: onnxruntime}\n")
+    gone = "connection: {uses: local, with: {environment: never-made}}\nruntimes: {tflite: litert}\n"
+    (folder / "gone.yaml").write_text(gone)
+    return folder
+
+
+@pytest.fixture
+def toy_file(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.tflite"
+    path.write_bytes(toy())
+    return path
+
+
+def test_equal_devices_are_equal_and_others_say_why_not(toy_file: Path, devices: Path) -> None:
+    found = parity(toy_file, ["host", "twin", "bare", "gone"], device_folders=[devices])
+    first, twin, bare, gone = found.devices
+    assert found.random_inputs and found.samples == 64
+    assert (first.device, first.differing) == ("host", 0)
+    assert (twin.status, twin.differing, twin.max_steps, twin.flips, twin.layer) == ("ok", 0, 0, 0, None)
+    assert (bare.status, bare.reason) == ("skipped", "it has no runtime for tflite")
+    assert gone.status == "skipped" and "is not set up" in gone.reason
+
+
+def test_the_first_device_must_run(toy_file: Path, devices: Path) -> None:
+    with pytest.raises(UsageError, match="at least two"):
+        parity(toy_file, ["host"])
+    with pytest.raises(UsageError, match="bare has no runtime for tflite"):
+        parity(toy_file, ["bare", "host"], device_folders=[devices])
+    with pytest.raises(DeviceError, match="is not set up"):
+        parity(toy_file, ["gone", "host"], device_folders=[devices])
+
+
+def test_a_runtime_tells_what_its_layers_give(toy_file: Path, tmp_path: Path) -> None:
+    from edgeopt.agent_archive import build_agent
+    from edgeopt.bench import Bench, Evaluation
+    from edgeopt.device import load_device
+    from edgeopt.model import Preprocessing
+    from edgeopt.source import inspect
+    from edgeopt.store import Store
+
+    bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
+    model = inspect(toy_file).model
+    model = model.model_copy(update={"inputs": model.inputs or bench.describe(model)})
+    outcome = bench.run(model, Evaluation(None, Preprocessing(), tmp_path), layers=(5, 0))
+    assert outcome.error == ""
+    told = outcome.info["layers"]
+    assert [layer["operator"] for layer in told] == ["FULLY_CONNECTED", "FULLY_CONNECTED"]
+    assert [values.shape for values in outcome.layers] == [(2, 1, 8), (2, 1, 8)]
+    last = outcome.layers[-1].astype(np.float64)
+    (spec,) = outcome.info["outputs"]
+    real = (last - spec["zero_point"]) * spec["scale"]
+    assert np.allclose(real.reshape(2, 8), outcome.outputs[0][[5, 0]].reshape(2, 8))
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeopt", "parity", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+def test_the_command(
+    run: Callable[..., tuple[int, str, str]], toy_file: Path, devices: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 8), np.float32))
+    mine = ["--device-folder", devices, "--data", tmp_path / "data.npz"]
+    code, out, _ = run(toy_file, "--devices", "host,twin", *mine, "--max-steps", "0", "--json")
+    assert code == 0 and Parity.model_validate(json.loads(out)).samples == 3
+    code, out, _ = run(toy_file, "--devices", "host,twin,gone", *mine)
+    assert code == 3 and "is not set up" in out
+    code, _, err = run(toy_file, "--devices", "host", *mine)
+    assert code == 2 and "at least two" in err
+    code, _, err = run(toy_file, "--devices", "host,nowhere", *mine)
+    assert code == 2 and "no device 'nowhere'" in err
