@@ -22,6 +22,9 @@ from edgeopt.plugin import Stage
 from edgeopt.recipe import Intent, ModelPart, Recipe, Variant
 from edgeopt.source import check_weights, inspect
 
+BASELINE = "float"
+"""The variant that is always built, because everything else is compared with it."""
+
 
 class Branch(NamedTuple):
     """One variant in one format: the stages that make it, and where it will be measured."""
@@ -132,7 +135,8 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
             for target in recipe.formats:
                 reason = expected(device, target, not schemes or dynamic, dynamic)
                 if target in device.runtimes and reason:
-                    yield f"{variant.name}.{target} will fail on {device.name}: {reason}"
+                    what = "is built, but not measured" if variant.name == BASELINE else "will fail"
+                    yield f"{variant.name}.{target} {what} on {device.name}: {reason}"
 
 
 def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
@@ -188,6 +192,9 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
         return cannot(
             f"no device of the recipe has a runtime for {target}", "add a device that has, such as host"
         )
+    if variant.name == BASELINE:
+        # Nobody asked for float on a device that is made for integers: there it is only the baseline.
+        devices = tuple(device for device in devices if not expected(device, target, True, False))
     return Branch(variant.name, target, stages, devices)
 
 

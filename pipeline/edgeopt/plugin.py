@@ -172,7 +172,9 @@ class Connection(Plugin):
             UsageError: this way to a device needs no setting up.
             DeviceError: it cannot be made.
         """
-        raise UsageError("this device needs no setting up", fix="see what is there: edgeopt devices check NAME")
+        raise UsageError(
+            "this device needs no setting up", fix="see what is there: edgeopt devices check NAME"
+        )
 
 
 class ConnectionCutError(DeviceError):

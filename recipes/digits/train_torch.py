@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from edgeopt.datasets.digits import Digits  # noqa: E402
 from models.digits_cnn import digits_cnn  # noqa: E402
+
+from edgeopt.datasets.digits import Digits  # noqa: E402
 
 EPOCHS = 40
 BATCH = 64

@@ -37,18 +37,19 @@ def show_report(report: Report) -> None:
         source = f"source model {report.source.path} ({report.source.format})"
         out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
     for device in report.devices():
-        wanted = columns(metric)
+        rows = [row for row in report.results if row.device == device]
+        wanted = columns(rows, metric)
         table = Table(title=f"{report.recipe} on {device}", title_justify="left")
         for title in ("variant", "format", "status"):
             table.add_column(title)
         for title, _ in wanted:
             table.add_column(title, justify="right")
-        for row in report.results:
-            if row.device == device:
-                status = Text(row.status, STYLES[row.status])
-                cells = [show(name, row.measurements.get(name)) for _, name in wanted]
-                table.add_row(Text(row.variant), row.format, status, *cells)
+        for row in rows:
+            cells = [show(name, row.measurements.get(name)) for _, name in wanted]
+            table.add_row(Text(row.variant), row.format, Text(row.status, STYLES[row.status]), *cells)
         out.print(table)
+        for note in dict.fromkeys(note for row in rows for note in row.notes):
+            out.print(Text(f"note: {note}", "dim"))
     for row in report.results:
         if row.reason:
             out.print(

@@ -26,10 +26,10 @@ def primary_metric(report: Report) -> str:
     return ""
 
 
-def columns(metric: str) -> list[tuple[str, str]]:
-    """Title and measurement of the table's columns."""
+def columns(rows: Sequence[Result], metric: str) -> list[tuple[str, str]]:
+    """Title and measurement of a table's columns; what no row has is left out."""
     accuracy = [(metric, metric), ("drop", f"{metric}_drop")] if metric else []
-    return [
+    possible = [
         *accuracy,
         ("agreement", "agreement"),
         ("SNR", "fidelity_snr_db"),
@@ -38,7 +38,15 @@ def columns(metric: str) -> list[tuple[str, str]]:
         ("p90", "latency_p90_ms"),
         ("÷ float", "latency_ratio"),
         ("peak memory", "peak_memory_bytes"),
+        ("arena", "arena_bytes"),
+        ("NPU cycles", "npu_cycles"),
+        ("estimated", "estimated_latency_ms"),
+        ("SRAM", "sram_bytes"),
+        ("flash", "flash_bytes"),
+        ("on NPU", "npu_share"),
+        ("flips to host", "parity_flips"),
     ]
+    return [(title, name) for title, name in possible if any(name in row.measurements for row in rows)]
 
 
 def show(name: str, measurement: Measurement | None) -> str:
@@ -56,7 +64,9 @@ def show(name: str, measurement: Measurement | None) -> str:
         return f"{value:.2f} ×"
     if name.endswith("_drop"):
         return f"{value * 100:+.2f} pt" if name.startswith("top") else f"{value:+.4g}"
-    if name in ("agreement",) or name.startswith("top"):
+    if name == "npu_cycles":
+        return f"{value:,.0f}"
+    if name in ("agreement", "npu_share") or name.startswith("top"):
         return f"{value * 100:.2f} %"
     return f"{value:.4g}{' ' + unit if unit else ''}"
 
@@ -90,7 +100,7 @@ def _source(report: Report) -> list[str]:
 
 
 def _table(rows: Sequence[Result], metric: str) -> list[str]:
-    wanted = columns(metric)
+    wanted = columns(rows, metric)
     lines = [
         "| variant | format | status | " + " | ".join(title for title, _ in wanted) + " |",
         "|---|---|---|" + "---:|" * len(wanted),
