@@ -288,7 +288,7 @@ def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "inputs", "kind", "words"),
     [
-        ({"runtime": "nul"}, [np.ones((1, 1))], "runtime", "no runtime 'nul'; it has: executorch"),
+        ({"runtime": "nul"}, [np.ones((1, 1))], "runtime", "no runtime 'nul'; it has: "),
         ({"options": {"fast": 1}}, [np.ones((1, 1))], "runtime", "no option 'fast'; known: inputs, outputs"),
         ({"protocol": 9}, [np.ones((1, 1))], "input", "speaks protocol 9, this agent speaks 1"),
         ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin is not there"),

@@ -40,7 +40,8 @@ def test_shipped_devices_are_valid() -> None:
 
 
 def test_the_host_runs_every_runtime_that_it_can_share() -> None:
-    elsewhere = {"null", "tflite_runtime", "tflm", "vela"}
+    elsewhere = {"null", "tflite_runtime", "tflm", "vela", "torch_cuda", "onnxruntime_cuda"}
+    elsewhere |= {"adb_litert", "adb_executorch"}
     assert set(load_device("host").runtimes.values()) == set(runtime_names()) - elsewhere
 
 

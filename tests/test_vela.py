@@ -83,16 +83,17 @@ def test_a_run_sends_what_can_run_and_keeps_what_was_compiled(
     devices = tmp_path / "devices"
     devices.mkdir()
     (devices / "tiny.yaml").write_text("runtimes: {tflite: litert}\nlimits: {flash: 1 KiB}\n")
-    recipe = write_recipe(optimize="{int8: {quantize: int8}}", devices="[ethos-u55-128, tiny]")
+    recipe = write_recipe(optimize="{int8: {quantize: int8}, plain: {}}", devices="[ethos-u55-128, tiny]")
     report = optimize(recipe, out=tmp_path / "out", store=tmp_path / "store", device_folders=(devices,))
     results = {(result.variant, result.device): result for result in report.results}
-    for variant in ("float", "int8"):
+    for variant in ("float", "int8", "plain"):
         small = results[variant, "tiny"]
         assert small.status == "failed"
         assert small.reason.startswith("not sent to tiny: [flash] the file has ")
         assert small.measurements["size_bytes"].value > 1024
         assert "top1" not in small.measurements
-    refused = results["float", "ethos-u55-128"]
+    assert ("float", "ethos-u55-128") not in results
+    refused = results["plain", "ethos-u55-128"]
     assert refused.status == "failed"
     assert "not sent to ethos-u55-128: [float] " in refused.reason
     assert "quantize: int8" in refused.reason

@@ -127,6 +127,7 @@ class Bench:
         """Ask the device what it is; a device that does not answer keeps the reason in ``failure``."""
         try:
             self.probe = ask(self.device, self.agent)
+            require(self.device, self.probe)
         except DeviceError as error:
             self.failure = str(error)
         return self
@@ -208,6 +209,11 @@ class Bench:
             answer = self._answer(link, request | {"model": _put(link, model, "model")}, folder)
         if not answer["ok"]:
             raise DeviceError(f"{model.path.name} on {self.device.name}: {answer['error']}")
+        if not answer.get("inputs"):
+            raise DeviceError(
+                f"{model.path.name} on {self.device.name}: the runtime does not tell what the model takes",
+                fix="give the shape of every input: --shape 1,3,32,32",
+            )
         return tuple(TensorSpec.model_validate(spec) for spec in answer["inputs"])
 
     @retried
@@ -296,6 +302,19 @@ def ask(device: Device, agent: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DeviceError(f"device {device.name} answered rubbish: {str(found)[:100]}")
     return cast("dict[str, Any]", found)
+
+
+def require(device: Device, probe: Mapping[str, Any]) -> None:
+    """Hold what a device needs against what was found there.
+
+    Raises:
+        DeviceError: hardware is missing.
+    """
+    if "gpu" in device.needs and not probe.get("gpus"):
+        raise DeviceError(
+            f"device {device.name} has no NVIDIA GPU: nvidia-smi is not on its PATH, or lists none",
+            fix="install the NVIDIA driver there, or give its connection a machine that has a GPU",
+        )
 
 
 def lasting(probe: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,6 +83,9 @@ class Device(BaseModel):
     )
     options: dict[str, dict[str, Any]] = Field({}, description="runtime -> its options on this device")
     threads: int = Field(1, ge=1, description="threads a model may use while it is measured")
+    needs: tuple[Literal["gpu"], ...] = Field(
+        (), description="hardware without which nothing is sent there: what would run on it is skipped"
+    )
     emulated: bool = Field(False, description="an emulator: accuracy counts, latency does not")
     limits: Limits = Limits()
     operators: Annotated[str | None, AfterValidator(_known_table)] = Field(

@@ -151,6 +151,13 @@ def conditions(info: Mapping[str, Any]) -> tuple[str, ...]:
                 f"the machine was throttled: its clock fell from {first:g} to {last:g} MHz "
                 "while latency was measured"
             )
+        for index, (first_gpu, last_gpu) in enumerate(
+            zip(before.get("gpus") or (), after.get("gpus") or (), strict=False)
+        ):
+            first, last = first_gpu.get("clock_mhz"), last_gpu.get("clock_mhz")
+            if first and last:
+                fell = ": it was throttled, or idle meanwhile" if last < SLOWER_CLOCK * first else ""
+                notes.append(f"GPU {index}: clock {first:g} MHz before and {last:g} MHz after the runs{fell}")
     return tuple(dict.fromkeys(notes))
 
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+from edgeopt_agent.cuda import gpu_states
+
 PROC = Path("/proc")
 SYS = Path("/sys")
 BUSY_FIELDS = (0, 1, 2, 5, 6)
@@ -31,14 +33,18 @@ def conditions() -> dict[str, Any]:
 
 
 class Watch:
-    """Looks at the machine before and after a timed run; ``begin`` when all is warm, then ``end``."""
+    """Looks at the machine before and after a timed run; ``begin`` when all is warm, then ``end``.
 
-    def __init__(self) -> None:
+    ``gpus``: look at the clocks of the GPUs as well.
+    """
+
+    def __init__(self, *, gpus: bool = False) -> None:
+        self.gpus = gpus
         self.spells: list[dict[str, Any]] = []
 
     def begin(self) -> None:
         """Start one spell of timing; there may be several."""
-        self.before = conditions()
+        self.before = self._now()
         self.ticks = _ticks()
         self.own = time.process_time()
         self.start = time.perf_counter()
@@ -58,11 +64,14 @@ class Watch:
             {
                 "seconds": round(seconds, 3),
                 "before": self.before,
-                "after": conditions(),
+                "after": self._now(),
                 "other_cores": others,
                 "stolen_cores": stolen,
             }
         )
+
+    def _now(self) -> dict[str, Any]:
+        return {**conditions(), "gpus": gpu_states()} if self.gpus else conditions()
 
 
 def energy_per_run(call: Callable[[int], float], seconds: float = ENERGY_SECONDS) -> float | None:

@@ -84,7 +84,7 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             baseline_path = folder / job["baseline"]
             baseline = _load(kind, job["runtime"], baseline_path, threads, options)
             check_inputs(inputs, baseline.inputs, baseline_path.name)
-        watch = Watch()
+        watch = Watch(gpus=session.on_gpu)
         with _running(path, inputs):
             times = _latencies(session, baseline, inputs, job["latency"], watch)
             energy = energy_per_run(_caller(session, inputs))
@@ -107,7 +107,9 @@ def _looked_at(
     environment: dict[str, Any],
 ) -> dict[str, Any]:
     """The result of a runtime that compiles the model instead of running it."""
-    compiled = session.compiled()
+    # A job without data only asks what the model takes: nothing is measured for it.
+    asked = job.get("inputs") is not None
+    compiled = session.compiled() if asked else None
     if compiled is not None:
         shutil.copyfile(compiled, folder / COMPILED)
     return {
@@ -119,9 +121,9 @@ def _looked_at(
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
         "n": 0,
-        "measurements": session.measurements(),
-        "details": session.details(),
-        "notes": session.notes(),
+        "measurements": session.measurements() if asked else {},
+        "details": session.details() if asked else [],
+        "notes": session.notes() if asked else [],
         "environment": environment,
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeopt_agent import VERSION
 from edgeopt_agent.conditions import conditions, read_text
+from edgeopt_agent.cuda import gpus
 
 FLAGS = {
     "avx2": "avx2",
@@ -41,6 +42,7 @@ def probe() -> dict[str, Any]:
         "cpu_flags": flags,
         "cores": _cores(),
         "memory_bytes": _memory(),
+        "gpus": gpus(),
         "os": f"{platform.system()} {platform.release()}",
         "numpy": importlib.metadata.version("numpy"),
         **{name: now[name] for name in ("governor", "load", "temperature_c")},

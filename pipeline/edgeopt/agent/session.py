@@ -48,6 +48,9 @@ class ModelSession:
     executes: ClassVar[bool] = True
     """False for a compiler for a device: it looks at the model, and ``measurements`` is all it gives."""
 
+    on_gpu: ClassVar[bool] = False
+    """Whether the clocks of the GPUs belong to what was measured."""
+
     inputs: list[Spec] | None = None
     outputs: list[Spec] | None = None
 
@@ -195,8 +198,8 @@ def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]
         with explained("runtime", f"runtime {name!r} cannot be used"):
             kind.prepare(path, threads, options)
     except AgentError as error:
-        if kind.version() is not None:
-            raise
+        if kind.version() is not None or error.__cause__ is None:
+            raise  # also what the runtime itself has to say, which tells more
         packages = " ".join(kind.requires)
         message = f"runtime {name!r} needs {packages}, which is not installed for {sys.executable}"
         raise AgentError("runtime", message) from error

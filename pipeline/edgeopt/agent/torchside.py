@@ -1,12 +1,18 @@
-"""What the runtimes built on torch share: threads, tensors, and flattening of outputs."""
+"""What the runtimes built on torch share: loading, threads, tensors, and flattening of outputs."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeopt_agent.failure import AgentError
+from edgeopt_agent.failure import AgentError, explained
+from edgeopt_agent.session import Spec
 
 
 def limit_threads(threads: int) -> None:
@@ -31,9 +37,71 @@ def as_arrays(value: Any) -> list[Any]:
 
     if isinstance(value, torch.Tensor):
         value = value.dequantize() if value.is_quantized else value
+        # numpy has no bfloat16.
+        value = value.float() if value.dtype == torch.bfloat16 else value
         return [np.array(value.detach().cpu().numpy())]
     if isinstance(value, dict):
         return [array for item in value.values() for array in as_arrays(item)]
     if isinstance(value, (list, tuple)):
         return [array for item in value for array in as_arrays(item)]
     raise AgentError("model", f"the model gives a {type(value).__name__}, which is not a tensor")
+
+
+def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
+    """A module made by its own code with stored weights, and what its ``model.json`` says that it takes."""
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / "model.json").read_text("utf-8"))
+    target, where = about["factory"]["target"], about["factory"].get("folder")
+    if where and Path(where).is_dir() and where not in sys.path:
+        sys.path.insert(0, where)
+    module_name, _, name = target.partition(":")
+    with explained("model", f"the model's own code {target!r} cannot be used"):
+        factory: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            factory = getattr(factory, part)
+        arguments = about.get("arguments") or {}
+        module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
+    with explained("model", f"{folder.name}/weights.safetensors does not fit {target!r}"):
+        module.load_state_dict(load_file(folder / "weights.safetensors"))
+    specs = about.get("inputs")
+    if not specs:
+        return module.eval(), None
+    return module.eval(), [
+        Spec(spec["name"], (None, *spec["shape"][1:]), spec.get("dtype", "float32")) for spec in specs
+    ]
+
+
+def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
+    """The program of a ``.pt2`` file, and what it takes.
+
+    Raises:
+        AgentError: kind ``model``, no archive, or one with pickled objects that is not to be trusted.
+    """
+    if not zipfile.is_zipfile(path):
+        raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
+    with zipfile.ZipFile(path) as archive:
+        objects = [
+            name
+            for name in archive.namelist()
+            if "/data/constants/" in name and name.rpartition("/")[2].startswith(("custom_obj", "opaque_obj"))
+        ]
+    if objects and not trust:
+        raise AgentError(
+            "model",
+            f"{path.name} holds pickled objects ({objects[0]}), which can run any code; "
+            "set the runtime's option 'trust' to load it all the same",
+        )
+    import torch
+
+    program = torch.export.load(path)
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    specs = [
+        Spec(
+            name,
+            tuple(size if isinstance(size, int) else None for size in values[name].shape),
+            str(values[name].dtype).replace("torch.", ""),
+        )
+        for name in program.graph_signature.user_inputs
+    ]
+    return program, specs

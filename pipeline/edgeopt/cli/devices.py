@@ -44,7 +44,7 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
     import tempfile
     from pathlib import Path
 
-    from edgeopt.bench import probe_device
+    from edgeopt.bench import probe_device, require
     from edgeopt.device import load_device
     from edgeopt.errors import DeviceError
 
@@ -65,6 +65,7 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
             f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed there'}"
         )
         absent += [] if version else [runtime]
+    require(device, found)
     if absent:
         raise DeviceError(
             f"device {name} lacks {', '.join(dict.fromkeys(absent))}",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent.failure import AgentError, explained
-from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
+from edgeopt_agent.session import ModelSession
+from edgeopt_agent.torchside import as_arrays, as_tensors, eager_module, exported_program, limit_threads
 
 EAGER_BATCH = 32
 
@@ -39,9 +35,10 @@ class Session(ModelSession):
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         self.eager = path.is_dir()
         if self.eager:
-            self.model, self.inputs = _eager(path)
+            self.model, self.inputs = eager_module(path)
         else:
-            self.model, self.inputs = _exported(path, bool(options.get("trust", False)))
+            program, self.inputs = exported_program(path, bool(options.get("trust", False)))
+            self.model = program.module()
 
     @property
     def max_batch(self) -> int | None:
@@ -60,57 +57,3 @@ class Session(ModelSession):
             results = self.model(*tensors)
             seconds = time.perf_counter() - start
         return as_arrays(results), seconds
-
-
-def _eager(folder: Path) -> tuple[Any, list[Spec] | None]:
-    from safetensors.torch import load_file
-
-    about = json.loads((folder / "model.json").read_text("utf-8"))
-    target, where = about["factory"]["target"], about["factory"].get("folder")
-    if where and Path(where).is_dir() and where not in sys.path:
-        sys.path.insert(0, where)
-    module_name, _, name = target.partition(":")
-    with explained("model", f"the model's own code {target!r} cannot be used"):
-        factory: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            factory = getattr(factory, part)
-        arguments = about.get("arguments") or {}
-        module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
-    with explained("model", f"{folder.name}/weights.safetensors does not fit {target!r}"):
-        module.load_state_dict(load_file(folder / "weights.safetensors"))
-    specs = about.get("inputs")
-    if not specs:
-        return module.eval(), None
-    return module.eval(), [
-        Spec(spec["name"], (None, *spec["shape"][1:]), spec.get("dtype", "float32")) for spec in specs
-    ]
-
-
-def _exported(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
-    if not zipfile.is_zipfile(path):
-        raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
-    with zipfile.ZipFile(path) as archive:
-        objects = [
-            name
-            for name in archive.namelist()
-            if "/data/constants/" in name and name.rpartition("/")[2].startswith(("custom_obj", "opaque_obj"))
-        ]
-    if objects and not trust:
-        raise AgentError(
-            "model",
-            f"{path.name} holds pickled objects ({objects[0]}), which can run any code; "
-            "set the runtime's option 'trust' to load it all the same",
-        )
-    import torch
-
-    program = torch.export.load(path)
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    specs = [
-        Spec(
-            name,
-            tuple(size if isinstance(size, int) else None for size in values[name].shape),
-            str(values[name].dtype).replace("torch.", ""),
-        )
-        for name in program.graph_signature.user_inputs
-    ]
-    return program.module(), specs

@@ -1,0 +1,290 @@
+"""An Android device as the ``adb`` client reaches it, and a program there that measures a model.
+
+Commands and states are those of https://developer.android.com/tools/adb.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator
+
+from edgeopt_agent.failure import AgentError
+from edgeopt_agent.session import ModelSession
+
+FOLDER = "/data/local/tmp"
+"""The one place where adb may write, and run what it wrote, on every Android."""
+SECONDS = 600.0
+CLEANING_SECONDS = 30.0
+VERSION_SECONDS = 10.0
+STATUS = "edgeopt-exit-status="
+ABSENT, NO_PROGRAM = 3, 4
+HINTS = {
+    "unauthorized": "unlock its screen and allow USB debugging for this computer",
+    "offline": "reconnect it, or run 'adb reconnect'",
+    "no permissions": "this user may not open it: add udev rules for it, or join the group plugdev",
+}
+
+
+class Phone:
+    """One Android device. ``seconds`` limits every single command.
+
+    Raises:
+        AgentError: kind ``runtime``: no client, no device, several to choose from, or not ready.
+    """
+
+    def __init__(self, adb: str, serial: str | None, seconds: float) -> None:
+        client = shutil.which(os.path.expanduser(adb))
+        if client is None:
+            raise AgentError(
+                "runtime",
+                f"no adb client {adb!r} on this machine: install Android's platform-tools, "
+                "or give its path with the option 'adb'",
+            )
+        self.client = client
+        self.seconds = seconds
+        self.serial = self._choose(serial or os.environ.get("ANDROID_SERIAL"))
+
+    def shell(self, command: str, seconds: float | None = None) -> tuple[int, str]:
+        """Run a command of the device's shell; returns its exit status and all that it printed.
+
+        Before Android 7 ``adb shell`` does not pass the status on, so the command prints it itself.
+
+        Raises:
+            AgentError: the time limit is over, or the connection is gone.
+        """
+        line = f"({command}) 2>&1; s=$?; echo; echo {STATUS}$s"
+        _, text = self._call(["-s", self.serial, "shell", line], seconds)
+        printed, found, status = text.rpartition(STATUS)
+        if not found or not status.strip().isdigit():
+            raise AgentError("runtime", f"the device {self.serial} did not answer: {last_line(text)}")
+        return int(status), printed
+
+    def push(self, local: Path, remote: str) -> None:
+        """Copy a file to the device.
+
+        Raises:
+            AgentError: it does not fit there, or the connection is gone.
+        """
+        code, text = self._call(["-s", self.serial, "push", str(local), remote])
+        if code != 0:
+            raise AgentError("runtime", f"adb cannot copy the model to {self.serial}: {last_line(text)}")
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[str]:
+        """A folder on the device that is gone afterwards, with the program that still runs in it."""
+        path = f"{FOLDER}/edgeopt-{secrets.token_hex(8)}"
+        try:
+            status, text = self.shell(f"mkdir {shlex.quote(path)}")
+            if status != 0:
+                raise AgentError("runtime", f"cannot make a folder on {self.serial}: {last_line(text)}")
+            yield path
+        except BaseException as error:
+            try:
+                self._remove(path)
+            except AgentError as left:
+                if isinstance(error, AgentError):
+                    raise AgentError(error.kind, f"{error.message}; {left.message}") from error
+            raise
+        self._remove(path)
+
+    def name(self) -> str:
+        """What it is, as it says itself: model, Android version, serial number."""
+        status, text = self.shell("getprop ro.product.model; getprop ro.build.version.release")
+        told = [line.strip() for line in text.splitlines() if line.strip()]
+        if status != 0 or len(told) != 2:
+            return self.serial
+        return f"{told[0]} with Android {told[1]} ({self.serial})"
+
+    def _remove(self, path: str) -> None:
+        folder, pid = shlex.quote(path), shlex.quote(f"{path}/pid")
+        command = f"[ -f {pid} ] && kill -9 $(cat {pid}); rm -rf {folder}; [ ! -e {folder} ]"
+        try:
+            status, text = self.shell(command, CLEANING_SECONDS)
+        except AgentError as error:
+            raise AgentError("runtime", f"{path} may be left on {self.serial}") from error
+        if status != 0:
+            raise AgentError("runtime", f"{path} is left on {self.serial}: {last_line(text)}")
+
+    def _choose(self, serial: str | None) -> str:
+        code, text = self._call(["devices"])
+        if code != 0:
+            raise AgentError("runtime", f"'adb devices' failed: {last_line(text)}")
+        _, _, listed = text.partition("List of devices attached")
+        rows = [line.split(None, 1) for line in listed.splitlines() if not line.startswith("*")]
+        states = {row[0]: row[1].strip() for row in rows if len(row) == 2}
+        seen = ", ".join(f"{name} ({state})" for name, state in states.items())
+        if not states:
+            raise AgentError(
+                "runtime",
+                "adb sees no device: connect one with USB debugging switched on, or start an emulator; "
+                "'adb devices' must list it",
+            )
+        if serial is None and len(states) > 1:
+            raise AgentError(
+                "runtime", f"adb sees {len(states)} devices, say which with the option 'serial': {seen}"
+            )
+        chosen = serial if serial is not None else next(iter(states))
+        if chosen not in states:
+            raise AgentError("runtime", f"adb sees no device {chosen!r}; it sees: {seen}")
+        state = states[chosen]
+        if state != "device":
+            hints = [hint for word, hint in HINTS.items() if state.startswith(word)]
+            hint = hints[0] if hints else "start Android on it"
+            raise AgentError("runtime", f"the device {chosen} is not ready, adb calls it {state!r}: {hint}")
+        return chosen
+
+    def _call(self, arguments: list[str], seconds: float | None = None) -> tuple[int, str]:
+        limit = self.seconds if seconds is None else seconds
+        # A file, not a pipe: the server that adb may start in passing would keep a pipe open.
+        with tempfile.TemporaryFile() as file:
+            try:
+                done = subprocess.run(
+                    [self.client, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=limit,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise AgentError(
+                    "runtime",
+                    f"'adb {_verb(arguments)}' did not end within {limit:g} s: "
+                    "raise the option 'seconds', or lower 'runs'",
+                ) from error
+            except OSError as error:
+                raise AgentError("runtime", f"{self.client} cannot be started: {error.strerror}") from error
+            file.seek(0)
+            return done.returncode, file.read().decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+class PhoneSession(ModelSession):
+    """A model that a program on an Android device measures; the agent itself runs beside the adb client.
+
+    The program is not given the samples and its outputs are not fetched, so nothing can be judged:
+    there are measurements only. They are taken when they are first asked for.
+    """
+
+    executes = False
+    program: str
+    """The option that says where the program lies on the device; its file name by default, too."""
+
+    def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        self.path, self.threads, self.options = path, threads, options
+        self.tool = str(options.get(self.program) or f"{FOLDER}/{self.default_tool()}")
+        self.runs = int(positive(options, "runs", 50, 1))
+        self.warmup_runs = int(positive(options, "warmup_runs", 1, 0))
+        seconds = positive(options, "seconds", SECONDS, 1)
+        self.phone = Phone(str(options.get("adb") or "adb"), options.get("serial"), seconds)
+        self.found: dict[str, tuple[float, str]] | None = None
+        self.where = self.phone.serial
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Version of the adb client on the PATH; what the device has, its programs do not tell."""
+        client = shutil.which("adb")
+        if client is None:
+            return None
+        try:
+            done = subprocess.run(
+                [client, "version"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=VERSION_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        first = done.stdout.decode("utf-8", "replace").partition("\n")[0].split()
+        return f"adb {first[-1]}" if done.returncode == 0 and first else None
+
+    def default_tool(self) -> str:
+        """File name of the program."""
+        raise NotImplementedError
+
+    def flags(self, model: str) -> list[str]:
+        """Arguments of the program for a model file on the device."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> dict[str, tuple[float, str]]:
+        """Measurements from what the program printed: name -> value and unit."""
+        raise NotImplementedError
+
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        """Send the model, run the program once, and remove everything again."""
+        if self.found is None:
+            self.where = self.phone.name()
+            self.found = self.read(self._run())
+        return {name: {"value": value, "unit": unit} for name, (value, unit) in self.found.items()}
+
+    def notes(self) -> list[str]:
+        """What must stand beside the figures."""
+        name = os.path.basename(self.tool)
+        return [f"measured by {name} on {self.where}, on inputs of its own: accuracy is not measured there"]
+
+    def _run(self) -> str:
+        tool, name = shlex.quote(self.tool), os.path.basename(self.tool)
+        status, text = self.phone.shell(f"[ -e {tool} ] || exit {ABSENT}; [ -x {tool} ] || exit {NO_PROGRAM}")
+        make = f"adb -s {self.phone.serial} shell chmod +x {tool}"
+        if status == ABSENT:
+            push = f"adb -s {self.phone.serial} push {name} {tool} && {make}"
+            raise AgentError("runtime", f"there is no {self.tool} on {self.phone.serial}: {push}")
+        if status != 0:
+            raise AgentError("runtime", f"{self.tool} on {self.phone.serial} is no program: {make}")
+        with self.phone.folder() as folder:
+            model = f"{folder}/model{self.path.suffix}"
+            self.phone.push(self.path, model)
+            command = " ".join(shlex.quote(part) for part in [self.tool, *self.flags(model)])
+            # The number of the process is kept, since it may outlive the connection.
+            started = shlex.quote(f"echo $$ > pid; exec {command}")
+            status, text = self.phone.shell(
+                f"cd {shlex.quote(folder)} || exit; sh -c {started}; s=$?; rm -f pid; exit $s"
+            )
+        if status != 0:
+            died = f"died with signal {status - 128}" if status > 128 else f"failed with exit status {status}"
+            raise AgentError("model", f"{name} {died} on {self.phone.serial}: {last_line(text)}")
+        return text
+
+
+def positive(options: dict[str, Any], name: str, default: float, least: float) -> float:
+    """A number among the options.
+
+    Raises:
+        AgentError: kind ``runtime``, when it is none or too small.
+    """
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        raise AgentError("runtime", f"option {name!r} is {value!r}, not a number of at least {least:g}")
+    return value
+
+
+def finite(figures: dict[str, tuple[float, str]], program: str) -> dict[str, tuple[float, str]]:
+    """The same figures, if all are numbers that time and memory can have.
+
+    Raises:
+        AgentError: kind ``runtime``.
+    """
+    for name, (value, _) in figures.items():
+        if not math.isfinite(value) or value < 0:
+            raise AgentError("runtime", f"{program} printed rubbish on the device: {name} would be {value}")
+    return figures
+
+
+def last_line(text: str) -> str:
+    """The last line that speaks of an error, or the last one at all."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (telling or lines or ["no message"])[-1][:150]
+
+
+def _verb(arguments: list[str]) -> str:
+    return next(word for word in ("devices", "shell", "push") if word in arguments)
