@@ -104,3 +104,7 @@ def test_a_run_sends_what_can_run_and_keeps_what_was_compiled(
     assert b"ethos-u" in (tmp_path / "out" / good.artifact.path).read_bytes()
     assert 0.5 < good.measurements["npu_share"].value <= 1
     assert good.notes[0].startswith("estimate by ethos-u-vela")
+    assert {"NPU", "CPU"} >= {layer["target"] for layer in good.layers}
+    assert sum(int(layer["cycles"] or 0) for layer in good.layers) > 0
+    page = (tmp_path / "out" / "devices" / "ethos-u55-128.md").read_text()
+    assert "### Operators of int8.tflite" in page

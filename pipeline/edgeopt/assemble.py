@@ -57,6 +57,7 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                 "transposes": step.model.transposes,
                 "runtime": outcome.runtime,
                 "cached": outcome.cached,
+                "layers": tuple(outcome.info.get("details") or ()),
             }
             values = sizes(step.model.path)
             if outcome.error:

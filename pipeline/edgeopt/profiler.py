@@ -123,6 +123,7 @@ def profile(
         artifact=artifact,
         measurements=values,
         runtime=outcome.runtime,
+        layers=tuple(outcome.info.get("details") or ()),
         notes=(
             *(("random inputs: no accuracy",) if dataset is None and executed else ()),
             *outcome.info.get("notes", ()),

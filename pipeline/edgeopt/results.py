@@ -61,6 +61,9 @@ class Result(_Value):
     chain: tuple[str, ...] = Field((), description="stages that made the artifact, in order")
     transposes: int | None = Field(None, description="TRANSPOSE operators in the artifact")
     runtime: str = ""
+    layers: tuple[dict[str, str | float | int | None], ...] = Field(
+        (), description="one row per operator, where the runtime or the compiler tells"
+    )
     notes: tuple[str, ...] = ()
     cached: bool = Field(False, description="measured by an earlier run on this machine")
 

@@ -76,6 +76,15 @@ def test_a_foreign_file_is_measured_with_data_in_the_other_layout(folder: Path, 
     assert found["size_bytes"] == (folder / name).stat().st_size
 
 
+def test_the_runtimes_profiler_tells_the_time_of_every_operator(folder: Path) -> None:
+    code, out, err = profile(folder / "net.onnx", "--data", folder / "data.npz", "--json")
+    assert code == 0, err
+    (result,) = Report.model_validate_json(out).results
+    operators = [layer["operator"] for layer in result.layers]
+    assert any("Conv" in str(operator) for operator in operators)
+    assert sum(float(layer["share"] or 0) for layer in result.layers) == pytest.approx(1, abs=0.01)
+
+
 def test_without_data_random_inputs_are_used_and_said(folder: Path) -> None:
     code, out, _ = profile(folder / "net.onnx", "--json")
     assert code == 0

@@ -74,7 +74,7 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_memory_method": memory.method,
         "non_finite": non_finite,
         "measurements": session.measurements(),
-        "details": session.details(),
+        "details": session.details() if job.get("latency") else [],
         "notes": session.notes(),
         "environment": environment,
     }

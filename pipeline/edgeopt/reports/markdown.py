@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from edgeopt.results import Hop, Measurement, Report, Result
 from edgeopt.units import show_bytes
 
+LAYERS = 12
+"""Operators shown of each artifact; report.json has them all."""
+
 
 def render(report: Report) -> str:
     """Markdown text of a report, or of one device's part of it."""
@@ -13,6 +16,8 @@ def render(report: Report) -> str:
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
         lines += [f"## {_text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
+        if len(report.devices()) == 1:
+            lines += _layers(rows)
     lines += _gates(report) + _environment(report)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -133,6 +138,24 @@ def _hops(rows: Sequence[Result]) -> list[str]:
                 f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |"
             )
     return [*lines, ""] if len(lines) > count else []
+
+
+def _layers(rows: Sequence[Result]) -> list[str]:
+    """One table per artifact whose runtime tells about single operators: the costliest first, where known."""
+    lines: list[str] = []
+    for row in rows:
+        if not row.layers:
+            continue
+        known = list(dict.fromkeys(key for layer in row.layers for key in layer))
+        cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in known), None)
+        ordered = sorted(row.layers, key=lambda layer: -float(layer.get(cost) or 0)) if cost else row.layers
+        lines += [f"### Operators of {_text(row.variant)}.{row.format}, the {LAYERS} costliest", ""]
+        lines += ["| " + " | ".join(known) + " |", "|" + "---|" * len(known)]
+        for layer in ordered[:LAYERS]:
+            cells = ("" if layer.get(key) is None else _text(str(layer[key])) for key in known)
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
 def _hop(hop: Hop) -> str:
