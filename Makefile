@@ -28,6 +28,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## optimize the two small models that come with edgeopt, and say where the reports are
 	@for name in $(DEMOS); do \
 	  $(BIN)/edgeopt optimize recipes/$$name.yaml --out artifacts/runs/$$name || exit $$?; \
+	  ln -sfn $$name artifacts/runs/latest; \
 	done
 	@for name in $(DEMOS); do echo "report: artifacts/runs/$$name/report.md"; done
 

@@ -133,3 +133,21 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     means = [bootstrap(random.exponential(1, 200)) for _ in range(200)]
     assert 0.92 <= np.mean([i is not None and i[0] <= np.log(2) <= i[1] for i in medians]) <= 0.99
     assert 0.88 <= np.mean([i is not None and i[0] <= 1 <= i[1] for i in means]) <= 0.99
+
+
+def test_a_source_model_that_guesses_is_told() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from edgeopt.assemble import doubts
+    from edgeopt.results import SourceResult
+
+    measured: Any = SimpleNamespace(source=SimpleNamespace(outputs=(logits([1, 2]),)))
+
+    def source(top1: float) -> SourceResult:
+        value = Measurement(value=top1, n=446)
+        return SourceResult(format="keras", path="m.keras", measurements={"top1": value})
+
+    (doubt,) = doubts(source(0.1121), measured)
+    assert "right for 11.2% of 446 samples, which is guessing among 10 classes" in doubt
+    assert doubts(source(0.5), measured) == []

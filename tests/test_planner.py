@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt import registry
-from edgeopt.errors import UsageError
+from edgeopt.errors import RecipeError, UsageError
 from edgeopt.pipeline import plan as make
 from edgeopt.planner import Plan, find_chain
 from edgeopt.recipe import Intent, ModelPart
@@ -109,10 +109,12 @@ def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:
 
 
 def test_an_option_the_stage_does_not_know_is_refused(write_recipe: Write) -> None:
-    plan = make(write_recipe("optimize: {int8: {quantize: {scheme: int8, per_chanel: true}}}\n"))
-    reason, _ = only(plan)
-    assert "quantize_tflite refuses option 'per_chanel'" in reason
-    assert "did you mean 'per_channel'?" in reason
+    path = write_recipe("optimize: {int8: {quantize: {scheme: int8, io: int8}}}\n", formats="[onnx]")
+    reason, _ = only(make(path))
+    assert reason.startswith("quantize_onnx refuses option 'io': unknown option")
+    path = write_recipe("optimize: {int8: {quantize: {scheme: int8, per_chanel: true}}}\n")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:7:44: .*unknown option 'per_chanel'; did you mean"):
+        make(path)
 
 
 def test_listed_stages_are_completed_to_a_chain(write_recipe: Write) -> None:

@@ -136,3 +136,16 @@ def test_a_recipe_that_does_not_exist_suggests_a_shipped_one() -> None:
 
 def test_preprocessing_understands_fractions(write_recipe: Write) -> None:
     assert load_recipe(write_recipe()).model.preprocess.scale == 1 / 16
+
+
+def test_a_document_that_cannot_be_used_still_has_its_names_looked_up(write_recipe: Write) -> None:
+    path = write_recipe(
+        "optimize: {int8: {quantise: int8}}\ngates:\n  - {metric: top1, max_dorp: 1}\n",
+        metric="topl",
+        formats="[tensorrt]",
+        devices="[hots]",
+    )
+    told = problems_of(path)
+    for message in ("no metric 'topl'", "no format 'tensorrt'", "no device 'hots'", "nothing can 'quantise'"):
+        assert message in told
+    assert "unknown key 'max_dorp'; did you mean 'max_drop'?" in told

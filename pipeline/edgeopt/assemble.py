@@ -115,6 +115,20 @@ def source_result(plan: Plan, measured: Measured) -> SourceResult:
     return SourceResult(measurements=values, **common)
 
 
+def doubts(source: SourceResult, measured: Measured) -> list[str]:
+    """What makes a run suspicious as a whole."""
+    top1 = source.measurements.get("top1")
+    if top1 is None or not measured.source.outputs:
+        return []
+    classes = max(measured.source.outputs[0].shape[-1], 2)
+    if top1.value > 1.5 / classes:
+        return []
+    return [
+        f"the source model itself is right for {top1.value:.1%} of {top1.n} samples, which is guessing among "
+        f"{classes} classes: look at model.preprocess and at the labels"
+    ]
+
+
 def named_metrics(plan: Plan) -> Named:
     """The metrics of a plan under the names that reports give them."""
     return [(registry.plugin_name(metric), metric) for metric in plan.recipe.metrics]

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,5 +89,5 @@ def _places() -> tuple[Path, ...]:
         return (Path(home).expanduser().absolute() / "locks",)
     return (
         platformdirs.user_state_path("edgeopt") / "locks",
-        platformdirs.user_runtime_path("edgeopt") / "locks",
+        Path(tempfile.gettempdir()) / f"edgeopt-{os.getuid()}" / "locks",
     )

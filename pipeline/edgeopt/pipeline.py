@@ -82,6 +82,7 @@ def optimize(
             evaluation_digest=measured.evaluation_digest,
             samples=measured.samples,
             notes=(
+                *assemble.doubts(source, measured),
                 *plan.notes,
                 *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),
             ),

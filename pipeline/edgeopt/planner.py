@@ -120,6 +120,11 @@ def make_plan(recipe: Recipe) -> Plan:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
+    calibration, evaluation = recipe.calibration, recipe.evaluation
+    if calibration is not None and evaluation is not None and calibration == evaluation:
+        notes.append(
+            "calibration and evaluation are the same data: the accuracy is better than it is elsewhere"
+        )
     notes += _warnings(recipe)
     return Plan(recipe, source, framework, tuple(branches), tuple(impossible), tuple(notes))
 

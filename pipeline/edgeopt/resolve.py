@@ -103,8 +103,7 @@ class _Resolver:
         if not any(variant.name == "float" for variant in variants):
             variants = (Variant("float"), *variants)
         for index, name in enumerate(document.formats):
-            if name not in FORMATS:
-                self.problems.add(("formats", index), f"no format {name!r}{registry.nearest(name, FORMATS)}")
+            self._format(name, index)
         gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
         datasets = {
             part: self._plugin("datasets", use, ("data", part))
@@ -144,7 +143,26 @@ class _Resolver:
             if part in DataPart.model_fields:
                 with contextlib.suppress(ValidationError):  # told already, as part of the document
                     self._plugin("datasets", Use.model_validate(value), ("data", part))
+        metric, is_list = self.data.get("metric"), isinstance(self.data.get("metric"), list)
+        for index, value in enumerate(_listed(metric)):
+            with contextlib.suppress(ValidationError):
+                self._plugin(
+                    "metrics", Use.model_validate(value), ("metric", index) if is_list else ("metric",)
+                )
+        for index, name in enumerate(_listed(self.data.get("formats"))):
+            self._format(name, index)
+        for index, name in enumerate(_listed(self.data.get("devices"))):
+            if isinstance(name, str):
+                self._device(name, ("devices", index))
+        variants = self.data.get("optimize")
+        for name, body in variants.items() if isinstance(variants, dict) else ():
+            if body is None or isinstance(body, dict):
+                self._variant(name, body or {})
         raise self.problems.error()
+
+    def _format(self, name: object, index: int) -> None:
+        if isinstance(name, str) and name not in FORMATS:
+            self.problems.add(("formats", index), f"no format {name!r}{registry.nearest(name, FORMATS)}")
 
     def _metrics(self, document: Document) -> list[Metric | None]:
         is_list = isinstance(self.data.get("metric"), list)
@@ -209,8 +227,21 @@ class _Resolver:
                     here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}"
                 )
                 continue
+            known_options = self._options_of(name, scheme)
+            for key in options:
+                if key not in known_options:
+                    self.problems.add(
+                        (*here, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
+                    )
             intents.append(Intent(name, scheme, options))
         return intents
+
+    @staticmethod
+    def _options_of(intent: str, scheme: str) -> list[str]:
+        """The options of all stages that fulfil an intent; the planner holds each to its own."""
+        stages = registry.stages().values()
+        fulfilling = [s for s in stages if scheme in s.fulfils.get(intent, frozenset())]
+        return sorted({option for stage in fulfilling for option in stage.model_fields})
 
     def _gate(
         self,
@@ -269,3 +300,10 @@ class _Resolver:
         except ValidationError as error:
             self.problems.refused(error, (*loc, "with"), found)
             return None
+
+
+def _listed(value: object) -> list[Any]:
+    """What is written as one or as a list of them."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

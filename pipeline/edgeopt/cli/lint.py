@@ -36,8 +36,14 @@ def lint(
     target = load_device(device, folders(devices))
     if not file.is_file():
         raise UsageError(f"no such file: {file}", fix="give a finished model file, such as model.tflite")
+    format_name = BY_SUFFIX.get(file.suffix.lower(), TFLITE).name
+    if format_name not in target.runtimes:
+        raise UsageError(
+            f"device {target.name} has no runtime for {format_name}",
+            fix=f"it runs {', '.join(target.runtimes)}",
+        )
     try:
-        findings = check(file, target, BY_SUFFIX.get(file.suffix.lower(), TFLITE).name)
+        findings = check(file, target, format_name)
     except StageError as error:
         raise UsageError(error.message, fix=error.fix) from error
     wrong = errors(findings)

@@ -36,6 +36,8 @@ def show_report(report: Report) -> None:
         told = values or report.source.reason or "outputs only"
         source = f"source model {report.source.path} ({report.source.format})"
         out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
+    for note in report.run.notes:
+        out.print(Text(f"note: {note}", "yellow"))
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
         wanted = columns(rows, metric)

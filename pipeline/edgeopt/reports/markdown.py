@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgeopt.results import Hop, Measurement, Report, Result
+from edgeopt.results import ALWAYS, UNITS, Hop, Measurement, Report, Result
 from edgeopt.units import show_bytes
 
 LAYERS = 12
@@ -27,6 +27,11 @@ def primary_metric(report: Report) -> str:
     for result in report.results:
         for name in result.measurements:
             if f"{name}_drop" in result.measurements:
+                return name
+    # One file on its own has nothing to drop from.
+    for result in report.results:
+        for name in result.measurements:
+            if name not in UNITS and name not in ALWAYS and not name.startswith("parity_"):
                 return name
     return ""
 
