@@ -15,6 +15,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds the store or the environments of whoever runs it."""
     monkeypatch.delenv("EDGEOPT_STORE", raising=False)
+    # The agent sets it for its own process; tests that load its runtimes here would leave it to others.
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
