@@ -24,8 +24,8 @@ Write = Callable[..., Path]
 def plan_of(write_recipe: Write) -> Callable[..., Plan]:
     """A plan whose branches are the given chains of toys."""
 
-    def plan(*chains: tuple[Stage, ...], limits: str = "{}") -> Plan:
-        made = make(write_recipe(limits=limits))
+    def plan(*chains: tuple[Stage, ...], limits: str = "{}", **parts: str) -> Plan:
+        made = make(write_recipe(limits=limits, **parts))
         branches = [Branch(f"b{i}", "tflite", chain, made.recipe.devices) for i, chain in enumerate(chains)]
         return dataclasses.replace(made, branches=tuple(branches))
 
@@ -124,6 +124,63 @@ def test_a_damaged_entry_is_built_again(plan_of: Callable[..., Plan], tmp_path: 
     assert len(store.damaged) == 1
     assert [step.digest for step in after.steps] == digests
     assert [step.cached for step in after.steps] == [False, True]
+
+
+TRAINING = (
+    "{calibration: {uses: digits, with: {part: calibration, limit: 50}}, "
+    "train: {uses: digits, with: {part: calibration, limit: 70}}}"
+)
+
+
+def test_a_training_stage_is_given_its_data_and_the_untouched_model(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    chain = (toys.Toy(mark="s"), toys.Thin(mark="t"), toys.Train(mark="u"))
+    (built,) = run(plan_of(chain, data=TRAINING, metric=""), tmp_path / "store")
+    assert built.failure == ""
+    assert built.steps[-1].notes == ("source s", "begun after 0 epochs, 70 samples")
+    assert [trial.name for trial in built.steps[-1].trials] == ["one"]
+    assert not list((tmp_path / "store" / "checkpoints").iterdir())
+    (again,) = run(plan_of(chain, data=TRAINING, metric=""), tmp_path / "store")
+    assert again.steps[-1].cached
+    assert again.steps[-1].notes == built.steps[-1].notes
+    assert again.steps[-1].trials == built.steps[-1].trials
+
+
+def test_training_that_was_killed_goes_on_where_it_was(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = plan_of((toys.Toy(mark="s"), toys.Train(die=True)), data=TRAINING, metric="")
+    (killed,) = run(plan, tmp_path / "store")
+    assert "its process died with SIGKILL" in killed.failure
+    (built,) = run(plan, tmp_path / "store")
+    assert built.steps[-1].notes[1] == "begun after 2 epochs, 70 samples"
+
+
+def test_the_untouched_model_and_the_training_data_are_part_of_the_key(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+
+    def train(data: str) -> None:
+        (built,) = run(
+            plan_of((toys.Toy(), toys.Train(calls=calls)), data=data, metric=""), tmp_path / "store"
+        )
+        assert built.complete
+
+    train(TRAINING)
+    train(TRAINING)
+    assert calls.read_text() == "x"
+    train(TRAINING.replace("70", "71"))
+    assert calls.read_text() == "xx"
+    train(TRAINING.replace("}}}", "}}, validation: {uses: digits, with: {part: evaluation, limit: 9}}}"))
+    assert calls.read_text() == "xxx"
+
+
+def test_long_work_tells_how_far_it_is(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    events: list[Event] = []
+    run(plan_of((toys.Slow(),)), tmp_path / "store", events)
+    said = [event.message for event in events if event.status == "note"]
+    assert 1 <= len(said) <= 2
+    assert said[0].startswith("second ")
 
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:

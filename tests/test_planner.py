@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import toys
 from edgeopt import registry
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.pipeline import plan as make
@@ -64,6 +65,64 @@ def test_the_shortest_chain_fulfils_every_intent_once(
     source: str, target: str, intents: tuple[Intent, ...], expected: list[str] | None
 ) -> None:
     assert chain(source, target, *intents) == expected
+
+
+THIN = Intent("thin", "much", {})
+TRAIN = Intent("train", "training", {})
+FINISH = Intent("finish", "always", {}, optional=True)
+
+
+@pytest.fixture
+def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages of toys that prune and train, among the shipped ones."""
+    known = {"train": toys.Train, "thin": toys.Thin, "make": toys.Toy, "finish": toys.Finish}
+    monkeypatch.setattr(registry, "stages", lambda: known)
+
+
+@pytest.mark.parametrize("intents", [(THIN, TRAIN), (TRAIN, THIN)])
+@pytest.mark.usefixtures("with_toys")
+def test_intents_are_carried_out_in_the_order_that_stages_ask_for(intents: tuple[Intent, ...]) -> None:
+    found = find_chain("keras", "tflite", intents, MODEL)
+    assert found is not None
+    assert [type(stage) for stage in found] == [toys.Toy, toys.Thin, toys.Train, toys.Finish]
+    alone = find_chain("keras", "tflite", (TRAIN,), MODEL)
+    assert alone is not None
+    assert [type(stage) for stage in alone] == [toys.Toy, toys.Train, toys.Finish]
+
+
+def test_training_without_training_data_is_refused_by_name(write_recipe: Write) -> None:
+    plan = make(write_recipe("optimize: {tuned: {finetune: {epochs: 2}}}\n"))
+    reason, fix = only(plan)
+    assert "needs training data" in reason
+    assert "data.train" in fix
+
+
+def test_slimming_is_on_by_default_where_the_format_has_it(write_recipe: Write) -> None:
+    recipe = write_recipe(
+        "optimize: {int8: {quantize: int8}, off: {quantize: int8, slim: false}, on: {quantize: int8, slim: true}}\n",
+        formats="[tflite, onnx]",
+    )
+    plan = make(recipe)
+    assert not plan.impossible
+    slimmed = {
+        branch.name: "slim_tflite" in [registry.plugin_name(stage) for stage in branch.stages]
+        for branch in plan.branches
+    }
+    assert slimmed == {
+        "float.tflite": False,
+        "float.onnx": False,
+        "int8.tflite": True,
+        "int8.onnx": False,
+        "off.tflite": False,
+        "off.onnx": False,
+        "on.tflite": True,
+        "on.onnx": False,
+    }
+
+
+def test_a_switch_where_a_scheme_is_needed_is_refused(write_recipe: Write) -> None:
+    with pytest.raises(RecipeError, match="quantize is no switch: give a scheme"):
+        make(write_recipe("optimize: {int8: {quantize: true}}\n"))
 
 
 def test_every_cell_of_the_matrix_has_a_chain(write_recipe: Write) -> None:

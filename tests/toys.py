@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage
+from edgeopt.plugin import Context, Stage, Trial
 from edgeopt.store import Store
 
 
@@ -114,3 +115,50 @@ class Ruin(Stage):
         path = context.folder / "model.onnx"
         onnx.save(graph, path)
         return model.model_copy(update={"path": path})
+
+
+class Thin(Toy):
+    """Carries out an intent, and leaves the model in need of training."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"thin": frozenset({"much"})}
+    unsettled: ClassVar[bool] = True
+
+
+class Train(Toy):
+    """Says what it was given, takes its time, and can be killed in the middle without losing the beginning."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"train": frozenset({"training"})}
+    after: ClassVar[frozenset[str]] = frozenset({"thin"})
+    needs_training: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
+
+    die: bool = False
+
+    def run(self, model: Model, context: Context) -> Model:
+        assert context.source is not None
+        assert context.checkpoints is not None
+        assert context.training is not None
+        record = context.checkpoints / "epochs"
+        before = len(record.read_text()) if record.exists() else 0
+        context.note(f"source {context.source.path.read_bytes()[-1:].decode()}")
+        context.note(f"begun after {before} epochs, {sum(1 for _ in context.training.inputs(model))} samples")
+        context.trial(Trial(name="one", size_bytes=7, drop=0.5, status="chosen"))
+        for epoch in range(before + 1, 4):
+            with record.open("a") as file:
+                file.write("e")
+            context.progress(f"epoch {epoch} of 3")
+            if self.die and epoch == 2 and not before:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(model, context)
+
+
+class Slow(Toy):
+    """Tells of its progress for longer than the patience of whoever watches."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        for second in range(8):
+            context.progress(f"second {second}")
+            time.sleep(1)
+        return super().run(model, context)

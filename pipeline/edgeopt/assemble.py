@@ -20,12 +20,13 @@ from edgeopt.judge import (
     of_the_device,
     output_scales,
     sizes,
+    sparse,
 )
 from edgeopt.measure import Measured, Trail
 from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
-from edgeopt.results import ALWAYS, Artifact, Hop, Measurement, Result, SourceResult
+from edgeopt.results import ALWAYS, UNITS, Artifact, Hop, Measurement, Result, SourceResult
 
 Named = list[tuple[str, Metric]]
 
@@ -66,7 +67,16 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                 continue
             strange = outcome.info.get("non_finite") or 0
             values |= latency(outcome.info, outcome.times)
-            common["notes"] = (*outcome.info.get("notes", ()), *conditions(outcome.info))
+            values |= {
+                name: Measurement(value=value, unit=UNITS[name]) for name, value in step.arithmetic.items()
+            }
+            common["notes"] = (
+                *(note for each in built.steps for note in each.notes),
+                *outcome.info.get("notes", ()),
+                *conditions(outcome.info),
+                *sparse(values),
+            )
+            common["trials"] = tuple(trial for each in built.steps for trial in each.trials)
             if device.emulated:
                 values = of_the_device(values)
                 if outcome.outputs:

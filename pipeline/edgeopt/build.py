@@ -26,15 +26,18 @@ from edgeopt import registry
 from edgeopt.errors import EdgeoptError, StageError, StoreError
 from edgeopt.model import Model, content_digest
 from edgeopt.planner import Built, Plan, Step
-from edgeopt.plugin import Feed, Stage, Worker, digest_of
+from edgeopt.plugin import Dataset, Feed, Stage, Trial, Worker, digest_of
+from edgeopt.recipe import Recipe
 from edgeopt.results import Event
 from edgeopt.store import Entry, Store
 from edgeopt.units import show_bytes
-from edgeopt.worker import carry_out, prepare
+from edgeopt.worker import Finished, Supplies, carry_out, prepare
 
 LOG_LINES = 12
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.8
+PATIENCE_SECONDS = 5.0
+"""What is over sooner needs no telling on the way."""
 
 
 @dataclass
@@ -47,7 +50,11 @@ class _Job:
     stem: Path
     waiting: list[Built]
     cleanup: ExitStack
+    minutes: float
+    checkpoints: Path | None
     killed_at_bytes: int = 0
+    said: int = 0
+    said_at: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -88,13 +95,11 @@ class _Builder:
             [content_digest(plan.source.path), plan.source.model_dump(mode="json", exclude={"path"})]
         )
         recipe = plan.recipe
-        self.feed: Feed | None = None
-        self.calibration_digest = ""
-        if recipe.calibration is not None:
-            self.feed = Feed(recipe.calibration, recipe.model.preprocess)
-            self.calibration_digest = digest_of(
-                [recipe.calibration.digest(), recipe.model.preprocess.model_dump()]
-            )
+        self.feeds: dict[str, Feed] = {}
+        self.digests: dict[str, str] = {}
+        for part, dataset in _data(recipe).items():
+            self.feeds[part] = Feed(dataset, recipe.model.preprocess)
+            self.digests[part] = digest_of([dataset.digest(), recipe.model.preprocess.model_dump()])
         self.memory_limit = recipe.limits.stage_memory or int(psutil.virtual_memory().total * MEMORY_SHARE)
         self.pools: dict[Worker, ProcessPool] = {}
         self.running: dict[concurrent.futures.Future[Any], _Job] = {}
@@ -113,6 +118,8 @@ class _Builder:
             for future in done:
                 self._finish(future, self.running.pop(future))
             self._watch_memory()
+            for job in self.running.values():
+                self._pass_on(job)
         return self.all
 
     def advance(self, built: Built) -> None:
@@ -144,12 +151,20 @@ class _Builder:
         stage = built.next_stage
         cleanup = self.cleanup.enter_context(ExitStack())
         folder = cleanup.enter_context(self.store.scratch())
-        job = _Job(key, stage, folder, self.logs / key[:16], [built], cleanup)
+        limits = self.plan.recipe.limits
+        minutes = limits.training_minutes if stage.needs_training else limits.stage_minutes
+        minutes += stage.own_minutes
+        checkpoints = self.store.checkpoints(key) if stage.needs_training or stage.own_minutes else None
+        job = _Job(key, stage, folder, self.logs / key[:16], [built], cleanup, minutes, checkpoints)
         model = built.steps[-1].model if built.steps else self.plan.source
+        untouched = built.untouched
+        supplies = Supplies(
+            **{part: self.feeds[part] for part in _uses(stage) if part in self.feeds},
+            source=(untouched.model if untouched else self.plan.source) if stage.needs_source else None,
+            checkpoints=checkpoints,
+        )
         future = self._pool(stage.worker).schedule(
-            carry_out,
-            args=(stage, model, self.feed if stage.needs_calibration else None, folder, job.stem),
-            timeout=self.plan.recipe.limits.stage_minutes * 60,
+            carry_out, args=(stage, model, supplies, folder, job.stem), timeout=minutes * 60
         )
         self.running[future] = job
         self._tell(built, stage, "started")
@@ -173,6 +188,8 @@ class _Builder:
         with job.cleanup:
             try:
                 self._keep(job, future.result(), seconds)
+                if job.checkpoints is not None:
+                    shutil.rmtree(job.checkpoints, ignore_errors=True)
             except StoreError:
                 raise
             except Exception as error:  # noqa: BLE001 - the one place where a stage's failure becomes a result
@@ -184,24 +201,28 @@ class _Builder:
             )
             self._move_on(built)
 
-    def _keep(self, job: _Job, model: Model, seconds: float) -> None:
+    def _keep(self, job: _Job, finished: Finished, seconds: float) -> None:
+        model = finished.model
         _demand_truth(job, model)
         meta = {
             "stage": registry.plugin_name(job.stage),
             "seconds": round(seconds, 3),
             "digest": content_digest(model.path),
             "model": model.model_dump(mode="json") | {"path": model.path.relative_to(job.folder).as_posix()},
+            "arithmetic": finished.arithmetic,
+            "notes": list(finished.notes),
+            "trials": [trial.model_dump(mode="json") for trial in finished.trials],
         }
         self.made.add(job.key)
         self.store.put(job.key, job.folder, meta)
 
     def _reason(self, job: _Job, error: Exception) -> str:
         name = registry.plugin_name(job.stage)
-        limits = self.plan.recipe.limits
         if isinstance(error, EdgeoptError):
             return f"{name}: {error}"
         if isinstance(error, concurrent.futures.TimeoutError):
-            what = f"stopped after {limits.stage_minutes:g} minutes (raise limits.stage_minutes)"
+            limit = "training_minutes" if job.stage.needs_training else "stage_minutes"
+            what = f"stopped after {job.minutes:g} minutes (raise limits.{limit})"
         elif job.killed_at_bytes:
             what = (
                 f"stopped at {show_bytes(job.killed_at_bytes)} of memory, over the limit of "
@@ -214,6 +235,18 @@ class _Builder:
             what = f"{type(error).__name__}: {error}"
         tail = _tail(job.stem.with_suffix(".log"))
         return f"{name}: {what}" + (f"\n{tail}" if tail else "")
+
+    def _pass_on(self, job: _Job) -> None:
+        """Show the last line that a stage said, no more often than can be read."""
+        if job.seconds < PATIENCE_SECONDS or time.monotonic() - job.said_at < PATIENCE_SECONDS:
+            return
+        try:
+            lines = job.stem.with_suffix(".progress").read_text("utf-8").splitlines()
+        except OSError:
+            return
+        if len(lines) > job.said:
+            job.said, job.said_at = len(lines), time.monotonic()
+            self._tell(job.waiting[0], job.stage, "note", job.seconds, lines[-1])
 
     def _watch_memory(self) -> None:
         for job in self.running.values():
@@ -240,10 +273,20 @@ class _Builder:
                 "options": stage.options(),
                 "code": registry.code_digest(stage),
                 "parts": stage.key_parts(),
-                "calibration": self.calibration_digest if stage.needs_calibration else "",
+                "calibration": self.digests.get("calibration", "") if stage.needs_calibration else "",
                 "versions": stage.versions(),
+                **self._further_parts(built, stage),
             }
         )
+
+    def _further_parts(self, built: Built, stage: Stage) -> dict[str, str]:
+        """What else the result of a stage depends on; nothing for most stages."""
+        parts = {part: self.digests[part] for part in _uses(stage) if part in self.digests}
+        parts.pop("calibration", None)
+        if stage.needs_source:
+            untouched = built.untouched
+            parts["source"] = untouched.digest if untouched else self.source_digest
+        return parts
 
     def _tell(self, built: Built, stage: Stage, status: Any, seconds: float = 0.0, message: str = "") -> None:
         self.watch(
@@ -255,6 +298,23 @@ class _Builder:
                 message=message,
             )
         )
+
+
+def _data(recipe: Recipe) -> dict[str, Dataset]:
+    """The datasets that building may look at: never the one that judges."""
+    parts = {
+        "calibration": recipe.calibration,
+        "training": recipe.train,
+        "validation": recipe.validation,
+    }
+    return {part: dataset for part, dataset in parts.items() if dataset is not None}
+
+
+def _uses(stage: Stage) -> list[str]:
+    """The datasets that a stage is given."""
+    used = ["calibration"] if stage.needs_calibration or stage.needs_training else []
+    used += ["training"] if stage.needs_training else []
+    return [*used, "validation"] if stage.needs_training or stage.own_minutes else used
 
 
 def _demand_truth(job: _Job, model: Model) -> None:
@@ -303,7 +363,9 @@ def _step(stage: Stage, entry: Entry, *, cached: bool) -> Step:
     model = Model.model_validate(record | {"path": entry.folder / record["path"]})
     # The specs are part of what the next stage is given, so they are part of its key as well.
     digest = digest_of([entry.meta["digest"], record["format"], record["inputs"], record["outputs"]])
-    return Step(stage, model, digest, cached)
+    trials = tuple(Trial.model_validate(trial) for trial in entry.meta.get("trials", ()))
+    notes, arithmetic = tuple(entry.meta.get("notes", ())), entry.meta.get("arithmetic", {})
+    return Step(stage, model, digest, cached, notes, trials, arithmetic)
 
 
 def _tail(log: Path) -> str:

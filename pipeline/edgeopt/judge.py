@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.results import Gate, Hop, Measurement, Result, Verdict
+from edgeopt.results import SPARSE, Gate, Hop, Measurement, Result, Verdict
 
 RESAMPLES = 1000
 LOSSLESS_SNR_DB = 60.0
@@ -22,6 +22,7 @@ BROKEN_AGREEMENT = 0.75
 BUSY_CORES = 0.25
 """Time that other programs took while latency was measured, in cores: more than a quiet system needs."""
 SLOWER_CLOCK = 0.9
+FASTER = 0.95
 EMULATED = "latency: emulated, not measured"
 MAX_SNR_DB = 200.0
 """Identical outputs have no noise; this stands for infinity, which JSON cannot hold."""
@@ -159,6 +160,17 @@ def conditions(info: Mapping[str, Any]) -> tuple[str, ...]:
                 fell = ": it was throttled, or idle meanwhile" if last < SLOWER_CLOCK * first else ""
                 notes.append(f"GPU {index}: clock {first:g} MHz before and {last:g} MHz after the runs{fell}")
     return tuple(dict.fromkeys(notes))
+
+
+def sparse(values: Mapping[str, Measurement]) -> tuple[str, ...]:
+    """What zeros among the weights are good for, as it was measured: most runtimes multiply by them."""
+    zeros, ratio = values.get("sparsity"), values.get("latency_ratio")
+    if zeros is None or zeros.value < SPARSE:
+        return ()
+    told = f"{zeros.value:.0%} of the weights are zero"
+    if ratio is not None and ratio.value < FASTER:
+        return (f"{told}; latency is {ratio.value:.2f} of the float artifact's",)
+    return (f"{told}: that shrinks the download only, when it is compressed (gzip_bytes), not the latency",)
 
 
 def of_the_device(values: Mapping[str, Measurement]) -> dict[str, Measurement]:

@@ -168,6 +168,9 @@ class _Session:
                 continue
             if model.format not in host.device.runtimes:
                 continue
+            later = built.steps[built.steps.index(step) + 1 :]
+            if step.stage.unsettled and any(each.stage.needs_training for each in later):
+                continue  # half done: what training makes of it is judged
             name = " + ".join(registry.plugin_name(each.stage) for each in since)
             lossless = not any(each.stage.fulfils for each in since)
             since = []

@@ -6,8 +6,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt import assemble
 from edgeopt.build import build
@@ -21,10 +24,12 @@ from edgeopt.registry import plugin_name
 from edgeopt.reports import write_report
 from edgeopt.resolve import load_recipe
 from edgeopt.results import Event, Report, Run
-from edgeopt.samples import checked, collect
+from edgeopt.samples import checked, collect, fingerprint
 from edgeopt.store import Store
 
 ARTIFACTS = Path("artifacts")
+LEAK = 0.01
+"""Share of the evaluation data: real data holds a few samples twice; all silence is alike."""
 
 
 def optimize(
@@ -62,7 +67,7 @@ def optimize(
     folder = run_folder(out, loaded.name, started)
     finished = Store(store_folder(store))
     check_data(plan)
-    check_samples(loaded, finished)
+    leaks = find_leaks(loaded, check_samples(loaded, finished))
 
     builds = build(plan, finished, watch)
     measured = measure(plan, builds, finished, device_folders, watch)
@@ -84,6 +89,7 @@ def optimize(
             notes=(
                 *assemble.doubts(source, measured),
                 *plan.notes,
+                *leaks,
                 *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),
             ),
         ),
@@ -121,7 +127,7 @@ def check_data(plan: Plan) -> None:
         UsageError: naming the dataset and both shapes.
     """
     recipe = plan.recipe
-    for dataset in datasets(recipe):
+    for dataset in parts(recipe).values():
         _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
         needy = [metric for metric in recipe.metrics if metric.against == "labels"]
         if dataset is recipe.evaluation and labels is None and needy:
@@ -131,24 +137,60 @@ def check_data(plan: Plan) -> None:
             )
 
 
-def check_samples(recipe: Recipe, store: Store) -> None:
+def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]:
     """Look at every sample once before anything slow starts; the store remembers what was found sound.
+
+    Returns, per use of data, one hash of the inputs of each sample.
 
     Raises:
         UsageError: naming the first sample that is not finite or of another shape, or an empty dataset.
     """
-    for dataset in datasets(recipe):
-        key = digest_of(["checked samples", dataset.digest()])
-        if store.get(key) is None:
-            count = sum(1 for _ in checked(dataset))
+    hashes: dict[str, NDArray[np.uint64]] = {}
+    for part, dataset in parts(recipe).items():
+        key = digest_of(["hashes of samples", dataset.digest()])
+        entry = store.get(key)
+        if entry is None:
+            found = np.fromiter((fingerprint(sample) for sample in checked(dataset)), np.uint64)
             with store.scratch() as folder:
-                store.put(key, folder, {"samples": count})
+                np.save(folder / "hashes.npy", found, allow_pickle=False)
+                entry = store.put(key, folder, {"samples": len(found)})
+        hashes[part] = np.load(entry.folder / "hashes.npy", allow_pickle=False)
+    return hashes
 
 
-def datasets(recipe: Recipe) -> list[Dataset]:
-    """The datasets that a recipe names."""
-    named = (recipe.calibration, recipe.evaluation, recipe.train)
-    return [dataset for dataset in named if dataset is not None]
+def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
+    """What is to be said of samples that judge and were also learned from.
+
+    Raises:
+        UsageError: too much of the evaluation data is among them, and the recipe does not allow it.
+    """
+    said: list[str] = []
+    judging = hashes.get("evaluation")
+    for part in ("calibration", "train", "validation") if judging is not None else ():
+        if part not in hashes or judging is None:
+            continue
+        known = np.isin(judging, hashes[part])
+        count, share = int(known.sum()), float(known.mean())
+        told = f"{count} of the {len(judging)} evaluation samples are in data.{part} as well"
+        if share > LEAK and not recipe.allow_leak:
+            raise UsageError(
+                f"{recipe.file}: {told}: the accuracy would be better than it is elsewhere",
+                fix="give other samples, or allow it with data: {allow_leak: true}, which the report tells",
+            )
+        if count:
+            said.append(f"{told}: the accuracy is better than it is elsewhere" if share > LEAK else told)
+    return said
+
+
+def parts(recipe: Recipe) -> dict[str, Dataset]:
+    """The datasets that a recipe names, by their use."""
+    named = {
+        "calibration": recipe.calibration,
+        "evaluation": recipe.evaluation,
+        "train": recipe.train,
+        "validation": recipe.validation,
+    }
+    return {part: dataset for part, dataset in named.items() if dataset is not None}
 
 
 def store_folder(given: Path | None) -> Path:

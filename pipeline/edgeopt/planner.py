@@ -7,7 +7,7 @@ told by name, with what can be had instead.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from edgeopt.device import Device
 from edgeopt.errors import UsageError
 from edgeopt.lint import expected
 from edgeopt.model import SUFFIXES, Model
-from edgeopt.plugin import Stage
+from edgeopt.plugin import Stage, Trial
 from edgeopt.recipe import Intent, ModelPart, Recipe, Variant
 from edgeopt.source import check_weights, inspect
 
@@ -40,12 +40,16 @@ class Branch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One finished stage of a branch."""
+    """One finished stage of a branch, with what it remarked and tried."""
 
     stage: Stage
     model: Model
     digest: str
     cached: bool
+    notes: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    arithmetic: Mapping[str, float] = {}
+    """MACs, parameters and sparsity, where the file tells."""
 
 
 @dataclass
@@ -63,6 +67,16 @@ class Built:
     @property
     def next_stage(self) -> Stage:
         return self.branch.stages[len(self.steps)]
+
+    @property
+    def untouched(self) -> Step | None:
+        """The last step before any intent was carried out; None where the source itself is that."""
+        before = None
+        for step in self.steps:
+            if step.stage.fulfils:
+                break
+            before = step
+        return before
 
 
 class Impossible(NamedTuple):
@@ -120,11 +134,6 @@ def make_plan(recipe: Recipe) -> Plan:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
-    calibration, evaluation = recipe.calibration, recipe.evaluation
-    if calibration is not None and evaluation is not None and calibration == evaluation:
-        notes.append(
-            "calibration and evaluation are the same data: the accuracy is better than it is elsewhere"
-        )
     notes += _warnings(recipe)
     return Plan(recipe, source, framework, tuple(branches), tuple(impossible), tuple(notes))
 
@@ -137,6 +146,7 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
                 continue  # only the file will show what they make of it
             schemes = {intent.scheme for intent in variant.intents if intent.name == "quantize"}
             dynamic = any(scheme.startswith("dynamic") for scheme in schemes)
+            schemes -= {"float16", "int4"}  # weights alone: what is computed with stays float
             for target in recipe.formats:
                 reason = expected(device, target, not schemes or dynamic, dynamic)
                 if target in device.runtimes and reason:
@@ -176,6 +186,9 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
             stages: tuple[Stage, ...] | None = _listed(variant.stages, source, target, recipe)
         else:
             stages = find_chain(source, target, variant.intents, recipe.model)
+            if stages is None:
+                asked = [intent for intent in variant.intents if not intent.optional]
+                stages = find_chain(source, target, asked, recipe.model)
     except UsageError as error:
         return cannot(error.message, error.fix)
     if stages is None:
@@ -191,6 +204,12 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
             return cannot(
                 f"{registry.plugin_name(stage)} needs calibration data",
                 "add data.calibration: {uses: npz, with: {path: calibration.npz}}",
+            )
+        if stage.needs_training and recipe.train is None:
+            return cannot(
+                f"{registry.plugin_name(stage)} needs training data",
+                "add data.train: {uses: npz, with: {path: train.npz}}; it needs no labels to learn "
+                "from the source model",
             )
     devices = tuple(device for device in recipe.devices if target in device.runtimes)
     if not devices:
@@ -240,7 +259,8 @@ def _next_steps(
         fulfilled = frozenset(
             i for i in still_open if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
         )
-        if fulfilled or not stage.fulfils:
+        waits = any(intents[i].name in stage.after for i in still_open - fulfilled)
+        if (fulfilled or not stage.fulfils) and not waits:
             yield name, stage, fulfilled
 
 
@@ -310,8 +330,9 @@ def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
         if source == "saved_model":
             instead += ", or save the model as functional .keras, whose layers can be rebuilt in PyTorch"
         return f"no chain of stages leads from {source} to {target}", instead
-    wanted = ", ".join(f"{intent.name} {intent.scheme}" for intent in variant.intents)
-    have = [name for name in SUFFIXES if name in _reachable(source, variant.intents)]
+    asked = [intent for intent in variant.intents if not intent.optional]
+    wanted = ", ".join(f"{intent.name} {intent.scheme}" for intent in asked)
+    have = [name for name in SUFFIXES if name in _reachable(source, asked)]
     return (
         f"no stage can {wanted} on the way from {source} to {target}",
         f"it can be had as {', '.join(have)}" if have else "no format of this model can have it",

@@ -23,6 +23,7 @@ from edgeopt.errors import DeviceError, UsageError
 from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.references import Code as Code
 from edgeopt.references import ExistingPath as ExistingPath
+from edgeopt.results import Trial as Trial
 
 Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
 
@@ -77,13 +78,19 @@ class Feed(NamedTuple):
     dataset: Dataset
     preprocessing: Preprocessing
 
-    def inputs(self, model: Model) -> Iterator[tuple[Array, ...]]:
-        """Every sample as inputs of batch 1, in the order, layout and dtype ``model.inputs`` ask for."""
+    def samples(self, model: Model) -> Iterator[Sample]:
+        """Every sample with inputs of batch 1, in the order, layout and dtype ``model.inputs`` ask for."""
         for sample in self.dataset.samples():
-            yield tuple(
+            values = tuple(
                 self.preprocessing.apply(value, spec)
                 for value, spec in zip(sample.inputs, model.inputs, strict=True)
             )
+            yield Sample(values, sample.label)
+
+    def inputs(self, model: Model) -> Iterator[tuple[Array, ...]]:
+        """The inputs of ``samples`` alone."""
+        for sample in self.samples(model):
+            yield sample.inputs
 
 
 class Context(NamedTuple):
@@ -95,6 +102,19 @@ class Context(NamedTuple):
     """Calibration data, for stages with ``needs_calibration``."""
     progress: Callable[[str], None]
     """Says in one line what is going on."""
+    training: Feed | None = None
+    """Training data, for stages with ``needs_training``."""
+    validation: Feed | None = None
+    """Data to choose by, where the recipe gives some: never the evaluation data."""
+    source: Model | None = None
+    """The model before any intent was carried out, for stages with ``needs_source``: what to imitate."""
+    checkpoints: Path | None = None
+    """A folder that outlives a killed process: the same stage on the same model finds it again. Unlike
+    ``folder`` it may hold what an earlier attempt wrote; it is removed when the stage is done."""
+    note: Callable[[str], None] = print
+    """Keeps a remark that the report shows beside the result."""
+    trial: Callable[[Trial], None] = print
+    """Keeps a row of what was tried on the way, which the report shows as well."""
 
 
 class Stage(Plugin):
@@ -109,9 +129,23 @@ class Stage(Plugin):
     produces: ClassVar[str]
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {}
     needs_calibration: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
+    needs_source: ClassVar[bool] = False
+    after: ClassVar[frozenset[str]] = frozenset()
+    """Intents that must be carried out before this stage, where a variant has them."""
+    unsettled: ClassVar[bool] = False
+    """Whether the result needs training before it is any good: it is not judged by itself if that follows."""
+    by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Intents, with options, that every optimized variant has where its format allows it, unless it says
+    ``false``."""
     worker: ClassVar[Worker] = "plain"
     preference: ClassVar[int] = 0
     """Between chains of equal length, the one with the higher sum is taken."""
+
+    @property
+    def own_minutes(self) -> float:
+        """Minutes that the options themselves ask for; they come on top of the recipe's limit."""
+        return 0.0
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> Model:

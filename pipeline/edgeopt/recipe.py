@@ -78,6 +78,12 @@ class DataPart(_Part):
     )
     evaluation: Use | None = Field(None, description="judges; never the samples of the other two")
     train: Use | None = Field(None, description="for fine-tuning")
+    validation: Use | None = Field(
+        None, description="what searches and early stopping choose by; default: calibration, part of train"
+    )
+    allow_leak: bool = Field(
+        False, description="judge with samples that were also calibrated or trained with; the report says so"
+    )
 
 
 class GatePart(_Part):
@@ -104,6 +110,7 @@ class Limits(_Part):
     """What one stage may take before it is stopped."""
 
     stage_minutes: float = Field(20.0, gt=0, description="minutes after which a stage is stopped")
+    training_minutes: float = Field(240.0, gt=0, description="the same for a stage that trains")
     stage_memory: Bytes | None = Field(None, description="default: 80 % of the memory of this machine")
 
 
@@ -156,6 +163,8 @@ class Intent(NamedTuple):
     name: str
     scheme: str
     options: dict[str, Any]
+    optional: bool = False
+    """Carried out where the format allows it: nobody asked for it by name."""
 
 
 class Variant(NamedTuple):
@@ -177,6 +186,8 @@ class Recipe:
     calibration: Dataset | None
     evaluation: Dataset | None
     train: Dataset | None
+    validation: Dataset | None
+    allow_leak: bool
     metrics: tuple[Metric, ...]
     variants: tuple[Variant, ...]
     formats: tuple[str, ...]

@@ -107,7 +107,7 @@ class _Resolver:
         gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
         datasets = {
             part: self._plugin("datasets", use, ("data", part))
-            for part in ("calibration", "evaluation", "train")
+            for part in ("calibration", "evaluation", "train", "validation")
             if (use := getattr(document.data, part)) is not None
         }
         if "evaluation" not in datasets and document.metric:
@@ -122,6 +122,8 @@ class _Resolver:
             calibration=cast("Dataset | None", datasets.get("calibration")),
             evaluation=cast("Dataset | None", datasets.get("evaluation")),
             train=cast("Dataset | None", datasets.get("train")),
+            validation=cast("Dataset | None", datasets.get("validation")),
+            allow_leak=document.data.allow_leak,
             metrics=tuple(metric for metric in metrics if metric is not None),
             variants=variants,
             formats=tuple(dict.fromkeys(document.formats)),
@@ -140,7 +142,7 @@ class _Resolver:
         # user hears of everything at once.
         data = self.data.get("data")
         for part, value in data.items() if isinstance(data, dict) else ():
-            if part in DataPart.model_fields:
+            if part in DataPart.model_fields and part != "allow_leak":
                 with contextlib.suppress(ValidationError):  # told already, as part of the document
                     self._plugin("datasets", Use.model_validate(value), ("data", part))
         metric, is_list = self.data.get("metric"), isinstance(self.data.get("metric"), list)
@@ -206,7 +208,9 @@ class _Resolver:
 
     def _intents(self, body: Mapping[str, Any], loc: Loc) -> list[Intent]:
         schemes: dict[str, set[str]] = {}
+        default: dict[str, Mapping[str, Any]] = {}
         for stage in registry.stages().values():
+            default |= stage.by_default
             for name, known in stage.fulfils.items():
                 schemes.setdefault(name, set()).update(known)
         intents = []
@@ -215,13 +219,20 @@ class _Resolver:
             if name not in schemes:
                 self.problems.add(here, f"nothing can {name!r}{registry.nearest(name, [*schemes, 'stages'])}")
                 continue
+            if isinstance(value, bool):
+                if name not in default and (not value or len(schemes[name]) > 1):
+                    known_schemes = ", ".join(sorted(schemes[name]))
+                    self.problems.add(here, f"{name} is no switch: give a scheme ({known_schemes})")
+                elif name not in default:
+                    intents.append(Intent(name, min(schemes[name]), {}))
+                continue
             options = {"scheme": value} if isinstance(value, str) else value
             if not isinstance(options, dict) or not options:
                 self.problems.add(
                     here, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options"
                 )
                 continue
-            scheme = str(options.get("scheme", next(iter(options))))
+            scheme = _scheme(options, schemes[name])
             if scheme not in schemes[name]:
                 self.problems.add(
                     here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}"
@@ -234,6 +245,9 @@ class _Resolver:
                         (*here, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
                     )
             intents.append(Intent(name, scheme, options))
+        for name, chosen in default.items():
+            if body and body.get(name, True) is True:
+                intents.append(Intent(name, min(schemes[name]), dict(chosen), optional=True))
         return intents
 
     @staticmethod
@@ -300,6 +314,16 @@ class _Resolver:
         except ValidationError as error:
             self.problems.refused(error, (*loc, "with"), found)
             return None
+
+
+def _scheme(options: Mapping[str, Any], known: set[str]) -> str:
+    """The scheme of an intent: as said, else the option that is called like one, else the only one."""
+    if "scheme" in options:
+        return str(options["scheme"])
+    named = [key for key in options if key in known]
+    if not named and len(known) == 1:
+        return min(known)
+    return str(named[0] if named else next(iter(options)))
 
 
 def _listed(value: object) -> list[Any]:

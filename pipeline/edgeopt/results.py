@@ -39,6 +39,25 @@ class Hop(_Value):
     reason: str = ""
 
 
+class Trial(_Value):
+    """One candidate of a search for the smallest file that is accurate enough, as the search saw it.
+
+    Judged on the data that the search may use (validation or calibration), never on the evaluation data.
+    """
+
+    name: str = Field(description="what was tried, such as 'int8, 2 layers in float'")
+    raised: tuple[str, ...] = Field((), description="layers with more precision than the scheme's")
+    size_bytes: int
+    drop: float = Field(description="accuracy lost against the source model; without labels, disagreement")
+    agreement: float | None = Field(None, description="share of samples with the same largest output")
+    snr_db: float | None = Field(None, description="signal to noise of the outputs against the source model")
+    samples: int = 0
+    status: Literal["chosen", "kept", "dominated"] = Field(
+        "kept",
+        description="kept: on the front of accuracy against size; dominated: another is better in both",
+    )
+
+
 class Artifact(_Value):
     """A finished file. ``path`` is relative to the folder of the report."""
 
@@ -65,6 +84,7 @@ class Result(_Value):
         (), description="one row per operator, where the runtime or the compiler tells"
     )
     notes: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = Field((), description="what a search tried on the way to this artifact")
     cached: bool = Field(False, description="measured by an earlier run on this machine")
 
 
@@ -220,8 +240,14 @@ UNITS = {
     "parity_max_steps": "steps",
     "parity_max_error": "",
     "parity_flips": "",
+    "macs": "",
+    "parameters": "",
+    "sparsity": "",
 }
 """Measurements that every artifact has, beside its accuracy metrics, and their units."""
+
+SPARSE = 0.3
+"""Share of zeros from which on weights were made sparse on purpose; small weights round to zero as well."""
 
 ALWAYS = ("fidelity_snr_db", "agreement", "max_abs_error")
 """Metrics that need no labels and are measured whatever the recipe asks for."""

@@ -4,6 +4,7 @@ Datasets only yield what they find. That it is not empty, finite and of one shap
 once for all of them.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
@@ -49,6 +50,15 @@ def checked(dataset: Dataset) -> Iterator[Sample]:
         yield sample
     if shapes is None:
         raise UsageError(f"{title(dataset)}: no samples", fix="a dataset must yield at least one sample")
+
+
+def fingerprint(sample: Sample) -> int:
+    """64 bits of a hash of the inputs of a sample: equal for equal samples, whatever dataset yields them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in sample.inputs:
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return int.from_bytes(digest.digest(), "little")
 
 
 def collect(

@@ -108,6 +108,15 @@ class Store:
             )
         return entry
 
+    def checkpoints(self, key: str) -> Path:
+        """The folder in which work on ``key`` leaves how far it came; it outlives a killed process."""
+        folder = self.root / "checkpoints" / key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explained(error, self.root) from error
+        return folder
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder in the store's file system, removed afterwards unless it was stored."""

@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from edgeopt.model import Model
-from edgeopt.plugin import Context, Feed, Stage, Worker
+from edgeopt.errors import EdgeoptError
+from edgeopt.formats.inspection import inspect
+from edgeopt.model import SUFFIXES, Model
+from edgeopt.plugin import Context, Feed, Stage, Trial, Worker
 
 ENVIRONMENT: dict[Worker, dict[str, str]] = {
     "tensorflow": {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", "KERAS_BACKEND": "tensorflow"},
@@ -32,16 +35,53 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def carry_out(stage: Stage, model: Model, calibration: Feed | None, folder: Path, job: Path) -> Model:
-    """Run one stage; ``job`` is the file stem beside which the process id and the log are left."""
+class Supplies(NamedTuple):
+    """What a stage is given beside the model and an empty folder."""
+
+    calibration: Feed | None = None
+    training: Feed | None = None
+    validation: Feed | None = None
+    source: Model | None = None
+    checkpoints: Path | None = None
+
+
+class Finished(NamedTuple):
+    """What a stage made, remarked and tried."""
+
+    model: Model
+    notes: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    arithmetic: dict[str, float]
+
+
+def carry_out(stage: Stage, model: Model, supplies: Supplies, folder: Path, job: Path) -> Finished:
+    """Run one stage; ``job`` is the file stem beside which process id, log and progress are left."""
     job.with_suffix(".pid").write_text(str(os.getpid()))
-    with _captured(job.with_suffix(".log")):
-        return stage.run(model, Context(folder, calibration, _say))
+    notes: list[str] = []
+    trials: list[Trial] = []
+    with _captured(job.with_suffix(".log")), job.with_suffix(".progress").open("w", encoding="utf-8") as file:
+
+        def say(message: str) -> None:
+            file.write(" ".join(message.split()) + "\n")
+            file.flush()
+
+        context = Context(
+            folder=folder, progress=say, note=notes.append, trial=trials.append, **supplies._asdict()
+        )
+        made = stage.run(model, context)
+        # Here and not where the report is made, which imports no framework.
+        told = arithmetic(made) if made.format in SUFFIXES else {}
+    return Finished(made, tuple(notes), tuple(trials), told)
 
 
-def _say(message: str) -> None:
-    sys.stdout.write(message + "\n")
-    sys.stdout.flush()
+def arithmetic(model: Model) -> dict[str, float]:
+    """MACs, parameters and sparsity of a finished file; nothing for a format that does not tell."""
+    try:
+        found = inspect(model.path)
+    except EdgeoptError:
+        return {}
+    values = {"macs": found.macs, "parameters": found.parameters, "sparsity": found.sparsity}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @contextmanager

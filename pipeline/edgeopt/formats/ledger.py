@@ -3,7 +3,12 @@
 from collections.abc import Iterable
 from math import prod
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+SMALL = 64
+"""Tensors of fewer values say nothing about sparsity."""
 
 
 class Layer(BaseModel):
@@ -35,6 +40,9 @@ class Ledger(BaseModel):
     layers: tuple[Layer, ...] = ()
     parameters: int | None = None
     macs: int | None = None
+    sparsity: float | None = Field(
+        None, description="share of weights with their tensor's most frequent value: zero, in a pruned one"
+    )
     notes: tuple[str, ...] = ()
 
 
@@ -42,6 +50,19 @@ def total_macs(layers: Iterable[Layer]) -> int | None:
     """The sum, if it is known of every layer."""
     found = [layer.macs for layer in layers]
     return None if None in found or not found else sum(number for number in found if number is not None)
+
+
+def sparsity(weights: Iterable[NDArray[np.generic]]) -> float | None:
+    """Share of values that are the most frequent one of their tensor.
+
+    That is zero in a tensor that was made sparse, however zero is stored; elsewhere it is a few percent.
+    """
+    frequent = total = 0
+    for values in weights:
+        if values.size >= SMALL:
+            frequent += int(np.unique(values, return_counts=True)[1].max())
+            total += values.size
+    return frequent / total if total else None
 
 
 def product(shape: Iterable[int | None]) -> int | None:

@@ -1,12 +1,16 @@
 """The byte ledger of an ONNX file, by message, and the arithmetic of its layers."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeopt.errors import MissingPackageError
-from edgeopt.formats.ledger import Layer, Ledger, product, total_macs
+from edgeopt.formats.ledger import Layer, Ledger, product, sparsity, total_macs
 from edgeopt.formats.onnx import load
 
 _ROLES: dict[str, dict[int, str]] = {
@@ -77,6 +81,7 @@ def read(path: Path) -> Ledger:
         layers=layers,
         parameters=sum(prod(t.dims) for t in model.graph.initializer if roles.get(t.name) in kinds),
         macs=total_macs(layers),
+        sparsity=sparsity(_weights(model, roles)),
         notes=tuple(notes),
     )
 
@@ -159,6 +164,17 @@ def _values(model: Any, notes: list[str]) -> dict[str, _Value]:
         shape = (1, *shape[1:]) if shape and shape[0] is None else shape
         values.setdefault(value.name, _Value(_dtype(kind.elem_type), shape))
     return values
+
+
+def _weights(model: Any, roles: dict[str, str]) -> Iterator[NDArray[np.generic]]:
+    """The values of all weights in the file, as they are stored."""
+    import onnx
+
+    for tensor in model.graph.initializer:
+        if roles.get(tensor.name) == "weights" and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype.kind in "fiu":
+                yield values
 
 
 def _dtype(number: int) -> str:

@@ -5,8 +5,11 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeopt.formats.flatbuffer import Extent, Table
-from edgeopt.formats.ledger import Layer, Ledger, product, total_macs
+from edgeopt.formats.ledger import Layer, Ledger, product, sparsity, total_macs
 from edgeopt.formats.tflite import DTYPES
 from edgeopt.formats.tflite_file import TfliteFile, data_of, kind_of, load
 
@@ -34,6 +37,8 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _LSTM,
 }
 """Which inputs of an operator are weights, and which are biases, where they are constant."""
+
+_BITS = {"float32": np.uint32, "float16": np.uint16, "int8": np.uint8, "uint8": np.uint8}
 
 UNPACKING = ("DEQUANTIZE", "DENSIFY")
 
@@ -78,7 +83,7 @@ def read(path: Path) -> Ledger:
 
 def ledger(file: TfliteFile) -> Ledger:
     """The ledger of a file that has been read."""
-    roles, layers, parameters = _graphs(file.model)
+    roles, layers, parameters, weights = _graphs(file.model)
     free = any(layer.macs is None for layer in layers)
     return Ledger(
         file=file.name,
@@ -88,6 +93,7 @@ def ledger(file: TfliteFile) -> Ledger:
         layers=layers,
         parameters=parameters,
         macs=total_macs(layers),
+        sparsity=sparsity(weights),
         notes=("MACs are not told for layers with a free dimension",) if free else (),
     )
 
@@ -131,9 +137,11 @@ def _part(extent: Extent, used: dict[int, int]) -> str:
     return _OWNERS.get(extent.owner) or (_TABLES.get(table) if dot else None) or "graph structure"
 
 
-def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int]:
-    """The role of each buffer, the layers of all graphs, and the number of parameters."""
-    sizes = [len(data_of(buffer)) for buffer in model.tables("buffers")]
+def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int, list[NDArray[np.generic]]]:
+    """The role of each buffer, the layers of all graphs, the number of parameters, and the weights' bits."""
+    buffers = model.tables("buffers")
+    sizes = [len(data_of(buffer)) for buffer in buffers]
+    weights: dict[int, NDArray[np.generic]] = {}
     kinds = [kind_of(code) for code in model.tables("operator_codes")]
     roles: dict[int, int] = {}
     # Counted by tensor: that equal ones share their bytes in the file makes no difference to the model.
@@ -159,6 +167,10 @@ def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int]:
             constants = list(_constants(kind, inputs))
             for constant, role in constants:
                 mark(constant.buffer, role)
+                if role == "weights" and constant.dtype in _BITS:
+                    weights[constant.buffer] = np.frombuffer(
+                        data_of(buffers[constant.buffer]), _BITS[constant.dtype]
+                    )
                 counted[graph, constant.number] = product(constant.shape) or 0
             if kind in UNPACKING and results and inputs and inputs[0] is not None:
                 # Unpacked when the model is loaded: whoever reads the result, reads the constant.
@@ -177,7 +189,7 @@ def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int]:
                     weight_bytes=sum(sizes[constant.buffer] for constant, _ in constants),
                 )
             )
-    return roles, tuple(layers), sum(counted.values())
+    return roles, tuple(layers), sum(counted.values()), list(weights.values())
 
 
 def _constants(kind: str, inputs: list[_Tensor | None]) -> Iterator[tuple[_Tensor, str]]:

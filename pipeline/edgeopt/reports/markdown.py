@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgeopt.results import ALWAYS, UNITS, Hop, Measurement, Report, Result
+from edgeopt.results import ALWAYS, SPARSE, UNITS, Hop, Measurement, Report, Result
 from edgeopt.units import show_bytes
 
 LAYERS = 12
@@ -16,6 +16,8 @@ def render(report: Report) -> str:
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
         lines += [f"## {_text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
+        if device == report.devices()[0]:
+            lines += _trials(rows)
         if len(report.devices()) == 1:
             lines += _layers(rows)
     lines += _gates(report) + _environment(report)
@@ -44,6 +46,8 @@ def columns(rows: Sequence[Result], metric: str) -> list[tuple[str, str]]:
         ("agreement", "agreement"),
         ("SNR", "fidelity_snr_db"),
         ("size", "size_bytes"),
+        *([("gzip", "gzip_bytes")] if _compresses(rows) else []),
+        *([("MACs", "macs")] if _shrinks(rows) else []),
         ("p50", "latency_p50_ms"),
         ("p90", "latency_p90_ms"),
         ("÷ float", "latency_ratio"),
@@ -57,6 +61,20 @@ def columns(rows: Sequence[Result], metric: str) -> list[tuple[str, str]]:
         ("flips to host", "parity_flips"),
     ]
     return [(title, name) for title, name in possible if any(name in row.measurements for row in rows)]
+
+
+def _compresses(rows: Sequence[Result]) -> bool:
+    """Whether some file has so many zeros that its compressed size is worth a column."""
+    return any(row.measurements["sparsity"].value >= SPARSE for row in rows if "sparsity" in row.measurements)
+
+
+def _shrinks(rows: Sequence[Result]) -> bool:
+    """Whether some variant does less arithmetic than another in the same format."""
+    seen: dict[str, set[float]] = {}
+    for row in rows:
+        if "macs" in row.measurements:
+            seen.setdefault(row.format, set()).add(row.measurements["macs"].value)
+    return any(len(values) > 1 for values in seen.values())
 
 
 def show(name: str, measurement: Measurement | None) -> str:
@@ -74,9 +92,9 @@ def show(name: str, measurement: Measurement | None) -> str:
         return f"{value:.2f} ×"
     if name.endswith("_drop"):
         return f"{value * 100:+.2f} pt" if name.startswith("top") else f"{value:+.4g}"
-    if name == "npu_cycles":
+    if name in ("npu_cycles", "macs", "parameters"):
         return f"{value:,.0f}"
-    if name in ("agreement", "npu_share") or name.startswith("top"):
+    if name in ("agreement", "npu_share", "sparsity") or name.startswith("top"):
         return f"{value * 100:.2f} %"
     return f"{value:.4g}{' ' + unit if unit else ''}"
 
@@ -143,6 +161,27 @@ def _hops(rows: Sequence[Result]) -> list[str]:
                 f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |"
             )
     return [*lines, ""] if len(lines) > count else []
+
+
+def _trials(rows: Sequence[Result]) -> list[str]:
+    """What searches tried, the smallest file first."""
+    lines: list[str] = []
+    for row in rows:
+        if not row.trials:
+            continue
+        lines += [f"### What was tried for {_text(row.variant)}.{row.format}", ""]
+        lines += ["| trial | size | drop | agreement | SNR | | layers in higher precision |"]
+        lines += ["|---|---:|---:|---:|---:|---|---|"]
+        for trial in sorted(row.trials, key=lambda trial: trial.size_bytes):
+            agreement = "" if trial.agreement is None else f"{trial.agreement:.1%}"
+            snr = "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
+            mark = {"chosen": "**chosen**", "kept": "on the front", "dominated": ""}[trial.status]
+            lines.append(
+                f"| {_text(trial.name)} | {trial.size_bytes:,} B | {trial.drop:.2%} | {agreement} | {snr} "
+                f"| {mark} | {_text(', '.join(trial.raised))} |"
+            )
+        lines.append("")
+    return lines
 
 
 def _layers(rows: Sequence[Result]) -> list[str]:

@@ -1,0 +1,86 @@
+"""Ranges from histograms: exact where they must be, streaming, and what each calibrator is for."""
+
+import numpy as np
+import pytest
+
+from edgeopt.calibration import Histogram
+
+CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
+
+
+def histogram(*parts: np.ndarray) -> Histogram:
+    found = Histogram()
+    for part in parts:
+        found.add(part.astype(np.float32))
+    return found
+
+
+def squared_error(values: np.ndarray, low: float, high: float, levels: int = 256) -> float:
+    scale = (high - low) / (levels - 1)
+    steps = np.clip(np.rint((values - low) / scale), 0, levels - 1)
+    return float(((steps * scale + low - values) ** 2).mean())
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 1000.0])
+def test_growing_loses_no_value(scale: float) -> None:
+    random = np.random.default_rng(0)
+    parts = [random.standard_normal(500) * factor for factor in (0.001, 1, scale)]
+    found = histogram(*parts)
+    everything = np.concatenate(parts).astype(np.float32)
+    assert found.count == 1500
+    assert found.range("minmax") == (everything.min(), everything.max())
+    inside = 2 * scale
+    share = float((np.abs(everything) > inside).mean())
+    assert found.clipped(-inside, inside) == pytest.approx(share, abs=0.01)
+
+
+def test_one_sample_or_many_give_the_same_counts() -> None:
+    values = np.random.default_rng(1).standard_normal((64, 100))
+    values[0, 0] = 10.0  # the range is known from the first sample on
+    whole, pieces = histogram(values), histogram(*values)
+    assert np.array_equal(whole.counts, pieces.counts)
+
+
+def test_percentile_keeps_the_share_it_is_told() -> None:
+    values = np.random.default_rng(2).standard_normal(100_000)
+    low, high = histogram(values).range("percentile", percentile=99.0)
+    expected = np.quantile(values, [0.005, 0.995])
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_an_outlier_costs_least_with_mse() -> None:
+    values = np.concatenate([np.random.default_rng(3).standard_normal(20_000), [60.0]])
+    found = histogram(values)
+    errors = {name: squared_error(values, *found.range(name, levels=16), 16) for name in CALIBRATORS}
+    assert errors["mse"] == min(errors.values())
+    assert errors["mse"] < 0.5 * errors["minmax"]
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_zero_is_always_inside_and_nothing_is_wider_than_what_was_seen(calibrator: str) -> None:
+    random = np.random.default_rng(4)
+    for values in (
+        random.uniform(3, 5, 500),
+        random.uniform(-5, -3, 500),
+        np.maximum(random.normal(size=500), 0),
+    ):
+        low, high = histogram(values).range(calibrator)
+        assert min(0, values.min()) - 1e-6 <= low <= 0 <= high <= max(0, values.max()) + 1e-6
+        below, above = histogram(values).range(calibrator, symmetric=True)
+        assert below == -above
+
+
+def test_zeros_do_not_outweigh_the_rest() -> None:
+    random = np.random.default_rng(5)
+    some = np.abs(random.standard_normal(1000))
+    with_zeros = histogram(np.concatenate([some, np.zeros(1_000_000)]))
+    assert with_zeros.count == 1_001_000
+    assert with_zeros.range("mse") == histogram(some).range("mse")
+    assert histogram(np.zeros(10)).range("entropy") == (0.0, 0.0)
+
+
+def test_what_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        histogram(np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="no values"):
+        Histogram().range("minmax")

@@ -1,0 +1,189 @@
+"""The search for the fewest layers in higher precision, on a model whose errors are known."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.errors import StageError
+from edgeopt.model import Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
+from edgeopt.search import Budget, evidence, search
+
+SAMPLES, CLASSES = 400, 10
+
+
+class Noisy:
+    """Each layer adds noise of its own size to the outputs unless it is raised, which costs its bytes."""
+
+    def __init__(self, folder: Path, noise: Mapping[str, float], cost: Mapping[str, int]) -> None:
+        random = np.random.default_rng(0)
+        self.clean = random.standard_normal((SAMPLES, CLASSES)).astype(np.float32)
+        self.labels = self.clean.argmax(axis=1)
+        self.noise = {
+            name: size * random.standard_normal((SAMPLES, CLASSES)).astype(np.float32)
+            for name, size in noise.items()
+        }
+        self.layers = dict(cost)
+        self.folder = folder
+        self.made: list[frozenset[str]] = []
+
+    def make(self, raised: frozenset[str]) -> Path:
+        self.made.append(raised)
+        path = self.folder / "candidate"
+        path.write_bytes(b"\0" * (1000 + sum(self.layers[name] for name in raised)))
+        self.raised = raised
+        return path
+
+    def outputs(self, path: Path | None) -> np.ndarray:
+        if path is None:
+            return self.clean
+        return self.clean + sum(noise for name, noise in self.noise.items() if name not in self.raised)
+
+
+class Told:
+    def __init__(self, folder: Path, checkpoints: Path | None = None) -> None:
+        self.notes: list[str] = []
+        self.trials: list[Trial] = []
+        self.context = Context(
+            folder,
+            None,
+            lambda _: None,
+            checkpoints=checkpoints,
+            note=self.notes.append,
+            trial=self.trials.append,
+        )
+
+
+NOISE = {"first": 2.0, "second": 1e-3, "third": 1e-3, "fourth": 1.0, "fifth": 2e-3, "sixth": 1e-3}
+COST = {"first": 30, "second": 100, "third": 500, "fourth": 400, "fifth": 50, "sixth": 10}
+
+
+def test_it_raises_the_layers_that_hurt_and_no_others(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, NOISE, COST), Told(tmp_path)
+    chosen = search(model, model.labels, max_drop=0.03, budget=Budget(), context=told.context)
+    assert chosen == {"first", "fourth"}
+    (trial,) = [trial for trial in told.trials if trial.status == "chosen"]
+    assert set(trial.raised) == chosen
+    assert trial.drop <= 0.03
+    assert trial.size_bytes == 1430
+    assert len(told.trials) <= 20
+    assert "holds" in told.notes[0]
+    assert "first" in told.notes[0]
+
+
+def test_nothing_is_raised_where_nothing_hurts(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, dict.fromkeys(COST, 0.0), COST), Told(tmp_path)
+    assert search(model, model.labels, max_drop=0.0, budget=Budget(), context=told.context) == frozenset()
+    assert len(told.trials) == 1
+    assert model.made == [frozenset()]
+
+
+def test_the_cheaper_of_two_equal_layers_is_raised(tmp_path: Path) -> None:
+    model = Noisy(tmp_path, {"dear": 0.5, "cheap": 0.5}, {"dear": 1000, "cheap": 10})
+    told = Told(tmp_path)
+    alone = {name: model.clean + model.noise[name] for name in model.layers}
+    drops = {name: float((outputs.argmax(axis=1) != model.labels).mean()) for name, outputs in alone.items()}
+    limit = max(drops.values())  # raising either is enough
+    assert search(model, model.labels, max_drop=limit, budget=Budget(), context=told.context) == {"cheap"}
+    assert told.trials[0].drop > limit
+
+
+def test_the_budget_ends_it_with_the_best_so_far(tmp_path: Path) -> None:
+    model = Noisy(tmp_path, {str(n): 1.0 for n in range(16)}, {str(n): 1 for n in range(16)})
+    told = Told(tmp_path)
+    chosen = search(model, model.labels, max_drop=0.0, budget=Budget(trials=3), context=told.context)
+    assert len(told.trials) == 3
+    (trial,) = [trial for trial in told.trials if trial.status == "chosen"]
+    assert set(trial.raised) == chosen
+    assert trial.drop == min(trial.drop for trial in told.trials)
+    assert "3 trials" in told.notes[0]
+    assert "not reached" in told.notes[0]
+    assert "best so far" in told.notes[0]
+
+
+def test_time_ends_it_as_well(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, NOISE, COST), Told(tmp_path)
+    search(model, model.labels, max_drop=0.0, budget=Budget(minutes=1e-9), context=told.context)
+    assert "minutes" in told.notes[0]
+    assert len(model.made) <= 3
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    for wrong in ({"trials": 0}, {"minutes": 0}, {"minutes": -1}):
+        with pytest.raises(ValueError, match="greater than"):
+            Budget(**wrong)
+
+
+def test_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+
+    class Killed(Noisy):
+        def make(self, raised: frozenset[str]) -> Path:
+            if len(self.made) == 5:
+                raise KeyboardInterrupt
+            return super().make(raised)
+
+    killed = Killed(tmp_path, NOISE, COST)
+    with pytest.raises(KeyboardInterrupt):
+        search(killed, killed.labels, max_drop=0.03, budget=Budget(), context=Told(tmp_path, kept).context)
+    model = Noisy(tmp_path, NOISE, COST)
+    told = Told(tmp_path, kept)
+    assert search(model, model.labels, max_drop=0.03, budget=Budget(), context=told.context) == {
+        "first",
+        "fourth",
+    }
+    assert not set(killed.made) & set(model.made)
+
+
+def test_a_record_cut_off_half_way_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text('{"known": {"tri')
+    model, told = Noisy(tmp_path, NOISE, COST), Told(tmp_path, tmp_path)
+    assert search(model, model.labels, max_drop=0.03, budget=Budget(), context=told.context) == {
+        "first",
+        "fourth",
+    }
+
+
+def test_without_labels_it_counts_changed_answers(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, NOISE, COST), Told(tmp_path)
+    search(model, None, max_drop=0.05, budget=Budget(), context=told.context)
+    (trial,) = [trial for trial in told.trials if trial.status == "chosen"]
+    assert trial.agreement is not None
+    assert trial.drop == pytest.approx(1 - trial.agreement)
+
+
+def test_the_front_is_marked(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, NOISE, COST), Told(tmp_path)
+    search(model, model.labels, max_drop=0.03, budget=Budget(), context=told.context)
+    for trial in told.trials:
+        better = [o for o in told.trials if o.drop <= trial.drop and o.size_bytes < trial.size_bytes]
+        assert (trial.status == "dominated") == bool(better) or trial.status == "chosen"
+
+
+class Numbers(Dataset):
+    start: int = 0
+
+    def samples(self):
+        for number in range(self.start, self.start + 5):
+            yield Sample((np.full((2,), number, np.float32),), number)
+
+    def digest(self) -> str:
+        return str(self.start)
+
+
+def test_it_judges_by_validation_data_where_there_are_some(tmp_path: Path) -> None:
+    feed, other = Feed(Numbers(), Preprocessing()), Feed(Numbers(start=100), Preprocessing())
+    model = Model(format="onnx", path=tmp_path, inputs=(TensorSpec(name="x", shape=(1, 2)),))
+    context = Context(tmp_path, feed, lambda _: None)
+    inputs, labels = evidence(model, context)
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert inputs[1][0].tolist() == [[1.0, 1.0]]
+    _, labels = evidence(model, context._replace(validation=other), limit=3)
+    assert labels is not None
+    assert labels.tolist() == [100, 101, 102]
+    with pytest.raises(StageError, match="data to judge by"):
+        evidence(model, context._replace(calibration=None))
