@@ -99,7 +99,8 @@ def test_training_without_training_data_is_refused_by_name(write_recipe: Write) 
 
 def test_slimming_is_on_by_default_where_the_format_has_it(write_recipe: Write) -> None:
     recipe = write_recipe(
-        "optimize: {int8: {quantize: int8}, off: {quantize: int8, slim: false}, on: {quantize: int8, slim: true}}\n",
+        "optimize:\n  int8: {quantize: int8}\n  off: {quantize: int8, slim: false}\n"
+        "  on: {quantize: int8, slim: true}\n",
         formats="[tflite, onnx]",
     )
     plan = make(recipe)
@@ -118,6 +119,30 @@ def test_slimming_is_on_by_default_where_the_format_has_it(write_recipe: Write) 
         "on.tflite": True,
         "on.onnx": False,
     }
+
+
+def test_an_option_may_be_for_one_format_alone(write_recipe: Write) -> None:
+    plan = make(
+        write_recipe(
+            "optimize: {int8: {quantize: {scheme: int8, per_channel: false, tflite: {io: int8}}}}\n",
+            formats="[tflite, onnx]",
+        )
+    )
+    assert not plan.impossible
+    options = {
+        branch.format: next(s for s in branch.stages if s.fulfils.get("quantize")).options()
+        for branch in plan.branches
+        if branch.variant == "int8"
+    }
+    assert options["tflite"]["io"] == "int8"
+    assert options["onnx"].get("io", "float32") == "float32"
+    assert not options["tflite"]["per_channel"]
+    assert not options["onnx"]["per_channel"]
+
+
+def test_a_wrong_option_for_one_format_is_named(write_recipe: Write) -> None:
+    with pytest.raises(RecipeError, match=r"quantize.tflite.per_chanel: unknown option 'per_chanel'; did you mean"):
+        make(write_recipe("optimize: {int8: {quantize: {scheme: int8, tflite: {per_chanel: true}}}}\n"))
 
 
 def test_a_switch_where_a_scheme_is_needed_is_refused(write_recipe: Write) -> None:
@@ -168,9 +193,9 @@ def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:
 
 
 def test_an_option_the_stage_does_not_know_is_refused(write_recipe: Write) -> None:
-    path = write_recipe("optimize: {int8: {quantize: {scheme: int8, io: int8}}}\n", formats="[onnx]")
+    path = write_recipe("optimize: {int8: {quantize: {scheme: int8, weight_type: int8}}}\n")
     reason, _ = only(make(path))
-    assert reason.startswith("quantize_onnx refuses option 'io': unknown option")
+    assert reason.startswith("quantize_tflite refuses option 'weight_type': unknown option")
     path = write_recipe("optimize: {int8: {quantize: {scheme: int8, per_chanel: true}}}\n")
     with pytest.raises(RecipeError, match=r"recipe.yaml:7:44: .*unknown option 'per_chanel'; did you mean"):
         make(path)

@@ -185,9 +185,10 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
         if variant.stages is not None:
             stages: tuple[Stage, ...] | None = _listed(variant.stages, source, target, recipe)
         else:
-            stages = find_chain(source, target, variant.intents, recipe.model)
+            intents = [intent.as_for(target) for intent in variant.intents]
+            stages = find_chain(source, target, intents, recipe.model)
             if stages is None:
-                asked = [intent for intent in variant.intents if not intent.optional]
+                asked = [intent for intent in intents if not intent.optional]
                 stages = find_chain(source, target, asked, recipe.model)
     except UsageError as error:
         return cannot(error.message, error.fix)

@@ -166,6 +166,11 @@ class Intent(NamedTuple):
     optional: bool = False
     """Carried out where the format allows it: nobody asked for it by name."""
 
+    def as_for(self, target: str) -> "Intent":
+        """The intent for one format: options under the format's name are for it alone."""
+        common = {key: value for key, value in self.options.items() if key not in FORMATS}
+        return self._replace(options=common | dict(self.options.get(target) or {}))
+
 
 class Variant(NamedTuple):
     """One way to optimize the model; ``stages`` set means that the recipe lists them itself."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,11 +239,12 @@ class _Resolver:
                 )
                 continue
             known_options = self._options_of(name, scheme)
-            for key in options:
-                if key not in known_options:
-                    self.problems.add(
-                        (*here, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
-                    )
+            for place, part in _parts(options, here):
+                for key in part:
+                    if key not in known_options and not (place == here and key in FORMATS):
+                        self.problems.add(
+                            (*place, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
+                        )
             intents.append(Intent(name, scheme, options))
         for name, chosen in default.items():
             if body and body.get(name, True) is True:
@@ -314,6 +315,14 @@ class _Resolver:
         except ValidationError as error:
             self.problems.refused(error, (*loc, "with"), found)
             return None
+
+
+def _parts(options: Mapping[str, Any], here: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
+    """The options of an intent, and those under the names of formats that are for one format alone."""
+    yield here, options
+    for name in FORMATS:
+        if isinstance(options.get(name), dict):
+            yield (*here, name), options[name]
 
 
 def _scheme(options: Mapping[str, Any], known: set[str]) -> str:

@@ -90,6 +90,7 @@ def optimize(
         f"version: 1\nname: source\nmodel: {{{model}, preprocess: {{layout: NHWC}}}}\n"
         "data:\n  calibration: {uses: npz, with: {path: data.npz, label: null}}\n"
         "  evaluation: {uses: npz, with: {path: data.npz, label: null}}\n"
+        "  allow_leak: true\n"
         "optimize: {int8: {quantize: int8}}\nlatency: {min_runs: 5, min_seconds: 0}\n"
         f"formats: [{formats}]\n"
     )
