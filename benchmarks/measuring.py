@@ -28,7 +28,7 @@ from edgeopt.bench import Bench, Evaluation, Outcome
 from edgeopt.datasets.npz import Npz
 from edgeopt.device import Device, load_device
 from edgeopt.errors import CannotRunError
-from edgeopt.judge import conditions, latency
+from edgeopt.measurements import conditions, latency
 from edgeopt.model import Model, Preprocessing
 from edgeopt.source import inspect
 from edgeopt.store import Store

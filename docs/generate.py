@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import typer
 
-from edgeopt import judge, schemas
+from edgeopt import comparison, schemas
 from edgeopt.cli import app
 from edgeopt.device import known_devices, load_device
 from edgeopt.model import SUFFIXES
@@ -303,12 +303,12 @@ def devices() -> str:
 def hops() -> str:
     lines = ["| step | broken when |", "|---|---|"]
     lines.append(
-        f"| converts | SNR below {judge.LOSSLESS_SNR_DB:g} dB, and some value off by more than "
-        f"{judge.LOSSLESS_MAX_ERROR:g} |"
+        f"| converts | SNR below {comparison.LOSSLESS_SNR_DB:g} dB, and some value off by more than "
+        f"{comparison.LOSSLESS_MAX_ERROR:g} |"
     )
     lines.append(
-        f"| quantizes or prunes | SNR below {judge.BROKEN_SNR_DB:g} dB, or fewer than "
-        f"{judge.BROKEN_AGREEMENT:.0%} of the answers the same |"
+        f"| quantizes or prunes | SNR below {comparison.BROKEN_SNR_DB:g} dB, or fewer than "
+        f"{comparison.BROKEN_AGREEMENT:.0%} of the answers the same |"
     )
     return "\n".join(lines)
 

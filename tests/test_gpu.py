@@ -21,7 +21,7 @@ from edgeopt.bench import ask, lasting, require
 from edgeopt.cli import main
 from edgeopt.device import load_device, read_device
 from edgeopt.errors import DeviceError, RecipeError
-from edgeopt.judge import conditions
+from edgeopt.measurements import conditions
 
 STAND_IN = """#!/bin/sh
 # A stand-in for nvidia-smi: two GPUs, one of which does not tell its power.

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 
-from edgeopt.judge import accuracy, bootstrap, hop, judge, latency, quantile_interval
+from edgeopt.comparison import hop
+from edgeopt.judge import judge
+from edgeopt.measurements import accuracy, latency
 from edgeopt.metrics.agreement import Agreement
 from edgeopt.metrics.top1 import Top1
 from edgeopt.results import Gate, Measurement, Result
+from edgeopt.statistics import bootstrap, quantile_interval
 
 
 def result(variant: str = "int8", status: str = "ok", device: str = "host", **values: float) -> Result:

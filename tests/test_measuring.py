@@ -17,7 +17,7 @@ from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import RecipeError
-from edgeopt.judge import conditions, latency
+from edgeopt.measurements import conditions, latency
 from edgeopt.model import Preprocessing
 from edgeopt.recipe import Latency
 from edgeopt.resolve import load_recipe

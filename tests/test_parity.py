@@ -10,8 +10,8 @@ import pytest
 
 from edgeopt.bench import Outcome
 from edgeopt.cli import main
+from edgeopt.comparison import difference
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.judge import difference
 from edgeopt.parity import Parity, first_layer, layer_difference, parity
 from toy_tflite import toy
 

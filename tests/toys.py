@@ -126,7 +126,7 @@ class Thin(Toy):
 
 
 class Train(Toy):
-    """Says what it was given, takes its time, and can be killed in the middle without losing the beginning."""
+    """Says what it was given, and can be killed in the middle without losing the beginning."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"train": frozenset({"training"})}

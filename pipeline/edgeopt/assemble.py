@@ -9,20 +9,10 @@ from typing import Any
 
 from edgeopt import registry
 from edgeopt.bench import Outcome
+from edgeopt.comparison import difference, hop, output_scales
 from edgeopt.errors import UsageError
-from edgeopt.judge import (
-    EMULATED,
-    accuracy,
-    conditions,
-    difference,
-    hop,
-    latency,
-    of_the_device,
-    output_scales,
-    sizes,
-    sparse,
-)
 from edgeopt.measure import Measured, Trail
+from edgeopt.measurements import EMULATED, accuracy, conditions, latency, of_the_device, sizes, sparse
 from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric

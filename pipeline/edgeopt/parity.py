@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation, Outcome
+from edgeopt.comparison import difference, distance, output_scales
 from edgeopt.device import Device, load_device
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.judge import difference, distance, output_scales
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset
 from edgeopt.profiler import fit_layout

@@ -13,8 +13,8 @@ from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.judge import EMULATED, conditions, latency, measurement, of_the_device, sizes
 from edgeopt.lint import lint_artifact, lint_measured, summary
+from edgeopt.measurements import EMULATED, conditions, latency, measurement, of_the_device, sizes
 from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset, Metric
 from edgeopt.recipe import Latency

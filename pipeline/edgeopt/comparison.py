@@ -1,0 +1,147 @@
+"""How far outputs moved: from one step to the next, and from one device to another. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import UsageError
+from edgeopt.model import Array
+from edgeopt.results import Hop, Measurement
+
+LOSSLESS_SNR_DB = 60.0
+LOSSLESS_MAX_ERROR = 1e-4
+BROKEN_SNR_DB = 6.0
+BROKEN_AGREEMENT = 0.75
+MAX_SNR_DB = 200.0
+"""Identical outputs have no noise; this stands for infinity, which JSON cannot hold."""
+
+
+class Difference(NamedTuple):
+    """How far one device's outputs are from another's, for the same file and inputs."""
+
+    samples: int
+    differing: int
+    """Samples with any difference at all."""
+    max_error: float
+    """Largest difference of any value of any output."""
+    max_steps: int | None
+    """The same in quantized units, where every output is quantized."""
+    flips: int | None
+    """Samples whose largest output is another one; None for outputs of a single value."""
+    worst: tuple[int, ...]
+    """Samples with the largest differences, the largest first."""
+
+    def measurements(self) -> dict[str, Measurement]:
+        """As they stand in a report."""
+        found = {"parity_max_error": Measurement(value=self.max_error, n=self.samples)}
+        if self.max_steps is not None:
+            found = {"parity_max_steps": Measurement(value=self.max_steps, unit="steps", n=self.samples)}
+        if self.flips is not None:
+            found["parity_flips"] = Measurement(value=self.flips, n=self.samples)
+        return found
+
+
+def difference(
+    first: Sequence[Array], second: Sequence[Array], scales: Sequence[float | None], worst: int = 4
+) -> Difference:
+    """Compare real-valued outputs, each ``[n, ...]``; ``scales`` turn real differences into quantized units.
+
+    A value that is no number on one side only is an infinite difference.
+
+    Raises:
+        UsageError: the devices give outputs of different number or size.
+    """
+    one_has, other_has = ([array.size for array in outputs] for outputs in (first, second))
+    if one_has != other_has:
+        raise UsageError(f"the outputs have {one_has} and {other_has} values: they cannot be compared")
+    count = len(first[0])
+    errors = np.zeros(count)
+    steps = np.zeros(count)
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        old = one.reshape(count, -1).astype(np.float64)
+        new = other.reshape(count, -1).astype(np.float64)
+        here = distance(old, new).max(axis=1, initial=0.0)
+        errors = np.maximum(errors, here)
+        scale = scales[index] if index < len(scales) else None
+        steps = np.maximum(steps, np.rint(here / scale) if scale else np.nan)
+    flips = None
+    if first[0].size > count:
+        largest = [outputs[0].reshape(count, -1).argmax(axis=1) for outputs in (first, second)]
+        flips = int((largest[0] != largest[1]).sum())
+    told = np.isfinite(steps).all()
+    order = [int(index) for index in np.argsort(-errors, kind="stable")[:worst] if errors[index] > 0]
+    return Difference(
+        samples=count,
+        differing=int((errors > 0).sum()),
+        max_error=float(errors.max(initial=0.0)),
+        max_steps=int(steps.max(initial=0.0)) if told else None,
+        flips=flips,
+        worst=tuple(order),
+    )
+
+
+def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Absolute difference of every value; what is no number on one side only is infinitely far."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one - other)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+
+
+def output_scales(info: Mapping[str, Any]) -> list[float | None]:
+    """Steps of a model's outputs, as the runtime told them; None where one is not quantized."""
+    return list(info.get("output_scales") or ())
+
+
+def hop(stage: str, produced: str, *, lossless: bool, before: Array, after: Array) -> Hop:
+    """Compare the outputs of one step with those of the step before, on the same samples.
+
+    A step that only converts must keep the outputs (60 dB, or 1e-4 in every value); a step that
+    quantizes or prunes may move them, but a model it leaves without resemblance is broken.
+    """
+    count = min(len(before), len(after))
+    if before.shape[1:] != after.shape[1:]:
+        if before[0].size != after[0].size:
+            reason = (
+                f"{stage} changed the output shape from {list(before.shape[1:])} to {list(after.shape[1:])}"
+            )
+            return Hop(stage=stage, produced=produced, lossless=lossless, status="broken", reason=reason)
+        after = after.reshape(len(after), *before.shape[1:])
+    old, new = before[:count].astype(np.float64), after[:count].astype(np.float64)
+    error = np.abs(old - new)
+    worst = float(error.max()) if error.size else 0.0
+    noise, signal = float((error**2).sum()), float((old**2).sum())
+    snr = MAX_SNR_DB if noise == 0 else max(-MAX_SNR_DB, 10 * math.log10(max(signal, 1e-300) / noise))
+    agreement = _agreement(old, new)
+    broken = (
+        not np.isfinite(new).all()
+        or (lossless and snr < LOSSLESS_SNR_DB and worst > LOSSLESS_MAX_ERROR)
+        or (
+            not lossless and (snr < BROKEN_SNR_DB or (agreement is not None and agreement < BROKEN_AGREEMENT))
+        )
+    )
+    same = "" if agreement is None else f", the same answer for {agreement:.1%} of {count} samples"
+    reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""
+    if not np.isfinite(worst):
+        worst, snr = float(np.finfo(np.float64).max), -MAX_SNR_DB
+    return Hop(
+        stage=stage,
+        produced=produced,
+        lossless=lossless,
+        snr_db=snr if math.isfinite(snr) else -MAX_SNR_DB,
+        max_abs_error=worst,
+        agreement=agreement,
+        status="broken" if broken else "ok",
+        reason=reason,
+    )
+
+
+def _agreement(old: NDArray[np.float64], new: NDArray[np.float64]) -> float | None:
+    """Share of samples whose largest output is the same; None where there is one output only."""
+    flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
+    if flat_old.shape[1] < 2 or not np.isfinite(flat_new).all():
+        return None
+    return float((flat_old.argmax(axis=1) == flat_new.argmax(axis=1)).mean())
