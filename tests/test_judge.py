@@ -1,13 +1,17 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 from edgeopt.comparison import hop
-from edgeopt.judge import judge
-from edgeopt.measurements import accuracy, latency
+from edgeopt.judge import Evidence, judge
+from edgeopt.measurements import accuracy, flips, latency, of_the_samples
 from edgeopt.metrics.agreement import Agreement
 from edgeopt.metrics.top1 import Top1
-from edgeopt.results import Gate, Measurement, Result
-from edgeopt.statistics import bootstrap, quantile_interval
+from edgeopt.results import Gate, Measurement, Report, Result, Run, Verdict
+from edgeopt.statistics import Paired, bootstrap, quantile_interval
+
+RUN = Run(started="", seconds=0.0, command="", edgeopt="")
 
 
 def result(variant: str = "int8", status: str = "ok", device: str = "host", **values: float) -> Result:
@@ -81,7 +85,8 @@ def test_a_drop_is_paired_with_the_source() -> None:
     labels = np.arange(100) % 10
     source = logits([*labels[:90], *((labels[90:] + 1) % 10)])
     worse = logits([*labels[:88], *((labels[88:] + 1) % 10)])
-    found = accuracy([("top1", Top1()), ("agreement", Agreement())], worse, labels, source)
+    found, pairs = accuracy([("top1", Top1()), ("agreement", Agreement())], worse, labels, source)
+    assert (pairs["top1"].worse, pairs["top1"].better) == (2, 0)
     assert found["top1"].value == pytest.approx(0.88)
     assert found["top1_drop"].value == pytest.approx(0.02)
     low, high = found["top1_drop"].ci95 or (0, 0)
@@ -154,3 +159,92 @@ def test_a_source_model_that_guesses_is_told() -> None:
     (doubt,) = doubts(source(0.1121), measured)
     assert "right for 11.2% of 446 samples, which is guessing among 10 classes" in doubt
     assert doubts(source(0.5), measured) == []
+
+
+def samples(worse: int, better: int, count: int) -> Paired:
+    before, after = np.ones(count), np.ones(count)
+    after[:worse] = 0
+    before[worse : worse + better] = 0
+    return Paired(before, after)
+
+
+def confident(gate: Gate, pair: Paired, **found: Any) -> Verdict:
+    row = result(top1=float(pair.after.mean()), top1_drop=float(pair.drops.mean()))
+    evidence = {(row.variant, row.format, row.device): Evidence({"top1": pair}, **found)}
+    (verdict,) = judge([gate], [row], evidence)
+    return verdict
+
+
+def test_a_confident_gate_says_pass_fail_or_undecided() -> None:
+    gate = Gate(metric="top1", max_drop=0.01, confidence=0.95)
+    passed = confident(gate, samples(1, 1, 400))
+    assert (passed.status, passed.blocks, passed.reason) == ("pass", False, "")
+    failed = confident(gate, samples(20, 4, 400))
+    assert (failed.status, failed.blocks) == ("fail", True)
+    assert failed.p_value is not None
+    assert failed.p_value < 0.01
+    assert failed.bounds is not None
+    assert 0.01 < failed.bounds[0] < 0.04 < failed.bounds[1]
+    open_ = confident(gate, samples(0, 0, 40))
+    assert (open_.status, open_.blocks, open_.samples_needed) == ("undecided", True, 268)
+    assert "about 268 would decide" in open_.reason
+    lenient = confident(gate.model_copy(update={"undecided": "pass"}), samples(0, 0, 40))
+    assert (lenient.status, lenient.blocks) == ("undecided", False)
+
+
+def test_only_a_gate_that_blocks_decides_the_exit_code() -> None:
+    def code(**changes: Any) -> int:
+        gate = Gate(metric="top1", max_drop=0.01, confidence=0.95, **changes)
+        verdict = confident(gate, samples(0, 0, 40))
+        return Report(recipe="r", run=RUN, gates=(verdict,)).exit_code
+
+    assert code() == 1
+    assert code(undecided="pass") == 0
+
+
+def test_a_gate_on_classes_judges_their_samples_alone() -> None:
+    labels = np.arange(100) % 10
+    before, after = np.ones(100), np.ones(100)
+    after[labels == 3] = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    pair = Paired(before, after)
+    names = tuple("abcdefghij")
+    for gate, measured in (
+        (Gate(metric="top1", max_drop=0.1, classes=("d",)), 0.4),
+        (Gate(metric="top1", max_drop=0.1, classes=("3",)), 0.4),
+        (Gate(metric="top1", max_drop=0.1, classes=("d", "e")), 0.2),
+        (Gate(metric="top1", min=0.9, classes=("d",)), 0.6),
+    ):
+        verdict = confident(gate, pair, labels=labels, names=names)
+        assert (verdict.status, verdict.measured) == ("fail", pytest.approx(measured))
+    assert confident(Gate(metric="top1", max_drop=0.0, classes=("4",)), pair, labels=labels).status == "pass"
+    absent = confident(Gate(metric="top1", max_drop=0.1, classes=("42",)), pair, labels=labels)
+    assert absent.reason == "no evaluation sample is of class 42"
+    unlabelled = confident(Gate(metric="top1", max_drop=0.1, classes=("3",)), pair)
+    assert unlabelled.reason == "the evaluation data has no class labels"
+
+
+def test_a_confident_gate_without_samples_fails() -> None:
+    (verdict,) = judge([Gate(metric="top1", max_drop=0.1, confidence=0.9)], [result(top1=0.9, top1_drop=0.0)])
+    assert (verdict.status, verdict.blocks) == ("fail", True)
+    assert verdict.reason == "top1 was not measured sample by sample"
+
+
+def test_samples_tell_the_worst_class_and_what_could_be_seen() -> None:
+    labels = np.arange(100) % 10
+    after = np.ones(100)
+    after[labels == 3] = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    found = of_the_samples({"top1": Paired(np.ones(100), after)}, labels)
+    assert found["top1_worst_class_drop"].value == pytest.approx(0.4)
+    assert 0.03 < found["top1_detectable_drop"].value < 0.1
+
+
+def test_lost_samples_are_listed_most_certain_first() -> None:
+    labels = np.arange(20) % 10
+    source = logits(list(labels))
+    worse = logits([*labels[:18], (labels[18] + 1) % 10, (labels[19] + 1) % 10])
+    worse[19] *= 3
+    first, second = flips(worse, labels, source)
+    assert (first.sample, first.label, first.answer) == (19, 9, 0)
+    assert second.sample == 18
+    assert first.margin > second.margin > 0
+    assert flips(worse, None, source) == ()

@@ -149,3 +149,34 @@ def test_a_document_that_cannot_be_used_still_has_its_names_looked_up(write_reci
     for message in ("no metric 'topl'", "no format 'tensorrt'", "no device 'hots'", "nothing can 'quantise'"):
         assert message in told
     assert "unknown key 'max_dorp'; did you mean 'max_drop'?" in told
+
+
+@pytest.mark.parametrize(
+    ("gate", "problem"),
+    [
+        ("{metric: top1, min: 0.9, confidence: 0.95}", "confidence is about a drop"),
+        ("{metric: top1, max_drop: 0.1, confidence: 2}", "less than 1"),
+        ("{metric: top1, max_drop: 0.1, undecided: maybe}", "fail"),
+        ("{metric: top1, max_ratio: 2, class: 3}", "classes belong to max_drop"),
+        ("{metric: top1, max_drop: 0.1, class: cat}", "no class 'cat'; model.labels names none"),
+        ("{metric: top1, max_drop: 0.1, class: 3, classes: [4]}", "give class or classes, not both"),
+        ("{metric: size_bytes, max: 12 ms}", "unit 'ms' does not fit"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(write_recipe: Write, gate: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe(write_recipe(f"gates:\n  - {gate}\n"))
+
+
+def test_two_gates_that_contradict_are_refused(write_recipe: Write) -> None:
+    text = "gates:\n  - {metric: size_bytes, min: 10 kB}\n  - {metric: size_bytes, max: 9 kB}\n"
+    with pytest.raises(RecipeError, match=r"gates.1: contradicts the gate 'size_bytes min 10000'"):
+        load_recipe(write_recipe(text))
+    load_recipe(write_recipe(text.replace("max: 9 kB", "max: 9 kB, formats: [tflite]")))
+
+
+def test_a_gate_may_name_one_or_several(write_recipe: Write) -> None:
+    text = "gates: [{metric: top1, max_drop: 1 %, class: 3, format: tflite, confidence: 0.95}]\n"
+    (gate,) = load_recipe(write_recipe(text)).gates
+    assert (gate.classes, gate.formats, gate.confidence) == (("3",), ("tflite",), 0.95)
+    assert str(gate) == "top1 max_drop 0.01 formats=tflite classes=3 confidence=0.95"

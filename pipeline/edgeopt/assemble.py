@@ -11,9 +11,20 @@ from edgeopt import registry
 from edgeopt.bench import Outcome
 from edgeopt.comparison import difference, hop, output_scales
 from edgeopt.errors import UsageError
+from edgeopt.judge import Evidence
 from edgeopt.measure import Measured, Trail
-from edgeopt.measurements import EMULATED, accuracy, conditions, latency, of_the_device, sizes, sparse
-from edgeopt.model import SUFFIXES, content_digest, file_digest, size_bytes
+from edgeopt.measurements import (
+    EMULATED,
+    accuracy,
+    conditions,
+    flips,
+    latency,
+    of_the_device,
+    of_the_samples,
+    sizes,
+    sparse,
+)
+from edgeopt.model import SUFFIXES, Array, content_digest, file_digest, size_bytes
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
 from edgeopt.results import ALWAYS, UNITS, Artifact, Hop, Measurement, Result, SourceResult
@@ -23,10 +34,16 @@ Named = list[tuple[str, Metric]]
 HOST = "host"
 
 
-def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) -> list[Result]:
-    """One result per branch and device, also of what failed or cannot be had; artifacts go to ``out``."""
+def results(
+    plan: Plan, builds: Sequence[Built], measured: Measured, out: Path
+) -> tuple[list[Result], dict[tuple[str, str, str], Evidence]]:
+    """One result per branch and device, also of what failed or cannot be had; artifacts go to ``out``.
+
+    Beside them it gives what single samples say, for the gates that ask them.
+    """
     metrics = named_metrics(plan)
     found: list[Result] = []
+    evidence: dict[tuple[str, str, str], Evidence] = {}
     for built in builds:
         branch = built.branch
         base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": _chain(built)}
@@ -74,7 +91,15 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
             if outcome.outputs and not strange:
-                values |= _accuracy(metrics, outcome, measured)
+                if not measured.source.error:
+                    outputs, source = _aligned(outcome, measured)
+                    judged, pairs = accuracy(metrics, outputs, measured.labels, source)
+                    values |= judged | of_the_samples(pairs, measured.labels)
+                    common["flips"] = flips(outputs, measured.labels, source)
+                    lower = frozenset(name for name, metric in metrics if not metric.higher_is_better)
+                    evidence[branch.variant, branch.format, device.name] = Evidence(
+                        pairs, measured.labels, plan.recipe.model.labels, lower
+                    )
                 values |= _parity(measured, branch.name, device.name)
             status, reason = ("failed", broken.reason) if broken else ("ok", "")
             if strange:
@@ -92,7 +117,7 @@ def results(plan: Plan, builds: Sequence[Built], measured: Measured, out: Path) 
                     reason=reason,
                 )
             )
-    return found
+    return found, evidence
 
 
 def source_result(plan: Plan, measured: Measured) -> SourceResult:
@@ -109,7 +134,7 @@ def source_result(plan: Plan, measured: Measured) -> SourceResult:
         return SourceResult(status="failed", reason=measured.source.error, **common)
     outputs = measured.source.outputs[0]
     values: dict[str, Measurement] = {}
-    for name, value in accuracy(named_metrics(plan), outputs, measured.labels, outputs).items():
+    for name, value in accuracy(named_metrics(plan), outputs, measured.labels, outputs)[0].items():
         if not name.endswith("_drop") and name not in ALWAYS:
             values[name] = value
     return SourceResult(measurements=values, **common)
@@ -228,13 +253,7 @@ def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measureme
     return difference(host.outputs, outcome.outputs, output_scales(host.info)).measurements()
 
 
-def _accuracy(metrics: Named, outcome: Outcome, measured: Measured) -> dict[str, Measurement]:
-    if measured.source.error:
-        return {}
+def _aligned(outcome: Outcome, measured: Measured) -> tuple[Array, Array]:
+    """First outputs of an artifact and of the source model, in the shape of the source model's."""
     outputs, source = outcome.outputs[0], measured.source.outputs[0]
-    return accuracy(
-        metrics,
-        outputs.reshape(source.shape) if outputs.size == source.size else outputs,
-        measured.labels,
-        source,
-    )
+    return (outputs.reshape(source.shape) if outputs.size == source.size else outputs), source

@@ -4,21 +4,28 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.class_scores import class_scores
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.results import SPARSE, Measurement
-from edgeopt.statistics import bootstrap, quantile_interval
+from edgeopt.results import SPARSE, Flip, Measurement
+from edgeopt.statistics import Paired, bootstrap, detectable_drop, quantile_interval
+
+Metrics: TypeAlias = Sequence[tuple[str, Metric]]
 
 BUSY_CORES = 0.25
 """Time that other programs took while latency was measured, in cores: more than a quiet system needs."""
 SLOWER_CLOCK = 0.9
 FASTER = 0.95
+FEW = 5
+"""Samples below which a class says nothing about itself."""
+FLIPS = 50
+"""Lost samples that are listed."""
 EMULATED = "latency: emulated, not measured"
 
 
@@ -38,14 +45,17 @@ def measurement(score: Score, unit: str) -> Measurement:
 
 
 def accuracy(
-    metrics: Sequence[tuple[str, Metric]], outputs: Array, labels: Array | None, source: Array
-) -> dict[str, Measurement]:
+    metrics: Metrics, outputs: Array, labels: Array | None, source: Array
+) -> tuple[dict[str, Measurement], dict[str, Paired]]:
     """Every metric of one model's outputs and, against labels, its paired drop from the source's.
+
+    Beside the measurements it gives the values per sample behind each drop, higher being better.
 
     Raises:
         UsageError: labels that do not fit the outputs.
     """
     found: dict[str, Measurement] = {}
+    pairs: dict[str, Paired] = {}
     for name, metric in metrics:
         if metric.against == "source":
             found[name] = measurement(metric.score(outputs, source), metric.unit)
@@ -55,11 +65,50 @@ def accuracy(
         here, there = metric.score(outputs, labels), metric.score(source, labels)
         found[name] = measurement(here, metric.unit)
         sign = 1.0 if metric.higher_is_better else -1.0
-        paired = None
+        drops = None
         if here.per_sample is not None and there.per_sample is not None:
-            paired = sign * (there.per_sample - here.per_sample)
-        found[f"{name}_drop"] = measurement(Score(sign * (there.value - here.value), paired), metric.unit)
+            pairs[name] = Paired(sign * there.per_sample, sign * here.per_sample)
+            drops = pairs[name].drops
+        found[f"{name}_drop"] = measurement(Score(sign * (there.value - here.value), drops), metric.unit)
+    return found, pairs
+
+
+def of_the_samples(pairs: Mapping[str, Paired], labels: Array | None) -> dict[str, Measurement]:
+    """What only single samples tell: the drop of the worst class, and the smallest that could be seen."""
+    found: dict[str, Measurement] = {}
+    for name, pair in pairs.items():
+        if len(pair.before) > 1:
+            found[f"{name}_detectable_drop"] = Measurement(value=detectable_drop(pair), n=len(pair.before))
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+            continue
+        classes, counts = np.unique(labels, return_counts=True)
+        classes = classes[counts >= FEW]
+        if len(classes) > 1:
+            worst = max(float(pair.drops[labels == label].mean()) for label in classes)
+            found[f"{name}_worst_class_drop"] = Measurement(value=worst, n=len(pair.before))
     return found
+
+
+def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ...]:
+    """The samples that the source model classifies rightly and this one does not, most certain first."""
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+        return ()
+    scores, before = class_scores(outputs), class_scores(source)
+    if scores.ndim != 2 or scores.shape != before.shape or labels.max(initial=0) >= scores.shape[1]:
+        return ()
+    answers = scores.argmax(axis=1)
+    lost = np.flatnonzero((before.argmax(axis=1) == labels) & (answers != labels))
+    margins = scores[lost, answers[lost]] - scores[lost, labels[lost]]
+    order = np.argsort(-margins, kind="stable")[:FLIPS]
+    return tuple(
+        Flip(
+            sample=int(lost[index]),
+            label=int(labels[lost[index]]),
+            answer=int(answers[lost[index]]),
+            margin=float(margins[index]),
+        )
+        for index in order
+    )
 
 
 def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -> dict[str, Measurement]:

@@ -72,8 +72,8 @@ def optimize(
     builds = build(plan, finished, watch)
     measured = measure(plan, builds, finished, device_folders, watch)
     source = assemble.source_result(plan, measured)
-    rows = assemble.results(plan, builds, measured, folder)
-    verdicts = judge(loaded.gates, rows)
+    rows, evidence = assemble.results(plan, builds, measured, folder)
+    verdicts = judge(loaded.gates, rows, evidence)
 
     report = Report(
         recipe=loaded.name,

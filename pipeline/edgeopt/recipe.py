@@ -41,6 +41,12 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Mapping) else value
 
 
+def _as_words(value: object) -> object:
+    """Class numbers are names as well."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(item) if isinstance(item, int) else item for item in items)
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
@@ -98,11 +104,38 @@ class GatePart(_Part):
     variants: Names = Field((), description="judge these variants only; default: all")
     formats: Names = Field((), description="judge these formats only; default: all")
     devices: Names = Field((), description="judge on these devices only; default: all")
+    classes: Annotated[tuple[str, ...], BeforeValidator(_as_words)] = Field(
+        (), description="judge samples of these classes only, by name or number; default: all"
+    )
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="with max_drop: fail only if the samples leave no more doubt than this, pass likewise",
+    )
+    undecided: Literal["fail", "pass"] = Field(
+        "fail", description="with confidence: what it comes to when there are too few samples to tell"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_written_alone(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        words = {"variant": "variants", "format": "formats", "device": "devices", "class": "classes"}
+        twice = [one for one, several in words.items() if one in value and several in value]
+        if twice:
+            raise ValueError(f"give {twice[0]} or {words[twice[0]]}, not both")
+        return {words.get(key, key): entry for key, entry in value.items()}
 
     @model_validator(mode="after")
     def _one_limit(self) -> "GatePart":
         if sum(getattr(self, kind) is not None for kind in LIMITS) != 1:
             raise ValueError(f"give exactly one of {', '.join(LIMITS)}")
+        if self.confidence is not None and self.max_drop is None:
+            raise ValueError("confidence is about a drop: it belongs to max_drop")
+        if self.classes and (self.max_increase is not None or self.max_ratio is not None):
+            raise ValueError("classes belong to max_drop, min or max of an accuracy metric")
         return self
 
 

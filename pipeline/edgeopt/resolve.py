@@ -105,6 +105,7 @@ class _Resolver:
         for index, name in enumerate(document.formats):
             self._format(name, index)
         gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
+        self._contradictions(gates)
         datasets = {
             part: self._plugin("datasets", use, ("data", part))
             for part in ("calibration", "evaluation", "train", "validation")
@@ -267,7 +268,9 @@ class _Resolver:
         metrics: Sequence[Metric | None],
     ) -> Gate:
         loc: Loc = ("gates", index)
-        known = [*(registry.plugin_name(metric) for metric in metrics if metric is not None), *UNITS]
+        named = [registry.plugin_name(metric) for metric in metrics if metric is not None]
+        worst = [f"{name}_worst_class_drop" for name in named if name not in ALWAYS]
+        known = [*named, *worst, *UNITS]
         if gate.metric not in known and None not in metrics:
             self.problems.add(
                 (*loc, "metric"), f"no metric {gate.metric!r}{registry.nearest(gate.metric, known)}"
@@ -292,9 +295,28 @@ class _Resolver:
                     limits[kind] = quantity(value, "" if kind == "max_ratio" else unit)
                 except ValueError as error:
                     self.problems.add((*loc, kind), str(error))
-        return Gate(
-            metric=gate.metric, variants=gate.variants, formats=gate.formats, devices=gate.devices, **limits
-        )
+        labels = document.model.labels
+        for name in gate.classes:
+            if name not in labels and not (name.isdigit() and (not labels or int(name) < len(labels))):
+                hint = registry.nearest(name, list(labels)) if labels else "; model.labels names none"
+                self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
+        return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
+
+    def _contradictions(self, gates: Sequence[Gate]) -> None:
+        """Two gates that no artifact can pass both."""
+        for index, gate in enumerate(gates):
+            for other in gates[:index]:
+                same = (gate.metric, gate.filters, gate.classes) == (
+                    other.metric,
+                    other.filters,
+                    other.classes,
+                )
+                low = max((g.min for g in (gate, other) if g.min is not None), default=None)
+                high = min((g.max for g in (gate, other) if g.max is not None), default=None)
+                if same and low is not None and high is not None and low > high:
+                    self.problems.add(
+                        ("gates", index), f"contradicts the gate '{other}': nothing can pass both"
+                    )
 
     def _device(self, name: str, loc: Loc) -> Device | None:
         try:

@@ -58,6 +58,15 @@ class Trial(_Value):
     )
 
 
+class Flip(_Value):
+    """A sample that the source model gets right and the artifact gets wrong."""
+
+    sample: int = Field(description="its index in the evaluation data")
+    label: int
+    answer: int = Field(description="the class that the artifact takes it for")
+    margin: float = Field(description="how far the wrong class's score is above the right one's")
+
+
 class Artifact(_Value):
     """A finished file. ``path`` is relative to the folder of the report."""
 
@@ -84,6 +93,7 @@ class Result(_Value):
         (), description="one row per operator, where the runtime or the compiler tells"
     )
     notes: tuple[str, ...] = ()
+    flips: tuple[Flip, ...] = Field((), description="samples lost, the most certain mistakes first")
     trials: tuple[Trial, ...] = Field((), description="what a search tried on the way to this artifact")
     cached: bool = Field(False, description="measured by an earlier run on this machine")
 
@@ -100,6 +110,11 @@ class Gate(_Value):
     variants: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field((), description="judge samples of these classes only, by name or number")
+    confidence: float | None = Field(
+        None, description="fail or pass only where the samples leave no more doubt than this"
+    )
+    undecided: Literal["fail", "pass"] = Field("fail", description="what too few samples come to")
 
     @property
     def limit(self) -> tuple[str, float]:
@@ -113,6 +128,8 @@ class Gate(_Value):
     def __str__(self) -> str:
         kind, value = self.limit
         where = [f"{name}={','.join(names)}" for name, names in self.filters.items() if names]
+        where += [f"classes={','.join(self.classes)}"] if self.classes else []
+        where += [f"confidence={self.confidence:g}"] if self.confidence is not None else []
         return " ".join([self.metric, kind, f"{value:g}", *where])
 
     @property
@@ -141,10 +158,17 @@ class Verdict(_Value):
     variant: str
     format: str
     device: str
-    status: Literal["pass", "fail"]
+    status: Literal["pass", "fail", "undecided"]
     measured: float | None = None
     limit: float
     reason: str = ""
+    blocks: bool = Field(False, description="whether the exit code is 1 because of it")
+    confidence: float | None = Field(None, description="of a gate that asks how sure the drop is")
+    bounds: tuple[float, float] | None = Field(
+        None, description="the drop lies above the first and below the second, each with that confidence"
+    )
+    p_value: float | None = Field(None, description="exact McNemar test that there is a drop at all")
+    samples_needed: int | None = Field(None, description="that would decide, if they go on as these")
 
 
 class Run(_Value):
@@ -195,7 +219,7 @@ class Report(_Value):
         broken = any(result.status != "ok" for result in self.results)
         if broken or (self.source is not None and self.source.status != "ok"):
             return 3
-        return 1 if any(verdict.status == "fail" for verdict in self.gates) else 0
+        return 1 if any(verdict.blocks for verdict in self.gates) else 0
 
     def of_device(self, device: str) -> "Report":
         """The part of a report that is about one device."""

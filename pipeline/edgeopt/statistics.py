@@ -7,7 +7,7 @@ bootstrap of the differences (Efron 1987, bias-corrected and accelerated).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +177,7 @@ def quantile(probability: float) -> float:
 class Decision(NamedTuple):
     """What the samples say of a limit, and how many it would take where they say nothing."""
 
-    verdict: str
-    """``pass``, ``fail`` or ``undecided``."""
+    verdict: Literal["pass", "fail", "undecided"]
     bounds: Bounds
     p_value: float | None
     samples_needed: int | None

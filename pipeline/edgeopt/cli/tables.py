@@ -60,10 +60,12 @@ def show_report(report: Report) -> None:
                     STYLES[row.status],
                 )
             )
-    failed = [verdict for verdict in report.gates if verdict.status == "fail"]
+    failed = [verdict for verdict in report.gates if verdict.status != "pass"]
     for verdict in failed:
         where = f"{verdict.variant}.{verdict.format} on {verdict.device}"
-        out.print(Text(f"gate failed: {verdict.gate}: {where}: {verdict.reason}", "red"))
+        told = "failed" if verdict.status == "fail" else "undecided"
+        colour = "red" if verdict.blocks else "yellow"
+        out.print(Text(f"gate {told}: {verdict.gate}: {where}: {verdict.reason}", colour))
     if report.gates and not failed:
         out.print(Text(f"all {len(report.gates)} gates pass", "green"))
 

@@ -101,6 +101,7 @@ def show(name: str, measurement: Measurement | None) -> str:
 
 def _verdict(report: Report) -> str:
     failed = [verdict for verdict in report.gates if verdict.status == "fail"]
+    undecided = [verdict for verdict in report.gates if verdict.status == "undecided"]
     broken = [result for result in report.results if result.status != "ok"]
     parts = []
     if broken:
@@ -109,8 +110,10 @@ def _verdict(report: Report) -> str:
         parts.append(
             f"**{len(failed)} of {len(report.gates)} gates failed**"
             if failed
-            else f"all {len(report.gates)} gates pass"
+            else f"all {len(report.gates) - len(undecided)} {'other ' if undecided else ''}gates pass"
         )
+    if undecided:
+        parts.append(f"**{len(undecided)} undecided: too few samples**")
     return "; ".join(parts) + "." if parts else "No gates in the recipe."
 
 
@@ -221,7 +224,7 @@ def _gates(report: Report) -> list[str]:
     ]
     for verdict in report.gates:
         measured = "–" if verdict.measured is None else f"{verdict.measured:.6g}"
-        told = verdict.status if verdict.status == "pass" else f"**fail**: {_text(verdict.reason)}"
+        told = "pass" if verdict.status == "pass" else f"**{verdict.status}**: {_text(verdict.reason)}"
         lines.append(
             f"| {_text(verdict.gate)} | {_text(verdict.variant)} | {verdict.format} "
             f"| {_text(verdict.device)} | {measured} | {told} |"
