@@ -38,6 +38,7 @@ def optimize(
     Exit code 0: all gates pass. 1: a gate failed. 2: the recipe or the command is wrong.
     3: something could not run. Interrupted work is resumed by running the same command again.
     """
+    from edgeopt.cli.github import tell_github
     from edgeopt.cli.progress import Progress
     from edgeopt.cli.tables import show_report
     from edgeopt.pipeline import optimize as run
@@ -60,6 +61,7 @@ def optimize(
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.md'}")
+    tell_github(report)
     raise typer.Exit(report.exit_code)
 
 
@@ -93,7 +95,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its report.json.")] = Path(
         "artifacts/runs/latest"
     ),
-    format: Annotated[str, typer.Option("--format", help="table, md or json.")] = "table",
+    format: Annotated[str, typer.Option("--format", help="table, md, json, junit or csv.")] = "table",
 ) -> None:
     """Show the report of an earlier run again."""
     from edgeopt.cli.tables import show_report

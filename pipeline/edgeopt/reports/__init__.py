@@ -2,20 +2,24 @@
 
 from pathlib import Path
 
-from edgeopt.reports import json, markdown
+from edgeopt.reports import csv, json, junit, markdown
 from edgeopt.results import Report
 
-RENDERERS = {"json": json.render, "md": markdown.render}
-"""File suffix -> what writes it."""
+RENDERERS = {"json": json.render, "md": markdown.render, "junit": junit.render, "csv": csv.render}
+"""What ``edgeopt report --format`` can write."""
+WHOLE = {"report.json": "json", "report.md": "md", "junit.xml": "junit"}
+"""Files of a run -> their form."""
+PER_DEVICE = ("json", "md")
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write ``report.*`` and ``devices/<device>.*`` below ``folder``, each file complete or not at all."""
+    """Write the files of a run below ``folder``, and ``devices/<device>.*``, each complete or not at all."""
     (folder / "devices").mkdir(parents=True, exist_ok=True)
-    for suffix, render in RENDERERS.items():
-        _write(folder / f"report.{suffix}", render(report))
-        for device in report.devices():
-            _write(folder / "devices" / f"{device}.{suffix}", render(report.of_device(device)))
+    for name, form in WHOLE.items():
+        _write(folder / name, RENDERERS[form](report))
+    for device in report.devices():
+        for form in PER_DEVICE:
+            _write(folder / "devices" / f"{device}.{form}", RENDERERS[form](report.of_device(device)))
 
 
 def _write(path: Path, text: str) -> None:

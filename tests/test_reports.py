@@ -1,0 +1,131 @@
+"""The forms of a report that other programs read."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from edgeopt.cli.github import tell_github
+from edgeopt.reports import RENDERERS, write_report
+from edgeopt.results import Artifact, Measurement, Report, Result, Run, Verdict
+
+HOSTILE = "<script>alert('x')</script> & \x00\x1b[31m ]]> =1+1"
+RUN = Run(started="2026-01-01T00:00:00+00:00", seconds=1.5, command="edgeopt optimize r.yaml", edgeopt="0")
+
+
+def row(**changes: Any) -> Result:
+    values = {"size_bytes": Measurement(value=1000.0, unit="bytes"), "top1": Measurement(value=0.9, n=100)}
+    usual: dict[str, Any] = {
+        "variant": "int8",
+        "format": "tflite",
+        "device": "host",
+        "status": "ok",
+        "artifact": Artifact(path="models/int8.tflite", digest="ab" * 32, size_bytes=1000),
+        "measurements": values,
+    }
+    return Result(**(usual | changes))
+
+
+def verdict(status: str, **changes: Any) -> Verdict:
+    usual: dict[str, Any] = {
+        "gate": "top1 max_drop 0.01",
+        "variant": "int8",
+        "format": "tflite",
+        "device": "host",
+        "status": status,
+        "limit": 0.01,
+        "reason": "" if status == "pass" else "top1 fell by 0.05",
+        "blocks": status != "pass",
+    }
+    return Verdict(**(usual | changes))
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        recipe="kws",
+        run=RUN,
+        results=(
+            row(),
+            row(format="onnx", status="failed", reason="=cmd()\nquantize_onnx: " + HOSTILE, artifact=None),
+            row(device="board", status="skipped", reason="no answer", measurements={}),
+        ),
+        gates=(
+            verdict("pass"),
+            verdict("fail", format="onnx"),
+            verdict("undecided"),
+            verdict("undecided", blocks=False),
+        ),
+    )
+
+
+def test_junit_has_a_case_per_gate_and_artifact(report: Report) -> None:
+    suite = ElementTree.fromstring(RENDERERS["junit"](report)).find("testsuite")
+    assert suite is not None
+    told = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+    assert told == {"tests": "7", "failures": "2", "errors": "2", "skipped": "1"}
+    cases = suite.findall("testcase")
+    assert cases[0].attrib == {"classname": "kws.host", "name": "int8.tflite was built and measured"}
+    assert cases[4].attrib["name"] == "int8.onnx: top1 max_drop 0.01"
+    failure = cases[4].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "fail: top1 fell by 0.05"
+    error = cases[1].find("error")
+    assert error is not None
+    assert "<script>alert('x')</script> & �" in (error.text or "")
+
+
+def test_csv_has_a_row_per_artifact_and_no_formula(report: Report) -> None:
+    rows = list(csv.DictReader(io.StringIO(RENDERERS["csv"](report))))
+    assert [(r["variant"], r["format"], r["device"], r["status"]) for r in rows] == [
+        ("int8", "tflite", "host", "ok"),
+        ("int8", "onnx", "host", "failed"),
+        ("int8", "tflite", "board", "skipped"),
+    ]
+    assert (rows[0]["top1"], rows[0]["size_bytes"], rows[2]["top1"]) == ("0.9", "1000.0", "")
+    assert rows[1]["reason"].startswith("'=cmd()")
+
+
+def test_a_run_leaves_every_file(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert names == [
+        "devices/board.json",
+        "devices/board.md",
+        "devices/host.json",
+        "devices/host.md",
+        "junit.xml",
+        "report.json",
+        "report.md",
+    ]
+
+
+@pytest.mark.parametrize("form", sorted(RENDERERS))
+def test_every_form_is_shown_again(report: Report, tmp_path: Path, form: str) -> None:
+    write_report(report, tmp_path)
+    command = [sys.executable, "-m", "edgeopt", "report", str(tmp_path), "--format", form]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == RENDERERS[form](report)
+
+
+def test_github_gets_a_summary_and_annotations(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_github(report)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    tell_github(report)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert [line.partition(" ")[0] for line in lines] == ["::error"] * 4 + ["::warning"]
+    assert lines[0].startswith("::error title=int8.onnx on host::=cmd()%0Aquantize_onnx: <script>")
+    assert lines[2] == ("::error title=top1 max_drop 0.01%3A int8.onnx on host::fail: top1 fell by 0.05")
+    assert (tmp_path / "summary.md").read_text().startswith("# kws\n")
