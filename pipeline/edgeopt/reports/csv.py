@@ -3,6 +3,7 @@
 import csv
 import io
 
+from edgeopt.reports.plain import printable
 from edgeopt.results import Report
 
 FIXED = ("variant", "format", "device", "status", "path", "digest", "reason")
@@ -35,4 +36,4 @@ def render(report: Report) -> str:
 
 def _harmless(word: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
-    return "'" + word if word.startswith(FORMULA) else word
+    return printable("'" + word if word.startswith(FORMULA) else word)

@@ -1,11 +1,9 @@
 """The report as JUnit XML: one test case per gate and artifact, so that any CI shows them."""
 
-import re
 from xml.etree import ElementTree
 
+from edgeopt.reports.plain import printable
 from edgeopt.results import Report, Result, Verdict
-
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(report: Report) -> str:
@@ -18,7 +16,7 @@ def render(report: Report) -> str:
     cases += [_judged(verdict, report) for verdict in report.gates]
     suite = ElementTree.Element(
         "testsuite",
-        name=_clean(f"edgeopt {report.recipe}"),
+        name=printable(f"edgeopt {report.recipe}"),
         timestamp=report.run.started,
         time=f"{report.run.seconds:.3f}",
         tests=str(len(cases)),
@@ -53,14 +51,11 @@ def _judged(verdict: Verdict, report: Report) -> ElementTree.Element:
 
 
 def _case(report: Report, device: str, name: str) -> ElementTree.Element:
-    return ElementTree.Element("testcase", classname=_clean(f"{report.recipe}.{device}"), name=_clean(name))
+    return ElementTree.Element(
+        "testcase", classname=printable(f"{report.recipe}.{device}"), name=printable(name)
+    )
 
 
 def _add(case: ElementTree.Element, tag: str, text: str) -> None:
     first = text.splitlines()[0] if text else ""
-    ElementTree.SubElement(case, tag, message=_clean(first)).text = _clean(text)
-
-
-def _clean(text: str) -> str:
-    """Without the characters that XML cannot hold, however they are written."""
-    return _NOT_XML.sub("�", text)
+    ElementTree.SubElement(case, tag, message=printable(first)).text = printable(text)

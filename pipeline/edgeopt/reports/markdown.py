@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from edgeopt.reports.plain import printable
 from edgeopt.results import ALWAYS, SPARSE, UNITS, Hop, Measurement, Report, Result
 from edgeopt.units import show_bytes
 
@@ -249,7 +250,7 @@ def _environment(report: Report) -> list[str]:
 
 def _text(value: str) -> str:
     """Plain text inside Markdown: nothing in a name becomes a cell, a tag or a line."""
-    flat = " ".join(value.split())
+    flat = " ".join(printable(value).split())
     for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
         flat = flat.replace(sign, escaped)
     return flat
