@@ -25,6 +25,7 @@ from edgeopt.measurements import (
     sparse,
 )
 from edgeopt.model import SUFFIXES, Array, content_digest, file_digest, size_bytes
+from edgeopt.packing import Samples
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
 from edgeopt.results import ALWAYS, UNITS, Artifact, Hop, Measurement, Result, SourceResult
@@ -96,6 +97,7 @@ def results(
                     judged, pairs = accuracy(metrics, outputs, measured.labels, source)
                     values |= judged | of_the_samples(pairs, measured.labels)
                     common["flips"] = flips(outputs, measured.labels, source)
+                    common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
                     lower = frozenset(name for name, metric in metrics if not metric.higher_is_better)
                     evidence[branch.variant, branch.format, device.name] = Evidence(
                         pairs, measured.labels, plan.recipe.model.labels, lower

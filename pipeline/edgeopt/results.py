@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeopt.packing import Samples
+
 SCHEMA = 1
 
 Status = Literal["ok", "failed", "skipped"]
@@ -93,6 +95,9 @@ class Result(_Value):
         (), description="one row per operator, where the runtime or the compiler tells"
     )
     notes: tuple[str, ...] = ()
+    samples: dict[str, Samples] = Field(
+        {}, description="per metric, a value for every evaluation sample, higher is better"
+    )
     flips: tuple[Flip, ...] = Field((), description="samples lost, the most certain mistakes first")
     trials: tuple[Trial, ...] = Field((), description="what a search tried on the way to this artifact")
     cached: bool = Field(False, description="measured by an earlier run on this machine")

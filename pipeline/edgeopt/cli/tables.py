@@ -13,7 +13,7 @@ from edgeopt import registry
 from edgeopt.planner import Built, Plan
 from edgeopt.recipe import ModelPart
 from edgeopt.reports.markdown import columns, primary_metric, show
-from edgeopt.results import Report
+from edgeopt.results import Report, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 PLAIN_WIDTH = 160
@@ -125,3 +125,19 @@ def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
 def _default(stage: Any, name: str) -> Any:
     field = type(stage).model_fields[name]
     return field.get_default(call_default_factory=True) if not field.is_required() else None
+
+
+def show_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """One row per limit and artifact, with what the samples say of it."""
+    out = console()
+    table = Table()
+    for title in ("", "artifact", "limit", "what the samples say"):
+        table.add_column(title)
+    for verdict in verdicts:
+        table.add_row(
+            Text(verdict.status, STYLES.get(verdict.status, "yellow")),
+            Text(f"{verdict.variant}.{verdict.format} on {verdict.device}"),
+            Text(verdict.gate),
+            Text(verdict.reason or "holds"),
+        )
+    out.print(table)

@@ -12,11 +12,11 @@ LAYERS = 12
 
 def render(report: Report) -> str:
     """Markdown text of a report, or of one device's part of it."""
-    lines = [f"# {_text(report.recipe)}", "", _verdict(report), ""]
+    lines = [f"# {text(report.recipe)}", "", _verdict(report), ""]
     lines += _source(report)
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
-        lines += [f"## {_text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
+        lines += [f"## {text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
         if device == report.devices()[0]:
             lines += _trials(rows)
         if len(report.devices()) == 1:
@@ -125,8 +125,8 @@ def _source(report: Report) -> list[str]:
     values = ", ".join(f"{name} {show(name, value)}" for name, value in source.measurements.items())
     told = values or source.reason or "no accuracy asked for"
     return [
-        f"Source model `{_text(source.path)}` ({source.format}, {source.size_bytes:,} B, "
-        f"{_text(source.runtime)}): {_text(told)}, on {report.run.samples} samples.",
+        f"Source model `{text(source.path)}` ({source.format}, {source.size_bytes:,} B, "
+        f"{text(source.runtime)}): {text(told)}, on {report.run.samples} samples.",
         "",
     ]
 
@@ -139,13 +139,13 @@ def _table(rows: Sequence[Result], metric: str) -> list[str]:
     ]
     for row in rows:
         values = [show(name, row.measurements.get(name)) for _, name in wanted]
-        lines.append(f"| {_text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
+        lines.append(f"| {text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
     reasons = [
-        f"- **{_text(row.variant)}.{row.format}** {row.status}: {_text(row.reason)}"
+        f"- **{text(row.variant)}.{row.format}** {row.status}: {text(row.reason)}"
         for row in rows
         if row.reason
     ]
-    notes = [f"- {_text(row.variant)}.{row.format}: {_text(note)}" for row in rows for note in row.notes]
+    notes = [f"- {text(row.variant)}.{row.format}: {text(note)}" for row in rows for note in row.notes]
     return [*lines, "", *reasons, *notes] if reasons or notes else lines
 
 
@@ -162,7 +162,7 @@ def _hops(rows: Sequence[Result]) -> list[str]:
             last = index == len(row.hops) - 1
             transposes = str(row.transposes) if last and row.transposes is not None else ""
             lines.append(
-                f"| {_text(row.variant)}.{row.format} | {_text(hop.stage)} | {_hop(hop)} | {transposes} |"
+                f"| {text(row.variant)}.{row.format} | {text(hop.stage)} | {_hop(hop)} | {transposes} |"
             )
     return [*lines, ""] if len(lines) > count else []
 
@@ -173,7 +173,7 @@ def _trials(rows: Sequence[Result]) -> list[str]:
     for row in rows:
         if not row.trials:
             continue
-        lines += [f"### What was tried for {_text(row.variant)}.{row.format}", ""]
+        lines += [f"### What was tried for {text(row.variant)}.{row.format}", ""]
         lines += ["| trial | size | drop | agreement | SNR | | layers in higher precision |"]
         lines += ["|---|---:|---:|---:|---:|---|---|"]
         for trial in sorted(row.trials, key=lambda trial: trial.size_bytes):
@@ -181,8 +181,8 @@ def _trials(rows: Sequence[Result]) -> list[str]:
             snr = "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
             mark = {"chosen": "**chosen**", "kept": "on the front", "dominated": ""}[trial.status]
             lines.append(
-                f"| {_text(trial.name)} | {trial.size_bytes:,} B | {trial.drop:.2%} | {agreement} | {snr} "
-                f"| {mark} | {_text(', '.join(trial.raised))} |"
+                f"| {text(trial.name)} | {trial.size_bytes:,} B | {trial.drop:.2%} | {agreement} | {snr} "
+                f"| {mark} | {text(', '.join(trial.raised))} |"
             )
         lines.append("")
     return lines
@@ -197,10 +197,10 @@ def _layers(rows: Sequence[Result]) -> list[str]:
         known = list(dict.fromkeys(key for layer in row.layers for key in layer))
         cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in known), None)
         ordered = sorted(row.layers, key=lambda layer: -float(layer.get(cost) or 0)) if cost else row.layers
-        lines += [f"### Operators of {_text(row.variant)}.{row.format}, the {LAYERS} costliest", ""]
+        lines += [f"### Operators of {text(row.variant)}.{row.format}, the {LAYERS} costliest", ""]
         lines += ["| " + " | ".join(known) + " |", "|" + "---|" * len(known)]
         for layer in ordered[:LAYERS]:
-            cells = ("" if layer.get(key) is None else _text(str(layer[key])) for key in known)
+            cells = ("" if layer.get(key) is None else text(str(layer[key])) for key in known)
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return lines
@@ -208,7 +208,7 @@ def _layers(rows: Sequence[Result]) -> list[str]:
 
 def _hop(hop: Hop) -> str:
     if hop.snr_db is None or hop.max_abs_error is None:
-        return f"{hop.status}: {_text(hop.reason)} | | "
+        return f"{hop.status}: {text(hop.reason)} | | "
     agreement = "" if hop.agreement is None else f"{hop.agreement:.1%}"
     mark = " **broken**" if hop.status == "broken" else ""
     return f"{hop.snr_db:.1f} dB{mark} | {hop.max_abs_error:.2g} | {agreement}"
@@ -225,10 +225,10 @@ def _gates(report: Report) -> list[str]:
     ]
     for verdict in report.gates:
         measured = "–" if verdict.measured is None else f"{verdict.measured:.6g}"
-        told = "pass" if verdict.status == "pass" else f"**{verdict.status}**: {_text(verdict.reason)}"
+        told = "pass" if verdict.status == "pass" else f"**{verdict.status}**: {text(verdict.reason)}"
         lines.append(
-            f"| {_text(verdict.gate)} | {_text(verdict.variant)} | {verdict.format} "
-            f"| {_text(verdict.device)} | {measured} | {told} |"
+            f"| {text(verdict.gate)} | {text(verdict.variant)} | {verdict.format} "
+            f"| {text(verdict.device)} | {measured} | {told} |"
         )
     return [*lines, ""]
 
@@ -236,19 +236,19 @@ def _gates(report: Report) -> list[str]:
 def _environment(report: Report) -> list[str]:
     run = report.run
     lines = ["## How it was made", "", f"- {run.started}, {run.seconds:.1f} s, edgeopt {run.edgeopt}"]
-    lines.append(f"- command: `{_text(run.command)}`")
-    lines += [f"- {_text(note)}" for note in run.notes]
+    lines.append(f"- command: `{text(run.command)}`")
+    lines += [f"- {text(note)}" for note in run.notes]
     for device, found in report.environment.items():
         told = ", ".join(
-            f"{key} {_text(str(found[key]))}"
+            f"{key} {text(str(found[key]))}"
             for key in ("cpu", "cores", "os", "python")
             if found.get(key) is not None
         )
-        lines.append(f"- {_text(device)}: {told or 'did not answer'}")
+        lines.append(f"- {text(device)}: {told or 'did not answer'}")
     return lines
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
     """Plain text inside Markdown: nothing in a name becomes a cell, a tag or a line."""
     flat = " ".join(printable(value).split())
     for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):

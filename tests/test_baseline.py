@@ -1,0 +1,200 @@
+"""Baselines: small, diff-friendly, and a paired comparison that says how sure it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from edgeopt.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
+from edgeopt.errors import UsageError
+from edgeopt.packing import Samples
+from edgeopt.reports import write_report
+from edgeopt.results import Artifact, Measurement, Report, Result, Run
+
+
+def run(
+    right: np.ndarray, *, size: int = 1000, recipe: str = "kws", data: str = "d" * 64, **row: Any
+) -> Report:
+    result = Result(
+        **{
+            "variant": "int8",
+            "format": "tflite",
+            "device": "host",
+            "status": "ok",
+            "artifact": Artifact(path="models/int8.tflite", digest="ab" * 32, size_bytes=size),
+            "measurements": {
+                "size_bytes": Measurement(value=size, unit="bytes"),
+                "top1": Measurement(value=float(right.mean()), n=len(right)),
+                "latency_p50_ms": Measurement(value=np.random.default_rng().random(), unit="ms"),
+            },
+            "samples": {"top1": Samples.pack(right.astype(np.float64))},
+        }
+        | row
+    )
+    told = Run(
+        started="2026-01-01", seconds=1, command="", edgeopt="0", evaluation_digest=data, samples=len(right)
+    )
+    return Report(recipe=recipe, run=told, environment={"host": {"cpu": "x"}}, results=(result,))
+
+
+def right(count: int = 400, wrong: int = 40) -> np.ndarray:
+    values = np.ones(count)
+    values[:wrong] = 0
+    return values
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 10_000])
+def test_values_of_samples_come_back_exactly(count: int) -> None:
+    bits = np.random.default_rng(count).integers(0, 2, count).astype(np.float64)
+    packed = Samples.pack(bits)
+    assert packed.encoding == "bits"
+    assert np.array_equal(packed.unpack(), bits)
+    other = np.random.default_rng(count).random(count)
+    assert np.allclose(Samples.pack(other).unpack(), other, atol=1e-7)
+
+
+@pytest.mark.parametrize("wrong", [{"data": "!!"}, {"data": "AAAA"}, {"count": 99}, {"encoding": "float32"}])
+def test_damaged_values_are_told(wrong: dict[str, Any]) -> None:
+    packed = Samples.pack(right(40)).model_copy(update=wrong)
+    with pytest.raises(ValueError, match="damaged values"):
+        packed.unpack()
+
+
+def test_a_baseline_is_small_and_the_same_run_writes_the_same_file(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(10_000) < 0.9
+    for name in ("one.json", "two.json"):
+        write_baseline(baseline_of(run(values)), tmp_path / name)
+    # Latency differs from run to run and is not kept.
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert (tmp_path / "one.json").stat().st_size < 3000
+    assert read_baseline(tmp_path / "one.json").entries[0].measurements == {
+        "size_bytes": 1000,
+        "top1": pytest.approx(values.mean()),
+    }
+
+
+def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
+    baseline = baseline_of(run(right()))
+    same = check(run(right()), baseline, Limits())
+    assert [verdict.status for verdict in same] == ["pass", "pass"]
+    worse, size = check(run(right(wrong=60)), baseline, Limits())
+    assert (worse.status, worse.blocks, worse.measured) == ("fail", True, pytest.approx(0.05))
+    assert worse.p_value == pytest.approx(2**-20)
+    assert "+5.00% lost on 400 samples (20 worse, 0 better)" in worse.reason
+    assert "exact McNemar p = 9.5e-07" in worse.reason
+    assert size.status == "pass"
+
+
+def test_forty_samples_do_not_decide() -> None:
+    verdict, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits())
+    assert (verdict.status, verdict.blocks, verdict.samples_needed) == ("undecided", True, 268)
+    lenient, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits(undecided="pass"))
+    assert (lenient.status, lenient.blocks) == ("undecided", False)
+
+
+def test_a_file_that_grew_is_told() -> None:
+    _, size = check(run(right(), size=1100), baseline_of(run(right())), Limits())
+    assert (size.status, size.reason) == ("fail", "1,000 B became 1,100 B, +10.0%")
+    _, size = check(run(right(), size=1020), baseline_of(run(right())), Limits())
+    assert size.status == "pass"
+
+
+def test_an_artifact_that_is_gone_or_broke_fails() -> None:
+    baseline = baseline_of(run(right()))
+    (gone,) = check(run(right(), variant="other"), baseline, Limits())
+    assert (gone.status, gone.reason) == ("fail", "the run has no such artifact")
+    (broke,) = check(run(right(), status="failed", reason="why\nmore"), baseline, Limits())
+    assert (broke.status, broke.reason) == ("fail", "failed: why")
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    baseline = baseline_of(run(right()))
+    with pytest.raises(UsageError, match="of recipe 'kws', the run of 'other'"):
+        check(run(right(), recipe="other"), baseline, Limits())
+    with pytest.raises(UsageError, match=r"dddddddddddddddd, that of the run eeeeeeeeeeeeeeee"):
+        check(run(right(), data="e" * 64), baseline, Limits())
+    with pytest.raises(UsageError, match="1 results of this run are not ok"):
+        baseline_of(run(right(), status="failed", reason="x"))
+    with pytest.raises(UsageError, match="judged no samples"):
+        baseline_of(run(right(), samples={}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "no complete baseline"),
+        (lambda text: text.replace('"schema": 1', '"schema": 9'), "version 9, this edgeopt reads 1"),
+        (lambda text: "[]", "no complete baseline"),
+        (lambda text: text.replace('"data": "', '"data": "AAAA'), "damaged values of samples"),
+        (lambda text: text.replace('"recipe"', '"recept"'), "recipe field required"),
+    ],
+)
+def test_a_damaged_baseline_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline_of(run(right())), path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UsageError, match=message):
+        read_baseline(path)
+
+
+def test_an_update_shows_what_changes() -> None:
+    old, new = baseline_of(run(right())), baseline_of(run(right(wrong=48), size=900))
+    assert differences(old, new) == [
+        "  int8.tflite on host: size_bytes 1000.0 -> 900.0",
+        "  int8.tflite on host: top1 0.9 -> 0.88",
+    ]
+    assert differences(old, baseline_of(run(right(), variant="new"))) == [
+        "- int8.tflite on host",
+        "+ new.tflite on host",
+    ]
+
+
+def edgeopt(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "edgeopt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
+    for name, report in (("good", run(right())), ("bad", run(right(wrong=60)))):
+        (tmp_path / name).mkdir()
+        write_report(report, tmp_path / name)
+    file = tmp_path / "baseline.json"
+    assert edgeopt("baseline", "write", tmp_path / "good", "--out", file).returncode == 0
+    fine = edgeopt("check", tmp_path / "good", "--against", file)
+    assert (fine.returncode, fine.stderr) == (0, "")
+    files = ("--junit", tmp_path / "junit.xml", "--comment", tmp_path / "comment.md")
+    blocked = edgeopt("check", tmp_path / "bad", "--against", file, *files)
+    assert (blocked.returncode, blocked.stderr) == (1, "")
+    assert "fail" in blocked.stdout
+    suite = ElementTree.parse(tmp_path / "junit.xml").find("testsuite")
+    assert suite is not None
+    assert suite.get("failures") == "1"
+    assert "**worse than the baseline**" in (tmp_path / "comment.md").read_text()
+    assert "exact McNemar p = 9.5e-07" in (tmp_path / "comment.md").read_text()
+    both = json.loads(edgeopt("compare", tmp_path / "good", tmp_path / "bad", "--json").stdout)
+    assert [verdict["measured"] for verdict in both] == [pytest.approx(0.05)]
+    updated = edgeopt("check", tmp_path / "bad", "--against", file, "--update")
+    assert updated.returncode == 0
+    assert "top1 0.9 -> 0.85" in updated.stdout
+    assert edgeopt("check", tmp_path / "bad", "--against", file).returncode == 0
+    assert edgeopt("check", tmp_path / "bad", "--against", tmp_path / "none.json").returncode == 2
+    assert edgeopt("check", tmp_path / "bad", "--against", file, "--confidence", 7).returncode == 2
+
+
+def test_a_check_imports_no_framework(tmp_path: Path) -> None:
+    write_report(run(right(10_000)), tmp_path)
+    edgeopt("baseline", "write", tmp_path, "--out", tmp_path / "baseline.json")
+    code = (
+        "import sys\n"
+        f"sys.argv = ['edgeopt', 'check', {str(tmp_path)!r}, '--against', '{tmp_path}/baseline.json']\n"
+        "from edgeopt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(sorted({'torch', 'tensorflow', 'onnx', 'onnxruntime', 'keras'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
