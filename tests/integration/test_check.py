@@ -1,0 +1,122 @@
+"""A CI job on a real model: a worse model is blocked, a harmless change passes, too few samples are told."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+EDGEOPT = [sys.executable, "-m", "edgeopt"]
+NOISE = """
+import sys
+import numpy as np, tf_keras
+model = tf_keras.models.load_model(sys.argv[1], compile=False)
+x, y = (np.load(sys.argv[2])[name] for name in "xy")
+random = np.random.default_rng(3)
+weights = model.get_weights()
+noise = [w.std() * random.standard_normal(w.shape) for w in weights]
+before = (model(x).numpy().argmax(1) == y).mean()
+for share in np.arange(0.01, 1, 0.005):
+    model.set_weights([w + share * n for w, n in zip(weights, noise)])
+    drop = before - (model(x).numpy().argmax(1) == y).mean()
+    if drop >= 0.03:
+        break
+model.save(sys.argv[3])
+print(drop)
+"""
+
+
+@pytest.fixture(scope="module")
+def kws(tmp_path_factory: pytest.TempPathFactory, needs_real_data: Path) -> Callable[..., Path]:
+    """Write a recipe for the keyword model, or for one made from it, judged on so many samples."""
+    folder = tmp_path_factory.mktemp("kws")
+
+    def write(name: str, model: Path | None = None, samples: int = 400) -> Path:
+        data = needs_real_data / "kws" / "evaluation400.npz"
+        if samples < 400:
+            arrays = np.load(data)
+            data = folder / f"{samples}.npz"
+            np.savez(data, x=arrays["x"][:samples], y=arrays["y"][:samples])
+        source = model or needs_real_data / "mlperf-tiny" / "kws_ref_model"
+        calibration = needs_real_data / "kws" / "calibration100.npz"
+        path = folder / f"{name}.yaml"
+        path.write_text(
+            f"version: 1\nname: kws\nmodel: {{path: {source}}}\n"
+            f"data:\n  calibration: {{uses: npz, with: {{path: {calibration}}}}}\n"
+            f"  evaluation: {{uses: npz, with: {{path: {data}}}}}\n"
+            "metric: top1\noptimize: {int8: {quantize: int8}}\nformats: [tflite]\n"
+            "latency: {min_runs: 5, min_seconds: 0}\n"
+        )
+        return path
+
+    return write
+
+
+def edgeopt(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*EDGEOPT, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def baseline(folder: Path, recipe: Path) -> Path:
+    run = folder / f"run-{recipe.stem}"
+    assert (
+        edgeopt(folder, "optimize", recipe, "--out", run, "--store", folder / "store", "-q").returncode == 0
+    )
+    file = folder / f"baseline-{recipe.stem}.json"
+    assert edgeopt(folder, "baseline", "write", run, "--out", file).returncode == 0
+    return file
+
+
+@pytest.mark.slow
+def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
+    kws: Callable[..., Path], needs_real_data: Path, tmp_path: Path
+) -> None:
+    recipe = kws("good")
+    committed = baseline(tmp_path, recipe)
+    assert committed.stat().st_size < 4000
+
+    data = needs_real_data / "kws" / "evaluation400.npz"
+    source = needs_real_data / "mlperf-tiny" / "kws_ref_model"
+    command = [sys.executable, "-c", NOISE, str(source), str(data), str(tmp_path / "worse.h5")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.03 <= float(made.stdout.split()[-1]) < 0.08
+    blocked = edgeopt(
+        tmp_path, "check", kws("worse", tmp_path / "worse.h5"), "--against", committed, "--max-drop", 0,
+        "--store", tmp_path / "store", "--junit", "junit.xml", "--comment", "comment.md",
+    )  # fmt: skip
+    assert blocked.returncode == 1
+    suite = ElementTree.parse(tmp_path / "junit.xml").find("testsuite")
+    assert suite is not None
+    assert int(suite.get("failures") or 0) >= 1
+    comment = (tmp_path / "comment.md").read_text()
+    assert "**worse than the baseline**" in comment
+    assert "with 95% confidence more than +" in comment
+    assert "exact McNemar p = " in comment
+
+    # Slimming changes the file and not one output: the same model in other bytes.
+    harmless = edgeopt(
+        tmp_path, "check", recipe, "--against", committed, "--set", "optimize.int8.slim=false",
+        "--store", tmp_path / "store", "--max-size-increase", 1, "--json",
+    )  # fmt: skip
+    assert harmless.returncode == 0, harmless.stdout + harmless.stderr
+    assert {verdict["status"] for verdict in json.loads(harmless.stdout)} == {"pass"}
+
+
+@pytest.mark.slow
+def test_forty_samples_are_too_few_and_the_number_needed_is_told(
+    kws: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = kws("few", samples=40)
+    committed = baseline(tmp_path, recipe)
+    told = edgeopt(tmp_path, "check", recipe, "--against", committed, "--store", tmp_path / "store", "--json")
+    assert told.returncode == 1
+    drops = [verdict for verdict in json.loads(told.stdout) if "max_drop" in verdict["gate"]]
+    assert {verdict["status"] for verdict in drops} == {"undecided"}
+    assert {verdict["samples_needed"] for verdict in drops} == {268}
