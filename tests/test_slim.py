@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import float_tflite
 from edgeopt.cli import app
 from edgeopt.errors import StageError, UsageError
-from edgeopt.formats import tflite_slimming
+from edgeopt.formats import tflite, tflite_slimming
 from edgeopt.formats.flatbuffer import Schema, Table, Vector
 from edgeopt.formats.flatbuffer_writer import pack
 from edgeopt.formats.ledger_tflite import ledger
@@ -30,6 +32,8 @@ from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA, TABLES
 from edgeopt.formats.tflite_slimming import slimmed, verify
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
+from edgeopt.stages.quantize_tflite import QuantizeTflite
+from edgeopt.stages.quantize_weights_tflite import QuantizeWeightsTflite
 from edgeopt.stages.slim_tflite import SlimTflite
 from toy_tflite import IDENTIFIER, NOTES, toy
 
@@ -243,10 +247,8 @@ def test_a_result_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_files_with_places_of_their_own_are_refused() -> None:
-    code = Table("OperatorCode", {"builtin_code": 32, "custom_code": Vector("str", b"DISPATCH_OP")})
-    model = parse(toy(), "toy").model.but(operator_codes=(code, code))
     with pytest.raises(StageError, match="compiled for an accelerator"):
-        slim(pack(model, SCHEMA, IDENTIFIER))
+        slim(_compiled())
 
 
 def test_damaged_files_are_refused_at_once() -> None:
@@ -282,12 +284,8 @@ def test_a_small_file_that_stands_for_a_huge_graph_is_refused() -> None:
 
 
 def test_fields_of_a_later_schema_are_refused_not_lost() -> None:
-    tables = TABLES.replace(
-        "external_buffers:[ExternalBuffer]", "external_buffers:[ExternalBuffer] novelty:i32"
-    )
-    content = pack(parse(toy(), "toy").model.but(novelty=7), Schema(tables, SCHEMA.unions), IDENTIFIER)
     with pytest.raises(StageError, match="holds a Model with fields that are not known here"):
-        parse(content, "toy")
+        parse(_later(), "toy")
 
 
 def test_the_stage_keeps_inputs_and_outputs(tmp_path: Path) -> None:
@@ -302,6 +300,86 @@ def test_the_stage_keeps_inputs_and_outputs(tmp_path: Path) -> None:
     assert result.path.read_bytes() == slim(toy())
     assert said == [f"slimmed from {len(toy()):,} to {len(slim(toy())):,} bytes"]
     assert SlimTflite.fulfils == {"slim": {"lossless"}}
+    assert SlimTflite.by_default == {"slim": {"best_effort": True}}
+    assert SlimTflite.after == {"quantize"}
+
+
+def _compiled() -> bytes:
+    """A file that cannot be slimmed, because its operators hold places in it."""
+    code = Table("OperatorCode", {"builtin_code": 32, "custom_code": Vector("str", b"DISPATCH_OP")})
+    return pack(parse(toy(), "toy").model.but(operator_codes=(code, code)), SCHEMA, IDENTIFIER)
+
+
+def _later() -> bytes:
+    """A file with a field that is not known here."""
+    tables = TABLES.replace(
+        "external_buffers:[ExternalBuffer]", "external_buffers:[ExternalBuffer] novelty:i32"
+    )
+    return pack(parse(toy(), "toy").model.but(novelty=7), Schema(tables, SCHEMA.unions), IDENTIFIER)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(_compiled, "compiled for an accelerator"), (_later, "fields that are not known")]
+)
+def test_by_default_a_file_that_cannot_be_slimmed_is_kept(
+    tmp_path: Path, content: Callable[[], bytes], reason: str
+) -> None:
+    path, out = tmp_path / "toy.tflite", tmp_path / "out"
+    path.write_bytes(content())
+    out.mkdir()
+    source = Model(format="tflite", path=path)
+    notes: list[str] = []
+    context = Context(out, None, lambda line: None, note=notes.append)
+    result = SlimTflite(**SlimTflite.by_default["slim"]).run(source, context)
+    assert result.path == out / "model.tflite"
+    assert result.path.read_bytes() == content()
+    assert len(notes) == 1
+    assert notes[0].startswith("not slimmed: toy.tflite")
+    assert reason in notes[0]
+    with pytest.raises(StageError, match=reason):
+        SlimTflite().run(source, context)
+
+
+def test_a_damaged_file_is_never_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "toy.tflite"
+    path.write_bytes(toy()[:-100])
+    with pytest.raises(StageError, match="damaged"):
+        SlimTflite(best_effort=True).run(
+            Model(format="tflite", path=path), Context(tmp_path, None, lambda line: None)
+        )
+
+
+SCHEMES = {
+    "int8": QuantizeTflite(),
+    "int8 per tensor, int8 inputs": QuantizeTflite(per_channel=False, io="int8"),
+    "int8x16": QuantizeTflite(scheme="int8x16", io="int16"),
+    "int8 with layers apart": QuantizeTflite(layers={"conv2d": "int16", "classes": "float32"}),
+    "dynamic_int8": QuantizeWeightsTflite(scheme="dynamic_int8"),
+    "float16": QuantizeWeightsTflite(scheme="float16"),
+    "int4": QuantizeWeightsTflite(scheme="int4"),
+    "int4 unpacked": QuantizeWeightsTflite(scheme="int4", compute="float32"),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_can_be_slimmed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, scheme: str
+) -> None:
+    if any(importlib.util.find_spec(name) is None for name in ("ai_edge_quantizer", "tensorflow")):
+        pytest.skip("needs the extra 'keras'")
+    source = float_tflite.toy_model("toy", tmp_path_factory)
+    made = SCHEMES[scheme].run(source, float_tflite.context(tmp_path / "made", float_tflite.Noise()))
+    result = SlimTflite().run(made, float_tflite.context(tmp_path / "slim", None))
+    samples = float_tflite.inputs_of(float_tflite.Noise(count=100))
+    before, after = (float_tflite.outputs(model.path, samples) for model in (made, result))
+    assert np.array_equal(before, after)
+    assert result.path.stat().st_size < 0.9 * made.path.stat().st_size
+    kept = [g.inputs + g.outputs for g in map(tflite.read, (made.path, result.path))]
+    assert kept[0] == kept[1]
+    types = [
+        [(op.kind, op.inputs, op.outputs) for op in tflite.read(m.path).operators] for m in (made, result)
+    ]
+    assert types[0] == types[1]
 
 
 @pytest.mark.parametrize("name", sorted(GOALS))

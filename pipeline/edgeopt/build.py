@@ -282,7 +282,8 @@ class _Builder:
     def _further_parts(self, built: Built, stage: Stage) -> dict[str, str]:
         """What else the result of a stage depends on; nothing for most stages."""
         parts = {part: self.digests[part] for part in _uses(stage) if part in self.digests}
-        parts.pop("calibration", None)
+        if stage.needs_calibration or stage.needs_training:
+            parts.pop("calibration", None)  # part of every key, or only looked at for a remark
         if stage.needs_source:
             untouched = built.untouched
             parts["source"] = untouched.digest if untouched else self.source_digest
@@ -312,9 +313,10 @@ def _data(recipe: Recipe) -> dict[str, Dataset]:
 
 def _uses(stage: Stage) -> list[str]:
     """The datasets that a stage is given."""
-    used = ["calibration"] if stage.needs_calibration or stage.needs_training else []
+    searches = stage.own_minutes > 0
+    used = ["calibration"] if stage.needs_calibration or stage.needs_training or searches else []
     used += ["training"] if stage.needs_training else []
-    return [*used, "validation"] if stage.needs_training or stage.own_minutes else used
+    return [*used, "validation"] if stage.needs_training or searches else used
 
 
 def _demand_truth(job: _Job, model: Model) -> None:

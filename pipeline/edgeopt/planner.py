@@ -267,8 +267,12 @@ def _next_steps(
 
 def _instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -> Stage:
     """A stage with the options of its intents; fields named as in the recipe's model part get those."""
+    schemes = {scheme for every in stage.fulfils.values() for scheme in every}
     options: dict[str, object] = {
-        name: getattr(model, name) for name in stage.model_fields if name in ModelPart.model_fields
+        name: getattr(model, name)
+        for name in stage.model_fields
+        # 'weights' is the file of a model, and how pruning calls what it sets to zero.
+        if name in ModelPart.model_fields and name not in schemes
     }
     for intent in intents:
         if intent.scheme in stage.fulfils.get(intent.name, frozenset()):

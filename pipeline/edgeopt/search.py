@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.errors import StageError
 from edgeopt.model import Array, Model
-from edgeopt.plugin import Context, Trial, digest_of
+from edgeopt.plugin import Context, Stage, Trial, digest_of
 
 SAMPLES = 512
 """Of the validation or calibration data: as many are looked at, which bounds memory."""
@@ -34,6 +34,30 @@ class Budget(BaseModel):
 
     trials: int = Field(20, ge=1, description="candidates whose accuracy is judged")
     minutes: float = Field(15.0, gt=0, description="minutes for all of it, sensitivity included")
+
+
+class Searching(Stage):
+    """A stage that can look for the fewest layers whose precision must be raised."""
+
+    scheme: str
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="accuracy that may be lost, as a share: raises the precision of as few layers as needed, "
+        "judged on validation or calibration data",
+    )
+    budget: Budget = Field(Budget(), description="how much the search for max_drop may cost")
+
+    @property
+    def allowed_drop(self) -> float | None:
+        """What the search has to hold; None: there is none."""
+        return DEFAULT_MAX_DROP if self.scheme == "mixed" and self.max_drop is None else self.max_drop
+
+    @property
+    def own_minutes(self) -> float:
+        """The budget of a search, if there is one."""
+        return 0.0 if self.allowed_drop is None else self.budget.minutes
 
 
 class Quantizing(Protocol):
@@ -154,7 +178,10 @@ class _Search:
         return kept
 
     def _order(self) -> list[str]:
-        """Layers by the error that raising each alone removes, per byte; without those that remove none."""
+        """Layers by the error that raising each alone removes, per byte.
+
+        Those that remove none alone come last: together with others they may.
+        """
         base = self._noise(frozenset())
         gains: dict[str, float] = {}
         names = list(self.quantizing.layers)
@@ -164,7 +191,7 @@ class _Search:
                 break
             gains[name] = (base - self._noise(frozenset({name}))) / max(self.quantizing.layers[name], 1)
             self.context.progress(f"sensitivity of layer {number} of {len(names)}: {name}")
-        return sorted((name for name in gains if gains[name] > 0), key=lambda name: (-gains[name], name))
+        return sorted(gains, key=lambda name: (-gains[name], name))
 
     def _noise(self, raised: frozenset[str]) -> float:
         """Power of the error of the outputs, a share of their own power."""

@@ -26,6 +26,10 @@ _SIGNED = struct.Struct("<i")
 _SHORT = struct.Struct("<H")
 
 
+class UnknownPartError(StageError):
+    """The file is whole, but it holds what this version does not know."""
+
+
 class Field(NamedTuple):
     """One field of a table. ``type`` is a scalar, ``str``, a table's name or that of a union."""
 
@@ -212,7 +216,7 @@ class Reader:
         _, size, *slots = self._vtable(where)
         known = self.schema.tables[kind]
         if any(slots[len(known) :]):
-            raise StageError(
+            raise UnknownPartError(
                 f"{self.name} holds a {kind} with fields that are not known here",
                 fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
             )
@@ -248,7 +252,7 @@ class Reader:
         if not number:
             return None
         if number > len(members):
-            raise StageError(
+            raise UnknownPartError(
                 f"{self.name} holds {field.type} number {number}, which is not known here",
                 fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
             )

@@ -51,6 +51,17 @@ class Graph(NamedTuple):
             if operator.kind in WEIGHTED and any(dtype.startswith("float") for dtype in operator.inputs[:2])
         ]
 
+    def float_others(self) -> list[str]:
+        """Kinds of the operators without weights that compute in float."""
+        return sorted(
+            {
+                operator.kind
+                for operator in self.operators
+                if operator.kind not in WEIGHTED | {"QUANTIZE", "DEQUANTIZE"}
+                and any(dtype.startswith("float") for dtype in (*operator.inputs, *operator.outputs))
+            }
+        )
+
 
 def read(path: Path, layout: Layout | None = None) -> Graph:
     """Read the main subgraph of ``path``; inputs of rank 4 are said to have ``layout``.
@@ -81,7 +92,7 @@ def read(path: Path, layout: Layout | None = None) -> Graph:
         operator = subgraph.Operators(i)
         inputs = [operator.Inputs(k) for k in range(operator.InputsLength())]
         outputs = [operator.Outputs(k) for k in range(operator.OutputsLength())]
-        name = tensors[outputs[0]].Name().decode(errors="replace") if outputs else ""
+        name = _name(tensors[outputs[0]]) if outputs else ""
         operators.append(
             Operator(
                 kinds[operator.OpcodeIndex()], name, tuple(map(dtype, inputs)), tuple(map(dtype, outputs))
@@ -112,6 +123,11 @@ def signature_names(model: Any) -> tuple[dict[int, str], dict[int, str]]:
     )
 
 
+def _name(tensor: Any) -> str:
+    """The name of a tensor; a slimmed file has none for most."""
+    return (tensor.Name() or b"").decode(errors="replace")
+
+
 def _spec(tensor: Any, name: str | None, layout: Layout | None) -> TensorSpec:
     shape: tuple[int | None, ...] = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
     if tensor.ShapeSignatureLength():
@@ -120,7 +136,7 @@ def _spec(tensor: Any, name: str | None, layout: Layout | None) -> TensorSpec:
     quantization = tensor.Quantization()
     quantized = quantization is not None and quantization.ScaleLength() == 1
     return TensorSpec(
-        name=name or tensor.Name().decode(errors="replace"),
+        name=name or _name(tensor),
         shape=shape,
         dtype=DTYPES.get(tensor.Type(), "unknown"),
         layout=layout if len(shape) == 4 else None,

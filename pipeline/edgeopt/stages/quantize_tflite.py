@@ -1,158 +1,136 @@
 """Float TFLite to int8 TFLite, whatever framework the float file came from."""
 
-import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.errors import StageError
-from edgeopt.formats import tflite
+from edgeopt.calibration import Calibrator
+from edgeopt.formats import (
+    tflite,
+    tflite_calibration,
+    tflite_precision,
+    tflite_quantizer,
+    tflite_weighted,
+)
+from edgeopt.formats.tflite_file import load
+from edgeopt.formats.tflite_interpreter import Candidates, finished
+from edgeopt.formats.tflite_precision import Types
+from edgeopt.formats.tflite_quantizer import Ranges
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.search import Searching, evidence, search
+
+TYPES: Types = {
+    "float32": (frozenset({"float32"}), "float32"),
+    "int8": (frozenset({"int8"}), "int8"),
+    # A table of rows has the type of the rows that are taken from it.
+    "int16": (frozenset({"int8", "int16"}), "int16"),
+}
+USUAL = {"int8": "int8", "int8x16": "int16", "mixed": "int8"}
+BYTES_SAVED = 3
+"""Per weight, by int8 against float32: what a layer costs that stays float."""
 
 
-class QuantizeTflite(Stage):
-    """Static int8 quantization of weights and activations with ai-edge-quantizer.
+class QuantizeTflite(Searching):
+    """Static quantization of weights and activations with ai-edge-quantizer.
 
-    Ranges are the exact minimum and maximum over all calibration samples; the library's default, a moving
-    average, loses 13 dB on ResNet20. Samples are streamed one by one, so memory does not grow with
-    their number. The scheme is that of the TFLite 8-bit specification: symmetric weights, per channel
-    or per tensor, asymmetric activations, int32 biases.
+    Ranges are by default the exact minimum and maximum over all calibration samples; the library's own, a
+    moving average, loses 13 dB on ResNet20. Samples are streamed one by one, so memory does not grow with
+    their number. ``int8`` is the TFLite 8-bit specification: symmetric weights, per channel or per
+    tensor, asymmetric activations, int32 biases. ``int8x16`` has symmetric 16-bit activations and int64
+    biases; its kernels are correct everywhere and fast nowhere. ``mixed`` is ``int8`` with a search for the
+    layers that have to stay float for ``max_drop`` to hold.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
-    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"quantize": frozenset({"int8"})}
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"quantize": frozenset({"int8", "int8x16", "mixed"})}
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
+    revision: ClassVar[int] = 2
 
-    scheme: Literal["int8"] = Field("int8", description="int8: weights and activations in 8 bits")
-    io: Literal["float32", "int8"] = Field("float32", description="type of the model's inputs and outputs")
+    scheme: Literal["int8", "int8x16", "mixed"] = Field(
+        "int8",
+        description="int8: weights and activations in 8 bits; int8x16: activations in 16 bits; mixed: int8 "
+        "where max_drop allows",
+    )
+    io: Literal["float32", "int8", "int16"] = Field(
+        "float32",
+        description="type of the model's inputs and outputs: float32, or what the scheme computes in",
+    )
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
+    calibrator: Calibrator = Field(
+        "minmax",
+        description="how the range of an activation is chosen; minmax clips nothing that calibration shows",
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="percent of the values inside the range, for percentile"
+    )
+    layers: dict[str, Literal["float32", "int8", "int16"]] = Field(
+        {}, description="precision of layers by name or pattern; int16: 8-bit weights, 16-bit activations"
+    )
+
+    @field_validator("io")
+    @classmethod
+    def _io_fits(cls, io: str, known: ValidationInfo) -> str:
+        scheme = known.data.get("scheme", "int8")
+        if io not in ("float32", USUAL[scheme]):
+            raise ValueError(f"{scheme} computes in {USUAL[scheme]}: io is that, or float32, not {io}")
+        return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Calibrate and quantize one model.
 
         Raises:
-            StageError: without usable calibration data, or when a convolution or dense layer stays float.
+            StageError: without usable calibration data, when a pattern in ``layers`` fits none, or when a
+                layer does not become what was asked for.
         """
-        from ai_edge_quantizer import quantizer
-
         source = tflite.read(model.path)
-        if any(spec.dtype == "int8" for spec in (*source.inputs, *source.outputs)):
-            raise StageError(
-                f"{model.path.name} is quantized already: it takes or gives int8",
-                fix="quantize the float file",
-            )
+        layers = tflite_precision.float_layers(model.path)
+        plan = tflite_precision.chosen(layers, self._usual, self.layers)
+        inner = tflite_weighted.inner_tensors(load(model.path))
         content = model.path.read_bytes()
-        recipe = self._recipe()
-        ranges = _ranges(content, recipe, source, _samples(model, source, context))
-        context.progress("quantizing")
-        quantize = quantizer.Quantizer(content, recipe.get_quantization_recipe())
-        try:
-            with warnings.catch_warnings():
-                # The library opens the float model once more to look at its tensors; the interpreter warns
-                # that this costs memory.
-                warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
-                result = quantize.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-        except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-            raise StageError(f"ai-edge-quantizer cannot quantize {model.path.name}: {error}") from error
+        described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
+        ranges = self._ranges(content, described, source, context)
         path = context.folder / "model.tflite"
-        path.write_bytes(bytes(result.quantized_model or b""))
-        return self._checked(model, tflite.read(path), path, context)
 
-    def _recipe(self) -> Any:
-        from ai_edge_quantizer import qtyping, recipe_manager
-        from ai_edge_quantizer.algorithm_manager import AlgorithmName
-
-        granularity = qtyping.QuantGranularity
-        recipe = recipe_manager.RecipeManager()
-        recipe.add_static_config(
-            regex=".*",
-            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-            activation_num_bits=8,
-            weight_num_bits=8,
-            weight_granularity=granularity.CHANNELWISE if self.per_channel else granularity.TENSORWISE,
-        )
-        if self.io == "float32":
-            for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-                recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
-        return recipe
-
-    def _checked(self, model: Model, graph: tflite.Graph, path: Any, context: Context) -> Model:
-        """The result as a model, after making sure that int8 was not skipped in silence."""
-        left = graph.float_weighted()
-        if left:
-            raise StageError(
-                f"{len(left)} layers of {model.path.name} stayed float although int8 was asked for: "
-                f"{'; '.join(left[:5])}",
-                fix="replace these layers, or leave quantize out of this variant",
+        def make(raised: frozenset[str]) -> Path:
+            mixed = plan | dict.fromkeys(raised, "float32")
+            recipe = tflite_quantizer.static_recipe(
+                layers, mixed, self._usual, per_channel=self.per_channel, io=self.io, inner=inner
             )
-        others = sorted(
-            {op.kind for op in graph.operators if op.kind not in {"QUANTIZE", "DEQUANTIZE"} and _in_float(op)}
-        )
+            path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, ranges))
+            return path
+
+        context.progress("quantizing")
+        if self.allowed_drop is not None:
+            costs = {n.name: BYTES_SAVED * n.elements for n in layers if plan[n.name] == self._usual}
+            samples, labels = evidence(described, context)
+            candidates = Candidates(model.path, costs, make, samples)
+            raised = search(
+                candidates, labels, max_drop=self.allowed_drop, budget=self.budget, context=context
+            )
+            plan |= dict.fromkeys(raised, "float32")
+        make(frozenset())
+        tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
+        others = tflite.read(path).float_others()
         if others:
-            context.progress(f"in float, without weights: {', '.join(others)}")
-        inputs = tuple(
-            spec.model_copy(update={"layout": before.layout})
-            for spec, before in zip(graph.inputs, model.inputs or graph.inputs, strict=True)
-        )
-        return Model(
-            format="tflite",
-            path=path,
-            inputs=inputs,
-            outputs=graph.outputs,
-            transposes=graph.count("TRANSPOSE"),
-        )
+            context.note(f"in float, without weights: {', '.join(others)}")
+        return finished(path, described)
 
+    @property
+    def _usual(self) -> str:
+        """The precision of a layer of which nothing else is said."""
+        return USUAL[self.scheme]
 
-def _in_float(operator: tflite.Operator) -> bool:
-    return any(dtype.startswith("float") for dtype in (*operator.inputs, *operator.outputs))
-
-
-def _samples(model: Model, source: tflite.Graph, context: Context) -> Iterator[dict[str, Any]]:
-    if context.calibration is None:
-        raise StageError("int8 needs calibration data", fix="add 'data: {calibration: ...}' to the recipe")
-    described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
-    for number, values in enumerate(context.calibration.inputs(described)):
-        if not all(np.isfinite(value).all() for value in values):
-            raise StageError(
-                f"calibration sample {number} holds NaN or infinite values",
-                fix="remove the sample, or check the preprocessing",
-            )
-        for spec, value in zip(source.inputs, values, strict=True):
-            if value.shape != spec.shape:
-                # The interpreter would resize the graph without a word and calibrate another one.
-                raise StageError(
-                    f"calibration sample {number} has the shape {list(value.shape)}, "
-                    f"input {spec.name!r} takes {list(spec.shape)}",
-                    fix="check the data's layout in 'preprocessing'",
-                )
-        yield {spec.name: value for spec, value in zip(source.inputs, values, strict=True)}
-
-
-def _ranges(content: bytes, recipe: Any, source: tflite.Graph, samples: Iterator[dict[str, Any]]) -> Any:
-    """Minimum and maximum of every tensor over all samples."""
-    from ai_edge_quantizer import calibrator
-    from ai_edge_quantizer.utils import qsv_utils
-
-    # The runtime's own profiler takes the same ranges 5 to 10 times faster than the walk over all tensors.
-    observer = calibrator.Calibrator(
-        content,
-        num_threads=1,
-        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
-        qsv_update_func=qsv_utils.min_max_update,
-    )
-    signature = next(iter(observer.get_signature_list()), None)
-    count = 0
-    for sample in samples:
-        # One call per sample: a call with many would first collect them all in a list.
-        observer.calibrate({signature: [sample]}, recipe)
-        count += 1
-    if not count:
-        raise StageError("the calibration data is empty", fix="give at least one sample, better 100 or more")
-    return observer.get_model_qsvs()
+    def _ranges(self, content: bytes, model: Model, source: tflite.Graph, context: Context) -> Ranges:
+        values = tflite_calibration.samples(model, source, context)
+        if self.calibrator == "minmax":
+            return tflite_calibration.extremes(content, source, values)
+        levels = 2 ** tflite_quantizer.ACTIVATION_BITS[self._usual]
+        name = model.path.name
+        return tflite_calibration.calibrated(content, name, values, self.calibrator, self.percentile, levels)

@@ -1,10 +1,12 @@
 """The same TFLite model in fewer bytes."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from edgeopt.errors import StageError
+from edgeopt.formats.flatbuffer import UnknownPartError
 from edgeopt.formats.tflite_file import load
 from edgeopt.formats.tflite_slimming import slimmed
 from edgeopt.model import Model
@@ -18,23 +20,46 @@ class SlimTflite(Stage):
     statistics, unused buffers and converters' own metadata are dropped; buffers that lie behind the tables
     move inside, where every runtime finds them. Signatures, tensor numbers, custom options and the user's
     metadata stay. The result is read again and compared with the original before it counts.
+
+    Every optimized TFLite file is slimmed unless its variant says ``slim: false``; a file that cannot be
+    slimmed is then kept as it is, and the report says why.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"slim": frozenset({"lossless"})}
+    after: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {"slim": {"best_effort": True}}
 
     scheme: Literal["lossless"] = Field("lossless", description="lossless: outputs stay bit-identical")
+    best_effort: bool = Field(
+        False, description="keep the file as it is, with a note, where it cannot be slimmed"
+    )
 
     def run(self, model: Model, context: Context) -> Model:
         """Slim one file; its inputs and outputs stay what they are.
 
         Raises:
-            StageError: when the file is damaged, cannot be slimmed, or the result would differ.
+            StageError: when the file is damaged; also, without ``best_effort``, when it cannot be slimmed or
+                the result would differ.
         """
-        file = load(model.path)
-        result = slimmed(file)
+        try:
+            file = load(model.path)
+        except UnknownPartError as error:
+            return self._kept(model, error, context)
+        try:
+            result = slimmed(file)
+        except StageError as error:
+            return self._kept(model, error, context)
         context.progress(f"slimmed from {len(file.content):,} to {len(result):,} bytes")
         path = context.folder / "model.tflite"
         path.write_bytes(result)
+        return model.model_copy(update={"path": path})
+
+    def _kept(self, model: Model, error: StageError, context: Context) -> Model:
+        if not self.best_effort:
+            raise error
+        path = context.folder / "model.tflite"
+        path.write_bytes(model.path.read_bytes())
+        context.note(f"not slimmed: {error.message}")
         return model.model_copy(update={"path": path})
