@@ -1,4 +1,4 @@
-"""Read-only view of an ONNX file: its inputs and outputs, and which weighted nodes compute in float."""
+"""An ONNX file as a whole: reading it, its inputs and outputs, its opset, and what tells of its making."""
 
 from collections import Counter
 from pathlib import Path
@@ -61,3 +61,32 @@ def float_weighted(model: Any) -> list[str]:
         if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
             left.append(f"{node.op_type} {node.name or node.output[0]}")
     return left
+
+
+def strip(model: Any) -> None:
+    """Drop what tells of the making of the file: inferred shapes, marks of tools, stack traces, paths."""
+    for owner in (model, model.graph, *model.graph.node):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+    del model.graph.value_info[:]
+
+
+def at_opset(model: Any, version: int, reason: str) -> Any:
+    """The model at least in this version of the operator set, which ``reason`` needs.
+
+    Raises:
+        StageError: an operator has no counterpart there.
+    """
+    from onnx import version_converter
+    from onnx.onnx_cpp2py_export.version_converter import ConvertError
+
+    found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if found >= version:
+        return model
+    try:
+        return version_converter.convert_version(model, version)
+    except (ConvertError, RuntimeError, ValueError) as error:
+        raise StageError(
+            f"the model cannot be brought to ONNX opset {version}, which {reason} need: {error}",
+            fix="choose another scheme, or export the model with a newer opset",
+        ) from error
