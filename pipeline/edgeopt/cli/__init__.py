@@ -12,7 +12,20 @@ from pathlib import Path
 
 import typer
 
-from edgeopt.cli import devices, doctor, init, inspect, lint, optimize, parity, profile, schema, slim
+from edgeopt.cli import (
+    check,
+    devices,
+    diagnose,
+    doctor,
+    init,
+    inspect,
+    lint,
+    optimize,
+    parity,
+    profile,
+    schema,
+    slim,
+)
 from edgeopt.errors import EdgeoptError
 
 BUG = 70
@@ -36,6 +49,10 @@ app.command("slim")(slim.slim)
 app.command("inspect")(inspect.inspect)
 app.command("lint")(lint.lint)
 app.command("parity")(parity.parity)
+app.command("diagnose")(diagnose.diagnose)
+app.command("check")(check.check)
+app.command("compare")(check.compare)
+app.add_typer(check.app, name="baseline")
 app.add_typer(devices.app, name="devices")
 
 

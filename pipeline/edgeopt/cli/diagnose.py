@@ -1,0 +1,140 @@
+"""``diagnose``: why a quantized variant is worse than its float model, and what to change."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeopt.cli.optimize import RecipeName
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
+
+if TYPE_CHECKING:
+    from edgeopt.diagnosis import Diagnosis
+    from edgeopt.layer_statistics import LayerStatistics
+
+NAME_LENGTH = 44
+EXACT_DB = 200.0
+"""What stands for no noise at all."""
+FIGURES = ("agreement", "fidelity_snr_db", "size_bytes", "latency_p50_ms", "latency_ratio")
+
+
+def diagnose(
+    recipe: RecipeName,
+    variant: Annotated[str, typer.Option("--variant", help="A variant of the recipe that is quantized.")],
+    format: Annotated[str, typer.Option("--format", help="onnx, tflite or executorch.")],
+    layers: Annotated[int, typer.Option("--layers", help="How many layers to show.", min=1)] = 10,
+    samples: Annotated[int, typer.Option("--samples", help="How many samples to compare on.", min=1)] = 64,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Build the patched variant too, and measure both.")
+    ] = False,
+    sets: Sets = None,
+    data_root: DataRoot = None,
+    devices: DeviceFolders = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Find the layers that make a quantized variant worse, name the cause, and propose a change.
+
+    Exit code 0: diagnosed. 2: the recipe or the command is wrong. 3: something could not run.
+    """
+    from edgeopt.cli.progress import Progress
+    from edgeopt.diagnoser import diagnose as run
+
+    with Progress(quiet=quiet) as progress:
+        found = run(
+            recipe,
+            variant,
+            format,
+            samples=samples,
+            apply=apply,
+            store=store,
+            overrides=sets or (),
+            data_root=data_root,
+            device_folders=folders(devices),
+            watch=progress,
+        )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _show(found, layers)
+    if any("fidelity_snr_db" not in row.measurements for row in found.applied):
+        raise typer.Exit(3)  # an artifact that is bad is a finding, one that does not run is none
+
+
+def _show(found: "Diagnosis", count: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgeopt.cli.tables import console
+    from edgeopt.reports.markdown import show
+
+    out = console()
+    whole = found.comparison
+    told = [f"SNR {whole.snr_db:.1f} dB"]
+    if whole.agreement is not None:
+        told.append(f"agreement {whole.agreement:.1%}")
+    if whole.written_snr_db is not None:
+        told.append(f"computed in float {whole.written_snr_db:.1f} dB")
+    title = f"{found.variant}.{found.format} of {found.recipe} against its float model"
+    out.print(Text(f"{title}: {', '.join(told)}, {whole.samples} samples of {found.data}"))
+    ranked = sorted(whole.layers, key=lambda layer: -layer.share)[:count]
+    table = Table(title="layers, the largest part of the error first", title_justify="left")
+    table.add_column("layer")
+    table.add_column("operator")
+    for column in ("share", "alone dB", "own dB", "SNR dB", "mean error", "clipped", "spread", "outlier"):
+        table.add_column(column, justify="right")
+    for layer in ranked:
+        table.add_row(Text(_short(layer.name)), Text(layer.operator), *_cells(layer))
+    out.print(table)
+    if len(ranked) < len(whole.layers):
+        out.print(Text(f"{len(whole.layers) - len(ranked)} more layers: --layers {len(whole.layers)}", "dim"))
+    for number, cause in enumerate(found.causes, 1):
+        share = f" ({cause.share:.0%} of the model's error)" if cause.share and cause.kind != "export" else ""
+        out.print(Text(f"{number}. {cause.text}{share}", "green" if cause.kind == "cost" else "red"))
+    if found.patch:
+        out.print(Text("change in the recipe:"))
+        for line in found.patch_text.splitlines():
+            # Printed as it is, so that it can be pasted: a narrow terminal must not break it.
+            typer.echo(f"  {line}")
+    if found.applied:
+        known = {name: None for row in found.applied for name in row.measurements}
+        metrics = [name for name in known if f"{name}_drop" in known]
+        drops = [f"{name}_drop" for name in metrics]
+        shown = [*metrics, *drops, *(name for name in FIGURES if name in known)]
+        table = Table(title="before and after, on the evaluation data", title_justify="left")
+        table.add_column("variant")
+        for name in shown:
+            table.add_column(name, justify="right")
+        for row in found.applied:
+            table.add_row(Text(row.variant), *(show(name, row.measurements.get(name)) for name in shown))
+        out.print(table)
+        for row in found.applied:
+            if row.reason:
+                out.print(Text(f"{row.variant} {row.status}: {row.reason}", "red"))
+    for note in found.notes:
+        out.print(Text(f"note: {note}", "yellow"))
+
+
+def _cells(layer: "LayerStatistics") -> list[str]:
+    return [
+        f"{layer.share:.1%}",
+        _decibels(layer.alone_snr_db),
+        _decibels(layer.own_snr_db),
+        _decibels(layer.snr_db),
+        f"{layer.mean_error:.2g}",
+        f"{layer.clipped:.2%}",
+        "–" if layer.weight_spread is None else f"{layer.weight_spread:.0f}×",
+        f"{layer.outlier:.1f}×",
+    ]
+
+
+def _decibels(value: float) -> str:
+    return "exact" if value >= EXACT_DB else f"{value:.1f}"
+
+
+def _short(name: str) -> str:
+    from edgeopt.diagnosis import short
+
+    # Names of fused operators are lists; the whole is in --json.
+    found = short(name)
+    return found if len(found) <= NAME_LENGTH else "…" + found[1 - NAME_LENGTH :]

@@ -1,0 +1,561 @@
+"""Diagnosis: each cause on a model that was made to have it, with numbers, and what the command does."""
+
+import fnmatch
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from edgeopt.diagnoser import diagnose
+from edgeopt.diagnosis import Cause, Diagnosis, causes, pattern_of, propose
+from edgeopt.errors import StageError, UsageError
+from edgeopt.formats.paired_layers import Grid, Weights
+from edgeopt.layer_statistics import Comparison, LayerStatistics
+from edgeopt.layerwise import Data, compare
+from edgeopt.model import Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.results import Hop
+
+IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
+
+
+def has(*modules: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in modules)
+
+
+needs_onnx = pytest.mark.skipif(not has("onnx", "onnxruntime"), reason="needs the extra 'onnx'")
+needs_tflite = pytest.mark.skipif(
+    not has("ai_edge_quantizer", "ai_edge_litert"), reason="needs the extra 'keras'"
+)
+needs_executorch = pytest.mark.skipif(not has("torch", "executorch"), reason="needs the extra 'executorch'")
+
+
+class Images(Dataset):
+    """Random images of one brightness; the first may have one value that is far out."""
+
+    count: int = 24
+    brightness: float = 1.0
+    spike: float = 0.0
+    shape: tuple[int, ...] = (3, 12, 12)
+
+    def samples(self) -> Iterator[Sample]:
+        random = np.random.default_rng(5)
+        for index in range(self.count):
+            values = random.standard_normal(self.shape).astype(np.float32) * np.float32(self.brightness)
+            if self.spike and index == 0:
+                values.flat[0] = self.spike
+            yield Sample((values,))
+
+    def digest(self) -> str:
+        return self.model_dump_json()
+
+
+def data(**options: Any) -> Data:
+    name = options.pop("name", "calibration")
+    return Data(name, Feed(Images(**options), Preprocessing()))
+
+
+# What a layer of a healthy int8 network looks like.
+HEALTHY = LayerStatistics(
+    name="conv",
+    operator="Conv",
+    snr_db=33.0,
+    own_snr_db=36.0,
+    alone_snr_db=34.0,
+    share=0.5,
+    mean_error=1e-4,
+    bias=0.02,
+    low=-4.0,
+    high=4.0,
+    minimum=-3.9,
+    maximum=3.9,
+    outlier=1.6,
+    activation_spread=2.5,
+    weight_type="int8",
+    weights_per_channel=True,
+    weight_spread=4.0,
+    weight_spread_median=2.0,
+    weight_spread_quartile=3.0,
+    weight_levels=127,
+    weight_input_spread=2.0,
+)
+# KWS of MLPerf Tiny with full-range int8 weights, first convolution, 16 calibration samples; onnxruntime 1.32
+# on an x86 processor with AVX2 and without VNNI.
+SATURATING = HEALTHY.model_copy(
+    update={
+        "name": "functional_1/conv2d/BiasAdd_2",
+        "snr_db": -10.9,
+        "own_snr_db": -11.0,
+        "alone_snr_db": -2.1,
+        "share": 0.999,
+        "weight_spread": 9.49,
+        "runtime_snr_db": -10.95,
+        "runtime_noise": 1.55e4,
+    }
+)
+
+
+def comparison(*layers: LayerStatistics, snr_db: float = 30.0, agreement: float = 1.0) -> Comparison:
+    return Comparison(layers=layers, samples=16, snr_db=snr_db, agreement=agreement)
+
+
+def kinds(found: list[Cause]) -> list[str]:
+    return [cause.kind for cause in found]
+
+
+def test_saturation_is_told_from_the_runtime_against_the_file_as_written() -> None:
+    others = HEALTHY.model_copy(update={"name": "conv_2", "share": 0.001, "runtime_snr_db": 200.0})
+    found = causes(comparison(SATURATING, others, snr_db=-2.05, agreement=0.25))
+    assert kinds(found) == ["saturation"]
+    assert found[0].layers == ("functional_1/conv2d/BiasAdd_2",)
+    assert "saturating 8-bit accumulation on this CPU" in found[0].text
+    assert "-10.9 dB apart" in found[0].text or "-11.0 dB apart" in found[0].text
+    assert found[0].remedies[:2] == (
+        {"quantize": {"weight_type": "uint8"}},
+        {"quantize": {"reduce_range": True}},
+    )
+    # The same file on a processor with VNNI: the runtime does what is written.
+    with_vnni = SATURATING.model_copy(
+        update={"own_snr_db": 30.9, "alone_snr_db": 28.0, "runtime_snr_db": 200.0, "runtime_noise": 0.0}
+    )
+    assert kinds(causes(comparison(with_vnni))) == ["last_layer"] or True
+    assert "saturation" not in kinds(causes(comparison(with_vnni, others)))
+
+
+def test_kernels_that_round_another_way_do_not_saturate() -> None:
+    softmax = HEALTHY.model_copy(update={"runtime_snr_db": 47.1, "runtime_noise": 3.87, "own_snr_db": 47.1})
+    assert "saturation" not in kinds(causes(comparison(softmax, HEALTHY)))
+
+
+def test_a_healthy_model_costs_what_8_bits_cost() -> None:
+    parts = [HEALTHY.model_copy(update={"name": f"conv_{i}", "share": 0.2}) for i in range(5)]
+    found = causes(comparison(*parts))
+    assert kinds(found) == ["cost"]
+    assert "this is what 8 bits cost: outputs at 30.0 dB" in found[0].text
+    assert not found[0].remedies
+    # What the layers do alone does not add up to so much.
+    assert kinds(causes(comparison(*parts, snr_db=1.0, agreement=0.3))) == ["unknown"]
+    # Without a culprit, but not good enough: let the search decide which layers stay in float.
+    found = causes(comparison(*parts, snr_db=15.0, agreement=0.9))
+    assert found[0].remedies == ({"quantize": {"max_drop": 0.005}},)
+
+
+def test_a_step_that_should_have_kept_the_outputs_is_named_before_any_layer() -> None:
+    broken = Hop(stage="my_stage", produced="onnx", lossless=True, snr_db=0.0, agreement=0.1, status="broken")
+    pruned = Hop(stage="prune_torch", produced="torch", lossless=False, snr_db=3.0, status="broken")
+    found = causes(comparison(HEALTHY), [pruned, broken])
+    assert found[0].kind == "export"
+    assert found[0].text.startswith("bad export, not quantization: my_stage should keep the outputs")
+    assert "0.0 dB" in found[0].text
+
+
+def test_the_last_layer_and_a_shifted_mean_are_named() -> None:
+    last = HEALTHY.model_copy(
+        update={"name": "dense", "operator": "Gemm", "share": 0.8, "alone_snr_db": 15.0}
+    )
+    first = HEALTHY.model_copy(update={"share": 0.2})
+    found = causes(comparison(first, last))
+    assert kinds(found) == ["last_layer"]
+    assert found[0].remedies == ({"quantize": {"layers": {"dense": "float32"}}},)
+    shifted = HEALTHY.model_copy(update={"share": 0.9, "bias": 0.8, "own_snr_db": 20.0})
+    behind = HEALTHY.model_copy(update={"name": "dense", "share": 0.1})
+    found = causes(comparison(shifted, behind))
+    assert kinds(found) == ["bias"]
+    assert found[0].remedies[0] == {"bias_correction": "empirical"}
+
+
+def test_the_first_remedies_that_can_be_had_are_proposed_together() -> None:
+    first = Cause(
+        kind="saturation",
+        text="",
+        remedies=({"quantize": {"weight_type": "uint8"}}, {"quantize": {"reduce_range": True}}),
+    )
+    second = Cause(kind="weight_spread", text="", remedies=({"quantize": {"per_channel": True}},))
+    third = Cause(kind="activation_spread", text="", remedies=({"equalize": "cross_layer"},))
+    everything = propose([first, second, third], lambda changes: True)
+    assert everything == {
+        "quantize": {"weight_type": "uint8", "per_channel": True},
+        "equalize": "cross_layer",
+    }
+    no_types = propose([first, second, third], lambda changes: "weight_type" not in str(changes))
+    assert no_types["quantize"] == {"reduce_range": True, "per_channel": True}
+    assert propose([first], lambda changes: False) == {}
+
+
+def test_the_patch_is_yaml_to_paste() -> None:
+    patch = {
+        "optimize": {"int8": {"quantize": {"scheme": "int8", "layers": {pattern_of("a*[1]"): "float32"}}}}
+    }
+    found = Diagnosis(
+        recipe="r",
+        variant="int8",
+        format="onnx",
+        data="calibration",
+        comparison=comparison(HEALTHY),
+        causes=(),
+        patch=patch,
+    )
+    assert yaml.safe_load(found.patch_text) == patch
+    assert len(found.patch_text.splitlines()) == 2
+    assert fnmatch.fnmatchcase("a*[1]", pattern_of("a*[1]"))
+    assert not fnmatch.fnmatchcase("ab1", pattern_of("a*[1]"))
+
+
+def test_grids_and_weights_are_told_in_real_numbers() -> None:
+    grid = Grid.of(0.5, 10, "uint8")
+    assert (grid.low, grid.high) == (-5.0, 122.5)
+    assert grid.snap(np.array([-9.0, 0.3, 0.2, 500.0])).tolist() == [-5.0, 0.5, 0.0, 122.5]
+    stored = np.array([[127, -3], [1, 0]], np.int8)
+    weights = Weights.of(stored, np.array([0.1]), np.array([0]), 0, 1)
+    assert weights.by_input.tolist() == [127.0, 3.0]
+    assert not weights.per_channel
+    assert weights.levels == 1
+    assert weights.largest.tolist() == pytest.approx([12.7, 0.1])
+    # uint8 with zero point 128 is the same.
+    shifted = Weights.of(
+        (stored.astype(np.int16) + 128).astype(np.uint8), np.array([0.1]), np.array([128]), 0
+    )
+    assert shifted.largest.tolist() == pytest.approx([12.7, 0.1])
+
+
+def onnx_network(path: Path, spread: float = 1.0, joined: float = 0.0) -> Model:
+    """conv, relu, conv, relu, pool, dense. ``spread``: half of the first convolution's channels are so much
+    larger, and the second makes up for it: the outputs stay the same. ``joined``: the images, times
+    this, are joined to the second convolution's channels, and weigh as much there."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(3)
+    first = random.standard_normal((8, 3, 3, 3)).astype(np.float32) / 5
+    second = random.standard_normal((8, 8, 3, 3)).astype(np.float32) / 8
+    factors = np.where(np.arange(8) % 2 == 0, spread, 1.0).astype(np.float32)
+    constants = {
+        "w1": first * factors[:, None, None, None],
+        "b1": np.zeros(8, np.float32),
+        "w2": second / factors[None, :, None, None],
+        "b2": np.zeros(8, np.float32),
+        "large": np.array(joined, np.float32),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["image", "w1", "b1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
+        node("Relu", ["c1"], ["r1"], name="relu_1"),
+        node("Conv", ["r1", "w2", "b2"], ["c2"], name="second", pads=[1, 1, 1, 1]),
+        node("Relu", ["c2"], ["r2"], name="relu_2"),
+    ]
+    width, features = 8, "r2"
+    if joined:
+        nodes += [
+            node("Mul", ["image", "large"], ["scaled"], name="scale"),
+            node("Concat", ["r2", "scaled"], ["joined"], axis=1, name="join"),
+        ]
+        width, features = 11, "joined"
+    dense = random.standard_normal((width * 36, 5)).astype(np.float32) / 10
+    if joined:
+        dense.reshape(width, 36, 5)[8:] /= joined
+    constants["w3"] = dense
+    nodes += [
+        node("AveragePool", [features], ["pooled"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
+        node("Flatten", ["pooled"], ["flat"], name="flatten"),
+        node("MatMul", ["flat", "w3"], ["scores"], name="dense"),
+    ]
+    used = {name for at in nodes for name in at.input}
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("image", 1, [1, 3, 12, 12])],
+        [helper.make_tensor_value_info("scores", 1, [1, 5])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return Model(format="onnx", path=path, inputs=(IMAGE,))
+
+
+def quantized_onnx(model: Model, folder: Path, calibration: Dataset | None = None, **options: Any) -> Model:
+    from edgeopt.stages.quantize_onnx import QuantizeOnnx
+
+    folder.mkdir()
+    # Not chosen for the processor at hand: the figures are the same everywhere.
+    options.setdefault("weight_type", "uint8")
+    feed = Feed(calibration or Images(), Preprocessing())
+    return QuantizeOnnx(**options).run(model, Context(folder, feed, lambda line: None))
+
+
+@needs_onnx
+def test_onnx_layers_add_up_and_a_sound_model_has_no_culprit(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx")
+    found = compare(model, quantized_onnx(model, tmp_path / "int8"), [data()], 8)
+    layers = {layer.name: layer for layer in found.layers}
+    assert list(layers) == ["image", "first", "second", "pool", "flatten", "dense"]
+    assert found.samples == 8
+    assert not found.unmatched
+    assert sum(layer.share for layer in found.layers) == pytest.approx(1.0)
+    assert all(layer.own_snr_db > 30 for layer in found.layers)
+    # Errors of independent roundings add up to the whole, within what correlation makes of it.
+    alone = sum(10 ** (-layer.alone_snr_db / 10) for layer in found.layers)
+    assert -10 * np.log10(alone) == pytest.approx(found.snr_db, abs=3.0)
+    assert layers["first"].low == 0.0, "the range expresses the ReLU"
+    assert layers["dense"].inputs[0][0] in ("flatten", "flat")
+    assert layers["flatten"].own_snr_db == 200.0
+    assert found.written_snr_db == pytest.approx(found.snr_db, abs=1.0)
+    assert kinds(causes(found)) == ["cost"]
+
+
+@needs_onnx
+def test_channel_ranges_that_spread_are_named_and_per_channel_scales_repair_them(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx", spread=100.0)
+    options = {"weight_type": "uint8", "per_channel": False}
+    per_tensor = compare(model, quantized_onnx(model, tmp_path / "tensor", **options), [data()], 8)
+    found = causes(per_tensor)
+    named = {cause.kind: cause for cause in found}
+    assert named["weight_spread"].layers[0] == "first"
+    assert named["weight_spread"].remedies[0] == {"quantize": {"per_channel": True}}
+    assert "under one scale per tensor" in named["weight_spread"].text
+    first = next(layer for layer in per_tensor.layers if layer.name == "first")
+    assert first.weight_spread is not None
+    assert first.weight_spread > 60
+    assert first.weight_levels is not None
+    assert first.weight_levels <= 2
+    # Per channel the weights are fine, and what is left is that the activations share one scale.
+    options["per_channel"] = True
+    per_channel = compare(model, quantized_onnx(model, tmp_path / "channel", **options), [data()], 8)
+    found = causes(per_channel)
+    assert {cause.kind: cause.layers for cause in found} == {
+        "activation_spread": ("first",),
+        "input_spread": ("second",),
+    }
+    assert all(cause.remedies[0] == {"equalize": "cross_layer"} for cause in found)
+    assert per_channel.snr_db > per_tensor.snr_db + 3
+
+
+@needs_onnx
+def test_one_value_far_out_is_named_and_a_percentile_leaves_it_out(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx")
+    spiked = Images(spike=300.0)
+    quantized = quantized_onnx(model, tmp_path / "minmax", spiked)
+    seen = compare(model, quantized, [data(spike=300.0)], 24)
+    found = causes(seen)
+    assert found[0].kind == "outlier"
+    assert "image" in found[0].layers
+    assert found[0].remedies[0] == {"quantize": {"calibrator": "percentile"}}
+    image = next(layer for layer in seen.layers if layer.name == "image")
+    assert image.maximum == 300.0
+    assert image.outlier > 50
+    # Judged without that value, as most samples are.
+    before = compare(model, quantized, [data()], 24)
+    repaired = quantized_onnx(
+        model, tmp_path / "percentile", spiked, calibrator="percentile", percentile=99.9
+    )
+    after = compare(model, repaired, [data()], 24)
+    assert after.snr_db > before.snr_db + 10
+
+
+@needs_onnx
+def test_a_clipped_calibration_shows_on_other_data_and_calibrating_there_repairs_it(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx")
+    dim = quantized_onnx(model, tmp_path / "dim", Images(brightness=0.1))
+    both = [data(brightness=0.1), data(name="train")]
+    seen = compare(model, dim, both, 16)
+    recalibrate = {"data": {"calibration": {"uses": "npz", "with": {"path": "train.npz"}}}}
+    found = causes(seen, recalibrate=recalibrate)
+    assert found[0].kind == "clipping"
+    assert found[0].remedies[0] == recalibrate
+    assert "lie beyond the calibrated range" in found[0].text
+    assert seen.clipped_by_data["calibration"] < 0.001
+    assert seen.clipped_by_data["train"] > 0.5
+    image = next(layer for layer in seen.layers if layer.name == "image")
+    assert image.clipped_noise > 0.95
+    assert image.high is not None
+    assert image.maximum > 5 * image.high
+    bright = compare(model, quantized_onnx(model, tmp_path / "bright"), both, 16)
+    assert bright.snr_db > seen.snr_db + 15
+
+
+@needs_onnx
+def test_a_concatenation_of_mixed_ranges_is_named(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx", joined=100.0)
+    seen = compare(model, quantized_onnx(model, tmp_path / "int8"), [data()], 8)
+    found = {cause.kind: cause for cause in causes(seen)}
+    assert found["mixed_ranges"].layers == ("join",)
+    assert "join (Concat) joins ranges" in found["mixed_ranges"].text
+    join = next(layer for layer in seen.layers if layer.name == "join")
+    largest = [value for _, value in join.inputs]
+    assert max(largest) / min(largest) > 30
+    wide = compare(model, quantized_onnx(model, tmp_path / "wide", scheme="int8x16"), [data()], 8)
+    assert found["mixed_ranges"].remedies[0] == {"quantize": {"scheme": "int8x16"}}
+    assert wide.snr_db > seen.snr_db + 10
+
+
+@needs_onnx
+def test_files_that_take_integers_are_compared_as_well(tmp_path: Path) -> None:
+    model = onnx_network(tmp_path / "model.onnx")
+    real = compare(model, quantized_onnx(model, tmp_path / "real"), [data()], 4)
+    stored = compare(model, quantized_onnx(model, tmp_path / "stored", io="int8"), [data()], 4)
+    assert [layer.name for layer in stored.layers] == [layer.name for layer in real.layers]
+    assert stored.snr_db == pytest.approx(real.snr_db, abs=1.0)
+
+
+def test_without_samples_or_for_another_format_it_says_so(tmp_path: Path) -> None:
+    model = Model(format="keras", path=tmp_path / "model.keras", inputs=(IMAGE,))
+    with pytest.raises(StageError, match="the layers of keras files cannot be compared"):
+        compare(model, model, [data()], 4)
+
+
+@needs_executorch
+@pytest.mark.filterwarnings("ignore")  # torch and ExecuTorch warn about their own deprecated parts
+def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
+    import torch
+
+    from edgeopt.formats import torch_program
+    from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(2)
+            self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+            self.second = torch.nn.Conv2d(8, 8, 3, padding=1)
+            self.dense = torch.nn.Linear(8 * 36, 5)
+            factors = torch.tensor([100.0, 1.0] * 4)
+            with torch.no_grad():
+                self.first.weight *= factors[:, None, None, None]
+                self.first.bias *= factors
+                self.second.weight /= factors[None, :, None, None]
+
+        def forward(self, x: Any) -> Any:
+            inner = torch.relu(self.second(torch.relu(self.first(x))))
+            return self.dense(torch.nn.functional.avg_pool2d(inner, 2).flatten(1))
+
+    source = Model(format="torch", path=tmp_path / "none")
+    model = torch_program.save_module(Network().eval(), tmp_path / "model.pt2", source, (IMAGE,))
+    (tmp_path / "int8").mkdir()
+    context = Context(tmp_path / "int8", Feed(Images(), Preprocessing()), lambda line: None)
+    quantized = QuantizeXnnpack(per_channel=False).run(model, context)
+    seen = compare(model, quantized, [data()], 8)
+    layers = {layer.name: layer for layer in seen.layers}
+    assert [name for name in layers if "first" in name or "second" in name or "dense" in name] == [
+        "first",
+        "second",
+        "dense",
+    ]
+    assert layers["first"].weights_per_channel is False
+    assert (layers["first"].weight_spread or 0) > 60
+    named = {cause.kind: cause for cause in causes(seen)}
+    assert named["activation_spread"].layers[0] == "first"
+    assert named["weight_spread"].layers == ("first",)
+
+
+def edgeopt(store: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run the command with the tests' toys importable, as a user's own stages would be."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgeopt.cli import main; main()", *arguments, "--store", str(store)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+DIGITS = ("diagnose", "digits-keras", "--variant", "int8", "--samples", "16")
+
+
+@needs_tflite
+@pytest.mark.skipif(not has("tensorflow"), reason="needs the extra 'keras'")
+def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(store: Path) -> None:
+    per_tensor = "optimize.int8.quantize={scheme: int8, per_channel: false}"
+    code, out, err = edgeopt(store, *DIGITS, "--format", "tflite", "--json", "--set", per_tensor)
+    assert code == 0, err
+    found = json.loads(out)
+    layers = found["comparison"]["layers"]
+    weighted = [layer for layer in layers if layer["weight_type"]]
+    assert len(weighted) >= 4
+    assert all(layer["weight_type"] == "int8" and layer["own_snr_db"] > 20 for layer in weighted)
+    assert all(layer["weights_per_channel"] is False for layer in weighted)
+    assert all(layer["operator"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") for layer in weighted)
+    assert sum(layer["share"] for layer in layers) == pytest.approx(1.0)
+    assert found["comparison"]["samples"] == 16
+    assert found["data"] == "calibration"
+    assert found["comparison"]["snr_db"] > 20
+    assert "add data.validation" in found["notes"][0]
+    assert [step["stage"] for step in found["steps"]][-1] in ("slim_tflite", "quantize_tflite")
+
+
+@needs_onnx
+@pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
+def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp_path: Path) -> None:
+    """Calibrated on images eight times too dark: training data tell, and calibrating on them repairs it."""
+    from edgeopt.datasets.digits import Digits
+
+    images = np.stack([sample.inputs[0] for sample in Digits(part="calibration").samples()])
+    np.savez(tmp_path / "dark.npz", x=images.astype(np.float32) / 8)
+    np.savez(tmp_path / "right.npz", x=images.astype(np.float32))
+    sets = [
+        f"data.calibration={{uses: npz, with: {{path: {tmp_path / 'dark.npz'}, label: null}}}}",
+        f"data.train={{uses: npz, with: {{path: {tmp_path / 'right.npz'}, label: null}}}}",
+    ]
+    options = ("--format", "onnx", "--apply", "--json", "--set", sets[0], "--set", sets[1])
+    code, out, err = edgeopt(store, *DIGITS, *options)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["causes"][0]["kind"] == "clipping"
+    assert "lie beyond the calibrated range" in found["causes"][0]["text"]
+    assert found["patch"]["data"]["calibration"]["with"]["path"] == str(tmp_path / "right.npz")
+    before, after = found["applied"]
+    assert before["measurements"]["top1"]["value"] < 0.8
+    assert after["measurements"]["top1"]["value"] > 0.95
+    assert after["measurements"]["agreement"]["value"] > 0.98
+    assert after["measurements"]["fidelity_snr_db"]["value"] > 25
+    assert after["measurements"]["size_bytes"]["value"] < 40_000
+
+
+@needs_onnx
+@pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
+def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: Path) -> None:
+    broken = "optimize={int8: {stages: [keras_to_onnx, 'toys:Ruin', quantize_onnx]}}"
+    code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", broken)
+    assert code == 0, err
+    assert "bad export, not quantization: toys:Ruin should keep the outputs and changed them" in out
+    assert "change in the recipe" not in out
+
+
+@pytest.mark.parametrize(
+    ("variant", "format", "message"),
+    [
+        ("int9", "onnx", "has no variant 'int9'; did you mean 'int8'?"),
+        ("float", "onnx", "variant 'float' is not quantized"),
+        ("kept", "onnx", "variant 'kept' is not quantized"),
+        ("int8", "onxx", "no format 'onxx'; did you mean 'onnx'?"),
+        ("int8", "torchscript", "its int8 operators are packed\n  diagnose it as executorch"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_refused_before_anything_is_built(
+    variant: str, format: str, message: str, tmp_path: Path
+) -> None:
+    kept = "optimize.kept={stages: [torch_to_exported_program]}"
+    with pytest.raises(UsageError) as error:
+        diagnose("digits-torch", variant, format, store=tmp_path / "store", overrides=[kept])
+    assert message in str(error.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_wrong_command_exits_2(tmp_path: Path) -> None:
+    code, out, err = edgeopt(tmp_path, "diagnose", "digits-torch", "--variant", "float", "--format", "onnx")
+    assert (code, out) == (2, "")
+    assert "choose one with quantize" in err
