@@ -13,12 +13,13 @@ import pytest
 
 from edgeopt.errors import StageError
 from edgeopt.formats import torch_engine, torch_graph, torch_operators, torch_program, torch_specs
+from edgeopt.formats.torch_lifting import with_modules
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.keras_to_exported_program import KerasToExportedProgram
 from edgeopt.stages.load_torch import LoadTorch
-from edgeopt.stages.quantize_fx import QuantizeFx, with_modules
+from edgeopt.stages.quantize_fx import QuantizeFx
 from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack, refuse_float
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 from edgeopt.stages.torchscript_to_mobile import TorchscriptToMobile
@@ -255,7 +256,7 @@ def test_fx_refuses_what_it_leaves_in_float(module: Any, why: str, tmp_path: Pat
 def test_xnnpack_refuses_layers_left_in_float(program: tuple[Model, Any]) -> None:
     graph, _ = torch_program.plain_graph(program[0])
     with pytest.raises(StageError, match="would stay in float: conv2d"):
-        refuse_float(graph)
+        refuse_float(graph, set())
 
 
 @pytest.mark.parametrize("stage", [QuantizeFx(), QuantizeXnnpack()])

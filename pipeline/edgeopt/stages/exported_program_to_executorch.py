@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_operators, torch_program, torch_specs
+from edgeopt.formats import torch_engine, torch_lowering, torch_operators, torch_program, torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -25,7 +24,8 @@ class ExportedProgramToExecutorch(Stage):
         """Lower one program.
 
         Raises:
-            StageError: when the program cannot be read or lowered.
+            StageError: when the program cannot be read or lowered, or XNNPACK would not run a quantized
+                layer as such.
         """
         if model.format == "exported_program_xnnpack":
             program = torch_program.read(model.path)
@@ -37,19 +37,6 @@ class ExportedProgramToExecutorch(Stage):
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         transposes = torch_operators.count_transposes(graph.graph)
         context.progress("lowering to XNNPACK")
-        with torch_engine.quiet():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-
-            try:
-                lowered = to_edge_transform_and_lower(
-                    program, partitioner=[XnnpackPartitioner()]
-                ).to_executorch()
-            except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
-                raise StageError(
-                    f"ExecuTorch cannot lower the model: {torch_engine.brief(error)}",
-                    fix="replace the operator it names, or leave executorch out of 'formats'",
-                ) from error
         path = context.folder / "model.pte"
-        path.write_bytes(lowered.buffer)
+        path.write_bytes(torch_lowering.lower(program))
         return Model(format="executorch", path=path, inputs=inputs, outputs=outputs, transposes=transposes)

@@ -1,96 +1,198 @@
 """An exported program in int8 for XNNPACK, by PyTorch 2 export quantization (pt2e)."""
 
-from typing import Any, ClassVar, Literal
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
+from edgeopt.calibration import Calibrator
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_operators, torch_program, torch_specs
-from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.formats import (
+    torch_engine,
+    torch_lowering,
+    torch_overrides,
+    torch_program,
+    torch_ranges,
+    torch_runtimes,
+    torch_specs,
+)
+from edgeopt.formats.torch_lifting import RECURRENT
+from edgeopt.formats.torch_operators import WEIGHTED, operator_name
+from edgeopt.model import Array, Model, TensorSpec
+from edgeopt.plugin import Context, Worker
+from edgeopt.search import Searching, evidence, search
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+KINDS = WEIGHTED | frozenset(RECURRENT)
+
+SMALLEST_SCALE = 2**-12
+"""As in ExecuTorch's own configuration for XNNPACK."""
 
 
-class QuantizeXnnpack(Stage):
-    """Static int8: weights symmetric per output channel, activations per tensor from calibration.
+class QuantizeXnnpack(Searching):
+    """Static int8: weights symmetric, activations per tensor from calibration.
 
     The result still computes in float between quantize and dequantize operators, which ExecuTorch turns
     into int8 kernels. Method: torchao's ``prepare_pt2e`` and ``convert_pt2e`` with the
-    ``XNNPACKQuantizer`` of ExecuTorch. Observers keep histograms, so memory does not grow with the
-    number of samples.
+    ``XNNPACKQuantizer`` of ExecuTorch. Calibration keeps a histogram per value, so memory does not grow
+    with the number of samples. ``mixed`` is int8 with as few layers in float as keep the accuracy.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "exported_program_xnnpack"
-    fulfils: ClassVar[dict[str, frozenset[str]]] = {"quantize": frozenset({"int8"})}
+    fulfils: ClassVar[dict[str, frozenset[str]]] = {"quantize": frozenset({"int8", "mixed"})}
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
+    revision: ClassVar[int] = 2
 
-    scheme: Literal["int8"] = Field("int8", description="int8 weights and activations")
+    scheme: Literal["int8", "mixed"] = Field(
+        "int8", description="int8 weights and activations; mixed: int8 with max_drop"
+    )
+    io: Literal["float32", "int8"] = Field(
+        "float32", description="dtype of inputs and outputs; for XNNPACK float32 only"
+    )
+    per_channel: bool = Field(True, description="a scale per output channel of each weight, not per layer")
+    calibrator: Calibrator = Field(
+        "mse",
+        description="how activation ranges are found; mse: of least squared error, by torch's search",
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="share of values, in percent, that 'percentile' covers"
+    )
+    layers: dict[str, Literal["int8", "float32"]] = Field(
+        {}, description="precision by layer name or pattern, such as {layer1.0.*: float32}"
+    )
+
+    @field_validator("io")
+    @classmethod
+    def _float_only(cls, io: str) -> str:
+        if io != "float32":
+            raise ValueError(f"executorch programs for XNNPACK take and give float32 here, not {io}")
+        return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
 
         Raises:
-            StageError: when the program cannot be read, calibration data are missing, or a convolution
-                or linear layer stays in float.
+            StageError: when the program cannot be read, calibration data are missing, a pattern fits no
+                layer, or a layer stays in float.
         """
-        import torch
-
         if context.calibration is None:
             raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
-        with torch_engine.quiet():
-            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-                XNNPACKQuantizer,
-                get_symmetric_quantization_config,
-            )
-            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-            quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-            program = torch_program.export(graph, inputs)
-            prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
-            count = 0
-            with torch.no_grad(), torch_engine.one_thread():
-                for values in context.calibration.inputs(described):
-                    prepared(*(torch.from_numpy(value) for value in values))
-                    if not count:
-                        _rest_weights(prepared)
-                    count += 1
-            if not count:
-                raise StageError(
-                    "the calibration data are empty", fix="correct 'data.calibration' in the recipe"
-                )
-            context.progress(f"calibrated with {count} samples")
-            converted = convert_pt2e(prepared)
-        refuse_float(converted)
-        path = context.folder / "model.pt2"
-        torch_program.write(torch_program.export(converted, inputs), path)
+        with torch_engine.quiet(), torch_engine.one_thread():
+            job = _Pt2e(self, graph, inputs, context.folder)
+            job.calibrate(context.calibration.inputs(described))
+            context.progress(f"calibrated with {job.ranges.samples} samples")
+            if job.ranges.remark:
+                context.note(job.ranges.remark)
+            path = context.folder / "model.pt2"
+            torch_program.write(job.program(self._raised(job, described, context)), path)
+            job.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
-
-def _rest_weights(prepared: Any) -> None:
-    """Let the observers of weights pass them on: they have seen them, and weights do not change."""
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-
-    for module in prepared.modules():
-        if isinstance(module, PerChannelMinMaxObserver):
-            module.forward = lambda weight: weight
+    def _raised(self, job: "_Pt2e", model: Model, context: Context) -> frozenset[str]:
+        if self.allowed_drop is None:
+            return frozenset()
+        job.samples, labels = evidence(model, context)
+        return search(job, labels, max_drop=self.allowed_drop, budget=self.budget, context=context)
 
 
-def refuse_float(module: Any) -> None:
-    """Raise for convolutions and linear layers whose input or weight is not int8."""
+class _Pt2e:
+    """One program with its ranges, quantized again and again with other layers left in float."""
+
+    def __init__(
+        self, options: QuantizeXnnpack, graph: "GraphModule", inputs: Sequence[TensorSpec], folder: Path
+    ) -> None:
+        self.options = options
+        self.graph = graph
+        self.inputs = inputs
+        self.ranges = torch_ranges.Ranges({}, 0)
+        self.trial = folder / "trial.pte"
+        self.samples: list[tuple[Array, ...]] = []
+        self.all = torch_overrides.quantizable(graph, KINDS)
+        asked = torch_overrides.precisions(self.all, options.layers)
+        self.float = frozenset(name for name, precision in asked.items() if precision == "float32")
+        self.module: Any = torch_program.export(graph, inputs).module(check_guards=False)
+
+    def calibrate(self, samples: Any) -> None:
+        """See the ranges, under the names that values have where they are needed."""
+        self.ranges = torch_ranges.see(self.module, samples, self.options.calibrator, self.options.percentile)
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        return {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
+
+    def make(self, raised: frozenset[str]) -> Path:
+        self.trial.write_bytes(torch_lowering.lower(self.program(raised)))
+        return self.trial
+
+    def outputs(self, path: Path | None) -> NDArray[np.float32]:
+        run = self.graph if path is None else torch_runtimes.load_executorch(path.read_bytes())
+        return torch_runtimes.first_outputs(run, self.samples)
+
+    def program(self, raised: frozenset[str]) -> "ExportedProgram":
+        """The program in int8, with the layers of the options and ``raised`` in float.
+
+        Raises:
+            StageError: another layer would stay in float.
+        """
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        exempt = {layer.node for layer in self.all if layer.name in self.float | raised}
+        quantizer = XNNPACKQuantizer().set_global(_config(self.options.per_channel))
+        quantizer.set_filter_function(lambda node: node.name not in exempt)
+        prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)
+        torch_ranges.give(prepared, self.ranges)
+        converted = convert_pt2e(prepared)
+        refuse_float(converted, exempt)
+        return torch_program.export(converted, self.inputs)
+
+
+def _config(per_channel: bool) -> Any:
+    """ExecuTorch's symmetric configuration, with observers that keep the range they are given."""
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+    own = get_symmetric_quantization_config(is_per_channel=per_channel)
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=SMALLEST_SCALE),
+    )
+    return type(own)(activation, activation, own.weight, own.bias, own.is_qat)
+
+
+def refuse_float(module: Any, exempt: set[str]) -> None:
+    """Raise for layers, other than those called ``exempt``, whose input or weight is not int8."""
     left = [
-        f"{node.name} ({node.args[1].name})"
+        node
         for node in module.graph.nodes
-        if torch_operators.operator_name(node) in torch_operators.WEIGHTED
+        if operator_name(node) in KINDS
+        and node.name not in exempt
         and not all("dequantize" in str(getattr(source, "target", "")) for source in node.args[:2])
     ]
     if left:
+        shown = [f"{node.name} ({getattr(node.args[1], 'name', 'states')})" for node in left]
         raise StageError(
-            f"int8 was asked for, and these layers would stay in float: {', '.join(left)}",
-            fix="the XNNPACK quantizer does not know their kind; leave executorch out for this variant",
+            f"int8 was asked for, and these layers would stay in float: {', '.join(shown)}",
+            fix=f"the XNNPACK quantizer does not know their kind; say so with layers: {{{left[0].name}: "
+            "float32}, or leave executorch out for this variant",
         )
