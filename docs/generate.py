@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,9 @@ from edgeopt import comparison, schemas
 from edgeopt.cli import app
 from edgeopt.device import known_devices, load_device
 from edgeopt.model import SUFFIXES
-from edgeopt.planner import find_chain
+from edgeopt.planner import reachable
 from edgeopt.plugin import Metric, Plugin, Stage
-from edgeopt.recipe import Intent, ModelPart
+from edgeopt.recipe import Intent
 from edgeopt.registry import Kind, find, names
 from edgeopt.registry import stages as all_stages
 from edgeopt.results import UNITS
@@ -263,18 +263,10 @@ def matrix() -> str:
     for source, told in SOURCES.items():
         cells = []
         for target in SUFFIXES:
-            reached = [name for name, intents in wanted if _reaches(source, target, intents)]
+            reached = [name for name, intents in wanted if target in reachable(source, intents)]
             cells.append(", ".join(reached) or "–")
         lines.append(f"| {told} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _reaches(source: str, target: str, intents: Sequence[Intent]) -> bool:
-    # A factory, so that load_torch has what it needs; no other stage looks at it.
-    model = ModelPart.model_validate(
-        {"factory": {"target": "network:build"}, "inputs": [{"name": "x", "shape": [1, 3, 32, 32]}]}
-    )
-    return find_chain(source, target, intents, model) is not None
 
 
 def measurements() -> str:

@@ -300,7 +300,7 @@ def test_the_stage_keeps_inputs_and_outputs(tmp_path: Path) -> None:
     assert result.path.read_bytes() == slim(toy())
     assert said == [f"slimmed from {len(toy()):,} to {len(slim(toy())):,} bytes"]
     assert SlimTflite.fulfils == {"slim": {"lossless"}}
-    assert SlimTflite.by_default == {"slim": {"best_effort": True}}
+    assert SlimTflite.by_default == {"slim": {}}
     assert SlimTflite.after == {"quantize"}
 
 
@@ -337,7 +337,7 @@ def test_by_default_a_file_that_cannot_be_slimmed_is_kept(
     assert notes[0].startswith("not slimmed: toy.tflite")
     assert reason in notes[0]
     with pytest.raises(StageError, match=reason):
-        SlimTflite().run(source, context)
+        SlimTflite(best_effort=False).run(source, context)
 
 
 def test_a_damaged_file_is_never_passed_on(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def _listed(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe)
 
 def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
     """The reason that no chain exists, and what can be had instead."""
-    floats = _reachable(source, ())
+    floats = reachable(source, ())
     if target not in floats:
         named = [name for name in SUFFIXES if name in floats]
         instead = f"remove {target} from formats"
@@ -337,14 +337,14 @@ def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
         return f"no chain of stages leads from {source} to {target}", instead
     asked = [intent for intent in variant.intents if not intent.optional]
     wanted = ", ".join(f"{intent.name} {intent.scheme}" for intent in asked)
-    have = [name for name in SUFFIXES if name in _reachable(source, asked)]
+    have = [name for name in SUFFIXES if name in reachable(source, asked)]
     return (
         f"no stage can {wanted} on the way from {source} to {target}",
         f"it can be had as {', '.join(have)}" if have else "no format of this model can have it",
     )
 
 
-def _reachable(source: str, intents: Sequence[Intent]) -> set[str]:
+def reachable(source: str, intents: Sequence[Intent]) -> set[str]:
     stages = registry.stages()
     start = (source, frozenset(range(len(intents))))
     seen, waiting = {start}, [start]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -95,6 +95,14 @@ class DataPart(_Part):
 class GatePart(_Part):
     """A condition that decides the exit code."""
 
+    ALONE: ClassVar[dict[str, str]] = {
+        "variant": "variants",
+        "format": "formats",
+        "device": "devices",
+        "class": "classes",
+    }
+    """How a filter may be called that names one thing only."""
+
     metric: str = Field(description="a metric of the recipe, or a measurement such as size_bytes")
     max: float | str | None = Field(None, description="largest value, units understood: 64 KiB, 12 ms, 0.5 %")
     min: float | str | None = Field(None, description="smallest value")
@@ -122,11 +130,10 @@ class GatePart(_Part):
     def _one_is_written_alone(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        words = {"variant": "variants", "format": "formats", "device": "devices", "class": "classes"}
-        twice = [one for one, several in words.items() if one in value and several in value]
+        twice = [one for one, several in cls.ALONE.items() if one in value and several in value]
         if twice:
-            raise ValueError(f"give {twice[0]} or {words[twice[0]]}, not both")
-        return {words.get(key, key): entry for key, entry in value.items()}
+            raise ValueError(f"give {twice[0]} or {cls.ALONE[twice[0]]}, not both")
+        return {cls.ALONE.get(key, key): entry for key, entry in value.items()}
 
     @model_validator(mode="after")
     def _one_limit(self) -> "GatePart":

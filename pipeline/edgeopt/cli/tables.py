@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -124,7 +125,8 @@ def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
 
 def _default(stage: Any, name: str) -> Any:
     field = type(stage).model_fields[name]
-    return field.get_default(call_default_factory=True) if not field.is_required() else None
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    return to_jsonable_python(default)
 
 
 def show_verdicts(verdicts: Sequence[Verdict]) -> None:

@@ -23,7 +23,7 @@ from edgeopt.agent_archive import runtime_names
 from edgeopt.device import Device, known_devices
 from edgeopt.model import SUFFIXES
 from edgeopt.plugin import Plugin, Stage
-from edgeopt.recipe import VERSION, Document
+from edgeopt.recipe import VERSION, Document, GatePart
 from edgeopt.results import ALWAYS, LIMITS, UNITS, Report
 from edgeopt.units import BYTES
 
@@ -66,7 +66,12 @@ class Generator(GenerateJsonSchema):
         usual = super().function_before_schema(schema)
         name = schema["function"]["function"].__name__
         if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
-            return usual  # a path is text either way; the other two stand for whole models, see below
+            return usual  # a path is text either way; the others stand for whole models, see below
+        if name == "_one_is_written_alone":
+            return usual
+        if name == "_as_words":
+            word: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+            return {"anyOf": [{"type": "array", "items": word}, word]}
         short = {"_number": FRACTION, "_as_bytes": AMOUNT, "_as_list": usual.get("items")}[name]
         return {"anyOf": [usual, short]}
 
@@ -166,7 +171,8 @@ def _recipe(*, installed: bool) -> Schema:
     model["oneOf"] = [{"required": ["path"]}, {"required": ["factory", "inputs"]}]
     model["dependencies"] = {"weights": ["factory"], "arguments": ["factory"]}
     for use in _follow(keys["data"], definitions)["properties"].values():
-        use["anyOf"][0] = {"$ref": "#/definitions/dataset"}
+        if "anyOf" in use:  # all but the switches
+            use["anyOf"][0] = {"$ref": "#/definitions/dataset"}
     keys["metric"]["anyOf"] = _one_or_more({"$ref": "#/definitions/metric"})
     keys["optimize"] |= {
         "properties": {"float": {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]}},
@@ -180,6 +186,8 @@ def _recipe(*, installed: bool) -> Schema:
     gate["properties"]["metric"] |= _open([*metrics, *UNITS, *ALWAYS])
     gate["properties"]["formats"]["anyOf"] = _one_or_more(formats)
     gate["properties"]["devices"]["anyOf"] = _one_or_more(devices)
+    for one, several in GatePart.ALONE.items():
+        gate["properties"][one] = gate["properties"][several]
     gate["oneOf"] = [{"required": [limit]} for limit in LIMITS]
     return _document("edgeopt recipe", refs[Document], definitions)
 
@@ -258,8 +266,13 @@ def _intent(
             if option != "scheme" and value not in known:
                 known.append(value)
     merged = {option: forms[0] if len(forms) == 1 else {"anyOf": forms} for option, forms in options.items()}
-    mapping = {"type": "object", "properties": merged, "additionalProperties": False, "minProperties": 1}
-    return {"anyOf": [{"enum": schemes}, mapping]}
+    kind: Schema = {"type": "object", "additionalProperties": False}
+    alone = {"description": "options for one format alone"}
+    definitions[f"{intent}_alone"] = {**alone, **kind, "properties": dict(merged)}
+    told = {"$ref": f"#/definitions/{intent}_alone"}
+    mapping = {**kind, "properties": merged | dict.fromkeys(SUFFIXES, told), "minProperties": 1}
+    switch = len(schemes) == 1 or any(intent in stage.by_default for stage in stages)
+    return {"anyOf": [{"enum": schemes}, *([{"type": "boolean"}] if switch else []), mapping]}
 
 
 def _required(plugin: type[Plugin]) -> list[str]:

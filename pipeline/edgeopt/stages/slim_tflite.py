@@ -29,11 +29,11 @@ class SlimTflite(Stage):
     produces: ClassVar[str] = "tflite"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"slim": frozenset({"lossless"})}
     after: ClassVar[frozenset[str]] = frozenset({"quantize"})
-    by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {"slim": {"best_effort": True}}
+    by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {"slim": {}}
 
     scheme: Literal["lossless"] = Field("lossless", description="lossless: outputs stay bit-identical")
     best_effort: bool = Field(
-        False, description="keep the file as it is, with a note, where it cannot be slimmed"
+        True, description="keep the file as it is, with a note, where it cannot be slimmed; false: fail"
     )
 
     def run(self, model: Model, context: Context) -> Model:
