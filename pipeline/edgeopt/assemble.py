@@ -181,6 +181,7 @@ def hops_of(trail: Sequence[Trail], *, made_up: bool = False) -> tuple[Hop, ...]
             lossless=step.lossless,
             before=before.outputs[0],
             after=step.outcome.outputs[0],
+            trained=step.trained,
         )
         if made_up and not step.lossless:
             measured = measured.model_copy(update={"status": "unmeasured", "reason": "made-up inputs"})

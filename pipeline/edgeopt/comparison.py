@@ -96,11 +96,14 @@ def output_scales(info: Mapping[str, Any]) -> list[float | None]:
     return list(info.get("output_scales") or ())
 
 
-def hop(stage: str, produced: str, *, lossless: bool, before: Array, after: Array) -> Hop:
+def hop(
+    stage: str, produced: str, *, lossless: bool, before: Array, after: Array, trained: bool = False
+) -> Hop:
     """Compare the outputs of one step with those of the step before, on the same samples.
 
     A step that only converts must keep the outputs (60 dB, or 1e-4 in every value); a step that
-    quantizes or prunes may move them, but a model it leaves without resemblance is broken.
+    quantizes or prunes may move them, but a model it leaves without resemblance is broken. A model that
+    was trained may be as sure of its answers as it likes: of classes only the answers count.
     """
     count = min(len(before), len(after))
     if before.shape[1:] != after.shape[1:]:
@@ -119,9 +122,8 @@ def hop(stage: str, produced: str, *, lossless: bool, before: Array, after: Arra
     broken = (
         not np.isfinite(new).all()
         or (lossless and snr < LOSSLESS_SNR_DB and worst > LOSSLESS_MAX_ERROR)
-        or (
-            not lossless and (snr < BROKEN_SNR_DB or (agreement is not None and agreement < BROKEN_AGREEMENT))
-        )
+        or (not lossless and agreement is not None and agreement < BROKEN_AGREEMENT)
+        or (not lossless and snr < BROKEN_SNR_DB and not (trained and agreement is not None))
     )
     same = "" if agreement is None else f", the same answer for {agreement:.1%} of {count} samples"
     reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""

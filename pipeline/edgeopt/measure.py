@@ -31,6 +31,7 @@ class Trail(NamedTuple):
     produced: str
     lossless: bool
     outcome: Outcome
+    trained: bool = False
     device: str = ""
     """Set where the step is another device's runtime, and no concern of the other devices."""
 
@@ -173,27 +174,28 @@ class _Session:
                 continue  # half done: what training makes of it is judged
             name = " + ".join(registry.plugin_name(each.stage) for each in since)
             lossless = not any(each.stage.fulfils for each in since)
+            trained = any(each.stage.needs_training for each in since)
             since = []
             if step is not built.steps[-1]:
-                trail.append(
-                    Trail(name, model.format, lossless, host.run(model, self.evaluation, limit=PROBE_SAMPLES))
-                )
+                between = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
+                trail.append(Trail(name, model.format, lossless, between, trained))
                 continue
             # From here on it is one and the same file: what is compared is how runtimes carry it out.
             exact = not any(stage.fulfils for stage in built.branch.stages)
             reference = host.device.reference.get(host.device.runtimes[model.format])
             if not exact and reference is not None:
                 as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
-                trail.append(Trail(name, model.format, lossless, as_written))
+                trail.append(Trail(name, model.format, lossless, as_written, trained))
                 name = ""
             for device in built.branch.devices:
                 final = finals[built.branch.name, device.name]
                 if not final.outputs and not final.error:
                     continue  # a compiler looked at it: there are no outputs to compare
                 if name:
-                    trail.append(Trail(name, model.format, lossless, final))
+                    trail.append(Trail(name, model.format, lossless, final, trained))
                 else:
-                    trail.append(Trail(f"runtime of {device.name}", model.format, exact, final, device.name))
+                    on = f"runtime of {device.name}"
+                    trail.append(Trail(on, model.format, exact, final, device=device.name))
                 name = ""
         return tuple(trail)
 

@@ -63,13 +63,32 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
         arguments = about.get("arguments") or {}
         module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
     with explained("model", f"{folder.name}/weights.safetensors does not fit {target!r}"):
-        module.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        _resize(module, about.get("resized") or {}, weights)
+        module.load_state_dict(weights)
     specs = about.get("inputs")
     if not specs:
         return module.eval(), None
     return module.eval(), [
         Spec(spec["name"], (None, *spec["shape"][1:]), spec.get("dtype", "float32")) for spec in specs
     ]
+
+
+def _resize(module: Any, resized: dict[str, dict[str, int]], weights: dict[str, Any]) -> None:
+    """Give layers the sizes they were pruned to, and their tensors the shapes of the stored weights."""
+    import torch
+
+    for name, sizes in resized.items():
+        layer = module.get_submodule(name)
+        for attribute, value in sizes.items():
+            if isinstance(getattr(layer, attribute), int):
+                setattr(layer, attribute, value)
+        for key, old in list(layer.named_parameters(recurse=False)):
+            fresh = torch.empty(weights[name + "." + key].shape, dtype=old.dtype)
+            layer.register_parameter(key, torch.nn.Parameter(fresh))
+        for key, old in list(layer.named_buffers(recurse=False)):
+            if name + "." + key in weights:
+                layer.register_buffer(key, torch.empty(weights[name + "." + key].shape, dtype=old.dtype))
 
 
 def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:

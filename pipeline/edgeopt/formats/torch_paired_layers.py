@@ -128,7 +128,7 @@ class TorchPair:
 
         found: dict[str, Array] = {}
 
-        class Walk(torch.fx.Interpreter):  # type: ignore[misc]
+        class Walk(torch.fx.Interpreter):
             def run_node(self, n: "Node") -> Any:
                 value = super().run_node(n)
                 key = keys.get(n.name, n.name)

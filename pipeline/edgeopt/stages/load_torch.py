@@ -1,6 +1,5 @@
 """A PyTorch model from its factory and a file of weights."""
 
-import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_specs
+from edgeopt.formats import torch_engine, torch_module, torch_specs
 from edgeopt.model import Model, TensorSpec, file_digest
 from edgeopt.plugin import Code, Context, ExistingPath, Stage, Worker
 
@@ -87,8 +86,8 @@ class LoadTorch(Stage):
         }
         folder = context.folder / "model"
         folder.mkdir()
-        (folder / "model.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
-        _save(module, folder / "weights.safetensors")
+        torch_module.write_about(folder, described)
+        torch_module.write_weights(module, folder / torch_module.WEIGHTS)
         return Model(format="torch", path=folder, inputs=inputs, outputs=outputs)
 
     def _build(self) -> "torch.nn.Module":
@@ -237,11 +236,3 @@ def _without_prefix(weights: "dict[str, torch.Tensor]", wanted: set[str]) -> "di
                     seen.add(frozenset(stripped))
                     pending.append(stripped)
     return best
-
-
-def _save(module: "torch.nn.Module", path: Path) -> None:
-    """Write all parameters and buffers, each with memory of its own: safetensors refuses shared memory."""
-    from safetensors.torch import save_file
-
-    tensors = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
-    save_file(dict(sorted(tensors.items())), path)

@@ -1,0 +1,250 @@
+// The two fronts. A chart shows the branches that the table shows; shape and colour both tell the format.
+
+const shapes = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
+const formats = distinct(report.rows.map((row) => row.format));
+const charts = [];
+
+// The stylesheet's colours as the current theme resolves them: a canvas knows no variables.
+const colour = (name) => {
+  const probe = part("said");
+  probe.style.color = `var(--${name})`;
+  const found = getComputedStyle(probe).color;
+  probe.style.color = "";
+  return found;
+};
+
+const share = (value) => `${(100 * value).toFixed(1)} %`;
+const accuracyText = (value, span) => (report.metric.share
+  ? `${(100 * value).toFixed(span < 0.02 ? 2 : span < 0.1 ? 1 : 0)} %` : Number(value.toPrecision(4)).toString());
+const sizeText = (value) => {
+  for (const [unit, factor] of [["MiB", 1 << 20], ["KiB", 1024]]) {
+    if (Math.abs(value) >= factor) return `${Number((value / factor).toPrecision(3))} ${unit}`;
+  }
+  return `${Math.round(value)} B`;
+};
+const timeText = (value) => `${Number(value.toPrecision(3))} ms`;
+
+// Points that no other beats in both: cheaper, or better.
+const front = (points) => {
+  const sign = report.metric.higher ? 1 : -1;
+  const kept = [];
+  let best = -Infinity;
+  for (const point of [...points].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) {
+    if (sign * point.y > best) { kept.push(point); best = sign * point.y; }
+  }
+  return kept;
+};
+
+// Branches at the same place, such as one file on four devices, are one point.
+const gather = (rows, cost) => {
+  const points = new Map();
+  for (const row of rows) {
+    if (!row.accuracy || !row[cost]) continue;
+    const place = `${row.format}\n${row[cost].value}\n${row.accuracy.value}\n${row.gate}`;
+    if (!points.has(place)) points.set(place, { x: row[cost].value, y: row.accuracy.value, rows: [] });
+    points.get(place).rows.push(row);
+  }
+  return [...points.values()];
+};
+
+const steps = [1, 2, 5];
+const even = (low, high, unit) => {
+  const rough = (high - low) / unit / 5 || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = unit * power * (steps.find((one) => one * power >= rough) ?? 10);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.max(0, Math.floor(high / step) - first + 1) }, (_, at) => (first + at) * step);
+};
+const doubling = (low, high) => {
+  const first = Math.ceil(Math.log2(low));
+  return Array.from({ length: Math.floor(Math.log2(high)) - first + 1 }, (_, at) => 2 ** (first + at));
+};
+const decades = (low, high) => {
+  const first = Math.floor(Math.log10(low));
+  return Array.from({ length: Math.floor(Math.log10(high)) - first + 1 }, (_, at) => steps.map((step) => step * 10 ** (first + at)))
+    .flat().filter((at) => at >= low && at <= high);
+};
+const ticks = (low, high, logarithmic, bytes) => {
+  if (!logarithmic) return even(low, high, !bytes || high < 1024 ? 1 : high < 1 << 20 ? 1024 : 1 << 20);
+  const found = bytes ? doubling(low, high) : decades(low, high);
+  const every = Math.ceil(found.length / 7);
+  return found.filter((_, at) => at % every === 0);
+};
+
+// A legend shows a format's shape filled, whatever its first point is.
+const legend = (chart) => Chart.defaults.plugins.legend.labels.generateLabels(chart).map((item) => (
+  { ...item, fillStyle: item.strokeStyle, lineDash: chart.data.datasets[item.datasetIndex].borderDash ?? [] }));
+
+const lines = (point) => {
+  const shown = point.rows.slice(0, 4).map(address);
+  return point.rows.length > 4 ? [...shown, `and ${point.rows.length - 4} more`] : shown;
+};
+const shorten = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
+
+class Front {
+  // cost: "size" or "latency". choose: the row that a point stands for has been asked for.
+  constructor({ id, title, cost, unit, choose, controls }) {
+    Object.assign(this, { cost, choose, title, at: -1, trials: false });
+    this.axis = unit;
+    this.canvas = make("canvas", {
+      id, tabindex: "0", role: "application", "aria-roledescription": "chart", "aria-describedby": "fronts-hint",
+    });
+    this.none = make("p", { class: "empty", hidden: true });
+    this.plot = make("div", { class: "plot" }, this.canvas);
+    this.figure = make("figure", { class: "card" },
+      make("figcaption", {}, make("h2", {}, title), controls), this.plot, this.none);
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
+    this.canvas.addEventListener("blur", () => this.look(-1));
+    charts.push(this);
+  }
+
+  datasets(points, left, right) {
+    const series = formats.map((format, index) => {
+      const own = points.filter((point) => point.rows[0].format === format);
+      const ink = colour(`series-${index % 6}`);
+      const strokes = index % shapes.length > 3;
+      return {
+        label: shorten(format), data: own, pointStyle: shapes[index % shapes.length], borderColor: ink, borderWidth: 2,
+        backgroundColor: own.map((point) => (["fail", "undecided"].includes(point.rows[0].gate) ? colour("card") : ink)),
+        radius: strokes ? 7 : 6, hoverRadius: 9, hitRadius: 8, order: 1,
+      };
+    }).filter((set) => set.data.length);
+    const best = front(points);
+    const line = {
+      type: "line", pointStyle: "line", pointRadius: 0, pointHitRadius: 0, pointHoverRadius: 0, borderWidth: 1.5,
+      borderColor: colour("muted"), order: 3, silent: true,
+    };
+    const source = report.metric.source;
+    return [...series, ...this.tried(points),
+      { ...line, label: "front", data: [...best, { x: right, y: best.at(-1).y }], stepped: "before" },
+      ...(source === null ? [] : [{ ...line, label: "untouched model", borderDash: [2, 4], data: [{ x: left, y: source }, { x: right, y: source }] }]),
+    ];
+  }
+
+  tried(points) {
+    if (!this.trials || report.metric.source === null) return [];
+    const seen = new Set(points.flatMap((point) => point.rows.map((row) => `${row.variant}\n${row.format}`)));
+    const sign = report.metric.higher ? 1 : -1;
+    const data = report.searches.filter((search) => seen.has(`${search.variant}\n${search.format}`)).flatMap((search) =>
+      search.trials.filter((trial) => trial.drop !== null).map((trial) => (
+        { x: trial.size, y: report.metric.source - sign * trial.drop, trial, rows: [] })));
+    const ink = colour("muted");
+    return [{
+      label: "tried by a search", data, pointStyle: "circle", radius: 3, hitRadius: 5, borderColor: ink,
+      backgroundColor: "transparent", borderWidth: 1, order: 2,
+    }];
+  }
+
+  // Draw these branches: anew, because a scale may change its kind.
+  show(rows) {
+    this.rows = rows;
+    this.chart?.destroy();
+    this.chart = null;
+    this.at = -1;
+    this.points = gather(rows, this.cost).sort((a, b) => a.x - b.x || b.y - a.y);
+    this.none.textContent = this.missing(rows);
+    this.none.hidden = this.points.length > 0;
+    this.plot.hidden = this.points.length === 0;
+    this.canvas.setAttribute("aria-label", `${this.title}, ${this.points.length} points`);
+    if (!this.points.length) return;
+    const places = [...this.points, ...this.tried(this.points).flatMap((set) => set.data)];
+    const [low, high] = [Math.min(...places.map((point) => point.x)), Math.max(...places.map((point) => point.x))];
+    const logarithmic = low > 0 && high / low > 8;
+    const pad = (high - low || high || 1) * 0.06;
+    const [left, right] = logarithmic ? [low / 1.15, high * 1.15] : [Math.max(0, low - pad), high + pad];
+    const heights = [...places.map((point) => point.y), ...(report.metric.source === null ? [] : [report.metric.source])];
+    const [bottom, top] = [Math.min(...heights), Math.max(...heights)];
+    const span = top - bottom || Math.abs(top) * 0.1 || 0.1;
+    const text = { color: colour("text") };
+    const grid = { color: colour("line") };
+    this.chart = new Chart(this.canvas, {
+      type: "scatter",
+      data: { datasets: this.datasets(this.points, left, right) },
+      options: {
+        animation: false, maintainAspectRatio: false, responsive: true,
+        interaction: { mode: "nearest", intersect: true },
+        onClick: (event, found) => this.go(this.point(found[0])),
+        onHover: (event, found) => { this.canvas.style.cursor = this.point(found[0])?.rows.length ? "pointer" : ""; },
+        scales: {
+          x: {
+            type: logarithmic ? "logarithmic" : "linear",
+            min: left, max: right,
+            title: { display: true, text: this.axis, ...text }, grid,
+            ticks: { ...text, callback: (value) => (this.cost === "size" ? sizeText(value) : timeText(value)), maxRotation: 0, autoSkipPadding: 12 },
+            afterBuildTicks: (axis) => { axis.ticks = ticks(left, right, logarithmic, this.cost === "size").map((value) => ({ value })); },
+          },
+          y: {
+            min: bottom - span * 0.08, max: top + span * 0.08,
+            afterBuildTicks: (axis) => { axis.ticks = even(axis.min, axis.max, 1).map((value) => ({ value })); },
+            title: { display: true, text: report.metric.name, ...text }, grid,
+            ticks: { ...text, callback: (value) => accuracyText(value, span) },
+          },
+        },
+        plugins: {
+          legend: { position: "bottom", onClick: () => {}, labels: { ...text, usePointStyle: true, boxHeight: 7, boxWidth: 12, generateLabels: legend } },
+          tooltip: {
+            filter: (item) => !item.dataset.silent,
+            displayColors: false,
+            callbacks: {
+              title: (items) => items.slice(0, 1).flatMap((item) => (item.raw.trial
+                ? [shorten(item.raw.trial.name)] : lines(item.raw).map(shorten))),
+              label: (item) => this.told(item.raw),
+            },
+          },
+        },
+      },
+    });
+  }
+
+  missing(rows) {
+    return rows.length ? `No branch shown here has both ${report.metric.name} and ${this.cost}.` : "No branch matches the filters.";
+  }
+
+  told(point) {
+    if (point.trial) return [`${point.trial.cells[0]}, drop ${point.trial.cells[1]} on the search's own data`];
+    const row = point.rows[0];
+    const gate = row.gate ? [`gates: ${words[row.gate]}`] : [];
+    return [`${report.metric.name} ${row.accuracy.text}`, `${this.cost} ${row[this.cost].text}`, ...gate];
+  }
+
+  point(found) {
+    return found ? this.chart.data.datasets[found.datasetIndex].data[found.index] : undefined;
+  }
+
+  go(point) {
+    if (point?.rows.length) this.choose(point.rows[0]);
+  }
+
+  // Put the tooltip on a point and tell it, as hovering does.
+  look(at) {
+    if (!this.chart) return;
+    this.at = at;
+    const active = [];
+    if (at >= 0) {
+      const point = this.points[at];
+      this.chart.data.datasets.forEach((set, datasetIndex) => {
+        const index = set.silent ? -1 : set.data.indexOf(point);
+        if (index >= 0) active.push({ datasetIndex, index });
+      });
+      const place = this.chart.getDatasetMeta(active[0].datasetIndex).data[active[0].index];
+      this.chart.tooltip.setActiveElements(active, { x: place.x, y: place.y });
+      say(`Point ${at + 1} of ${this.points.length}: ${lines(point).join(", ")}; ${this.told(point).join("; ")}`);
+    } else {
+      this.chart.tooltip.setActiveElements([], { x: 0, y: 0 });
+    }
+    this.chart.setActiveElements(active);
+    this.chart.update("none");
+  }
+
+  key(event) {
+    const count = this.points?.length ?? 0;
+    const next = {
+      ArrowRight: Math.min(count - 1, this.at + 1), ArrowUp: Math.min(count - 1, this.at + 1),
+      ArrowLeft: Math.max(0, this.at - 1), ArrowDown: Math.max(0, this.at - 1), Home: 0, End: count - 1, Escape: -1,
+    }[event.key];
+    if (event.key === "Enter" && this.at >= 0) this.go(this.points[this.at]);
+    else if (next === undefined || !count) return;
+    else this.look(next);
+    event.preventDefault();
+  }
+}

@@ -1,0 +1,36 @@
+// Building the page. Whatever comes from the report goes in as text or as the value of an attribute that
+// runs nothing, so no name in it can become markup.
+
+const report = JSON.parse(document.getElementById("data").textContent);
+const part = (id) => document.getElementById(id);
+
+const make = (tag, attributes = {}, ...children) => {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
+};
+
+const say = (text) => { part("said").textContent = text; };
+
+const words = { pass: "✓ pass", fail: "✗ fail", undecided: "? undecided", ok: "ok", failed: "✗ failed", skipped: "– skipped", broken: "✗ broken", unmeasured: "– unmeasured" };
+const state = (status) => (status ? make("span", { class: `state is-${status}` }, words[status] ?? status) : "");
+
+const address = (row) => `${row.variant}.${row.format} on ${row.device}`;
+
+// A table that scrolls within itself, so that the page never does. Columns: [title, kind], kind being
+// "number", "wide", "line" or nothing. A column in which no row has anything is left out.
+const table = (caption, columns, rows, extra = "") => {
+  const used = columns.map((_, at) => at).filter((at) => rows.some((row) => ![null, undefined, ""].includes(row[at])));
+  return make("div", { class: `scroll ${extra}`, role: "region", "aria-label": caption, tabindex: "0" },
+    make("table", {},
+      make("caption", {}, caption),
+      make("thead", {}, make("tr", {}, used.map((at) => make("th", { scope: "col", class: columns[at][1] }, columns[at][0])))),
+      make("tbody", {}, rows.map((row) => make("tr", {}, used.map((at) => make("td", { class: columns[at][1] }, row[at] ?? "–")))))));
+};
+
+const facts = (pairs) => make("dl", {}, pairs.map(([title, value]) => [make("dt", {}, title), make("dd", {}, value)]));
+
+const distinct = (values) => [...new Set(values)];

@@ -1,0 +1,135 @@
+// One table of all branches: sorted by a click on a title, narrowed by the filters above it.
+
+const chosen = { variant: "", format: "", device: "", status: "", text: "" };
+const order = { column: -1, down: false };
+
+const states = {
+  ok: (row) => row.status === "ok",
+  failed: (row) => row.status === "failed",
+  skipped: (row) => row.status === "skipped",
+  "gate passed": (row) => row.gate === "pass",
+  "gate failed": (row) => row.gate === "fail",
+  "gate undecided": (row) => row.gate === "undecided",
+};
+
+const matches = (row) =>
+  ["variant", "format", "device"].every((key) => !chosen[key] || row[key] === chosen[key])
+  && (!chosen.status || states[chosen.status](row))
+  && chosen.text.toLowerCase().split(" ").every((word) => row.haystack.includes(word));
+
+const judged = report.gates.length > 0;
+const columns = [
+  { title: "variant", of: (row) => row.variant },
+  { title: "format", of: (row) => row.format },
+  { title: "device", of: (row) => row.device },
+  { title: "status", of: (row) => row.status },
+  ...(judged ? [{ title: "gates", of: (row) => row.gate }] : []),
+  ...report.columns.map((column, at) => ({ title: column.title, number: true, of: (row) => row.cells[at]?.[1] ?? null })),
+];
+
+const named = (name) => make("span", { class: "clip", title: name }, name);
+
+const rowOf = (row) => make("tr", { id: `row-${row.at}`, tabindex: "-1" },
+  make("th", { scope: "row" }, make("a", { href: `#artifact-${row.at}`, class: "clip", title: row.variant, "aria-label": `${address(row)}: details` }, row.variant || "–")),
+  make("td", {}, named(row.format)),
+  make("td", {}, named(row.device)),
+  make("td", {}, state(row.status)),
+  judged ? make("td", {}, state(row.gate)) : null,
+  row.cells.map((cell) => make("td", { class: "number" }, cell ? cell[0] : "–")));
+
+const before = (one, other) => {
+  const column = columns[order.column];
+  if (!column) return one.at - other.at;
+  const [a, b] = [column.of(one), column.of(other)];
+  // What was not measured comes last, whichever way.
+  if (a === null || b === null) return (a === null) - (b === null) || one.at - other.at;
+  const found = column.number ? a - b : a.localeCompare(b, undefined, { numeric: true });
+  return (order.down ? -found : found) || one.at - other.at;
+};
+
+class Branches {
+  // shown: called with the rows that the filters leave.
+  constructor(shown) {
+    this.shown = shown;
+    this.heads = columns.map((column, at) => {
+      const button = make("button", { type: "button" }, column.title);
+      button.addEventListener("click", () => this.sort(at));
+      return make("th", { scope: "col", class: column.number ? "number" : "", "aria-sort": "none" }, button);
+    });
+    this.body = make("tbody");
+    this.count = make("span", { class: "count", id: "count" });
+    for (const row of report.rows) {
+      row.haystack = `${row.variant} ${row.format} ${row.device} ${row.status} ${row.reason}`.toLowerCase();
+      row.element = rowOf(row);
+    }
+    part("branches").append(this.filters(),
+      make("div", { class: "scroll tall branches", role: "region", "aria-label": "All branches", tabindex: "0" },
+        make("table", {},
+          make("caption", {}, "One row for each variant, format and device. A name leads to its details; a title sorts."),
+          make("thead", {}, make("tr", {}, this.heads)), this.body)));
+  }
+
+  filters() {
+    const form = make("div", { class: "filters", role: "search", "aria-label": "Filter the branches" });
+    this.fields = {};
+    for (const key of ["variant", "format", "device", "status"]) {
+      const known = key === "status" ? Object.keys(states).filter((name) => report.rows.some(states[name]))
+        : distinct(report.rows.map((row) => row[key]));
+      this.fields[key] = make("select", { id: `filter-${key}` }, make("option", { value: "" }, "all"),
+        known.map((name) => make("option", { value: name }, name.length > 60 ? `${name.slice(0, 59)}…` : name)));
+      form.append(make("label", {}, key, this.fields[key]));
+    }
+    this.fields.text = make("input", { type: "search", id: "filter-text", autocomplete: "off", spellcheck: "false" });
+    form.append(make("label", {}, "text", this.fields.text));
+    for (const [key, field] of Object.entries(this.fields)) {
+      field.addEventListener("input", () => { chosen[key] = field.value; this.update(); });
+    }
+    const reset = make("button", { type: "button", id: "reset" }, "Reset");
+    reset.addEventListener("click", () => this.reset());
+    form.append(reset, this.count);
+    return form;
+  }
+
+  reset() {
+    for (const [key, field] of Object.entries(this.fields)) { field.value = ""; chosen[key] = ""; }
+    order.column = -1;
+    order.down = false;
+    this.update();
+  }
+
+  // First the way that is asked for most: text from A, numbers from the smallest; then the other; then none.
+  sort(at) {
+    if (order.column !== at) Object.assign(order, { column: at, down: false });
+    else if (!order.down) order.down = true;
+    else Object.assign(order, { column: -1, down: false });
+    this.arrange();
+    say(order.column < 0 ? "Sorted as in the recipe" : `Sorted by ${columns[at].title}, ${order.down ? "descending" : "ascending"}`);
+  }
+
+  arrange() {
+    this.heads.forEach((head, at) => head.setAttribute("aria-sort",
+      at !== order.column ? "none" : order.down ? "descending" : "ascending"));
+    const found = report.rows.filter(matches).sort(before);
+    this.body.replaceChildren(...(found.length ? found.map((row) => row.element)
+      : [make("tr", {}, make("td", { colspan: columns.length }, "No branch matches the filters."))]));
+    return found;
+  }
+
+  update() {
+    const found = this.arrange();
+    const told = `${found.length} of ${report.rows.length} branches`;
+    this.count.textContent = told;
+    say(told);
+    this.shown(found.sort((one, other) => one.at - other.at));
+  }
+
+  // Bring the row of a branch into sight and focus it, whatever the filters say.
+  go(row) {
+    if (!row.element.isConnected) this.reset();
+    for (const other of this.body.querySelectorAll(".found")) other.classList.remove("found");
+    row.element.classList.add("found");
+    row.element.focus({ preventScroll: true });
+    row.element.scrollIntoView({ block: "center", inline: "nearest" });
+    say(`Row of ${address(row)}`);
+  }
+}

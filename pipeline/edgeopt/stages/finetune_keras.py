@@ -1,0 +1,130 @@
+"""Fine-tuning of Keras models."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import keras as keras_files
+from edgeopt.formats import keras_archive, keras_sparsity
+from edgeopt.formats.keras_fake_quantized import FakeQuantized
+from edgeopt.formats.keras_keeping import Keeping
+from edgeopt.formats.keras_scores import Scorer, shared_features
+from edgeopt.formats.keras_training import Learner, plain
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Worker
+from edgeopt.training import Finetune
+from edgeopt.training_data import TrainingData
+from edgeopt.training_loop import train
+
+RANGE_SAMPLES = 256
+"""On which the ranges of activations are measured, for training with the rounding of int8."""
+
+
+class FinetuneKeras(Finetune):
+    """Train a Keras 3 model on TensorFlow, with Nesterov's momentum and a one-cycle learning rate.
+
+    Zeros and shared values that pruning and clustering have left are kept. Batch normalization learns its
+    statistics anew. With ``quantization_aware`` the network is trained as tfmot's int8 model and comes back
+    in float: quantizing the file is a step of its own, and the file is what gets judged.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
+    produces: ClassVar[str] = "keras"
+    worker: ClassVar[Worker] = "tensorflow"
+    requires: ClassVar[tuple[str, ...]] = (
+        "tensorflow",
+        "keras",
+        "tf_keras",
+        "h5py",
+        "tensorflow-model-optimization",
+    )
+    extra: ClassVar[str | None] = "keras"
+
+    hints: float = Field(
+        10.0,
+        ge=0,
+        description="with distill: how much it counts that layers whose shape has not changed give what "
+        "they give in the source model; 0: the outputs alone",
+    )
+    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Train one model.
+
+        Raises:
+            StageError: without usable training data, or when the loss is no longer finite.
+        """
+        if context.source is None:
+            raise StageError(
+                "fine-tuning needs the source model", fix="let the recipe's planner choose the stages"
+            )
+        import keras
+
+        # Dropout layers that were saved without a seed draw theirs when they are loaded.
+        keras.utils.set_random_seed(self.seed)
+        network = keras_files.load_keras(model.path, self.trust)
+        kept = keras_archive.kept_in(model.path)
+        inputs, outputs = keras_archive.specs(network, model.inputs)
+        described = model.model_copy(update={"inputs": inputs})
+        imitated = self._teacher(context.source)
+        features = self._features(network, imitated)
+        teacher = Scorer(imitated, self.loss, features)
+        student = Scorer(network, self.loss, features)
+        rounded = self._rounded(network, described, context) if self.quantization_aware else None
+        weights = {
+            name: plain(rounded.variable(*keras_archive.weight_place(name)) if rounded else variable)
+            for name, variable in keras_sparsity.kept_weights(network, model.path.name, kept)
+        }
+        keeping = Keeping(weights, kept, keras_archive.dense_in(model.path), self.epochs)
+        heat = self.temperature if self.distill else 1.0
+        learner = Learner(
+            Scorer(rounded.network, self.loss) if rounded else student,
+            teacher,
+            self.loss,
+            heat,
+            keeping,
+            rounded.measure if rounded else None,
+            self.hints,
+        )
+        outcome = train(self, learner, described, context)
+        learner.finish()
+        if rounded:
+            rounded.bring_back()
+            student.restore()
+        path = context.folder / "model.keras"
+        keras_archive.save(network, path, kept)
+        context.note(
+            f"fine-tuned for {outcome.epochs} epochs, the weights of epoch {outcome.best.epoch} kept: "
+            f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
+            f"{'agreement with the source' if self.distill else 'accuracy'} "
+            f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"
+        )
+        return Model(format="keras", path=path, inputs=inputs, outputs=outputs)
+
+    def _features(self, network: Any, imitated: Any) -> list[str]:
+        """The layers whose outputs are imitated; the names are others in tfmot's network."""
+        if not self.distill or not self.hints or self.quantization_aware:
+            return []
+        return shared_features(network, imitated)
+
+    def _rounded(self, network: Any, model: Model, context: Context) -> FakeQuantized:
+        """The model with int8 rounding built in; its ranges come from the calibration or training data."""
+        feed = context.calibration or context.training
+        if feed is None:
+            raise StageError(
+                "fine-tuning needs training data", fix="add data.train: {uses: npz, with: {path: train.npz}}"
+            )
+        data = TrainingData.read(feed, model, limit=RANGE_SAMPLES)
+        return FakeQuantized(network, model.path.name, data.batch(np.arange(len(data))))
+
+    def _teacher(self, source: Model) -> Any:
+        if source.format == "keras":
+            return keras_files.load_keras(source.path, self.trust)
+        if source.format == "tf_keras":
+            return keras_files.load_tf_keras(source.path, self.trust)
+        raise StageError(
+            f"a Keras model cannot imitate a source model in the format {source.format}",
+            fix="start from a .keras or .h5 model",
+        )

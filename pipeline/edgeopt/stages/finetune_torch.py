@@ -1,0 +1,75 @@
+"""Fine-tuning a PyTorch module on the recipe's training data."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from edgeopt.errors import StageError
+from edgeopt.formats import torch_engine, torch_module
+from edgeopt.formats.torch_keeping import Keeper
+from edgeopt.formats.torch_learning import Hints, Learner
+from edgeopt.formats.torch_rounding import Rounder
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Worker
+from edgeopt.training import Finetune
+from edgeopt.training_loop import train
+
+
+class FinetuneTorch(Finetune):
+    """Train with batch norm learning too; zeros and shared values of a pruned or clustered model stay."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
+    produces: ClassVar[str] = "torch"
+    worker: ClassVar[Worker] = "torch"
+    requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
+    extra: ClassVar[str | None] = "torch"
+
+    hints: float = Field(
+        10.0,
+        ge=0,
+        description="with distill: how much it counts that blocks whose shape has not changed give what they "
+        "give in the source model; 0: the outputs alone",
+    )
+    per_channel: bool = Field(
+        True, description="with quantization_aware: weights are rounded per output channel, or per layer"
+    )
+
+    def run(self, model: Model, context: Context) -> Model:
+        """Train one module.
+
+        Raises:
+            StageError: no training data, or none that can be learned from; a loss that is not finite.
+        """
+        import torch
+
+        source = context.source
+        if source is None or source.format != "torch":
+            raise StageError(
+                f"the source model is {source.format if source else 'missing'}, not a PyTorch module",
+                fix="put finetune_torch after load_torch",
+            )
+        torch.manual_seed(self.seed)
+        student = torch_module.build(model)
+        keeper = Keeper(student, model.path, self.epochs)
+        teacher = torch_module.build(source)
+        hints = Hints(student, teacher, model.inputs, self.hints) if self.distill and self.hints else None
+        learner = Learner(
+            student,
+            teacher,
+            keeper,
+            temperature=self.temperature if self.distill else 1.0,
+            squared_error=self.loss == "mse",
+            rounder=Rounder(self.epochs, per_channel=self.per_channel) if self.quantization_aware else None,
+            hints=hints,
+        )
+        with torch_engine.quiet():
+            outcome = train(self, learner, model, context)
+        if hints is not None:
+            hints.remove()
+        context.note(
+            f"fine-tuned for {outcome.epochs} epochs, epoch {outcome.best.epoch} kept: "
+            f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
+            f"{'agreement with the source' if self.distill else 'accuracy'} "
+            f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"
+        )
+        return torch_module.save(student, context.folder / "model", model)

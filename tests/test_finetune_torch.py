@@ -1,0 +1,270 @@
+"""Fine-tuning PyTorch modules: what is kept, what survives a killed process, and int8 in the loop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt.datasets.digits import Digits
+from edgeopt.errors import StageError
+from edgeopt.formats import torch_module, torch_program
+from edgeopt.formats.torch_keeping import DENSE, Keeper
+from edgeopt.formats.torch_learning import Hints
+from edgeopt.formats.torch_rounding import Rounder
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
+from edgeopt.plugin import Context, Feed
+from edgeopt.stages.cluster_torch import ClusterTorch
+from edgeopt.stages.finetune_torch import FinetuneTorch
+from edgeopt.stages.load_torch import LoadTorch
+from edgeopt.stages.prune_torch import PruneTorch
+from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch, torchao and torch-pruning warn about their own parts
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+SCALED = Preprocessing(scale=1 / 16, layout="NHWC")
+TUNE: dict[str, Any] = {"epochs": 6, "learning_rate": 0.05, "batch_size": 64}
+
+
+def load(folder: Path) -> Model:
+    return LoadTorch(
+        factory={"target": "models.digits_cnn:digits_cnn", "folder": RECIPES},
+        weights=RECIPES / "digits" / "digits.safetensors",
+        inputs=(TensorSpec(name="image", shape=(1, 1, 8, 8), layout="NCHW"),),
+    ).run(Model(format="torch_source", path=Path()), context(folder))
+
+
+def context(folder: Path, notes: list[str] | None = None, **parts: Any) -> Context:
+    folder.mkdir(parents=True, exist_ok=True)
+    note = [].append if notes is None else notes.append
+    usual: dict[str, Any] = {"progress": lambda _: None, "training": Feed(Digits(part="train"), SCALED)}
+    return Context(folder, Feed(Digits(part="calibration"), SCALED), note=note, **(usual | parts))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The network of the recipe digits-torch."""
+    return load(tmp_path_factory.mktemp("digits"))
+
+
+def weight(model: Model, name: str) -> Array:
+    return np.asarray(torch_module.build(model).get_submodule(name).weight.detach().numpy())
+
+
+def evaluation(model: Model) -> tuple[Any, Array]:
+    samples = list(Feed(Digits(part="evaluation"), SCALED).samples(model))
+    return torch.from_numpy(np.concatenate([s.inputs[0] for s in samples])), np.array(
+        [s.label for s in samples]
+    )
+
+
+def accuracy(model: Model) -> float:
+    values, labels = evaluation(model)
+    with torch.no_grad():
+        return float((torch_module.build(model)(values).argmax(1).numpy() == labels).mean())
+
+
+def test_distillation_brings_a_pruned_model_back(digits: Model, tmp_path: Path) -> None:
+    pruned = PruneTorch(channels=0.5).run(digits, context(tmp_path / "p"))
+    said: list[str] = []
+    notes: list[str] = []
+    tuned = FinetuneTorch(**TUNE).run(
+        pruned, context(tmp_path / "f", notes, source=digits, progress=said.append)
+    )
+    assert accuracy(pruned) < 0.5 and accuracy(tuned) > 0.95
+    assert weight(tuned, "conv2").shape == (16, 16, 3, 3)
+    assert "epoch 6/6: loss" in said[-1] and "agreement" in notes[-1]
+    # Batch norm has learned too.
+    before, after = (torch_module.build(model).bn1.running_mean for model in (pruned, tuned))
+    assert not torch.equal(before, after)
+
+
+def test_zeros_come_step_by_step_and_stay(digits: Model, tmp_path: Path) -> None:
+    pruned = PruneTorch(weights=0.8).run(digits, context(tmp_path / "p"))
+    keeper = Keeper(torch_module.build(pruned), pruned.path, 10)
+    shares = []
+    for epoch in range(1, 8):
+        settled = keeper.begin(epoch)
+        shares.append(float((keeper.weights["conv2.weight"] == 0).float().mean()))
+        assert settled == (epoch >= 5)
+    wanted = [0.8 * (1 - (1 - epoch / 5) ** 3) for epoch in range(1, 6)]
+    assert shares == pytest.approx([*wanted, 0.8, 0.8], abs=0.001)
+    tuned = FinetuneTorch(**TUNE).run(pruned, context(tmp_path / "f", source=digits))
+    for name in ("conv1", "conv2", "block1.pointwise", "linear"):
+        assert (weight(tuned, name) == 0).mean() == pytest.approx(0.8, abs=0.01)
+    assert accuracy(tuned) > accuracy(pruned) and accuracy(tuned) > 0.94
+    assert not (tuned.path / DENSE).exists()
+    # Trained once more, the same weights are zero.
+    again = FinetuneTorch(**TUNE | {"epochs": 1, "held_out": 0}).run(
+        tuned, context(tmp_path / "g", source=digits)
+    )
+    assert np.array_equal(weight(again, "conv2") == 0, weight(tuned, "conv2") == 0)
+    assert not np.array_equal(weight(again, "conv2"), weight(tuned, "conv2"))
+
+
+def test_patterns_and_clusters_stay(digits: Model, tmp_path: Path) -> None:
+    blocks = PruneTorch(n_m=(2, 4)).run(digits, context(tmp_path / "p"))
+    shared = ClusterTorch(clusters=8).run(blocks, context(tmp_path / "c"))
+    tuned = FinetuneTorch(**TUNE).run(shared, context(tmp_path / "f", source=digits))
+    before, after = weight(shared, "conv2"), weight(tuned, "conv2")
+    assert np.array_equal(before == 0, after == 0) and (after == 0).mean() == pytest.approx(0.5, abs=0.01)
+    assert len(np.unique(after)) == len(np.unique(before)) <= 9
+    # Who shared a value still does, and the values have moved.
+    for value in np.unique(before):
+        assert len(np.unique(after[before == value])) == 1
+    assert np.abs(after - before).max() > 1e-3
+    assert accuracy(tuned) > 0.94
+
+
+def test_a_killed_process_costs_one_epoch_and_no_bit(digits: Model, tmp_path: Path) -> None:
+    pruned = PruneTorch(weights=0.5).run(digits, context(tmp_path / "p"))
+    options = TUNE | {"epochs": 12, "augment": ("shift", "mixup")}
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "import test_finetune_torch as t\n"
+        "from edgeopt.model import Model\n"
+        "source, pruned = (Model.model_validate_json(text) for text in sys.argv[2:4])\n"
+        f"t.FinetuneTorch(**{options!r}).run(pruned, t.context(Path(sys.argv[4]), source=source, "
+        "checkpoints=Path(sys.argv[5])))\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(Path(__file__).parent),
+        *(m.model_dump_json() for m in (digits, pruned)),
+    ]
+    checkpoints = tmp_path / "checkpoints"
+    process = subprocess.Popen([*command, str(tmp_path / "killed"), str(checkpoints)])
+    try:
+        deadline = time.monotonic() + 120
+        while not any(checkpoints.glob("epoch-0000[3-9]")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = max(int(path.name[-5:]) for path in checkpoints.glob("epoch-*"))
+    assert 3 <= done < 12 and not (tmp_path / "killed" / "model").exists()
+    said: list[str] = []
+    parts = {"source": digits, "progress": said.append, "checkpoints": checkpoints}
+    resumed = FinetuneTorch(**options).run(pruned, context(tmp_path / "resumed", **parts))
+    assert f"going on after epoch {done}" in said
+    whole = FinetuneTorch(**options).run(pruned, context(tmp_path / "whole", source=digits))
+    files = [model.path / torch_module.WEIGHTS for model in (resumed, whole)]
+    assert file_digest(files[0]) == file_digest(files[1])
+
+
+def test_a_rate_too_high_is_told(digits: Model, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"loss is (nan|inf) in epoch \d+, at a learning rate of"):
+        FinetuneTorch(epochs=3, learning_rate=1e30, batch_size=64).run(
+            digits, context(tmp_path, source=digits)
+        )
+
+
+def test_labels_and_squared_errors_work_as_well(digits: Model, tmp_path: Path) -> None:
+    pruned = PruneTorch(channels=0.5).run(digits, context(tmp_path / "p"))
+    for name, options in {
+        "labels": {"distill": False},
+        "mse": {"loss": "mse", "learning_rate": 0.02},
+    }.items():
+        tuned = FinetuneTorch(**TUNE | options).run(pruned, context(tmp_path / name, source=digits))
+        assert accuracy(tuned) > 0.9, name
+    with pytest.raises(StageError, match="source model is missing"):
+        FinetuneTorch().run(digits, context(tmp_path / "n"))
+
+
+def test_blocks_that_kept_their_shape_are_imitated(digits: Model, tmp_path: Path) -> None:
+    resnet = LoadTorch(
+        factory={"target": "models.resnet:resnet20", "folder": RECIPES},
+        inputs=(TensorSpec(name="image", shape=(1, 3, 32, 32), layout="NCHW"),),
+    ).run(Model(format="torch_source", path=Path()), context(tmp_path / "r"))
+    teacher, student = torch_module.build(resnet), torch_module.build(resnet)
+    hints = Hints(student, teacher, resnet.inputs, 10.0)
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
+    # Each stage gives what its last block gives, and is compared once.
+    assert sorted(hints.names) == blocks
+    assert float(hints.loss()) == 0
+    with torch.no_grad():
+        student.layer3[2].bn2.bias.add_(1.0)
+        for module in (teacher, student):
+            module(torch.ones(1, 3, 32, 32))
+    assert 0 < float(hints.loss().detach()) < 100
+    hints.remove()
+    pruned = PruneTorch(channels=0.5).run(digits, context(tmp_path / "p"))
+    assert Hints(torch_module.build(pruned), torch_module.build(digits), digits.inputs, 1.0).names == []
+
+
+# int8 in the loop
+
+
+def test_rounding_is_what_int8_does(digits: Model) -> None:
+    """Weights on 255 levels, activations on 256, and the gradient passes."""
+    module = torch_module.build(digits)
+    rounder = Rounder(10)
+    values, _ = evaluation(digits)
+    with torch.no_grad():
+        exact, rounded = module(values), rounder.compute(module, [values])
+    noise = float(((rounded - exact) ** 2).sum() / (exact**2).sum())
+    assert 1e-7 < noise < 1e-2
+    assert len(torch.unique(rounded)) <= 256
+    # Input, relu1, depthwise, pointwise, both sides of both sums, ... and the output.
+    assert len(rounder.ranges) == 13
+    module.train()
+    rounder.compute(module, [values[:32]]).sum().backward()
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in module.parameters())
+
+
+def test_training_with_int8_in_the_loop_saves_a_hostile_model(digits: Model, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    hostile = torch_module.save(spread(digits), tmp_path / "hostile", digits)
+    assert accuracy(hostile) == pytest.approx(accuracy(digits), abs=0.005)
+    aware = FinetuneTorch(
+        epochs=10, learning_rate=0.005, batch_size=64, quantization_aware=True, per_channel=False
+    ).run(hostile, context(tmp_path / "aware", source=digits))
+    before, after = int8_accuracy(hostile, tmp_path / "a"), int8_accuracy(aware, tmp_path / "b")
+    assert before < accuracy(hostile) - 0.08 and after > accuracy(hostile) - 0.02, (before, after)
+
+
+def spread(model: Model) -> Any:
+    """The same function with the channels of its first stream up to 100 times apart."""
+    module = torch_module.build(model)
+    factors = torch.logspace(0, 2, 32)[torch.randperm(32, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        for norm in (module.bn1, module.block1.bn2):
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+        module.block1.depthwise.weight.div_(factors.view(-1, 1, 1, 1))
+        module.conv2.weight.div_(factors.view(1, -1, 1, 1))
+    return module
+
+
+def int8_accuracy(model: Model, folder: Path) -> float:
+    """Of the exported program in int8, one scale per tensor."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    exported = TorchToExportedProgram().run(model, context(folder))
+    graph, inputs = torch_program.plain_graph(exported)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=False))
+    prepared = prepare_pt2e(torch_program.export(graph, inputs).module(check_guards=False), quantizer)
+    for values in Feed(Digits(part="calibration", limit=100), SCALED).inputs(exported):
+        prepared(torch.from_numpy(values[0]))
+    converted = convert_pt2e(prepared)
+    values, labels = evaluation(exported)
+    with torch.no_grad():
+        found = torch.cat([converted(value[None]) for value in values])
+    return float((found.argmax(1).numpy() == labels).mean())
