@@ -30,7 +30,7 @@ demo: $(READY)  ## optimize the two small models that come with edgeopt, and say
 	  $(BIN)/edgeopt optimize recipes/$$name.yaml --out artifacts/runs/$$name || exit $$?; \
 	  ln -sfn $$name artifacts/runs/latest; \
 	done
-	@for name in $(DEMOS); do echo "report: artifacts/runs/$$name/report.md"; done
+	@for name in $(DEMOS); do echo "report: artifacts/runs/$$name/report.html"; done
 
 lint: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .

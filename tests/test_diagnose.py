@@ -119,7 +119,7 @@ def test_saturation_is_told_from_the_runtime_against_the_file_as_written() -> No
     assert "saturating 8-bit accumulation on this CPU" in found[0].text
     assert "-10.9 dB apart" in found[0].text or "-11.0 dB apart" in found[0].text
     assert found[0].remedies[:2] == (
-        {"quantize": {"weight_type": "uint8"}},
+        {"quantize": {"weight_type": "auto"}},
         {"quantize": {"reduce_range": True}},
     )
     # The same file on a processor with VNNI: the runtime does what is written.
@@ -176,13 +176,13 @@ def test_the_first_remedies_that_can_be_had_are_proposed_together() -> None:
     first = Cause(
         kind="saturation",
         text="",
-        remedies=({"quantize": {"weight_type": "uint8"}}, {"quantize": {"reduce_range": True}}),
+        remedies=({"quantize": {"weight_type": "auto"}}, {"quantize": {"reduce_range": True}}),
     )
     second = Cause(kind="weight_spread", text="", remedies=({"quantize": {"per_channel": True}},))
     third = Cause(kind="activation_spread", text="", remedies=({"equalize": "cross_layer"},))
     everything = propose([first, second, third], lambda changes: True)
     assert everything == {
-        "quantize": {"weight_type": "uint8", "per_channel": True},
+        "quantize": {"weight_type": "auto", "per_channel": True},
         "equalize": "cross_layer",
     }
     no_types = propose([first, second, third], lambda changes: "weight_type" not in str(changes))

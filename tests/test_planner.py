@@ -141,7 +141,9 @@ def test_an_option_may_be_for_one_format_alone(write_recipe: Write) -> None:
 
 
 def test_a_wrong_option_for_one_format_is_named(write_recipe: Write) -> None:
-    with pytest.raises(RecipeError, match=r"quantize.tflite.per_chanel: unknown option 'per_chanel'; did you mean"):
+    with pytest.raises(
+        RecipeError, match=r"quantize.tflite.per_chanel: unknown option 'per_chanel'; did you mean"
+    ):
         make(write_recipe("optimize: {int8: {quantize: {scheme: int8, tflite: {per_chanel: true}}}}\n"))
 
 

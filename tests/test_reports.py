@@ -95,11 +95,14 @@ def test_a_run_leaves_every_file(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert names == [
+        "devices/board.html",
         "devices/board.json",
         "devices/board.md",
+        "devices/host.html",
         "devices/host.json",
         "devices/host.md",
         "junit.xml",
+        "report.html",
         "report.json",
         "report.md",
     ]

@@ -188,7 +188,7 @@ def _cause(kind: Kind, layers: Sequence[LayerStatistics], recalibrate: Changes |
     in_float = {"quantize": {"layers": {pattern_of(name): "float32" for name in weighted}}}
     remedies: list[Changes] = []
     if kind == "saturation":
-        remedies = [{"quantize": {"weight_type": "uint8"}}, {"quantize": {"reduce_range": True}}, in_float]
+        remedies = [{"quantize": {"weight_type": "auto"}}, {"quantize": {"reduce_range": True}}, in_float]
     elif kind == "clipping":
         remedies = [*([recalibrate] if recalibrate else []), {"quantize": {"calibrator": "minmax"}}, in_float]
     elif kind == "weight_spread":

@@ -60,7 +60,7 @@ def optimize(
         typer.echo((report.folder / "report.json").read_text("utf-8"), nl=False)
     else:
         show_report(report)
-        typer.echo(f"report: {report.folder / 'report.md'}")
+        typer.echo(f"report: {report.folder / 'report.html'}")
     tell_github(report)
     raise typer.Exit(report.exit_code)
 
@@ -95,7 +95,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its report.json.")] = Path(
         "artifacts/runs/latest"
     ),
-    format: Annotated[str, typer.Option("--format", help="table, md, json, junit or csv.")] = "table",
+    format: Annotated[str, typer.Option("--format", help="table, md, html, json, junit or csv.")] = "table",
 ) -> None:
     """Show the report of an earlier run again."""
     from edgeopt.cli.tables import show_report

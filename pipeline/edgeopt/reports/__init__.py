@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
-from edgeopt.reports import csv, json, junit, markdown
+from edgeopt.reports import csv, html, json, junit, markdown
 from edgeopt.results import Report
 
-RENDERERS = {"json": json.render, "md": markdown.render, "junit": junit.render, "csv": csv.render}
+RENDERERS = {
+    "json": json.render,
+    "md": markdown.render,
+    "html": html.render,
+    "junit": junit.render,
+    "csv": csv.render,
+}
 """What ``edgeopt report --format`` can write."""
-WHOLE = {"report.json": "json", "report.md": "md", "junit.xml": "junit"}
+WHOLE = {"report.json": "json", "report.md": "md", "report.html": "html", "junit.xml": "junit"}
 """Files of a run -> their form."""
-PER_DEVICE = ("json", "md")
+PER_DEVICE = ("json", "md", "html")
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -11,8 +11,8 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from edgeopt.reports import pagedata
-from edgeopt.reports.plain import printable
+from edgeopt.reports.pagedata import collect
+from edgeopt.reports.pagerows import cut
 from edgeopt.results import Report
 
 SCRIPTS = ("elements.js", "charts.js", "table.js", "details.js", "page.js")
@@ -27,12 +27,12 @@ def render(report: Report) -> str:
     """The page of a report, or of one device's part of it: the same report gives the same bytes."""
     style, library, script = _assets()
     parts = {
-        "title": html.escape(printable(pagedata.cut(report.recipe))),
+        "title": html.escape(cut(report.recipe)),
         "policy": _policy(scripts=(library, script), style=style),
         "style": style,
         "library": library,
         "script": script,
-        "data": as_script(pagedata.collect(report)),
+        "data": as_script(collect(report)),
     }
     # In one pass: what was put in is not searched for places again.
     return _PLACE.sub(lambda place: parts[place[1]], _read("page.html"))

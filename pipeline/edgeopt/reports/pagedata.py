@@ -1,24 +1,11 @@
 """What the page shows of a report: text as people read it, numbers to sort and draw by."""
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from edgeopt.reports.markdown import columns, primary_metric, show
-from edgeopt.reports.plain import printable
-from edgeopt.results import UNITS, Measurement, Report, Result, Trial, Verdict
-
-NAME = 200
-"""Characters shown of a name; report.json has all of it. So for the following."""
-SENTENCE = 2000
-LAYERS = 60
-FLIPS = 40
-TRIALS = 60
-CONFUSIONS = 8
-RAISED = 12
-
-Data = dict[str, Any]
+from edgeopt.reports.pagerows import SENTENCE, TRIALS, Data, cut, finite, measured, row_of, searches, trial_of
+from edgeopt.results import UNITS, Measurement, Report, Result, Verdict
 
 
 def collect(report: Report) -> Data:
@@ -35,16 +22,16 @@ def collect(report: Report) -> Data:
             "name": cut(metric or "agreement"),
             "higher": higher_is_better(report, metric),
             "share": metric.startswith("top") or not metric,
-            "source": _number(baseline.value) if baseline is not None else None,
+            "source": finite(baseline.value) if baseline is not None else None,
         },
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
         "rows": [
-            _row(result, metric, [name for _, name in shown], judged.get(_key(result), ""))
+            row_of(result, metric, [name for _, name in shown], judged.get(_key(result), ""))
             for result in report.results
         ],
         "searches": [
-            {"variant": cut(variant), "format": cut(form), "trials": list(map(_trial, trials[:TRIALS]))}
-            for (variant, form), trials in _searches(report).items()
+            {"variant": cut(variant), "format": cut(form), "trials": list(map(trial_of, trials[:TRIALS]))}
+            for (variant, form), trials in searches(report).items()
         ],
         "devices": [
             {"name": cut(device), "found": _flat(report.environment.get(device, {}))}
@@ -56,12 +43,6 @@ def collect(report: Report) -> Data:
         "notes": [cut(note, SENTENCE) for note in report.run.notes],
         "command": cut(report.run.command, SENTENCE),
     }
-
-
-def cut(text: str, longest: int = NAME) -> str:
-    """Text without control characters, and not so long that it hides the rest of the page."""
-    told = printable(text)
-    return told if len(told) <= longest else f"{told[:longest]}… ({len(told):,} characters)"
 
 
 def higher_is_better(report: Report, metric: str) -> bool:
@@ -115,142 +96,22 @@ def _verdict(report: Report) -> Data:
     else:
         status, headline = "none", "Not judged"
         told = ["the recipe has no gates"]
-    return {"status": status, "headline": headline, "told": "; ".join(told) + "."}
-
-
-def _row(result: Result, metric: str, shown: Sequence[str], judged: str) -> Data:
-    found = result.measurements
-    latency = "latency_p50_ms" if "latency_p50_ms" in found else "estimated_latency_ms"
     return {
-        "variant": cut(result.variant),
-        "format": cut(result.format),
-        "device": cut(result.device),
-        "status": result.status,
-        "gate": judged,
-        "reason": cut(result.reason, SENTENCE),
-        "cells": [_cell(name, found.get(name)) for name in shown],
-        "accuracy": _point(metric or "agreement", found.get(metric or "agreement")),
-        "size": _point("size_bytes", found.get("size_bytes")),
-        "latency": _point(latency, found.get(latency)),
-        "estimated": latency not in found or latency == "estimated_latency_ms",
-        "hops": [
-            {
-                "stage": cut(hop.stage),
-                "produced": cut(hop.produced),
-                "status": hop.status,
-                "lossless": hop.lossless,
-                "snr": "" if hop.snr_db is None else f"{hop.snr_db:.1f} dB",
-                "error": "" if hop.max_abs_error is None else f"{hop.max_abs_error:.2g}",
-                "agreement": "" if hop.agreement is None else f"{hop.agreement:.1%}",
-                "reason": cut(hop.reason, SENTENCE),
-            }
-            for hop in result.hops
-        ],
-        "measurements": [_measurement(name, value) for name, value in found.items()],
-        "layers": _layers(result),
-        "flips": _flips(result),
-        "notes": [cut(note, SENTENCE) for note in result.notes],
-        "facts": _facts(result),
+        "status": status,
+        "headline": headline,
+        "told": "; ".join(told) + ".",
+        "detectable": _detectable(report),
     }
 
 
-def _point(name: str, measurement: Measurement | None) -> Data | None:
-    if measurement is None or not math.isfinite(measurement.value):
-        return None
-    return {"value": measurement.value, "text": _interval(name, measurement, plain=True)}
-
-
-def _cell(name: str, measurement: Measurement | None) -> list[Any] | None:
-    return None if measurement is None else [show(name, measurement), _number(measurement.value)]
-
-
-def _measurement(name: str, measurement: Measurement) -> list[str]:
-    counted = "" if measurement.n is None else f"{measurement.n:,}"
-    return [cut(name), show(name, measurement), _interval(name, measurement), counted]
-
-
-def _interval(name: str, measurement: Measurement, *, plain: bool = False) -> str:
-    """Its 95 % interval; ``plain``: the value itself before it."""
-    told = show(name, measurement) if plain else ""
-    if measurement.ci95 is None:
-        return told
-    low, high = (show(name, measurement.model_copy(update={"value": end})) for end in measurement.ci95)
-    return f"{told} ({low} to {high})" if plain else f"{low} to {high}"
-
-
-def _facts(result: Result) -> list[list[str]]:
-    artifact = result.artifact
-    facts = [
-        ("runtime", result.runtime),
-        ("file", artifact.path if artifact else ""),
-        ("size", f"{artifact.size_bytes:,} B" if artifact else ""),
-        ("sha256", artifact.digest if artifact else ""),
-        ("made by", " → ".join(result.chain)),
-        ("transposes", "" if result.transposes is None else str(result.transposes)),
-        ("measured", "by an earlier run on this machine" if result.cached else ""),
-    ]
-    return [[title, cut(value, SENTENCE)] for title, value in facts if value]
-
-
-def _layers(result: Result) -> Data | None:
-    """Rows of the operators, the costliest first where a cost is known, with numbers left as numbers."""
-    if not result.layers:
-        return None
-    known = list(dict.fromkeys(key for layer in result.layers for key in layer))
-    cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in known), None)
-    ordered = sorted(result.layers, key=lambda layer: -_cost(layer.get(cost))) if cost else result.layers
-    rows = [[_value(layer.get(key)) for key in known] for layer in ordered[:LAYERS]]
-    return {"titles": [cut(key) for key in known], "rows": rows, "count": len(result.layers)}
-
-
-def _cost(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
-
-
-def _value(value: str | float | int | None) -> str | float | int | None:
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
-    return cut(value) if isinstance(value, str) else value
-
-
-def _number(value: float) -> float | None:
-    """JSON knows neither infinity nor NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _flips(result: Result) -> Data | None:
-    if not result.flips:
-        return None
-    rows = [[flip.sample, flip.label, flip.answer, f"{flip.margin:.3g}"] for flip in result.flips[:FLIPS]]
-    confused = Counter((flip.label, flip.answer) for flip in result.flips)
-    often = [[*pair, count] for pair, count in confused.most_common(CONFUSIONS) if count > 1]
-    return {"rows": rows, "often": often, "count": len(result.flips)}
-
-
-def _searches(report: Report) -> dict[tuple[str, str], tuple[Trial, ...]]:
-    """Trials of each artifact, once: it is the same file on every device. The smallest file first."""
-    found = {(row.variant, row.format): row.trials for row in report.results if row.trials}
-    return {key: tuple(sorted(trials, key=lambda trial: trial.size_bytes)) for key, trials in found.items()}
-
-
-def _trial(trial: Trial) -> Data:
-    more = len(trial.raised) - RAISED
-    raised = ", ".join(trial.raised[:RAISED]) + (f" and {more} more" if more > 0 else "")
-    return {
-        "name": cut(trial.name),
-        "size": trial.size_bytes,
-        "drop": _number(trial.drop),
-        "status": trial.status,
-        "cells": [
-            f"{trial.size_bytes:,} B",
-            f"{trial.drop:.2%}",
-            "" if trial.agreement is None else f"{trial.agreement:.1%}",
-            "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB",
-            f"{trial.samples:,}" if trial.samples else "",
-            {"chosen": "chosen", "kept": "on the front", "dominated": ""}[trial.status],
-            cut(raised, SENTENCE),
-        ],
-    }
+def _detectable(report: Report) -> str:
+    """The smallest drop that the evaluation data can show, of the artifact where that is largest."""
+    name = f"{primary_metric(report)}_detectable_drop"
+    found = [row.measurements[name] for row in report.results if name in row.measurements]
+    if not found:
+        return ""
+    largest = show(name, max(found, key=lambda measurement: measurement.value)).lstrip("+")
+    return f"{report.run.samples:,} evaluation samples show drops from {largest} on."
 
 
 def _gate(verdict: Verdict) -> Data:
@@ -266,7 +127,7 @@ def _gate(verdict: Verdict) -> Data:
             return f"{value:+.1%}"
         return show(name, Measurement(value=value, unit="" if plain else UNITS.get(metric, "")))
 
-    sure = "" if verdict.confidence is None else f"{verdict.confidence:.4g} sure"
+    sure = "" if verdict.confidence is None else f"{100 * verdict.confidence:.4g} % sure"
     if verdict.bounds is not None:
         sure += f": between {told(verdict.bounds[0])} and {told(verdict.bounds[1])}"
     needed = "" if verdict.samples_needed is None else f"{verdict.samples_needed:,} samples would decide"
@@ -301,7 +162,7 @@ def _source(report: Report) -> Data | None:
             )
             if value
         ],
-        "measurements": [_measurement(name, value) for name, value in source.measurements.items()],
+        "measurements": [measured(name, value) for name, value in source.measurements.items()],
     }
 
 

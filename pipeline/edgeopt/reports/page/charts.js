@@ -102,11 +102,13 @@ class Front {
     const series = formats.map((format, index) => {
       const own = points.filter((point) => point.rows[0].format === format);
       const ink = colour(`series-${index % 6}`);
-      const strokes = index % shapes.length > 3;
+      // Beyond six formats a colour comes back, with another shape.
+      const shape = (index + Math.floor(index / 6)) % shapes.length;
+      const strokes = shape > 3;
       return {
-        label: shorten(format), data: own, pointStyle: shapes[index % shapes.length], borderColor: ink, borderWidth: 2,
+        label: shorten(format), data: own, pointStyle: shapes[shape], borderColor: ink, borderWidth: 2,
         backgroundColor: own.map((point) => (["fail", "undecided"].includes(point.rows[0].gate) ? colour("card") : ink)),
-        radius: strokes ? 7 : 6, hoverRadius: 9, hitRadius: 8, order: 1,
+        hoverBackgroundColor: ink, hoverBorderColor: colour("text"), radius: strokes ? 7 : 6, hoverRadius: 9, hitRadius: 8, order: 1,
       };
     }).filter((set) => set.data.length);
     const best = front(points);
@@ -204,7 +206,7 @@ class Front {
     if (point.trial) return [`${point.trial.cells[0]}, drop ${point.trial.cells[1]} on the search's own data`];
     const row = point.rows[0];
     const gate = row.gate ? [`gates: ${words[row.gate]}`] : [];
-    return [`${report.metric.name} ${row.accuracy.text}`, `${this.cost} ${row[this.cost].text}`, ...gate];
+    return [`${report.metric.name} ${row.accuracy.whole}`, `${this.cost} ${row[this.cost].whole}`, ...gate];
   }
 
   point(found) {

@@ -61,6 +61,36 @@ const detailsOf = (row) => {
   return details;
 };
 
+// From the quickest run to the slowest, all branches of a device on one scale: a line for all runs, a bar from
+// the median to the 90th percentile, a tick at the 99th. The numbers stand beside it.
+const drawing = (name, attributes, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+};
+
+const distribution = (rows) => {
+  const timed = rows.filter((row) => row.spread);
+  if (!timed.length) return null;
+  const values = timed.flatMap((row) => row.spread.map((point) => point.value));
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const logarithmic = low > 0 && high / low > 20;
+  const scaled = (value) => (logarithmic ? Math.log(value / low) / Math.log(high / low) : value / (high || 1)) * 198 + 1;
+  const strip = (row) => {
+    const [first, p50, p90, p99, last] = row.spread.map((point) => scaled(point.value));
+    return drawing("svg", { viewBox: "0 0 200 14", class: "spread", "aria-hidden": "true", preserveAspectRatio: "none" },
+      drawing("line", { x1: first, x2: last, y1: 7, y2: 7 }),
+      drawing("rect", { x: p50, width: Math.max(1.5, p90 - p50), y: 2, height: 10 }),
+      drawing("line", { x1: p99, x2: p99, y1: 3, y2: 11 }));
+  };
+  const inside = make("div", { class: "inside" }, table(
+    `Latency from the quickest run to the slowest${logarithmic ? ", on a logarithmic scale" : ""}: line all runs, bar p50 to p90, tick p99`,
+    [["artifact", "line"], ["distribution", "wide"], ["min", "number"], ["p50", "number"], ["p90", "number"], ["p99", "number"], ["max", "number"]],
+    timed.map((row) => [`${row.variant}.${row.format}`, strip(row), ...row.spread.map((point) => point.text)])));
+  return make("details", {}, make("summary", {}, "How latency is distributed"), inside);
+};
+
 const deviceSection = (device, at) => {
   const rows = report.rows.filter((row) => row.device === device.name);
   const all = make("button", { type: "button", class: "quiet" }, "Open all");
@@ -72,7 +102,7 @@ const deviceSection = (device, at) => {
   });
   return make("section", { class: "card", id: `device-${at}`, "aria-labelledby": `device-${at}-title` },
     make("div", { class: "titled" }, make("h2", { id: `device-${at}-title` }, device.name), all),
-    list,
+    list, distribution(rows),
     device.found.length ? make("details", {}, make("summary", {}, "What was found on it"), make("div", { class: "inside" }, facts(device.found)))
       : make("p", { class: "muted" }, "Nothing is known of its environment."));
 };

@@ -34,3 +34,5 @@ const table = (caption, columns, rows, extra = "") => {
 const facts = (pairs) => make("dl", {}, pairs.map(([title, value]) => [make("dt", {}, title), make("dd", {}, value)]));
 
 const distinct = (values) => [...new Set(values)];
+
+const labelled = (name, field) => make("span", { class: "field" }, make("label", { for: field.id }, name), field);

@@ -4,7 +4,7 @@ const root = document.documentElement;
 report.rows.forEach((row, at) => { row.at = at; });
 
 const fillVerdict = () => {
-  const { status, headline, told } = report.verdict;
+  const { status, headline, told, detectable } = report.verdict;
   const mark = { pass: "✓ ", fail: "✗ ", broken: "✗ ", undecided: "? ", none: "" }[status];
   const section = part("verdict");
   section.classList.add(status);
@@ -20,7 +20,7 @@ const fillVerdict = () => {
   const more = missing.length + stopping.length - reasons.length;
   section.append(
     make("div", { class: "headline" },
-      make("h2", { id: "headline", class: `is-${status}` }, mark + headline), make("p", {}, told)),
+      make("h2", { id: "headline", class: `is-${status}` }, mark + headline), make("p", {}, told), detectable ? make("p", { class: "muted" }, detectable) : null),
     reasons.length ? make("ul", {}, reasons, more > 0 ? make("li", {}, `and ${more} more, below`) : null) : "");
 };
 
@@ -80,9 +80,9 @@ const fillFronts = (choose) => {
   const device = make("select", { id: "timed" }, timed.map((name) => make("option", { value: name }, shorten(name))));
   const tried = make("input", { type: "checkbox", id: "trials" });
   const size = new Front({ id: "size-front", title: `${metric} against size`, cost: "size", unit: "size of the file", choose,
-    controls: report.searches.length && report.metric.source !== null ? make("label", {}, tried, "what searches tried") : "" });
+    controls: report.searches.length && report.metric.source !== null ? labelled("what searches tried", tried) : "" });
   const latency = new Front({ id: "latency-front", title: `${metric} against latency`, cost: "latency", unit: "latency", choose,
-    controls: timed.length ? make("label", {}, "on", device) : "" });
+    controls: timed.length ? labelled("on", device) : "" });
   // Times of one device say nothing of another: one device at a time.
   const timing = (rows) => latency.show(rows.filter((row) => row.device === device.value));
   device.addEventListener("change", () => timing(shownRows));
@@ -133,4 +133,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 let printing;
 addEventListener("beforeprint", () => { printing = root.dataset.theme ?? ""; setTheme("light"); });
 addEventListener("afterprint", () => setTheme(printing));
-root.dataset.ready = "";
+root.dataset.ready = Math.round(performance.now());

@@ -77,10 +77,10 @@ class Branches {
         : distinct(report.rows.map((row) => row[key]));
       this.fields[key] = make("select", { id: `filter-${key}` }, make("option", { value: "" }, "all"),
         known.map((name) => make("option", { value: name }, name.length > 60 ? `${name.slice(0, 59)}…` : name)));
-      form.append(make("label", {}, key, this.fields[key]));
+      form.append(labelled(key, this.fields[key]));
     }
     this.fields.text = make("input", { type: "search", id: "filter-text", autocomplete: "off", spellcheck: "false" });
-    form.append(make("label", {}, "text", this.fields.text));
+    form.append(labelled("text", this.fields.text));
     for (const [key, field] of Object.entries(this.fields)) {
       field.addEventListener("input", () => { chosen[key] = field.value; this.update(); });
     }

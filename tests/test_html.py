@@ -1,0 +1,219 @@
+"""The report's page as text: complete in itself, the same each time, and no name in it is more than text."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from edgeopt.reports import html
+from edgeopt.reports.markdown import primary_metric
+from edgeopt.reports.pagedata import collect, higher_is_better
+from edgeopt.results import Gate, Measurement, Report, Result, SourceResult, Verdict
+from large_report import RUN, large_report
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "<!--<script>",
+    "../../etc/passwd",
+    "javascript:alert(3)",
+    "{{ data }} {{ policy }}",
+    "'&amp;\u2028\u2029\u202e",
+    "\x00\x1b[31m\x07\ud800",
+    "x" * 10_000,
+)
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[int, str] = {}
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append((f"/{tag}", {}))
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1][0] in ("script", "style"):
+            at = len(self.found)
+            self.texts[at] = self.texts.get(at, "") + data
+
+
+def hostile(word: str) -> Report:
+    result = Result(
+        variant=word,
+        format=word,
+        device=word,
+        status="failed",
+        reason=word,
+        notes=(word,),
+        measurements={word: Measurement(value=0.5, unit=word), "top1": Measurement(value=float("nan"))},
+        layers=({word: word, "ms": float("inf")},),
+    )
+    verdict = Verdict(
+        gate=word, variant=word, format=word, device=word, status="fail", limit=0.1, reason=word, blocks=True
+    )
+    return Report(
+        recipe=word,
+        run=RUN.model_copy(update={"command": word, "notes": (word,)}),
+        environment={word: {word: {word: {word: [word]}}}},
+        source=SourceResult(format=word, path=word, measurements={word: Measurement(value=float("inf"))}),
+        results=(result,),
+        gates=(verdict,),
+    )
+
+
+def data(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=lambda word: ascii(word[:12]))
+def test_a_hostile_name_is_text(word: str) -> None:
+    plain, page = html.render(hostile("name")), html.render(hostile(word))
+    # Not one element more or less than for a harmless name, with the same attributes.
+    assert Elements(page).found == Elements(plain).found
+    assert not set(map(chr, [*range(9), *range(14, 32)])) & set(page)
+    page.encode()
+    shown = data(page)
+    if len(word) < 1000 and word.isprintable():
+        assert shown["recipe"] == shown["rows"][0]["variant"] == shown["gates"][0]["gate"] == word
+        assert shown["rows"][0]["notes"] == shown["notes"] == [word]
+
+
+def test_a_long_name_is_cut() -> None:
+    page = html.render(hostile("x" * 10_000))
+    assert data(page)["recipe"] == "x" * 200 + "… (10,000 characters)"
+    assert len(page) < len(html.render(hostile("x"))) + 60_000
+
+
+def test_nothing_is_fetched_and_nothing_else_may_run() -> None:
+    page = html.render(large_report())
+    elements = Elements(page)
+    for tag, attributes in elements.found:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        for name in ("src", "href", "action", "srcset", "data", "poster"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    style, _, library, script = (text for text in elements.texts.values() if text.strip())
+    policy = next(a["content"] for _, a in elements.found if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.split(" ", 1) for rule in (policy or "").split("; "))
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"{hashed(library)} {hashed(script)}"
+    assert rules["style-src"] == hashed(style)
+    assert "Copyright (c) 2014-2024 Chart.js Contributors" in library
+    assert "sourceMappingURL" not in library
+    # A namespace is a name, not an address.
+    own = script.replace("http://www.w3.org/2000/svg", "") + style
+    assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval\(|https?:|url\(", own)
+
+
+def test_a_large_report_stays_small() -> None:
+    report = large_report()
+    assert len(report.results) == 96
+    page = html.render(report)
+    assert len(page.encode()) < 2_000_000
+    assert page == html.render(Report.model_validate_json(report.model_dump_json(by_alias=True)))
+
+
+def test_the_first_words_are_the_verdict() -> None:
+    def told(**changes: Any) -> tuple[str, str]:
+        report = large_report(variants=1, formats=1, devices=1)
+        verdict = report.gates[0].model_copy(update={"blocks": False} | changes)
+        found = collect(report.model_copy(update={"gates": (verdict, report.gates[1])}))["verdict"]
+        return found["headline"], found["told"]
+
+    assert told() == ("Passed", "2 of 2 gates passed.")
+    assert told(status="fail", blocks=True) == ("Failed", "1 of 2 gates failed.")
+    undecided = "1 of 2 gates undecided: too few samples."
+    assert told(status="undecided", blocks=True) == ("Undecided", undecided)
+    assert told(status="undecided") == ("Passed", undecided)
+    whole = collect(large_report())["verdict"]
+    assert whole["headline"] == "Incomplete"
+    assert whole["detectable"] == "1,000 evaluation samples show drops from 1.30 pt on."
+    assert collect(Report(recipe="r", run=RUN))["verdict"]["headline"] == "Not judged"
+
+
+def test_gates_say_what_was_measured_and_how_sure() -> None:
+    gates = collect(large_report())["gates"]
+    assert [gate["status"] for gate in gates[:18]] == ["fail"] * 18
+    fell = next(gate for gate in gates if gate["measured"] == "+5.10 pt")
+    assert fell["limit"] == "+2.00 pt"
+    assert fell["sure"] == "95 % sure: between +4.20 pt and +6.00 pt"
+    unsure = next(gate for gate in gates if gate["status"] == "undecided")
+    assert unsure["reason"].endswith("4,200 samples would decide")
+    assert gates[-1]["limit"] == "524,288 B"
+
+
+@pytest.mark.parametrize(
+    ("gate", "measured", "told"),
+    [
+        (Gate(metric="latency_p50_ms", max_ratio=1.5), 1.25, ("1.25", "1.5")),
+        (Gate(metric="latency_p50_ms", max_increase=0.5), 0.25, ("0.250 ms", "0.500 ms")),
+        (Gate(metric="top1", min=0.9), 0.912, ("91.20 %", "90.00 %")),
+    ],
+)
+def test_gates_have_the_unit_of_what_they_limit(gate: Gate, measured: float, told: tuple[str, str]) -> None:
+    verdict = Verdict(
+        gate=str(gate),
+        variant="v",
+        format="f",
+        device="d",
+        status="pass",
+        measured=measured,
+        limit=gate.limit[1],
+    )
+    shown = collect(Report(recipe="r", run=RUN, gates=(verdict,)))["gates"][0]
+    assert (shown["measured"], shown["limit"]) == told
+
+
+def test_which_way_a_metric_points_is_read_from_its_drops() -> None:
+    report = large_report(variants=2, formats=1, devices=1)
+    assert higher_is_better(report, primary_metric(report))
+    worse = [
+        row.model_copy(
+            update={"measurements": {"mse": Measurement(value=0.3), "mse_drop": Measurement(value=0.1)}}
+        )
+        for row in report.results
+    ]
+    source = SourceResult(format="onnx", path="m.onnx", measurements={"mse": Measurement(value=0.2)})
+    changed = report.model_copy(update={"results": tuple(worse), "source": source})
+    assert primary_metric(changed) == "mse"
+    assert not higher_is_better(changed, "mse")
+
+
+def test_the_costliest_operators_are_kept() -> None:
+    layers = collect(large_report(variants=1, formats=1, devices=1, layers=200))["rows"][0]["layers"]
+    assert (len(layers["rows"]), layers["count"]) == (60, 200)
+    times = [row[layers["titles"].index("ms")] for row in layers["rows"]]
+    assert times == sorted(times, reverse=True)
+
+
+def test_latencies_run_from_the_quickest_to_the_slowest() -> None:
+    rows = collect(large_report())["rows"]
+    spread = [point["value"] for point in rows[0]["spread"]]
+    assert (len(spread), spread) == (5, sorted(spread))
+    assert rows[0]["latency"]["whole"] == "0.210 ms (0.206 ms to 0.216 ms)"
+    assert rows[11]["spread"] is None
+
+
+def test_a_device_has_a_page_of_its_own() -> None:
+    report = large_report()
+    shown = data(html.render(report.of_device("phone")))
+    assert [device["name"] for device in shown["devices"]] == ["phone"]
+    assert {row["device"] for row in shown["rows"]} == {"phone"}
+    assert {gate["device"] for gate in shown["gates"]} == {"phone"}

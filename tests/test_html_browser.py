@@ -1,0 +1,315 @@
+"""The report's page in a real browser: what a reader does with it, and what a screen reader finds."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeopt.reports import html
+from edgeopt.results import Report
+from large_report import RUN, large_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+Page = Any
+COMBINATIONS = 96
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(html.render(large_report()), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the large one has, less often."""
+    path = tmp_path_factory.mktemp("page") / "small.html"
+    path.write_text(html.render(large_report(variants=4, formats=3, devices=2, layers=5)), "utf-8")
+    return path
+
+
+class Opened:
+    """Opens pages, and fails the test when one of them complains or wants something from elsewhere."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+        self.contexts: list[Any] = []
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+
+    def __call__(self, path: Path, width: int = 1280, scheme: str = "light") -> Page:
+        context = self.browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context.set_default_timeout(10_000)
+        self.contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+        assert self.complaints == []
+        wanted = [url for url in self.requests if not url.startswith(("file:", "data:"))]
+        assert wanted == []
+        assert sum(url.startswith("file:") for url in self.requests) == len(self.contexts)
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Opened]:
+    opened = Opened(browser)
+    yield opened
+    opened.close()
+
+
+def column(page: Page, title: str) -> list[str]:
+    """Texts of a column of the table of all branches."""
+    titles = page.locator("#branches thead th").all_inner_texts()
+    at = next(at for at, text in enumerate(titles, 1) if text.strip() == title)
+    found: list[str] = page.locator(f"#branches tbody tr > :nth-child({at})").all_inner_texts()
+    return found
+
+
+def place(page: Page, chart: str, number: int) -> tuple[float, float, int]:
+    """Where on the screen the cheapest point but ``number`` is, and how many there are."""
+    page.locator(f"#{chart}").scroll_into_view_if_needed()
+    found = page.evaluate(
+        """([id, number]) => {
+          const chart = Chart.getChart(id), box = chart.canvas.getBoundingClientRect();
+          const places = chart.data.datasets.flatMap(
+            (set, at) => set.silent ? [] : chart.getDatasetMeta(at).data);
+          places.sort((a, b) => a.x - b.x);
+          return [box.left + places[number].x, box.top + places[number].y, places.length];
+        }""",
+        [chart, number],
+    )
+    return found[0], found[1], found[2]
+
+
+def test_sorting(opened: Opened, large: Path) -> None:
+    page = opened(large)
+    head = page.locator("#branches thead th", has_text="size")
+    assert head.get_attribute("aria-sort") == "none"
+    recipe_order = column(page, "size")
+    head.get_by_role("button").click()
+    sizes = [float(text.rstrip(" B").replace(",", "")) for text in column(page, "size") if text != "–"]
+    assert (len(sizes), sizes) == (94, sorted(sizes))
+    assert column(page, "size")[94:] == ["–", "–"]
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    falling = [float(text.rstrip(" B").replace(",", "")) for text in column(page, "size")[:94]]
+    assert falling == sorted(sizes, reverse=True)
+    assert column(page, "size")[94:] == ["–", "–"]
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "none"
+    assert column(page, "size") == recipe_order
+
+
+def test_filters_narrow_table_and_charts(opened: Opened, large: Path) -> None:
+    page = opened(large)
+    assert page.locator("#count").inner_text() == f"{COMBINATIONS} of {COMBINATIONS} branches"
+    page.get_by_label("variant", exact=True).select_option("int8")
+    page.get_by_label("device", exact=True).select_option("phone")
+    assert page.locator("#count").inner_text() == f"4 of {COMBINATIONS} branches"
+    assert column(page, "format") == ["tflite", "onnx", "torchscript", "executorch"]
+    assert page.locator("#size-front").get_attribute("aria-label") == "top1 against size, 4 points"
+    # Times are those of the device that the filter names.
+    assert page.locator("#timed").input_value() == "phone"
+    page.get_by_label("text", exact=True).fill("TORCH int8")
+    assert column(page, "format") == ["torchscript", "executorch"]
+    page.get_by_label("text", exact=True).fill("no such thing")
+    assert "No branch matches" in page.locator("#branches tbody").inner_text()
+    assert page.locator("#fronts .empty").first.is_visible()
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_label("status", exact=True).select_option("skipped")
+    assert column(page, "device") == ["phone"]
+    page.get_by_label("status", exact=True).select_option("gate undecided")
+    assert set(column(page, "variant")) == {"int8", "pruned-int8"}
+
+
+def test_hovering_names_a_point_and_a_click_goes_to_its_row(opened: Opened, large: Path) -> None:
+    page = opened(large)
+    page.get_by_label("text", exact=True).fill("int8")
+    page.locator("#size-front").hover(position={"x": 2, "y": 2})
+    x, y, count = place(page, "size-front", 0)
+    assert count == 8
+    page.mouse.move(x, y)
+    tip = page.evaluate(
+        "(() => { const t = Chart.getChart('size-front').tooltip; return [t.opacity, t.title]; })()"
+    )
+    assert tip[1] == [
+        f"pruned-int8.tflite on {name}" for name in ("host", "raspberry-pi-4", "phone", "cortex-m")
+    ]
+    page.mouse.click(x, y)
+    focused = page.locator("#branches tr:focus")
+    assert focused.inner_text().split()[:3] == ["pruned-int8", "tflite", "host"]
+    playwright.expect(focused).to_be_in_viewport()
+    assert "found" in (focused.get_attribute("class") or "")
+
+
+def test_the_keyboard_does_what_the_mouse_does(opened: Opened, large: Path) -> None:
+    page = opened(large)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    chart = page.locator("#latency-front")
+    chart.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    said = page.locator("#said").inner_text()
+    assert said.startswith("Point 23 of 24: ")
+    page.keyboard.press("Enter")
+    row = page.locator("#branches tr:focus")
+    variant, form = row.inner_text().split()[:2]
+    assert f"{variant}.{form} on host" in said
+    row.get_by_role("link").press("Enter")
+    details = page.locator("#devices details[open]")
+    playwright.expect(details).to_have_count(1)
+    told = details.inner_text()
+    assert f"{variant} · {form}" in told
+    for part in (
+        "quantize_tflite",
+        "0.95" if False else "95 % interval",
+        "DEPTHWISE_CONV_2D",
+        "most certain mistakes",
+        "sha256",
+    ):
+        assert part in told
+    details.get_by_role("link", name="Back to its row").click()
+    playwright.expect(page.locator("#branches tr:focus")).to_be_in_viewport()
+
+
+def test_latencies_of_a_device_stand_on_one_scale(opened: Opened, small: Path) -> None:
+    page = opened(small)
+    page.locator("#device-0 summary", has_text="How latency is distributed").click()
+    bars = page.locator("#device-0 svg.spread rect")
+    assert bars.count() == 11
+    left = [float(bar.get_attribute("x")) for bar in bars.all()]
+    told = page.locator("#device-0 .inside table tbody tr td:nth-child(4)").all_inner_texts()
+    times = [float(text.removesuffix(" ms")) for text in told]
+    assert sorted(range(11), key=left.__getitem__) == sorted(range(11), key=times.__getitem__)
+
+
+def test_trials_of_searches_are_shown_when_asked_for(opened: Opened, large: Path) -> None:
+    page = opened(large)
+    assert place(page, "size-front", 0)[2] == 24
+    page.get_by_label("what searches tried").check()
+    assert place(page, "size-front", 0)[2] == 24 + 4 * 12
+
+
+def test_light_and_dark(opened: Opened, large: Path) -> None:
+    def shades(page: Page) -> tuple[int, str]:
+        found = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor,"
+            " Chart.getChart('size-front').options.scales.x.ticks.color]"
+        )
+        return int(re.findall(r"\d+", found[0])[0]), found[1]
+
+    light, light_ink = shades(opened(large))
+    page = opened(large, scheme="dark")
+    dark, dark_ink = shades(page)
+    assert light > 200 and dark < 60 and light_ink != dark_ink
+    page.get_by_role("button", name="Light colours").click()
+    assert shades(page) == (light, light_ink)
+    page.reload()
+    assert shades(page) == (light, light_ink)
+    opened.requests.remove(large.as_uri())
+
+
+def test_a_phone_needs_no_sideways_scrolling(opened: Opened, large: Path) -> None:
+    page = opened(large, width=380)
+    page.get_by_role("button", name="Open all").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 380
+    width = page.locator("#branches .scroll").evaluate("box => [box.scrollWidth, box.clientWidth]")
+    assert width[0] > width[1]
+    assert page.locator("#size-front").bounding_box()["width"] < 380
+
+
+def test_printing_is_light_and_whole(opened: Opened, large: Path) -> None:
+    page = opened(large, scheme="dark")
+    page.evaluate(
+        "addEventListener('beforeprint', () => { window.seen = document.documentElement.dataset.theme; })"
+    )
+    assert page.pdf()[:5] == b"%PDF-"
+    assert page.evaluate("window.seen") == "light"
+    assert page.evaluate("document.documentElement.dataset.theme") is None
+    page.emulate_media(media="print")
+    assert not page.locator(".filters").is_visible()
+    assert page.locator("#branches .scroll").evaluate("box => getComputedStyle(box).overflowY") == "visible"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (380, "dark")])
+def test_axe_finds_nothing_serious(opened: Opened, small: Path, width: int, scheme: str) -> None:
+    page = opened(small, width=width, scheme=scheme)
+    page.locator("#devices details", has_text="int8").first.locator("summary").click()
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    grave = [
+        (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
+    ]
+    assert grave == []
+
+
+def test_a_large_page_is_ready_within_a_second(opened: Opened, large: Path) -> None:
+    def taken() -> int:
+        return opened(large).evaluate("Number(document.documentElement.dataset.ready)")
+
+    # A busy machine may take longer once or twice.
+    assert any(taken() < 1000 for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "</script><script>alert(1)</script>",
+        '"><img src=x onerror=alert(2)>',
+        "javascript:alert(3)",
+        "x" * 10_000,
+    ],
+)
+def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> None:
+    changes = {"variant": word, "format": word, "device": word}
+    report = large_report(variants=1, formats=1, devices=1)
+    results = tuple(
+        row.model_copy(update={**changes, "notes": (word,), "reason": word}) for row in report.results
+    )
+    gates = tuple(verdict.model_copy(update={**changes, "reason": word}) for verdict in report.gates)
+    path = tmp_path / "report.html"
+    changed = report.model_copy(
+        update={"recipe": word, "results": results, "gates": gates, "environment": {word: {word: word}}}
+    )
+    path.write_text(html.render(changed), "utf-8")
+    page = opened(path, width=380)
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.locator("h1").inner_text().startswith(word[:200])
+    assert page.locator("#devices li").first.inner_text().startswith(word[:200])
+    assert page.evaluate("[document.scripts.length, document.images.length]") == [3, 0]
+    assert page.evaluate("document.documentElement.scrollWidth") == 380
+
+
+def test_an_empty_report_opens(opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(html.render(Report(recipe="nothing", run=RUN)), "utf-8")
+    page = opened(path)
+    assert "Not judged" in page.locator("#verdict").inner_text()
+    assert page.locator("#fronts .empty").count() == 2
