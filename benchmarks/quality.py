@@ -8,6 +8,7 @@ peers was measured once with their own defaults, on the same models.
 """
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import yaml
 
 import edgeopt
 from edgeopt.results import Event, Report, Result
@@ -29,10 +31,19 @@ FORMATS = "[tflite,onnx,torchscript,executorch]"
 class Runs:
     """Carries recipes out in one store, and says on stderr what is going on."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
+    def __init__(self, folder: Path, store: Path, without: Sequence[str] = ()) -> None:
         self.folder = folder
         self.store = store
+        self.without = without
         self.seconds: dict[str, float] = {}
+
+    def training(self, recipe: str) -> Report:
+        """A shipped recipe that trains, less the variants that were not asked for."""
+        if not self.without:
+            return self(recipe)
+        variants = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["optimize"]
+        kept = {name: body for name, body in variants.items() if name not in self.without}
+        return self(recipe, f"optimize={json.dumps(kept)}", "gates=[]")
 
     def __call__(self, recipe: str | Path, *overrides: str) -> Report:
         out = self.folder / f"{Path(recipe).stem}-{len(list(self.folder.iterdir()))}"
@@ -141,7 +152,7 @@ def pruned(run: Runs) -> None:
         "ResNet8 35 % fewer (8,126,060), drop 2 points.\n"
     )
     for recipe in ("resnet20-slim", "resnet8-slim"):
-        report = run(recipe)
+        report = run.training(recipe)
         print(f"{recipe}\n")
         named = labelled(report, "float", "control", "pruned", "slim")
         table(named, *ACCURACY, "gzip", "MACs", "p50 ms", "÷ float")
@@ -157,7 +168,7 @@ def quoted(run: Runs) -> None:
     named = [
         (f"{recipe} slim.tflite", row)
         for recipe in ("resnet20-slim", "resnet8-slim")
-        for row in rows(run(recipe), "slim")
+        for row in rows(run.training(recipe), "slim")
         if row.format == "tflite"
     ]
     table(named, *ACCURACY, "MACs")
@@ -203,12 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="1 to 7; all by default")
     parser.add_argument("--store", type=Path, help="a store to use and to keep; default: a new one")
+    parser.add_argument("--without", action="append", default=[], help="leave a variant out, such as control")
     given = parser.parse_args()
     if not os.environ.get("EDGEOPT_DATA"):
         parser.error("set EDGEOPT_DATA to the folder of models and data")
     print(f"{time.strftime('%Y-%m-%d')}, {processor()}, {psutil.cpu_count()} cores, {platform.platform()}\n")
     with tempfile.TemporaryDirectory() as name:
-        run = Runs(Path(name), given.store or Path(name, "store"))
+        run = Runs(Path(name), given.store or Path(name, "store"), given.without)
         for part in given.parts or PARTS:
             print(f"## {PARTS[part].__doc__}\n")
             PARTS[part](run)

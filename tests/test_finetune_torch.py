@@ -231,7 +231,7 @@ def test_training_with_int8_in_the_loop_saves_a_hostile_model(digits: Model, tmp
     assert accuracy(hostile) == pytest.approx(accuracy(digits), abs=0.005)
     aware = FinetuneTorch(
         epochs=10, learning_rate=0.005, batch_size=64, quantization_aware=True, per_channel=False
-    ).run(hostile, context(tmp_path / "aware", source=digits))
+    ).run(hostile, context(tmp_path / "aware", source=hostile))
     before, after = int8_accuracy(hostile, tmp_path / "a"), int8_accuracy(aware, tmp_path / "b")
     assert before < accuracy(hostile) - 0.08 and after > accuracy(hostile) - 0.02, (before, after)
 

@@ -45,6 +45,8 @@ def wrong(value: Any, schema: Any, whole: Any, where: str = "") -> Iterator[str]
                 fine = isinstance(value, TYPES[said]) and (said == "boolean" or not is_bool)
             case "enum":
                 fine = value in said
+            case "exclusiveMaximum":
+                fine = not isinstance(value, int | float) or value < said
             case "const":
                 fine = value == said
             case "anyOf":

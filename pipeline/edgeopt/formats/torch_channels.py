@@ -119,6 +119,9 @@ def _group(module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec]) -
             makers[target] = makers.get(target, []) + plain
         else:
             origins = [getattr(index, "root_idx", index) for index in indices]
+            if max(origins, default=0) >= channels:
+                # Behind a concatenation they count from its first channel; their order stays.
+                origins = [place * channels // len(plain) for place in range(len(plain))]
             readers.setdefault(target, []).extend(zip(origins, plain, strict=True))
     return Group(name, channels, makers, readers)
 

@@ -52,7 +52,9 @@ class FinetuneTorch(Finetune):
         student = torch_module.build(model)
         keeper = Keeper(student, model.path, self.epochs)
         teacher = torch_module.build(source)
-        hints = Hints(student, teacher, model.inputs, self.hints) if self.distill and self.hints else None
+        # What int8 cannot hold inside has to move: there the outputs alone are imitated.
+        wanted = self.distill and not self.quantization_aware
+        hints = Hints(student, teacher, model.inputs, self.hints) if wanted and self.hints else None
         learner = Learner(
             student,
             teacher,
