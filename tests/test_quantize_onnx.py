@@ -332,6 +332,43 @@ def test_deterministic_across_processes_and_memory_does_not_grow(tmp_path: Path)
     assert many <= 1.2 * few
 
 
+def residual(path: Path) -> Model:
+    """A convolution behind the Relu of a sum, which the quantizer merges into the sum."""
+    random = np.random.default_rng(5)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3)}
+    constants = [
+        onnx.numpy_helper.from_array((random.standard_normal(shape) / 4).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    node = onnx.helper.make_node
+    nodes = [
+        node("Conv", ["image", "w1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
+        node("Relu", ["c1"], ["r1"], name="relu1"),
+        node("Conv", ["r1", "w2"], ["c2"], name="second", pads=[1, 1, 1, 1]),
+        node("Add", ["c2", "r1"], ["sum"], name="add"),
+        node("Relu", ["sum"], ["r2"], name="relu2"),
+        node("Conv", ["r2", "w3"], ["c3"], name="third", pads=[1, 1, 1, 1]),
+        node("GlobalAveragePool", ["c3"], ["pooled"], name="pool"),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    ends = [info("image", 1, [1, 3, 16, 16])], [info("pooled", 1, [1, 8, 1, 1])]
+    graph = onnx.helper.make_graph(nodes, "residual", *ends, constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(path))
+    spec = TensorSpec(name="image", shape=(1, 3, 16, 16), layout="NCHW")
+    return Model(format="onnx", path=path, inputs=(spec,))
+
+
+@pytest.mark.parametrize("pattern", ["third", "*"])
+def test_a_layer_in_float_behind_the_relu_of_a_sum_still_has_that_relu(tmp_path: Path, pattern: str) -> None:
+    source = residual(tmp_path / "residual.onnx")
+    stage = QuantizeOnnx(layers={pattern: "float32"})
+    result = stage.run(source, context(tmp_path / "out", Noise()))
+    samples = [inputs[0][0] for inputs in images(16)]
+    expected, found = outputs(source.path, samples), outputs(result.path, samples)
+    assert snr_db(expected, found) > 30
+
+
 def layers_of(model: Model) -> dict[str, tuple[str, str]]:
     """Types of the inputs and weights of every layer, as the file has them."""
     return {

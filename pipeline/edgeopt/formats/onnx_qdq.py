@@ -71,6 +71,7 @@ def _read_float(model: Any, prepared: Any, raised: set[str]) -> None:
     Otherwise a tensor between two layers that no range suits could not be helped by raising either. The
     library removes a Relu whose work the range of its output does: it is put back for such a layer.
     """
+    now = {output: node for node in model.graph.node for output in node.output}
     before = {node.name: node for node in prepared.graph.node}
     makers = {output: node for node in prepared.graph.node for output in node.output}
     constants = {tensor.name for tensor in prepared.graph.initializer}
@@ -83,6 +84,11 @@ def _read_float(model: Any, prepared: Any, raised: set[str]) -> None:
                 if name in constants or not name:
                     continue
                 gone = makers.get(name)
+                if gone is not None and name in now and now[name].op_type != gone.op_type:
+                    # Its name went over to what it read: the sum before a Relu is called as the Relu was.
+                    gone = type(gone).FromString(gone.SerializeToString())
+                    gone.input[0], name = name, f"{name}_in_float"
+                    gone.output[0] = name
                 if name not in there and gone is not None and set(gone.input[:1]) <= there:
                     nodes.append(gone)
                     there.add(name)
