@@ -132,7 +132,7 @@ def refuse_float(lifted: "GraphModule", converted: "GraphModule", exempt: set[st
                 left.append(str(node.target).removeprefix(torch_lifting.PREFIX))
         elif operator_name(node) in KINDS:
             left.append(next(names))  # aten's own operator, where a quantized layer should be
-        elif node.op == "call_function" and _float_call(node):
+        elif node.op == "call_function" and _float_call(node, beside_float=bool(exempt)):
             left.append(node.name)
     if left := [name for name in left if name not in exempt]:
         raise StageError(
@@ -142,7 +142,11 @@ def refuse_float(lifted: "GraphModule", converted: "GraphModule", exempt: set[st
         )
 
 
-def _float_call(node: "Node") -> bool:
+def _float_call(node: "Node", *, beside_float: bool) -> bool:
+    """Whether an operator with an int8 kernel computes in float although what it reads was int8.
+
+    Where layers are in float on purpose (``beside_float``), so is a sum of their results with others.
+    """
     import torch
 
     names = {operator.add: "add", operator.mul: "mul", torch.cat: "cat"}
@@ -150,6 +154,5 @@ def _float_call(node: "Node") -> bool:
     if name not in KERNELS:
         return False
     sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
-    return len(sources) > 0 and any(
-        source.op == "call_method" and source.target == "dequantize" for source in sources
-    )
+    was_int8 = [source.op == "call_method" and source.target == "dequantize" for source in sources]
+    return len(sources) > 0 and (all(was_int8) if beside_float else any(was_int8))
