@@ -17,7 +17,7 @@ from edgeopt.diagnosis import Before, Changes, Diagnosis, causes, propose
 from edgeopt.errors import StageError, UsageError
 from edgeopt.layer_worker import compare_apart
 from edgeopt.layerwise import Data
-from edgeopt.measure import PROBE_SAMPLES, SOURCE_BATCH, Trail, measure
+from edgeopt.measure import PROBE_SAMPLES, SOURCE_BATCH, Trail, judged_steps, measure
 from edgeopt.model import SUFFIXES, Model
 from edgeopt.pipeline import check_data, store_folder
 from edgeopt.planner import BASELINE, Built, Plan, make_plan
@@ -262,17 +262,8 @@ def _hops(
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
         first = run(source, batch=SOURCE_BATCH, options={"trust": recipe.model.trust})
         trail = [Trail("source", source.format, True, first)]
-        since: list[Stage] = []
-        for step in built.steps:
-            if step.model == source:
-                continue
-            since.append(step.stage)
-            if step.model.format not in host.runtimes:
-                continue
-            names = " + ".join(registry.plugin_name(stage) for stage in since)
-            lossless = not any(stage.fulfils for stage in since)
-            trail.append(Trail(names, step.model.format, lossless, run(step.model)))
-            since = []
+        for step, names, lossless, trained in judged_steps(built.steps, source, host):
+            trail.append(Trail(names, step.model.format, lossless, run(step.model), trained))
         hops = assemble.hops_of(trail)
     watch(Event(branch=name, step="compare steps", status="done"))
     return hops

@@ -4,7 +4,7 @@ It starts when building is done and runs one job at a time, so that nothing dist
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,30 @@ class Trail(NamedTuple):
     trained: bool = False
     device: str = ""
     """Set where the step is another device's runtime, and no concern of the other devices."""
+
+
+def judged_steps(
+    steps: Sequence[Step], source: Model, host: Device
+) -> Iterator[tuple[Step, str, bool, bool]]:
+    """The steps whose results the host can run and that are worth judging by themselves.
+
+    With each: the names of all stages since the last one, whether they claim to keep the outputs, and whether
+    one of them trains.
+    """
+    since: list[Step] = []
+    for number, step in enumerate(steps, 1):
+        since.append(step)
+        if step.model == source:
+            since.clear()  # loading it is no step away from it
+            continue
+        if step.model.format not in host.runtimes:
+            continue
+        if step.stage.unsettled and any(later.stage.needs_training for later in steps[number:]):
+            continue  # half done: what training makes of it is judged
+        name = " + ".join(registry.plugin_name(each.stage) for each in since)
+        lossless = not any(each.stage.fulfils for each in since)
+        yield step, name, lossless, any(each.stage.needs_training for each in since)
+        since = []
 
 
 @dataclass
@@ -160,22 +184,8 @@ class _Session:
         """Outputs after every step of a branch that some runtime of the host can run."""
         host = self.benches["host"]
         trail = [Trail("source", source.format, True, source_outcome)]
-        since: list[Step] = []  # steps since the last one whose result could be run
-        for step in built.steps:
-            since.append(step)
+        for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
             model = step.model
-            if model == source:
-                since.clear()  # loading it is no step away from it
-                continue
-            if model.format not in host.device.runtimes:
-                continue
-            later = built.steps[built.steps.index(step) + 1 :]
-            if step.stage.unsettled and any(each.stage.needs_training for each in later):
-                continue  # half done: what training makes of it is judged
-            name = " + ".join(registry.plugin_name(each.stage) for each in since)
-            lossless = not any(each.stage.fulfils for each in since)
-            trained = any(each.stage.needs_training for each in since)
-            since = []
             if step is not built.steps[-1]:
                 between = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
                 trail.append(Trail(name, model.format, lossless, between, trained))

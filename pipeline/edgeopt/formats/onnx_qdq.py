@@ -20,6 +20,10 @@ class Making(NamedTuple):
     reduce_range: bool = False
 
 
+MERGED = ("Relu", "Clip")
+"""What the library takes out where the range of an output does the same."""
+
+
 def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], making: Making) -> Any:
     """The graph with int8 weights; ``plan`` says of each layer ``int8``, ``int16`` or ``float32``.
 
@@ -84,7 +88,8 @@ def _read_float(model: Any, prepared: Any, raised: set[str]) -> None:
                 if name in constants or not name:
                     continue
                 gone = makers.get(name)
-                if gone is not None and name in now and now[name].op_type != gone.op_type:
+                is_merged = gone is not None and gone.op_type in MERGED and name in now
+                if gone is not None and is_merged and now[name].op_type != gone.op_type:
                     # Its name went over to what it read: the sum before a Relu is called as the Relu was.
                     gone = type(gone).FromString(gone.SerializeToString())
                     gone.input[0], name = name, f"{name}_in_float"
