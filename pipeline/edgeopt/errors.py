@@ -3,10 +3,12 @@
 EdgeoptError            one line for the screen, with a fix
 ├── UsageError          exit 2: the command line, a file or a setting is wrong
 │   └── RecipeError     exit 2: every mistake of a recipe, each with its line and column
+├── VerificationError   exit 1: what was fetched or stored is not what it should be, or is not signed
 └── CannotRunError      exit 3: something that should have worked did not
     ├── MissingPackageError  a plugin's packages are not installed
     ├── StageError      a stage failed, crashed, hung or ran out of memory
     ├── StoreError      the store cannot be read or written
+    ├── RemoteError     a registry, bucket or server cannot be reached, or refuses
     └── DeviceError     a device cannot be reached or refused the job
 """
 
@@ -69,6 +71,12 @@ class RecipeError(UsageError):
         return (RecipeError, (self.file, self.problems))
 
 
+class VerificationError(EdgeoptError):
+    """What was fetched or stored is not what it should be: digest, signature, or a gate that did not hold."""
+
+    exit_code = 1
+
+
 class CannotRunError(EdgeoptError):
     """Something that should have worked did not."""
 
@@ -87,3 +95,7 @@ class StoreError(CannotRunError):
 
 class DeviceError(CannotRunError):
     """A device cannot be reached, or refused the job."""
+
+
+class RemoteError(CannotRunError):
+    """A registry, bucket or server cannot be reached, or refuses."""

@@ -39,7 +39,7 @@ class Finetune(Stage):
     temperature: float = Field(2.0, gt=0, description="softens the class scores that are imitated")
     batch_size: int = Field(128, ge=2, description="samples per step")
     augment: tuple[Augmentation, ...] = Field(
-        (), description="vary the inputs: flip (left to right) and shift for images, mixup for any"
+        (), description="vary the inputs: flip (left to right), shift and cutmix for images, mixup for any"
     )
     held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the training data that only decides which epoch is kept"

@@ -13,7 +13,7 @@ from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Feed
 from edgeopt.samples import checked
 
-Augmentation: TypeAlias = Literal["flip", "shift", "mixup"]
+Augmentation: TypeAlias = Literal["flip", "shift", "mixup", "cutmix"]
 Batch: TypeAlias = tuple[NDArray[np.float32], ...]
 """One array per input of the model, each with the batch axis first."""
 
@@ -21,7 +21,7 @@ SHIFT = 4
 """Pixels that an image is moved by at most, as in He et al. 2015 (arXiv:1512.03385), section 4.2."""
 
 MIXED = 0.3
-"""Share of the batches that are mixed."""
+"""Share of the batches that are mixed by mixup; of the samples of every other batch that cutmix cuts, half."""
 
 
 class Split(NamedTuple):
@@ -109,16 +109,54 @@ def order(indices: NDArray[np.int64], size: int, seed: int, epoch: int) -> list[
 
 
 class Mix(NamedTuple):
-    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``."""
+    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``, of images by area or value."""
 
     partner: NDArray[np.int64]
-    weight: float
+    weight: NDArray[np.float64]
+    """One weight for the batch, shape [1], or one per sample."""
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mix arrays that have the batch as first axis."""
-        return (values * np.float32(self.weight) + values[self.partner] * np.float32(1 - self.weight)).astype(
-            np.float32
-        )
+        weight = self.weight.reshape(-1, *[1] * (values.ndim - 1))
+        kept, taken = weight.astype(np.float32), (1 - weight).astype(np.float32)
+        return (values * kept + values[self.partner] * taken).astype(np.float32)
+
+
+class _Cuts(NamedTuple):
+    """A rectangle for each sample, in shares of the image."""
+
+    centre: NDArray[np.float64]
+    side: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, count: int, rng: np.random.Generator) -> "_Cuts":
+        """Half of the samples get one, of an area drawn evenly from 0 to 1 before the edges cut it off."""
+        area = np.where(rng.random(count) < 0.5, rng.random(count), 0)
+        return cls(rng.random((count, 2)), np.sqrt(area))
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        half = self.side[:, None] / 2
+        return np.clip(self.centre - half, 0, 1), np.clip(self.centre + half, 0, 1)
+
+    @property
+    def kept(self) -> NDArray[np.float64]:
+        low, high = self.bounds
+        return np.asarray(1 - np.prod(high - low, axis=1))
+
+    def apply(
+        self, images: NDArray[np.float32], channels_first: bool, partner: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Put the partner's rectangle into each image."""
+        size = np.array(images.shape[2:4] if channels_first else images.shape[1:3])
+        corners = [np.rint(bound * size).astype(int) for bound in self.bounds]
+        changed = images.copy()
+        for into, source, (top, left), (bottom, right) in zip(
+            changed, images[partner], *corners, strict=True
+        ):
+            place = np.s_[..., top:bottom, left:right] if channels_first else np.s_[top:bottom, left:right]
+            into[place] = source[place]
+        return changed
 
 
 def check_augmentation(names: tuple[Augmentation, ...], specs: tuple[TensorSpec, ...]) -> None:
@@ -145,7 +183,9 @@ def augment(
     """Vary a batch: images are flipped left to right and moved, every input is mixed with another sample's.
 
     What a shift leaves empty is filled by reflection. Mixup: Zhang et al. 2017 (arXiv:1710.09412), with
-    a weight drawn evenly from 0 to 1; the targets are mixed by whoever knows them.
+    a weight drawn evenly from 0 to 1. Cutmix: Yun et al. 2019 (arXiv:1905.04899), a rectangle of another
+    image in half of the images; with both, a batch sees one of them. The targets are mixed by whoever
+    knows them.
     """
     count = len(batch[0])
     flips = rng.random(count) < 0.5
@@ -154,11 +194,18 @@ def augment(
         _vary(values, spec.layout == "NCHW", names, flips, moves) if _is_image(spec) else values
         for values, spec in zip(batch, specs, strict=True)
     ]
-    partner, weight, mixed = rng.permutation(count), float(rng.random()), rng.random() < MIXED
-    if "mixup" not in names or not mixed:
-        return tuple(varied), None
-    mix = Mix(partner, weight)
-    return tuple(mix.apply(v) if np.issubdtype(v.dtype, np.floating) else v for v in varied), mix
+    partner, weight, mixed = rng.permutation(count), np.array([rng.random()]), rng.random() < MIXED
+    if "mixup" in names and mixed:
+        mix = Mix(partner, weight)
+        return tuple(mix.apply(v) if np.issubdtype(v.dtype, np.floating) else v for v in varied), mix
+    if "cutmix" in names:
+        cuts = _Cuts.draw(count, rng)
+        changed = [
+            cuts.apply(values, spec.layout == "NCHW", partner) if _is_image(spec) else values
+            for values, spec in zip(varied, specs, strict=True)
+        ]
+        return tuple(changed), Mix(partner, cuts.kept)
+    return tuple(varied), None
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
