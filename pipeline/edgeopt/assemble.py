@@ -11,6 +11,7 @@ from edgeopt import registry
 from edgeopt.bench import Outcome
 from edgeopt.comparison import difference, hop, output_scales
 from edgeopt.errors import UsageError
+from edgeopt.golden import Golden
 from edgeopt.judge import Evidence
 from edgeopt.measure import Measured, Trail
 from edgeopt.measurements import (
@@ -43,6 +44,9 @@ def results(
     Beside them it gives what single samples say, for the gates that ask them.
     """
     metrics = named_metrics(plan)
+    recipe = plan.recipe
+    judged_on = recipe.evaluation or recipe.calibration
+    golden = Golden(judged_on, recipe.model.preprocess, measured.labels, measured.samples)
     found: list[Result] = []
     evidence: dict[tuple[str, str, str], Evidence] = {}
     for built in builds:
@@ -92,6 +96,8 @@ def results(
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
             if outcome.outputs and not strange:
+                name = f"{branch.variant}.{branch.format}.{device.name}.npz"
+                golden.write(step.model, outcome.outputs, out / "golden" / name)
                 if not measured.source.error:
                     outputs, source = _aligned(outcome, measured)
                     judged, pairs = accuracy(metrics, outputs, measured.labels, source)

@@ -85,6 +85,9 @@ def optimize(
             recipe_digest=loaded.digest,
             calibration_digest=loaded.calibration.digest() if loaded.calibration else "",
             evaluation_digest=measured.evaluation_digest,
+            train_digest=loaded.train.digest() if loaded.train else "",
+            validation_digest=loaded.validation.digest() if loaded.validation else "",
+            document=loaded.document,
             samples=measured.samples,
             notes=(
                 *assemble.doubts(source, measured),

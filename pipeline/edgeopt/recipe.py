@@ -240,3 +240,5 @@ class Recipe:
     gates: tuple[Gate, ...]
     limits: Limits
     latency: Latency
+    document: str = ""
+    """YAML text of what is carried out: the file, and what the command line replaced in it."""

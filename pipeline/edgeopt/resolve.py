@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from pydantic import ValidationError
 
 from edgeopt import registry
@@ -132,6 +133,7 @@ class _Resolver:
             gates=tuple(gates),
             limits=document.limits,
             latency=document.latency,
+            document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
         )
 
     def _document(self) -> Document:

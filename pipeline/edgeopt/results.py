@@ -186,6 +186,9 @@ class Run(_Value):
     recipe_digest: str = ""
     calibration_digest: str = ""
     evaluation_digest: str = ""
+    train_digest: str = ""
+    validation_digest: str = ""
+    document: str = Field("", description="the recipe as it was carried out, as YAML")
     samples: int = 0
     notes: tuple[str, ...] = ()
 

@@ -89,7 +89,7 @@ def collect(
                 fix="give the dataset one input per model input, in the model's order",
             )
         for stack, value, spec in zip(inputs, sample.inputs, specs, strict=True):
-            stack.append(_fitted(value, preprocessing, spec, title(dataset)))
+            stack.append(fitted(value, preprocessing, spec, title(dataset)))
         if sample.label is not None:
             labels.append(sample.label)
     target = None if not labels else np.stack([np.asarray(label) for label in labels])
@@ -116,12 +116,12 @@ def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
             values = random.integers(0, 2, shape).astype(dtype)
         else:
             values = random.standard_normal(shape, np.float32)
-            values = values.astype(dtype) if spec.scale is None else _quantize(values, spec)
+            values = values.astype(dtype) if spec.scale is None else quantize(values, spec)
         arrays.append(arrange(values, "NHWC" if spec.layout else None, spec.layout))
     return arrays
 
 
-def _quantize(real: Array, spec: TensorSpec) -> Array:
+def quantize(real: Array, spec: TensorSpec) -> Array:
     """Real numbers as the integers that ``spec`` stores them in."""
     dtype = np.dtype(spec.dtype)
     limits = np.iinfo(dtype)
@@ -130,7 +130,7 @@ def _quantize(real: Array, spec: TensorSpec) -> Array:
     return clipped
 
 
-def _fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
+def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
     """One sample as an input of batch 1 for ``spec``."""
     dtype = np.dtype(spec.dtype)
     quantized = spec.scale is not None and np.issubdtype(dtype, np.integer)
@@ -148,7 +148,7 @@ def _fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where:
                 fix="give them one number, or one per channel, and say in 'layout' where the channels are",
             )
         if quantized:
-            return _quantize(array, spec)
+            return quantize(array, spec)
         wanted = array if preprocessing.changes_values else value
         if np.issubdtype(dtype, np.integer) and not np.array_equal(wanted.astype(dtype), wanted):
             raise UsageError(
