@@ -3,10 +3,17 @@
 import hashlib
 from typing import Any
 
+import numpy as np
+
+from edgeopt.reports.thumbnails import data_uri
 from edgeopt.results import (
     Artifact,
+    Breakdown,
+    ClassChange,
+    Confusion,
     Flip,
     Hop,
+    LayerBytes,
     Measurement,
     Report,
     Result,
@@ -28,6 +35,8 @@ VARIANTS = {
 FORMATS = {"tflite": 1.0, "onnx": 1.06, "torchscript": 1.4, "executorch": 1.2}
 DEVICES = {"host": 1.0, "raspberry-pi-4": 6.0, "phone": 2.5, "cortex-m": 90.0}
 
+WORDS = ("down", "go", "left", "no", "off", "on")
+
 RUN = Run(
     started="2026-01-01T00:00:00+00:00",
     seconds=312.4,
@@ -36,11 +45,14 @@ RUN = Run(
     recipe_digest="c0" * 32,
     evaluation_digest="ee" * 32,
     samples=1000,
+    document="version: 1\nname: words\nmodel: {path: words.keras}\n",
     notes=("float.tflite is built, but not measured on an NPU: its operators are for integers",),
 )
 
 
-def large_report(variants: int = 6, formats: int = 4, devices: int = 4, layers: int = 80) -> Report:
+def large_report(
+    variants: int = 6, formats: int = 4, devices: int = 4, layers: int = 80, pictures: int = 0
+) -> Report:
     """Every combination, one of them failed and one skipped, with gates of all three verdicts."""
     results = [
         _result(variant, form, device, at, layers)
@@ -71,7 +83,14 @@ def large_report(variants: int = 6, formats: int = 4, devices: int = 4, layers: 
         ),
         results=tuple(results),
         gates=tuple(verdict for result in results for verdict in _verdicts(result)),
+        labels=WORDS,
+        thumbnails={7 * number: _picture(number) for number in range(pictures)},
     )
+
+
+def _picture(number: int) -> str:
+    pixels = np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8)
+    return data_uri(pixels)
 
 
 def _missing(result: Result, status: str, reason: str) -> Result:
@@ -108,6 +127,18 @@ def _result(variant: str, form: str, device: str, at: int, layers: int) -> Resul
             path=f"models/{variant}.{form}",
             digest=hashlib.sha256(f"{variant}.{form}".encode()).hexdigest(),
             size_bytes=size_bytes,
+            breakdown=Breakdown(
+                parts={"weights int8": size_bytes - 4_000, "graph structure": 2_500, "names": 1_500},
+                layers=tuple(
+                    LayerBytes(
+                        name=f"model/block_{number}/depthwise_conv2d_{number}/Relu",
+                        kind="DEPTHWISE_CONV_2D",
+                        size_bytes=(size_bytes - 4_000) // (number + 2),
+                        macs=1_000_000 // (number + 1),
+                    )
+                    for number in range(layers)
+                ),
+            ),
         ),
         measurements={
             name: Measurement(**dict(zip(("value", "unit", "n", "ci95"), one, strict=False)))
@@ -142,7 +173,27 @@ def _result(variant: str, form: str, device: str, at: int, layers: int) -> Resul
             Flip(sample=7 * number, label=number % 5, answer=(number + 1) % 6, margin=1 - number / 70)
             for number in range(60)
         ),
+        classes=tuple(
+            ClassChange(label=number, n=160, before=150 - number, after=140 + number) for number in range(6)
+        ),
+        confusions=tuple(
+            Confusion(label=number, answer=(number + step) % 6, before=3, after=3 + 2 * number - step)
+            for number in range(6)
+            for step in (1, 2, 3)
+        ),
         trials=tuple(
+            Trial(
+                name="1 of 12 layers raised" if number else "0 of 12 layers raised",
+                raised=(f"model/block_{number}",) if number else (),
+                size_bytes=size_bytes + 1_000 * number,
+                drop=0.02,
+                snr_db=25.0 + 3.0 / (1 + number) if number else 25.0,
+                samples=512,
+                status="alone" if number else "dominated",
+            )
+            for number in range(13)
+        )
+        + tuple(
             Trial(
                 name=f"int8, {number} layers in float",
                 raised=tuple(f"model/block_{layer}" for layer in range(number)),
@@ -153,7 +204,7 @@ def _result(variant: str, form: str, device: str, at: int, layers: int) -> Resul
                 samples=512,
                 status="chosen" if number == 4 else "dominated" if number % 3 else "kept",
             )
-            for number in range(12)
+            for number in range(1, 12)
         )
         if variant == "int8"
         else (),

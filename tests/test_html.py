@@ -12,7 +12,21 @@ import pytest
 from edgeopt.reports import html
 from edgeopt.reports.markdown import primary_metric
 from edgeopt.reports.pagedata import collect, higher_is_better
-from edgeopt.results import Gate, Measurement, Report, Result, SourceResult, Verdict
+from edgeopt.results import (
+    Artifact,
+    Breakdown,
+    ClassChange,
+    Confusion,
+    Flip,
+    Gate,
+    LayerBytes,
+    Measurement,
+    Report,
+    Result,
+    SourceResult,
+    Trial,
+    Verdict,
+)
 from large_report import RUN, large_report
 
 HOSTILE = (
@@ -59,13 +73,30 @@ def hostile(word: str) -> Report:
         notes=(word,),
         measurements={word: Measurement(value=0.5, unit=word), "top1": Measurement(value=float("nan"))},
         layers=({word: word, "ms": float("inf")},),
+        artifact=Artifact(
+            path=word,
+            digest=word,
+            size_bytes=9,
+            breakdown=Breakdown(
+                parts={word: 9}, layers=(LayerBytes(name=word, kind=word, size_bytes=9, macs=None),)
+            ),
+        ),
+        trials=(
+            Trial(name=word, size_bytes=9, drop=0.1, snr_db=10.0),
+            Trial(name=word, raised=(word,), size_bytes=9, drop=0.1, snr_db=12.0, status="alone"),
+        ),
+        flips=(Flip(sample=0, label=0, answer=1, margin=0.5),),
+        classes=(ClassChange(label=0, n=2, before=2, after=1),),
+        confusions=(Confusion(label=0, answer=1, before=0, after=1),),
     )
     verdict = Verdict(
         gate=word, variant=word, format=word, device=word, status="fail", limit=0.1, reason=word, blocks=True
     )
     return Report(
         recipe=word,
-        run=RUN.model_copy(update={"command": word, "notes": (word,)}),
+        run=RUN.model_copy(update={"command": word, "notes": (word,), "document": word}),
+        labels=(word, word),
+        thumbnails={0: word},
         environment={word: {word: {word: {word: [word]}}}},
         source=SourceResult(format=word, path=word, measurements={word: Measurement(value=float("inf"))}),
         results=(result,),
@@ -90,12 +121,16 @@ def test_a_hostile_name_is_text(word: str) -> None:
     if len(word) < 1000 and word.isprintable():
         assert shown["recipe"] == shown["rows"][0]["variant"] == shown["gates"][0]["gate"] == word
         assert shown["rows"][0]["notes"] == shown["notes"] == [word]
+        assert shown["labels"][0].startswith(word[:40])
+        assert shown["document"] == shown["files"][0]["layers"][0][0] == shown["searches"][0]["layers"][0][0]
+    # What is no picture is not shown as one.
+    assert shown["thumbnails"] == {}
 
 
 def test_a_long_name_is_cut() -> None:
     page = html.render(hostile("x" * 10_000))
     assert data(page)["recipe"] == "x" * 200 + "… (10,000 characters)"
-    assert len(page) < len(html.render(hostile("x"))) + 60_000
+    assert len(page) < len(html.render(hostile("x"))) + 80_000
 
 
 def test_nothing_is_fetched_and_nothing_else_may_run() -> None:
@@ -217,3 +252,42 @@ def test_a_device_has_a_page_of_its_own() -> None:
     assert [device["name"] for device in shown["devices"]] == ["phone"]
     assert {row["device"] for row in shown["rows"]} == {"phone"}
     assert {gate["device"] for gate in shown["gates"]} == {"phone"}
+
+
+def test_classes_and_confusions_are_those_of_source_and_artifact() -> None:
+    row = collect(large_report(variants=1, formats=1, devices=1))["rows"][0]
+    assert row["classes"]["rows"][0] == [0, 160, 150, 140]
+    assert (len(row["confusions"]["rows"]), row["confusions"]["count"]) == (18, 18)
+    many = tuple(ClassChange(label=number, n=5, before=5, after=5) for number in range(200))
+    report = large_report(variants=1, formats=1, devices=1)
+    wide = report.model_copy(
+        update={"results": (report.results[0].model_copy(update={"classes": many}),)},
+    )
+    shown = collect(wide)["rows"][0]["classes"]
+    assert (len(shown["rows"]), shown["count"]) == (40, 200)
+
+
+def test_bytes_are_told_once_per_file() -> None:
+    shown = collect(large_report(variants=2, formats=1, devices=4))
+    assert [(file["variant"], file["format"]) for file in shown["files"]] == [
+        ("float", "tflite"),
+        ("float16", "tflite"),
+    ]
+    parts = dict(shown["files"][0]["parts"])
+    assert sum(parts.values()) == shown["rows"][0]["size"]["value"]
+    assert (len(shown["files"][0]["layers"]), shown["files"][0]["count"]) == (24, 80)
+
+
+def test_sensitive_layers_come_first() -> None:
+    (search,) = collect(large_report(variants=4, formats=1, devices=1))["searches"]
+    layers = search["layers"]
+    assert [layer for layer, _, _ in layers] == [f"model/block_{number}" for number in range(1, 13)]
+    assert layers[0][1] == pytest.approx(1 - 10 ** (-1.5 / 10))
+    assert layers[0][2] == 1_000
+    # Single layers were looked at, not tried.
+    assert len(search["trials"]) == 12
+
+
+def test_the_command_that_looks_into_an_artifact_is_told() -> None:
+    row = collect(large_report(variants=1, formats=1, devices=1))["rows"][0]
+    assert row["diagnose"] == "edgeopt diagnose recipes/words.yaml --variant float --format tflite"

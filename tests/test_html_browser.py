@@ -41,7 +41,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the large one has, less often."""
     path = tmp_path_factory.mktemp("page") / "small.html"
-    path.write_text(html.render(large_report(variants=4, formats=3, devices=2, layers=5)), "utf-8")
+    path.write_text(html.render(large_report(variants=4, formats=3, devices=2, layers=5, pictures=4)), "utf-8")
     return path
 
 
@@ -189,7 +189,7 @@ def test_the_keyboard_does_what_the_mouse_does(opened: Opened, large: Path) -> N
     assert f"{variant} · {form}" in told
     for part in (
         "quantize_tflite",
-        "0.95" if False else "95 % interval",
+        "95 % interval",
         "DEPTHWISE_CONV_2D",
         "most certain mistakes",
         "sha256",
@@ -197,6 +197,32 @@ def test_the_keyboard_does_what_the_mouse_does(opened: Opened, large: Path) -> N
         assert part in told
     details.get_by_role("link", name="Back to its row").click()
     playwright.expect(page.locator("#branches tr:focus")).to_be_in_viewport()
+
+
+def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small: Path) -> None:
+    page = opened(small)
+    # int8.onnx on host
+    page.evaluate("location.hash = '#artifact-20'")
+    inside = page.locator("#artifact-20 .inside")
+    pictures = inside.locator(".gallery img")
+    assert pictures.count() == 4
+    sizes = pictures.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+    assert sizes == [[48, 48]] * 4
+    assert inside.locator(".gallery li").first.inner_text().split() == ["down", "→", "go"]
+    told = inside.inner_text()
+    assert "edgeopt diagnose recipes/words.yaml --variant int8 --format onnx" in told
+    worst = inside.locator("table", has_text="Right answers per class").locator("tbody tr").first
+    assert worst.inner_text().split() == ["down", "160", "93.8", "%", "87.5", "%", "−10"]
+    matrix = inside.locator("table.matrix")
+    assert matrix.locator("tbody tr").count() == 6
+    assert matrix.locator("td.right .fewer").count() == 5
+    layer = inside.locator("table", has_text="How sensitive each layer").locator("tbody tr").first
+    assert layer.inner_text().split() == ["model/block_1", "29.2", "%", "+1,000", "B"]
+    assert inside.locator("table", has_text="Where the bytes").locator("svg.bar").count() == 3
+    own = inside.locator("table", has_text="How its latency is distributed").locator("tbody tr")
+    assert [line.split()[0] for line in own.all_inner_texts()] == ["float.onnx", "int8.onnx"]
+    page.locator("#made summary").click()
+    assert "name: words" in page.locator("#made pre").inner_text()
 
 
 def test_latencies_of_a_device_stand_on_one_scale(opened: Opened, small: Path) -> None:

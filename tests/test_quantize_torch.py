@@ -334,3 +334,34 @@ def test_resnet20_keeps_its_answers(real_data: Path, tmp_path: Path) -> None:
         lost = np.mean(wanted.argmax(1) == labels) - np.mean(outputs.argmax(1) == labels)
         assert lost <= 0.01
         assert path.stat().st_size < 1.25 * int8  # a byte for each weight, and the graph
+
+
+class Shortcuts(torch.nn.Module):
+    """Two residual blocks; the sum of the first is read by a convolution, and in strides by a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.outer = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.narrow = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.last = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        first = torch.relu(self.first(x))
+        second = torch.relu(self.outer(torch.relu(self.inner(first))) + first)
+        third = torch.relu(self.last(torch.relu(self.narrow(second))) + second[:, :, ::2, ::2])
+        return third.mean((2, 3))
+
+
+def test_a_relu_that_fx_fused_is_not_counted_when_another_layer_stays_in_float(tmp_path: Path) -> None:
+    # FX counts the calls of Relu that are left; counted before, float fell on the sum of another block.
+    torch.manual_seed(3)
+    module = Shortcuts().eval()
+    source = Model(format="torch", path=tmp_path / "model.pt2")
+    model = torch_program.save_module(module, source.path, source, (IMAGE,))
+    for number, layer in enumerate(("first", "inner", "outer", "narrow", "last")):
+        done = QuantizeFx(layers={layer: "float32"}).run(model, context(tmp_path / str(number)))
+        with zipfile.ZipFile(done.path) as archive:
+            code = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".py"))
+        assert code.count("quantized.add_relu") == 2, layer

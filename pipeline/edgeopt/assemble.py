@@ -17,6 +17,7 @@ from edgeopt.measure import Measured, Trail
 from edgeopt.measurements import (
     EMULATED,
     accuracy,
+    by_class,
     conditions,
     flips,
     latency,
@@ -103,6 +104,7 @@ def results(
                     judged, pairs = accuracy(metrics, outputs, measured.labels, source)
                     values |= judged | of_the_samples(pairs, measured.labels)
                     common["flips"] = flips(outputs, measured.labels, source)
+                    common["classes"], common["confusions"] = by_class(outputs, measured.labels, source)
                     common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
                     lower = frozenset(name for name, metric in metrics if not metric.higher_is_better)
                     evidence[branch.variant, branch.format, device.name] = Evidence(
@@ -198,7 +200,8 @@ def hops_of(trail: Sequence[Trail], *, made_up: bool = False) -> tuple[Hop, ...]
 
 def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
     """Copy a finished file to ``models/`` with a record of what it takes and gives beside it."""
-    branch, model = built.branch, built.steps[-1].model
+    branch, step = built.branch, built.steps[-1]
+    model = step.model
     relative = f"models/{branch.variant}{SUFFIXES[branch.format]}"
     target = out / relative
     replace(target, lambda scratch: shutil.copyfile(model.path, scratch))
@@ -218,7 +221,8 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
     replace(
         target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
     )
-    return Artifact(path=relative, digest=digest, size_bytes=target.stat().st_size)
+    size = target.stat().st_size
+    return Artifact(path=relative, digest=digest, size_bytes=size, breakdown=step.breakdown)
 
 
 def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:

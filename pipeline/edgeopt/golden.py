@@ -30,7 +30,7 @@ class Golden:
         self.raw: tuple[Array, ...] = _picked(dataset, self.rows) if dataset and samples else ()
 
     def write(self, model: Model, outputs: Sequence[Array], path: Path) -> None:
-        """Write ``raw_i`` (as the data give them; none without data), ``input_i`` and ``output_i`` to an .npz.
+        """Write ``raw_i`` (as the data give them, if any), ``input_i`` and ``output_i`` to an .npz.
 
         ``outputs`` are those of all samples, as real numbers; inputs and outputs are stored in the types
         and layouts of the file. The first axis counts the vectors. Without samples nothing is written.

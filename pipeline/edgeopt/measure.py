@@ -60,6 +60,11 @@ def judged_steps(
         since = []
 
 
+def measuring(device: str) -> str:
+    """What progress calls the measuring on a device."""
+    return f"measure on {device}"
+
+
 @dataclass
 class Measured:
     """Everything that was run: per branch and device, per step, and the source model."""
@@ -210,4 +215,4 @@ class _Session:
         return tuple(trail)
 
     def _tell(self, branch: str, device: str, status: Any, message: str = "") -> None:
-        self.watch(Event(branch=branch, step=f"measure on {device}", status=status, message=message))
+        self.watch(Event(branch=branch, step=measuring(device), status=status, message=message))

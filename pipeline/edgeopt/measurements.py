@@ -13,7 +13,7 @@ from edgeopt.class_scores import class_scores
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-from edgeopt.results import SPARSE, Flip, Measurement
+from edgeopt.results import SPARSE, ClassChange, Confusion, Flip, Measurement
 from edgeopt.statistics import Paired, bootstrap, detectable_drop, quantile_interval
 
 Metrics: TypeAlias = Sequence[tuple[str, Metric]]
@@ -26,6 +26,8 @@ FEW = 5
 """Samples below which a class says nothing about itself."""
 FLIPS = 50
 """Lost samples that are listed."""
+CLASSES = 200
+"""Classes that are listed, and as many times two of them that are taken for each other."""
 EMULATED = "latency: emulated, not measured"
 
 
@@ -91,11 +93,10 @@ def of_the_samples(pairs: Mapping[str, Paired], labels: Array | None) -> dict[st
 
 def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ...]:
     """The samples that the source model classifies rightly and this one does not, most certain first."""
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+    both = _both_scores(outputs, labels, source)
+    if both is None or labels is None:
         return ()
-    scores, before = class_scores(outputs), class_scores(source)
-    if scores.ndim != 2 or scores.shape != before.shape or labels.max(initial=0) >= scores.shape[1]:
-        return ()
+    scores, before = both
     answers = scores.argmax(axis=1)
     lost = np.flatnonzero((before.argmax(axis=1) == labels) & (answers != labels))
     margins = scores[lost, answers[lost]] - scores[lost, labels[lost]]
@@ -111,8 +112,50 @@ def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ..
     )
 
 
+def by_class(
+    outputs: Array, labels: Array | None, source: Array
+) -> tuple[tuple[ClassChange, ...], tuple[Confusion, ...]]:
+    """Right answers per class, and classes taken for another, by the source model and by this one.
+
+    Those that changed most come first; what is listed is bounded.
+    """
+    both = _both_scores(outputs, labels, source)
+    if both is None or labels is None:
+        return (), ()
+    after, before = (scores.argmax(axis=1) for scores in both)
+    seen, counts = np.unique(labels, return_counts=True)
+    right = [(before == labels)[labels == label].sum() for label in seen]
+    still = [(after == labels)[labels == label].sum() for label in seen]
+    changes = [
+        ClassChange(label=int(label), n=int(n), before=int(old), after=int(new))
+        for label, n, old, new in zip(seen, counts, right, still, strict=True)
+    ]
+    mistaken: dict[tuple[int, int], list[int]] = {}
+    for which, answers in enumerate((before, after)):
+        wrong = answers != labels
+        for label, answer in zip(labels[wrong].tolist(), answers[wrong].tolist(), strict=True):
+            mistaken.setdefault((int(label), answer), [0, 0])[which] += 1
+    confusions = [
+        Confusion(label=label, answer=answer, before=old, after=new)
+        for (label, answer), (old, new) in mistaken.items()
+    ]
+    changes.sort(key=lambda change: (change.after - change.before, change.label))
+    confusions.sort(key=lambda one: (-abs(one.after - one.before), -one.after, one.label, one.answer))
+    return tuple(changes[:CLASSES]), tuple(confusions[: 2 * CLASSES])
+
+
+def _both_scores(outputs: Array, labels: Array | None, source: Array) -> tuple[Array, Array] | None:
+    """Scores ``[n, classes]`` of this model and of the source; None where this is no classification."""
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+        return None
+    scores, before = class_scores(outputs), class_scores(source)
+    if scores.ndim != 2 or scores.shape != before.shape or labels.max(initial=0) >= scores.shape[1]:
+        return None
+    return scores, before
+
+
 def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -> dict[str, Measurement]:
-    """Percentiles in ms of one artifact, and its ratio to the interleaved float artifact."""
+    """Percentiles and ends in ms of one artifact, and its ratio to the interleaved float artifact."""
     seconds = times.get("latency", np.empty(0))
     found: dict[str, Measurement] = {}
     if len(seconds):
@@ -123,6 +166,8 @@ def latency(info: Mapping[str, Any], times: Mapping[str, NDArray[np.float64]]) -
                 n=len(seconds),
                 ci95=quantile_interval(seconds * 1e3, percent / 100),
             )
+        for name, end in (("min", seconds.min()), ("max", seconds.max())):
+            found[f"latency_{name}_ms"] = Measurement(value=float(end) * 1e3, unit="ms", n=len(seconds))
     repeats = times.get("repeats", np.empty(0))
     if len(repeats) > 1:
         means = [part.mean() for part in np.split(seconds, np.cumsum(repeats.astype(int))[:-1])]

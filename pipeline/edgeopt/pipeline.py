@@ -16,14 +16,16 @@ from edgeopt import assemble
 from edgeopt.build import build
 from edgeopt.errors import UsageError
 from edgeopt.judge import judge
-from edgeopt.measure import measure
+from edgeopt.measure import measure, measuring
 from edgeopt.planner import Plan, make_plan
 from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe import Recipe
 from edgeopt.registry import plugin_name
 from edgeopt.reports import write_report
+from edgeopt.reports.index import write_index
+from edgeopt.reports.thumbnails import thumbnails, worst_flips
 from edgeopt.resolve import load_recipe
-from edgeopt.results import Event, Report, Run
+from edgeopt.results import Event, Report, Result, Run
 from edgeopt.samples import checked, collect, fingerprint
 from edgeopt.store import Store
 
@@ -69,6 +71,7 @@ def optimize(
     check_data(plan)
     leaks = find_leaks(loaded, check_samples(loaded, finished))
 
+    announce(plan, watch)
     builds = build(plan, finished, watch)
     measured = measure(plan, builds, finished, device_folders, watch)
     source = assemble.source_result(plan, measured)
@@ -100,10 +103,13 @@ def optimize(
         source=source,
         results=tuple(rows),
         gates=tuple(verdicts),
+        labels=loaded.model.labels,
+        thumbnails=_pictures(plan, rows),
     )
     write_report(report, folder)
     if out is None:
         point_latest(folder)
+        write_index(folder.parent)
     return report.model_copy(update={"folder": folder})
 
 
@@ -121,6 +127,14 @@ def plan(
     """
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
     return make_plan(loaded)
+
+
+def announce(plan: Plan, watch: Callable[[Event], None]) -> None:
+    """Tell everything that is to come, in order, before the first of it starts."""
+    for branch in plan.branches:
+        steps = [*map(plugin_name, branch.stages), *(measuring(device.name) for device in branch.devices)]
+        for step in steps:
+            watch(Event(branch=branch.name, step=step, status="planned"))
 
 
 def check_data(plan: Plan) -> None:
@@ -218,6 +232,15 @@ def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Pat
             f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR"
         ) from error
     return folder
+
+
+def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:
+    """Thumbnails of the worst of the samples that flipped, where the model's input is an image."""
+    recipe = plan.recipe
+    if recipe.evaluation is None:
+        return {}
+    layout = recipe.model.preprocess.layout or next((spec.layout for spec in plan.source.inputs), None)
+    return thumbnails(recipe.evaluation.samples(), worst_flips(rows), layout)
 
 
 def point_latest(folder: Path) -> None:

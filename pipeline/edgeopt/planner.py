@@ -20,6 +20,7 @@ from edgeopt.lint import expected
 from edgeopt.model import SUFFIXES, Model
 from edgeopt.plugin import Stage, Trial
 from edgeopt.recipe import Intent, ModelPart, Recipe, Variant
+from edgeopt.results import Breakdown
 from edgeopt.source import check_weights, inspect
 
 BASELINE = "float"
@@ -50,6 +51,8 @@ class Step(NamedTuple):
     trials: tuple[Trial, ...] = ()
     arithmetic: Mapping[str, float] = {}
     """MACs, parameters and sparsity, where the file tells."""
+    breakdown: Breakdown | None = None
+    """Where the bytes of a finished file go."""
 
 
 @dataclass

@@ -46,11 +46,13 @@ def load_recipe(
     overrides: Sequence[str] = (),
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
 ) -> Recipe:
     """Read, check and resolve a recipe.
 
     ``overrides`` are ``key.key=value`` texts; ``data_root`` (default: ``EDGEOPT_DATA``) is where a
-    relative path is looked up when it does not lie beside the recipe.
+    relative path is looked up when it does not lie beside the recipe. ``beside`` are folders in which the
+    recipe might lie as well: they are looked at before the data root.
 
     Raises:
         UsageError: there is no such file.
@@ -71,7 +73,8 @@ def load_recipe(
             raise UsageError(str(error)) from error
     if data_root is None and (root := os.environ.get("EDGEOPT_DATA")):
         data_root = Path(root)
-    roots = (path.resolve().parent, *([data_root.resolve()] if data_root else []))
+    further = [*beside, *([data_root] if data_root else [])]
+    roots = (path.resolve().parent, *(folder.resolve() for folder in further))
     return _Resolver(path, data, positions, roots, device_folders).recipe()
 
 

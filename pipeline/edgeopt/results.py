@@ -54,9 +54,10 @@ class Trial(_Value):
     agreement: float | None = Field(None, description="share of samples with the same largest output")
     snr_db: float | None = Field(None, description="signal to noise of the outputs against the source model")
     samples: int = 0
-    status: Literal["chosen", "kept", "dominated"] = Field(
+    status: Literal["chosen", "kept", "dominated", "alone"] = Field(
         "kept",
-        description="kept: on the front of accuracy against size; dominated: another is better in both",
+        description="kept: on the front of accuracy against size; dominated: another is better in both; "
+        "alone: one layer raised by itself, to see how much of the error is its",
     )
 
 
@@ -69,12 +70,49 @@ class Flip(_Value):
     margin: float = Field(description="how far the wrong class's score is above the right one's")
 
 
+class ClassChange(_Value):
+    """How many evaluation samples of one class are classified rightly."""
+
+    label: int
+    n: int = Field(description="samples of the class")
+    before: int = Field(description="right answers of the source model")
+    after: int = Field(description="right answers of the artifact")
+
+
+class Confusion(_Value):
+    """How many evaluation samples of one class are taken for another."""
+
+    label: int
+    answer: int = Field(description="the class they are taken for")
+    before: int = Field(description="by the source model")
+    after: int = Field(description="by the artifact")
+
+
+class LayerBytes(_Value):
+    """The weights of one operator of a file."""
+
+    name: str
+    kind: str = Field(description="operator, as the format calls it")
+    size_bytes: int
+    macs: int | None = Field(None, description="multiply-accumulates of one inference, where they are known")
+
+
+class Breakdown(_Value):
+    """Where the bytes of a file go."""
+
+    parts: dict[str, int] = Field(description="by what they are for; the sum is the size of the file")
+    layers: tuple[LayerBytes, ...] = Field(
+        (), description="operators with weights, the largest first, where the format tells"
+    )
+
+
 class Artifact(_Value):
     """A finished file. ``path`` is relative to the folder of the report."""
 
     path: str
     digest: str = Field(description="sha256 of the file")
     size_bytes: int
+    breakdown: Breakdown | None = None
 
 
 class Result(_Value):
@@ -99,6 +137,12 @@ class Result(_Value):
         {}, description="per metric, a value for every evaluation sample, higher is better"
     )
     flips: tuple[Flip, ...] = Field((), description="samples lost, the most certain mistakes first")
+    classes: tuple[ClassChange, ...] = Field(
+        (), description="right answers per class, the largest loss first"
+    )
+    confusions: tuple[Confusion, ...] = Field(
+        (), description="classes taken for another, the largest change first"
+    )
     trials: tuple[Trial, ...] = Field((), description="what a search tried on the way to this artifact")
     cached: bool = Field(False, description="measured by an earlier run on this machine")
 
@@ -216,6 +260,10 @@ class Report(_Value):
     source: SourceResult | None = None
     results: tuple[Result, ...] = ()
     gates: tuple[Verdict, ...] = ()
+    labels: tuple[str, ...] = Field((), description="the classes' names, where the recipe gives them")
+    thumbnails: dict[int, str] = Field(
+        {}, description="some of the samples that flipped, by index, as small PNG pictures in data: URIs"
+    )
     folder: Path | None = Field(None, exclude=True, description="where the report lies, once written")
 
     @property
@@ -231,9 +279,12 @@ class Report(_Value):
 
     def of_device(self, device: str) -> "Report":
         """The part of a report that is about one device."""
+        results = tuple(result for result in self.results if result.device == device)
+        flipped = {flip.sample for result in results for flip in result.flips}
         return self.model_copy(
             update={
-                "results": tuple(result for result in self.results if result.device == device),
+                "results": results,
+                "thumbnails": {at: picture for at, picture in self.thumbnails.items() if at in flipped},
                 "gates": tuple(verdict for verdict in self.gates if verdict.device in (device, "-")),
                 "environment": {name: found for name, found in self.environment.items() if name == device},
             }
@@ -290,6 +341,6 @@ class Event(_Value):
 
     branch: str
     step: str
-    status: Literal["started", "done", "cached", "failed", "note"]
+    status: Literal["planned", "started", "done", "cached", "failed", "note"]
     seconds: float = 0.0
     message: str = ""

@@ -136,6 +136,8 @@ class _Search:
         self.deadline = time.monotonic() + budget.minutes * 60 - self.memory.seconds
         self.reference = _flat(quantizing.outputs(None))
         self.trials: dict[frozenset[str], Trial] = {}
+        self.alone: list[Trial] = []
+        """What raising single layers removes of the error: how sensitive each of them is."""
         self.stopped = ""
 
     def run(self) -> frozenset[str]:
@@ -182,21 +184,18 @@ class _Search:
 
         Those that remove none alone come last: together with others they may.
         """
-        base = self._noise(frozenset())
+        base = _noise(self._looked_at(frozenset()))
         gains: dict[str, float] = {}
         names = list(self.quantizing.layers)
         for number, name in enumerate(names, 1):
             if time.monotonic() > self.deadline and gains:
                 self.stopped = f"{self.budget.minutes:g} minutes were over while layers were still measured"
                 break
-            gains[name] = (base - self._noise(frozenset({name}))) / max(self.quantizing.layers[name], 1)
+            alone = self._looked_at(frozenset({name}))
+            self.alone.append(alone.model_copy(update={"status": "alone"}))
+            gains[name] = (base - _noise(alone)) / max(self.quantizing.layers[name], 1)
             self.context.progress(f"sensitivity of layer {number} of {len(names)}: {name}")
         return sorted(gains, key=lambda name: (-gains[name], name))
-
-    def _noise(self, raised: frozenset[str]) -> float:
-        """Power of the error of the outputs, a share of their own power."""
-        snr = self._looked_at(raised).snr_db
-        return 10 ** (-(snr if snr is not None else -MAX_SNR_DB) / 10)
 
     def _try(self, raised: frozenset[str]) -> Trial:
         if raised not in self.trials:
@@ -212,7 +211,13 @@ class _Search:
         key = digest_of(sorted(raised))
         known = self.memory.get(key)
         if known is None:
-            known = self._judged(raised, self.quantizing.make(raised)).model_dump(mode="json")
+            try:
+                found = self._judged(raised, self.quantizing.make(raised))
+            except StageError as error:
+                if not raised:
+                    raise
+                found = self._unmade(raised, error)
+            known = found.model_dump(mode="json")
             self.memory.put(key, known)
         return Trial.model_validate(known)
 
@@ -238,6 +243,15 @@ class _Search:
             samples=len(outputs),
         )
 
+    def _unmade(self, raised: frozenset[str], error: StageError) -> Trial:
+        """A candidate that cannot be had is as bad as one can be: the search goes on without it."""
+        return Trial(
+            name=f"{len(raised)} of {len(self.quantizing.layers)} layers raised: {error.message}",
+            raised=tuple(sorted(raised)),
+            size_bytes=0,
+            drop=1.0,
+        )
+
     def _holds(self, trial: Trial) -> bool:
         return trial.drop <= self.max_drop + 1e-9
 
@@ -251,14 +265,17 @@ class _Search:
     def _tell(self, chosen: frozenset[str]) -> None:
         rows = list(self.trials.items())
         for raised, trial in rows:
-            better = any(
-                other.drop <= trial.drop
+            better = not trial.samples or any(
+                other.samples
+                and other.drop <= trial.drop
                 and other.size_bytes <= trial.size_bytes
                 and (other.drop, other.size_bytes) != (trial.drop, trial.size_bytes)
                 for other in self.trials.values()
             )
             status = "chosen" if raised == chosen else "dominated" if better else "kept"
             self.context.trial(trial.model_copy(update={"status": status}))
+        for trial in self.alone:
+            self.context.trial(trial)
         taken = self.trials[chosen]
         layers = f": {', '.join(sorted(chosen))}" if chosen else ""
         data = "validation" if self.context.validation is not None else "calibration"
@@ -302,3 +319,8 @@ class _Memory:
 
 def _flat(outputs: NDArray[np.float32]) -> NDArray[np.float64]:
     return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def _noise(trial: Trial) -> float:
+    """Power of the error of the outputs, a share of their own power."""
+    return 10 ** (-(trial.snr_db if trial.snr_db is not None else -MAX_SNR_DB) / 10)

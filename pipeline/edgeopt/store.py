@@ -6,6 +6,7 @@ killed at any moment leaves no half entry, and two processes may store the same 
 first wins, and both had the same bytes.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -59,21 +60,35 @@ class Store:
         folder = self._folder(key)
         if not folder.is_dir():
             return None
-        try:
-            record = json.loads((folder / "entry.json").read_text("utf-8"))
-            sound = record["check"] == digest_of([record["files"], record["meta"]]) and record[
-                "files"
-            ] == _digests(folder / "files")
-        except (OSError, ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
+        record = _sound(folder)
+        if record is None:
             self.damaged.append(key)
-            trash = self._scratch_name()
-            folder.rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
+            self.remove(key)
             return None
+        with contextlib.suppress(OSError):  # a store that is only read
+            os.utime(folder / "entry.json")
         entry = self._good[key] = Entry(key, folder / "files", record["meta"])
         return entry
+
+    def unsound(self) -> list[str]:
+        """Keys of all entries with a byte that is not as it was stored. Nothing is removed."""
+        return [folder.name for folder in self._folders() if _sound(folder) is None]
+
+    def unused_since(self, moment: float) -> dict[str, Path]:
+        """Entries that were neither stored nor asked for since ``moment`` (seconds of `time.time`)."""
+        found = {}
+        for folder in self._folders():
+            with contextlib.suppress(FileNotFoundError):
+                if (folder / "entry.json").stat().st_mtime < moment:
+                    found[folder.name] = folder
+        return found
+
+    def remove(self, key: str) -> None:
+        """Take an entry out, in one step; one that is gone already is no fault."""
+        trash = self._scratch_name()
+        with contextlib.suppress(FileNotFoundError):
+            self._folder(key).rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def put(self, key: str, folder: Path, meta: dict[str, Any]) -> Entry:
         """Store all files below ``folder`` (a scratch folder, which is used up) under ``key``.
@@ -130,6 +145,9 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _folders(self) -> list[Path]:
+        return sorted((self.root / "objects").glob("??/*"))
+
     def _folder(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
 
@@ -142,6 +160,16 @@ class Store:
             pid = folder.name.partition("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sound(folder: Path) -> dict[str, Any] | None:
+    """The record of an entry whose every byte is as it was stored, or None."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "entry.json").read_text("utf-8"))
+        told = record["check"] == digest_of([record["files"], record["meta"]])
+        return record if told and record["files"] == _digests(folder / "files") else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _digests(folder: Path) -> dict[str, str]:

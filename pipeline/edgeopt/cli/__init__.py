@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from edgeopt.cli import (
+    artifacts,
     check,
     devices,
     diagnose,
@@ -25,6 +26,9 @@ from edgeopt.cli import (
     profile,
     schema,
     slim,
+)
+from edgeopt.cli import (
+    releases as releases,  # adds its commands to those of artifacts
 )
 from edgeopt.errors import EdgeoptError
 
@@ -54,6 +58,7 @@ app.command("check")(check.check)
 app.command("compare")(check.compare)
 app.add_typer(check.app, name="baseline")
 app.add_typer(devices.app, name="devices")
+app.add_typer(artifacts.app, name="artifacts")
 
 
 @app.callback()

@@ -18,6 +18,9 @@ def lint(
         str, typer.Option("--device", help="The device it shall run on; see 'edgeopt devices list'.")
     ],
     devices: DeviceFolders = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", help="Also write SARIF 2.1.0 here, for code scanning.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a model file will run on a device, without the device.
@@ -32,6 +35,7 @@ def lint(
     from edgeopt.formats.kinds import BY_SUFFIX, TFLITE
     from edgeopt.lint import errors, shortened
     from edgeopt.lint import lint as check
+    from edgeopt.reports import sarif as sarifs
 
     target = load_device(device, folders(devices))
     if not file.is_file():
@@ -47,6 +51,11 @@ def lint(
     except StageError as error:
         raise UsageError(error.message, fix=error.fix) from error
     wrong = errors(findings)
+    if sarif is not None:
+        try:
+            sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {sarif}: {error.strerror}", fix="give another file") from error
     if as_json:
         told = [finding.model_dump(mode="json") for finding in findings]
         typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": told}, indent=2))

@@ -96,12 +96,32 @@ def report(
         "artifacts/runs/latest"
     ),
     format: Annotated[str, typer.Option("--format", help="table, md, html, json, junit or csv.")] = "table",
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", help="Instead, write a page over time of all runs in this folder."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where that page goes (default: index.html there).")
+    ] = None,
 ) -> None:
-    """Show the report of an earlier run again."""
+    """Show the report of an earlier run again, or make the page of all runs of a folder.
+
+    'edgeopt optimize' keeps artifacts/runs/index.html up to date by itself; --index is for runs that were
+    put elsewhere, or came from CI.
+    """
     from edgeopt.cli.tables import show_report
     from edgeopt.errors import UsageError
     from edgeopt.reports import RENDERERS
 
+    if index is not None:
+        from edgeopt.reports.index import write_index
+
+        typer.echo(write_index(index, out))
+        return
+    if out is not None:
+        raise UsageError(
+            "--out belongs to --index", fix="redirect stdout: edgeopt report RUN --format html > FILE"
+        )
     found = read_report(run)
     if format == "table":
         show_report(found)

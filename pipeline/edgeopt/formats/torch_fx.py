@@ -49,25 +49,39 @@ def mapping_of(per_channel: bool, lifted: "GraphModule", exempt: set[str]) -> An
 
 
 def _activations(lifted: "GraphModule", exempt: set[str]) -> list[tuple[str, Any, int]]:
-    """Modules that stay in float, each with the activation that is its only reader.
+    """Modules that stay in float, each with the activation that is its only reader and stays as well.
 
-    An activation is told by its function and its place among the calls of that.
+    An activation is told by its function and its place among the calls of that. FX has fused Relus
+    with the layer before them by then: they are part of that layer, and do not count.
     """
+    import torch
     import torch.nn.functional as F
+
+    fusing = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
+    modules = dict(lifted.named_modules())
+
+    def fused(node: "Node") -> bool:
+        before = node.all_input_nodes[0] if node.target is F.relu else None
+        return (
+            before is not None
+            and before.op == "call_module"
+            and isinstance(modules[str(before.target)], fusing)
+            and len(before.users) == 1
+        )
 
     places: dict[Any, int] = {}
     place_of: dict[Any, int] = {}
     for node in lifted.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and not fused(node):
             place_of[node] = places.get(node.target, 0)
             places[node.target] = place_of[node] + 1
     found = []
     for node in lifted.graph.nodes:
         name = str(node.target)
         if node.op == "call_module" and name.removeprefix(torch_lifting.PREFIX) in exempt:
-            reader = next(iter(node.users)) if len(node.users) == 1 else None
-            fits = reader is not None and reader.target in (F.relu, F.relu6, F.hardtanh)
-            found.append((name, reader.target, place_of[reader]) if reader and fits else (name, None, 0))
+            reader = next(iter(node.users)) if len(node.users) == 1 else node
+            fits = reader in place_of and reader.target in (F.relu, F.relu6, F.hardtanh)
+            found.append((name, reader.target, place_of[reader]) if fits else (name, None, 0))
     return found
 
 

@@ -31,11 +31,11 @@ TITLE: Final = "org.opencontainers.image.title"
 LARGEST_MANIFEST: Final = 4 << 20
 """Bytes; what the distribution specification asks registries to accept at least."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _checked(value: str) -> str:
-    if not _DIGEST.fullmatch(value):
+    if not DIGEST.fullmatch(value):
         raise ValueError("expected sha256: and 64 hexadecimal digits")
     return value
 
@@ -49,7 +49,9 @@ class _Document(BaseModel):
 
     def encode(self) -> bytes:
         """The bytes that are stored: the same value gives the same bytes, and so the same digest."""
-        return (self.model_dump_json(by_alias=True, exclude_defaults=False, exclude_none=True) + "\n").encode()
+        return (
+            self.model_dump_json(by_alias=True, exclude_defaults=False, exclude_none=True) + "\n"
+        ).encode()
 
 
 Kind = TypeVar("Kind", bound=_Document)

@@ -56,4 +56,4 @@ class Remote(ABC):
 
     @abstractmethod
     def push_manifest(self, data: bytes, media_type: str, tags: Sequence[str] = ()) -> Descriptor:
-        """Store a manifest or index whose content is there, under its digest, then let ``tags`` point at it."""
+        """Store a manifest or index whose content is there, then let ``tags`` point at it."""

@@ -12,11 +12,20 @@ from functools import cache
 from importlib.resources import files
 
 from edgeopt.reports.pagedata import collect
-from edgeopt.reports.pagerows import cut
+from edgeopt.reports.pagefindings import cut
 from edgeopt.results import Report
 
-SCRIPTS = ("elements.js", "charts.js", "table.js", "details.js", "page.js")
-"""Parts of the page's own script, in the order in which they need each other."""
+SCRIPTS = (
+    "elements.js",
+    "theme.js",
+    "scales.js",
+    "charts.js",
+    "table.js",
+    "findings.js",
+    "details.js",
+    "page.js",
+)
+"""Parts of the report's own script, in the order in which they need each other."""
 LIBRARY = ("chart.LICENSE.md", "chart.umd.min.js")
 
 _PLACE = re.compile(r"\{\{ (\w+) \}\}")
@@ -25,17 +34,22 @@ _ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 def render(report: Report) -> str:
     """The page of a report, or of one device's part of it: the same report gives the same bytes."""
-    style, library, script = _assets()
+    return page("page.html", cut(report.recipe), SCRIPTS, collect(report))
+
+
+def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> str:
+    """A page from a file of ``page/``, with a script of several such files and what that script shows."""
+    style, library, script = _assets(scripts)
     parts = {
-        "title": html.escape(cut(report.recipe)),
+        "title": html.escape(title),
         "policy": _policy(scripts=(library, script), style=style),
         "style": style,
         "library": library,
         "script": script,
-        "data": as_script(collect(report)),
+        "data": as_script(data),
     }
     # In one pass: what was put in is not searched for places again.
-    return _PLACE.sub(lambda place: parts[place[1]], _read("page.html"))
+    return _PLACE.sub(lambda place: parts[place[1]], _read(template))
 
 
 def as_script(value: object) -> str:
@@ -44,10 +58,10 @@ def as_script(value: object) -> str:
 
 
 @cache
-def _assets() -> tuple[str, str, str]:
+def _assets(scripts: tuple[str, ...]) -> tuple[str, str, str]:
     """Style, chart library and script, as the page holds them."""
     licence, code = (_read(name) for name in LIBRARY)
-    own = "".join(_read(name) for name in SCRIPTS)
+    own = "".join(_read(name) for name in scripts)
     return _read("style.css"), f"/*!\n{licence}*/\n{code}", f'(() => {{\n"use strict";\n{own}}})();\n'
 
 

@@ -171,15 +171,16 @@ def _trials(rows: Sequence[Result]) -> list[str]:
     """What searches tried, the smallest file first."""
     lines: list[str] = []
     for row in rows:
-        if not row.trials:
+        tried = [trial for trial in row.trials if trial.status != "alone"]
+        if not tried:
             continue
         lines += [f"### What was tried for {text(row.variant)}.{row.format}", ""]
         lines += ["| trial | size | drop | agreement | SNR | | layers in higher precision |"]
         lines += ["|---|---:|---:|---:|---:|---|---|"]
-        for trial in sorted(row.trials, key=lambda trial: trial.size_bytes):
+        for trial in sorted(tried, key=lambda trial: trial.size_bytes):
             agreement = "" if trial.agreement is None else f"{trial.agreement:.1%}"
             snr = "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
-            mark = {"chosen": "**chosen**", "kept": "on the front", "dominated": ""}[trial.status]
+            mark = {"chosen": "**chosen**", "kept": "on the front"}.get(trial.status, "")
             lines.append(
                 f"| {text(trial.name)} | {trial.size_bytes:,} B | {trial.drop:.2%} | {agreement} | {snr} "
                 f"| {mark} | {text(', '.join(trial.raised))} |"

@@ -1,17 +1,23 @@
 """What the page shows of a report: text as people read it, numbers to sort and draw by."""
 
-from collections.abc import Iterable
-from typing import Any
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from edgeopt.reports.markdown import columns, primary_metric, show
-from edgeopt.reports.pagerows import SENTENCE, TRIALS, Data, cut, finite, measured, row_of, searches, trial_of
+from edgeopt.reports.pagefindings import Data, class_names, cut, files, finite, pictures
+from edgeopt.reports.pagerows import SENTENCE, measured, row_of, search_of, searches
 from edgeopt.results import UNITS, Measurement, Report, Result, Verdict
+
+DOCUMENT = 60_000
+"""Characters shown of a recipe."""
 
 
 def collect(report: Report) -> Data:
     """Everything the page's script needs, made of text, numbers, lists and mappings alone."""
     metric = primary_metric(report)
     shown = columns(report.results, metric)
+    names = [name for _, name in shown]
     judged = _judged(report.gates)
     source = report.source
     baseline = source.measurements.get(metric) if source is not None else None
@@ -26,13 +32,13 @@ def collect(report: Report) -> Data:
         },
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
         "rows": [
-            row_of(result, metric, [name for _, name in shown], judged.get(_key(result), ""))
+            row_of(result, metric, names, judged.get(_key(result), ""), diagnosis(report, result))
             for result in report.results
         ],
-        "searches": [
-            {"variant": cut(variant), "format": cut(form), "trials": list(map(trial_of, trials[:TRIALS]))}
-            for (variant, form), trials in searches(report).items()
-        ],
+        "searches": [search_of(*key, trials) for key, trials in searches(report).items()],
+        "files": files(report),
+        "labels": class_names(report.labels),
+        "thumbnails": pictures(report.thumbnails),
         "devices": [
             {"name": cut(device), "found": _flat(report.environment.get(device, {}))}
             for device in report.devices()
@@ -42,7 +48,18 @@ def collect(report: Report) -> Data:
         "run": _run(report),
         "notes": [cut(note, SENTENCE) for note in report.run.notes],
         "command": cut(report.run.command, SENTENCE),
+        "document": cut(report.run.document, DOCUMENT),
     }
+
+
+def diagnosis(report: Report, result: Result) -> str:
+    """The command that tells which layers of an artifact lose accuracy."""
+    try:
+        words = shlex.split(report.run.command)
+    except ValueError:  # a command of another hand
+        words = []
+    named = words[2] if len(words) > 2 and not words[2].startswith("-") else "recipe.yaml"
+    return shlex.join(["edgeopt", "diagnose", named, "--variant", result.variant, "--format", result.format])
 
 
 def higher_is_better(report: Report, metric: str) -> bool:
@@ -71,11 +88,32 @@ def _judged(verdicts: Iterable[Verdict]) -> dict[tuple[str, str, str], str]:
     return {_key(verdict): verdict.status for verdict in sorted(verdicts, key=_urgency, reverse=True)}
 
 
+class Judged(Protocol):
+    """What of a verdict decides how a run stands."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def blocks(self) -> bool: ...
+
+
+def standing(broken: bool, gates: Sequence[Judged]) -> tuple[str, str]:
+    """How a run stands, as a word for the style and a word for people."""
+    stopping = [gate for gate in gates if gate.blocks or gate.status == "fail"]
+    if broken:
+        return "broken", "Incomplete"
+    if any(gate.status == "fail" for gate in stopping):
+        return "fail", "Failed"
+    if stopping:
+        return "undecided", "Undecided"
+    return ("pass", "Passed") if gates else ("none", "Not judged")
+
+
 def _verdict(report: Report) -> Data:
     broken = sum(row.status != "ok" for row in report.results)
     if report.source is not None and report.source.status != "ok":
         broken += 1
-    stopping = [verdict for verdict in report.gates if verdict.blocks or verdict.status == "fail"]
     failed = sum(verdict.status == "fail" for verdict in report.gates)
     undecided = sum(verdict.status == "undecided" for verdict in report.gates)
     counts = [
@@ -83,19 +121,11 @@ def _verdict(report: Report) -> Data:
         f"{failed} of {len(report.gates)} gates failed" if failed else "",
         f"{undecided} of {len(report.gates)} gates undecided: too few samples" if undecided else "",
     ]
+    status, headline = standing(bool(broken), report.gates)
     told = [part for part in counts if part]
-    if broken:
-        status, headline = "broken", "Incomplete"
-    elif any(verdict.status == "fail" for verdict in stopping):
-        status, headline = "fail", "Failed"
-    elif stopping:
-        status, headline = "undecided", "Undecided"
-    elif report.gates:
-        status, headline = "pass", "Passed"
-        told = told or [f"{len(report.gates)} of {len(report.gates)} gates passed"]
-    else:
-        status, headline = "none", "Not judged"
-        told = ["the recipe has no gates"]
+    if not told:
+        passed = f"{len(report.gates)} of {len(report.gates)} gates passed"
+        told = [passed if report.gates else "the recipe has no gates"]
     return {
         "status": status,
         "headline": headline,

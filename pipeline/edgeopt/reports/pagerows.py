@@ -1,35 +1,24 @@
 """One artifact on one device as the page shows it, and the search behind it."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from edgeopt.reports.markdown import show
-from edgeopt.reports.plain import printable
+from edgeopt.reports.pagefindings import Data, classes, confusions, cut, finite, lost, sensitivity
 from edgeopt.results import Measurement, Report, Result, Trial
 
-NAME = 200
-"""Characters shown of a name; report.json has all of it. So for the following."""
 SENTENCE = 2000
+"""Characters shown of a sentence; report.json has all of it. So for the following."""
 LAYERS = 60
-FLIPS = 40
 TRIALS = 60
-CONFUSIONS = 8
 RAISED = 12
 
 SPREAD = ("latency_min_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms")
 
-Data = dict[str, Any]
 
-
-def cut(text: str, longest: int = NAME) -> str:
-    """Text without control characters, and not so long that it hides the rest of the page."""
-    told = printable(text)
-    return told if len(told) <= longest else f"{told[:longest]}… ({len(told):,} characters)"
-
-
-def row_of(result: Result, metric: str, shown: Sequence[str], judged: str) -> Data:
+def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagnose: str) -> Data:
+    """``diagnose``: the command that tells which layers of it lose accuracy."""
     found = result.measurements
     latency = "latency_p50_ms" if "latency_p50_ms" in found else "estimated_latency_ms"
     return {
@@ -60,7 +49,10 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str) -> Da
         ],
         "measurements": [measured(name, value) for name, value in found.items()],
         "layers": _layers(result),
-        "flips": _flips(result),
+        "flips": lost(result),
+        "classes": classes(result),
+        "confusions": confusions(result),
+        "diagnose": cut(diagnose, SENTENCE) if any(not hop.lossless for hop in result.hops) else "",
         "notes": [cut(note, SENTENCE) for note in result.notes],
         "facts": _facts(result),
     }
@@ -134,24 +126,20 @@ def _value(value: str | float | int | None) -> str | float | int | None:
     return cut(value) if isinstance(value, str) else value
 
 
-def finite(value: float) -> float | None:
-    """JSON knows neither infinity nor NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _flips(result: Result) -> Data | None:
-    if not result.flips:
-        return None
-    rows = [[flip.sample, flip.label, flip.answer, f"{flip.margin:.3g}"] for flip in result.flips[:FLIPS]]
-    confused = Counter((flip.label, flip.answer) for flip in result.flips)
-    often = [[*pair, count] for pair, count in confused.most_common(CONFUSIONS) if count > 1]
-    return {"rows": rows, "often": often, "count": len(result.flips)}
-
-
 def searches(report: Report) -> dict[tuple[str, str], tuple[Trial, ...]]:
     """Trials of each artifact, once: it is the same file on every device. The smallest file first."""
     found = {(row.variant, row.format): row.trials for row in report.results if row.trials}
     return {key: tuple(sorted(trials, key=lambda trial: trial.size_bytes)) for key, trials in found.items()}
+
+
+def search_of(variant: str, form: str, trials: Sequence[Trial]) -> Data:
+    """What a search tried for one artifact, and how sensitive each layer of it turned out to be."""
+    return {
+        "variant": cut(variant),
+        "format": cut(form),
+        "trials": [trial_of(trial) for trial in trials if trial.status != "alone"][:TRIALS],
+        "layers": sensitivity(trials),
+    }
 
 
 def trial_of(trial: Trial) -> Data:
@@ -168,7 +156,7 @@ def trial_of(trial: Trial) -> Data:
             "" if trial.agreement is None else f"{trial.agreement:.1%}",
             "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB",
             f"{trial.samples:,}" if trial.samples else "",
-            {"chosen": "chosen", "kept": "on the front", "dominated": ""}[trial.status],
+            {"chosen": "chosen", "kept": "on the front"}.get(trial.status, ""),
             cut(raised, SENTENCE),
         ],
     }

@@ -162,7 +162,13 @@ class _Fx:
         prepared = prepare_fx(copy.deepcopy(lifted), mapping, torch_specs.zeros(self.inputs))
         names = torch_fx.value_names(lifted, prepared)
         torch_ranges.give(prepared, self.ranges, lambda node: names[node.name])
-        converted = convert_fx(prepared)
+        try:
+            converted = convert_fx(prepared)
+        except RuntimeError as error:
+            raise StageError(
+                f"FX quantization cannot convert this choice of layers: {str(error).strip()}",
+                fix="choose other layers, or leave torchscript out for this variant",
+            ) from error
         torch_fx.refuse_float(lifted, converted, exempt)
         try:
             return torch_script.trace(converted, self.inputs)

@@ -4,26 +4,6 @@ const shapes = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
 const formats = distinct(report.rows.map((row) => row.format));
 const charts = [];
 
-// The stylesheet's colours as the current theme resolves them: a canvas knows no variables.
-const colour = (name) => {
-  const probe = part("said");
-  probe.style.color = `var(--${name})`;
-  const found = getComputedStyle(probe).color;
-  probe.style.color = "";
-  return found;
-};
-
-const share = (value) => `${(100 * value).toFixed(1)} %`;
-const accuracyText = (value, span) => (report.metric.share
-  ? `${(100 * value).toFixed(span < 0.02 ? 2 : span < 0.1 ? 1 : 0)} %` : Number(value.toPrecision(4)).toString());
-const sizeText = (value) => {
-  for (const [unit, factor] of [["MiB", 1 << 20], ["KiB", 1024]]) {
-    if (Math.abs(value) >= factor) return `${Number((value / factor).toPrecision(3))} ${unit}`;
-  }
-  return `${Math.round(value)} B`;
-};
-const timeText = (value) => `${Number(value.toPrecision(3))} ms`;
-
 // Points that no other beats in both: cheaper, or better.
 const front = (points) => {
   const sign = report.metric.higher ? 1 : -1;
@@ -47,30 +27,6 @@ const gather = (rows, cost) => {
   return [...points.values()];
 };
 
-const steps = [1, 2, 5];
-const even = (low, high, unit) => {
-  const rough = (high - low) / unit / 5 || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = unit * power * (steps.find((one) => one * power >= rough) ?? 10);
-  const first = Math.ceil(low / step);
-  return Array.from({ length: Math.max(0, Math.floor(high / step) - first + 1) }, (_, at) => (first + at) * step);
-};
-const doubling = (low, high) => {
-  const first = Math.ceil(Math.log2(low));
-  return Array.from({ length: Math.floor(Math.log2(high)) - first + 1 }, (_, at) => 2 ** (first + at));
-};
-const decades = (low, high) => {
-  const first = Math.floor(Math.log10(low));
-  return Array.from({ length: Math.floor(Math.log10(high)) - first + 1 }, (_, at) => steps.map((step) => step * 10 ** (first + at)))
-    .flat().filter((at) => at >= low && at <= high);
-};
-const ticks = (low, high, logarithmic, bytes) => {
-  if (!logarithmic) return even(low, high, !bytes || high < 1024 ? 1 : high < 1 << 20 ? 1024 : 1 << 20);
-  const found = bytes ? doubling(low, high) : decades(low, high);
-  const every = Math.ceil(found.length / 7);
-  return found.filter((_, at) => at % every === 0);
-};
-
 // A legend shows a format's shape filled, whatever its first point is.
 const legend = (chart) => Chart.defaults.plugins.legend.labels.generateLabels(chart).map((item) => (
   { ...item, fillStyle: item.strokeStyle, lineDash: chart.data.datasets[item.datasetIndex].borderDash ?? [] }));
@@ -79,8 +35,6 @@ const lines = (point) => {
   const shown = point.rows.slice(0, 4).map(address);
   return point.rows.length > 4 ? [...shown, `and ${point.rows.length - 4} more`] : shown;
 };
-const shorten = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
-
 class Front {
   // cost: "size" or "latency". choose: the row that a point stands for has been asked for.
   constructor({ id, title, cost, unit, choose, controls }) {
@@ -179,7 +133,7 @@ class Front {
             min: bottom - span * 0.08, max: top + span * 0.08,
             afterBuildTicks: (axis) => { axis.ticks = even(axis.min, axis.max, 1).map((value) => ({ value })); },
             title: { display: true, text: report.metric.name, ...text }, grid,
-            ticks: { ...text, callback: (value) => accuracyText(value, span) },
+            ticks: { ...text, callback: (value) => scoreText(value, span, report.metric.share) },
           },
         },
         plugins: {

@@ -2,7 +2,9 @@
 // hundreds of them.
 
 const within = (row) => {
-  const search = report.searches.find((one) => one.variant === row.variant && one.format === row.format);
+  const own = (one) => one.variant === row.variant && one.format === row.format;
+  const search = report.searches.find(own);
+  const file = report.files.find(own);
   const measured = row.measurements.length ? table(`Measurements of ${address(row)}`,
     [["measurement"], ["value", "number"], ["95 % interval", "number"], ["n", "number"]], row.measurements) : null;
   return [
@@ -10,9 +12,14 @@ const within = (row) => {
     row.notes.length ? make("ul", {}, row.notes.map((note) => make("li", {}, note))) : null,
     row.facts.length ? facts(row.facts) : null,
     make("div", { class: "pair" }, hops(row), measured),
-    search ? trials(search) : null,
-    row.layers ? layers(row) : null,
+    row.diagnose ? make("p", { class: "muted" }, "Which layers lose accuracy, and what to change: ", make("code", {}, row.diagnose)) : null,
+    row.spread ? ownTimes(row) : null,
     row.flips ? flips(row) : null,
+    row.classes ? make("div", { class: "pair" }, classes(row), confusions(row)) : null,
+    search && search.layers.length ? sensitivity(search) : null,
+    search && search.trials.length ? trials(search) : null,
+    file ? bytes(file) : null,
+    row.layers ? layers(row) : null,
     make("p", {}, make("a", { href: `#row-${row.at}` }, "Back to its row")),
   ];
 };
@@ -23,26 +30,11 @@ const hops = (row) => (row.hops.length ? table(
   row.hops.map((hop) => [hop.stage, hop.produced, hop.snr, hop.error, hop.agreement,
     hop.status === "ok" ? (hop.lossless ? "keeps outputs" : "") : make("span", {}, state(hop.status), hop.reason ? `: ${hop.reason}` : "")])) : null);
 
-const trials = (search) => table(
-  `What was tried for ${search.variant}.${search.format}, judged on the data that the search may use`,
-  [["trial"], ["size", "number"], ["drop", "number"], ["agreement", "number"], ["SNR", "number"], ["samples", "number"], [""],
-    ["layers in higher precision", "wide"]],
-  search.trials.map((trial) => [trial.name, ...trial.cells]), "tall");
-
 const layers = (row) => {
   const { titles, rows, count } = row.layers;
   const kinds = titles.map((_, at) => (rows.some((cells) => typeof cells[at] === "number") ? "number" : ""));
   const told = rows.length < count ? `, ${rows.length} of ${count}; report.json has all` : "";
   return table(`Operators of ${address(row)}${told}`, titles.map((title, at) => [title, kinds[at]]), rows, "tall");
-};
-
-const flips = (row) => {
-  const { rows, often, count } = row.flips;
-  const told = rows.length < count ? `${rows.length} of ${count}` : `${count}`;
-  return make("div", { class: "pair" },
-    table(`Samples lost on ${address(row)}, the most certain mistakes first (${told})`,
-      [["sample", "number"], ["label", "number"], ["answer", "number"], ["margin", "number"]], rows, "tall"),
-    often.length ? table("Classes taken for another, of the samples lost", [["label", "number"], ["answer", "number"], ["samples", "number"]], often) : null);
 };
 
 const summaryOf = (row) => {
@@ -61,19 +53,10 @@ const detailsOf = (row) => {
   return details;
 };
 
-// From the quickest run to the slowest, all branches of a device on one scale: a line for all runs, a bar from
-// the median to the 90th percentile, a tick at the 99th. The numbers stand beside it.
-const drawing = (name, attributes, ...children) => {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-};
-
-const distribution = (rows) => {
-  const timed = rows.filter((row) => row.spread);
-  if (!timed.length) return null;
-  const values = timed.flatMap((row) => row.spread.map((point) => point.value));
+// From the quickest run to the slowest, several branches on one scale: a line for all runs, a bar from the
+// median to the 90th percentile, a tick at the 99th. The numbers stand beside it.
+const strips = (caption, rows) => {
+  const values = rows.flatMap((row) => row.spread.map((point) => point.value));
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const logarithmic = low > 0 && high / low > 20;
   const scaled = (value) => (logarithmic ? Math.log(value / low) / Math.log(high / low) : value / (high || 1)) * 198 + 1;
@@ -84,12 +67,21 @@ const distribution = (rows) => {
       drawing("rect", { x: p50, width: Math.max(1.5, p90 - p50), y: 2, height: 10 }),
       drawing("line", { x1: p99, x2: p99, y1: 3, y2: 11 }));
   };
-  const inside = make("div", { class: "inside" }, table(
-    `Latency from the quickest run to the slowest${logarithmic ? ", on a logarithmic scale" : ""}: line all runs, bar p50 to p90, tick p99`,
+  return table(`${caption}${logarithmic ? ", on a logarithmic scale" : ""}: line all runs, bar p50 to p90, tick p99`,
     [["artifact", "line"], ["distribution", "wide"], ["min", "number"], ["p50", "number"], ["p90", "number"], ["p99", "number"], ["max", "number"]],
-    timed.map((row) => [`${row.variant}.${row.format}`, strip(row), ...row.spread.map((point) => point.text)])));
-  return make("details", {}, make("summary", {}, "How latency is distributed"), inside);
+    rows.map((row) => [`${row.variant}.${row.format}`, strip(row), ...row.spread.map((point) => point.text)]));
 };
+
+const distribution = (rows) => {
+  const timed = rows.filter((row) => row.spread);
+  if (!timed.length) return null;
+  return make("details", {}, make("summary", {}, "How latency is distributed"),
+    make("div", { class: "inside" }, strips("Latency from the quickest run to the slowest", timed)));
+};
+
+// Beside the float artifact of the same format, which is what it is compared with.
+const ownTimes = (row) => strips("How its latency is distributed", report.rows.filter((other) => other.spread
+  && other.device === row.device && other.format === row.format && (other === row || other.variant === "float")));
 
 const deviceSection = (device, at) => {
   const rows = report.rows.filter((row) => row.device === device.name);

@@ -36,3 +36,14 @@ const facts = (pairs) => make("dl", {}, pairs.map(([title, value]) => [make("dt"
 const distinct = (values) => [...new Set(values)];
 
 const labelled = (name, field) => make("span", { class: "field" }, make("label", { for: field.id }, name), field);
+
+const drawing = (name, attributes, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+};
+
+// A bar for a share of 0 to 1; of a negative one, as long, and in another colour.
+const bar = (share) => drawing("svg", { viewBox: "0 0 100 10", class: `bar ${share < 0 ? "less" : ""}`, "aria-hidden": "true", preserveAspectRatio: "none" },
+  drawing("rect", { width: 100 * Math.min(1, Math.abs(share)), height: 10 }));

@@ -1,6 +1,5 @@
 // Putting the page together.
 
-const root = document.documentElement;
 report.rows.forEach((row, at) => { row.at = at; });
 
 const fillVerdict = () => {
@@ -43,6 +42,10 @@ const fillMade = () => {
   section.append(facts([["recipe", report.recipe], ...report.run]),
     make("h3", {}, "To make it again"),
     make("div", { class: "command" }, make("code", { id: "command" }, report.command), copy));
+  if (report.document) {
+    section.append(make("details", {}, make("summary", {}, "The recipe as it was carried out"),
+      make("pre", { class: "code", tabindex: "0", "aria-label": "The recipe as it was carried out" }, report.document)));
+  }
   if (report.source) {
     section.append(make("h3", {}, "The untouched model"), make("div", { class: "pair" }, facts(report.source.facts),
       report.source.measurements.length ? table("Measurements of the untouched model",
@@ -54,24 +57,6 @@ const fillMade = () => {
 const fillContents = () => {
   const places = [["#branches", "Branches"], ...(report.gates.length ? [["#gates", "Gates"]] : []), ["#devices", "Devices"], ["#made", "How it was made"]];
   part("contents").append(...places.map(([to, name]) => make("a", { href: to }, name)));
-};
-
-// What follows the system until the button is pressed; then that choice is kept, where the browser keeps it.
-const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
-const remembered = (value) => {
-  try {
-    if (value) localStorage.setItem("edgeopt-theme", value);
-    return localStorage.getItem("edgeopt-theme");
-  } catch { return null; }
-};
-const paint = () => {
-  part("theme").textContent = dark() ? "Light colours" : "Dark colours";
-  for (const chart of charts) if (chart.rows) chart.show(chart.rows);
-};
-const setTheme = (theme) => {
-  if (theme) root.dataset.theme = theme;
-  else delete root.dataset.theme;
-  paint();
 };
 
 const fillFronts = (choose) => {
@@ -108,8 +93,6 @@ const follow = () => {
   else row.open();
 };
 
-const kept = remembered();
-if (kept === "dark" || kept === "light") root.dataset.theme = kept;
 fillVerdict();
 fillContents();
 const draw = fillFronts((row) => branches.go(row));
@@ -118,7 +101,7 @@ fillGates();
 part("devices").append(...report.devices.map(deviceSection));
 fillMade();
 branches.update();
-paint();
+themed(() => { for (const chart of charts) if (chart.rows) chart.show(chart.rows); });
 say("");
 follow();
 
@@ -128,9 +111,4 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest?.("a[href^='#']");
   if (link && link.hash === location.hash) follow();
 });
-part("theme").addEventListener("click", () => setTheme(remembered(dark() ? "light" : "dark") ?? (dark() ? "light" : "dark")));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-let printing;
-addEventListener("beforeprint", () => { printing = root.dataset.theme ?? ""; setTheme("light"); });
-addEventListener("afterprint", () => setTheme(printing));
 root.dataset.ready = Math.round(performance.now());

@@ -1,0 +1,295 @@
+"""``artifacts``: publish what a run made, and pull the right file for a device."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeopt.cli.options import AsJson, DeviceFolders, folders
+
+if TYPE_CHECKING:
+    from edgeopt.publish.places import Places
+
+app = typer.Typer(
+    help="Publish what a run made; pull the right file for a device, verified.", no_args_is_help=True
+)
+
+NAME_HELP = (
+    "NAME, NAME@VERSION or NAME:CHANNEL (default: :stable); or with its place, such as "
+    "oci://registry.example.com/team/kws:stable, file:///srv/models/kws, s3://bucket/kws, https://…"
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)]
+Library = Annotated[
+    Path | None,
+    typer.Option(
+        "--library",
+        help="Where releases are kept on this machine (default: artifacts/library).",
+        envvar="EDGEOPT_LIBRARY",
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is on this machine alone.")]
+Who = Annotated[str, typer.Option("--who", help="Whom to name in the record; nobody by default.")]
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            help="oci://HOST/NAME[:VERSION], s3://BUCKET/NAME or file:///FOLDER/NAME; default: the project "
+            "file's remote, or this machine alone.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Default: the recipe's name.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Default: the run's day and digest.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="KEY", help="Sign every bundle with this private key (PEM)."),
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="Promote it to a channel as well, if its gates hold.")
+    ] = None,
+    who: Who = "",
+    library: Library = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish every finished artifact of a run as one version, which never changes.
+
+    A bundle per artifact and device: the model, how to feed it, golden vectors, the firmware kit, where it
+    comes from. What was sent before an interruption is not sent again.
+    """
+    from edgeopt.cli.optimize import read_report
+    from edgeopt.cli.transfers import Transfer
+    from edgeopt.errors import UsageError
+    from edgeopt.publish.channels import promote as promoted
+    from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
+    from edgeopt.publish.release import make_release
+    from edgeopt.publish.transfer import bytes_of, mirror
+
+    report = read_report(run)
+    if channel is not None:
+        check_channel(channel)
+    places = places_of(library)
+    reference = parse(to) if to else None
+    if reference is not None and reference.remote is None:
+        raise UsageError(f"--to {to}: give a URL", fix="such as oci://registry.example.com/team/kws")
+    if reference is not None and reference.version and version and reference.version != version:
+        raise UsageError(
+            f"--to names version {reference.version}, --version {version}", fix="give one of them"
+        )
+    short = check_name(name) if name else reference.name if reference else as_name(report.recipe)
+    version = version or (reference.version if reference else None)
+    target = places.remote(reference or parse(short))
+    shelf = places.library(short)
+    with Transfer(f"making {short}") as transfer, shelf.locked(exclusive=False):
+        release = make_release(
+            run if run.is_dir() else run.parent,
+            report,
+            shelf,
+            name=short,
+            version=check_version(version) if version else None,
+            key=key,
+            who=who,
+            say=transfer.say,
+        )
+        if target is not None:
+            transfer.begin(f"pushing to {target.url}", bytes_of(release, shelf))
+            mirror(release, shelf, target, transfer.advance)
+    told = {
+        "name": short,
+        "version": release.version,
+        "digest": release.descriptor.digest,
+        "bundles": len(release.index.manifests),
+        "remote": target.url if target else None,
+    }
+    if not as_json:
+        place = target.url if target else f"{shelf.url} (this machine)"
+        typer.echo(f"{short}@{release.version}: {len(release.index.manifests)} bundles in {place}")
+        typer.echo(f"  {release.descriptor.digest}")
+    if channel is not None:
+        for place_of in (shelf, target) if target else (shelf,):
+            promoted(place_of, channel, release.version, who=who)
+        told["channel"] = channel
+        if not as_json:
+            typer.echo(f"  {short}:{channel} is now {release.version}")
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+
+
+@app.command()
+def pull(
+    name: Name,
+    device: Annotated[str, typer.Option("--device", help="The device it is for, or a device file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put it into.")],
+    variant: Annotated[str | None, typer.Option("--variant", help="Take this variant.")] = None,
+    format_name: Annotated[str | None, typer.Option("--format", help="Take this format.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature",
+            metavar="KEY",
+            help="Refuse what this public key (PEM) has not signed; default: as the project file says.",
+        ),
+    ] = None,
+    offline: Offline = False,
+    devices: DeviceFolders = None,
+    library: Library = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the artifact that suits a device, with all that firmware needs, verified before it is in place.
+
+    Exit code 0: it is in place. 1: a digest or the signature is wrong. 2: there is no such thing. 3: it could
+    not be fetched; what came is kept, and the next attempt goes on from there.
+    """
+    from edgeopt.cli.transfers import Transfer
+    from edgeopt.publish.names import parse
+    from edgeopt.publish.oci import read_manifest
+    from edgeopt.publish.pulling import described, pick, place
+    from edgeopt.publish.transfer import fetch_bundle, find_release
+
+    places = places_of(library)
+    reference = parse(name)
+    key = key or places.settings.require_signature
+    if key is not None:
+        from edgeopt.publish.signing import prepare
+
+        prepare()
+    source = places.source(reference, offline=offline)
+    shelf = places.library(reference.name)
+    with shelf.locked(exclusive=False):
+        release = find_release(source, reference)
+        wanted, board = described(device, folders(devices))
+        choice = pick(release.index, wanted, board, variant, format_name)
+        if source is not shelf and source.url != shelf.url:
+            manifest = read_manifest(source.manifest(choice.descriptor.digest), str(reference))
+            with Transfer(f"pulling {reference.name}@{release.version}") as transfer:
+                transfer.begin(
+                    f"pulling {reference.name}@{release.version}", sum(blob.size for blob in manifest.layers)
+                )
+                fetch_bundle(
+                    release,
+                    choice.descriptor,
+                    source,
+                    shelf,
+                    places.root / reference.name,
+                    transfer.advance,
+                )
+        pulled = place(release, choice, shelf, out, key=key)
+    contract = pulled.contract
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "folder": str(out),
+                    "file": contract.file.name,
+                    "version": release.version,
+                    "digest": release.descriptor.digest,
+                    "variant": contract.variant,
+                    "format": contract.format,
+                    "device": contract.device,
+                    "reason": choice.reason,
+                    "signature": "verified" if pulled.signed else "not asked for",
+                },
+                indent=2,
+            )
+        )
+        return
+    typer.echo(f"{out / contract.file.name}  {contract.file.size_bytes:,} bytes")
+    typer.echo(f"  {reference.name}@{release.version}, {contract.variant}.{contract.format}: {choice.reason}")
+    for other in choice.others[:4]:
+        typer.echo(
+            f"  also there: --variant {other.variant} --format {other.format} ({other.size_bytes:,} bytes)"
+        )
+    signature = "signature verified" if pulled.signed else "signature not asked for (--require-signature KEY)"
+    typer.echo(f"  digests verified, {signature}")
+
+
+@app.command("list")
+def list_releases(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help=NAME_HELP)] = None,
+    offline: Offline = False,
+    library: Library = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions of a name, newest first, and its channels; without a name, all on this machine."""
+    from edgeopt.publish.listing import versions
+    from edgeopt.publish.names import parse
+
+    places = places_of(library)
+    found = {}
+    for each in [name] if name else places.names():
+        reference = parse(each)
+        source = places.source(reference, offline=offline or name is None)
+        found[reference.name] = (source.url, versions(source))
+    if as_json:
+        told = [
+            {"name": known, "place": place, "versions": [row.model_dump() for row in rows]}
+            for known, (place, rows) in found.items()
+        ]
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for known, (place, rows) in found.items():
+        typer.echo(f"{known}  {place}")
+        for row in rows:
+            typer.echo(f"  {row}")
+    if not found:
+        typer.echo("nothing on this machine yet: edgeopt artifacts push RUN")
+
+
+@app.command()
+def show(name: Name, offline: Offline = False, library: Library = None, as_json: AsJson = False) -> None:
+    """Show one version: its bundles with what was measured, and the moves of its channels."""
+    from edgeopt.publish.channels import history, standing
+    from edgeopt.publish.names import parse
+    from edgeopt.publish.selecting import bundles
+    from edgeopt.publish.transfer import find_release
+
+    places = places_of(library)
+    reference = parse(name)
+    source = places.source(reference, offline=offline)
+    release = find_release(source, reference)
+    rows = bundles(release.index)
+    moves = {channel: history(source, channel) for channel in standing(source)}
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "name": reference.name,
+                    "version": release.version,
+                    "digest": release.descriptor.digest,
+                    "annotations": release.index.annotations,
+                    "bundles": [facts.model_dump() | {"digest": each.digest} for each, facts in rows],
+                    "channels": {key: [move.model_dump() for move in log] for key, log in moves.items()},
+                },
+                indent=2,
+            )
+        )
+        return
+    typer.echo(f"{reference.name}@{release.version}  {release.descriptor.digest}")
+    for key, value in sorted(release.index.annotations.items()):
+        typer.echo(f"  {key:<36} {value}")
+    for _, facts in rows:
+        told = ", ".join(f"{key} {value:.4g}" for key, value in facts.measurements.items())
+        typer.echo(
+            f"  {facts.variant + '.' + facts.format:<26} {facts.device:<20} {facts.size_bytes:>11,} bytes  "
+            f"gates {facts.gates:<4}  {told}"
+        )
+    for channel, log in moves.items():
+        typer.echo(f"  :{channel}")
+        for move in log:
+            typer.echo(f"    {move.when}  {move.action:<8} {move.version}  {move.who}".rstrip())
+
+
+def places_of(library: Path | None) -> "Places":
+    from edgeopt.pipeline import ARTIFACTS
+    from edgeopt.publish.places import Places
+    from edgeopt.publish.project import find_project
+
+    settings = find_project(Path.cwd())
+    return Places(library or settings.library or ARTIFACTS / "library", settings)

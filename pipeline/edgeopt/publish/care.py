@@ -1,0 +1,211 @@
+"""Care of ``artifacts/``: what may go, and whether what is there is sound.
+
+Three things grow: releases in the library, runs, and the store of finished work. The newest of each stay,
+and whatever a channel or a baseline refers to.
+"""
+
+import datetime
+import shutil
+import time
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from edgeopt.errors import EdgeoptError, VerificationError
+from edgeopt.publish.annotations import CREATED
+from edgeopt.publish.channels import history, standing, trodden
+from edgeopt.publish.names import is_version
+from edgeopt.publish.oci import INDEX, MODEL, Index, read_index, read_manifest
+from edgeopt.publish.places import Places
+from edgeopt.publish.remotes.layout import Layout
+from edgeopt.results import Report
+from edgeopt.store import Store
+
+UNFINISHED = 24 * 3600.0
+"""Seconds after which a run without a report is taken for one that was broken off, and finished work that
+no run has asked for is out of use."""
+
+
+class Garbage(NamedTuple):
+    """Something that may go."""
+
+    what: str
+    size_bytes: int
+
+
+class Fault(NamedTuple):
+    """Something that is not as it should be."""
+
+    where: str
+    what: str
+
+
+def collect(
+    places: Places,
+    runs: Path,
+    store: Path,
+    *,
+    keep_last: int,
+    keep_channels: bool = True,
+    held: Set[str] = frozenset(),
+    delete: bool = False,
+) -> list[Garbage]:
+    """What may go, and with ``delete`` goes: older than the last ``keep_last`` versions of a name and runs of
+    a recipe, and finished work that none of these runs used.
+
+    What a channel stands for always stays, and so does what holds an artifact of ``held`` (sha256, those that
+    baselines were measured on); with ``keep_channels`` also what a channel can be rolled back to. Others may
+    push, pull and run meanwhile.
+    """
+    found: list[Garbage] = []
+    for name in places.names():
+        found += _releases(name, places.library(name), keep_last, keep_channels, held, delete)
+    kept: list[float] = []
+    found += _runs(runs, keep_last, held, kept, delete)
+    found += _finished_work(store, min([*kept, time.time() - UNFINISHED]), delete)
+    return found
+
+
+def verify_all(places: Places, store: Path) -> list[Fault]:
+    """Read every byte of the library and of the store again and hold it against its digest."""
+    faults: list[Fault] = []
+    for name in places.names():
+        layout = places.library(name)
+        with layout.locked(exclusive=False):
+            faults += [Fault(name, str(problem)) for problem in _unsound(layout)]
+    if store.is_dir():
+        faults += [Fault("store", f"entry {key} is damaged") for key in Store(store).unsound()]
+    return faults
+
+
+def _releases(
+    name: str, layout: Layout, keep_last: int, keep_channels: bool, held: Set[str], delete: bool
+) -> list[Garbage]:
+    with layout.locked(exclusive=True):
+        tags = layout.tags()
+        versions: dict[str, Index] = {}
+        for tag in filter(is_version, tags):
+            found = layout.resolve(tag)
+            if found is not None:
+                versions[tag] = read_index(layout.manifest(found.digest), f"{name}@{tag}")
+        newest = sorted(versions, key=lambda tag: (versions[tag].annotations.get(CREATED, ""), tag))[::-1]
+        keep = set(newest[:keep_last])
+        for channel, move in standing(layout).items():
+            moves = trodden(history(layout, channel)) if keep_channels else [move]
+            keep |= {each.version for each in (*moves, move)}
+        keep |= {tag for tag, index in versions.items() if held & _models(layout, index)}
+        gone = [tag for tag in newest if tag not in keep]
+        needed: set[str] = set()
+        for tag in tags:
+            if tag not in gone and (found := layout.resolve(tag)):
+                needed |= set(_reachable(layout, found.digest, found.media_type))
+        garbage = [Garbage(f"{name}@{tag}", 0) for tag in gone]
+        loose = [digest for digest in layout.blobs() if digest not in needed]
+        size = sum(layout.size(digest) for digest in loose)
+        if loose:
+            garbage.append(Garbage(f"{name}: {len(loose)} blobs that nothing refers to", size))
+        if delete:
+            for tag in gone:
+                layout.delete_ref(tag)
+            for digest in loose:
+                layout.delete_blob(digest)
+        return garbage
+
+
+def _models(layout: Layout, index: Index) -> set[str]:
+    """sha256 of the model files of a release, as far as its bundles are here."""
+    return {
+        layer.digest.removeprefix("sha256:")
+        for bundle in index.manifests
+        if layout.has(bundle.digest)
+        for layer in read_manifest(layout.manifest(bundle.digest), bundle.digest).layers
+        if layer.media_type == MODEL
+    }
+
+
+def _reachable(layout: Layout, digest: str, media_type: str) -> Iterator[str]:
+    if not layout.has(digest):
+        return  # of a release that was pulled, the bundles for other devices are elsewhere
+    yield digest
+    if media_type == INDEX:
+        for bundle in read_index(layout.manifest(digest), digest).manifests:
+            yield from _reachable(layout, bundle.digest, bundle.media_type)
+        return
+    manifest = read_manifest(layout.manifest(digest), digest)
+    for blob in (manifest.config, *manifest.layers):
+        yield blob.digest
+
+
+def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete: bool) -> list[Garbage]:
+    """Runs that may go; when those that stay began is added to ``kept``."""
+    by_recipe: dict[str, list[tuple[float, Path, bool]]] = {}
+    garbage: list[tuple[Path, str]] = []
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            report = Report.model_validate_json((folder / "report.json").read_bytes())
+            began = datetime.datetime.fromisoformat(report.run.started).timestamp()
+        except (OSError, ValidationError, ValueError):
+            if time.time() - folder.stat().st_mtime > UNFINISHED:
+                garbage.append((folder, f"run {folder.name}, which was not finished"))
+            else:
+                kept.append(folder.stat().st_mtime - UNFINISHED)
+            continue
+        used = any(row.artifact and row.artifact.digest in held for row in report.results)
+        by_recipe.setdefault(report.recipe, []).append((began, folder, used))
+    for found in by_recipe.values():
+        for position, (began, folder, used) in enumerate(sorted(found, reverse=True)):
+            if position < keep_last or used:
+                kept.append(began)
+            else:
+                garbage.append((folder, f"run {folder.name}"))
+    told = [Garbage(what, _size(folder)) for folder, what in garbage]
+    for folder, _ in garbage if delete else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    return told
+
+
+def _finished_work(root: Path, before: float, delete: bool) -> list[Garbage]:
+    """Entries of the store that were last used before the oldest run that stays began."""
+    if not root.is_dir():
+        return []
+    store = Store(root)
+    old = store.unused_since(before)
+    size = sum(_size(folder) for folder in old.values())
+    if delete:
+        for key in old:
+            store.remove(key)
+    return [Garbage(f"store: {len(old)} entries that these runs did not use", size)] if old else []
+
+
+def _unsound(layout: Layout) -> Iterator[EdgeoptError]:
+    """Every fault of one library: damaged content, and tags that point at nothing."""
+    for digest in layout.blobs():
+        try:
+            layout.check(digest)
+        except VerificationError as error:
+            yield error
+    for tag in layout.tags():
+        try:
+            found = layout.resolve(tag)
+            if found is None or not layout.has(found.digest):
+                yield VerificationError(f"{tag} points at nothing")
+                continue
+            for digest in _reachable(layout, found.digest, found.media_type):
+                if not layout.has(digest):
+                    yield VerificationError(f"{tag} needs {digest}, which is not there")
+        except EdgeoptError as error:
+            yield error
+    try:
+        for channel, move in standing(layout).items():
+            if layout.resolve(move.version) is None:
+                yield VerificationError(f"channel {channel} stands for {move.version}, which is not there")
+    except EdgeoptError as error:
+        yield error
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,210 @@
+"""The firmware kit: a TFLite model as C and C++ that an embedded project can compile as it is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.device import operator_tables
+from edgeopt.errors import CannotRunError
+from edgeopt.model import Array, TensorSpec
+from edgeopt.publish.c_arrays import c_type, float_literal, hexadecimal, literals
+from edgeopt.publish.c_names import identifier
+from edgeopt.publish.contract import Contract
+from edgeopt.publish.preprocess_c import InputCode, input_code
+from edgeopt.publish.rendering import render
+from edgeopt.publish.vectors import Vectors
+
+FOLDER = "firmware"
+BUDGET = 64
+"""KiB of flash that golden vectors may take; one is always kept."""
+MOST = 99
+"""Vectors and tensors that a code of the self-test can name."""
+RUNTIMES = ("tflm", "vela")
+"""What runs on, or compiles for, a microcontroller."""
+
+_NAMES = {
+    "CUMSUM": "CumSum",
+    "PADV2": "PadV2",
+    "BATCH_MATMUL": "BatchMatMul",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
+    "TFLite_Detection_PostProcess": "DetectionPostprocess",
+    "CIRCULAR_BUFFER": "CircularBuffer",
+    "TFLM_DECODE": "Decode",
+    "ethos-u": "EthosU",
+}
+"""Operators whose method in TFLM's ``MicroMutableOpResolver`` is not made of their words."""
+
+
+@dataclass(frozen=True)
+class OutputCode:
+    """One output, as the templates need it."""
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    elements: int
+    type: str
+    quantized: bool
+    step: str
+    zero_point: int
+    difference: str
+    """Type of C in which two answers are subtracted."""
+    tolerance: str
+
+
+@dataclass(frozen=True)
+class _RawCode:
+    type: str
+    samples: list[list[str]]
+
+
+def write_kit(
+    folder: Path, contract: Contract, model: bytes, vectors: Vectors | None, *, variables: int = 0
+) -> list[Path]:
+    """Write the kit to ``folder``; returns its files. ``variables``: resource variables of the model.
+
+    Raises:
+        CannotRunError: the model has a type or an operator for which there is no C code.
+    """
+    prefix = identifier(contract.name)
+    codes = inputs(contract, vectors)
+    kept = _kept(vectors) if vectors is not None else 0
+    results = outputs(contract, vectors)
+    sources = ["model_data.c", "preprocess.c"]
+    wanted = ["model_data.h", "model_contract.h", "preprocess.h", "op_resolver.h", "main_tflm.cc"]
+    if kept:
+        sources += ["golden_vectors.c", "self_test.c"]
+        wanted += ["golden_vectors.h", "self_test.h"]
+    values: dict[str, Any] = {
+        "p": prefix,
+        "P": prefix.upper(),
+        "contract": contract,
+        "golden": contract.golden,
+        "inputs": codes,
+        "outputs": results,
+        "data": hexadecimal(model),
+        "methods": [resolver_method(kind) for kind in contract.operators],
+        "vectors": kept,
+        "budget": BUDGET,
+        "variables": variables,
+        "missing": contract.notes[0] if contract.notes else "",
+        "sources": sources,
+        **_samples(vectors, kept, codes),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in [*sources, *wanted, "CMakeLists.txt"]:
+        path = folder / name
+        path.write_text(render(name, **values), "utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def write_preprocessing(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
+    """Write the part of the kit that any C or C++ program can use: contract and preprocessing."""
+    prefix = identifier(contract.name)
+    values: dict[str, Any] = {
+        "p": prefix,
+        "P": prefix.upper(),
+        "contract": contract.model_copy(update={"arena": None, "operators": (), "labels": ()}),
+        "inputs": inputs(contract, vectors),
+        "outputs": outputs(contract, vectors),
+    }
+    written = []
+    for name in ("model_contract.h", "preprocess.h", "preprocess.c"):
+        path = folder / name
+        path.write_text(render(name, **values), "utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def inputs(contract: Contract, vectors: Vectors | None) -> list[InputCode]:
+    """The code of every input."""
+    raw = vectors.raw if vectors is not None else ()
+    return [
+        input_code(
+            index,
+            spec,
+            shape_of(spec, vectors.inputs[index] if vectors is not None else None),
+            raw[index][0] if raw else None,
+            contract.preprocessing,
+        )
+        for index, spec in enumerate(contract.inputs)
+    ]
+
+
+def outputs(contract: Contract, vectors: Vectors | None) -> list[OutputCode]:
+    """The code of every output."""
+    found = []
+    for index, spec in enumerate(contract.outputs):
+        shape = shape_of(spec, vectors.outputs[index] if vectors is not None else None)
+        ctype = c_type(spec.dtype, f"output {spec.name!r}")
+        golden = contract.golden
+        tolerance = str(golden.tolerance) if golden is not None else "0"
+        if golden is not None and ctype in ("float", "double"):
+            tolerance = float_literal(golden.tolerance * golden.units[index])
+        found.append(
+            OutputCode(
+                spec=spec,
+                shape=(1, *shape),
+                elements=prod(shape),
+                type=ctype,
+                quantized=spec.scale is not None and ctype not in ("float", "double"),
+                step=float_literal(spec.scale or 1.0),
+                zero_point=spec.zero_point or 0,
+                difference=ctype if ctype in ("float", "double") else "int64_t",
+                tolerance=tolerance,
+            )
+        )
+    return found
+
+
+def shape_of(spec: TensorSpec, seen: Array | None) -> tuple[int, ...]:
+    """The shape of one sample; what the model leaves open is as in the golden vectors, or 1."""
+    if seen is not None:
+        return tuple(int(size) for size in seen.shape[1:])
+    return tuple(1 if size is None else size for size in spec.shape[1:])
+
+
+def resolver_method(kind: str) -> str:
+    """The method of ``MicroMutableOpResolver`` that adds an operator.
+
+    Raises:
+        CannotRunError: TFLM has no such operator.
+    """
+    table = json.loads(operator_tables()["tflite-micro"].read_text("utf-8"))
+    if kind not in table["operators"] and kind not in table["custom"] and kind != "ethos-u":
+        raise CannotRunError(
+            f"TensorFlow Lite Micro has no operator {kind}",
+            fix="'edgeopt lint' names what stands in the way on a device",
+        )
+    if kind in table["custom"] and kind not in _NAMES:
+        return f"Add{kind.removeprefix('Signal')}"
+    words = (word.capitalize().replace("2d", "2D") for word in kind.split("_"))
+    return f"Add{_NAMES.get(kind) or ''.join(words)}"
+
+
+def _kept(vectors: Vectors) -> int:
+    """Vectors that fit the budget."""
+    arrays = (*vectors.raw, *vectors.inputs, *vectors.outputs)
+    size = sum(int(array[0].nbytes) for array in arrays)
+    return max(1, min(vectors.samples, MOST, BUDGET * 1024 // max(size, 1)))
+
+
+def _samples(vectors: Vectors | None, kept: int, codes: Sequence[InputCode]) -> dict[str, Any]:
+    """The values of the golden vectors as C writes them."""
+    if vectors is None:
+        return {"raw": [], "golden_inputs": [], "golden_outputs": []}
+    raw = [
+        _RawCode(code.raw_type, [literals(np.asarray(array[index])) for index in range(kept)])
+        for code, array in zip(codes, vectors.raw, strict=False)
+    ]
+    return {
+        "raw": raw,
+        "golden_inputs": [[literals(a[index]) for a in vectors.inputs] for index in range(kept)],
+        "golden_outputs": [[literals(a[index]) for a in vectors.outputs] for index in range(kept)],
+    }

@@ -1,0 +1,55 @@
+"""What there is of a name: its versions, and which channels stand for them."""
+
+from pydantic import BaseModel, ConfigDict
+
+from edgeopt.publish.annotations import CREATED, FAILED, GATES, SIGNED
+from edgeopt.publish.channels import standing
+from edgeopt.publish.names import is_version
+from edgeopt.publish.oci import read_index
+from edgeopt.publish.remote import Remote
+
+
+class Version(BaseModel):
+    """One version, as far as its index tells."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    digest: str
+    created: str
+    bundles: int
+    gates: str
+    failed: str
+    signed: bool
+    channels: tuple[str, ...]
+
+    def __str__(self) -> str:
+        marks = " ".join(f":{channel}" for channel in self.channels)
+        signed = "signed" if self.signed else "not signed"
+        line = f"{self.version:<24} {self.created[:16]:<17} {self.bundles:>3} bundles  gates {self.gates:<5} "
+        return f"{line}{signed:<11} {marks}".rstrip()
+
+
+def versions(remote: Remote) -> list[Version]:
+    """All versions, the newest first."""
+    stands = {channel: move.version for channel, move in standing(remote).items()}
+    found = []
+    for tag in filter(is_version, remote.tags()):
+        descriptor = remote.resolve(tag)
+        if descriptor is None:
+            continue  # another process has just collected it
+        index = read_index(remote.manifest(descriptor.digest), f"{remote.url}@{tag}")
+        told = index.annotations
+        found.append(
+            Version(
+                version=tag,
+                digest=descriptor.digest,
+                created=told.get(CREATED, ""),
+                bundles=len(index.manifests),
+                gates=told.get(GATES, "unknown"),
+                failed=told.get(FAILED, ""),
+                signed=SIGNED in told,
+                channels=tuple(channel for channel, version in stands.items() if version == tag),
+            )
+        )
+    return sorted(found, key=lambda each: (each.created, each.version), reverse=True)

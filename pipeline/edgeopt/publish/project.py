@@ -1,0 +1,64 @@
+"""Where a project keeps its releases, and whose signature it asks for: ``edgeopt.toml``.
+
+[artifacts]
+remote = "oci://registry.example.com/models"     # NAME is looked up below it
+require_signature = "keys/release.pub"            # a path relative to this file
+"""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeopt.errors import UsageError
+from edgeopt.registry import nearest
+
+FILE = "edgeopt.toml"
+
+
+class Artifacts(BaseModel):
+    """The part of a project file about releases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    remote: str | None = Field(None, description="URL below which the names of releases lie")
+    require_signature: Path | None = Field(None, description="public key whose signature is asked for")
+    library: Path | None = Field(None, description="where releases are kept here; default: artifacts/library")
+    baselines: tuple[Path, ...] = Field((), description="baseline files whose artifacts are never collected")
+
+
+def find_project(start: Path) -> Artifacts:
+    """The settings of the nearest ``edgeopt.toml`` in ``start`` or above it; defaults without one.
+
+    Raises:
+        UsageError: the file is wrong, naming the file and the key.
+    """
+    for folder in (start.resolve(), *start.resolve().parents):
+        file = folder / FILE
+        if file.is_file():
+            return _read(file)
+    return Artifacts()
+
+
+def _read(file: Path) -> Artifacts:
+    try:
+        document = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from error
+    unknown = sorted(set(document) - {"artifacts"})
+    if unknown:
+        raise UsageError(f"{file}: unknown table {unknown[0]!r}", fix="it has one table: [artifacts]")
+    try:
+        found = Artifacts.model_validate(document.get("artifacts", {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][-1])
+        hint = nearest(key, list(Artifacts.model_fields)) if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"{file}: artifacts.{key}: {first['msg'].lower()}{hint}") from error
+    return found.model_copy(
+        update={
+            "require_signature": found.require_signature and file.parent / found.require_signature,
+            "library": found.library and file.parent / found.library,
+            "baselines": tuple(file.parent / each for each in found.baselines),
+        }
+    )

@@ -1,0 +1,180 @@
+"""Pulling: find the release, pick what suits the device, fetch, verify, and only then put it in its place."""
+
+import ctypes
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeopt.device import Device, known_devices, load_device
+from edgeopt.errors import CannotRunError, UsageError, VerificationError
+from edgeopt.lint import limits_of
+from edgeopt.model import file_digest
+from edgeopt.publish.contract import FILE, Contract, read_contract
+from edgeopt.publish.oci import (
+    KIT,
+    MODEL,
+    TITLE,
+    Index,
+    read_manifest,
+)
+from edgeopt.publish.remote import Remote
+from edgeopt.publish.selecting import Choice, choose
+from edgeopt.publish.transfer import Release
+from edgeopt.publish.unpacking import check_name, unpack
+
+EXCHANGE = 2
+"""``RENAME_EXCHANGE`` of renameat2(2)."""
+HERE = -100
+"""``AT_FDCWD``: paths are relative to the working directory."""
+
+
+class Pulled(NamedTuple):
+    """A bundle in its place."""
+
+    folder: Path
+    contract: Contract
+    choice: Choice
+    signed: bool
+
+
+def pick(
+    index: Index, wanted: str, device: Device | None, variant: str | None, format_name: str | None
+) -> Choice:
+    """The bundle for a device; see ``choose``."""
+    operators = None
+    if device is not None and device.operators is not None:
+        limits = limits_of(device.operators)
+        if limits.missing == "error":
+            operators = frozenset((*limits.operators, *limits.custom))
+    return choose(index, wanted, device, variant=variant, format_name=format_name, operators=operators)
+
+
+def place(release: Release, choice: Choice, library: Remote, out: Path, *, key: Path | None = None) -> Pulled:
+    """Put a bundle that the library holds into ``out``: verified whole, or not at all.
+
+    An earlier bundle in ``out`` is replaced in one step. Any other folder with something in it is refused.
+
+    Raises:
+        UsageError: ``out`` holds something else.
+        VerificationError: a digest or the signature is not right.
+        CannotRunError: no space, or no permission.
+    """
+    if out.exists() and not _replaceable(out):
+        raise UsageError(
+            f"{out} holds something that was not pulled", fix="give an empty or new folder with --out DIR"
+        )
+    stage = out.parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        stage.mkdir()
+        contract = _unpacked(release, choice, library, stage)
+        if key is not None:
+            from edgeopt.publish.signing import verify
+
+            verify(stage, key)
+        _exchange(stage, out)
+    except OSError as error:
+        told = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise CannotRunError(
+            f"cannot write {out}: {told}; nothing there was changed", fix="give another folder with --out DIR"
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return Pulled(out, contract, choice, key is not None)
+
+
+def check_folder(folder: Path) -> Contract:
+    """Hold every file of a bundle's folder against what its manifest.json says.
+
+    Raises:
+        VerificationError: a file is missing, changed, or not listed; each is named.
+    """
+    try:
+        text = (folder / FILE).read_bytes()
+    except OSError as error:
+        raise VerificationError(f"{folder} is no bundle: it has no {FILE}", fix="pull it again") from error
+    contract = read_contract(text, str(folder / FILE))
+    for told in (contract.file, *contract.files):
+        file = folder / told.name
+        if not file.is_file():
+            raise VerificationError(f"{folder}: {told.name} is missing", fix="pull it again")
+        if file_digest(file) != told.sha256:
+            raise VerificationError(f"{folder}: {told.name} is not as it was published", fix="pull it again")
+    return contract
+
+
+def _unpacked(release: Release, choice: Choice, library: Remote, stage: Path) -> Contract:
+    where = f"{release.name}@{release.version}"
+    manifest = read_manifest(library.manifest(choice.descriptor.digest), where)
+    layers = {layer.media_type: layer for layer in manifest.layers}
+    if set(layers) != {MODEL, KIT} or len(manifest.layers) != 2:
+        raise VerificationError(
+            f"{where}: a bundle has a model and a kit, this has {len(manifest.layers)} layers"
+        )
+    kit = stage.with_name(f"{stage.name}.zip")
+    try:
+        library.fetch(layers[KIT], kit)
+        unpack(kit, stage)
+    finally:
+        kit.unlink(missing_ok=True)
+    name = check_name(layers[MODEL].annotations.get(TITLE, ""))
+    if (stage / name).exists():
+        raise VerificationError(f"{where}: its kit holds another {name}")
+    library.fetch(layers[MODEL], stage / name)
+    contract = check_folder(stage)
+    if (contract.name, contract.version) != (release.name, release.version):
+        told = f"{contract.name}@{contract.version}"
+        raise VerificationError(f"{where} holds a bundle of {told}: it was moved there, or tampered with")
+    facts = choice.facts
+    if (contract.variant, contract.format, contract.device) != (facts.variant, facts.format, facts.device):
+        raise VerificationError(f"{where}: the bundle is not the one that its index describes")
+    return contract
+
+
+def _replaceable(folder: Path) -> bool:
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return not any(folder.iterdir()) or (folder / FILE).is_file()
+
+
+def _sweep(out: Path) -> None:
+    """Remove what processes that are gone were putting together for this place."""
+    for left in out.parent.glob(f".{out.name}.*-????????*"):
+        pid = left.name.removeprefix(f".{out.name}.").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+            left.unlink(missing_ok=True) if left.is_file() else None
+
+
+def _exchange(stage: Path, out: Path) -> None:
+    """Put ``stage`` in the place of ``out``, which is what it was or what it shall be at every moment."""
+    if not out.exists():
+        stage.rename(out)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    if swap is not None and swap(HERE, os.fsencode(stage), HERE, os.fsencode(out), EXCHANGE) == 0:
+        return  # what was there before is now the stage, and is removed with it
+    # A file system or kernel that cannot exchange: for a moment there is nothing, never half of something.
+    old = stage.with_name(f"{stage.name}.old")
+    out.rename(old)
+    stage.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def described(device: str, folders: Sequence[Path]) -> tuple[str, Device | None]:
+    """The name of a device, and what its file says; None for one that only the release knows.
+
+    Raises:
+        UsageError: its file is wrong, or it is a path and there is no such file.
+    """
+    is_file = device.endswith((".yaml", ".yml")) or os.sep in device
+    if not is_file and device not in known_devices(folders):
+        return device, None
+    found = load_device(device, folders)
+    return found.name, found

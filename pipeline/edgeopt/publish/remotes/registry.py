@@ -1,0 +1,257 @@
+"""A repository of an OCI registry, over the OCI distribution specification 1.1."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from edgeopt.errors import RemoteError, VerificationError
+from edgeopt.publish.oci import INDEX, LARGEST_MANIFEST, MANIFEST, Descriptor, describe, digest_of_bytes
+from edgeopt.publish.remote import Progress, Remote, silent
+from edgeopt.publish.remotes.authority import StoredLogin
+from edgeopt.publish.remotes.credentials import DOCKER_HUB
+from edgeopt.publish.remotes.http import Http, Upload
+from edgeopt.publish.remotes.names import check_digest, check_reference, is_digest, is_loopback
+from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
+from edgeopt.publish.remotes.transfer import TransientError, explained, mismatch, receive
+
+if TYPE_CHECKING:
+    from requests import Response
+
+_ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}"}
+_OCTETS = {"Content-Type": "application/octet-stream"}
+_LARGEST_LIST = 16 << 20
+_PAGES = 10_000
+_REMEMBERED = 64
+
+
+class Registry(Remote):
+    """One repository of a registry.
+
+    ``host`` is ``name[:port]``; ``secure`` says whether TLS is spoken: by default yes, but on the loopback.
+    The answers to who is there come from what ``docker login`` stored, when they are asked for.
+    """
+
+    def __init__(
+        self, host: str, repository: str, *, secure: bool | None = None, patience: Patience | None = None
+    ) -> None:
+        import oras.provider
+
+        loopback = is_loopback(host)
+        secure = not loopback if secure is None else secure
+        self.url = f"oci://{host}/{repository}"
+        self._host = host
+        self._origin = f"{'https' if secure else 'http'}://{_api_host(host)}".lower()
+        self._base = f"{self._origin}/v2/{repository}"
+        provider = oras.provider.Registry(hostname=host, insecure=not secure)
+        # A ~/.netrc would overrule what docker login stored; on the loopback there is no proxy.
+        provider.session.auth = lambda request: request
+        provider.session.trust_env = not loopback
+        self._http = Http(provider.session, host, patience or usual_patience())
+        self._login = self._http.authority = StoredLogin(host, self._origin, provider, self._http)
+        self._manifests: dict[str, tuple[bytes, str]] = {}
+
+    def tags(self) -> list[str]:
+        found: set[str] = set()
+        url: str | None = f"{self._base}/tags/list?n=1000"
+        seen: set[str] = set()
+        while url and url not in seen and len(seen) < _PAGES:
+            seen.add(url)
+            response, data = self._http.document(url, limit=_LARGEST_LIST)
+            if response.status_code == 404:
+                break
+            self._expect(response, (200,), "its tags", data)
+            found.update(self._names(data))
+            following = response.links.get("next", {}).get("url")
+            url = self._same_server(urljoin(url, following)) if following else None
+        return sorted(found)
+
+    def resolve(self, reference: str) -> Descriptor | None:
+        check_reference(reference)
+        answer = self._manifest(reference)
+        if answer is None:
+            return None
+        data, media_type = answer
+        return describe(data, media_type)
+
+    def manifest(self, digest: str) -> bytes:
+        answer = self._manifests.get(digest) or self._manifest(digest)
+        if answer is None:
+            raise self._absent(digest)
+        return answer[0]
+
+    def has(self, digest: str) -> bool:
+        response = self._http.request("HEAD", f"{self._base}/blobs/{check_digest(digest)}")
+        if response.status_code == 404:
+            return False
+        self._expect(response, (200,), digest)
+        return True
+
+    def fetch(self, blob: Descriptor, target: Path, progress: Progress = silent) -> None:
+        url = f"{self._base}/blobs/{blob.digest}"
+
+        def open_at(offset: int) -> tuple[int, Iterator[bytes]]:
+            response, start, pieces = self._http.open_blob(url, blob, offset)
+            if response.status_code == 404:
+                raise self._absent(blob.digest)
+            self._expect(response, (200, 206), blob.digest)
+            return start, pieces
+
+        receive(blob, target, open_at, self._host, progress, Attempts(self._http.patience).again)
+
+    def push_blob(self, blob: Descriptor, source: Path | bytes, progress: Progress = silent) -> None:
+        if self.has(blob.digest):
+            progress(blob.size)
+            return
+        attempts = Attempts(self._http.patience)
+        while True:
+            with _opened(source) as (file, size):
+                if size != blob.size:
+                    raise mismatch(blob.digest, "what is pushed", f"it has {size} bytes, not {blob.size}")
+                try:
+                    return self._upload(blob, file, progress)
+                except TransientError as failure:
+                    progress(-file.tell())
+                    attempts.again(failure)
+
+    def push_manifest(self, data: bytes, media_type: str, tags: Sequence[str] = ()) -> Descriptor:
+        digest = digest_of_bytes(data)
+        for reference in tags or (digest,):
+            check_reference(reference)
+            url = f"{self._base}/manifests/{reference}"
+            response = self._http.request("PUT", url, {"Content-Type": media_type}, data=data)
+            self._expect(response, (201,), f"the manifest {reference}")
+            self._same_digest(response, digest, reference)
+        self._remember(digest, data, media_type)
+        return describe(data, media_type)
+
+    def _upload(self, blob: Descriptor, file: BinaryIO, progress: Progress) -> None:
+        """Open an upload and send all of it; the registry checks the digest."""
+        response = self._http.once("POST", f"{self._base}/blobs/uploads/", data=b"")
+        self._expect(response, (202,), f"an upload to {self.url}")
+        place = response.headers.get("Location")
+        if not place:
+            raise RemoteError(f"{self._host} opens an upload and does not say where", fix="report it there")
+        place = self._same_server(urljoin(response.url, place))
+        place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": blob.digest})
+        body = Upload(file, blob.size, progress)
+        response = self._http.once("PUT", place, _OCTETS, data=body)
+        if response.status_code == 400 and _digest_of(file) != blob.digest:
+            raise mismatch(blob.digest, "what is pushed", "its bytes have another digest")
+        self._expect(response, (201,), blob.digest)
+
+    def _manifest(self, reference: str) -> tuple[bytes, str] | None:
+        """The bytes and the media type of a manifest; None if it is not there."""
+        url = f"{self._base}/manifests/{reference}"
+        response, data = self._http.document(url, _ACCEPT, limit=LARGEST_MANIFEST)
+        if response.status_code == 404:
+            return None
+        self._expect(response, (200,), f"the manifest {reference}", data)
+        if len(data) > LARGEST_MANIFEST:
+            raise VerificationError(
+                f"the manifest {reference} in {self.url} is longer than {LARGEST_MANIFEST} bytes",
+                fix="it is no release: look at what was pushed there",
+            )
+        digest = digest_of_bytes(data)
+        if is_digest(reference) and digest != reference:
+            raise VerificationError(
+                f"{reference} in {self.url} is damaged: its bytes have another digest",
+                fix="push it again, then pull again; nothing was kept",
+            )
+        self._same_digest(response, digest, reference)
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        self._remember(digest, data, media_type)
+        return data, media_type
+
+    def _remember(self, digest: str, data: bytes, media_type: str) -> None:
+        if len(self._manifests) >= _REMEMBERED:
+            self._manifests.clear()
+        self._manifests[digest] = (data, media_type)
+
+    def _same_digest(self, response: "Response", digest: str, reference: str) -> None:
+        told = response.headers.get("Docker-Content-Digest", digest)
+        if is_digest(told) and told != digest:
+            raise VerificationError(
+                f"{self.url} says that {reference} is {told}, but its bytes are {digest}",
+                fix="nothing was kept; pull again, and if it stays so, ask who runs the registry",
+            )
+
+    def _same_server(self, url: str) -> str:
+        """Registries behind a proxy that speaks TLS for them do not know that it does."""
+        parts = urlsplit(url)
+        mine = urlsplit(self._origin)
+        return parts._replace(scheme=mine.scheme).geturl() if parts.netloc == mine.netloc else url
+
+    def _names(self, data: bytes) -> list[str]:
+        try:
+            names = json.loads(data)["tags"] or []
+            return [name for name in names if isinstance(name, str)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RemoteError(
+                f"{self._host} answers a question for tags with something else",
+                fix="check that this is the address of a registry",
+            ) from error
+
+    def _absent(self, digest: str) -> RemoteError:
+        return RemoteError(
+            f"{digest} is not in {self.url} (404)", fix="push it again: it is incomplete there"
+        )
+
+    def _expect(self, response: "Response", statuses: tuple[int, ...], what: str, data: bytes = b"") -> None:
+        """Nothing if the status is one of these; else what the status means, and what can be done."""
+        status = response.status_code
+        if status in statuses:
+            if response.request.method != "GET":
+                self._http.ending(response)
+            return
+        said = self._login.concealed(_said(data or self._http.ending(response)))
+        if status == 401:
+            message, fix = f"{self._host} wants to know who asks (401)", f"docker login {self._host}"
+        elif status == 403:
+            message = f"{self._host} does not allow this in {self.url} (403)"
+            fix = f"docker login {self._host} with an account that may, or check the repository's name"
+        elif status == 404:
+            message, fix = f"{self.url} does not exist (404)", "check the repository's name"
+        elif "HTTP request to an HTTPS server" in said:
+            message, fix = f"{self._host} speaks TLS, and was asked without", "write oci+https://…"
+        else:
+            message, fix = f"{self._host} refuses {what}: {status} {said}".rstrip(), "see the registry's log"
+        raise RemoteError(message, fix=fix)
+
+
+def _digest_of(file: BinaryIO) -> str:
+    file.seek(0)
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[tuple[BinaryIO, int]]:
+    if isinstance(source, bytes):
+        yield BytesIO(source), len(source)
+        return
+    with explained(source):
+        file = source.open("rb")
+    with file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def _api_host(host: str) -> str:
+    return "registry-1.docker.io" if host == DOCKER_HUB else host
+
+
+def _said(data: bytes) -> str:
+    """What a registry says about an error, on one printable line."""
+    text = data[:4096].decode("utf-8", "replace")
+    try:
+        first = json.loads(text)["errors"][0]
+        text = f"{first.get('code', '')} {first.get('message', '')}"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        pass
+    line = " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())
+    return line if len(line) <= 160 else f"{line[:160]}…"

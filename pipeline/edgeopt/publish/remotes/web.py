@@ -1,0 +1,62 @@
+"""The files of a layout on a web server: to be read, not written."""
+
+from collections.abc import Iterator
+
+from edgeopt.errors import RemoteError
+from edgeopt.publish.oci import Descriptor
+from edgeopt.publish.remotes.http import Http
+from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
+from edgeopt.publish.remotes.place import Place
+from edgeopt.publish.remotes.transfer import Again
+
+
+class Web(Place):
+    """``https://host/path``; ``loopback`` says that no proxy is on the way. A ``~/.netrc`` says who asks.
+
+    It is read with the requests of the base install: fsspec would need aiohttp, and begins anew what
+    broke off.
+    """
+
+    lists = False
+
+    def __init__(self, url: str, *, loopback: bool = False, patience: Patience | None = None) -> None:
+        import requests
+
+        session = requests.Session()
+        session.trust_env = not loopback
+        self.shown = url
+        self._http = Http(session, url, patience or usual_patience())
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        response, data = self._http.document(f"{self.shown}/{name}", limit=limit)
+        return data if self._there(response.status_code, name) else None
+
+    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Iterator[bytes]] | None:
+        response, start, pieces = self._http.open_blob(f"{self.shown}/{name}", blob, offset)
+        return (start, pieces) if self._there(response.status_code, name) else None
+
+    def size(self, name: str) -> int | None:
+        response = self._http.request("HEAD", f"{self.shown}/{name}")
+        self._http.ending(response)
+        if not self._there(response.status_code, name):
+            return None
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None
+
+    def attempts(self) -> Again:
+        return Attempts(self._http.patience).again
+
+    def _there(self, status: int, name: str) -> bool:
+        if status in (404, 410):
+            return False
+        if status in (401, 403):
+            raise RemoteError(
+                f"{self.shown} does not let us read {name} ({status})",
+                fix="check the address, or what ~/.netrc says of it",
+            )
+        if status not in (200, 206):
+            raise RemoteError(
+                f"{self.shown} answers {status} when asked for {name}",
+                fix="check that a pushed folder lies at this address",
+            )
+        return True

@@ -1,0 +1,253 @@
+"""Zip archives of bundles: written the same every time, and unpacked without trusting a word of them.
+
+Unpacking accepts what `pack` writes and little else. Whatever would be written elsewhere, on another file
+system differently, or in larger amounts than it was worth sending, is refused before it is on the disk;
+the sizes that an archive claims are only a first check, what counts are the bytes that come out.
+
+Source of the form: PKWARE's APPNOTE 6.3.10.
+"""
+
+import re
+import shutil
+import stat
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from edgeopt.errors import UsageError, VerificationError
+from edgeopt.model import CHUNK
+from edgeopt.units import show_bytes
+
+GENEROUS: Final = 64 << 20
+"""Bytes that any archive may unpack to; beyond, `RATIO` counts."""
+RATIO: Final = 200
+"""Largest ratio of unpacked to packed bytes: C source has 3 to 10, deflate reaches 1032 on zeros."""
+LONGEST_NAME: Final = 255
+DIRECTORY_BYTES: Final = 1024
+"""Bytes that the archive's directory may spend on a member."""
+
+_RESERVED: Final = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE
+)
+_FORBIDDEN: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\/]')
+_END: Final = struct.Struct("<4s4H2IH")
+_SPECIAL_FLAGS: Final = {0x1: "encrypted", 0x20: "a patch", 0x40: "encrypted", 0x2000: "encrypted"}
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError)
+"""What zipfile raises on damaged archives; unknown methods are a RuntimeError, bad names a ValueError."""
+
+
+def check_name(name: str) -> str:
+    """A file name that means the same file everywhere, and nothing but a file; gives it back.
+
+    Raises:
+        VerificationError: it has a separator, is reserved on some system, or cannot be written there.
+    """
+    why = _objection(name)
+    if why:
+        raise VerificationError(f"{name!r} is refused as a file name: {why}")
+    return name
+
+
+def unpack(archive: Path, folder: Path, *, largest: int = 4 << 30, files: int = 10_000) -> list[str]:
+    """Unpack an archive into a folder that is empty or not there yet; gives the names of its files.
+
+    Memory does not grow with what is in it. If it fails, the folder is as it was.
+
+    Args:
+        archive: a zip archive that may be hostile.
+        folder: receives the files, with the permissions of new files.
+        largest: bytes that all files may have together.
+        files: members that there may be.
+
+    Raises:
+        VerificationError: naming the member that is refused, and why.
+        UsageError: the folder holds something.
+        OSError: it cannot be written.
+    """
+    with ExitStack() as undo:
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise UsageError(f"{folder} is not an empty folder", fix="give another one, or remove it")
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            undo.callback(folder.rmdir)
+        try:
+            _check_end(archive, files)
+            with zipfile.ZipFile(archive) as opened:
+                members = opened.infolist()
+                _check_members(archive, members, largest, files)
+                budget = _budget(archive, largest)
+                for member in members:
+                    budget -= _extract(opened, member, folder, budget, undo)
+        except _BROKEN as error:
+            raise _refusal(archive, f"damaged, or no zip archive: {error}") from error
+        undo.pop_all()
+    return [member.filename for member in members if not member.is_dir()]
+
+
+def pack(folder: Path, archive: Path, exclude: Collection[str] = ()) -> None:
+    """Write the files of a folder as a zip archive: the same files give the same bytes.
+
+    Names are sorted, times and permissions fixed. (Another zlib may compress to other bytes.)
+
+    Args:
+        folder: holds files and folders only.
+        archive: is replaced.
+        exclude: names relative to the folder, with ``/``.
+
+    Raises:
+        UsageError: there is a link, or a name that `unpack` would refuse.
+    """
+    found = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
+    chosen = [(name, path) for name, path in found if name not in exclude]
+    strange = [name for name, path in chosen if path.is_symlink() or not (path.is_file() or path.is_dir())]
+    if strange:
+        raise UsageError(f"{folder / strange[0]} cannot be packed: it is a link or no plain file")
+    plain = [(name, path) for name, path in chosen if path.is_file()]
+    try:
+        _check_names(folder, [name for name, _ in plain])
+        with zipfile.ZipFile(archive, "w", allowZip64=False) as made:
+            for name, path in plain:
+                entry = zipfile.ZipInfo(name)  # of 1980-01-01, the first day of the format
+                entry.create_system = 3  # permissions are those of Unix
+                entry.external_attr = (stat.S_IFREG | 0o644) << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.file_size = path.stat().st_size
+                with path.open("rb") as source, made.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+    except (VerificationError, zipfile.LargeZipFile) as error:
+        archive.unlink(missing_ok=True)
+        raise UsageError(f"{folder} cannot be packed: {error}") from error
+
+
+def _refusal(archive: Path, why: str) -> VerificationError:
+    return VerificationError(
+        f"{archive.name} is refused: {why}", fix="nothing of it was kept; ask whoever published it"
+    )
+
+
+def _objection(part: str) -> str:
+    """Why a part of a path is refused; nothing if it is not."""
+    if part in ("", ".", ".."):
+        return "it is no name"
+    if found := _FORBIDDEN.search(part):
+        return f"it holds {found[0]!r}"
+    if _RESERVED.fullmatch(part):
+        return "it is reserved on Windows"
+    if part[-1] in ". ":
+        return "Windows drops its last character"
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError:
+        return "it is no text"
+    return f"it is longer than {LONGEST_NAME} bytes" if size > LONGEST_NAME else ""
+
+
+def _check_names(archive: Path, names: Iterable[str]) -> None:
+    """Refuse names that are not safe, or stand for the same file on some file system: ``a`` and ``A/b``."""
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for name in names:
+        parts = name.removesuffix("/").split("/")
+        for part in parts:
+            if why := _objection(part):
+                raise _refusal(archive, f"member {name!r}: {why}")
+        for depth in range(1, len(parts) + 1):
+            path, is_file = "/".join(parts[:depth]), depth == len(parts) and not name.endswith("/")
+            key = _folded(path)
+            same = files.get(key) or folders.get(key, "")
+            if same and (is_file or key in files or same != path):
+                raise _refusal(archive, f"member {name!r} is the same file as {same!r} on some systems")
+            (files if is_file else folders)[key] = path
+
+
+def _folded(path: str) -> str:
+    """Equal for paths that differ in case or in the form of accents only."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def _check_end(archive: Path, files: int) -> None:
+    """Look at the end record before zipfile reads a directory of any size.
+
+    Raises:
+        VerificationError: it is not one that `pack` writes: no comment, nothing before the first member.
+    """
+    size = archive.stat().st_size
+    with archive.open("rb") as file:
+        file.seek(max(0, size - _END.size - 20))
+        tail = file.read()
+    if len(tail) < _END.size:
+        raise _refusal(archive, "damaged, or no zip archive: it is too short")
+    mark, *_, length, offset, comment = _END.unpack(tail[-_END.size :])
+    if mark != b"PK\5\6" or comment:
+        raise _refusal(archive, "damaged, or no zip archive: it does not end as one")
+    if tail.startswith(b"PK\6\7"):
+        raise _refusal(archive, "it is of the form ZIP64, which no bundle needs")
+    if offset + length != size - _END.size:
+        raise _refusal(archive, "there are bytes that belong to no member")
+    if length > files * DIRECTORY_BYTES:
+        raise _refusal(archive, f"it has more than the {files:,} members allowed")
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo], largest: int, files: int) -> None:
+    """What the directory says already."""
+    if len(members) > files:
+        raise _refusal(archive, f"it has {len(members):,} members, more than the {files:,} allowed")
+    _check_names(archive, [member.orig_filename for member in members])
+    for member in members:
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG) or (
+            member.is_dir() and member.file_size
+        ):
+            what = "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
+            raise _refusal(archive, f"member {member.filename!r} is {what}")
+        for flag, what in _SPECIAL_FLAGS.items():
+            if member.flag_bits & flag:
+                raise _refusal(archive, f"member {member.filename!r} is {what}")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _refusal(
+                archive, f"member {member.filename!r} is compressed by another method than deflate"
+            )
+    total, allowed = sum(member.file_size for member in members), _budget(archive, largest)
+    if total > allowed:
+        raise _refusal(archive, f"it would unpack to {show_bytes(total)}, more than {show_bytes(allowed)}")
+
+
+def _budget(archive: Path, largest: int) -> int:
+    """Bytes that an archive of this size may unpack to."""
+    return min(largest, max(GENEROUS, RATIO * archive.stat().st_size))
+
+
+def _extract(
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, budget: int, undo: ExitStack
+) -> int:
+    """Write one member; gives the bytes written."""
+    archive = Path(str(opened.filename))
+    target = folder.joinpath(*member.filename.split("/"))
+    for parent in reversed(target.relative_to(folder).parents[:-1]):
+        _make(folder / parent, undo)
+    if member.is_dir():
+        _make(target, undo)
+        return 0
+    claimed, written = member.file_size, 0
+    member.file_size = 1 << 62  # zipfile would stop at what is claimed, and what follows stay unseen
+    with opened.open(member) as source, target.open("xb") as file:
+        undo.callback(target.unlink)
+        while piece := source.read(CHUNK):
+            written += len(piece)
+            if written > claimed or written > budget:
+                raise _refusal(archive, f"member {member.filename!r} is larger than it says")
+            file.write(piece)
+    if written != claimed:
+        raise _refusal(archive, f"member {member.filename!r} is smaller than it says")
+    return written
+
+
+def _make(folder: Path, undo: ExitStack) -> None:
+    if not folder.is_dir():
+        folder.mkdir()
+        undo.callback(folder.rmdir)

@@ -1,0 +1,120 @@
+"""All runs of a folder on one page: accuracy, size and latency over time, per recipe."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeopt.errors import UsageError
+from edgeopt.reports.history import Damaged, Found, address_of, primary, read_runs
+from edgeopt.reports.html import page
+from edgeopt.reports.pagedata import standing
+from edgeopt.reports.pagefindings import Data, cut
+
+INDEX = "index.html"
+SCRIPTS = ("elements.js", "theme.js", "scales.js", "history.js", "index.js")
+DIGITS = 6
+"""Significant digits of what is drawn."""
+
+
+def write_index(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of all runs below ``folder``; ``index.html`` there, unless ``out`` says otherwise.
+
+    Raises:
+        UsageError: the folder cannot be read, or the page not be written.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}", fix="give a folder that holds runs: artifacts/runs")
+    target = out or folder / INDEX
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        text = render(*read_runs(folder), folder=folder, place=target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, "utf-8")
+        scratch.replace(target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UsageError(
+            f"cannot write {target}: {error.strerror}", fix="choose another file with --out"
+        ) from error
+    return target
+
+
+def render(runs: Sequence[Found], damaged: Sequence[Damaged], *, folder: Path, place: Path) -> str:
+    """The page; ``place`` is where it will lie, which its links start from."""
+    recipes: dict[str, list[Found]] = {}
+    for run in runs:
+        recipes.setdefault(run.past.recipe, []).append(run)
+    # The recipe that ran last comes first.
+    latest = sorted(recipes, key=lambda name: recipes[name][-1].past.run.started, reverse=True)
+    data = {
+        "recipes": [_recipe(name, recipes[name], folder, place) for name in latest],
+        "damaged": [[cut(_within(bad.folder, folder)), cut(bad.reason)] for bad in damaged],
+    }
+    return page("index.html", cut(folder.resolve().name or str(folder)), SCRIPTS, data)
+
+
+def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data:
+    """Runs of one recipe; artifacts, devices and processors are told once and then by number."""
+    metric = next(
+        (found for run in reversed(runs) if (found := primary([r.measurements for r in run.past.results]))),
+        "",
+    )
+    artifacts: dict[tuple[str, str], int] = {}
+    devices: dict[str, int] = {}
+    processors: dict[str, int] = {}
+    told = []
+    for run in runs:
+        past = run.past
+        points = []
+        for row in past.results:
+            cpu = past.environment[row.device].cpu if row.device in past.environment else None
+            numbers = [
+                _rounded(row.measurements[each].value) if each in row.measurements else None
+                for each in (metric or "agreement", "size_bytes", "latency_p50_ms")
+            ]
+            points.append(
+                [
+                    artifacts.setdefault((row.variant, row.format), len(artifacts)),
+                    devices.setdefault(row.device, len(devices)),
+                    *numbers,
+                    processors.setdefault(cpu or "", len(processors)),
+                ]
+            )
+        status, headline = standing(past.broken, past.gates)
+        source = past.source.measurements.get(metric) if past.source is not None else None
+        told.append(
+            {
+                "started": past.run.started.isoformat(timespec="seconds"),
+                "folder": cut(_within(run.folder, folder)),
+                "link": address_of(run.folder, place),
+                "status": status,
+                "headline": headline,
+                "ok": sum(row.status == "ok" for row in past.results),
+                "of": len(past.results),
+                "failed": sum(gate.status == "fail" for gate in past.gates),
+                "gates": len(past.gates),
+                "samples": past.run.samples,
+                "data": cut(past.run.evaluation_digest)[:12],
+                "seconds": round(past.run.seconds, 1),
+                "edgeopt": cut(past.run.edgeopt),
+                "source": None if source is None else _rounded(source.value),
+                "points": points,
+            }
+        )
+    return {
+        "name": cut(name),
+        "metric": cut(metric or "agreement"),
+        "share": metric.startswith("top") or not metric,
+        "artifacts": [[cut(variant), cut(form)] for variant, form in artifacts],
+        "devices": [cut(device) for device in devices],
+        "runs": told,
+    }
+
+
+def _within(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

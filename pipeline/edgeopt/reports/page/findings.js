@@ -1,0 +1,85 @@
+// What samples, classes, layers and bytes tell of one artifact.
+
+const percent = (part, whole) => (whole ? `${(100 * part / whole).toFixed(1)} %` : "–");
+const signed = (number) => (number > 0 ? `+${number}` : number < 0 ? `−${-number}` : "0");
+const count = (number) => number.toLocaleString("en");
+const nameOf = (label) => report.labels[label] ?? String(label);
+
+// Samples lost, with pictures where there are some.
+const flips = (row) => {
+  const { rows, often, count: all } = row.flips;
+  const told = rows.length < all ? `${rows.length} of ${all}` : `${all}`;
+  const pictured = rows.filter(([sample]) => report.thumbnails[sample]);
+  const gallery = pictured.length ? make("ul", { class: "gallery", "aria-label": `Pictures of samples lost on ${address(row)}` },
+    pictured.map(([sample, label, answer]) => make("li", {},
+      make("img", { src: report.thumbnails[sample], alt: `sample ${sample}`, loading: "lazy" }),
+      make("span", {}, nameOf(label)), make("span", { class: "muted" }, `→ ${nameOf(answer)}`)))) : null;
+  return make("div", { class: "stack" }, gallery, make("div", { class: "pair" },
+    table(`Samples lost on ${address(row)}, the most certain mistakes first (${told})`,
+      [["sample", "number"], ["class"], ["taken for"], ["margin", "number"]],
+      rows.map(([sample, label, answer, margin]) => [sample, nameOf(label), nameOf(answer), margin]), "tall"),
+    often.length ? table("Classes taken for another, of the samples lost", [["class"], ["taken for"], ["samples", "number"]],
+      often.map(([label, answer, number]) => [nameOf(label), nameOf(answer), number])) : null));
+};
+
+const classes = (row) => {
+  const { rows, count: all } = row.classes;
+  const told = rows.length < all ? `, ${rows.length} of ${all}; report.json has all` : "";
+  const most = Math.max(...rows.map(([, n, before, after]) => Math.abs(after - before) / n)) || 1;
+  return table(`Right answers per class, of the untouched model and of ${address(row)}${told}`,
+    [["class"], ["samples", "number"], ["before", "number"], ["after", "number"], ["change", "number"], ["", "graph"]],
+    rows.map(([label, n, before, after]) => [nameOf(label), n, percent(before, n), percent(after, n), signed(after - before),
+      after === before ? "" : bar((after - before) / n / most)]), "tall");
+};
+
+// As a matrix where the classes are few, otherwise as a list.
+const MATRIX = 16;
+const changed = (before, after) => (before || after ? make("span", { class: after > before ? "more" : after < before ? "fewer" : "" },
+  String(after), before === after ? "" : make("small", {}, ` ${signed(after - before)}`)) : make("span", { class: "muted" }, "·"));
+
+const confusions = (row) => {
+  const { rows, count: all } = row.confusions;
+  const known = row.classes.count === row.classes.rows.length;
+  const seen = distinct([...row.classes.rows.map(([label]) => label), ...rows.flatMap(([label, answer]) => [label, answer])]).sort((a, b) => a - b);
+  if (known && rows.length === all && seen.length <= MATRIX) {
+    const right = new Map(row.classes.rows.map(([label, , before, after]) => [label, [before, after]]));
+    const wrong = new Map(rows.map(([label, answer, before, after]) => [`${label} ${answer}`, [before, after]]));
+    const caption = "Answers per class, and how many more or fewer than the untouched model gave: classes down, answers across";
+    return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, make("table", { class: "matrix" },
+      make("caption", {}, caption),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "class"), seen.map((label) => make("th", { scope: "col", class: "number" }, nameOf(label))))),
+      make("tbody", {}, seen.map((label) => make("tr", {}, make("th", { scope: "row" }, nameOf(label)), seen.map((answer) => (label === answer
+        ? make("td", { class: "number right" }, changed(...(right.get(label) ?? [0, 0])))
+        : make("td", { class: "number wrong" }, changed(...(wrong.get(`${label} ${answer}`) ?? [0, 0]))))))))));
+  }
+  const told = rows.length < all ? `, ${rows.length} of ${all}; report.json has more` : "";
+  return table(`Classes taken for another, the largest change first${told}`,
+    [["class"], ["taken for"], ["before", "number"], ["after", "number"], ["change", "number"]],
+    rows.map(([label, answer, before, after]) => [nameOf(label), nameOf(answer), before, after, signed(after - before)]), "tall");
+};
+
+const sensitivity = (search) => {
+  const most = Math.max(...search.layers.map(([, removed]) => removed ?? 0)) || 1;
+  return table(`How sensitive each layer of ${search.variant}.${search.format} is: the share of the error that goes when it alone is raised`,
+    [["layer"], ["error removed", "number"], ["", "graph"], ["costs", "number"]],
+    search.layers.map(([layer, removed, cost]) => [layer, removed === null ? "–" : `${(100 * removed).toFixed(1)} %`,
+      removed === null ? "" : bar(removed < 0 ? Math.max(-1, removed) : removed / most), `${cost < 0 ? "−" : "+"}${count(Math.abs(cost))} B`]), "tall");
+};
+
+const trials = (search) => table(
+  `What was tried for ${search.variant}.${search.format}, judged on the data that the search may use`,
+  [["trial"], ["size", "number"], ["drop", "number"], ["agreement", "number"], ["SNR", "number"], ["samples", "number"], [""],
+    ["layers in higher precision", "wide"]],
+  search.trials.map((trial) => [trial.name, ...trial.cells]), "tall");
+
+const bytes = (file) => {
+  const all = file.parts.reduce((sum, [, size]) => sum + size, 0) || 1;
+  const weights = file.layers.reduce((most, [, , size]) => Math.max(most, size), 0) || 1;
+  const told = file.layers.length < file.count ? `, ${file.layers.length} of ${file.count}; report.json has all` : "";
+  return make("div", { class: "pair uneven" },
+    table(`Where the bytes of ${file.variant}.${file.format} go`, [["part"], ["bytes", "number"], ["share", "number"], ["", "graph"]],
+      file.parts.map(([name, size]) => [name, count(size), percent(size, all), bar(size / all)])),
+    file.layers.length ? table(`Weights of its operators, the largest first${told}`,
+      [["operator", "line"], ["bytes", "number"], ["", "graph"], ["MACs", "number"], ["kind"]],
+      file.layers.map(([name, kind, size, macs]) => [make("span", { title: name }, name), count(size), bar(size / weights), macs === null ? "" : count(macs), kind]), "tall") : null);
+};

@@ -1,0 +1,88 @@
+"""Lint findings as SARIF 2.1.0, which code scanning shows beside the file.
+
+Source: OASIS Static Analysis Results Interchange Format, version 2.1.0
+(https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html), sections 3.13 to 3.31.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from edgeopt.lint import Finding
+from edgeopt.reports.plain import printable
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+RULES = {
+    "flash": "The file is larger than the device's flash",
+    "ram": "The model needs more memory than the device has",
+    "operator": "The device's runtime does not have an operator",
+    "custom": "The device's runtime does not have a custom operator",
+    "flex": "An operator of TensorFlow, which is no operator of TFLite",
+    "version": "An operator is newer than the device's runtime",
+    "dtype": "The device's runtime does not take these types there",
+    "hybrid": "Float activations with integer weights do not run there",
+    "float": "Nothing of a float model runs on a device made for integers",
+    "shape": "The device plans memory for fixed shapes only",
+    "unread": "The file could not be read",
+}
+"""What each rule is about; a rule that is not named here is told by its name alone."""
+
+
+def render(findings: Sequence[Finding], file: Path, device: str) -> str:
+    """SARIF text: one run, one rule per kind of finding, one result per finding, all located in the file."""
+    rules = sorted({finding.rule for finding in findings})
+    log = {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "edgeopt",
+                        "semanticVersion": importlib.metadata.version("edgeopt"),
+                        "rules": [_rule(rule) for rule in rules],
+                    }
+                },
+                # Findings of one file for one device; another upload of them replaces these and no others.
+                "automationDetails": {"id": f"edgeopt-lint/{quote(device)}/{quote(file.name)}/"},
+                "columnKind": "unicodeCodePoints",
+                "results": [_result(finding, rules, file, device) for finding in findings],
+            }
+        ],
+    }
+    return json.dumps(log, indent=2) + "\n"
+
+
+def _rule(rule: str) -> dict[str, object]:
+    told = RULES.get(rule, rule)
+    return {"id": rule, "name": rule, "shortDescription": {"text": f"{told}."}}
+
+
+def _result(finding: Finding, rules: Sequence[str], file: Path, device: str) -> dict[str, object]:
+    layer = printable(finding.layer)
+    where = f"{layer}: " if layer else ""
+    location: dict[str, object] = {
+        # A model has no lines, but code scanning places nothing without one.
+        "physicalLocation": {"artifactLocation": {"uri": address(file)}, "region": {"startLine": 1}}
+    }
+    if layer:
+        location["logicalLocations"] = [{"fullyQualifiedName": layer, "kind": "element"}]
+    text = f"{file.name} on {device}: {where}{finding.message}. What to do: {finding.fix}."
+    return {
+        "ruleId": finding.rule,
+        "ruleIndex": rules.index(finding.rule),
+        "level": finding.severity,
+        "message": {"text": printable(text)},
+        "locations": [location],
+    }
+
+
+def address(file: Path) -> str:
+    """The file as a URI: relative where it lies below the working folder, which in CI is the repository."""
+    relative = Path(os.path.relpath(file))
+    if relative.parts[0] == "..":
+        return file.resolve().as_uri()
+    return quote(relative.as_posix())
