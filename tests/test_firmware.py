@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.environments import environment_python
 from edgeopt.errors import CannotRunError
 from edgeopt.formats.tflite_file import kind_of, load
 from edgeopt.model import Array, Preprocessing, TensorSpec
 from edgeopt.publish import firmware
+from edgeopt.publish.bundle import make_bundle
 from edgeopt.publish.c_names import comment, file_name, identifier, string
 from edgeopt.publish.firmware import resolver_method
 from edgeopt.publish.preprocess_c import fixed, input_code
 from edgeopt.samples import fitted
-from toy_run import CLASSES, NORMALIZED, PIXELS, every_value, toy_bundle
+from toy_run import CLASSES, NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 C99 = ("gcc", "-std=c99", *STRICT)
@@ -113,6 +115,7 @@ def shared(kit: Path, *sources: str, options: Sequence[str] = ("-O2",)) -> ctype
 # Preprocessing
 
 HALF = Preprocessing(scale=1 / 255)
+Q15 = Preprocessing(scale=1 / 32768)
 SIGNED = TensorSpec(name="x", shape=(1, 16, 16, 1), dtype="int8", scale=1 / 255, zero_point=-128)
 SOUND = TensorSpec(name="x", shape=(1, 65536, 1), dtype="int8", scale=0.0123, zero_point=7)
 
@@ -128,21 +131,21 @@ CASES: list[tuple[str, TensorSpec, Preprocessing, str]] = [
     ("uint8", like(PIXELS, dtype="uint8", zero_point=114), NORMALIZED, "table"),
     ("uint8", like(PIXELS, dtype="int16", scale=1e-4, zero_point=0), NORMALIZED, "table"),
     ("uint8", SIGNED, HALF, "table"),
-    ("uint8", like(SIGNED, dtype="uint8", scale=None, zero_point=None), Preprocessing(), "table"),
+    ("uint8", like(SIGNED, dtype="uint8", scale=None, zero_point=None), Preprocessing(), "copy"),
     ("uint8", SIGNED, Preprocessing(mean=(0.5,), std=(-3.0,)), "table"),
     ("int8", SIGNED, Preprocessing(scale=1 / 128), "table"),
     ("int8", like(PIXELS, **REAL), NORMALIZED, "table"),
     ("bool", SIGNED, Preprocessing(), "table"),
     ("int16", SOUND, Preprocessing(scale=1 / 32768, std=(0.7,)), "runs"),
     ("uint16", SOUND, Preprocessing(scale=1 / 65535, mean=(0.5,), std=(-0.3,)), "runs"),
-    ("int16", like(SOUND, dtype="int16", scale=1 / 32768, zero_point=0), Preprocessing(scale=1 / 32768), "linear"),
-    ("int16", like(SOUND, dtype="int16", scale=1 / 8192, zero_point=0), Preprocessing(scale=1 / 32768), "none"),
-    ("int16", like(SOUND, **REAL), Preprocessing(scale=1 / 32768), "none"),
+    ("int16", like(SOUND, dtype="int16", scale=1 / 32768, zero_point=0), Q15, "copy"),
+    ("int16", like(SOUND, dtype="int16", scale=1 / 8192, zero_point=0), Q15, "none"),
+    ("int16", like(SOUND, **REAL), Q15, "none"),
     ("float32", PIXELS, NORMALIZED, "none"),
     ("float32", like(SIGNED, **REAL), Preprocessing(), "none"),
     ("float64", PIXELS, Preprocessing(scale=1 / 3), "none"),
     ("int64", like(SIGNED, **REAL), Preprocessing(scale=1 / 3), "none"),
-    ("int64", like(SIGNED, dtype="int32", scale=None, zero_point=None), Preprocessing(), "none"),
+    ("int64", like(SIGNED, dtype="int32", scale=None, zero_point=None), Preprocessing(), "copy"),
 ]  # fmt: skip
 LAYOUTS = [("NHWC", "NHWC"), ("NCHW", "NHWC"), ("NHWC", "NCHW"), ("NCHW", "NCHW")]
 
@@ -358,7 +361,8 @@ class MicroInterpreter {
   template <unsigned int N>
   MicroInterpreter(const Model*, const MicroMutableOpResolver<N>&, uint8_t*, size_t) {}
   template <unsigned int N>
-  MicroInterpreter(const Model*, const MicroMutableOpResolver<N>&, MicroAllocator*, MicroResourceVariables*) {}
+  MicroInterpreter(const Model*, const MicroMutableOpResolver<N>&, MicroAllocator*,
+                   MicroResourceVariables*) {}
   TfLiteStatus AllocateTensors();
   TfLiteStatus Invoke();
   TfLiteTensor* input(size_t);
@@ -426,8 +430,6 @@ np.save(sys.argv[3], np.stack(answers))
 def test_keyword_spotting_answers_as_on_a_microcontroller(
     tmp_path: Path, real_data: Path, made_environment: Callable[[str], None]
 ) -> None:
-    from edgeopt.environments import environment_python
-
     made_environment("cortex-m")
     path = real_data / "mlperf-tiny" / "kws_reference_int8.tflite"
     graph = load(path).model.tables("subgraphs")[0]
@@ -459,21 +461,20 @@ def test_keyword_spotting_answers_as_on_a_microcontroller(
         tmp_path / "out.npy",
     ]
     subprocess.run(command, check=True, capture_output=True)
-    options: dict[str, Any] = {
-        "inputs": specs[:1], "outputs": specs[1:], "how": Preprocessing(), "raw": [raw], "model": path.read_bytes()
-    }  # fmt: skip
-    from toy_run import write_run
-
-    report = write_run(tmp_path / "run", **options)
+    report = write_run(
+        tmp_path / "run",
+        inputs=specs[:1],
+        outputs=specs[1:],
+        how=Preprocessing(),
+        raw=[raw],
+        model=path.read_bytes(),
+    )
     golden = tmp_path / "run" / "golden" / "int8.tflite.cortex-m.npz"
     with np.load(golden) as archive:
         arrays = dict(archive)
     np.savez(golden, **{**arrays, "output_0": np.load(tmp_path / "out.npy")})
-    from edgeopt.publish.bundle import make_bundle
-
-    contract = make_bundle(
-        tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1"
-    )
+    (row,) = report.results
+    contract = make_bundle(tmp_path / "run", report, row, tmp_path / "b", name="toy", version="1")
     kit = tmp_path / "b" / "firmware"
     for source in EVERY_SOURCE:
         build(CORTEX_M4, "-c", source, "-o", tmp_path / "object.o", where=kit)

@@ -41,7 +41,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the large one has, less often."""
     path = tmp_path_factory.mktemp("page") / "small.html"
-    path.write_text(html.render(large_report(variants=4, formats=3, devices=2, layers=5, pictures=4)), "utf-8")
+    path.write_text(
+        html.render(large_report(variants=4, formats=3, devices=2, layers=5, pictures=4)), "utf-8"
+    )
     return path
 
 
@@ -206,6 +208,7 @@ def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small:
     inside = page.locator("#artifact-20 .inside")
     pictures = inside.locator(".gallery img")
     assert pictures.count() == 4
+    page.wait_for_function("[...document.images].every(image => image.complete)")
     sizes = pictures.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
     assert sizes == [[48, 48]] * 4
     assert inside.locator(".gallery li").first.inner_text().split() == ["down", "→", "go"]

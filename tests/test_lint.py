@@ -1,6 +1,7 @@
 """Whether a file will run on a device: what is wrong is found, and nothing in files that do run."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from edgeopt import lint as lint_module
 from edgeopt.cli import app
 from edgeopt.device import Device, load_device
 from edgeopt.errors import StageError, UsageError
 from edgeopt.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary
 from edgeopt.pipeline import plan
+from edgeopt.reports import sarif
 from toy_operators import operator, write
 
 IMAGE = (1, 4, 4, 2)
@@ -207,6 +210,54 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
         tmp_path / "w.tflite", operator("RELU"), operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8
     )
     assert runner.invoke(app, ["lint", str(warned), "--device", "ethos-u55-128"]).exit_code == 0
+
+
+def test_code_scanning_gets_sarif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SARIF 2.1.0 requires, and what GitHub requires of it."""
+    (tmp_path / "out models").mkdir()
+    nodes = operator("EXP"), operator("RELU"), operator("TOPK_V2")
+    bad = write(tmp_path / "out models" / "bad.tflite", *nodes, shape=IMAGE, types=INT8)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "lint.sarif"
+    asked = ["lint", str(bad), "--device", "cortex-m", "--sarif", str(out)]
+    assert CliRunner().invoke(app, asked).exit_code == 1
+    log = json.loads(out.read_text("utf-8"))
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].endswith("sarif-schema-2.1.0.json")
+    (run,) = log["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"] == "edgeopt"
+    assert [rule["id"] for rule in driver["rules"]] == sorted({r["ruleId"] for r in run["results"]})
+    findings = lint(bad, load_device("cortex-m"))
+    assert len(run["results"]) == len(findings) == 2
+    for finding, result in zip(findings, run["results"], strict=True):
+        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"] == finding.rule
+        assert result["level"] == finding.severity
+        assert finding.message in result["message"]["text"]
+        (location,) = result["locations"]
+        physical = location["physicalLocation"]
+        assert physical["artifactLocation"]["uri"] == "out%20models/bad.tflite"
+        assert physical["region"]["startLine"] == 1
+        assert location["logicalLocations"][0]["fullyQualifiedName"] == finding.layer
+
+
+def test_sarif_of_a_sound_file_clears_what_was_found_before(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tflite", operator("RELU"), shape=IMAGE, types=INT8)
+    out = tmp_path / "lint.sarif"
+    asked = ["lint", str(good), "--device", "cortex-m", "--sarif"]
+    assert CliRunner().invoke(app, [*asked, str(out)]).exit_code == 0
+    (run,) = json.loads(out.read_text("utf-8"))["runs"]
+    assert run["results"] == run["tool"]["driver"]["rules"] == []
+    assert run["automationDetails"]["id"] == "edgeopt-lint/cortex-m/good.tflite/"
+    result = CliRunner().invoke(app, [*asked, str(tmp_path / "none" / "lint.sarif")])
+    assert isinstance(result.exception, UsageError)
+
+
+def test_every_rule_of_the_tables_is_described(tmp_path: Path) -> None:
+    source = Path(lint_module.__file__).read_text("utf-8")
+    told = set(re.findall(r'(?:rule=|finding\(\s*)"(\w+)"', source))
+    assert told >= {"flash", "operator", "dtype", "flex", "shape"}
+    assert told <= set(sarif.RULES)
 
 
 def test_wrong_use_is_another_failure(tmp_path: Path) -> None:

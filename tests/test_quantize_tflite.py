@@ -325,6 +325,20 @@ def test_layers_apart_get_their_precision(tmp_path: Path, kws: Model, calibratio
     assert snr_db(outputs(kws.path, samples), outputs(result.path, samples)) > 24
 
 
+def test_a_layer_of_4_bits_takes_half_the_bytes(tmp_path: Path, kws: Model, calibration: Stored) -> None:
+    whole = QuantizeTflite().run(kws, context(tmp_path / "whole", calibration))
+    halved = QuantizeTflite(layers={"conv2d_3": "int4"}).run(kws, context(tmp_path / "out", calibration))
+    expected = dict.fromkeys(KWS_LAYERS, ("int8", "int8")) | {"conv2d_3": ("int4", "int8")}
+    assert types(halved.path) == expected
+    weights = next(layer for layer in tflite_weighted.read(kws.path) if layer.name == "conv2d_3").elements
+    saved = whole.path.stat().st_size - halved.path.stat().st_size
+    assert abs(saved - weights / 2) < 64
+    samples = inputs_of(calibration)
+    assert snr_db(outputs(kws.path, samples), outputs(halved.path, samples)) > 15
+    with pytest.raises(StageError, match="depthwise_conv2d cannot have int4 weights: no kernel takes them"):
+        QuantizeTflite(layers={"depthwise_conv2d": "int4"}).run(kws, context(tmp_path / "no", calibration))
+
+
 def test_all_in_float_is_the_float_model(tmp_path: Path, kws: Model, calibration: Stored) -> None:
     told = Told()
     result = QuantizeTflite(layers={"*": "float32"}).run(kws, told.context(tmp_path / "out", calibration))

@@ -205,11 +205,19 @@ def test_skopeo_reads_and_copies_what_was_pushed(registry: str, tmp_path: Path) 
     assert json.loads(config) == {"device": "cortex-m"}
     listed = json.loads(skopeo("list-tags", "--tls-verify=false", source))
     assert listed["Tags"] == ["1.0.0"]
-    # A mirror made with it is the same to the last byte.
-    copy = ["copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", "--preserve-digests"]
-    skopeo(*copy, f"{source}:1.0.0", f"docker://{registry}/mirror:1.0.0")
-    assert at(registry, "mirror").resolve("1.0.0") == pushed
-    at(registry, "mirror").fetch(BLOB, tmp_path / "came")
+    # A bundle that it copies is the same to the last byte; of an index, it writes what it knows of one.
+    copy = ["copy", "--src-tls-verify=false", "--dest-tls-verify=false"]
+    skopeo(*copy, "--preserve-digests", f"{source}@{bundle}", f"docker://{registry}/copied:bundle")
+    skopeo(*copy, "--all", f"{source}:1.0.0", f"docker://{registry}/copied:1.0.0")
+    copied = at(registry, "copied")
+    found = copied.resolve("bundle")
+    assert found is not None
+    assert found.digest == bundle
+    found = copied.resolve("1.0.0")
+    assert found is not None
+    assert found.digest != pushed.digest
+    assert [each.digest for each in read_index(copied.manifest(found.digest), "").manifests] == [bundle]
+    copied.fetch(BLOB, tmp_path / "came")
     assert (tmp_path / "came").read_bytes() == MODEL_BYTES
 
 

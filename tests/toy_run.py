@@ -23,7 +23,7 @@ CLASSES = TensorSpec(name="classes", shape=(1, 5), dtype="int8", scale=1 / 256, 
 
 
 def every_value(dtype: str, shape: tuple[int, ...], count: int = 3) -> Array:
-    """Samples ``[count, *shape]`` in which every channel has every value of an 8 or 16 bit type, if it fits."""
+    """Samples ``[count, *shape]`` in which every channel has every value of a type, if they fit."""
     random = np.random.default_rng(7)
     kind = np.dtype(dtype)
     if kind.kind == "f":
@@ -59,7 +59,7 @@ def write_run(
     format_name: str = "tflite",
     model: bytes | None = None,
 ) -> Report:
-    """Write a run with one result to ``folder``. ``golden_of``: device of the golden vectors, None for none."""
+    """Write a run with one result. ``golden_of``: whose golden vectors it has, None for none."""
     (folder / "models").mkdir(parents=True)
     suffix = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}[format_name]
     path = folder / "models" / f"int8{suffix}"

@@ -12,8 +12,8 @@ from edgeopt.formats.tflite_weighted import Step, WeightedLayer
 
 Ranges: TypeAlias = dict[str, dict[str, Any]]
 """Least and largest value of each tensor, by its name, as arrays of one element: ``{"min": …, "max": …}``."""
-ACTIVATION_BITS = {"int8": 8, "int16": 16}
-WEIGHT_BITS = {"int4": 4, "int8": 8}
+ACTIVATION_BITS = {"int4": 8, "int8": 8, "int16": 16}
+WEIGHT_BITS = {"int4": 4, "int8": 8, "int16": 8}
 UNPACKED = frozenset({"DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
 """Operators without a kernel for int4 weights."""
 
@@ -66,9 +66,11 @@ def static_recipe(
                         _only(step), known, algorithm_key=AlgorithmName.NO_QUANTIZE
                     )
         else:
-            bits = ACTIVATION_BITS[precision]
+            activations, bits = ACTIVATION_BITS[precision], WEIGHT_BITS[precision]
             with _naming(layer, precision):
-                recipe.add_static_config(_only(layer.step), operation, bits, 8, weights)
+                if bits == 4 and layer.kind in UNPACKED:
+                    raise ValueError("no kernel takes them")
+                recipe.add_static_config(_only(layer.step), operation, activations, bits, weights)
     return list(recipe.get_quantization_recipe())
 
 

@@ -164,7 +164,7 @@ def _packages(versions: Mapping[str, str]) -> "list[Component]":
 
 def _licences(package: str, version: str) -> list[Any]:
     """The licence that a package declares as an SPDX expression, if this is the version that is installed."""
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 
     try:

@@ -2,8 +2,9 @@
 
 Two versions agree with ``Preprocessing.apply`` and the quantization of the agent to the last unit. The float
 version does the same operations on float32 in the same order. The fixed one uses no floating point: every
-value that a raw sample can hold is run through the Python code here, and what came out is put into a table,
-into runs of equal results, or into an integer multiplication that was tried on all of them.
+value that a raw sample can hold is run through the Python code here, and what came out is put into a table, or
+into runs of equal results. A multiplication by an integer would not do: float32 is off by so much that a few
+16-bit results in a thousand end up on the other side of a half.
 """
 
 from dataclasses import dataclass
@@ -29,17 +30,12 @@ WIDE = {"uint16": (0, 65535), "int16": (-32768, 32767)}
 class Fixed:
     """The version without floating point, or why there is none."""
 
-    kind: Literal["table", "runs", "linear", "none"]
+    kind: Literal["table", "runs", "copy", "none"]
     reason: str = ""
     starts: tuple[tuple[str, ...], ...] = ()
     """Per channel, for runs: the raw value that each begins with."""
     values: tuple[tuple[str, ...], ...] = ()
     """Per channel: the results, by raw value or by run."""
-    factor: int = 0
-    shift: int = 0
-    offset: int = 0
-    bias: int = 0
-    """For linear: ``((raw * factor + offset) >> shift) - bias``, whose sum is never negative."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,9 @@ def fixed(how: Preprocessing, spec: TensorSpec, raw_dtype: str | None, channels:
     """The version without floating point for raw samples of ``raw_dtype``."""
     if raw_dtype is None:
         return Fixed("none", "the run had no data, so the type of raw samples is not known")
+    whole = np.dtype(raw_dtype).kind in "iu" and np.dtype(spec.dtype).kind in "iu"
+    if whole and spec.scale is None and not how.changes_values:
+        return Fixed("copy")
     if raw_dtype not in SMALL | WIDE:
         return Fixed(
             "none", f"raw samples are {raw_dtype}: only 8 and 16 bit integers have few enough values"
@@ -136,10 +135,11 @@ def fixed(how: Preprocessing, spec: TensorSpec, raw_dtype: str | None, channels:
         # In the order of the bits, so that a signed value needs no offset.
         order = np.argsort(values.view(np.uint8), kind="stable")
         return Fixed("table", values=tuple(tuple(literals(column)) for column in results[order].T))
-    if results.dtype.kind in "iu":
-        found = _linear(values, results) or _runs(values, results)
-        if found is not None:
-            return found
+    if results.dtype.kind in "iu" and np.array_equal(results, np.repeat(values[:, np.newaxis], channels, 1)):
+        return Fixed("copy")
+    found = _runs(values, results)
+    if found is not None:
+        return found
     return Fixed(
         "none",
         f"raw samples are {raw_dtype}, and a table of all their {spec.dtype} results would be too large",
@@ -170,31 +170,6 @@ def _runs(values: Array, results: Array) -> Fixed | None:
         starts=tuple(tuple(literals(values[places])) for places in padded),
         values=tuple(tuple(literals(results[places, k])) for k, places in enumerate(padded)),
     )
-
-
-def _linear(values: Array, results: Array) -> Fixed | None:
-    """One multiplication, addition and shift, if that is right for every value."""
-    if results.shape[1] > 1:
-        return None
-    raw, wanted = values.astype(np.int64), results[:, 0].astype(np.int64)
-    limits = np.iinfo(results.dtype.name)
-    inner = np.flatnonzero((wanted > limits.min) & (wanted < limits.max))
-    if len(inner) < 2:
-        return None
-    first, last = inner[0], inner[-1]
-    gain = (wanted[last] - wanted[first]) / (raw[last] - raw[first])
-    for shift in range(31):
-        factor = round(gain * 2**shift)
-        if abs(factor) >= 2**31:
-            break
-        half = (1 << shift) >> 1
-        middle = int(np.round(np.median(wanted[inner] * 2**shift - raw[inner] * factor)))
-        for offset in {middle, middle + half, (middle >> shift << shift) + half}:
-            if np.array_equal(np.clip((raw * factor + offset) >> shift, limits.min, limits.max), wanted):
-                lowest = int((raw * factor + offset).min())
-                bias = max(0, -(lowest >> shift))
-                return Fixed("linear", factor=factor, shift=shift, offset=offset + (bias << shift), bias=bias)
-    return None
 
 
 def _raw_shape(shape: tuple[int, ...], source: Layout | None, target: Layout | None) -> tuple[int, ...]:

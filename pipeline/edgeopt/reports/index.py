@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from edgeopt.errors import UsageError
@@ -33,7 +34,8 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
         scratch.write_text(text, "utf-8")
         scratch.replace(target)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise UsageError(
             f"cannot write {target}: {error.strerror}", fix="choose another file with --out"
         ) from error

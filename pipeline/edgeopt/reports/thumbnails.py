@@ -43,15 +43,16 @@ def thumbnails(samples: Iterable[Sample], wanted: Sequence[int], layout: Layout 
     """
     left = set(wanted)
     images: dict[int, Array] = {}
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(samples if left else ()):
+        if index not in left:
+            continue
+        left.remove(index)
+        image = image_of(sample.inputs[0], layout)
+        if image is None:
+            return {}
+        images[index] = image
         if not left:
             break
-        if index in left:
-            left.remove(index)
-            image = image_of(sample.inputs[0], layout)
-            if image is None:
-                return {}
-            images[index] = image
     if not images:
         return {}
     low, high = _range(images.values())

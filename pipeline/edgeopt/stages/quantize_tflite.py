@@ -24,6 +24,7 @@ from edgeopt.search import Searching, evidence, search
 
 TYPES: Types = {
     "float32": (frozenset({"float32"}), "float32"),
+    "int4": (frozenset({"int4"}), "int8"),
     "int8": (frozenset({"int8"}), "int8"),
     # A table of rows has the type of the rows that are taken from it.
     "int16": (frozenset({"int8", "int16"}), "int16"),
@@ -70,8 +71,10 @@ class QuantizeTflite(Searching):
     percentile: float = Field(
         99.99, gt=50, le=100, description="percent of the values inside the range, for percentile"
     )
-    layers: dict[str, Literal["float32", "int8", "int16"]] = Field(
-        {}, description="precision of layers by name or pattern; int16: 8-bit weights, 16-bit activations"
+    layers: dict[str, Literal["float32", "int4", "int8", "int16"]] = Field(
+        {},
+        description="precision of layers by name or pattern; int16: 8-bit weights, 16-bit activations; int4: "
+        "4-bit weights, 8-bit activations",
     )
 
     @field_validator("io")

@@ -9,7 +9,7 @@ from edgeopt.publish.oci import Descriptor, digest_of_bytes
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.patience import Patience, usual_patience
 from edgeopt.publish.remotes.place import Place
-from edgeopt.publish.remotes.transfer import digest_of_file, explained, mismatch
+from edgeopt.publish.remotes.transfer import Pieces, digest_of_file, explained, mismatch
 
 _PIECE = 8 << 20
 """Bytes per request: S3 wants parts of 5 MiB or more, and at most 10,000 of them."""
@@ -52,7 +52,7 @@ class Bucket(Place):
             except FileNotFoundError:
                 return None
 
-    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Iterator[bytes]] | None:
+    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
         size = self.size(name)
         if size is None:
             return None
@@ -126,7 +126,7 @@ class Bucket(Place):
             raise UsageError(f"{self.shown} cannot be held alone: buckets know no locks", fix="use a folder")
         return nullcontext()
 
-    def _pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
+    def _pieces(self, name: str, offset: int, size: int) -> Pieces:
         while offset < size:
             with self._asked():
                 piece = self._piece(name, offset, min(offset + _PIECE, size))

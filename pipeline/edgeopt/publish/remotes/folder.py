@@ -13,7 +13,7 @@ from typing import BinaryIO
 from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.place import Place
-from edgeopt.publish.remotes.transfer import digest_of_file, explained, mismatch, pieces_of
+from edgeopt.publish.remotes.transfer import Pieces, digest_of_file, explained, mismatch, pieces_of
 
 _SCRATCH = "scratch"
 _TRIES = 10
@@ -40,7 +40,7 @@ class Folder(Place):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Iterator[bytes]] | None:
+    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
         size = self.size(name)
         if size is None:
             return None
@@ -126,7 +126,7 @@ class Folder(Place):
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return None
 
-    def _pieces(self, path: Path, offset: int) -> Iterator[bytes]:
+    def _pieces(self, path: Path, offset: int) -> Pieces:
         with path.open("rb") as file:
             file.seek(offset)
             yield from pieces_of(file)

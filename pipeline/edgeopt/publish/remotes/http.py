@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -10,7 +11,7 @@ from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.failures import explain_failure
 from edgeopt.publish.remotes.patience import Attempts, Patience, asked_wait
-from edgeopt.publish.remotes.transfer import PIECE, TransientError, mismatch
+from edgeopt.publish.remotes.transfer import PIECE, Pieces, TransientError, mismatch
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -146,7 +147,7 @@ class Http:
                 raise explain_failure(error, self.shown, self.patience, self._met) from error
             self._met = True
             if response.status_code in _OVERLOADED:
-                response.close()
+                self.ending(response)
                 raise TransientError(
                     f"{self.shown} answers {response.status_code} {response.reason or ''}".rstrip(),
                     fix="try again later: what has come is kept",
@@ -156,10 +157,10 @@ class Http:
                 return response
             if not authority.answer(response):
                 return response
-            response.close()
+            self.ending(response)
             asked_who = True
 
-    def body(self, response: "Response") -> Iterator[bytes]:
+    def body(self, response: "Response") -> Pieces:
         """What a streamed answer brings, as it comes.
 
         Raises:
@@ -184,29 +185,30 @@ class Http:
         while True:
             try:
                 response = self.once("GET", url, headers)
-                data = b""
-                for piece in self.body(response):
-                    data += piece
-                    if len(data) > limit:
-                        break
-                return response, data[: limit + 1]
+                return response, self._beginning(response, limit)
             except TransientError as failure:
                 attempts.again(failure)
 
     def ending(self, response: "Response") -> bytes:
         """The first bytes of an answer that is not wanted, after which the connection can be used again."""
-        data = b""
         try:
-            for piece in self.body(response):
-                data += piece
-                if len(data) > _READ:
-                    break
+            return self._beginning(response, _READ)
         except TransientError:
-            pass  # what it was to be does not matter any more
-        return data
+            return b""  # what it was to be does not matter any more
 
-    def open_blob(self, url: str, blob: Descriptor, offset: int) -> tuple["Response", int, Iterator[bytes]]:
+    def _beginning(self, response: "Response", limit: int) -> bytes:
+        data = b""
+        with closing(self.body(response)) as pieces:
+            for piece in pieces:
+                data += piece
+                if len(data) > limit:
+                    break
+        return data[: limit + 1]
+
+    def open_blob(self, url: str, blob: Descriptor, offset: int) -> tuple["Response", int, Pieces]:
         """Ask for a blob from an offset on: the answer, where it really begins, and its bytes.
+
+        The bytes of an answer that says no (a status other than 200 and 206) are what it says.
 
         Raises:
             VerificationError: it is longer or shorter there than it should be.

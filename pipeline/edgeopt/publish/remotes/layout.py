@@ -8,7 +8,7 @@ list.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from edgeopt.publish.oci import (
 from edgeopt.publish.remote import Progress, Remote, silent
 from edgeopt.publish.remotes.names import check_digest, check_reference, check_tag, is_digest, is_tag
 from edgeopt.publish.remotes.place import Place
-from edgeopt.publish.remotes.transfer import mismatch, receive
+from edgeopt.publish.remotes.transfer import Pieces, mismatch, receive
 
 REF_NAME = "org.opencontainers.image.ref.name"
 """Annotation by which an index says what its entries are called."""
@@ -74,7 +74,7 @@ class Layout(Remote):
         return self._place.size(_blob(digest)) is not None
 
     def fetch(self, blob: Descriptor, target: Path, progress: Progress = silent) -> None:
-        def open_at(offset: int) -> tuple[int, Iterator[bytes]]:
+        def open_at(offset: int) -> tuple[int, Pieces]:
             opened = self._place.open_at(_blob(blob.digest), blob, offset)
             if opened is None:
                 raise self._absent(blob.digest)
@@ -135,8 +135,9 @@ class Layout(Remote):
         if opened is None:
             raise self._absent(digest)
         found = hashlib.sha256()
-        for piece in opened[1]:
-            found.update(piece)
+        with closing(opened[1]) as pieces:
+            for piece in pieces:
+                found.update(piece)
         if f"sha256:{found.hexdigest()}" != digest:
             raise mismatch(digest, self.url, f"its {blob.size} bytes have another digest")
 

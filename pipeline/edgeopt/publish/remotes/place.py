@@ -1,7 +1,6 @@
 """Where the files of a layout lie: a folder, a bucket or a web server."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -9,7 +8,7 @@ from typing import NoReturn
 from edgeopt.errors import UsageError
 from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress
-from edgeopt.publish.remotes.transfer import Again, give_up
+from edgeopt.publish.remotes.transfer import Again, Pieces, give_up
 
 
 class Place(ABC):
@@ -29,7 +28,7 @@ class Place(ABC):
         """At most ``limit`` bytes, and one more where there are more; None if there is no such file."""
 
     @abstractmethod
-    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Iterator[bytes]] | None:
+    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
         """The bytes of a blob from an offset on, and where they really begin; None if it is not there."""
 
     @abstractmethod

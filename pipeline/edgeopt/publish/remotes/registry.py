@@ -19,7 +19,7 @@ from edgeopt.publish.remotes.credentials import DOCKER_HUB
 from edgeopt.publish.remotes.http import Http, Upload
 from edgeopt.publish.remotes.names import check_digest, check_reference, is_digest, is_loopback
 from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
-from edgeopt.publish.remotes.transfer import TransientError, explained, mismatch, receive
+from edgeopt.publish.remotes.transfer import Pieces, TransientError, explained, mismatch, receive
 
 if TYPE_CHECKING:
     from requests import Response
@@ -96,9 +96,10 @@ class Registry(Remote):
     def fetch(self, blob: Descriptor, target: Path, progress: Progress = silent) -> None:
         url = f"{self._base}/blobs/{blob.digest}"
 
-        def open_at(offset: int) -> tuple[int, Iterator[bytes]]:
+        def open_at(offset: int) -> tuple[int, Pieces]:
             response, start, pieces = self._http.open_blob(url, blob, offset)
             if response.status_code == 404:
+                self._http.ending(response)
                 raise self._absent(blob.digest)
             self._expect(response, (200, 206), blob.digest)
             return start, pieces

@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeAlias
 
@@ -15,7 +15,9 @@ from edgeopt.publish.remote import Progress, silent
 PIECE = 1 << 20
 """Bytes read at once: memory does not grow with what is transferred."""
 
-OpenAt: TypeAlias = Callable[[int], tuple[int, Iterator[bytes]]]
+Pieces: TypeAlias = Generator[bytes, None, None]
+"""Content, as it comes; whoever asked for it closes it."""
+OpenAt: TypeAlias = Callable[[int], tuple[int, Pieces]]
 """Opens content at an offset; gives where it really begins (there, or at 0) and the pieces from there on."""
 
 
@@ -92,7 +94,7 @@ def digest_of_file(path: Path) -> tuple[str, int]:
         return f"sha256:{digest}", file.tell()
 
 
-def pieces_of(file: BinaryIO) -> Iterator[bytes]:
+def pieces_of(file: BinaryIO) -> Pieces:
     """The rest of an open file, piece by piece."""
     while piece := file.read(PIECE):
         yield piece
@@ -156,10 +158,11 @@ def _complete(arriving: _Arriving, open_at: OpenAt, again: Again) -> None:
     while arriving.size < arriving.blob.size:
         try:
             start, pieces = open_at(arriving.size)
-            if start != arriving.size:
-                arriving.start_over()
-            for piece in pieces:
-                arriving.add(piece)
+            with closing(pieces):
+                if start != arriving.size:
+                    arriving.start_over()
+                for piece in pieces:
+                    arriving.add(piece)
             if arriving.size < arriving.blob.size:
                 raise TransientError(
                     f"{arriving.where} broke off after {arriving.size} of {arriving.blob.size} bytes",

@@ -1,13 +1,11 @@
 """The files of a layout on a web server: to be read, not written."""
 
-from collections.abc import Iterator
-
 from edgeopt.errors import RemoteError
 from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remotes.http import Http
 from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
 from edgeopt.publish.remotes.place import Place
-from edgeopt.publish.remotes.transfer import Again
+from edgeopt.publish.remotes.transfer import Again, Pieces
 
 
 class Web(Place):
@@ -31,8 +29,10 @@ class Web(Place):
         response, data = self._http.document(f"{self.shown}/{name}", limit=limit)
         return data if self._there(response.status_code, name) else None
 
-    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Iterator[bytes]] | None:
+    def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
         response, start, pieces = self._http.open_blob(f"{self.shown}/{name}", blob, offset)
+        if response.status_code not in (200, 206):
+            self._http.ending(response)
         return (start, pieces) if self._there(response.status_code, name) else None
 
     def size(self, name: str) -> int | None:

@@ -12,7 +12,7 @@ const flips = (row) => {
   const pictured = rows.filter(([sample]) => report.thumbnails[sample]);
   const gallery = pictured.length ? make("ul", { class: "gallery", "aria-label": `Pictures of samples lost on ${address(row)}` },
     pictured.map(([sample, label, answer]) => make("li", {},
-      make("img", { src: report.thumbnails[sample], alt: `sample ${sample}`, loading: "lazy" }),
+      make("img", { src: report.thumbnails[sample], alt: `sample ${sample}` }),
       make("span", {}, nameOf(label)), make("span", { class: "muted" }, `→ ${nameOf(answer)}`)))) : null;
   return make("div", { class: "stack" }, gallery, make("div", { class: "pair" },
     table(`Samples lost on ${address(row)}, the most certain mistakes first (${told})`,

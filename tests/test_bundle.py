@@ -1,0 +1,330 @@
+"""Bundles: what is in them, that they are the same each time, and that their examples run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from edgeopt.errors import UsageError, VerificationError
+from edgeopt.model import Preprocessing, TensorSpec, file_digest
+from edgeopt.pipeline import optimize
+from edgeopt.publish.bundle import make_bundle, publishable, wants_firmware
+from edgeopt.publish.contract import Contract, read_contract
+from edgeopt.results import Report, Verdict
+from edgeopt.samples import fitted
+from test_firmware import CPP17, build
+from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A real run: the digits as float and int8, for TFLite and ONNX."""
+    folder = tmp_path_factory.mktemp("digits")
+    recipe = Path(__file__).resolve().parent.parent / "recipes" / "digits-keras.yaml"
+    given = ["formats=[tflite, onnx]", "latency={min_seconds: 0.01, min_runs: 3}"]
+    return optimize(recipe, out=folder / "run", store=folder / "store", overrides=given)
+
+
+def bundle_of(report: Report, folder: Path, variant: str, format_name: str) -> tuple[Path, Contract]:
+    assert report.folder is not None
+    (row,) = (r for r in publishable(report) if (r.variant, r.format) == (variant, format_name))
+    return folder, make_bundle(report.folder, report, row, folder, name="digits", version="1.0.0")
+
+
+# What is in it
+
+
+@pytest.mark.slow
+def test_the_contract_says_what_was_measured(tmp_path: Path, digits: Report) -> None:
+    folder, contract = bundle_of(digits, tmp_path / "b", "int8", "tflite")
+    assert contract.schema_version == 1
+    assert (contract.name, contract.version, contract.device) == ("digits", "1.0.0", "host")
+    assert contract.measured["top1"].value > 0.97
+    assert contract.measured["top1"].n == 500
+    assert contract.preprocessing == Preprocessing(scale=1 / 16)
+    assert contract.labels == tuple("0123456789")
+    assert [raw.model_dump() for raw in contract.raw] == [{"shape": (8, 8, 1), "dtype": "uint8"}]
+    assert contract.inputs[0].shape == (1, 8, 8, 1)
+    assert "quantize_tflite" in contract.chain
+    assert {verdict.gate.split()[0] for verdict in contract.gates} == {"top1", "size_bytes"}
+    assert contract.gates_hold
+    assert contract.golden is not None
+    assert (contract.golden.count, contract.golden.device) == (8, "host")
+    # What is real at the end was made of int8 there: a step of the softmax is 1/256.
+    assert contract.golden.units == (1 / 256,)
+    assert contract.arena is None
+    assert not (folder / "firmware").exists()
+    golden = {name: np.load(folder / name) for name in contract.golden.files}
+    prepared = [fitted(raw, contract.preprocessing, contract.inputs[0], "") for raw in golden["golden/raw_0.npy"]]
+    assert np.array_equal(np.concatenate(prepared), golden["golden/input_0.npy"])
+    right = golden["golden/output_0.npy"].argmax(axis=1) == golden["golden/label.npy"]
+    assert right.mean() > 0.8
+
+
+def test_every_file_is_listed_with_its_digest(tmp_path: Path) -> None:
+    folder, contract = toy_bundle(tmp_path, labels=["a", "b", "c", "d", "e"])
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    listed = {file.name: file for file in (contract.file, *contract.files)}
+    assert set(listed) == there - {"manifest.json"}
+    assert {"toy.tflite", "MODEL_CARD.md", "labels.txt", "golden/raw_0.npy", "firmware/self_test.c"} <= set(listed)
+    for name, file in listed.items():
+        assert file.sha256 == file_digest(folder / name)
+        assert file.size_bytes == (folder / name).stat().st_size
+    text = (folder / "manifest.json").read_bytes()
+    assert read_contract(text, "manifest.json") == contract
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run", labels=["a", "b", "c", "d", "e"])
+    folders = [tmp_path / "one", tmp_path / "another" / "place"]
+    for folder in folders:
+        make_bundle(tmp_path / "run", report, report.results[0], folder, name="toy", version="1.0.0")
+    one, other = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in folders
+    )
+    assert one == other
+    assert len(one) > 15
+    assert not [name for name, data in one.items() if str(tmp_path).encode() in data]
+
+
+def test_what_lies_in_the_folder_already_belongs_to_it(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "recipe.yaml").write_text("version: 1\n")
+    contract = make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+    assert "recipe.yaml" in {file.name for file in contract.files}
+    with pytest.raises(UsageError, match="holds a bundle already"):
+        make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+
+
+def test_only_gates_about_the_row_are_told(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    row = report.results[0]
+    where = {"variant": row.variant, "format": row.format, "device": row.device}
+    about = Verdict(gate="top1 max_drop 0.01", status="fail", measured=0.1, limit=0.01, blocks=True, **where)
+    others = [
+        about.model_copy(update={"device": "host"}),
+        about.model_copy(update={"variant": "-", "format": "-", "device": "-"}),
+    ]
+    report = report.model_copy(update={"gates": (about, *others)})
+    contract = make_bundle(tmp_path / "run", report, row, tmp_path / "b", name="toy", version="1")
+    assert contract.gates == (about,)
+    assert not contract.gates_hold
+    assert "top1 max_drop 0.01: fail" in (tmp_path / "b" / "MODEL_CARD.md").read_text()
+
+
+def test_a_manifest_of_a_later_schema_is_told_apart_from_a_damaged_one() -> None:
+    with pytest.raises(VerificationError, match="has schema 7, only 1 is known") as caught:
+        read_contract('{"schema": 7, "what": "is not known"}', "manifest.json")
+    assert caught.value.exit_code == 1
+    with pytest.raises(VerificationError, match="is no contract of a bundle: name"):
+        read_contract('{"schema": 1}', "manifest.json")
+    with pytest.raises(VerificationError, match="is no contract"):
+        read_contract(b"\xff\x00", "manifest.json")
+
+
+# Golden vectors
+
+
+def test_a_device_that_executes_nothing_has_the_vectors_of_another(tmp_path: Path) -> None:
+    folder, contract = toy_bundle(
+        tmp_path,
+        device="ethos-u55-128",
+        runtime="vela 5.2.0",
+        golden_of="cortex-m",
+        measured={"sram_bytes": 22_080, "parity_max_steps": 3.0},
+        operators=["QUANTIZE", "ethos-u"],
+    )
+    assert contract.golden is not None
+    assert (contract.golden.device, contract.golden.tolerance) == ("cortex-m", 3)
+    assert "on cortex-m" in (folder / "firmware" / "golden_vectors.h").read_text()
+    assert "AddEthosU" in (folder / "firmware" / "op_resolver.h").read_text()
+
+
+def test_an_npu_needs_room_for_what_tflm_keeps(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run", measured={"arena_tail_bytes": 5000})
+    (tflm,) = report.results
+    values = {"sram_bytes": tflm.measurements["arena_bytes"].model_copy(update={"value": 22_000.0})}
+    npu = tflm.model_copy(update={"device": "npu", "runtime": "vela 5.2.0", "measurements": values})
+    report = report.model_copy(update={"results": (tflm, npu)})
+    contract = make_bundle(tmp_path / "run", report, npu, tmp_path / "b", name="toy", version="1")
+    assert contract.arena is not None
+    assert contract.arena.measured_bytes == 27_000
+    assert contract.arena.recommended_bytes == 30 * 1024
+    assert contract.arena.source == "sram_bytes on npu + arena_tail_bytes on cortex-m"
+
+
+def test_damaged_vectors_are_told(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    (tmp_path / "run" / "golden" / "int8.tflite.cortex-m.npz").write_bytes(b"PK\3\4 cut off")
+    with pytest.raises(UsageError, match=r"cannot read the golden vectors .*int8\.tflite\.cortex-m\.npz"):
+        make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+
+
+# What cannot be published
+
+
+def test_only_what_is_whole_is_published(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    (good,) = report.results
+    failed = good.model_copy(update={"status": "failed", "reason": "broken"})
+    lost = good.model_copy(update={"artifact": None})
+    report = report.model_copy(update={"results": (failed, good, lost)})
+    assert publishable(report) == [good]
+    with pytest.raises(UsageError, match=r"int8\.tflite on cortex-m cannot be published: failed"):
+        make_bundle(tmp_path / "run", report, failed, tmp_path / "b", name="toy", version="1")
+
+
+def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    model = tmp_path / "run" / "models" / "int8.tflite"
+    model.write_bytes(model.read_bytes() + b"\0")
+    with pytest.raises(VerificationError, match="is not the file that was measured"):
+        make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_report_does_not_lead_out_of_its_run(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    (row,) = report.results
+    assert row.artifact is not None
+    away = row.model_copy(update={"artifact": row.artifact.model_copy(update={"path": "../secret"})})
+    with pytest.raises(UsageError, match="lies outside of the run"):
+        make_bundle(tmp_path / "run", report, away, tmp_path / "b", name="toy", version="1")
+
+
+def test_a_run_without_its_record_is_told(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    (tmp_path / "run" / "models" / "int8.tflite.json").unlink()
+    with pytest.raises(UsageError, match=r"cannot read .*int8\.tflite\.json"):
+        make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+
+
+# The model card
+
+
+def test_the_card_is_in_the_hubs_form(tmp_path: Path) -> None:
+    folder, _ = toy_bundle(
+        tmp_path, name="k|w<s>", measured={"top1_detectable_drop": 0.0152, "top1_drop": 0.004}, labels=["a`b"] * 5
+    )
+    card = (folder / "MODEL_CARD.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["library_name"] == "litert"
+    assert about["metrics"] == ["accuracy"]
+    (entry,) = about["model-index"]
+    assert entry["name"] == "k|w<s>"
+    (found,) = entry["results"]
+    assert set(found) == {"task", "dataset", "metrics"}
+    assert found["metrics"] == [{"type": "accuracy", "name": "top1 on cortex-m", "value": 0.9}]
+    assert "license" not in about
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == [
+        "Intended input", "Measured on cortex-m", "How it was made", "Limits of the evaluation"
+    ]  # fmt: skip
+    assert "A drop of top1 smaller than 1.52% would not have been shown by 100 samples" in text
+    assert "k\\|w&lt;s>" in text
+    assert "2. quantize_tflite" in text
+
+
+# Examples
+
+
+def run_example(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(folder / "example" / "run_model.py")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["float", "int8"])
+@pytest.mark.parametrize("format_name", ["tflite", "onnx"])
+def test_the_example_runs(tmp_path: Path, digits: Report, variant: str, format_name: str) -> None:
+    folder, contract = bundle_of(digits, tmp_path / "b", variant, format_name)
+    done = run_example(folder)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"8 golden vectors, at most 0(\.\d+)? units off, 1 allowed", done.stdout)
+    assert contract.golden is not None
+    output = folder / "golden" / "output_0.npy"
+    values = np.load(output)
+    np.save(output, values + np.float32(2.5 * contract.golden.units[0]))
+    assert run_example(folder).returncode == 1
+    raw = folder / "golden" / "raw_0.npy"
+    np.save(raw, np.load(raw)[:, ::-1])
+    assert "preprocessing gives another input" in run_example(folder).stderr
+
+
+TORCH = """
+import sys
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.softmax(self.conv(x).mean((2, 3)), 1)
+
+net, x = Net().eval(), torch.load(sys.argv[1])
+torch.save(net(x).detach(), sys.argv[2])
+if sys.argv[3].endswith(".ptl"):
+    torch.jit.freeze(torch.jit.trace(net, x[:1]))._save_for_lite_interpreter(sys.argv[3])
+else:
+    from executorch.exir import to_edge
+    program = to_edge(torch.export.export(net, (x[:1],))).to_executorch()
+    open(sys.argv[3], "wb").write(program.buffer)
+"""
+CONVERT = """
+import sys
+import numpy as np
+import torch
+
+if sys.argv[1].endswith(".npy"):
+    torch.save(torch.from_numpy(np.load(sys.argv[1])), sys.argv[2])
+else:
+    np.save(sys.argv[2], torch.load(sys.argv[1]).numpy())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format_name", "suffix"), [("torchscript", ".ptl"), ("executorch", ".pte")])
+def test_the_example_for_torch_runs(tmp_path: Path, format_name: str, suffix: str) -> None:
+    pytest.importorskip("executorch.exir._warnings" if format_name == "executorch" else "safetensors")
+    spec = TensorSpec(name="x", shape=(1, 3, 16, 16), dtype="float32", layout="NCHW")
+    how = NORMALIZED.model_copy(update={"layout": "NHWC"})
+    raw = every_value("uint8", (16, 16, 3))
+    np.save(tmp_path / "x.npy", np.concatenate([fitted(sample, how, spec, "") for sample in raw]))
+    program = TORCH.replace("torch.load(sys.argv[1])", "torch.from_numpy(__import__('numpy').load(sys.argv[1]))")
+    program = program.replace("torch.save(net(x).detach(), sys.argv[2])", "__import__('numpy').save(sys.argv[2], net(x).detach().numpy())")
+    model = tmp_path / f"model{suffix}"
+    command = [sys.executable, "-W", "ignore", "-c", program, tmp_path / "x.npy", tmp_path / "y.npy", model]
+    subprocess.run(command, check=True, capture_output=True)
+    answers = np.load(tmp_path / "y.npy")
+    report = write_run(
+        tmp_path / "run",
+        format_name=format_name,
+        model=model.read_bytes(),
+        inputs=[spec],
+        outputs=[TensorSpec(name="y", shape=(1, 4))],
+        how=how,
+        raw=[raw],
+        device="host",
+        runtime=f"{format_name} 1",
+    )
+    golden = tmp_path / "run" / "golden" / f"int8.{format_name}.host.npz"
+    with np.load(golden) as archive:
+        arrays = dict(archive)
+    np.savez(golden, **{**arrays, "output_0": answers})
+    make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+    done = run_example(tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 golden vectors, at most 0")
