@@ -1,11 +1,9 @@
 """Bundles: what is in them, that they are the same each time, and that their examples run."""
 
-import json
+import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,12 @@ import yaml
 from edgeopt.errors import UsageError, VerificationError
 from edgeopt.model import Preprocessing, TensorSpec, file_digest
 from edgeopt.pipeline import optimize
-from edgeopt.publish.bundle import make_bundle, publishable, wants_firmware
+from edgeopt.publish.bundle import make_bundle, publishable
 from edgeopt.publish.contract import Contract, read_contract
 from edgeopt.results import Report, Verdict
 from edgeopt.samples import fitted
 from test_firmware import CPP17, build
-from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
+from toy_run import NORMALIZED, every_value, toy_bundle, write_run
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +60,9 @@ def test_the_contract_says_what_was_measured(tmp_path: Path, digits: Report) -> 
     assert contract.arena is None
     assert not (folder / "firmware").exists()
     golden = {name: np.load(folder / name) for name in contract.golden.files}
-    prepared = [fitted(raw, contract.preprocessing, contract.inputs[0], "") for raw in golden["golden/raw_0.npy"]]
+    prepared = [
+        fitted(raw, contract.preprocessing, contract.inputs[0], "") for raw in golden["golden/raw_0.npy"]
+    ]
     assert np.array_equal(np.concatenate(prepared), golden["golden/input_0.npy"])
     right = golden["golden/output_0.npy"].argmax(axis=1) == golden["golden/label.npy"]
     assert right.mean() > 0.8
@@ -73,7 +73,9 @@ def test_every_file_is_listed_with_its_digest(tmp_path: Path) -> None:
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     listed = {file.name: file for file in (contract.file, *contract.files)}
     assert set(listed) == there - {"manifest.json"}
-    assert {"toy.tflite", "MODEL_CARD.md", "labels.txt", "golden/raw_0.npy", "firmware/self_test.c"} <= set(listed)
+    assert {"toy.tflite", "MODEL_CARD.md", "labels.txt", "golden/raw_0.npy", "firmware/self_test.c"} <= set(
+        listed
+    )
     for name, file in listed.items():
         assert file.sha256 == file_digest(folder / name)
         assert file.size_bytes == (folder / name).stat().st_size
@@ -99,7 +101,9 @@ def test_what_lies_in_the_folder_already_belongs_to_it(tmp_path: Path) -> None:
     report = write_run(tmp_path / "run")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "recipe.yaml").write_text("version: 1\n")
-    contract = make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+    contract = make_bundle(
+        tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1"
+    )
     assert "recipe.yaml" in {file.name for file in contract.files}
     with pytest.raises(UsageError, match="holds a bundle already"):
         make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
@@ -213,7 +217,10 @@ def test_a_run_without_its_record_is_told(tmp_path: Path) -> None:
 
 def test_the_card_is_in_the_hubs_form(tmp_path: Path) -> None:
     folder, _ = toy_bundle(
-        tmp_path, name="k|w<s>", measured={"top1_detectable_drop": 0.0152, "top1_drop": 0.004}, labels=["a`b"] * 5
+        tmp_path,
+        name="k|w<s>",
+        measured={"top1_detectable_drop": 0.0152, "top1_drop": 0.004},
+        labels=["a`b"] * 5,
     )
     card = (folder / "MODEL_CARD.md").read_text()
     _, front, text = card.split("---\n", 2)
@@ -263,6 +270,7 @@ def test_the_example_runs(tmp_path: Path, digits: Report, variant: str, format_n
 
 TORCH = """
 import sys
+import numpy as np
 import torch
 
 class Net(torch.nn.Module):
@@ -274,39 +282,30 @@ class Net(torch.nn.Module):
     def forward(self, x):
         return torch.softmax(self.conv(x).mean((2, 3)), 1)
 
-net, x = Net().eval(), torch.load(sys.argv[1])
-torch.save(net(x).detach(), sys.argv[2])
-if sys.argv[3].endswith(".ptl"):
-    torch.jit.freeze(torch.jit.trace(net, x[:1]))._save_for_lite_interpreter(sys.argv[3])
+given, answers, target = sys.argv[1:]
+net, x = Net().eval(), torch.from_numpy(np.load(given))
+np.save(answers, net(x).detach().numpy())
+if target.endswith(".ptl"):
+    torch.jit.freeze(torch.jit.trace(net, x[:1]))._save_for_lite_interpreter(target)
 else:
     from executorch.exir import to_edge
     program = to_edge(torch.export.export(net, (x[:1],))).to_executorch()
-    open(sys.argv[3], "wb").write(program.buffer)
-"""
-CONVERT = """
-import sys
-import numpy as np
-import torch
-
-if sys.argv[1].endswith(".npy"):
-    torch.save(torch.from_numpy(np.load(sys.argv[1])), sys.argv[2])
-else:
-    np.save(sys.argv[2], torch.load(sys.argv[1]).numpy())
+    open(target, "wb").write(program.buffer)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("format_name", "suffix"), [("torchscript", ".ptl"), ("executorch", ".pte")])
 def test_the_example_for_torch_runs(tmp_path: Path, format_name: str, suffix: str) -> None:
-    pytest.importorskip("executorch.exir._warnings" if format_name == "executorch" else "safetensors")
+    for package in ("torch", "executorch"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     spec = TensorSpec(name="x", shape=(1, 3, 16, 16), dtype="float32", layout="NCHW")
     how = NORMALIZED.model_copy(update={"layout": "NHWC"})
     raw = every_value("uint8", (16, 16, 3))
     np.save(tmp_path / "x.npy", np.concatenate([fitted(sample, how, spec, "") for sample in raw]))
-    program = TORCH.replace("torch.load(sys.argv[1])", "torch.from_numpy(__import__('numpy').load(sys.argv[1]))")
-    program = program.replace("torch.save(net(x).detach(), sys.argv[2])", "__import__('numpy').save(sys.argv[2], net(x).detach().numpy())")
     model = tmp_path / f"model{suffix}"
-    command = [sys.executable, "-W", "ignore", "-c", program, tmp_path / "x.npy", tmp_path / "y.npy", model]
+    command = [sys.executable, "-W", "ignore", "-c", TORCH, tmp_path / "x.npy", tmp_path / "y.npy", model]
     subprocess.run(command, check=True, capture_output=True)
     answers = np.load(tmp_path / "y.npy")
     report = write_run(
@@ -328,3 +327,123 @@ def test_the_example_for_torch_runs(tmp_path: Path, format_name: str, suffix: st
     done = run_example(tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 golden vectors, at most 0")
+
+
+LITE_API = {
+    "interpreter.h": """
+#include <cstdint>
+#include <cstddef>
+enum TfLiteStatus { kTfLiteOk = 0 };
+namespace tflite {
+class Interpreter {
+ public:
+  TfLiteStatus AllocateTensors();
+  TfLiteStatus Invoke();
+  template <class T> T* typed_input_tensor(int);
+  template <class T> T* typed_output_tensor(int);
+};
+}
+""",
+    "model.h": """
+namespace tflite {
+class FlatBufferModel { public: static std::unique_ptr<FlatBufferModel> BuildFromFile(const char*); };
+class InterpreterBuilder {
+ public:
+  InterpreterBuilder(const FlatBufferModel&, const ops::builtin::BuiltinOpResolver&);
+  TfLiteStatus operator()(std::unique_ptr<Interpreter>*);
+};
+}
+""",
+    "kernels/register.h": """
+namespace tflite { namespace ops { namespace builtin {
+class BuiltinOpResolver { public: BuiltinOpResolver(); };
+} } }
+""",
+}
+ONNX_API = """
+#include <cstdint>
+#include <cstddef>
+#include <memory>
+enum OrtAllocatorType { OrtArenaAllocator };
+enum OrtMemType { OrtMemTypeDefault };
+enum OrtLoggingLevel { ORT_LOGGING_LEVEL_WARNING };
+struct OrtCUDAProviderOptions {};
+namespace Ort {
+struct Env { Env(OrtLoggingLevel, const char*); };
+struct SessionOptions { void AppendExecutionProvider_CUDA(const OrtCUDAProviderOptions&); };
+struct AllocatorWithDefaultOptions {};
+struct MemoryInfo { static MemoryInfo CreateCpu(OrtAllocatorType, OrtMemType); };
+struct RunOptions {};
+using AllocatedStringPtr = std::unique_ptr<char, void (*)(char*)>;
+struct Value {
+  template <typename T>
+  static Value CreateTensor(const MemoryInfo&, T*, size_t, const int64_t*, size_t);
+  template <typename T> const T* GetTensorData() const;
+};
+struct Session {
+  Session(Env&, const char*, const SessionOptions&);
+  AllocatedStringPtr GetInputNameAllocated(size_t, AllocatorWithDefaultOptions&);
+  AllocatedStringPtr GetOutputNameAllocated(size_t, AllocatorWithDefaultOptions&);
+  std::vector<Value> Run(const RunOptions&, const char* const*, const Value*, size_t, const char* const*, size_t);
+};
+}
+"""
+
+
+@pytest.mark.parametrize("golden_of", ["", None])
+@pytest.mark.parametrize(
+    ("format_name", "runtime"),
+    [
+        ("tflite", "litert"),
+        ("tflite", "tflite_runtime"),
+        ("onnx", "onnxruntime"),
+        ("onnx", "onnxruntime_cuda"),
+    ],
+)
+def test_the_example_in_cpp_fits_the_api(
+    tmp_path: Path, format_name: str, runtime: str, golden_of: str | None
+) -> None:
+    model = b"onnx" if format_name == "onnx" else None
+    folder, _ = toy_bundle(
+        tmp_path,
+        device="host",
+        runtime=f"{runtime} 2",
+        format_name=format_name,
+        model=model,
+        golden_of=golden_of,
+    )
+    assert not (folder / "firmware").exists()
+    for name, text in LITE_API.items():
+        header = tmp_path / "api" / "tensorflow" / "lite" / name
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+    # The library's own header brings these, and the example does not lean on it.
+    (tmp_path / "api" / "onnxruntime_cxx_api.h").write_text(f"#include <vector>\n{ONNX_API}")
+    source = "run_onnx.cpp" if format_name == "onnx" else "run_tflite.cpp"
+    build(CPP17, "-I", tmp_path / "api", "-fsyntax-only", source, where=folder / "example")
+    compile((folder / "example" / "run_model.py").read_text(), "run_model.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("format_name", "runtime", "source"),
+    [("tflite", "adb_litert", "RunTflite.kt"), ("executorch", "adb_executorch", "RunExecutorch.kt")],
+)
+def test_an_android_device_has_an_example_in_kotlin(
+    tmp_path: Path, format_name: str, runtime: str, source: str
+) -> None:
+    how = NORMALIZED.model_copy(update={"layout": "NCHW"})
+    raw = [every_value("uint8", (16, 16, 3)).transpose(0, 3, 1, 2)]
+    model = b"pte" if format_name == "executorch" else None
+    folder, _ = toy_bundle(
+        tmp_path, device="phone", runtime=runtime, format_name=format_name, model=model, how=how, raw=raw,
+        golden_of="host",
+    )  # fmt: skip
+    assert [file.name for file in (folder / "example").iterdir()] == [source]
+    text = (folder / "example" / source).read_text()
+    assert "{{" not in text
+    for opening, closing in ("()", "[]", "{}"):
+        assert text.count(opening) == text.count(closing)
+    assert "val at = (i % 3) * 256 + i / 3" in text
+    assert "value -= MEAN_0[at / 256]" in text
+    assert "coerceIn(-128f, 127f).toInt().toByte()" in text
+    assert "import org.tensorflow.lite.Interpreter" in text or "import org.pytorch.executorch.Module" in text

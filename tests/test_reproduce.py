@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import toy_tflite
 import yaml
-from onnx import TensorProto, helper, numpy_helper
 
+import toy_tflite
 from edgeopt.build import build
 from edgeopt.errors import CannotRunError, StageError, UsageError, VerificationError
 from edgeopt.formats.tflite_file import parse
@@ -127,9 +125,8 @@ def test_the_kws_model_is_built_again_byte_for_byte(real_data: Path, tmp_path: P
 
 
 def test_other_names_and_places_are_the_same_graph(bundle: Path, again: Callable[..., Reproduction]) -> None:
-    from flatbuffers import Builder
-
     from ai_edge_litert import schema_py_generated as schema
+    from flatbuffers import Builder
 
     root = schema.ModelT.InitFromPackedBuf(bytearray((bundle / "model.tflite").read_bytes()), 0)
     for number, tensor in enumerate(root.subgraphs[0].tensors):
@@ -149,12 +146,11 @@ def test_one_other_weight_is_different_and_told(bundle: Path, again: Callable[..
     weights = max((e for e in model.extents if e.owner == "Buffer.data"), key=lambda e: e.end - e.start)
     content[weights.end - 1] ^= 1
     replace_model(bundle, bytes(content))
-    versions = [("pkg:pypi/tensorflow@2.21.0", "pkg:pypi/tensorflow@2.20.0")]
 
     def older(told: dict[str, Any]) -> None:
         for each in told["predicate"]["buildDefinition"]["resolvedDependencies"]:
             if each["name"] == "tensorflow":
-                each["uri"] = versions[0][1]
+                each["uri"] = "pkg:pypi/tensorflow@2.20.0"
 
     rewrite(bundle, older)
     found = again()
@@ -249,9 +245,11 @@ def test_a_recipe_does_not_run_code_of_its_choice(
         (lambda d: d["data"].update(calibration={"uses": "antigravity:geohash"}), "antigravity:geohash"),
         (lambda d: d["model"].update(trust=True), "may run code"),
     ):
+        recorded = (bundle / FILE).read_bytes()
         with_recipe(bundle, change)
         with pytest.raises(UsageError, match=told) as caught:
             again()
+        (bundle / FILE).write_bytes(recorded)
         assert "allow it with --trust" in str(caught.value)
     assert not mark.exists()
 
@@ -309,6 +307,9 @@ def network(
     path: Path, *, names: str = "", swap: bool = False, raw: bool = True, weight: float = 1.0, **more: Any
 ) -> Path:
     """Two branches that are added: ``swap`` writes them in the other order, which computes the same."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     values = np.array([[weight, 2.0], [3.0, 4.0]], np.float32)
     first = numpy_helper.from_array(values, f"{names}w")
     if not raw:
@@ -339,7 +340,7 @@ def test_onnx_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
         ({"weight": 1.5}, "the constant input 1 of operator 0 (MatMul)"),
         ({"transB": 0}, "the options of operator 1 (Gemm)"),
         ({"minuend": "r"}, "how operators are connected"),
-        ({"opset": 18}, "the type, shape or quantization of input 0 of operator 0 (MatMul)"),
+        ({"opset": 18}, "the versions of the operator sets"),
     ):
         other = network(tmp_path / "changed.onnx", **change)
         assert semantic_digest(other, "onnx") != semantic_digest(plain, "onnx")
@@ -347,6 +348,9 @@ def test_onnx_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
 
 
 def test_graphs_within_operators_count(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
     def branching(path: Path, added: str, outer: str = "outer") -> Path:
         info = helper.make_tensor_value_info
         bodies = [

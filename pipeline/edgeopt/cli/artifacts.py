@@ -67,6 +67,7 @@ def push(
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.transfers import Transfer
     from edgeopt.errors import UsageError
+    from edgeopt.publish.channels import follow
     from edgeopt.publish.channels import promote as promoted
     from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
     from edgeopt.publish.release import make_release
@@ -113,8 +114,9 @@ def push(
         typer.echo(f"{short}@{release.version}: {len(release.index.manifests)} bundles in {place}")
         typer.echo(f"  {release.descriptor.digest}")
     if channel is not None:
-        for place_of in (shelf, target) if target else (shelf,):
-            promoted(place_of, channel, release.version, who=who)
+        promoted(target or shelf, channel, release.version, who=who)
+        if target:
+            follow(target, shelf, channel)
         told["channel"] = channel
         if not as_json:
             typer.echo(f"  {short}:{channel} is now {release.version}")
@@ -148,6 +150,7 @@ def pull(
     not be fetched; what came is kept, and the next attempt goes on from there.
     """
     from edgeopt.cli.transfers import Transfer
+    from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
     from edgeopt.publish.oci import read_manifest
     from edgeopt.publish.pulling import described, pick, place
@@ -180,6 +183,8 @@ def pull(
                     places.root / reference.name,
                     transfer.advance,
                 )
+            if reference.channel:
+                follow(source, shelf, reference.channel)
         pulled = place(release, choice, shelf, out, key=key)
     contract = pulled.contract
     if as_json:

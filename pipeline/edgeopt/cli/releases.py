@@ -74,10 +74,11 @@ def promote(
     reference = parse(name)
     if reference.channel == "stable" and not name.endswith(":stable"):
         raise UsageError(f"which version of {name}?", fix=f"edgeopt artifacts promote {name}@VERSION")
-    for source in _everywhere(places, name):
-        release = find_release(source, reference)
-        promoted(source, check_channel(channel), release.version, who=who)
-        typer.echo(f"{reference.name}:{channel} is now {release.version}  {source.url}")
+    source = places.source(reference)
+    release = find_release(source, reference)
+    promoted(source, check_channel(channel), release.version, who=who)
+    _follow_here(places, reference.name, source, channel)
+    typer.echo(f"{reference.name}:{channel} is now {release.version}  {source.url}")
 
 
 @app.command()
@@ -89,11 +90,14 @@ def rollback(
 ) -> None:
     """Let a channel stand for the version before the one it stands for. The move is kept in its history."""
     from edgeopt.publish.channels import rollback as rolled_back
-    from edgeopt.publish.names import check_channel
+    from edgeopt.publish.names import check_channel, parse
 
-    for source in _everywhere(places_of(library), name):
-        move = rolled_back(source, check_channel(channel), who=who)
-        typer.echo(f"{name}:{channel} is {move.version} again  {source.url}")
+    places = places_of(library)
+    reference = parse(name)
+    source = places.source(reference)
+    move = rolled_back(source, check_channel(channel), who=who)
+    _follow_here(places, reference.name, source, channel)
+    typer.echo(f"{reference.name}:{channel} is {move.version} again  {source.url}")
 
 
 @app.command()
@@ -203,11 +207,9 @@ def reproduce(
     raise typer.Exit(found.exit_code)
 
 
-def _everywhere(places: "Places", name: str) -> "list[Remote]":
-    """The remote of a name, then the library if it knows the name as well."""
-    from edgeopt.publish.names import parse
+def _follow_here(places: "Places", name: str, source: "Remote", channel: str) -> None:
+    """Let a channel that was moved elsewhere stand in the library as well, for whoever works offline."""
+    from edgeopt.publish.channels import follow
 
-    reference = parse(name)
-    source = places.source(reference)
-    shelf = places.library(reference.name) if reference.name in places.names() else None
-    return [source] if shelf is None or shelf.url == source.url else [source, shelf]
+    if name in places.names() and places.library(name).url != source.url:
+        follow(source, places.library(name), channel)

@@ -7,6 +7,11 @@ from types import TracebackType
 import typer
 
 
+def shown(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
 class Transfer:
     """A bar on a terminal; elsewhere one line at the beginning and one at the end."""
 
@@ -29,7 +34,7 @@ class Transfer:
             self.bar.stop()  # type: ignore[attr-defined]
         elif self.total and error is None:
             seconds = time.monotonic() - self.began
-            typer.echo(f"  {self.done / 1e6:,.1f} MB in {seconds:.1f} s", err=True)
+            typer.echo(f"  {shown(self.done)} in {seconds:.1f} s", err=True)
 
     def say(self, text: str) -> None:
         """One line about what is going on."""
@@ -39,7 +44,7 @@ class Transfer:
         """From now on ``total`` bytes move."""
         self.total, self.began = total, time.monotonic()
         if not self.live:
-            typer.echo(f"{title}: {total / 1e6:,.1f} MB", err=True)
+            typer.echo(f"{title}: {shown(total)}", err=True)
             return
         from rich.console import Console
         from rich.progress import (

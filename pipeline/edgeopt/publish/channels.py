@@ -112,6 +112,19 @@ def rollback(remote: Remote, channel: str, *, who: str = "") -> Move:
     return _move(remote, channel, before.version, release, "rollback", who)
 
 
+def follow(source: Remote, target: Remote, channel: str) -> None:
+    """Let a channel stand in ``target`` where it stands in ``source``, if that version is there as well."""
+    tags = _tags(source, channel)
+    move = _read(source, tags[-1]) if tags else None
+    if move is None or target.resolve(move.release) is None:
+        return
+    found = source.resolve(tags[-1])
+    if found is not None:
+        target.push_blob(describe(_NOTHING, EMPTY), _NOTHING)
+        target.push_manifest(source.manifest(found.digest), MANIFEST, tags[-1:])
+        _set_plain_tag(target, channel)
+
+
 def trodden(moves: list[Move]) -> list[Move]:
     """The versions that a channel went through, without those it was rolled back from."""
     kept: list[Move] = []
@@ -146,7 +159,7 @@ def _move(remote: Remote, channel: str, version: str, release: Descriptor, actio
     )
     mine = move_tag(channel, move.number, move.identity)
     remote.push_manifest(manifest.encode(), MANIFEST, [mine])
-    stands = _follow(remote, channel)
+    stands = _set_plain_tag(remote, channel)
     if stands != move:
         raise VerificationError(
             f"another process moved {channel} to {stands.version} at the same time, and that move stands",
@@ -155,7 +168,7 @@ def _move(remote: Remote, channel: str, version: str, release: Descriptor, actio
     return move
 
 
-def _follow(remote: Remote, channel: str) -> Move:
+def _set_plain_tag(remote: Remote, channel: str) -> Move:
     """Set the channel's plain tag, for clients that know tags only, to where its log stands."""
     while True:
         last = _tags(remote, channel)[-1]

@@ -34,6 +34,8 @@ class Graph(NamedTuple):
     outputs: tuple[Hashable, ...]
     constants: Mapping[Hashable, str]
     facts: Mapping[Hashable, str]
+    versions: str = ""
+    """Of the sets that the operators are from; a digest."""
 
 
 def digest(*parts: object) -> str:
@@ -128,9 +130,10 @@ def _onnx_graph(graph: Any, versions: str = "") -> Graph:
         constants[sparse.values.name] = digest(indices, _onnx_tensor(sparse.values))
     inputs = tuple(value.name for value in graph.input if value.name not in constants)
     ends = [*graph.input, *graph.output]
-    facts: dict[Hashable, str] = {value.name: digest(versions, _onnx_type(value.type)) for value in ends}
+    facts: dict[Hashable, str] = {value.name: digest(_onnx_type(value.type)) for value in ends}
     nodes = tuple(map(_onnx_node, graph.node))
-    return Graph(nodes, inputs, tuple(value.name for value in graph.output), constants, facts)
+    outputs = tuple(value.name for value in graph.output)
+    return Graph(nodes, inputs, outputs, constants, facts, versions)
 
 
 def _onnx_function(function: Any) -> Graph:

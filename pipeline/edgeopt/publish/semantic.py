@@ -76,11 +76,13 @@ def _graph_digest(graph: Graph, around: Mapping[Hashable, str]) -> str:
             known[key] = digest(made[-1], index)
     ends = [(known.get(key), graph.facts.get(key)) for key in graph.outputs]
     # Operators that lead to no output may have an effect all the same.
-    return digest(len(graph.inputs), *ends, *sorted(made))
+    return digest(graph.versions, len(graph.inputs), *ends, *sorted(made))
 
 
 def _differences(old: Graph, new: Graph) -> Iterator[str]:
     """What differs between two graphs, operator by operator in the order of the files."""
+    if old.versions != new.versions:
+        yield "the versions of the operator sets"
     for number, (before, after) in enumerate(zip(old.nodes, new.nodes, strict=False)):
         where = f"operator {number} ({before.kind})"
         if before.kind != after.kind:

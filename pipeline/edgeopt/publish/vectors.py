@@ -121,7 +121,8 @@ def output_steps(file: TfliteFile) -> list[float | None]:
 
 def _read(path: Path, device: str) -> Vectors:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves what it opened and could not read to the garbage collector.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(

@@ -89,12 +89,12 @@ def sensitivity(trials: Iterable[Trial]) -> list[list[Any]]:
     base = next((one for one in known if not one.raised and one.snr_db is not None), None)
     if base is None or base.snr_db is None:
         return []
-    rows = []
+    rows: list[tuple[str, float, int]] = []
     for trial in known:
         if trial.status == "alone" and len(trial.raised) == 1 and trial.snr_db is not None:
             removed = 1 - 10 ** ((base.snr_db - trial.snr_db) / 10)
-            rows.append([cut(trial.raised[0]), finite(removed), trial.size_bytes - base.size_bytes])
-    return sorted(rows, key=lambda row: -(row[1] or 0.0))[:SENSITIVE]
+            rows.append((cut(trial.raised[0]), removed, trial.size_bytes - base.size_bytes))
+    return [list(row) for row in sorted(rows, key=lambda row: -row[1])[:SENSITIVE]]
 
 
 def class_names(labels: Sequence[str]) -> list[str]:

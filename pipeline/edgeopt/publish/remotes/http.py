@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -155,9 +155,11 @@ class Http:
                 )
             if asked_who or authority is None or response.status_code not in (401, 403):
                 return response
-            if not authority.answer(response):
-                return response
-            self.ending(response)
+            with ExitStack() as done:
+                done.callback(self.ending, response)
+                if not authority.answer(response):
+                    done.pop_all()
+                    return response
             asked_who = True
 
     def body(self, response: "Response") -> Pieces:

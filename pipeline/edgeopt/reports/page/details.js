@@ -11,7 +11,7 @@ const within = (row) => {
     row.reason ? make("p", {}, state(row.status), " ", row.reason) : null,
     row.notes.length ? make("ul", {}, row.notes.map((note) => make("li", {}, note))) : null,
     row.facts.length ? facts(row.facts) : null,
-    make("div", { class: "pair" }, hops(row), measured),
+    make("div", { class: "pair broad" }, hops(row), measured),
     row.diagnose ? make("p", { class: "muted" }, "Which layers lose accuracy, and what to change: ", make("code", {}, row.diagnose)) : null,
     row.spread ? ownTimes(row) : null,
     row.flips ? flips(row) : null,

@@ -59,11 +59,11 @@ const confusions = (row) => {
 };
 
 const sensitivity = (search) => {
-  const most = Math.max(...search.layers.map(([, removed]) => removed ?? 0)) || 1;
+  const most = Math.max(...search.layers.map(([, removed]) => removed), 0) || 1;
   return table(`How sensitive each layer of ${search.variant}.${search.format} is: the share of the error that goes when it alone is raised`,
     [["layer"], ["error removed", "number"], ["", "graph"], ["costs", "number"]],
-    search.layers.map(([layer, removed, cost]) => [layer, removed === null ? "–" : `${(100 * removed).toFixed(1)} %`,
-      removed === null ? "" : bar(removed < 0 ? Math.max(-1, removed) : removed / most), `${cost < 0 ? "−" : "+"}${count(Math.abs(cost))} B`]), "tall");
+    search.layers.map(([layer, removed, cost]) => [layer, `${(100 * removed).toFixed(1)} %`,
+      bar(removed < 0 ? Math.max(-1, removed) : removed / most), `${cost < 0 ? "−" : "+"}${count(Math.abs(cost))} B`]), "tall");
 };
 
 const trials = (search) => table(

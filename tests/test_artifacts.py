@@ -1,0 +1,425 @@
+"""Publishing and pulling from the command line: what is chosen, what is refused, and what a fault leaves."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from edgeopt.cli import main
+from edgeopt.model import file_digest
+from edgeopt.publish.channels import history, promote
+from edgeopt.publish.oci import read_index, read_manifest
+from edgeopt.publish.remotes import library
+from edgeopt.results import Report, Verdict
+from toy_run import write_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Cli = Callable[..., "Told"]
+
+
+class Told(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """Run ``edgeopt artifacts``, in an empty working directory of its own."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*arguments: str | Path) -> Told:
+        monkeypatch.setattr(sys, "argv", ["edgeopt", "artifacts", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Told(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def a_run(folder: Path, day: int = 1, *, failing: bool = False, **options: object) -> Path:
+    """A run's folder; ``day`` tells runs apart, ``failing`` gives it a gate that did not hold."""
+    options = {"measured": {"top1": 0.9 - day / 1000}} | options
+    report = write_run(folder, **options)  # type: ignore[arg-type]
+    row = report.results[0]
+    verdict = Verdict(
+        gate="top1 max_drop 0.01",
+        variant=row.variant,
+        format=row.format,
+        device=row.device,
+        status="fail" if failing else "pass",
+        limit=0.01,
+        measured=0.05 if failing else 0.0,
+        blocks=failing,
+    )
+    run = report.run.model_copy(
+        update={"started": f"2026-03-{day:02d}T10:00:00+00:00", "document": "name: toy\n"}
+    )
+    changed: Report = report.model_copy(update={"gates": (verdict,), "run": run})
+    (folder / "report.json").write_text(changed.model_dump_json(by_alias=True))
+    return folder
+
+
+def keys(folder: Path, name: str) -> tuple[Path, Path]:
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(make, check=True, capture_output=True)
+    tell = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
+    subprocess.run(tell, check=True, capture_output=True)
+    return private, public
+
+
+def published(cli: Cli, tmp_path: Path, day: int = 1, *more: str | Path, failing: bool = False) -> str:
+    """Push a fresh run as version 1.<day>; the URL of its name."""
+    url = f"file://{tmp_path}/remote/toy"
+    run = a_run(tmp_path / f"run{day}", day, failing=failing)
+    told = cli("push", run, "--to", f"{url}:1.{day}", "--library", tmp_path / "maker", *more)
+    assert told.code == 0, told.err
+    return url
+
+
+def pull(cli: Cli, url: str, tmp_path: Path, *more: str | Path, device: str = "cortex-m") -> Told:
+    place = tmp_path / "firmware" / "model"
+    return cli("pull", url, "--device", device, "--out", place, "--library", tmp_path / "board", *more)
+
+
+def test_what_is_pushed_is_pulled_and_verified(cli: Cli, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "release")
+    url = published(cli, tmp_path, 1, "--sign", private, "--channel", "stable")
+    told = pull(cli, url, tmp_path, "--require-signature", public)
+    assert told.code == 0, told.err
+    assert "measured on cortex-m" in told.out and "signature verified" in told.out
+    folder = tmp_path / "firmware" / "model"
+    contract = json.loads((folder / "manifest.json").read_text())
+    assert (contract["name"], contract["version"], contract["device"]) == ("toy", "1.1", "cortex-m")
+    model = folder / contract["file"]["name"]
+    assert file_digest(model) == file_digest(tmp_path / "run1" / "models" / "int8.tflite")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"MODEL_CARD.md", "provenance.intoto.json", "bom.cdx.json", "recipe.yaml", "model.sig"} <= names
+    assert "firmware/self_test.c" in names
+    assert os.listdir(folder.parent) == ["model"]  # nothing of the way there is left
+    assert cli("verify", folder, "--require-signature", public).code == 0
+    assert cli("verify", "--all", "--library", tmp_path / "board").code == 0
+    listed = json.loads(cli("list", url, "--json").out)[0]["versions"]
+    assert [(row["version"], row["gates"], row["signed"], row["channels"]) for row in listed] == [
+        ("1.1", "pass", True, ["stable"])
+    ]
+
+
+def test_a_version_never_changes(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path)
+    again = cli("push", tmp_path / "run1", "--to", f"{url}:1.1", "--library", tmp_path / "maker")
+    assert again.code == 0  # the same run: nothing to do
+    other = a_run(tmp_path / "other", 2)
+    for shelf in ("maker", "another maker"):
+        told = cli("push", other, "--to", f"{url}:1.1", "--library", tmp_path / shelf)
+        assert told.code == 2 and "versions do not change" in told.err
+    index = library(tmp_path / "remote" / "toy").resolve("1.1")
+    assert index == library(tmp_path / "maker" / "toy").resolve("1.1")
+
+
+def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    described = "runtimes: {tflite: tflm}\noperators: tflite-micro\nlimits: {flash: %s, ram: %s}\n"
+    (devices / "roomy.yaml").write_text(described % ("1 MiB", "64 KiB"))
+    (devices / "tight.yaml").write_text(described % ("512", "64 KiB"))
+    (devices / "poor.yaml").write_text(described % ("1 MiB", "8 KiB"))
+    (devices / "torch.yaml").write_text("runtimes: {torchscript: torchscript}\n")
+    told = pull(cli, url, tmp_path, "--devices", devices, device="roomy")
+    assert told.code == 0 and "not measured on roomy, but it fits" in told.out
+    refusals = {
+        "tight": "512 bytes of flash",
+        "poor": "needs 9,000 bytes, and poor has 8,192 bytes of RAM",
+        "torch": "torch has no runtime for tflite",
+        "roomie": "no device file describes it",
+    }
+    for device, reason in refusals.items():
+        told = pull(cli, url, tmp_path, "--devices", devices, device=device)
+        assert told.code == 2 and reason in told.err, (device, told.err)
+    told = pull(cli, url, tmp_path, "--format", "onnx")
+    assert told.code == 2 and "it has int8.tflite" in told.err
+
+
+def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    folder = tmp_path / "firmware" / "model"
+    assert pull(cli, url, tmp_path).code == 0
+    published(cli, tmp_path, 2, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    assert json.loads((folder / "manifest.json").read_text())["version"] == "1.2"
+    mine = tmp_path / "firmware" / "sources"
+    mine.mkdir()
+    (mine / "main.c").write_text("int main(void) { return 0; }")
+    told = cli("pull", url, "--device", "cortex-m", "--out", mine, "--library", tmp_path / "board")
+    assert told.code == 2 and "was not pulled" in told.err
+    assert os.listdir(mine) == ["main.c"]
+
+
+def test_offline_what_was_pulled_once_is_there(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    (tmp_path / "remote").rename(tmp_path / "away")
+    gone = pull(cli, url, tmp_path)
+    assert gone.code in (2, 3)
+    told = pull(cli, "toy@1.1", tmp_path, "--offline")
+    assert told.code == 0, told.err
+    assert pull(cli, "toy", tmp_path, "--offline").code == 0  # and what the channel stood for
+
+
+@pytest.mark.parametrize("what", ["model", "kit", "manifest", "index", "tag", "moved"])
+def test_what_was_tampered_with_never_lands(cli: Cli, tmp_path: Path, what: str) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    published(cli, tmp_path, 2)
+    remote = tmp_path / "remote" / "toy"
+    layout = library(remote)
+    release = layout.resolve("1.1")
+    assert release is not None
+    index = read_index(layout.manifest(release.digest), "")
+    manifest = read_manifest(layout.manifest(index.manifests[0].digest), "")
+    blobs = {
+        "model": manifest.layers[0].digest,
+        "kit": manifest.layers[1].digest,
+        "manifest": index.manifests[0].digest,
+        "index": release.digest,
+    }
+    if what in blobs:
+        path = remote / "blobs" / "sha256" / blobs[what].removeprefix("sha256:")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+    elif what == "tag":
+        (remote / "refs" / "1.1.json").write_bytes((remote / "refs" / "1.2.json").read_bytes())
+    else:
+        for move in remote.glob("refs/stable.*.json"):
+            move.write_bytes((remote / "refs" / "1.2.json").read_bytes())
+    told = pull(cli, url if what == "moved" else f"{url}@1.1", tmp_path)
+    assert told.code == 1, told
+    assert not (tmp_path / "firmware" / "model").exists()
+    assert cli("verify", "--all", "--library", tmp_path / "board").code == 0
+
+
+def test_a_signature_that_is_asked_for_must_be_there_and_right(cli: Cli, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "release")
+    _, other = keys(tmp_path, "other")
+    url = published(cli, tmp_path, 1, "--sign", private)
+    published(cli, tmp_path, 2)
+    folder = tmp_path / "firmware" / "model"
+    assert pull(cli, f"{url}@1.1", tmp_path, "--require-signature", public).code == 0
+    before = file_digest(folder / "manifest.json")
+    for version, key in (("1.1", other), ("1.2", public)):
+        told = pull(cli, f"{url}@{version}", tmp_path, "--require-signature", key)
+        assert told.code == 1 and "sign" in told.err, told
+        assert file_digest(folder / "manifest.json") == before
+    assert os.listdir(folder.parent) == ["model"]
+    # Said once in the project file, it holds for every pull.
+    Path("edgeopt.toml").write_text(
+        f'[artifacts]\nremote = "file://{tmp_path}/remote"\nrequire_signature = "../release.pub"\n'
+    )
+    told = pull(cli, "toy@1.2", tmp_path)
+    assert told.code == 1, told
+    told = pull(cli, "toy@1.1", tmp_path)
+    assert told.code == 0 and "signature verified" in told.out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[artifacts]\nremot = 'x'", "artifacts.remot: .*did you mean 'remote'"),
+        ("[artifact]\nremote = 'x'", "unknown table 'artifact'"),
+        ("[artifacts", "cannot read"),
+    ],
+)
+def test_a_wrong_project_file_is_told(cli: Cli, text: str, message: str) -> None:
+    Path("edgeopt.toml").write_text(text)
+    told = cli("list")
+    assert told.code == 2 and "edgeopt.toml" in told.err
+    import re
+
+    assert re.search(message, told.err), told.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../toy",
+        "Toy",
+        "a b",
+        "toy@",
+        "toy:",
+        "toy@../1",
+        "toy:UP",
+        "töy",
+        "x" * 10_000,
+        "oci://host",
+        "a/../b",
+        "\0",
+    ],
+)
+def test_a_strange_name_is_refused_with_one_that_is_not(cli: Cli, name: str, tmp_path: Path) -> None:
+    told = cli("pull", name, "--device", "cortex-m", "--out", tmp_path / "out")
+    assert told.code == 2 and len(told.err) < 1000, told.err
+    assert "Traceback" not in told.err and not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_gates_failed_is_published_and_not_promoted(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    published(cli, tmp_path, 2, failing=True)
+    told = cli("promote", f"{url}@1.2", "--library", tmp_path / "maker")
+    assert told.code == 1 and "top1 max_drop 0.01 on int8.tflite on cortex-m" in told.err
+    published(cli, tmp_path, 3)
+    assert cli("promote", f"{url}@1.3", "--library", tmp_path / "maker").code == 0
+    moves = history(library(tmp_path / "remote" / "toy"), "stable")
+    assert [(move.version, move.action) for move in moves] == [("1.1", "promote"), ("1.3", "promote")]
+    told = cli("rollback", url, "--library", tmp_path / "maker", "--who", "release team")
+    assert told.code == 0 and "is 1.1 again" in told.out
+    told = cli("rollback", url, "--library", tmp_path / "maker")
+    assert told.code == 2 and "its first version" in told.err
+    moves = history(library(tmp_path / "remote" / "toy"), "stable")
+    assert [move.version for move in moves] == ["1.1", "1.3", "1.1"] and moves[-1].who == "release team"
+    assert moves[-1] == history(library(tmp_path / "maker" / "toy"), "stable")[-1]
+    assert pull(cli, url, tmp_path).code == 0
+    contract = json.loads((tmp_path / "firmware" / "model" / "manifest.json").read_text())
+    assert contract["version"] == "1.1"
+
+
+MOVER = """
+import sys, time
+from pathlib import Path
+from edgeopt.errors import VerificationError
+from edgeopt.publish.channels import promote
+from edgeopt.publish.remotes import library
+time.sleep(max(0, float(sys.argv[3]) - time.time()))
+for _ in range(10):
+    try:
+        promote(library(Path(sys.argv[1])), "stable", sys.argv[2])
+    except VerificationError as error:
+        assert "at the same time" in str(error), error
+"""
+
+
+def test_two_processes_move_a_channel_and_no_move_is_lost(cli: Cli, tmp_path: Path) -> None:
+    published(cli, tmp_path)
+    published(cli, tmp_path, 2)
+    remote = tmp_path / "remote" / "toy"
+    start = str(time.time() + 1.5)
+    movers = [
+        subprocess.Popen([sys.executable, "-c", MOVER, str(remote), version, start])
+        for version in ("1.1", "1.2")
+    ]
+    assert [mover.wait(60) for mover in movers] == [0, 0]
+    layout = library(remote)
+    moves = history(layout, "stable")
+    assert sorted(move.version for move in moves) == ["1.1"] * 10 + ["1.2"] * 10
+    plain = layout.resolve("stable")
+    assert plain is not None and plain.digest == moves[-1].release
+
+
+def test_collecting_keeps_what_channels_and_baselines_refer_to(cli: Cli, tmp_path: Path) -> None:
+    shelf, runs = tmp_path / "maker", tmp_path / "runs"
+    runs.mkdir()
+    for day in range(1, 7):
+        operators = ("CONV_2D", *["SOFTMAX"] * day)
+        run = a_run(runs / f"run{day}", day, operators=operators)
+        channel = ["--channel", "stable"] if day in (2, 3) else []
+        told = cli("push", run, "--name", "toy", "--version", f"1.{day}", "--library", shelf, *channel)
+        assert told.code == 0, told.err
+    baseline = {
+        "schema": 1,
+        "recipe": "toy",
+        "evaluation_digest": "x",
+        "entries": [
+            {
+                "variant": "int8",
+                "format": "tflite",
+                "device": "cortex-m",
+                "digest": file_digest(runs / "run4" / "models" / "int8.tflite"),
+            }
+        ],
+    }
+    Path("baseline.json").write_text(json.dumps(baseline))
+    options = ("--keep-last", "1", "--library", shelf, "--runs", runs, "--store", tmp_path / "none")
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    shown = cli("gc", *options)
+    assert shown.code == 0 and "toy@1.5" in shown.out and "may go" in shown.out
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before  # only shown
+    assert cli("gc", *options, "--delete").code == 0
+    layout = library(shelf / "toy")
+    versions = [tag for tag in layout.tags() if tag[0].isdigit()]
+    # The newest, where the channel stands and can be rolled back to, and the baseline's.
+    assert versions == ["1.2", "1.3", "1.4", "1.6"]
+    assert sorted(os.listdir(runs)) == ["run4", "run6"]
+    assert cli("verify", "--all", "--library", shelf, "--store", tmp_path / "none").code == 0
+    assert cli("gc", *options, "--channels-now", "--delete").code == 0
+    assert [tag for tag in layout.tags() if tag[0].isdigit()] == ["1.3", "1.4", "1.6"]
+    assert cli("gc", *options).out == "nothing to remove\n" or "toy" not in cli("gc", *options).out
+
+
+def test_a_full_disk_leaves_what_was_there(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    folder = tmp_path / "firmware" / "model"
+    before = {path: file_digest(path) for path in folder.rglob("*") if path.is_file()}
+    published(cli, tmp_path, 2, "--channel", "stable")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
+    try:
+        told = pull(cli, url, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert told.code == 3 and "too large" in told.err.lower(), told
+    assert {path: file_digest(path) for path in folder.rglob("*") if path.is_file()} == before
+    assert os.listdir(folder.parent) == ["model"]
+    assert pull(cli, url, tmp_path).code == 0
+    assert cli("verify", "--all", "--library", tmp_path / "board").code == 0
+
+
+def test_killed_at_any_moment_nothing_is_half_done(cli: Cli, tmp_path: Path) -> None:
+    """``benchmarks/artifacts.py`` does this two hundred times."""
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    run = a_run(tmp_path / "next", 2)
+    board, maker, remote = tmp_path / "board", tmp_path / "maker", tmp_path / "remote" / "toy"
+    place = tmp_path / "firmware" / "model"
+    commands = [
+        ["push", str(run), "--to", f"{url}:1.2", "--library", str(maker), "--channel", "stable"],
+        ["pull", url, "--device", "cortex-m", "--out", str(place), "--library", str(board)],
+        ["gc", "--keep-last", "1", "--delete", "--library", str(maker), "--runs", str(tmp_path / "none")],
+    ]
+    chance = random.Random(4)
+    for turn in range(9):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeopt", "artifacts", *commands[turn % 3]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(0.3, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for shelf in (maker, board):
+            told = cli("verify", "--all", "--library", shelf, "--store", tmp_path / "none")
+            assert told.code == 0, told
+        layout = library(remote)
+        moves = history(layout, "stable")
+        assert all(layout.resolve(move.release) for move in moves)
+        if place.exists():
+            assert cli("verify", place).code == 0
+    for command in commands[:2]:
+        assert cli(*command).code == 0
+    assert promote(library(remote), "stable", "1.2").version == "1.2"
+    assert json.loads((place / "manifest.json").read_text())["version"] == "1.2"
