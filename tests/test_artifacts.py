@@ -66,9 +66,7 @@ def a_run(folder: Path, day: int = 1, *, failing: bool = False, **options: objec
         measured=0.05 if failing else 0.0,
         blocks=failing,
     )
-    run = report.run.model_copy(
-        update={"started": f"2026-03-{day:02d}T10:00:00+00:00", "document": "name: toy\n"}
-    )
+    run = report.run.model_copy(update={"started": f"2026-03-{day:02d}T10:00:00+00:00"})
     changed: Report = report.model_copy(update={"gates": (verdict,), "run": run})
     (folder / "report.json").write_text(changed.model_dump_json(by_alias=True))
     return folder

@@ -326,7 +326,7 @@ def test_the_example_for_torch_runs(tmp_path: Path, format_name: str, suffix: st
     make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
     done = run_example(tmp_path / "b")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 golden vectors, at most 0")
+    assert re.match(r"3 golden vectors, at most \S+ units off, 1 allowed", done.stdout)
 
 
 LITE_API = {
@@ -384,33 +384,18 @@ struct Session {
   Session(Env&, const char*, const SessionOptions&);
   AllocatedStringPtr GetInputNameAllocated(size_t, AllocatorWithDefaultOptions&);
   AllocatedStringPtr GetOutputNameAllocated(size_t, AllocatorWithDefaultOptions&);
-  std::vector<Value> Run(const RunOptions&, const char* const*, const Value*, size_t, const char* const*, size_t);
+  std::vector<Value> Run(const RunOptions&, const char* const*, const Value*, size_t,
+                         const char* const*, size_t);
 };
 }
 """
 
 
-@pytest.mark.parametrize("golden_of", ["", None])
-@pytest.mark.parametrize(
-    ("format_name", "runtime"),
-    [
-        ("tflite", "litert"),
-        ("tflite", "tflite_runtime"),
-        ("onnx", "onnxruntime"),
-        ("onnx", "onnxruntime_cuda"),
-    ],
-)
-def test_the_example_in_cpp_fits_the_api(
-    tmp_path: Path, format_name: str, runtime: str, golden_of: str | None
-) -> None:
-    model = b"onnx" if format_name == "onnx" else None
+@pytest.mark.parametrize("runtime", ["litert", "tflite_runtime", "onnxruntime", "onnxruntime_cuda"])
+def test_the_example_in_cpp_fits_the_api(tmp_path: Path, runtime: str) -> None:
+    format_name, model = ("onnx", b"onnx") if runtime.startswith("onnx") else ("tflite", None)
     folder, _ = toy_bundle(
-        tmp_path,
-        device="host",
-        runtime=f"{runtime} 2",
-        format_name=format_name,
-        model=model,
-        golden_of=golden_of,
+        tmp_path, device="host", runtime=f"{runtime} 2", format_name=format_name, model=model
     )
     assert not (folder / "firmware").exists()
     for name, text in LITE_API.items():

@@ -324,7 +324,13 @@ def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> N
     gates = tuple(verdict.model_copy(update={**changes, "reason": word}) for verdict in report.gates)
     path = tmp_path / "report.html"
     changed = report.model_copy(
-        update={"recipe": word, "results": results, "gates": gates, "environment": {word: {word: word}}}
+        update={
+            "recipe": word,
+            "results": results,
+            "gates": gates,
+            "environment": {word: {word: word}},
+            "labels": (word,) * 6,
+        }
     )
     path.write_text(html.render(changed), "utf-8")
     page = opened(path, width=380)

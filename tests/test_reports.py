@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from edgeopt.cli.github import tell_github
+from edgeopt.cli.optimize import read_report
+from edgeopt.errors import UsageError
 from edgeopt.reports import RENDERERS, write_report
 from edgeopt.results import Artifact, Measurement, Report, Result, Run, Verdict
 
@@ -115,6 +117,23 @@ def test_every_form_is_shown_again(report: Report, tmp_path: Path, form: str) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == RENDERERS[form](report)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_report_that_was_cut_off_is_refused(report: Report, tmp_path: Path, share: float) -> None:
+    text = RENDERERS["json"](report).rstrip()
+    (tmp_path / "report.json").write_text(text[: int(share * len(text))])
+    for command in (["report", str(tmp_path)], ["check", str(tmp_path), "--against", "b.json"]):
+        found = subprocess.run(
+            [sys.executable, "-m", "edgeopt", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert found.returncode == 2
+    with pytest.raises(UsageError, match="is not a complete report"):
+        read_report(tmp_path)
 
 
 def test_github_gets_a_summary_and_annotations(

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from edgeopt.errors import UsageError, VerificationError
-from edgeopt.publish.signing import SIGNATURE, sign, verify
+from edgeopt.publish.signing import SIGNATURE, prepare, sign, verify
 
 
 def write_pair(folder: Path, key: PrivateKeyTypes, password: bytes = b"") -> tuple[Path, Path]:
@@ -56,6 +56,7 @@ def refused(folder: Path, key: Path) -> str:
 
 def test_what_was_signed_verifies_wherever_it_lies(bundle: Path, pair: tuple[Path, Path]) -> None:
     sign(bundle, pair[0])
+    prepare()
     verify(bundle, pair[1])
     moved = bundle.rename(bundle.with_name("elsewhere"))
     verify(moved, pair[1])

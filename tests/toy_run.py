@@ -95,7 +95,14 @@ def write_run(
     )
     report = Report(
         recipe="toy",
-        run=Run(started="2026-01-01T00:00:00", seconds=1.0, command="edgeopt", edgeopt="0.1.0", samples=100),
+        run=Run(
+            started="2026-01-01T00:00:00",
+            seconds=1.0,
+            command="edgeopt",
+            edgeopt="0.1.0",
+            samples=100,
+            document="name: toy\n",
+        ),
         source=SourceResult(format="keras", path="toy.keras", digest="0" * 64),
         results=(result,),
     )

@@ -19,14 +19,14 @@ from edgeopt.layer_worker import compare_apart
 from edgeopt.layerwise import Data
 from edgeopt.measure import PROBE_SAMPLES, SOURCE_BATCH, Trail, judged_steps, measure
 from edgeopt.model import SUFFIXES, Model
-from edgeopt.pipeline import check_data, store_folder
+from edgeopt.pipeline import check_data
 from edgeopt.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.plugin import Feed, Stage, Worker
 from edgeopt.recipe import Recipe, Use
 from edgeopt.recipe_patch import patch_of, shown
 from edgeopt.resolve import find_recipe, load_recipe
 from edgeopt.results import Event, Hop
-from edgeopt.store import Store
+from edgeopt.store import Store, store_folder
 from edgeopt.yamlsource import read_yaml, set_value
 
 HOST = "host"

@@ -27,9 +27,8 @@ from edgeopt.reports.thumbnails import thumbnails, worst_flips
 from edgeopt.resolve import load_recipe
 from edgeopt.results import Event, Report, Result, Run
 from edgeopt.samples import checked, collect, fingerprint
-from edgeopt.store import Store
+from edgeopt.store import ARTIFACTS, Store, store_folder
 
-ARTIFACTS = Path("artifacts")
 LEAK = 0.01
 """Share of the evaluation data: real data holds a few samples twice; all silence is alike."""
 
@@ -208,11 +207,6 @@ def parts(recipe: Recipe) -> dict[str, Dataset]:
         "validation": recipe.validation,
     }
     return {part: dataset for part, dataset in named.items() if dataset is not None}
-
-
-def store_folder(given: Path | None) -> Path:
-    """The store to use: as given, else ``EDGEOPT_STORE``, else ``artifacts/store``."""
-    return given or Path(os.environ.get("EDGEOPT_STORE") or ARTIFACTS / "store")
 
 
 def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Path:

@@ -23,6 +23,9 @@ from edgeopt.errors import StoreError, UsageError
 from edgeopt.model import file_digest, files_of
 from edgeopt.plugin import digest_of
 
+ARTIFACTS = Path("artifacts")
+"""Where everything that is made goes, unless it is told to go elsewhere."""
+
 
 class Entry(NamedTuple):
     """One finished piece of work: its folder of files, and what was said about it."""
@@ -160,6 +163,11 @@ class Store:
             pid = folder.name.partition("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def store_folder(given: Path | None) -> Path:
+    """The store to use: as given, else ``EDGEOPT_STORE``, else ``artifacts/store``."""
+    return given or Path(os.environ.get("EDGEOPT_STORE") or ARTIFACTS / "store")
 
 
 def _sound(folder: Path) -> dict[str, Any] | None:

@@ -292,9 +292,9 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
 
 
 def places_of(library: Path | None) -> "Places":
-    from edgeopt.pipeline import ARTIFACTS
     from edgeopt.publish.places import Places
     from edgeopt.publish.project import find_project
+    from edgeopt.store import ARTIFACTS
 
     settings = find_project(Path.cwd())
     return Places(library or settings.library or ARTIFACTS / "library", settings)

@@ -76,9 +76,9 @@ def plan(
     """Show what optimize would do: every stage, what is cached, what cannot be had and why."""
     from edgeopt.build import look_up
     from edgeopt.cli.tables import plan_as_json, show_plan
-    from edgeopt.pipeline import check_data, store_folder
+    from edgeopt.pipeline import check_data
     from edgeopt.pipeline import plan as make
-    from edgeopt.store import Store
+    from edgeopt.store import Store, store_folder
 
     made = make(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
     check_data(made)

@@ -29,9 +29,9 @@ def verify(
 ) -> None:
     """Hold what is here against its digests, and its signature. Exit code 1: something is not as it was."""
     from edgeopt.errors import UsageError
-    from edgeopt.pipeline import store_folder
     from edgeopt.publish.care import verify_all
     from edgeopt.publish.pulling import check_folder
+    from edgeopt.store import store_folder
 
     places = places_of(library)
     if everything == (target is not None):
@@ -126,8 +126,8 @@ def gc(
     What a channel stands for and what a baseline was measured on always stays.
     """
     from edgeopt.baseline import read_baseline
-    from edgeopt.pipeline import store_folder
     from edgeopt.publish.care import collect
+    from edgeopt.store import store_folder
 
     places = places_of(library)
     usual = [Path("baseline.json")] if Path("baseline.json").is_file() else []
@@ -162,6 +162,9 @@ def reproduce(
     store: Annotated[
         Path | None, typer.Option("--store", help="A store to use; default: a new, empty one.")
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the recipe run code that does not lie beside it.")
+    ] = False,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     library: Library = None,
@@ -198,6 +201,7 @@ def reproduce(
                 store=store,
                 data_root=data_root,
                 beside=beside or [Path.cwd()],
+                trust=trust,
                 watch=progress,
             )
     if as_json:

@@ -69,7 +69,8 @@ def read(path: Path) -> Ledger:
         notes.append(f"{len(outside)} tensors lie in other files and are not part of these bytes")
     values = _values(model, notes)
     roles = _roles(model.graph)
-    layers = tuple(_layer(node, values, roles) for node in model.graph.node)
+    stored = {tensor.name: _payload(tensor) for tensor in model.graph.initializer}
+    layers = tuple(_layer(node, values, roles, stored) for node in model.graph.node)
     if any(layer.macs is None for layer in layers):
         notes.append("MACs are not told for layers with a free dimension")
     kinds = ("weights", "biases")
@@ -113,9 +114,8 @@ def _parts(model: Any, roles: dict[str, str], size: int) -> dict[str, int]:
     sums: dict[str, int] = defaultdict(int)
     seen: set[bytes] = set()
     for tensor in model.graph.initializer:
-        held = tensor.ByteSize()
-        bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type).ByteSize()
-        payload = max(held - bare, 0)
+        payload = _payload(tensor)
+        bare = tensor.ByteSize() - payload
         dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower().replace("float", "float32")
         dtype = dtype.replace("float3216", "float16")
         part = f"{roles.get(tensor.name, 'unused')} {dtype}"
@@ -142,6 +142,14 @@ def _parts(model: Any, roles: dict[str, str], size: int) -> dict[str, int]:
     sums["functions"] = sum(function.ByteSize() for function in model.functions)
     sums["framing"] = size - sum(sums.values())
     return {part: held for part, held in sums.items() if held}
+
+
+def _payload(tensor: Any) -> int:
+    """Bytes of a constant's values, without its name and shape."""
+    import onnx
+
+    bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type).ByteSize()
+    return max(int(tensor.ByteSize()) - int(bare), 0)
 
 
 def _values(model: Any, notes: list[str]) -> dict[str, _Value]:
@@ -186,19 +194,18 @@ def _dtype(number: int) -> str:
         return f"type {number}"
 
 
-def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str]) -> Layer:
+def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str], stored: dict[str, int]) -> Layer:
     inputs = [values.get(name) for name in node.input]
     output = values.get(node.output[0]) if node.output else None
-    kept = [
-        values[name] for name in node.input if roles.get(name) in ("weights", "biases") and name in values
-    ]
+    kept = [name for name in node.input if roles.get(name) in ("weights", "biases") and name in values]
     return Layer(
         name=node.name or (node.output[0] if node.output else ""),
         kind=node.op_type,
         types=tuple(value.dtype for value in (*inputs, output) if value is not None),
         shape=output.shape if output else (),
         macs=_macs(node.op_type, inputs, output),
-        parameters=sum(product(value.shape) or 0 for value in kept),
+        parameters=sum(product(values[name].shape) or 0 for name in kept),
+        weight_bytes=sum(stored.get(name, 0) for name in kept),
     )
 
 

@@ -2,9 +2,9 @@
 
 Two versions agree with ``Preprocessing.apply`` and the quantization of the agent to the last unit. The float
 version does the same operations on float32 in the same order. The fixed one uses no floating point: every
-value that a raw sample can hold is run through the Python code here, and what came out is put into a table, or
-into runs of equal results. A multiplication by an integer would not do: float32 is off by so much that a few
-16-bit results in a thousand end up on the other side of a half.
+value that a raw sample can hold is run through the Python code here, and what came out is put into a table,
+or into runs of equal results. Multiplying by an integer instead would not give the same: float32 rounds twice
+before the result is rounded, which moves some 16-bit results that are close to a half.
 """
 
 from dataclasses import dataclass

@@ -27,6 +27,7 @@ from edgeopt.publish.oci import (
     describe,
     read_index,
 )
+from edgeopt.publish.portable import portable
 from edgeopt.publish.remote import Remote
 from edgeopt.publish.selecting import Facts
 from edgeopt.publish.signing import sign
@@ -115,7 +116,7 @@ def _bundle(
         folder.mkdir()
         contract = make_bundle(run, report, row, folder, name=name, version=version)
         made_with = record_of(run, row)
-        (folder / RECIPE_FILE).write_text(report.run.document, "utf-8")
+        (folder / RECIPE_FILE).write_text(portable(report.run.document), "utf-8")
         (folder / BOM_FILE).write_text(
             bom(report, row, name=name, version=version, record=made_with), "utf-8"
         )

@@ -204,7 +204,7 @@ def _demand_signer(bundle: Mapping[str, Any], wanted: str, signature: Path, key:
     if "x509CertificateChain" in material or "certificate" in material:
         raise VerificationError(
             f"{signature} is by a certificate or a Sigstore identity, not by the key {key}",
-            fix=f"verify it with: model_signing verify --help, on {signature.parent}",
+            fix="verify it with: model_signing verify sigstore, or certificate; docs/trust.md tells how",
         )
     told = material.get("publicKey")
     if not isinstance(told, dict):

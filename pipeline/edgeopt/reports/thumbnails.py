@@ -20,6 +20,8 @@ ROOM = 190_000
 """Characters of all pictures together."""
 SMALLEST = 8
 """Pixels of a side below which an input is no image."""
+LONGEST = 4
+"""Times its shorter side that an image's longer side may be."""
 PREFIX = "data:image/png;base64,"
 
 Pixels = NDArray[np.uint8]
@@ -71,7 +73,7 @@ def thumbnails(samples: Iterable[Sample], wanted: Sequence[int], layout: Layout 
 def image_of(value: Array, layout: Layout | None) -> Array | None:
     """A raw sample as ``[height, width, 1 or 3]``; None where it is no image.
 
-    Features over time, such as a spectrogram with its one channel, count as one.
+    What is much longer than wide, such as features over time, is none.
     """
     if value.ndim == 2 and value.dtype == np.uint8:
         value = value[..., np.newaxis]
@@ -80,7 +82,7 @@ def image_of(value: Array, layout: Layout | None) -> Array | None:
     elif layout == "NCHW" or (layout is None and value.shape[-1] not in (1, 3, 4)):
         value = value.transpose(1, 2, 0)
     height, width, channels = value.shape
-    if channels not in (1, 3, 4) or min(height, width) < SMALLEST:
+    if channels not in (1, 3, 4) or not SMALLEST <= min(height, width) >= max(height, width) / LONGEST:
         return None
     return value[..., : 3 if channels == 4 else channels]
 
