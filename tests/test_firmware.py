@@ -228,12 +228,12 @@ MAIN = """
 #include "golden_vectors.h"
 #include "self_test.h"
 
-static int invoke(const toy_inputs *inputs, toy_outputs *outputs)
+static int invoke(const NAME_inputs *inputs, NAME_outputs *outputs)
 {
     size_t i;
-    for (i = 0; i < TOY_GOLDEN_COUNT; ++i) {
-        if (memcmp(inputs, &toy_golden_inputs[i], sizeof *inputs) == 0) {
-            *outputs = toy_golden_outputs[i];
+    for (i = 0; i < UPPER_GOLDEN_COUNT; ++i) {
+        if (memcmp(inputs, &NAME_golden_inputs[i], sizeof *inputs) == 0) {
+            *outputs = NAME_golden_outputs[i];
             if (i == VECTOR) {
                 CHANGE;
             }
@@ -245,14 +245,18 @@ static int invoke(const toy_inputs *inputs, toy_outputs *outputs)
 
 int main(void)
 {
-    printf("%ld", (long)toy_self_test(invoke));
+    printf("%ld", (long)NAME_self_test(invoke));
     return 0;
 }
 """
 
 
-def self_test(kit: Path, change: str = "(void)0", vector: int = 99, broken: int = 99) -> int:
-    (kit / "main.c").write_text("#include <stddef.h>\n" + MAIN)
+def self_test(
+    kit: Path, change: str = "(void)0", vector: int = 99, broken: int = 99, name: str = "toy"
+) -> int:
+    """What the kit's self test says of a model that gives the golden answers, but for one change."""
+    code = MAIN.replace("NAME", name).replace("UPPER", name.upper())
+    (kit / "main.c").write_text("#include <stddef.h>\n" + code)
     defined = (f"-DCHANGE={change}", f"-DVECTOR={vector}", f"-DBROKEN={broken}")
     build(("gcc", "-std=c99", *defined), "main.c", *EVERY_SOURCE, "-o", "check", where=kit)
     return int(subprocess.run([kit / "check"], capture_output=True, text=True, check=True).stdout)
