@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeopt.agent_archive import build_agent
+from edgeopt.bench import Bench, Evaluation
+from edgeopt.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.formats import onnx as onnx_files
 from edgeopt.formats import (
@@ -24,6 +27,7 @@ from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
 from edgeopt.search import Budget
 from edgeopt.stages.quantize_onnx import QuantizeOnnx
+from edgeopt.store import Store
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -400,6 +404,17 @@ def test_inputs_and_outputs_of_8_bits(tmp_path: Path, activation: str) -> None:
         answer = run.run(None, {"image": stored.astype(activation)})[0]
         found.append((answer.astype(np.float32) - made.zero_point) * made.scale)
     assert snr_db(onnx_calibration.outputs(source.path, images(16)), np.concatenate(found)) > 28
+
+
+def test_a_run_sees_integers_as_the_numbers_they_stand_for(tmp_path: Path) -> None:
+    source = toy(tmp_path / "toy.onnx")
+    result = QuantizeOnnx(io="int8").run(source, context(tmp_path / "out", Noise()))
+    bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
+    (tmp_path / "data").mkdir()
+    outcome = bench.run(result, Evaluation(Noise(), Preprocessing(), tmp_path / "data"))
+    expected = onnx_calibration.outputs(source.path, images(16))
+    assert outcome.outputs[0].dtype == np.float32
+    assert snr_db(expected, outcome.outputs[0][:16]) > 28
 
 
 def test_integer_ends_beside_float_layers(tmp_path: Path) -> None:

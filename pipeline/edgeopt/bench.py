@@ -24,7 +24,7 @@ from edgeopt.device_lock import device_lock
 from edgeopt.errors import DeviceError
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest, file_digest
 from edgeopt.plugin import Connection, ConnectionCutError, Dataset, Link, digest_of
-from edgeopt.samples import collect, random_inputs
+from edgeopt.samples import collect, dequantize, random_inputs
 from edgeopt.store import Store
 
 JOB_SECONDS = 1800.0
@@ -170,22 +170,22 @@ class Bench:
         )
         entry = self.store.get(key)
         if entry is not None:
-            return _outcome(runtime, entry.folder, cached=True)
+            return _outcome(runtime, entry.folder, model, cached=True)
         try:
             with self.store.scratch() as folder:
                 self._send(request, model, baseline if latency else None, evaluation, limit, folder)
                 answer = json.loads((folder / "result.json").read_text("utf-8"))
                 if not answer["ok"]:
                     return Outcome(runtime, answer["error"])
-                self._readable(runtime, folder)
+                self._readable(runtime, folder, model)
                 entry = self.store.put(key, folder, {"measurement": self.device.name})
         except DeviceError as error:
             return Outcome(runtime, str(error))
-        return _outcome(runtime, entry.folder, cached=False)
+        return _outcome(runtime, entry.folder, model, cached=False)
 
-    def _readable(self, runtime: str, folder: Path) -> None:
+    def _readable(self, runtime: str, folder: Path, model: Model) -> None:
         try:
-            _outcome(runtime, folder, cached=False)
+            _outcome(runtime, folder, model, cached=False)
         except UNREADABLE as error:
             raise DeviceError(f"device {self.device.name} answered rubbish: {error}") from error
 
@@ -334,9 +334,12 @@ def _put(link: Link, model: Model, stem: str) -> str:
     return name
 
 
-def _outcome(runtime: str, folder: Path, *, cached: bool) -> Outcome:
+def _outcome(runtime: str, folder: Path, model: Model, *, cached: bool) -> Outcome:
     info = json.loads((folder / "result.json").read_text("utf-8"))
     outputs = _arrays(folder / "outputs.npz", "output")
+    if len(outputs) == len(model.outputs):
+        # A file that does not tell what its integers stand for, as ONNX, gives them as they are.
+        outputs = tuple(dequantize(*pair) for pair in zip(outputs, model.outputs, strict=True))
     compiled = folder / "compiled.bin"
     times: dict[str, NDArray[np.float64]] = {}
     if (folder / "times.npz").exists():

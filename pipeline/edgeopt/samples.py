@@ -130,6 +130,13 @@ def quantize(real: Array, spec: TensorSpec) -> Array:
     return clipped
 
 
+def dequantize(values: Array, spec: TensorSpec) -> Array:
+    """The real numbers, float32, that integers of ``spec`` stand for; anything else as it is."""
+    if not spec.scale or values.dtype != np.dtype(spec.dtype) or values.dtype.kind not in "iu":
+        return values
+    return (values.astype(np.float32) - np.float32(spec.zero_point or 0)) * np.float32(spec.scale)
+
+
 def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
     """One sample as an input of batch 1 for ``spec``."""
     dtype = np.dtype(spec.dtype)

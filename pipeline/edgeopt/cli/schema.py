@@ -1,4 +1,4 @@
-"""``schema``: the JSON Schema of a recipe, a device file or ``report.json``."""
+"""``schema``: the JSON Schema of a recipe, a device file, ``report.json`` or a bundle."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 
 def schema(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="recipe, device or report.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="recipe, device, report or bundle.")],
 ) -> None:
     """Print a JSON Schema, so that an editor completes and checks what you write.
 

@@ -23,11 +23,12 @@ from edgeopt.agent_archive import runtime_names
 from edgeopt.device import Device, known_devices
 from edgeopt.model import SUFFIXES
 from edgeopt.plugin import Plugin, Stage
+from edgeopt.publish.contract import Contract
 from edgeopt.recipe import VERSION, Document, GatePart
 from edgeopt.results import ALWAYS, LIMITS, UNITS, Report
 from edgeopt.units import BYTES
 
-Name = Literal["recipe", "device", "report"]
+Name = Literal["recipe", "device", "report", "bundle"]
 Schema = dict[str, Any]
 
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -44,7 +45,9 @@ def schema(name: Name, *, installed: bool = False) -> Schema:
     """The schema called ``name``; with ``installed``, plugins of other packages are known to it too."""
     if name == "recipe":
         return _recipe(installed=installed)
-    return _device(installed=installed) if name == "device" else _report()
+    if name == "device":
+        return _device(installed=installed)
+    return _written("edgeopt report", Report) if name == "report" else _written("edgeopt bundle", Contract)
 
 
 def text(name: Name, *, installed: bool = False) -> str:
@@ -133,9 +136,10 @@ def _document(title: str, root: Schema, definitions: Schema) -> Schema:
     return {"$schema": DIALECT, "title": title, **top, "definitions": dict(sorted(used.items()))}
 
 
-def _report() -> Schema:
-    refs, definitions = _generated([Report], "serialization")
-    return _document("edgeopt report", refs[Report], definitions)
+def _written(title: str, model: type[BaseModel]) -> Schema:
+    """The schema of what the program writes."""
+    refs, definitions = _generated([model], "serialization")
+    return _document(title, refs[model], definitions)
 
 
 def _device(*, installed: bool) -> Schema:
