@@ -1,18 +1,21 @@
-"""Layouts in folders, in buckets and on the web: what lies there, what others read, and who dies meanwhile."""
+"""Layouts in folders, in buckets and on the web: what lies there, what others read, who dies meanwhile."""
 
 import fcntl
 import functools
 import json
-import os
+import logging
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,11 +44,12 @@ from edgeopt.publish.remote import Remote
 from edgeopt.publish.remotes import library, open_remote
 from edgeopt.publish.remotes.layout import Layout
 from edgeopt.publish.remotes.patience import Patience
+from edgeopt.publish.remotes.transfer import explained
 from edgeopt.publish.remotes.web import Web
 from registry import SKOPEO, Authority, Reply, Request, make_authority, part, server
 
 needs_skopeo = pytest.mark.skipif(SKOPEO is None, reason="no skopeo here: install it")
-MODEL_BYTES = bytes(range(256)) * 12_000
+MODEL_BYTES = bytes(range(256)) * 5_000
 BLOB = describe(MODEL_BYTES, MODEL)
 CONFIG_BYTES = b'{"device": "host"}'
 QUICK = Patience(connect=2.0, read=0.4, attempts=5, backoff=0.01, longest=0.2)
@@ -81,24 +85,37 @@ def refused(error: EdgeoptError, *words: str, code: int = 3) -> None:
         assert word in str(error)
 
 
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty bucket of a server that speaks S3."""
-    import boto3
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A server that speaks S3."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket, which the environment says how to reach."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-a-test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    boto3.client("s3").create_bucket(Bucket="models")
-    yield "s3://models"
-    running.stop()
+    name = f"models-{uuid.uuid4().hex[:8]}"
+    objects().create_bucket(Bucket=name)
+    return name
+
+
+def objects() -> Any:
+    import boto3
+
+    return boto3.client("s3")
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +142,15 @@ def travels(remote: Remote, tmp_path: Path) -> None:
     assert remote.resolve("1.0.0") == pushed
 
     target, steps = tmp_path / "came", []
-    target.write_bytes(MODEL_BYTES[:1_000_000])
+    target.write_bytes(MODEL_BYTES[:600_000])
     remote.fetch(BLOB, target, steps.append)
     assert target.read_bytes() == MODEL_BYTES
     assert sum(steps) == len(MODEL_BYTES)
     source, steps = tmp_path / "source", []
-    source.write_bytes(b"other" * 1_000_000)
+    source.write_bytes(b"other" * 3_500_000)  # more than one part of a bucket's
     other = describe(source.read_bytes(), MODEL)
     remote.push_blob(other, source, steps.append)
-    assert sum(steps) == 5_000_000
+    assert sum(steps) == 17_500_000
     remote.fetch(other, tmp_path / "other")
     assert (tmp_path / "other").read_bytes() == source.read_bytes()
 
@@ -268,12 +285,28 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_explained(tmp_path: Path) -> None:
-    push(library(tmp_path / "kws"), "1.0.0")
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
-    with pytest.raises(StoreError) as caught:
-        library(tmp_path / "kws").fetch(BLOB, Path("/dev/full"))
-    refused(caught.value, "no space left", "free some space")
+    with pytest.raises(StoreError) as caught, explained(tmp_path / "came"):
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+    refused(caught.value, f"no space left for {tmp_path / 'came'}", "free some space")
+
+    remote, target = library(tmp_path / "kws"), tmp_path / "came"
+    push(remote, "1.0.0")
+    before, old = files(tmp_path / "kws"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, old[1]))
+    try:
+        for write in (
+            functools.partial(remote.fetch, BLOB, target),
+            functools.partial(remote.push_blob, describe(MODEL_BYTES * 2, MODEL), MODEL_BYTES * 2),
+        ):
+            with pytest.raises(StoreError) as caught:
+                write()
+            refused(caught.value, "File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert files(tmp_path / "kws") == before
+    remote.fetch(BLOB, target)
+    assert target.read_bytes() == MODEL_BYTES
 
 
 PUSHING = """
@@ -315,23 +348,23 @@ def listed(root: Path) -> list[str]:
 
 
 def test_two_processes_that_push_at_once_lose_nothing(tmp_path: Path) -> None:
-    both = [pushing(tmp_path, name, 25) for name in ("a", "b")]
+    both = [pushing(tmp_path, name, 15) for name in ("a", "b")]
     for process in both:
         with process:
             process.communicate()
         assert process.returncode == 0
-    expected = sorted([f"{name}.{number}" for name in ("a", "b") for number in range(25)] + ["shared"])
+    expected = sorted([f"{name}.{number}" for name in ("a", "b") for number in range(15)] + ["shared"])
     assert sound(tmp_path) == listed(tmp_path) == expected
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_killed_writer_leaves_nothing_half(tmp_path: Path) -> None:
     begun = 0
-    for turn in range(12):
+    for turn in range(6):
         with pushing(tmp_path, f"t{turn}", 1000) as process:
             assert process.stdout
             process.stdout.readline()
-            time.sleep(0.007 * turn)
+            time.sleep(0.011 * turn)
             process.send_signal(signal.SIGKILL)
             # A number was printed before each push; the last one may or may not have come through.
             begun += 1 + len(process.stdout.read().split())
@@ -378,8 +411,8 @@ def test_locks_end_with_their_process(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_bucket(bucket: str, tmp_path: Path) -> None:
-    remote = open_remote(f"{bucket}/team/kws")
-    assert remote.url == "s3://models/team/kws"
+    remote = open_remote(f"s3://{bucket}/team/kws")
+    assert remote.url == f"s3://{bucket}/team/kws"
     travels(remote, tmp_path)
     assert isinstance(remote, Layout)
     remote.check(BLOB.digest)
@@ -388,31 +421,30 @@ def test_a_bucket(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="know no locks"), remote.locked(exclusive=True):
         pass
     with remote.locked(exclusive=False):
-        assert open_remote(bucket).tags() == []
+        assert open_remote(f"s3://{bucket}").tags() == []
 
 
 def test_what_a_bucket_holds_wrongly_is_refused(bucket: str, tmp_path: Path) -> None:
-    import boto3
-
-    remote = open_remote(f"{bucket}/kws")
+    remote = open_remote(f"s3://{bucket}/kws")
     push(remote, "1.0.0")
     key = f"kws/blobs/sha256/{BLOB.digest.removeprefix('sha256:')}"
     for body in (MODEL_BYTES[:-1], MODEL_BYTES[:-1] + b"?"):
-        boto3.client("s3").put_object(Bucket="models", Key=key, Body=body)
+        objects().put_object(Bucket=bucket, Key=key, Body=body)
         with pytest.raises(VerificationError) as caught:
             remote.fetch(BLOB, tmp_path / "came")
-        refused(caught.value, BLOB.digest, "s3://models/kws", code=1)
+        refused(caught.value, BLOB.digest, f"s3://{bucket}/kws", code=1)
         assert not (tmp_path / "came").exists()
 
 
 def test_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
-    push(open_remote(f"{bucket}/kws"), "first")
+    push(open_remote(f"s3://{bucket}/kws"), "first")
     failures: list[BaseException] = []
 
     def write(name: str) -> None:
         try:
+            remote = open_remote(f"s3://{bucket}/kws")
             for number in range(4):
-                push(open_remote(f"{bucket}/kws"), f"{name}.{number}", text=f"{name} {number}")
+                push(remote, f"{name}.{number}", text=f"{name} {number}")
         except EdgeoptError as error:
             failures.append(error)
 
@@ -423,10 +455,8 @@ def test_writers_of_one_bucket_lose_nothing(bucket: str) -> None:
         thread.join()
     assert not failures
     expected = sorted([f"{name}.{number}" for name in ("a", "b") for number in range(4)] + ["first"])
-    assert open_remote(f"{bucket}/kws").tags() == expected
-    import boto3
-
-    body = boto3.client("s3").get_object(Bucket="models", Key="kws/index.json")["Body"].read()
+    assert open_remote(f"s3://{bucket}/kws").tags() == expected
+    body = objects().get_object(Bucket=bucket, Key="kws/index.json")["Body"].read()
     assert len(json.loads(body)["manifests"]) == 9
 
 
@@ -441,16 +471,16 @@ def test_a_bucket_that_is_not_there_or_down(
     with server(lambda request: Reply(403, b"")) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
         with pytest.raises(RemoteError) as caught:
-            open_remote(f"{bucket}/kws").tags()
-        refused(caught.value, "s3://models/kws", "403", "AWS_PROFILE")
+            open_remote(f"s3://{bucket}/kws").tags()
+        refused(caught.value, f"s3://{bucket}/kws", "403", "AWS_PROFILE")
     with pytest.raises(RemoteError) as caught:
-        open_remote(f"{bucket}/kws").fetch(BLOB, tmp_path / "came")
+        open_remote(f"s3://{bucket}/kws").fetch(BLOB, tmp_path / "came")
     refused(caught.value, "cannot be reached", "AWS_ENDPOINT_URL")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(RemoteError) as caught:
-        open_remote(f"{bucket}/kws").tags()
-    refused(caught.value, "no credentials for s3://models/kws")
+        open_remote(f"s3://{bucket}/kws").tags()
+    refused(caught.value, f"no credentials for s3://{bucket}/kws")
     assert "secret-of-a-test" not in str(caught.value)
 
 
@@ -506,7 +536,7 @@ def test_a_folder_on_the_web(
 def test_a_web_server_that_cuts_off_and_one_that_refuses(tmp_path: Path) -> None:
     def cutting(request: Request) -> Reply:
         reply = part(request, MODEL_BYTES)
-        return reply._replace(cut=2_000_000) if len(reply.body) > 2_000_000 else reply
+        return reply._replace(cut=1_000_000) if len(reply.body) > 1_000_000 else reply
 
     def at(host: str) -> Layout:
         url = f"http://{host}/kws"
@@ -514,7 +544,7 @@ def test_a_web_server_that_cuts_off_and_one_that_refuses(tmp_path: Path) -> None
 
     with server(cutting) as running:
         at(running.host).fetch(BLOB, tmp_path / "came")
-        assert [each.headers.get("range") for each in running.asked] == [None, "bytes=2000000-"]
+        assert [each.headers.get("range") for each in running.asked] == [None, "bytes=1000000-"]
     assert (tmp_path / "came").read_bytes() == MODEL_BYTES
     for status, words in {403: "does not let us read", 500: "5 attempts", 418: "answers 418"}.items():
         replies = functools.partial(Reply, status)
@@ -607,7 +637,7 @@ def test_opening_a_remote_imports_no_framework(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from edgeopt.publish.remotes import open_remote\n"
-        "import edgeopt.publish.remotes.registry, edgeopt.publish.remotes.bucket, edgeopt.publish.remotes.web\n"
+        "from edgeopt.publish.remotes import bucket, registry, web\n"
         "heavy = {'oras', 'requests', 'fsspec', 's3fs', 'botocore', 'aiohttp'} & set(sys.modules)\n"
         "open_remote('file:///none').tags()\n"
         "print(heavy, {'requests', 'oras', 'fsspec'} & set(sys.modules))\n"
