@@ -180,6 +180,22 @@ def test_offline_what_was_pulled_once_is_there(cli: Cli, tmp_path: Path) -> None
     assert pull(cli, "toy", tmp_path, "--offline").code == 0  # and what the channel stood for
 
 
+def test_what_is_damaged_here_is_fetched_again(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    shelf = library(tmp_path / "board" / "toy")
+    blobs = tmp_path / "board" / "toy" / "blobs" / "sha256"
+    largest = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[7] ^= 1
+    largest.chmod(0o644)
+    largest.write_bytes(data)
+    told = cli("verify", "--all", "--library", tmp_path / "board")
+    assert told.code == 1 and largest.name[:8] in told.out
+    assert pull(cli, url, tmp_path).code == 0
+    shelf.check(f"sha256:{largest.name}")
+
+
 @pytest.mark.parametrize("what", ["model", "kit", "manifest", "index", "tag", "moved"])
 def test_what_was_tampered_with_never_lands(cli: Cli, tmp_path: Path, what: str) -> None:
     url = published(cli, tmp_path, 1, "--channel", "stable")

@@ -15,11 +15,11 @@ from edgeopt.environments import environment_python
 from edgeopt.errors import CannotRunError
 from edgeopt.formats.tflite_file import kind_of, load
 from edgeopt.model import Array, Preprocessing, TensorSpec
-from edgeopt.publish import firmware
 from edgeopt.publish.bundle import make_bundle
-from edgeopt.publish.c_names import comment, file_name, identifier, string
-from edgeopt.publish.firmware import resolver_method
-from edgeopt.publish.preprocess_c import fixed, input_code
+from edgeopt.publish.kit import firmware
+from edgeopt.publish.kit.c_names import comment, file_name, identifier, string
+from edgeopt.publish.kit.firmware import resolver_method
+from edgeopt.publish.kit.preprocess_c import fixed, input_code
 from edgeopt.samples import fitted
 from toy_run import CLASSES, NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 

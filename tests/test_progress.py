@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from edgeopt.cli.live import Work, spoken
-from edgeopt.results import Event
+from edgeopt.results import Event, Report
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 RUN = """
@@ -210,6 +210,16 @@ def test_a_real_run_on_a_terminal(write_recipe: Callable[..., Path], tmp_path: P
         assert "report: " in told
         assert "✓" not in told
         assert "int8.tflite" in (out / "run.log").read_text()
+        report = Report.model_validate_json((out / "report.json").read_bytes())
+        for row in report.results:
+            assert row.artifact is not None
+            assert row.artifact.breakdown is not None
+            assert sum(row.artifact.breakdown.parts.values()) == row.artifact.size_bytes
+            assert row.artifact.breakdown.layers[0].size_bytes > 100
+            assert sum(one.n for one in row.classes) == 100
+            right = sum(one.after for one in row.classes)
+            assert right == round(100 * row.measurements["top1"].value)
+        assert set(report.thumbnails) == {flip.sample for row in report.results for flip in row.flips}
 
 
 class Clock:

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from edgeopt.errors import VerificationError
-from edgeopt.publish.bom import bom
-from edgeopt.publish.portable import portable
-from edgeopt.publish.provenance import Statement, read_statement, statement
+from edgeopt.publish.trust.bom import bom
+from edgeopt.publish.trust.portable import portable
+from edgeopt.publish.trust.provenance import Statement, read_statement, statement
 from edgeopt.results import Artifact, Measurement, Report, Result, Run, SourceResult, Verdict
 
 MODEL, CARD = "ab" * 32, "cd" * 32

@@ -42,6 +42,7 @@ from edgeopt.publish.oci import (
 )
 from edgeopt.publish.remote import Remote
 from edgeopt.publish.remotes import library, open_remote
+from edgeopt.publish.remotes.bucket import Bucket
 from edgeopt.publish.remotes.layout import Layout
 from edgeopt.publish.remotes.patience import Patience
 from edgeopt.publish.remotes.transfer import explained
@@ -110,6 +111,10 @@ def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"models-{uuid.uuid4().hex[:8]}"
     objects().create_bucket(Bucket=name)
     return name
+
+
+def quick(bucket: str) -> Layout:
+    return Layout(Bucket(bucket, "kws", QUICK._replace(attempts=2)), f"s3://{bucket}/kws")
 
 
 def objects() -> Any:
@@ -285,9 +290,12 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(StoreError) as caught, explained(tmp_path / "came"):
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x")
+    with (
+        pytest.raises(StoreError) as caught,
+        explained(tmp_path / "came"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
     refused(caught.value, f"no space left for {tmp_path / 'came'}", "free some space")
 
     remote, target = library(tmp_path / "kws"), tmp_path / "came"
@@ -471,17 +479,42 @@ def test_a_bucket_that_is_not_there_or_down(
     with server(lambda request: Reply(403, b"")) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
         with pytest.raises(RemoteError) as caught:
-            open_remote(f"s3://{bucket}/kws").tags()
+            quick(bucket).tags()
         refused(caught.value, f"s3://{bucket}/kws", "403", "AWS_PROFILE")
     with pytest.raises(RemoteError) as caught:
-        open_remote(f"s3://{bucket}/kws").fetch(BLOB, tmp_path / "came")
+        quick(bucket).fetch(BLOB, tmp_path / "came")
     refused(caught.value, "cannot be reached", "AWS_ENDPOINT_URL")
+    assert not (tmp_path / "came").exists()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(RemoteError) as caught:
         open_remote(f"s3://{bucket}/kws").tags()
     refused(caught.value, f"no credentials for s3://{bucket}/kws")
     assert "secret-of-a-test" not in str(caught.value)
+
+
+def test_a_bucket_that_cuts_off_goes_on_where_it_was(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> Reply:
+        if request.method == "HEAD":
+            return Reply(200, MODEL_BYTES)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["range"])
+        assert wanted
+        body = MODEL_BYTES[int(wanted[1]) : int(wanted[2]) + 1]
+        return Reply(206, body, cut=1000 if request.count < 2 else None)
+
+    with server(answer) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
+        quick(bucket).fetch(BLOB, tmp_path / "came")
+        assert [each.method for each in running.asked].count("GET") == 3
+    assert (tmp_path / "came").read_bytes() == MODEL_BYTES
+    with server(lambda request: answer(request._replace(count=0))) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
+        with pytest.raises(RemoteError) as caught:
+            quick(bucket).fetch(BLOB, tmp_path / "none")
+        refused(caught.value, f"s3://{bucket}/kws broke off", "2 attempts")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_bucket_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from edgeopt.formats.tflite_slimming import slimmed
 from edgeopt.model import content_digest, file_digest
 from edgeopt.pipeline import parts
 from edgeopt.planner import make_plan
-from edgeopt.publish.provenance import FILE, portable, statement
-from edgeopt.publish.semantic import first_difference, semantic_digest
+from edgeopt.publish.trust.provenance import FILE, portable, statement
+from edgeopt.publish.trust.semantic import first_difference, semantic_digest
 from edgeopt.registry import plugin_name
 from edgeopt.reproducer import Reproduction, reproduce
 from edgeopt.resolve import load_recipe

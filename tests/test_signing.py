@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from edgeopt.errors import UsageError, VerificationError
-from edgeopt.publish.signing import SIGNATURE, prepare, sign, verify
+from edgeopt.publish.trust.signing import SIGNATURE, prepare, sign, verify
 
 
 def write_pair(folder: Path, key: PrivateKeyTypes, password: bytes = b"") -> tuple[Path, Path]:
@@ -268,6 +268,7 @@ def test_keys_as_openssl_makes_them_are_read(bundle: Path, tmp_path: Path) -> No
 
 
 def test_nothing_of_it_is_loaded_before_it_is_needed() -> None:
-    program = "import sys, edgeopt.publish.signing; print({'model_signing', 'cryptography'} & {*sys.modules})"
+    program = "import sys, edgeopt.publish.trust.signing\n"
+    program += "print({'model_signing', 'cryptography'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

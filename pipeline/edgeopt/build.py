@@ -28,10 +28,10 @@ from edgeopt.model import Model, content_digest
 from edgeopt.planner import Built, Plan, Step
 from edgeopt.plugin import Dataset, Feed, Stage, Trial, Worker, digest_of
 from edgeopt.recipe import Recipe
-from edgeopt.results import Event
+from edgeopt.results import Breakdown, Event
 from edgeopt.store import Entry, Store
 from edgeopt.units import show_bytes
-from edgeopt.worker import Finished, Supplies, carry_out, prepare
+from edgeopt.worker import BREAKDOWN, Finished, Supplies, carry_out, prepare
 
 LOG_LINES = 12
 POLL_SECONDS = 0.2
@@ -367,7 +367,9 @@ def _step(stage: Stage, entry: Entry, *, cached: bool) -> Step:
     digest = digest_of([entry.meta["digest"], record["format"], record["inputs"], record["outputs"]])
     trials = tuple(Trial.model_validate(trial) for trial in entry.meta.get("trials", ()))
     notes, arithmetic = tuple(entry.meta.get("notes", ())), entry.meta.get("arithmetic", {})
-    return Step(stage, model, digest, cached, notes, trials, arithmetic)
+    told = entry.folder / BREAKDOWN
+    breakdown = Breakdown.model_validate_json(told.read_bytes()) if told.is_file() else None
+    return Step(stage, model, digest, cached, notes, trials, arithmetic, breakdown)
 
 
 def _tail(log: Path) -> str:

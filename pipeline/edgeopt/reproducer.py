@@ -20,8 +20,8 @@ from edgeopt.model import content_digest, file_digest
 from edgeopt.pipeline import parts
 from edgeopt.planner import Branch, Plan, make_plan
 from edgeopt.plugin import Stage
-from edgeopt.publish.provenance import FILE, Statement, read_statement
-from edgeopt.publish.semantic import first_difference, semantic_digest
+from edgeopt.publish.trust.provenance import FILE, Statement, read_statement
+from edgeopt.publish.trust.semantic import first_difference, semantic_digest
 from edgeopt.publish.unpacking import check_name
 from edgeopt.resolve import load_recipe
 from edgeopt.results import Event

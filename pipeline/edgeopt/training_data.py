@@ -21,7 +21,7 @@ SHIFT = 4
 """Pixels that an image is moved by at most, as in He et al. 2015 (arXiv:1512.03385), section 4.2."""
 
 MIXED = 0.3
-"""Share of the batches that are mixed by mixup; of the samples of every other batch that cutmix cuts, half."""
+"""Share of the batches that are mixed by mixup."""
 
 
 class Split(NamedTuple):
@@ -109,7 +109,7 @@ def order(indices: NDArray[np.int64], size: int, seed: int, epoch: int) -> list[
 
 
 class Mix(NamedTuple):
-    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``, of images by area or value."""
+    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``; of cut images by area."""
 
     partner: NDArray[np.int64]
     weight: NDArray[np.float64]

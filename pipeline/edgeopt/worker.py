@@ -11,8 +11,15 @@ from typing import NamedTuple
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.formats.inspection import inspect
+from edgeopt.formats.ledger import Ledger
 from edgeopt.model import SUFFIXES, Model
 from edgeopt.plugin import Context, Feed, Stage, Trial, Worker
+from edgeopt.results import Breakdown, LayerBytes
+
+BREAKDOWN = "breakdown.json"
+"""Beside a finished file: where its bytes go."""
+LAYERS = 200
+"""Operators whose weights are listed."""
 
 ENVIRONMENT: dict[Worker, dict[str, str]] = {
     "tensorflow": {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"},
@@ -71,18 +78,43 @@ def carry_out(stage: Stage, model: Model, supplies: Supplies, folder: Path, job:
         )
         made = stage.run(model, context)
         # Here and not where the report is made, which imports no framework.
-        told = arithmetic(made) if made.format in SUFFIXES else {}
-    return Finished(made, tuple(notes), tuple(trials), told)
+        told = _inspected(made) if made.format in SUFFIXES else None
+    if told is not None:
+        # Kept beside the file: whoever finds it in the store finds this as well.
+        (folder / BREAKDOWN).write_text(breakdown(told).model_dump_json(), "utf-8")
+    return Finished(made, tuple(notes), tuple(trials), arithmetic(told) if told is not None else {})
 
 
-def arithmetic(model: Model) -> dict[str, float]:
-    """MACs, parameters and sparsity of a finished file; nothing for a format that does not tell."""
+def _inspected(model: Model) -> Ledger | None:
+    """What a finished file is made of; None for one that does not tell."""
     try:
-        found = inspect(model.path)
+        return inspect(model.path)
     except EdgeoptError:
-        return {}
-    values = {"macs": found.macs, "parameters": found.parameters, "sparsity": found.sparsity}
+        return None
+
+
+def arithmetic(ledger: Ledger) -> dict[str, float]:
+    """MACs, parameters and sparsity, where the file tells."""
+    values = {"macs": ledger.macs, "parameters": ledger.parameters, "sparsity": ledger.sparsity}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def breakdown(ledger: Ledger) -> Breakdown:
+    """Where the bytes go: by part, and the operators with the most."""
+    weighted = sorted(
+        (each for each in ledger.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
+    )
+    layers = (
+        LayerBytes(
+            # Converters name an operator after all that was fused into it.
+            name=each.name.partition(";")[0],
+            kind=each.kind,
+            size_bytes=each.weight_bytes,
+            macs=each.macs,
+        )
+        for each in weighted[:LAYERS]
+    )
+    return Breakdown(parts=ledger.parts, layers=tuple(layers))
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def pull(
     reference = parse(name)
     key = key or places.settings.require_signature
     if key is not None:
-        from edgeopt.publish.signing import prepare
+        from edgeopt.publish.trust.signing import prepare
 
         prepare()
     source = places.source(reference, offline=offline)

@@ -41,7 +41,7 @@ def verify(
         contract = check_folder(folder)
         key = key or places.settings.require_signature
         if key is not None:
-            from edgeopt.publish.signing import verify as check_signature
+            from edgeopt.publish.trust.signing import verify as check_signature
 
             check_signature(folder, key)
         signed = "signature verified" if key else "signature not asked for (--require-signature KEY)"

@@ -14,10 +14,10 @@ from edgeopt.errors import StageError, UsageError, VerificationError
 from edgeopt.formats.tflite_file import TfliteFile, kind_of, load
 from edgeopt.model import SUFFIXES, Preprocessing, TensorSpec, file_digest
 from edgeopt.publish import contract as contracts
-from edgeopt.publish import examples, firmware, model_card, vectors
-from edgeopt.publish.c_names import file_name, one_line
 from edgeopt.publish.contract import Arena, BundleFile, Contract, Raw
-from edgeopt.publish.vectors import Vectors
+from edgeopt.publish.kit import examples, firmware, model_card, vectors
+from edgeopt.publish.kit.c_names import file_name, one_line
+from edgeopt.publish.kit.vectors import Vectors
 from edgeopt.results import Report, Result
 
 MARGIN = 0.1

@@ -74,7 +74,7 @@ def place(release: Release, choice: Choice, library: Remote, out: Path, *, key: 
         stage.mkdir()
         contract = _unpacked(release, choice, library, stage)
         if key is not None:
-            from edgeopt.publish.signing import verify
+            from edgeopt.publish.trust.signing import verify
 
             verify(stage, key)
         _exchange(stage, out)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from edgeopt.errors import UsageError
 from edgeopt.model import file_digest, files_of
-from edgeopt.publish import provenance
 from edgeopt.publish.annotations import CREATED, FACTS, FAILED, GATES, NAME, RECIPE, RUN, SIGNED, VERSION
-from edgeopt.publish.bom import bom
 from edgeopt.publish.bundle import make_bundle, publishable, record_of
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.oci import (
@@ -27,11 +25,13 @@ from edgeopt.publish.oci import (
     describe,
     read_index,
 )
-from edgeopt.publish.portable import portable
 from edgeopt.publish.remote import Remote
 from edgeopt.publish.selecting import Facts
-from edgeopt.publish.signing import sign
 from edgeopt.publish.transfer import Release
+from edgeopt.publish.trust import provenance
+from edgeopt.publish.trust.bom import bom
+from edgeopt.publish.trust.portable import portable
+from edgeopt.publish.trust.signing import sign
 from edgeopt.publish.unpacking import pack
 from edgeopt.results import Report, Result, Verdict
 

@@ -14,6 +14,7 @@ from edgeopt.publish.channels import current, standing
 from edgeopt.publish.names import Reference, is_version
 from edgeopt.publish.oci import INDEX, MANIFEST, Descriptor, Index, read_index, read_manifest
 from edgeopt.publish.remote import Progress, Remote, silent
+from edgeopt.publish.remotes.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def fetch_bundle(
     release: Release,
     bundle: Descriptor,
     remote: Remote,
-    library: Remote,
+    library: Layout,
     folder: Path,
     progress: Progress = silent,
 ) -> None:
@@ -69,7 +70,7 @@ def fetch_bundle(
     data = remote.manifest(bundle.digest)
     manifest = read_manifest(data, f"{release.name}@{release.version}")
     for blob in (manifest.config, *manifest.layers):
-        if library.has(blob.digest):
+        if _sound(library, blob):
             progress(blob.size)
             continue
         with _partial(folder, blob) as place:
@@ -77,6 +78,18 @@ def fetch_bundle(
             library.push_blob(blob, place)
     library.push_manifest(data, MANIFEST)
     library.push_manifest(remote.manifest(release.descriptor.digest), INDEX, [release.version])
+
+
+def _sound(library: Layout, blob: Descriptor) -> bool:
+    """Whether a blob is there, every byte of it; a damaged one is taken out, to be fetched again."""
+    if not library.has(blob.digest):
+        return False
+    try:
+        library.check(blob.digest)
+    except VerificationError:
+        library.delete_blob(blob.digest)
+        return False
+    return True
 
 
 def mirror(

@@ -1,4 +1,4 @@
-"""The files of a layout in an S3 bucket (or in what speaks the same language), through fsspec."""
+"""The files of a layout in an S3 bucket (or in what speaks the same language), through s3fs."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,9 +7,16 @@ from pathlib import Path
 from edgeopt.errors import MissingPackageError, RemoteError, UsageError
 from edgeopt.publish.oci import Descriptor, digest_of_bytes
 from edgeopt.publish.remote import Progress
-from edgeopt.publish.remotes.patience import Patience, usual_patience
+from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
 from edgeopt.publish.remotes.place import Place
-from edgeopt.publish.remotes.transfer import Pieces, digest_of_file, explained, mismatch
+from edgeopt.publish.remotes.transfer import (
+    Again,
+    Pieces,
+    TransientError,
+    digest_of_file,
+    explained,
+    mismatch,
+)
 
 _PIECE = 8 << 20
 """Bytes per request: S3 wants parts of 5 MiB or more, and at most 10,000 of them."""
@@ -43,7 +50,12 @@ class Bucket(Place):
                 "retries": {"max_attempts": patience.attempts, "mode": "standard"},
             },
         )
-        self._files.retries = patience.attempts
+        # botocore asks that often already; s3fs begins again what breaks off in the middle.
+        self._files.retries = 2
+        self._patience = patience
+
+    def attempts(self) -> Again:
+        return Attempts(self._patience).again
 
     def read(self, name: str, limit: int) -> bytes | None:
         with self._asked():
@@ -167,9 +179,13 @@ class Bucket(Place):
             raise RemoteError(
                 f"no credentials for {self.shown}", fix="aws configure, or set AWS_PROFILE"
             ) from error
-        except (exceptions.EndpointConnectionError, exceptions.HTTPClientError, ClientError) as error:
+        except exceptions.EndpointConnectionError as error:
             raise RemoteError(
                 f"{self.shown} cannot be reached", fix="check the network, AWS_REGION and AWS_ENDPOINT_URL"
+            ) from error
+        except (exceptions.HTTPClientError, ClientError, TimeoutError) as error:
+            raise TransientError(
+                f"{self.shown} broke off in the middle", fix="run it again: it goes on where it stopped"
             ) from error
         except (exceptions.BotoCoreError, exceptions.ClientError, OSError) as error:
             raise RemoteError(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeopt.errors import MissingPackageError
-from edgeopt.publish.provenance import DATA, package_url
+from edgeopt.publish.trust.provenance import DATA, package_url
 from edgeopt.results import Measurement, Report, Result
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import numpy as np
 from edgeopt.device import operator_tables
 from edgeopt.errors import CannotRunError
 from edgeopt.model import Array, TensorSpec
-from edgeopt.publish.c_arrays import c_type, float_literal, hexadecimal, literals
-from edgeopt.publish.c_names import identifier
 from edgeopt.publish.contract import Contract
-from edgeopt.publish.preprocess_c import InputCode, input_code
-from edgeopt.publish.rendering import render
-from edgeopt.publish.vectors import Vectors
+from edgeopt.publish.kit.c_arrays import c_type, float_literal, hexadecimal, literals
+from edgeopt.publish.kit.c_names import identifier
+from edgeopt.publish.kit.preprocess_c import InputCode, input_code
+from edgeopt.publish.kit.rendering import render
+from edgeopt.publish.kit.vectors import Vectors
 
 FOLDER = "firmware"
 BUDGET = 64

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from edgeopt.publish.c_names import one_line
 from edgeopt.publish.contract import Contract
+from edgeopt.publish.kit.c_names import one_line
 from edgeopt.results import ALWAYS, UNITS, Measurement, Report
 from edgeopt.units import show_bytes
 

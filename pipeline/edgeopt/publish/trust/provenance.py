@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from edgeopt.errors import VerificationError
-from edgeopt.publish.portable import portable
+from edgeopt.publish.trust.portable import portable
 from edgeopt.results import Report, Result
 
 FILE: Final = "provenance.intoto.json"

@@ -5,7 +5,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import MissingPackageError
-from edgeopt.publish import c_arrays, c_names
+from edgeopt.publish.kit import c_arrays, c_names
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,7 +31,7 @@ def _environment() -> "Environment":
         raise MissingPackageError(
             "bundles are made with jinja2, which is not installed", fix="pip install 'edgeopt[publish]'"
         ) from error
-    folder = files("edgeopt.publish").joinpath("templates")
+    folder = files("edgeopt.publish.kit").joinpath("templates")
     environment = Environment(
         # What is written is code: there is nothing in it to escape for a browser.
         autoescape=False,

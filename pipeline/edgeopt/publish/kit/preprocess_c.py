@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeopt.errors import CannotRunError
 from edgeopt.model import Array, Layout, Preprocessing, TensorSpec
-from edgeopt.publish.c_arrays import c_type, float_literal, literals
+from edgeopt.publish.kit.c_arrays import c_type, float_literal, literals
 from edgeopt.samples import quantize
 
 MOST_RUNS = 4096

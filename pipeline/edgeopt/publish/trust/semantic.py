@@ -4,7 +4,7 @@ A graph's digest is that of its outputs, each told by the operator that makes it
 digests of what goes in, down to inputs and constants. So names, numbers and the order of independent
 operators do not matter, and every weight, shape, type and option does.
 
-- TFLite, ONNX: as said; see `edgeopt.publish.graphs` for what is left out.
+- TFLite, ONNX: as said; see `edgeopt.publish.trust.graphs` for what is left out.
 - TorchScript: the members of the archive, without times, its name, its serial number and debug records.
 - ExecuTorch: every byte, since what a delegate compiled cannot be told apart.
 """
@@ -19,7 +19,7 @@ from typing import Final
 from edgeopt.errors import StageError
 from edgeopt.formats import bounded
 from edgeopt.model import CHUNK, file_digest
-from edgeopt.publish.graphs import Graph, digest, of_onnx, of_tflite
+from edgeopt.publish.trust.graphs import Graph, digest, of_onnx, of_tflite
 
 _GRAPHS: Final = {"tflite": of_tflite, "onnx": of_onnx}
 _NOISE: Final = (".data/serialization_id", ".data/version", ".debug_pkl", "mobile_debug_handles.pkl")

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from edgeopt.errors import UsageError, VerificationError
 from edgeopt.model import file_digest
-from edgeopt.publish.keys import check_private, fingerprint
+from edgeopt.publish.trust.keys import check_private, fingerprint
 
 SIGNATURE: Final = "model.sig"
 LARGEST_SIGNATURE: Final = 16 << 20

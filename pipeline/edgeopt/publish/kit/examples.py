@@ -6,12 +6,12 @@ For a device with Python they are run as they are; the C++ and Kotlin ones are t
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.publish import firmware
-from edgeopt.publish.c_arrays import TYPES
-from edgeopt.publish.c_names import identifier
 from edgeopt.publish.contract import Contract
-from edgeopt.publish.rendering import render
-from edgeopt.publish.vectors import Vectors
+from edgeopt.publish.kit import firmware
+from edgeopt.publish.kit.c_arrays import TYPES
+from edgeopt.publish.kit.c_names import identifier
+from edgeopt.publish.kit.rendering import render
+from edgeopt.publish.kit.vectors import Vectors
 
 FOLDER = "example"
 

@@ -1,0 +1,1 @@
+"""What a bundle holds beside the model: a card, golden vectors, C for firmware, example programs."""
