@@ -41,6 +41,7 @@ def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: W
         ("gates: [{metric: size_bytes, max: 3 ms}]\n", "unit 'ms' does not fit; expected B, kB"),
         ("gates: [{metric: top1, max_drop: .01, devices: [moon]}]\n", "no device 'moon' in this recipe"),
         ("gates: [{metric: top1, max_drop: .01, variants: [int9]}]\n", "no variant 'int9' in this recipe"),
+        ("gates: [{metric: top1, max_drop: .01, class: catt}]\n", "no class 'catt'"),
         ("optimize: {float: {quantize: int8}}\n", "'float' is the untouched baseline"),
         ("optimize: {'../x': {}}\n", "may hold letters, digits"),
         (

@@ -73,6 +73,20 @@ class Store:
         entry = self._good[key] = Entry(key, folder / "files", record["meta"])
         return entry
 
+    def models(self) -> dict[str, Path]:
+        """The file of every model that is one file, by its sha256, as the entries tell."""
+        found = {}
+        for folder in self._folders():
+            try:
+                told = json.loads((folder / "entry.json").read_text("utf-8"))
+                names = [name for name in told["files"] if name != "breakdown.json"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged: `get` throws it away
+            digest = told["files"][names[0]] if len(names) == 1 and "model" in told["meta"] else None
+            if digest:
+                found[digest] = folder / "files" / names[0]
+        return found
+
     def unsound(self) -> list[str]:
         """Keys of all entries with a byte that is not as it was stored. Nothing is removed."""
         return [folder.name for folder in self._folders() if _sound(folder) is None]

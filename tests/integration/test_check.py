@@ -120,3 +120,24 @@ def test_forty_samples_are_too_few_and_the_number_needed_is_told(
     drops = [verdict for verdict in json.loads(told.stdout) if "max_drop" in verdict["gate"]]
     assert {verdict["status"] for verdict in drops} == {"undecided"}
     assert {verdict["samples_needed"] for verdict in drops} == {268}
+
+
+def test_the_old_file_is_run_again_in_turns(tmp_path: Path) -> None:
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [*EDGEOPT, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    usual = ("--store", "store", "--set", "formats=tflite", "--set", "gates=[]")
+    slow = ("--set", "optimize.int8={quantize: {scheme: int8x16}}")  # which has reference kernels only
+    assert run("optimize", "digits-keras", *usual, "--out", "old").returncode == 0
+    assert run("optimize", "digits-keras", *usual, *slow, "--out", "new").returncode == 0
+    assert run("baseline", "write", "old", "--out", "b.json").returncode == 0
+    asked = ("--against", "b.json", "--max-size-increase", "1", "--max-latency-ratio", "3", "--json")
+    done = run("check", "new", *asked, "--store", "store")
+    verdicts = {v["variant"]: v for v in json.loads(done.stdout) if v["gate"] == "latency_ratio max 3"}
+    assert done.returncode == 1
+    assert (verdicts["float"]["status"], verdicts["float"]["reason"]) == ("pass", "the same file")
+    assert verdicts["int8"]["status"] == "fail" and verdicts["int8"]["measured"] > 3
+    done = run("check", "new", *asked, "--store", "empty")
+    assert done.returncode == 0
+    assert "not judged: int8.tflite on host: the baseline's file is no longer in the store" in done.stderr

@@ -39,6 +39,13 @@ def check(
         str, typer.Option(help="What it comes to when there are too few samples to tell: fail or pass.")
     ] = "fail",
     max_size_increase: Annotated[float, typer.Option(help="Growth allowed, as a share.")] = 0.02,
+    max_latency_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Run the baseline's files, from the store, in turns with the new ones: slower by more than "
+            "this factor fails. Without it, latency is not judged."
+        ),
+    ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Make this run the new baseline, and show what changes.")
     ] = False,
@@ -94,6 +101,23 @@ def check(
         return
     assert known is not None  # only an update does without one
     verdicts = held_against(report, known, limits)
+    if max_latency_ratio is not None:
+        from edgeopt.rematch import rematch
+        from edgeopt.store import store_folder
+
+        run = report.folder or (Path(target) if Path(target).is_dir() else Path(target).parent)
+        found = rematch(
+            report,
+            run,
+            known,
+            store_folder(store),
+            max_ratio=max_latency_ratio,
+            undecided=undecided,
+            device_folders=folders(devices),
+        )
+        verdicts = [*verdicts, *found.verdicts]
+        for line in found.unjudged:
+            typer.echo(f"latency not judged: {line}", err=True)
     judged = report.model_copy(update={"gates": tuple(verdicts)})
     for path, text in ((comment, comments.render(report, verdicts)), (junit, junits.render(judged))):
         if path is not None:
