@@ -130,6 +130,25 @@ def test_a_version_never_changes(cli: Cli, tmp_path: Path) -> None:
     assert index == library(tmp_path / "maker" / "toy").resolve("1.1")
 
 
+def test_a_run_that_cannot_be_published_is_told(cli: Cli, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    for change, message in (
+        ({"run": report["run"] | {"document": ""}}, "did not keep the recipe"),
+        ({"results": [report["results"][0] | {"status": "failed"}]}, "holds no finished artifact"),
+    ):
+        (run / "report.json").write_text(json.dumps(report | change))
+        told = cli("push", run, "--library", tmp_path / "maker")
+        assert told.code == 2 and message in told.err, told
+    (run / "report.json").write_text(json.dumps(report)[:500])
+    assert "not a complete report" in cli("push", run, "--library", tmp_path / "maker").err
+    (run / "report.json").write_text(json.dumps(report))
+    told = cli("push", run, "--to", "https://example.com/toy", "--library", tmp_path / "maker")
+    assert told.code in (2, 3) and "https" in told.err, told
+    told = cli("push", run, "--to", "toy", "--library", tmp_path / "maker")
+    assert told.code == 2 and "give a URL" in told.err
+
+
 def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> None:
     url = published(cli, tmp_path, 1, "--channel", "stable")
     devices = tmp_path / "devices"

@@ -66,6 +66,11 @@ def make_release(
         raise UsageError(
             f"{run} holds no finished artifact", fix="look at its report: what failed is not published"
         )
+    if not report.run.document:
+        raise UsageError(
+            f"{run} was made by an edgeopt that did not keep the recipe",
+            fix="make it again with edgeopt optimize",
+        )
     identity = file_digest(run / "report.json")
     day = report.run.started[:10].replace("-", ".")
     version = version or f"{day}-{identity[:8]}"
