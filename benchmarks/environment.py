@@ -1,6 +1,6 @@
 """What the environment that this runs in takes on disk.
 
-    .venv/bin/python benchmarks/environment.py
+.venv/bin/python benchmarks/environment.py
 """
 
 import sys

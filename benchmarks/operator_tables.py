@@ -22,8 +22,8 @@ from edgeopt.device import load_device
 from edgeopt.environments import environment_python
 from edgeopt.formats.flatbuffer import Table, Vector
 from edgeopt.formats.flatbuffer_writer import pack
-from edgeopt.formats.tflite import DTYPES
-from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
+from edgeopt.formats.tflite.reading import DTYPES
+from edgeopt.formats.tflite.schema import OPERATORS, SCHEMA
 
 LIMITS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "limits"
 NO_KERNELS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from edgeopt.environments import environment_python
 from edgeopt.errors import EdgeoptError
-from edgeopt.formats.tflite_file import load
-from edgeopt.formats.tflite_slimming import slimmed
+from edgeopt.formats.tflite.file import load
+from edgeopt.formats.tflite.slimming import slimmed
 
 GOALS = {
     "ad_reference_int8.tflite": 274_000,

@@ -416,7 +416,7 @@ def test_without_samples_or_for_another_format_it_says_so(tmp_path: Path) -> Non
 def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
     import torch
 
-    from edgeopt.formats import torch_program
+    from edgeopt.formats.torch import program as torch_program
     from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
 
     class Network(torch.nn.Module):

@@ -26,9 +26,10 @@ import keras
 from keras import layers as L
 from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats import keras_archive, keras_sparsity
-from edgeopt.formats.keras_fake_quantized import FakeQuantized
-from edgeopt.formats.keras_to_tf_keras import rebuild
+from edgeopt.formats.keras import archive as keras_archive
+from edgeopt.formats.keras import sparsity as keras_sparsity
+from edgeopt.formats.keras.fake_quantized import FakeQuantized
+from edgeopt.formats.keras.to_tf_keras import rebuild
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_keras import ClusterKeras

@@ -13,10 +13,11 @@ import pytest
 
 from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_module, torch_program
-from edgeopt.formats.torch_keeping import DENSE, Keeper
-from edgeopt.formats.torch_learning import Hints
-from edgeopt.formats.torch_rounding import Rounder
+from edgeopt.formats.torch import module as torch_module
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch.keeping import DENSE, Keeper
+from edgeopt.formats.torch.learning import Hints
+from edgeopt.formats.torch.rounding import Rounder
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch

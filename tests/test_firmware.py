@@ -13,7 +13,7 @@ import pytest
 
 from edgeopt.environments import environment_python
 from edgeopt.errors import CannotRunError
-from edgeopt.formats.tflite_file import kind_of, load
+from edgeopt.formats.tflite.file import kind_of, load
 from edgeopt.model import Array, Preprocessing, TensorSpec
 from edgeopt.publish.bundle import make_bundle
 from edgeopt.publish.kit import firmware

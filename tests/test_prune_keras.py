@@ -29,11 +29,12 @@ import numpy as np
 import keras
 from keras import layers as L
 from edgeopt.errors import StageError
-from edgeopt.formats import keras_archive, keras_sparsity
-from edgeopt.formats.keras_channels import Channels
-from edgeopt.formats.keras_choice import choose, keeping
-from edgeopt.formats.keras_graph import costs, graph_of
-from edgeopt.formats.keras_surgery import importance, without
+from edgeopt.formats.keras import archive as keras_archive
+from edgeopt.formats.keras import sparsity as keras_sparsity
+from edgeopt.formats.keras.channels import Channels
+from edgeopt.formats.keras.choice import choose, keeping
+from edgeopt.formats.keras.graph import costs, graph_of
+from edgeopt.formats.keras.surgery import importance, without
 from edgeopt.model import Model
 from edgeopt.datasets.digits import Digits
 from edgeopt.model import Preprocessing

@@ -12,8 +12,10 @@ import pytest
 
 from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_channels, torch_counting, torch_module
-from edgeopt.formats.torch_importance import kept_channels
+from edgeopt.formats.torch import channels as torch_channels
+from edgeopt.formats.torch import counting as torch_counting
+from edgeopt.formats.torch import module as torch_module
+from edgeopt.formats.torch.importance import kept_channels
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch

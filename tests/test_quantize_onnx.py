@@ -14,15 +14,13 @@ from edgeopt.agent_archive import build_agent
 from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import (
-    onnx_calibration,
-    onnx_forms,
-    onnx_layers,
-    onnx_moments,
-    onnx_overflow,
-    weight_rounding,
-)
+from edgeopt.formats import weight_rounding
+from edgeopt.formats.onnx import calibration as onnx_calibration
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx import forms as onnx_forms
+from edgeopt.formats.onnx import layers as onnx_layers
+from edgeopt.formats.onnx import moments as onnx_moments
+from edgeopt.formats.onnx import overflow as onnx_overflow
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
 from edgeopt.search import Budget

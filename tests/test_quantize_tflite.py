@@ -13,9 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.errors import StageError
-from edgeopt.formats import tflite, tflite_quantizer, tflite_weighted
-from edgeopt.formats.tflite_file import load
-from edgeopt.formats.tflite_slimming import slimmed
+from edgeopt.formats.tflite import quantizer as tflite_quantizer
+from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite import weighted as tflite_weighted
+from edgeopt.formats.tflite.file import load
+from edgeopt.formats.tflite.slimming import slimmed
 from edgeopt.model import Model, content_digest
 from edgeopt.plugin import Dataset
 from edgeopt.search import Budget

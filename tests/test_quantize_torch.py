@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_graph, torch_operators, torch_program, torch_specs
-from edgeopt.formats.torch_lifting import with_modules
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import graph as torch_graph
+from edgeopt.formats.torch import operators as torch_operators
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.lifting import with_modules
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch

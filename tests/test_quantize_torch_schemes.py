@@ -12,7 +12,11 @@ from pydantic import ValidationError
 from edgeopt import registry
 from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_program, torch_runtimes, torch_script, xnnpack_tensors
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import runtimes as torch_runtimes
+from edgeopt.formats.torch import script as torch_script
+from edgeopt.formats.torch import xnnpack_tensors
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
 from edgeopt.results import Trial

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import onnx_calibration, onnx_layers, onnx_overflow, onnx_weight_only
+from edgeopt.formats.onnx import calibration as onnx_calibration
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx import layers as onnx_layers
+from edgeopt.formats.onnx import overflow as onnx_overflow
+from edgeopt.formats.onnx import weight_only as onnx_weight_only
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Feed, Trial
 from edgeopt.stages.quantize_weights_onnx import QuantizeWeightsOnnx

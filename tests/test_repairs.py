@@ -14,7 +14,12 @@ import hostile
 from edgeopt.datasets.digits import Digits
 from edgeopt.datasets.npz import Npz
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_chains, torch_engine, torch_grid, torch_layers, torch_program, torch_walk
+from edgeopt.formats.torch import chains as torch_chains
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import grid as torch_grid
+from edgeopt.formats.torch import layers as torch_layers
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import walk as torch_walk
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
 from edgeopt.stages.correct_bias import CorrectBias

@@ -14,8 +14,8 @@ import yaml
 import toy_tflite
 from edgeopt.build import build
 from edgeopt.errors import CannotRunError, StageError, UsageError, VerificationError
-from edgeopt.formats.tflite_file import parse
-from edgeopt.formats.tflite_slimming import slimmed
+from edgeopt.formats.tflite.file import parse
+from edgeopt.formats.tflite.slimming import slimmed
 from edgeopt.model import content_digest, file_digest
 from edgeopt.pipeline import parts
 from edgeopt.planner import make_plan

@@ -16,7 +16,9 @@ import pytest
 
 from edgeopt import source
 from edgeopt.errors import UsageError
-from edgeopt.formats import bounded, keras_file, kinds, torch_pickle
+from edgeopt.formats import bounded, kinds
+from edgeopt.formats.keras import file as keras_file
+from edgeopt.formats.torch import pickle as torch_pickle
 from edgeopt.source import check_weights, inspect, is_weights
 
 DATA = os.environ.get("EDGEOPT_DATA")

@@ -23,8 +23,8 @@ import numpy as np
 import keras, tf_keras
 import tensorflow as tf
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import tflite
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.tflite import reading as tflite
 from edgeopt.model import Model, TensorSpec, content_digest
 from edgeopt.plugin import Context
 from edgeopt.stages.keras_to_onnx import KerasToOnnx

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_graph, torch_program, torch_specs
+from edgeopt.formats.torch import graph as torch_graph
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest
 from edgeopt.plugin import Context
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch

@@ -6,8 +6,8 @@ from typing import Any
 
 from edgeopt.formats.flatbuffer import Table, Vector
 from edgeopt.formats.flatbuffer_writer import pack
-from edgeopt.formats.tflite import DTYPES
-from edgeopt.formats.tflite_schema import OPERATORS, SCHEMA
+from edgeopt.formats.tflite.reading import DTYPES
+from edgeopt.formats.tflite.schema import OPERATORS, SCHEMA
 
 OPTIONS: dict[str, tuple[str, dict[str, int]]] = {
     "CONV_2D": ("Conv2DOptions", {"stride_w": 1, "stride_h": 1}),

@@ -138,15 +138,15 @@ def open_pair(reference: Model, quantized: Model) -> Pair:
         StageError: layers of this format cannot be looked at.
     """
     if reference.format == "onnx":
-        from edgeopt.formats.onnx_paired_layers import OnnxPair
+        from edgeopt.formats.onnx.paired_layers import OnnxPair
 
         return OnnxPair(reference.path, quantized.path)
     if reference.format == "tflite":
-        from edgeopt.formats.tflite_paired_layers import TflitePair
+        from edgeopt.formats.tflite.paired_layers import TflitePair
 
         return TflitePair(reference.path, quantized.path)
     if reference.format == "exported_program":
-        from edgeopt.formats.torch_paired_layers import TorchPair
+        from edgeopt.formats.torch.paired_layers import TorchPair
 
         return TorchPair(reference, quantized)
     raise StageError(

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.device import Device, operator_tables
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite_file import load
-from edgeopt.formats.tflite_layers import Layer, layers_of
+from edgeopt.formats.tflite.file import load
+from edgeopt.formats.tflite.layers import Layer, layers_of
 
 Severity = Literal["error", "warning"]
 

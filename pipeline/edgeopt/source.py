@@ -12,10 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats import exported_program, keras_file, onnx_graph, safetensors, saved_model, torch_pickle
+from edgeopt.formats import safetensors
 from edgeopt.formats.bounded import MALFORMED
 from edgeopt.formats.found import UNTOLD, Source
+from edgeopt.formats.keras import file as keras_file
+from edgeopt.formats.keras import saved_model
 from edgeopt.formats.kinds import BY_SUFFIX, LEGACY, SAFETENSORS, WEIGHTS, identify
+from edgeopt.formats.onnx import graph as onnx_graph
+from edgeopt.formats.torch import exported_program
+from edgeopt.formats.torch import pickle as torch_pickle
 from edgeopt.model import Model
 
 __all__ = ["Source", "check_weights", "inspect", "is_weights"]

@@ -24,8 +24,8 @@ def slim(
     from edgeopt.cli.tables import console
     from edgeopt.errors import UsageError
     from edgeopt.formats import ledger_tflite
-    from edgeopt.formats.tflite_file import IDENTIFIER, load, parse
-    from edgeopt.formats.tflite_slimming import slimmed
+    from edgeopt.formats.tflite.file import IDENTIFIER, load, parse
+    from edgeopt.formats.tflite.slimming import slimmed
 
     if not file.is_file():
         raise UsageError(f"no such file: {file}", fix="check the path")

@@ -42,7 +42,7 @@ class Field(NamedTuple):
 
 
 class Schema:
-    """The tables and unions of a kind of file, read from text (see `formats.tflite_schema`)."""
+    """The tables and unions of a kind of file, read from text (see `formats.tflite.schema`)."""
 
     def __init__(self, tables: str, unions: Mapping[str, tuple[str, ...]]) -> None:
         self.unions = unions

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.formats.bounded import member_names
-from edgeopt.formats.onnx_graph import is_onnx
+from edgeopt.formats.onnx.graph import is_onnx
 
 
 class Kind(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import MissingPackageError
 from edgeopt.formats.ledger import Layer, Ledger, product, sparsity, total_macs
-from edgeopt.formats.onnx import load
+from edgeopt.formats.onnx.files import load
 
 _ROLES: dict[str, dict[int, str]] = {
     "Conv": {1: "weights", 2: "biases"},

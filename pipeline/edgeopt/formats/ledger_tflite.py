@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgeopt.formats.flatbuffer import Extent, Table
 from edgeopt.formats.ledger import Layer, Ledger, product, sparsity, total_macs
-from edgeopt.formats.tflite import DTYPES
-from edgeopt.formats.tflite_file import TfliteFile, data_of, kind_of, load
+from edgeopt.formats.tflite.file import TfliteFile, data_of, kind_of, load
+from edgeopt.formats.tflite.reading import DTYPES
 
 PARTS = (
     "weights", "biases", "constants", "quantization parameters", "min/max statistics", "names", "signatures",

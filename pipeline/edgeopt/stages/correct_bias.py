@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_grid, torch_layers, torch_program, torch_walk
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import grid as torch_grid
+from edgeopt.formats.torch import layers as torch_layers
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import walk as torch_walk
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 if TYPE_CHECKING:
     import torch
 
-    from edgeopt.formats.torch_layers import Layer
-    from edgeopt.formats.torch_walk import Seen
+    from edgeopt.formats.torch.layers import Layer
+    from edgeopt.formats.torch.walk import Seen
 
 SHOWN = 5
 

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import (
-    torch_chains,
-    torch_channel_ranges,
-    torch_engine,
-    torch_equalization,
-    torch_program,
-    torch_walk,
-)
-from edgeopt.formats.torch_chains import Pair
+from edgeopt.formats.torch import chains as torch_chains
+from edgeopt.formats.torch import channel_ranges as torch_channel_ranges
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import equalization as torch_equalization
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import walk as torch_walk
+from edgeopt.formats.torch.chains import Pair
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

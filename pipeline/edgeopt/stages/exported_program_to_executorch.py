@@ -2,7 +2,11 @@
 
 from typing import ClassVar
 
-from edgeopt.formats import torch_engine, torch_lowering, torch_operators, torch_program, torch_specs
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import lowering as torch_lowering
+from edgeopt.formats.torch import operators as torch_operators
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -3,8 +3,10 @@
 from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import torch_engine, torch_program, torch_specs
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import tflite, torch_engine, torch_program, torch_specs
+from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -2,7 +2,10 @@
 
 from typing import ClassVar
 
-from edgeopt.formats import torch_engine, torch_program, torch_script, torch_specs
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import script as torch_script
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -6,12 +6,13 @@ import numpy as np
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import keras as keras_files
-from edgeopt.formats import keras_archive, keras_sparsity
-from edgeopt.formats.keras_fake_quantized import FakeQuantized
-from edgeopt.formats.keras_keeping import Keeping
-from edgeopt.formats.keras_scores import Scorer, shared_features
-from edgeopt.formats.keras_training import Learner, plain
+from edgeopt.formats.keras import archive as keras_archive
+from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.keras import sparsity as keras_sparsity
+from edgeopt.formats.keras.fake_quantized import FakeQuantized
+from edgeopt.formats.keras.keeping import Keeping
+from edgeopt.formats.keras.scores import Scorer, shared_features
+from edgeopt.formats.keras.training import Learner, plain
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.training import Finetune

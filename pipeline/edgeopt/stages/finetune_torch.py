@@ -5,10 +5,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_module
-from edgeopt.formats.torch_keeping import Keeper
-from edgeopt.formats.torch_learning import Hints, Learner
-from edgeopt.formats.torch_rounding import Rounder
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import module as torch_module
+from edgeopt.formats.torch.keeping import Keeper
+from edgeopt.formats.torch.learning import Hints, Learner
+from edgeopt.formats.torch.rounding import Rounder
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.training import Finetune

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import keras as keras_files
-from edgeopt.formats import torch_program, torch_specs
+from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

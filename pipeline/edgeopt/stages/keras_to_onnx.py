@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats import keras as keras_files
-from edgeopt.formats import onnx as onnx_files
+from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.onnx import files as onnx_files
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

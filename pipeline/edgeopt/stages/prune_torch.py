@@ -7,15 +7,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats import (
-    torch_channels,
-    torch_counting,
-    torch_importance,
-    torch_keeping,
-    torch_module,
-    torch_sparsity,
-)
-from edgeopt.formats.torch_channels import Group
+from edgeopt.formats.torch import channels as torch_channels
+from edgeopt.formats.torch import counting as torch_counting
+from edgeopt.formats.torch import importance as torch_importance
+from edgeopt.formats.torch import keeping as torch_keeping
+from edgeopt.formats.torch import module as torch_module
+from edgeopt.formats.torch import sparsity as torch_sparsity
+from edgeopt.formats.torch.channels import Group
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

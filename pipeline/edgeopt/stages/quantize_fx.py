@@ -11,17 +11,15 @@ from pydantic import Field, field_validator
 
 from edgeopt.calibration import Calibrator
 from edgeopt.errors import StageError
-from edgeopt.formats import (
-    torch_engine,
-    torch_fx,
-    torch_lifting,
-    torch_overrides,
-    torch_program,
-    torch_ranges,
-    torch_runtimes,
-    torch_script,
-    torch_specs,
-)
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import fx as torch_fx
+from edgeopt.formats.torch import lifting as torch_lifting
+from edgeopt.formats.torch import overrides as torch_overrides
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import ranges as torch_ranges
+from edgeopt.formats.torch import runtimes as torch_runtimes
+from edgeopt.formats.torch import script as torch_script
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Array, Model, TensorSpec
 from edgeopt.plugin import Context, Worker
 from edgeopt.search import Searching, evidence, search

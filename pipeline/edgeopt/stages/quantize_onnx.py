@@ -11,18 +11,16 @@ from pydantic import Field, model_validator
 
 from edgeopt.calibration import Calibrator, Histogram
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import (
-    onnx_calibration,
-    onnx_ends,
-    onnx_forms,
-    onnx_layers,
-    onnx_moments,
-    onnx_overflow,
-    onnx_qdq,
-)
-from edgeopt.formats.onnx_qdq import Making
-from edgeopt.formats.onnx_weights import Weights
+from edgeopt.formats.onnx import calibration as onnx_calibration
+from edgeopt.formats.onnx import ends as onnx_ends
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx import forms as onnx_forms
+from edgeopt.formats.onnx import layers as onnx_layers
+from edgeopt.formats.onnx import moments as onnx_moments
+from edgeopt.formats.onnx import overflow as onnx_overflow
+from edgeopt.formats.onnx import qdq as onnx_qdq
+from edgeopt.formats.onnx.qdq import Making
+from edgeopt.formats.onnx.weights import Weights
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.search import Searching, evidence, search
@@ -43,10 +41,10 @@ class QuantizeOnnx(Searching):
     without a word: the MLPerf Tiny keyword model falls from 91 % to 8 %. The usual ways out cost a bit of
     every weight (``reduce_range``), or half the speed on processors with VNNI (uint8 weights, whose kernel
     widens products first). ``weight_type: auto`` takes int8 weights whose scale per output channel is just
-    large enough that no two of them can overflow with any input (`formats.onnx_overflow`), and leaves
+    large enough that no two of them can overflow with any input (`formats.onnx.overflow`), and leaves
     depthwise kernels, which cannot, their full range. Where that is worse than uint8 weights by more than
     2 dB, or by more than 1 % of the answers and than chance, on up to 256 samples of the validation or
-    calibration data, as few layers as needed get uint8 weights (`formats.onnx_forms`); the report tells.
+    calibration data, as few layers as needed get uint8 weights (`formats.onnx.forms`); the report tells.
 
     Weights are rounded so that their errors cancel on the calibration data (`formats.weight_rounding`), which
     outweighs the bit that safe scales may cost: with weights alone quantized, 38 dB instead of 36 dB of the

@@ -7,17 +7,15 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.calibration import Calibrator
-from edgeopt.formats import (
-    tflite,
-    tflite_calibration,
-    tflite_precision,
-    tflite_quantizer,
-    tflite_weighted,
-)
-from edgeopt.formats.tflite_file import load
-from edgeopt.formats.tflite_interpreter import Candidates, finished
-from edgeopt.formats.tflite_precision import Types
-from edgeopt.formats.tflite_quantizer import Ranges
+from edgeopt.formats.tflite import calibration as tflite_calibration
+from edgeopt.formats.tflite import precision as tflite_precision
+from edgeopt.formats.tflite import quantizer as tflite_quantizer
+from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite import weighted as tflite_weighted
+from edgeopt.formats.tflite.file import load
+from edgeopt.formats.tflite.interpreter import Candidates, finished
+from edgeopt.formats.tflite.precision import Types
+from edgeopt.formats.tflite.quantizer import Ranges
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.search import Searching, evidence, search

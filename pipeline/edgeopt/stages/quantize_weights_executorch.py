@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_overrides, torch_program, torch_specs, torch_weights
-from edgeopt.formats.torch_lifting import RECURRENT
-from edgeopt.formats.torch_operators import WEIGHTED
-from edgeopt.formats.torch_overrides import named
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import overrides as torch_overrides
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch import weights as torch_weights
+from edgeopt.formats.torch.lifting import RECURRENT
+from edgeopt.formats.torch.operators import WEIGHTED
+from edgeopt.formats.torch.overrides import named
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

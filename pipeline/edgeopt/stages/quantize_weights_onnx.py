@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats import onnx as onnx_files
-from edgeopt.formats import onnx_calibration, onnx_dynamic, onnx_layers, onnx_weight_only
+from edgeopt.formats.onnx import calibration as onnx_calibration
+from edgeopt.formats.onnx import dynamic as onnx_dynamic
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx import layers as onnx_layers
+from edgeopt.formats.onnx import weight_only as onnx_weight_only
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.search import Searching, evidence, search

@@ -6,9 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.formats import tflite, tflite_precision, tflite_quantizer
-from edgeopt.formats.tflite_interpreter import Candidates, finished
-from edgeopt.formats.tflite_precision import Types
+from edgeopt.formats.tflite import precision as tflite_precision
+from edgeopt.formats.tflite import quantizer as tflite_quantizer
+from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite.interpreter import Candidates, finished
+from edgeopt.formats.tflite.precision import Types
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.search import Searching, evidence, search

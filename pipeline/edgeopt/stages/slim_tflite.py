@@ -7,8 +7,8 @@ from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats.flatbuffer import UnknownPartError
-from edgeopt.formats.tflite_file import load
-from edgeopt.formats.tflite_slimming import slimmed
+from edgeopt.formats.tflite.file import load
+from edgeopt.formats.tflite.slimming import slimmed
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage
 

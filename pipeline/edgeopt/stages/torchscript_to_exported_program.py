@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats import torch_engine, torch_graph, torch_program, torch_script, torch_specs
+from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import graph as torch_graph
+from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch import script as torch_script
+from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.errors import MissingPackageError
-from edgeopt.formats import onnx as onnx_file
 from edgeopt.formats.flatbuffer import Table, Vector
-from edgeopt.formats.tflite_file import data_of, kind_of, load
-from edgeopt.formats.tflite_slimming import plain
+from edgeopt.formats.onnx import files as onnx_file
+from edgeopt.formats.tflite.file import data_of, kind_of, load
+from edgeopt.formats.tflite.slimming import plain
 
 
 class Node(NamedTuple):

@@ -1,0 +1,1 @@
+"""Keras models: reading, taking apart, pruning, training."""

@@ -1,0 +1,1 @@
+"""TFLite files: reading, quantizing, editing, slimming."""

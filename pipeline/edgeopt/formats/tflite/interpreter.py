@@ -1,0 +1,123 @@
+"""TFLite files run in this process, by LiteRT: for calibration and for comparing candidates.
+
+Latency is never measured here.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import StageError
+from edgeopt.formats.tflite import reading as tflite
+from edgeopt.model import Array, Model
+
+
+def opened(content: bytes, name: str, keep_all: bool = False) -> Any:
+    """An interpreter with one thread that is ready to run; ``keep_all`` keeps every tensor to be looked at.
+
+    Raises:
+        StageError: LiteRT has no kernel for the file, with its reason.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    with warnings.catch_warnings():
+        # Keeping all tensors is meant for debugging, because it costs memory: one sample's worth, here.
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+        interpreter = Interpreter(
+            model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all
+        )
+    try:
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise StageError(f"LiteRT cannot run {name}: {error}") from error
+    return interpreter
+
+
+def feed(interpreter: Any, sample: Sequence[Array]) -> None:
+    """Run one sample, given as real numbers: integer inputs are quantized as the file says.
+
+    Raises:
+        StageError: a kernel fails, with its reason.
+    """
+    for detail, value in zip(interpreter.get_input_details(), sample, strict=True):
+        stored = value
+        if np.issubdtype(detail["dtype"], np.integer) and np.issubdtype(value.dtype, np.floating):
+            scale, zero = detail["quantization"]
+            limits = np.iinfo(detail["dtype"])
+            stored = np.clip(np.rint(value / scale) + zero, limits.min, limits.max)
+        interpreter.set_tensor(detail["index"], stored.astype(detail["dtype"]))
+    try:
+        interpreter.invoke()
+    except RuntimeError as error:
+        raise StageError(f"LiteRT cannot run the file: {error}") from error
+
+
+def outputs(content: bytes, name: str, samples: Iterable[Sequence[Array]]) -> NDArray[np.float32]:
+    """The first output for samples of batch 1, as real numbers ``[n, ...]``.
+
+    Raises:
+        StageError: LiteRT cannot run the file.
+    """
+    interpreter = opened(content, name)
+    (given, *_) = interpreter.get_output_details()
+    results = []
+    for sample in samples:
+        feed(interpreter, sample)
+        value = interpreter.get_tensor(given["index"])
+        if np.issubdtype(given["dtype"], np.integer) and given["quantization"][0]:
+            scale, zero = given["quantization"]
+            value = (value.astype(np.float32) - zero) * np.float32(scale)
+        results.append(value.astype(np.float32))
+    return np.concatenate(results)
+
+
+def finished(path: Path, model: Model) -> Model:
+    """The file at ``path`` as a model that takes what ``model`` takes, after it ran once.
+
+    Raises:
+        StageError: LiteRT has no kernel for it, which shows only when it runs.
+    """
+    graph = tflite.read(path)
+    if all(spec.dtype != "string" for spec in graph.inputs):
+        zeros = [np.zeros([size or 1 for size in spec.shape], np.dtype(spec.dtype)) for spec in graph.inputs]
+        outputs(path.read_bytes(), path.name, [zeros])
+    layouts = [spec.layout for spec in model.inputs] or [None] * len(graph.inputs)
+    inputs = (
+        spec.model_copy(update={"layout": layout}) for spec, layout in zip(graph.inputs, layouts, strict=True)
+    )
+    return Model(
+        format="tflite",
+        path=path,
+        inputs=tuple(inputs),
+        outputs=graph.outputs,
+        transposes=graph.count("TRANSPOSE"),
+    )
+
+
+class Candidates:
+    """One float file and its quantized forms, as a search for the best mix of precisions asks for them."""
+
+    def __init__(
+        self,
+        source: Path,
+        layers: Mapping[str, int],
+        make: Callable[[frozenset[str]], Path],
+        samples: Sequence[Sequence[Array]],
+    ) -> None:
+        self.source = source
+        self.layers = layers
+        self.make = make
+        self.samples = samples
+
+    def outputs(self, path: Path | None) -> NDArray[np.float32]:
+        """First output ``[n, ...]`` on the samples; None means the float file.
+
+        Raises:
+            StageError: LiteRT cannot run the file.
+        """
+        file = path or self.source
+        return outputs(file.read_bytes(), file.name, self.samples)
