@@ -160,6 +160,7 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
     (devices / "torch.yaml").write_text("runtimes: {torchscript: torchscript}\n")
     told = pull(cli, url, tmp_path, "--devices", devices, device="roomy")
     assert told.code == 0 and "not measured on roomy, but it fits" in told.out
+    assert "was made for cortex-m: for its own, add roomy" in told.out
     refusals = {
         "tight": "512 bytes of flash",
         "poor": "needs 9,000 bytes, and poor has 8,192 bytes of RAM",

@@ -172,9 +172,8 @@ def pull(
         if source is not shelf and source.url != shelf.url:
             manifest = read_manifest(source.manifest(choice.descriptor.digest), str(reference))
             with Transfer(f"pulling {reference.name}@{release.version}") as transfer:
-                transfer.begin(
-                    f"pulling {reference.name}@{release.version}", sum(blob.size for blob in manifest.layers)
-                )
+                size = sum(blob.size for blob in (manifest.config, *manifest.layers))
+                transfer.begin(f"pulling {reference.name}@{release.version}", size)
                 fetch_bundle(
                     release,
                     choice.descriptor,
@@ -207,6 +206,11 @@ def pull(
         return
     typer.echo(f"{out / contract.file.name}  {contract.file.size_bytes:,} bytes")
     typer.echo(f"  {reference.name}@{release.version}, {contract.variant}.{contract.format}: {choice.reason}")
+    if contract.device != wanted:
+        typer.echo(
+            f"  what lies beside the model was made for {contract.device}: for its own, add {wanted} to the "
+            "recipe's devices and publish again"
+        )
     for other in choice.others[:4]:
         typer.echo(
             f"  also there: --variant {other.variant} --format {other.format} ({other.size_bytes:,} bytes)"
