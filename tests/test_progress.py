@@ -102,6 +102,8 @@ def terminal(
         stderr=slave,
         text=True,
         env=clean | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | more,
+        # A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(slave)
     written: list[bytes] = []

@@ -95,15 +95,12 @@ def test_a_keyword_model_gets_to_a_board(
     assert (vectors["output_0"].argmax(axis=1) == vectors["label"]).mean() >= 0.75
 
 
-@pytest.mark.parametrize("recipe", ["digits-keras", "mlperf-tiny-kws"])
-def test_what_was_published_is_built_again_the_same(
-    recipe: str, store: Path, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    if recipe == "mlperf-tiny-kws":
-        request.getfixturevalue("real_data")
+def test_what_was_published_is_built_again_the_same(store: Path, tmp_path: Path) -> None:
+    """Real models: test_reproduce.py."""
     only = ["--set", "formats=[tflite]", "--set", "devices=[host]", "--set", "gates=[]"]
-    edgeopt("optimize", recipe, *only, "--store", store, "--out", tmp_path / "run", cwd=tmp_path)
+    run = tmp_path / "run"
+    edgeopt("optimize", "digits-keras", *only, "--store", store, "--out", run, cwd=tmp_path)
     shelf = ["--library", tmp_path / "library"]
-    edgeopt("artifacts", "push", tmp_path / "run", "--name", "it", "--version", "1", *shelf, cwd=tmp_path)
+    edgeopt("artifacts", "push", run, "--name", "it", "--version", "1", *shelf, cwd=tmp_path)
     said = edgeopt("artifacts", "reproduce", "it@1", *shelf, cwd=tmp_path)  # in a new, empty store
     assert "same" in said, said
