@@ -15,10 +15,13 @@ from typing import NamedTuple
 import pytest
 
 from edgeopt.cli import main
+from edgeopt.device import Device
 from edgeopt.model import file_digest
+from edgeopt.publish.annotations import FACTS
 from edgeopt.publish.channels import history, promote
-from edgeopt.publish.oci import read_index, read_manifest
+from edgeopt.publish.oci import MANIFEST, Descriptor, Index, describe, read_index, read_manifest
 from edgeopt.publish.remotes import library
+from edgeopt.publish.selecting import Facts, choose
 from edgeopt.results import Report, Verdict
 from toy_run import write_run
 
@@ -174,6 +177,17 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
     assert told.code == 2 and "it has int8.tflite" in told.err
 
 
+def test_of_the_same_file_the_bundle_for_the_same_runtime_is_taken() -> None:
+    def bundle(device: str, runtime: str) -> Descriptor:
+        facts = Facts(variant="int8", format="tflite", device=device, size_bytes=9, runtime=runtime)
+        return describe(device.encode(), MANIFEST, annotations={FACTS: facts.model_dump_json()})
+
+    index = Index(manifests=(bundle("cortex-m", "tflm 1.0"), bundle("host", "litert 2.3.0")))
+    for name, runtime, taken in (("pi", "litert", "host"), ("board", "tflm", "cortex-m")):
+        chosen = choose(index, name, Device(name=name, runtimes={"tflite": runtime}))
+        assert (chosen.facts.device, chosen.others) == (taken, ())
+
+
 def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
     url = published(cli, tmp_path, 1, "--channel", "stable")
     folder = tmp_path / "firmware" / "model"
@@ -187,6 +201,19 @@ def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Pa
     told = cli("pull", url, "--device", "cortex-m", "--out", mine, "--library", tmp_path / "board")
     assert told.code == 2 and "was not pulled" in told.err
     assert os.listdir(mine) == ["main.c"]
+    # Nor is what someone put beside it, or changed in it.
+    note = folder / "NOTES.txt"
+    note.write_text("wire the sensor to pin 4")
+    told = pull(cli, url, tmp_path)
+    assert told.code == 2 and "changed since: NOTES.txt" in told.err and note.exists()
+    note.unlink()
+    header = folder / "firmware" / "model_contract.h"
+    header.write_text(header.read_text() + "// mine")
+    told = pull(cli, url, tmp_path)
+    assert told.code == 2 and "changed since: firmware/model_contract.h" in told.err
+    assert header.read_text().endswith("// mine")
+    assert pull(cli, url, tmp_path, "--replace").code == 0
+    assert not header.read_text().endswith("// mine")
 
 
 def test_offline_what_was_pulled_once_is_there(cli: Cli, tmp_path: Path) -> None:
@@ -317,8 +344,11 @@ def test_a_run_whose_gates_failed_is_published_and_not_promoted(cli: Cli, tmp_pa
     published(cli, tmp_path, 2, failing=True)
     told = cli("promote", f"{url}@1.2", "--library", tmp_path / "maker")
     assert told.code == 1 and "top1 max_drop 0.01 on int8.tflite on cortex-m" in told.err
+    told = pull(cli, f"{url}@1.2", tmp_path)
+    assert told.code == 0 and "the gates of this version did not hold: 1 gates" in told.err
     published(cli, tmp_path, 3)
     assert cli("promote", f"{url}@1.3", "--library", tmp_path / "maker").code == 0
+    assert cli("promote", f"{url}@1.3", "--library", tmp_path / "maker").code == 0  # nothing to move
     moves = history(library(tmp_path / "remote" / "toy"), "stable")
     assert [(move.version, move.action) for move in moves] == [("1.1", "promote"), ("1.3", "promote")]
     told = cli("rollback", url, "--library", tmp_path / "maker", "--who", "release team")
@@ -337,8 +367,10 @@ MOVER = """
 import sys, time
 from pathlib import Path
 from edgeopt.errors import VerificationError
+from edgeopt.publish import channels
 from edgeopt.publish.channels import promote
 from edgeopt.publish.remotes import library
+channels.current = lambda *_: None  # move it also where it stands there already
 time.sleep(max(0, float(sys.argv[3]) - time.time()))
 for _ in range(10):
     try:

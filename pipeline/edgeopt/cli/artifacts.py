@@ -67,6 +67,7 @@ def push(
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.transfers import Transfer
     from edgeopt.errors import UsageError
+    from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
     from edgeopt.publish.channels import promote as promoted
     from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
@@ -113,6 +114,12 @@ def push(
         place = target.url if target else f"{shelf.url} (this machine)"
         typer.echo(f"{short}@{release.version}: {len(release.index.manifests)} bundles in {place}")
         typer.echo(f"  {release.descriptor.digest}")
+        for row in report.results:
+            if row.status != "ok":
+                reason = row.reason.partition("\n")[0]
+                typer.echo(f"  not published: {row.variant}.{row.format} on {row.device}: {reason}", err=True)
+        if FAILED in release.index.annotations:
+            typer.echo(f"  its gates: {release.index.annotations[FAILED]}", err=True)
     if channel is not None:
         promoted(target or shelf, channel, release.version, who=who)
         if target:
@@ -139,6 +146,9 @@ def pull(
             help="Refuse what this public key (PEM) has not signed; default: as the project file says.",
         ),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also replace a folder with files of your own in it.")
+    ] = False,
     offline: Offline = False,
     devices: DeviceFolders = None,
     library: Library = None,
@@ -150,6 +160,7 @@ def pull(
     not be fetched; what came is kept, and the next attempt goes on from there.
     """
     from edgeopt.cli.transfers import Transfer
+    from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
     from edgeopt.publish.oci import read_manifest
@@ -184,7 +195,7 @@ def pull(
                 )
             if reference.channel:
                 follow(source, shelf, reference.channel)
-        pulled = place(release, choice, shelf, out, key=key)
+        pulled = place(release, choice, shelf, out, key=key, replace=replace)
     contract = pulled.contract
     if as_json:
         typer.echo(
@@ -205,7 +216,11 @@ def pull(
         )
         return
     typer.echo(f"{out / contract.file.name}  {contract.file.size_bytes:,} bytes")
-    typer.echo(f"  {reference.name}@{release.version}, {contract.variant}.{contract.format}: {choice.reason}")
+    typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}")
+    typer.echo(f"  from {source.url}")
+    if FAILED in release.index.annotations:
+        told = release.index.annotations[FAILED]
+        typer.echo(f"  the gates of this version did not hold: {told}", err=True)
     if contract.device != wanted:
         typer.echo(
             f"  what lies beside the model was made for {contract.device}: for its own, add {wanted} to the "
@@ -284,7 +299,7 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
     for key, value in sorted(release.index.annotations.items()):
         typer.echo(f"  {key:<36} {value}")
     for _, facts in rows:
-        told = ", ".join(f"{key} {value:.4g}" for key, value in facts.measurements.items())
+        told = ", ".join(f"{key} {value:,.6g}" for key, value in facts.measurements.items())
         typer.echo(
             f"  {facts.variant + '.' + facts.format:<26} {facts.device:<20} {facts.size_bytes:>11,} bytes  "
             f"gates {facts.gates:<4}  {told}"

@@ -38,6 +38,8 @@ def verify(
         raise UsageError("what is to be verified?", fix="give a pulled FOLDER, or --all")
     if target is not None:
         folder = Path(target)
+        if not folder.is_dir():
+            raise UsageError(f"{target} is no folder", fix="pull it first, then verify the folder; or --all")
         contract = check_folder(folder)
         key = key or places.settings.require_signature
         if key is not None:
@@ -52,7 +54,8 @@ def verify(
         typer.echo(f"{fault.where}: {fault.what}")
     if faults:
         raise typer.Exit(1)
-    typer.echo(f"{len(places.names())} names and the store: every byte is as it was")
+    names = ", ".join(places.names()) or "an empty library"
+    typer.echo(f"{names} and the store: every byte is as it was")
 
 
 @app.command()
@@ -123,7 +126,8 @@ def gc(
 ) -> None:
     """Show what may go from artifacts/, and with --delete remove it.
 
-    What a channel stands for and what a baseline was measured on always stays.
+    What a channel stands for and what a baseline was measured on always stays, and so does finished work that
+    was used within a day: a run that is under way may need it.
     """
     from edgeopt.baseline import read_baseline
     from edgeopt.publish.care import collect

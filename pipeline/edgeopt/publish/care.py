@@ -165,6 +165,9 @@ def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete:
     told = [Garbage(what, _size(folder)) for folder, what in garbage]
     for folder, _ in garbage if delete else ():
         shutil.rmtree(folder, ignore_errors=True)
+    latest = runs / "latest"
+    if delete and latest.is_symlink() and not latest.exists():
+        latest.unlink()
     return told
 
 

@@ -68,7 +68,7 @@ def standing(remote: Remote) -> dict[str, Move]:
 
 
 def promote(remote: Remote, channel: str, version: str, *, who: str = "") -> Move:
-    """Let a channel stand for ``version``.
+    """Let a channel stand for ``version``; where it does already, nothing is moved.
 
     Raises:
         UsageError: there is no such version.
@@ -86,6 +86,9 @@ def promote(remote: Remote, channel: str, version: str, *, who: str = "") -> Mov
             f"{version} is not promoted to {channel}: {index.annotations.get(FAILED, 'unknown gates')}",
             fix="promote a version whose gates hold; 'edgeopt artifacts list' tells which",
         )
+    stands = current(remote, channel)
+    if stands is not None and stands.release == release.digest:
+        return stands
     return _move(remote, channel, version, release, "promote", who)
 
 

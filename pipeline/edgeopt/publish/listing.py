@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from edgeopt.errors import UsageError
 from edgeopt.publish.annotations import CREATED, FAILED, GATES, SIGNED
 from edgeopt.publish.channels import standing
 from edgeopt.publish.names import is_version
@@ -31,7 +32,11 @@ class Version(BaseModel):
 
 
 def versions(remote: Remote) -> list[Version]:
-    """All versions, the newest first."""
+    """All versions, the newest first.
+
+    Raises:
+        UsageError: there is none.
+    """
     stands = {channel: move.version for channel, move in standing(remote).items()}
     found = []
     for tag in filter(is_version, remote.tags()):
@@ -52,4 +57,6 @@ def versions(remote: Remote) -> list[Version]:
                 channels=tuple(channel for channel, version in stands.items() if version == tag),
             )
         )
+    if not found:
+        raise UsageError(f"{remote.url} holds no version", fix="check the name")
     return sorted(found, key=lambda each: (each.created, each.version), reverse=True)

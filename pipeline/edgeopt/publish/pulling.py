@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgeopt.device import Device, known_devices, load_device
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
 from edgeopt.lint import limits_of
-from edgeopt.model import file_digest
+from edgeopt.model import file_digest, files_of
 from edgeopt.publish.contract import FILE, Contract, read_contract
 from edgeopt.publish.oci import (
     KIT,
@@ -26,6 +26,8 @@ from edgeopt.publish.selecting import Choice, choose
 from edgeopt.publish.transfer import Release
 from edgeopt.publish.unpacking import check_name, unpack
 
+ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json", "model.sig"})
+"""Files of a bundle that its contract does not list."""
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
 HERE = -100
@@ -53,19 +55,29 @@ def pick(
     return choose(index, wanted, device, variant=variant, format_name=format_name, operators=operators)
 
 
-def place(release: Release, choice: Choice, library: Remote, out: Path, *, key: Path | None = None) -> Pulled:
+def place(
+    release: Release,
+    choice: Choice,
+    library: Remote,
+    out: Path,
+    *,
+    key: Path | None = None,
+    replace: bool = False,
+) -> Pulled:
     """Put a bundle that the library holds into ``out``: verified whole, or not at all.
 
-    An earlier bundle in ``out`` is replaced in one step. Any other folder with something in it is refused.
+    An earlier bundle in ``out`` is replaced in one step. A folder with anything else in it, or with a file
+    that was changed since it was pulled, is refused, unless ``replace`` is set.
 
     Raises:
         UsageError: ``out`` holds something else.
         VerificationError: a digest or the signature is not right.
         CannotRunError: no space, or no permission.
     """
-    if out.exists() and not _replaceable(out):
+    if out.exists() and not replace and (own := _not_pulled(out)):
         raise UsageError(
-            f"{out} holds something that was not pulled", fix="give an empty or new folder with --out DIR"
+            f"{out} holds what was not pulled, or was changed since: {own}",
+            fix="give another folder with --out DIR, or let it be lost with --replace",
         )
     stage = out.parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
@@ -76,7 +88,11 @@ def place(release: Release, choice: Choice, library: Remote, out: Path, *, key: 
         if key is not None:
             from edgeopt.publish.trust.signing import verify
 
-            verify(stage, key)
+            try:
+                verify(stage, key)
+            except VerificationError as error:  # speaks of a folder that nobody has seen
+                message = error.message.replace(str(stage), str(release))
+                raise VerificationError(message, fix=error.fix) from error
         _exchange(stage, out)
     except OSError as error:
         told = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
@@ -136,10 +152,22 @@ def _unpacked(release: Release, choice: Choice, library: Remote, stage: Path) ->
     return contract
 
 
-def _replaceable(folder: Path) -> bool:
+def _not_pulled(folder: Path) -> str:
+    """The first file of a folder that is not as a pull left it; empty if there is none."""
     if not folder.is_dir() or folder.is_symlink():
-        return False
-    return not any(folder.iterdir()) or (folder / FILE).is_file()
+        return folder.name
+    there = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
+    if not there:
+        return ""
+    try:
+        contract = read_contract((folder / FILE).read_bytes(), str(folder))
+        known = {told.name: told.sha256 for told in (contract.file, *contract.files)}
+    except (OSError, VerificationError):
+        return min(there)
+    for name, file in sorted(there.items()):
+        if name not in ADDED and (name not in known or file_digest(file) != known[name]):
+            return name
+    return ""
 
 
 def _sweep(out: Path) -> None:

@@ -173,6 +173,7 @@ def _facts(row: Result, contract: Contract) -> Facts:
         compiled=contract.compiled,
         operators=contract.operators if contract.format == "tflite" else None,
         arena_bytes=contract.arena.measured_bytes if contract.arena else None,
+        runtime=contract.runtime,
         gates="none" if not contract.gates else "pass" if contract.gates_hold else "fail",
         measurements={name: row.measurements[name].value for name in TOLD if name in row.measurements},
     )

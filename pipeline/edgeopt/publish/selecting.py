@@ -26,6 +26,8 @@ class Facts(BaseModel):
     operators: tuple[str, ...] | None = None
     """Operators of a TFLite file, None where they are not known."""
     arena_bytes: int | None = None
+    runtime: str = ""
+    """What ran it, such as ``litert 2.3.0``."""
     gates: str = "none"
     """``pass``, ``fail`` or ``none``: the gates about this row."""
     measurements: dict[str, float] = {}
@@ -97,15 +99,19 @@ def choose(
         if not fitting:
             told = sorted({f"{f.variant}.{f.format}: {obstacle}" for _, f, obstacle in obstacles})
             raise UsageError(f"nothing in this release fits {wanted}", fix="\n  ".join(told))
-    ranked = sorted(fitting, key=lambda pair: _rank(pair[1]))
+    ranked = sorted(fitting, key=lambda pair: _rank(pair[1], device))
     descriptor, facts = ranked[0]
-    return Choice(
-        descriptor=descriptor, facts=facts, reason=reason, others=tuple(facts for _, facts in ranked[1:])
-    )
+    others = {(each.variant, each.format): each for _, each in reversed(ranked)}
+    others.pop((facts.variant, facts.format))
+    kept = sorted(others.values(), key=lambda each: _rank(each, device))
+    return Choice(descriptor=descriptor, facts=facts, reason=reason, others=tuple(kept))
 
 
-def _rank(facts: Facts) -> tuple[bool, bool, int, str]:
-    return facts.gates == "fail", facts.variant == "float", facts.size_bytes, facts.device
+def _rank(facts: Facts, device: Device | None) -> tuple[bool, bool, int, bool, str]:
+    """Gates, then optimized, then small; of the same file, what was made for the device's own runtime."""
+    own = device.runtimes.get(facts.format) if device else None
+    foreign = facts.runtime.partition(" ")[0] != own
+    return facts.gates == "fail", facts.variant == "float", facts.size_bytes, foreign, facts.device
 
 
 def _obstacle(facts: Facts, device: Device, operators: frozenset[str] | None) -> str:

@@ -26,6 +26,9 @@ class Release:
     descriptor: Descriptor
     index: Index
 
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
 
 def find_release(remote: Remote, reference: Reference) -> Release:
     """The release that a reference means, as ``remote`` has it.
@@ -127,11 +130,11 @@ def mirror(
 
 def bytes_of(release: Release, source: Remote) -> int:
     """Bytes of all blobs of a release, for a progress bar."""
-    sizes: dict[str, int] = {}
+    total = 0
     for bundle in release.index.manifests:
         manifest = read_manifest(source.manifest(bundle.digest), release.name)
-        sizes |= {blob.digest: blob.size for blob in (manifest.config, *manifest.layers)}
-    return sum(sizes.values())
+        total += sum(blob.size for blob in (manifest.config, *manifest.layers))
+    return total
 
 
 @contextmanager
@@ -154,7 +157,7 @@ def _what_there_is(remote: Remote, reference: Reference) -> str:
     tags = remote.tags()
     versions = [tag for tag in tags if is_version(tag)]
     if not versions:
-        return f"nothing was pushed there; edgeopt artifacts push RUN --to {remote.url}"
+        return "nothing lies there: check the name, or publish it with 'edgeopt artifacts push RUN --to URL'"
     channels = ", ".join(f":{name} ({move.version})" for name, move in standing(remote).items())
     return f"it has {', '.join(f'@{each}' for each in versions[-5:])}" + (
         f" and {channels}" if channels else ""
