@@ -187,7 +187,8 @@ def searching(run: Runs) -> None:
         table(labelled(report), *ACCURACY)
         for row in rows(report):
             for note in row.notes:
-                print(f"- {row.format}: {note}")
+                if "latency" not in note:  # which this part does not print
+                    print(f"- {row.format}: {note}")
         print()
 
 

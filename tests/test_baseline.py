@@ -82,6 +82,8 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
     baseline = baseline_of(run(right()))
     same = check(run(right()), baseline, Limits())
     assert [verdict.status for verdict in same] == ["pass", "pass"]
+    assert same[0].reason == "no sample is answered differently (400 samples)"
+    assert (same[0].p_value, same[0].bounds) == (1.0, pytest.approx((-0.0067, 0.0067), abs=1e-4))
     worse, size = check(run(right(wrong=60)), baseline, Limits())
     assert (worse.status, worse.blocks, worse.measured) == ("fail", True, pytest.approx(0.05))
     assert worse.p_value == pytest.approx(2**-20)
@@ -93,6 +95,8 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
 def test_forty_samples_do_not_decide() -> None:
     verdict, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits())
     assert (verdict.status, verdict.blocks, verdict.samples_needed) == ("undecided", True, 268)
+    told = "no sample is answered differently (40 samples); about 268 samples would decide"
+    assert verdict.reason == told
     lenient, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits(undecided="pass"))
     assert (lenient.status, lenient.blocks) == ("undecided", False)
 
@@ -108,6 +112,7 @@ def test_an_artifact_that_is_gone_or_broke_fails() -> None:
     baseline = baseline_of(run(right()))
     (gone,) = check(run(right(), variant="other"), baseline, Limits())
     assert (gone.status, gone.reason) == ("fail", "the run has no such artifact")
+    assert gone.gate == "artifact is still built"
     (broke,) = check(run(right(), status="failed", reason="why\nmore"), baseline, Limits())
     assert (broke.status, broke.reason) == ("fail", "failed: why")
 
@@ -167,10 +172,11 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert edgeopt("baseline", "write", tmp_path / "good", "--out", file).returncode == 0
     fine = edgeopt("check", tmp_path / "good", "--against", file)
     assert (fine.returncode, fine.stderr) == (0, "")
+    assert fine.stdout.splitlines()[-1] == f"no worse than {file}: 2 of 2 hold"
     files = ("--junit", tmp_path / "junit.xml", "--comment", tmp_path / "comment.md")
     blocked = edgeopt("check", tmp_path / "bad", "--against", file, *files)
     assert (blocked.returncode, blocked.stderr) == (1, "")
-    assert "fail" in blocked.stdout
+    assert blocked.stdout.splitlines()[-1] == f"worse than {file}: 1 of 2 fails"
     suite = ElementTree.parse(tmp_path / "junit.xml").find("testsuite")
     assert suite is not None
     assert suite.get("failures") == "1"
@@ -178,12 +184,34 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert "exact McNemar p = 9.5e-07" in (tmp_path / "comment.md").read_text()
     both = json.loads(edgeopt("compare", tmp_path / "good", tmp_path / "bad", "--json").stdout)
     assert [verdict["measured"] for verdict in both] == [pytest.approx(0.05)]
+    unsure = edgeopt("check", tmp_path / "good", "--against", file, "--max-drop", 0)
+    assert unsure.returncode == 1
+    last = f"cannot tell whether it is worse than {file}: 1 of 2 hold, 1 undecided"
+    assert unsure.stdout.splitlines()[-1] == last
     updated = edgeopt("check", tmp_path / "bad", "--against", file, "--update")
     assert updated.returncode == 0
     assert "top1 0.9 -> 0.85" in updated.stdout
     assert edgeopt("check", tmp_path / "bad", "--against", file).returncode == 0
     assert edgeopt("check", tmp_path / "bad", "--against", tmp_path / "none.json").returncode == 2
     assert edgeopt("check", tmp_path / "bad", "--against", file, "--confidence", 7).returncode == 2
+
+
+def test_two_runs_are_compared_and_what_is_gone_is_shown(tmp_path: Path) -> None:
+    same, other = run(right(40, 4)), run(right(40, 4), variant="other")
+    broken = run(right(40, 4), status="failed", reason="no memory")
+    for name, report in (("a", same), ("b", same), ("gone", other), ("broken", broken)):
+        (tmp_path / name).mkdir()
+        write_report(report, tmp_path / name)
+
+    def compared(name: str) -> tuple[str, str]:
+        done = edgeopt("compare", tmp_path / "a", tmp_path / name, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        (verdict,) = json.loads(done.stdout)
+        return verdict["status"], verdict["reason"]
+
+    assert compared("b") == ("pass", "no sample is answered differently (40 samples)")
+    assert compared("gone") == ("fail", "the run has no such artifact")
+    assert compared("broken") == ("fail", "failed: no memory")
 
 
 def test_a_check_imports_no_framework(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import yaml
 from edgeopt.errors import UsageError, VerificationError
 from edgeopt.model import Preprocessing, TensorSpec, file_digest
 from edgeopt.pipeline import optimize
-from edgeopt.publish.bundle import make_bundle, publishable
+from edgeopt.publish.bundle import REAL_INPUT, make_bundle, publishable
 from edgeopt.publish.contract import Contract, read_contract
-from edgeopt.results import Report, Verdict
+from edgeopt.results import EMULATED, Report, Verdict
 from edgeopt.samples import fitted
 from test_firmware import CPP17, build
-from toy_run import NORMALIZED, every_value, toy_bundle, write_run
+from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +149,8 @@ def test_a_device_that_executes_nothing_has_the_vectors_of_another(tmp_path: Pat
     )
     assert contract.golden is not None
     assert (contract.golden.device, contract.golden.tolerance) == ("cortex-m", 3)
-    assert "on cortex-m" in (folder / "firmware" / "golden_vectors.h").read_text()
+    assert contract.golden.emulated and not contract.emulated
+    assert "on cortex-m (emulated)" in (folder / "firmware" / "golden_vectors.h").read_text()
     assert "AddEthosU" in (folder / "firmware" / "op_resolver.h").read_text()
 
 
@@ -163,7 +164,7 @@ def test_an_npu_needs_room_for_what_tflm_keeps(tmp_path: Path) -> None:
     assert contract.arena is not None
     assert contract.arena.measured_bytes == 27_000
     assert contract.arena.recommended_bytes == 30 * 1024
-    assert contract.arena.source == "sram_bytes on npu + arena_tail_bytes on cortex-m"
+    assert contract.arena.source == "sram_bytes on npu + arena_tail_bytes on cortex-m (emulated)"
 
 
 def test_damaged_vectors_are_told(tmp_path: Path) -> None:
@@ -235,11 +236,68 @@ def test_the_card_is_in_the_hubs_form(tmp_path: Path) -> None:
     assert "license" not in about
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings == [
-        "Intended input", "Measured on cortex-m", "How it was made", "Limits of the evaluation"
-    ]  # fmt: skip
+        "In this folder",
+        "Intended input",
+        "Measured on cortex-m (emulated)",
+        "How it was made",
+        "Limits of the evaluation",
+    ]
     assert "A drop of top1 smaller than 1.52% would not have been shown by 100 samples" in text
     assert "k\\|w&lt;s>" in text
     assert "2. quantize_tflite" in text
+
+
+def test_the_card_is_all_that_somebody_with_the_folder_needs(tmp_path: Path) -> None:
+    values = {"macs": 2_656_770, "parity_max_steps": 34.0, "top1_drop": -0.0075}
+    folder, contract = toy_bundle(tmp_path, measured=values, labels=["a"] * 5)
+    card = (folder / "MODEL_CARD.md").read_text()
+    for name in ("toy.tflite", "golden/", "firmware/", "labels.txt", "manifest.json", "recipe.yaml"):
+        assert f"\n- `{name}`: " in card
+    assert "`example/`" not in card
+    assert "`toy_self_test(invoke)` returns 0, or step × 10000 + vector × 100 + tensor" in card
+    assert "carried out on another processor" in card
+    assert "| macs: multiply-accumulates of one run | 2,656,770 |" in card
+    assert "parity" not in card
+    assert contract.emulated
+    header = (folder / "firmware" / "model_contract.h").read_text()
+    assert "Measured on cortex-m (emulated)" in header
+    assert "arena_bytes on cortex-m (emulated)" in header
+
+
+def test_a_device_is_emulated_if_its_results_say_so(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run", device="my-board")
+    for name, notes in (("real", ()), ("emulated", (EMULATED,))):
+        row = report.results[0].model_copy(update={"notes": notes})
+        told = report.model_copy(update={"results": (row,)})
+        contract = make_bundle(tmp_path / "run", told, row, tmp_path / name, name="toy", version="1")
+        assert contract.golden is not None
+        assert contract.emulated == contract.golden.emulated == bool(notes)
+        for file in ("MODEL_CARD.md", "firmware/golden_vectors.h", "firmware/README.md"):
+            assert ("emulated" in (tmp_path / name / file).read_text()) == bool(notes)
+
+
+def test_the_card_is_silent_about_other_artifacts(tmp_path: Path) -> None:
+    report = write_run(tmp_path / "run")
+    notes = (
+        "device cortex-m has no runtime for onnx: not measured there",
+        "float.tflite is built, but not measured on ethos-u55-128: it computes with integers",
+        "12 samples are in two sets",
+    )
+    report = report.model_copy(update={"run": report.run.model_copy(update={"notes": notes})})
+    make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
+    card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
+    assert notes[2] in card
+    assert "no runtime for" not in card
+    assert "is built, but" not in card
+
+
+def test_a_kit_that_takes_real_numbers_says_how_to_change_that(tmp_path: Path) -> None:
+    spec = PIXELS.model_copy(update={"dtype": "float32", "scale": None, "zero_point": None})
+    folder, contract = toy_bundle(tmp_path / "a", inputs=[spec], operators=["QUANTIZE", "CONV_2D"])
+    assert contract.notes == (REAL_INPUT,)
+    assert "quantize: {scheme: int8, io: int8}" in (folder / "MODEL_CARD.md").read_text()
+    assert toy_bundle(tmp_path / "b", operators=["QUANTIZE", "CONV_2D"])[1].notes == ()
+    assert toy_bundle(tmp_path / "c", inputs=[spec])[1].notes == ()
 
 
 # Examples

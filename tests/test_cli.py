@@ -1,5 +1,6 @@
 """The command line as its users meet it: what is said, where, and with which exit code."""
 
+import io
 import json
 import pickle
 import subprocess
@@ -11,8 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from edgeopt.cli import main
+from edgeopt.cli.tables import show_report
+from edgeopt.results import Measurement, Report, Result, Run
 from edgeopt.store import Store
 
 FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
@@ -292,3 +297,76 @@ def test_planning_imports_no_framework(write_recipe: Write, tmp_path: Path) -> N
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+VALUES = {
+    "top1": (0.9886, ""),
+    "top1_drop": (-0.0025, ""),
+    "agreement": (1.0, ""),
+    "fidelity_snr_db": (38.25, "dB"),
+    "size_bytes": (1_098_816, "bytes"),
+    "macs": (2_656_768, ""),
+    "latency_p50_ms": (12.345, "ms"),
+    "latency_p90_ms": (13.456, "ms"),
+    "latency_ratio": (0.54321, ""),
+    "peak_memory_bytes": (5_300_000, "bytes"),
+}
+ALWAYS = ["variant", "format", "status", "top1", "drop", "size", "p50", "÷ float"]
+
+
+def measured(variant: str, **changes: float) -> Result:
+    values = {name: (changes.get(name, value), unit) for name, (value, unit) in VALUES.items()}
+    measurements = {name: Measurement(value=value, unit=unit) for name, (value, unit) in values.items()}
+    return Result(variant=variant, format="tflite", device="host", status="ok", measurements=measurements)
+
+
+def shown(width: int | None, *variants: str) -> list[str]:
+    """The lines of a report as a terminal of so many columns shows them; without a width, those in a file."""
+    run = Run(started="2026-01-01", seconds=1, command="", edgeopt="0", samples=400)
+    rows = [measured(name, macs=2_000_000 + index) for index, name in enumerate(variants)]
+    report = Report(recipe="kws", run=run, environment={}, results=tuple(rows))
+    file = io.StringIO()
+    terminal = Console(file=file, width=width or 80, force_terminal=width is not None, color_system=None)
+    show_report(report, terminal)
+    return file.getvalue().splitlines()
+
+
+def titles(line: str) -> list[str]:
+    return line.replace("peak memory", "peak-memory").replace("÷ float", "÷-float").split()
+
+
+@pytest.mark.parametrize(
+    ("width", "more", "left_out"),
+    [
+        (80, [], "agreement, SNR, MACs, p90, peak memory"),
+        (100, ["agreement", "SNR"], "MACs, p90, peak memory"),
+        (140, ["agreement", "SNR", "MACs", "p90", "peak memory"], ""),
+    ],
+)
+def test_a_terminal_gets_the_columns_that_fit_and_none_is_cut(
+    width: int, more: list[str], left_out: str
+) -> None:
+    lines = shown(width, "float", "int8", "int8-pruned")
+    told = [line for line in lines if line.startswith("not shown")]
+    assert set(titles(lines[1])) == {title.replace(" ", "-") for title in [*ALWAYS, *more]}
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert max(map(cell_len, lines)) <= width
+    assert text.count("1,098,816 B") == text.count("12.3 ms") == text.count("-0.25 pt") == 3
+    assert bool(told) == bool(left_out)
+    if left_out:
+        assert f"{left_out} (a wider terminal shows them)" in " ".join(text.split())
+
+
+def test_a_long_variant_name_is_cut_before_a_column_is_left_out() -> None:
+    lines = shown(80, "float", "int8-with-a-name-that-goes-on-and-on-and-on")
+    assert set(titles(lines[1])) == {title.replace(" ", "-") for title in ALWAYS}
+    assert "int8-with-a-n…" in lines[4] and "1,098,816 B" in lines[4]
+    assert max(map(cell_len, lines)) <= 80
+
+
+def test_a_file_gets_every_column_however_wide() -> None:
+    long = "int8-with-a-name-that-goes-on-and-on-and-on"
+    lines = shown(None, "float", long)
+    assert long in lines[4] and len(titles(lines[1])) == 13
+    assert not [line for line in lines if "…" in line or "not shown" in line]

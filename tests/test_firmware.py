@@ -285,6 +285,28 @@ def test_the_self_test_names_the_first_failure(tmp_path: Path) -> None:
     assert self_test(kit) == 10000
 
 
+def test_the_tolerance_can_be_raised_when_it_is_compiled(tmp_path: Path) -> None:
+    folder, _ = toy_bundle(tmp_path)
+    kit = folder / "firmware"
+    off = "outputs->output_0[4] = (int8_t)(outputs->output_0[4] + 2)"
+    assert self_test(kit, off, vector=2) == 30200
+    header = kit / "golden_vectors.h"
+    (doubled,) = re.findall(r"'-DTOY_GOLDEN_0_TOLERANCE=(.*?)'", (kit / "README.md").read_text())
+    header.write_text(f"#define TOY_GOLDEN_0_TOLERANCE {doubled}\n{header.read_text()}")
+    assert self_test(kit, off, vector=2) == 0
+
+
+def test_the_readme_compiles_the_kit(tmp_path: Path) -> None:
+    folder, _ = toy_bundle(tmp_path, labels=["a", "b", "c", "d", "e"])
+    kit = folder / "firmware"
+    text = (kit / "README.md").read_text()
+    command = next(line.split() for line in text.splitlines() if "arm-none-eabi-gcc" in line)
+    build(command, where=kit)
+    assert {file.stem for file in kit.glob("*.o")} == {Path(name).stem for name in EVERY_SOURCE}
+    for code in ("1vvtt", "2vvtt", "3vvtt", "4vv00", "50000", "60000"):
+        assert f"| {code} | " in text
+
+
 def test_vectors_keep_to_their_budget(tmp_path: Path) -> None:
     spec = like(PIXELS, shape=(1, 64, 64, 3))
     folder, contract = toy_bundle(tmp_path, inputs=[spec], raw=[every_value("uint8", (64, 64, 3), 8)])
@@ -345,10 +367,13 @@ TFLM = {
 #include <cstdint>
 #include <cstddef>
 enum TfLiteStatus { kTfLiteOk = 0, kTfLiteError = 1 };
+#ifndef ADD
+#define ADD kTfLiteOk
+#endif
 namespace tflite {
 template <unsigned int tOpCount> class MicroMutableOpResolver {
  public:
-  TfLiteStatus AddConv2D() { return kTfLiteOk; }
+  TfLiteStatus AddConv2D() { return ADD; }
   TfLiteStatus AddSoftmax() { return kTfLiteOk; }
   TfLiteStatus AddVarHandle() { return kTfLiteOk; }
 };
@@ -381,18 +406,75 @@ class MicroInterpreter {
 }
 
 
+def write_tflm(folder: Path) -> None:
+    """As much of TFLM's headers as the program needs."""
+    for name, text in TFLM.items():
+        header = (folder / "tensorflow" / "lite" / "micro").resolve() / name
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.resolve().parent.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+
+
 @pytest.mark.parametrize("operators", [("CONV_2D", "SOFTMAX"), ("CONV_2D", "VAR_HANDLE")])
 @pytest.mark.parametrize("golden_of", ["", None])
 def test_the_program_for_tflm_is_cpp17(
     tmp_path: Path, operators: tuple[str, ...], golden_of: str | None
 ) -> None:
     folder, _ = toy_bundle(tmp_path, operators=operators, golden_of=golden_of)
-    for name, text in TFLM.items():
-        header = tmp_path / "tflm" / "tensorflow" / "lite" / "micro" / name
-        header.parent.mkdir(parents=True, exist_ok=True)
-        (header.parent / header.name).resolve().parent.mkdir(parents=True, exist_ok=True)
-        header.write_text(text)
+    write_tflm(tmp_path / "tflm")
     build(CPP17, "-I", tmp_path / "tflm", "-fsyntax-only", "main_tflm.cc", where=folder / "firmware")
+
+
+BOARD = """
+#include "op_resolver.h"
+#include "tensorflow/lite/micro/micro_interpreter.h"
+#include "tensorflow/lite/micro/system_setup.h"
+#include "tensorflow/lite/schema/schema_generated.h"
+#include <cstdio>
+extern "C" volatile int32_t toy_check_code;
+static char memory[4096];
+static TfLiteTensor tensor = {{memory}};
+namespace tflite {
+TfLiteStatus MicroInterpreter::AllocateTensors() { return ALLOCATE; }
+TfLiteStatus MicroInterpreter::Invoke() { return INVOKE; }
+TfLiteTensor* MicroInterpreter::input(size_t) { return &tensor; }
+TfLiteTensor* MicroInterpreter::output(size_t) { return &tensor; }
+void InitializeTarget() {}
+const Model* GetModel(const void*) { return nullptr; }
+}
+__attribute__((destructor)) static void tell() { std::printf("%ld", static_cast<long>(toy_check_code)); }
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "golden_of", "code"),
+    [
+        ("ADD", "", 50000),
+        ("ALLOCATE", "", 60000),
+        ("INVOKE", "", 40000),
+        ("", "", 30000),  # what comes out is what went in
+        ("INVOKE", None, 40000),
+        ("", None, 0),
+    ],
+)
+def test_the_program_for_tflm_tells_what_failed(
+    tmp_path: Path, broken: str, golden_of: str | None, code: int
+) -> None:
+    folder, _ = toy_bundle(tmp_path, golden_of=golden_of)
+    kit = folder / "firmware"
+    write_tflm(tmp_path / "tflm")
+    (kit / "board.cc").write_text(BOARD)
+    sources = sorted(path.name for path in kit.glob("*.c"))
+    build(C99, "-c", *sources, where=kit)
+    defined = [
+        f"-D{step}={'kTfLiteError' if step == broken else 'kTfLiteOk'}"
+        for step in ("ADD", "ALLOCATE", "INVOKE")
+    ]
+    objects = sorted(path.name for path in kit.glob("*.o"))
+    given = ("-I", tmp_path / "tflm", *defined, "main_tflm.cc", "board.cc", *objects, "-o", "check")
+    build(("g++", "-std=c++17"), *given, where=kit)
+    done = subprocess.run([kit / "check"], capture_output=True, text=True, check=False)
+    assert (int(done.stdout), done.returncode) == (code, int(code != 0))
 
 
 def test_without_golden_vectors_the_kit_is_smaller_and_says_why(tmp_path: Path) -> None:
@@ -401,6 +483,10 @@ def test_without_golden_vectors_the_kit_is_smaller_and_says_why(tmp_path: Path) 
     assert not (kit / "self_test.c").exists()
     assert contract.golden is None
     assert contract.notes[0].startswith("no golden vectors")
+    readme = (kit / "README.md").read_text()
+    assert "no golden vectors" in readme
+    assert "| 40000 | " in readme
+    assert "self_test" not in readme
     for source in ("model_data.c", "preprocess.c"):
         build(C99, "-c", source, "-o", tmp_path / "object.o", where=kit)
 

@@ -73,6 +73,22 @@ def test_the_first_layer_that_differs_is_named() -> None:
     assert layer is not None and layer.name == "c"
 
 
+def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
+    def ends_with(operator: str, *values: list[int]) -> Outcome:
+        made = layers(*values)
+        made.info["layers"][-1]["operator"] = operator
+        return made
+
+    one = ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 6])
+    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1], [3], [5, 9])})
+    assert told == (None, "the outputs differ; the runtimes' inner layers could not be compared")
+    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 9])})
+    assert told == (None, "the outputs differ; the 2 inner layers that could be compared are the same")
+    inside = ends_with("DEQUANTIZE", [1, 2], [3, 5], [5, 9])
+    layer, _ = first_layer({"x": one, "y": inside})
+    assert layer is not None and layer.name == "b"
+
+
 @pytest.fixture
 def devices(tmp_path: Path) -> Path:
     """Devices of one's own: the host again, one with nothing on it, and one that is not there."""

@@ -50,6 +50,11 @@ def test_a_file_that_tells_its_input(tmp_path: Path) -> None:
     # The commented preprocessing is valid once its sign is taken away.
     line = next(line for line in text.splitlines() if "# preprocess:" in line)
     assert yaml.safe_load(line.replace("# ", ""))["preprocess"]["scale"] == "1/255"
+    line = next(line for line in text.splitlines() if "# labels:" in line)
+    assert yaml.safe_load(line.replace("# ", "")) == {"labels": ["CHANGE", "..."]}
+    line = next(line for line in text.splitlines() if "# int8:" in line)
+    given = {"int8": {"quantize": {"scheme": "int8", "io": "int8"}}}
+    assert yaml.safe_load(line.replace("# ", "")) == given
 
 
 def test_a_file_that_leaves_sizes_free_or_untold(tmp_path: Path) -> None:

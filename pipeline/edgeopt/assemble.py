@@ -15,7 +15,6 @@ from edgeopt.golden import Golden
 from edgeopt.judge import Evidence
 from edgeopt.measure import Measured, Trail
 from edgeopt.measurements import (
-    EMULATED,
     accuracy,
     by_class,
     conditions,
@@ -30,7 +29,7 @@ from edgeopt.model import SUFFIXES, Array, content_digest, file_digest, size_byt
 from edgeopt.packing import Samples
 from edgeopt.planner import Built, Plan
 from edgeopt.plugin import Metric
-from edgeopt.results import ALWAYS, UNITS, Artifact, Hop, Measurement, Result, SourceResult
+from edgeopt.results import ALWAYS, EMULATED, UNITS, Artifact, Hop, Measurement, Result, SourceResult
 
 Named = list[tuple[str, Metric]]
 

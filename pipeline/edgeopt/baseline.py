@@ -60,6 +60,9 @@ class Limits(_Part):
     confidence: float = Field(0.95, ge=0.5, lt=1)
     undecided: str = "fail"
     max_size_increase: float = Field(0.02, ge=0, description="share of the old size")
+    same_passes: bool = Field(
+        False, description="the same answers pass even where the samples are too few for the limit"
+    )
 
 
 def baseline_of(report: Report) -> Baseline:
@@ -200,7 +203,7 @@ def check(report: Report, baseline: Baseline, limits: Limits) -> list[Verdict]:
 def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
     if result is None or result.status != "ok":
         reason = "the run has no such artifact" if result is None else f"{result.status}: {result.reason}"
-        gate = "is still there"
+        gate = "artifact is still built"
         yield _verdict(entry, gate, "fail", None, 0.0, reason.splitlines()[0])
         return
     for metric, old in entry.samples.items():
@@ -222,12 +225,17 @@ def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterat
 def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
     found = decide(pair, limits.max_drop, limits.confidence)
     drop, (low, high) = float(pair.drops.mean()), found.bounds
-    reason = (
-        f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); with "
-        f"{limits.confidence:.0%} confidence more than {low:+.2%} and less than {high:+.2%}"
-    )
-    if found.p_value is not None:
-        reason += f"; exact McNemar p = {found.p_value:.2g}"
+    if pair.worse == pair.better == 0:
+        reason = f"no sample is answered differently ({len(pair.before)} samples)"
+        if limits.same_passes:
+            found = found._replace(verdict="pass", samples_needed=None)
+    else:
+        reason = (
+            f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); "
+            f"with {limits.confidence:.0%} confidence more than {low:+.2%} and less than {high:+.2%}"
+        )
+        if found.p_value is not None:
+            reason += f"; exact McNemar p = {found.p_value:.2g}"
     if found.verdict == "undecided":
         needed = found.samples_needed
         reason += (

@@ -28,7 +28,6 @@ FLIPS = 50
 """Lost samples that are listed."""
 CLASSES = 200
 """Classes that are listed, and as many times two of them that are taken for each other."""
-EMULATED = "latency: emulated, not measured"
 
 
 def measurement(score: Score, unit: str) -> Measurement:

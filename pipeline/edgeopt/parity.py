@@ -19,6 +19,8 @@ from edgeopt.profiler import fit_layout
 from edgeopt.source import inspect
 from edgeopt.store import Store
 
+CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"}
+"""Operators that only write values in another type: they cannot make a difference of their own."""
 FLOAT_NOISE = 1e-5
 """Share of a layer's largest value: what another order of float32 sums makes of it, and no more."""
 
@@ -187,6 +189,8 @@ def first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, s
         compared += 1
         apart = layer_difference(values, others)
         if apart is not None:
+            if all(later["operator"] in CONVERSIONS for later in one.info["layers"][index:]):
+                return None, _unknown_inside(compared - 1)
             kind = "max_steps" if np.issubdtype(values.dtype, np.integer) else "max_error"
             return LayerDifference(
                 index=index, name=told["name"], operator=told["operator"], **{kind: apart}
@@ -194,6 +198,13 @@ def first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, s
     if not compared:
         return None, "the two runtimes have no layer in common"
     return None, "no layer differs by more than float rounding; keeping layers may take other kernels"
+
+
+def _unknown_inside(same: int) -> str:
+    """What can be said where only the conversion of the outputs differs."""
+    if not same:
+        return "the outputs differ; the runtimes' inner layers could not be compared"
+    return f"the outputs differ; the {same} inner layers that could be compared are the same"
 
 
 def layer_difference(values: Array, others: Array) -> float | int | None:

@@ -14,11 +14,11 @@ from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.lint import lint_artifact, lint_measured, summary
-from edgeopt.measurements import EMULATED, conditions, latency, measurement, of_the_device, sizes
+from edgeopt.measurements import conditions, latency, measurement, of_the_device, sizes
 from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Dataset, Metric
 from edgeopt.recipe import Latency
-from edgeopt.results import Artifact, Report, Result, Run
+from edgeopt.results import EMULATED, Artifact, Report, Result, Run
 from edgeopt.source import inspect
 from edgeopt.store import Store
 

@@ -336,6 +336,10 @@ ALWAYS = ("fidelity_snr_db", "agreement", "max_abs_error")
 """Metrics that need no labels and are measured whatever the recipe asks for."""
 
 
+EMULATED = "latency: emulated, not measured"
+"""Note of a result that came about on another processor than the device's."""
+
+
 class Event(_Value):
     """Progress of one piece of work, for whoever watches."""
 

@@ -48,6 +48,7 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         "model:",
         *model,
         *_PREPROCESS,
+        *_LABELS,
         *(["  trust: true"] if trust else []),
         *_DATA,
         f"formats: [{', '.join(formats)}]",
@@ -109,6 +110,10 @@ _PREPROCESS = (
     "  # CHANGE where the data is not model input already; layout is the layout of the data.",
     "  # preprocess: {scale: 1/255, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], layout: NHWC}",
 )
+_LABELS = (
+    "  # Class names, in the order of the outputs: they get into reports and firmware.",
+    "  # labels: [CHANGE, ...]",
+)
 _DATA = (
     "data:",
     "  # CHANGE: .npz files with samples x [n, ...] and class indices y [n]. Paths are looked up beside this",
@@ -122,6 +127,8 @@ _DATA = (
     "optimize:",
     "  float: {}",
     "  int8: {quantize: int8}",
+    "  # For a microcontroller, in place of the line above: integers in and out save memory.",
+    "  # int8: {quantize: {scheme: int8, io: int8}}",
 )
 _END = (
     "devices: [host]",

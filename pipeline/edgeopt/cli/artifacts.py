@@ -216,7 +216,8 @@ def pull(
         )
         return
     typer.echo(f"{out / contract.file.name}  {contract.file.size_bytes:,} bytes")
-    typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}")
+    how = " (emulated)" if contract.emulated else ""
+    typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}{how}")
     typer.echo(f"  from {source.url}")
     if FAILED in release.index.annotations:
         told = release.index.annotations[FAILED]

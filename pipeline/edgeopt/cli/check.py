@@ -1,5 +1,6 @@
 """``baseline``, ``check`` and ``compare``: this run against an earlier one, sample by sample."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ import typer
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
 
 if TYPE_CHECKING:
-    from edgeopt.results import Report
+    from edgeopt.results import Report, Verdict
 
 app = typer.Typer(help="A small file of what is good now, to be committed.", no_args_is_help=True)
 BASELINE = Path("baseline.json")
@@ -61,8 +62,8 @@ def check(
 ) -> None:
     """Tell whether a run is worse than the baseline, and how sure that is.
 
-    Accuracy is compared sample by sample: it fails only where the samples leave no doubt that more than
-    --max-drop is lost, and passes only where they leave none that less is.
+    Accuracy is compared sample by sample. It fails where it is sure that more than --max-drop is lost, and
+    passes where it is sure that no more than that is lost. Anything between is undecided.
 
     Exit code 0: no worse. 1: worse, or undecided. 2: the baseline does not fit. 3: something could not run.
     """
@@ -127,7 +128,31 @@ def check(
     else:
         show_verdicts(verdicts)
     tell_github(judged)
+    if not as_json:
+        typer.echo(_conclusion(judged, against))
     raise typer.Exit(judged.exit_code)
+
+
+def _conclusion(judged: "Report", against: Path) -> str:
+    """The verdict on a whole run in one line."""
+    gates = judged.gates
+    failed, undecided, held = (
+        [gate for gate in gates if gate.status == status] for status in ("fail", "undecided", "pass")
+    )
+    blocking = [gate for gate in gates if gate.blocks]
+    some = f", {len(undecided)} undecided" if undecided else ""
+    if any(gate.status == "fail" for gate in blocking):
+        line = f"worse than {against}: {_some(failed, gates)} fail{'s' if len(failed) == 1 else ''}{some}"
+    elif blocking:
+        line = f"cannot tell whether it is worse than {against}: {_some(held, gates)} hold{some}"
+    else:
+        line = f"no worse than {against}: {_some(held, gates)} hold{some}"
+    broken = [row for row in judged.results if row.status != "ok"]
+    return f"{line}; {len(broken)} of {len(judged.results)} artifacts could not be had" if broken else line
+
+
+def _some(part: "Sequence[Verdict]", of: "Sequence[Verdict]") -> str:
+    return f"{len(part)} of {len(of)}"
 
 
 def compare(
@@ -136,7 +161,11 @@ def compare(
     confidence: Annotated[float, typer.Option(help="Of the bounds of each drop.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs on the same samples: what was lost from the first to the second, and how surely."""
+    """Compare two runs on the same samples: what was lost from the first to the second, and how surely.
+
+    An artifact that RUN_B has not, or that failed there, is shown as failed. Nothing here blocks: the exit
+    code is 0 whatever the comparison shows, and 2 where the runs cannot be compared.
+    """
     import json
 
     from edgeopt.baseline import Limits, baseline_of
@@ -145,8 +174,11 @@ def compare(
     from edgeopt.cli.tables import show_verdicts
 
     before, after = read_report(first), read_report(second)
-    limits = Limits(max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9)
-    verdicts = [v for v in held_against(after, baseline_of(before), limits) if v.confidence is not None]
+    limits = Limits(
+        max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9, same_passes=True
+    )
+    found = held_against(after, baseline_of(before), limits)
+    verdicts = [verdict for verdict in found if not verdict.gate.startswith("size_bytes ")]
     if as_json:
         typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
     else:

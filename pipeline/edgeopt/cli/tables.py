@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import to_jsonable_python
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +16,18 @@ from edgeopt import registry
 from edgeopt.planner import Built, Plan
 from edgeopt.recipe import ModelPart
 from edgeopt.reports.markdown import columns, primary_metric, show
-from edgeopt.results import Report, Verdict
+from edgeopt.results import Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 PLAIN_WIDTH = 160
+ENDLESS = 100_000
+GAP = 2
+"""Blanks between two columns of results."""
+NARROWEST_VARIANT = 12
+FIRST_TITLES = ("size", "p50", "÷ float")
+"""Columns that are shown whenever they fit, after the metric and its drop."""
+LATER_TITLES = ("agreement", "SNR", "p90", "MACs", "peak memory")
+"""And those that come next; what is named in neither comes last, in the order of the report."""
 
 
 def console() -> Console:
@@ -26,9 +36,16 @@ def console() -> Console:
     return out if out.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def show_report(report: Report) -> None:
-    """One table per device, then the reasons of what could not be had, then the gates that failed."""
-    out = console()
+def show_report(report: Report, out: Console | None = None) -> None:
+    """One table per device, then the reasons of what could not be had, then the gates that failed.
+
+    A terminal gets the columns that it has room for, uncut, and a line that names the others; a file or
+    a pipe gets all of them.
+    """
+    out = out or console()
+    if not out.is_terminal:
+        out.width = ENDLESS
+    hidden: dict[str, None] = {}
     metric = primary_metric(report)
     if report.source is not None:
         values = ", ".join(
@@ -42,17 +59,15 @@ def show_report(report: Report) -> None:
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
         wanted = columns(rows, metric)
-        table = Table(title=f"{report.recipe} on {device}", title_justify="left")
-        for title in ("variant", "format", "status"):
-            table.add_column(title)
-        for title, _ in wanted:
-            table.add_column(title, justify="right")
-        for row in rows:
-            cells = [show(name, row.measurements.get(name)) for _, name in wanted]
-            table.add_row(Text(row.variant), row.format, Text(row.status, STYLES[row.status]), *cells)
+        table, left_out = _results(rows, wanted, metric, out.width if out.is_terminal else None)
+        out.print(Text(f"{report.recipe} on {device}", "italic"))
         out.print(table)
+        hidden |= dict.fromkeys(left_out)
         for note in dict.fromkeys(note for row in rows for note in row.notes):
             out.print(Text(f"note: {note}", "dim"))
+    if hidden:
+        where = "a wider terminal shows them" + (", and report.md" if report.folder else "")
+        out.print(Text(f"not shown, for want of room: {', '.join(hidden)} ({where})", "dim"))
     for row in report.results:
         if row.reason:
             out.print(
@@ -69,6 +84,43 @@ def show_report(report: Report) -> None:
         out.print(Text(f"gate {told}: {verdict.gate}: {where}: {verdict.reason}", colour))
     if report.gates and not failed:
         out.print(Text(f"all {len(report.gates)} gates pass", "green"))
+
+
+def _results(
+    rows: Sequence[Result], wanted: Sequence[tuple[str, str]], metric: str, width: int | None
+) -> tuple[Table, list[str]]:
+    """The table of one device as far as it fits, and the titles that do not; without a width, all of it."""
+    values = {title: [show(name, row.measurements.get(name)) for row in rows] for title, name in wanted}
+    widths = {title: max(map(cell_len, [title, *cells])) for title, cells in values.items()}
+    variant = max(map(cell_len, ["variant", *(row.variant for row in rows)]))
+    fitting, shown = variant, list(widths)
+    if width is not None:
+        told = ("format", *(row.format for row in rows)), ("status", *(row.status for row in rows))
+        room = width - sum(GAP + max(map(cell_len, cells)) for cells in told)
+        fitting, shown = _fitting(widths, metric, variant, room)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("variant", no_wrap=True, width=fitting)
+    for title in ("format", "status"):
+        table.add_column(title, no_wrap=True)
+    for title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        cells = [values[title][index] for title in shown]
+        table.add_row(Text(row.variant), row.format, Text(row.status, STYLES[row.status]), *cells)
+    return table, [title for title in widths if title not in shown]
+
+
+def _fitting(widths: dict[str, int], metric: str, variant: int, room: int) -> tuple[int, list[str]]:
+    """How wide the names of variants may be, and which columns fit beside them: those that matter first."""
+    first = [title for title in (metric, "drop", *FIRST_TITLES) if title in widths]
+    needed = sum(GAP + widths[title] for title in first)
+    variant = min(variant, max(NARROWEST_VARIANT, room - needed))
+    left, fit = room - variant, set()
+    for title in dict.fromkeys([*first, *LATER_TITLES, *widths]):
+        if title in widths and GAP + widths[title] <= left:
+            left -= GAP + widths[title]
+            fit.add(title)
+    return variant, [title for title in widths if title in fit]
 
 
 def show_plan(plan: Plan, builds: Sequence[Built]) -> None:

@@ -17,6 +17,7 @@ from edgeopt.publish import contract as contracts
 from edgeopt.publish.contract import Arena, BundleFile, Contract, Raw
 from edgeopt.publish.kit import examples, firmware, model_card, vectors
 from edgeopt.publish.kit.c_names import file_name, one_line
+from edgeopt.publish.kit.emulation import emulated, named
 from edgeopt.publish.kit.vectors import Vectors
 from edgeopt.results import Report, Result
 
@@ -24,6 +25,10 @@ MARGIN = 0.1
 """Of the arena: what a later version of the runtime, or an optimized kernel, may need."""
 KIB = 1024
 LABELS = "labels.txt"
+REAL_INPUT = (
+    "the model takes real numbers and quantizes them itself; quantize: {scheme: int8, io: int8} in the "
+    "recipe moves that into the preprocessing and saves memory"
+)
 
 
 def publishable(report: Report) -> list[Result]:
@@ -64,7 +69,10 @@ def make_bundle(
             folder / firmware.FOLDER, contract, source.read_bytes(), golden, variables=variables
         )
     examples.write_examples(folder / examples.FOLDER, contract, golden)
-    (folder / model_card.FILE).write_text(model_card.model_card(contract, report), "utf-8", newline="\n")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    (folder / model_card.FILE).write_text(
+        model_card.model_card(contract, report, there), "utf-8", newline="\n"
+    )
     contract = contract.model_copy(
         update={"files": tuple(_described(folder, but=(contract.file.name, contracts.FILE)))}
     )
@@ -126,13 +134,21 @@ def _contract(
         )
     steps = vectors.output_steps(parsed) if parsed is not None else []
     quantized = any("quantize" in stage for stage in result.chain)
-    notes = () if golden is not None else ("no golden vectors: no runtime of this run told its outputs",)
+    operators = tuple(sorted(set(_kinds(parsed)))) if parsed is not None else ()
+    inputs = tuple(TensorSpec.model_validate(spec) for spec in record["inputs"])
+    notes: tuple[str, ...] = ()
+    if golden is None:
+        notes = ("no golden vectors: no runtime of this run told its outputs",)
+    real = "QUANTIZE" in operators and any(spec.dtype == "float32" for spec in inputs)
+    if real and wants_firmware(result):
+        notes = (*notes, REAL_INPUT)
     return Contract(
         name=name,
         version=version,
         variant=result.variant,
         format=result.format,
         device=result.device,
+        emulated=emulated(result.device, report),
         # A compiled file is kept under its device's name.
         compiled=result.artifact.path != f"models/{result.variant}{suffix}",
         file=BundleFile(
@@ -140,13 +156,13 @@ def _contract(
             sha256=result.artifact.digest,
             size_bytes=result.artifact.size_bytes,
         ),
-        inputs=tuple(TensorSpec.model_validate(spec) for spec in record["inputs"]),
+        inputs=inputs,
         outputs=outputs,
         raw=tuple(Raw(shape=r.shape[1:], dtype=r.dtype.name) for r in (golden.raw if golden else ())),
         preprocessing=Preprocessing.model_validate(record["preprocessing"]),
         labels=tuple(record["labels"]),
         measured=result.measurements,
-        operators=tuple(sorted(set(_kinds(parsed)))) if parsed is not None else (),
+        operators=operators,
         arena=_arena(report, result),
         runtime=result.runtime,
         chain=result.chain,
@@ -158,7 +174,13 @@ def _contract(
         ),
         golden=None
         if golden is None
-        else vectors.describe(golden, report, result, vectors.units_of(golden, steps, quantized=quantized)),
+        else vectors.describe(
+            golden,
+            report,
+            result,
+            vectors.units_of(golden, steps, quantized=quantized),
+            emulated=emulated(golden.device, report),
+        ),
         notes=notes,
     )
 
@@ -183,7 +205,9 @@ def _arena(report: Report, result: Result) -> Arena | None:
     """
     measured = result.measurements
     if "arena_bytes" in measured:
-        return _with_margin(int(measured["arena_bytes"].value), f"arena_bytes on {result.device}")
+        return _with_margin(
+            int(measured["arena_bytes"].value), f"arena_bytes on {named(result.device, report)}"
+        )
     if "sram_bytes" not in measured:
         return None
     size, told = int(measured["sram_bytes"].value), f"sram_bytes on {result.device}"
@@ -191,7 +215,7 @@ def _arena(report: Report, result: Result) -> Arena | None:
         same = (other.variant, other.format) == (result.variant, result.format)
         if same and "arena_tail_bytes" in other.measurements:
             size += int(other.measurements["arena_tail_bytes"].value)
-            return _with_margin(size, f"{told} + arena_tail_bytes on {other.device}")
+            return _with_margin(size, f"{told} + arena_tail_bytes on {named(other.device, report)}")
     return _with_margin(size, f"{told}, without the bookkeeping of TensorFlow Lite Micro")
 
 

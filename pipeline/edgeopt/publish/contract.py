@@ -51,6 +51,7 @@ class Golden(_Value):
 
     count: int
     device: str = Field(description="whose runtime gave the outputs")
+    emulated: bool = Field(False, description="whether that device was emulated")
     runtime: str
     files: tuple[str, ...]
     units: tuple[float, ...] = Field(
@@ -69,6 +70,10 @@ class Contract(_Value):
     variant: str
     format: str
     device: str
+    emulated: bool = Field(
+        False,
+        description="the runtime is the device's, carried out on another processor: no time was measured",
+    )
     compiled: bool = Field(False, description="made by the device's own compiler: of no use elsewhere")
     file: BundleFile
     inputs: tuple[TensorSpec, ...] = Field(description="in the order in which the model takes them")

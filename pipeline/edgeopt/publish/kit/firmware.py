@@ -75,7 +75,14 @@ def write_kit(
     kept = _kept(vectors) if vectors is not None else 0
     results = outputs(contract, vectors)
     sources = ["model_data.c", "preprocess.c"]
-    wanted = ["model_data.h", "model_contract.h", "preprocess.h", "op_resolver.h", "main_tflm.cc"]
+    wanted = [
+        "model_data.h",
+        "model_contract.h",
+        "preprocess.h",
+        "op_resolver.h",
+        "main_tflm.cc",
+        "README.md",
+    ]
     if kept:
         sources += ["golden_vectors.c", "self_test.c"]
         wanted += ["golden_vectors.h", "self_test.h"]

@@ -4,29 +4,51 @@ Source of the form: https://huggingface.co/docs/hub/model-cards and its ``model-
 measured and nothing else: no licence, no training data, no intended use that nobody told.
 """
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit.c_names import one_line
-from edgeopt.results import ALWAYS, UNITS, Measurement, Report
+from edgeopt.publish.kit.contents import contents, golden
+from edgeopt.results import ALWAYS, SPARSE, UNITS, Measurement, Report
 from edgeopt.units import show_bytes
 
 FILE = "MODEL_CARD.md"
 LIBRARIES = {"tflite": "litert", "onnx": "onnx", "torchscript": "pytorch", "executorch": "executorch"}
 HUB_NAMES = {"top1": "accuracy", "top5": "top_5_accuracy", "roc_auc": "roc_auc", "mean_squared_error": "mse"}
 """Metrics that the Hub has a name of its own for."""
+MEANINGS = {
+    "size_bytes": "the file",
+    "gzip_bytes": "the file, compressed",
+    "arena_bytes": "memory for tensors and bookkeeping",
+    "arena_head_bytes": "tensors and scratch, which share memory by turns",
+    "arena_tail_bytes": "what lives as long as the model",
+    "npu_share": "share of the operators that the NPU carries out",
+    "latency_ratio": "time of one run, as a share of the float artifact's",
+    "macs": "multiply-accumulates of one run",
+    "parameters": "numbers in the weights",
+    "sparsity": "share of the weights that are zero",
+    "fidelity_snr_db": "signal to noise of the outputs against the source model",
+    "agreement": "share of samples with the same largest output as the source model",
+    "max_abs_error": "largest difference of an output from the source model's",
+}
+"""In words, what a name alone does not tell."""
+ELSEWHERE = re.compile(r"device \S+ has no runtime for |\S+ (is built, but not measured|will fail) on \S+: ")
+"""Notes of a run about what was not measured: never about the artifact of a bundle."""
 
 
-def model_card(contract: Contract, report: Report) -> str:
-    """The text of ``MODEL_CARD.md``."""
+def model_card(contract: Contract, report: Report, there: Collection[str] = ()) -> str:
+    """The text of ``MODEL_CARD.md``; ``there``: what else lies in the folder."""
     parts = [
         _front_matter(contract, report),
         f"# {text(contract.name)} {text(contract.version)}",
         f"`{text(contract.file.name)}` ({contract.file.size_bytes:,} bytes), "
         f"variant **{text(contract.variant)}** in format {contract.format}, "
         f"for the device **{text(contract.device)}**.",
+        contents(contract, there),
         _inputs(contract),
         _measured(contract),
         _made(contract, report),
@@ -106,16 +128,26 @@ def _inputs(contract: Contract) -> str:
 
 def _measured(contract: Contract) -> str:
     lines = [
-        f"## Measured on {text(contract.device)}",
+        f"## Measured on {text(contract.device)}{' (emulated)' if contract.emulated else ''}",
         "",
+    ]
+    if contract.emulated:
+        lines += [
+            "Emulated: the runtime's own kernels, carried out on another processor. Accuracy and memory "
+            "count; no time was measured.",
+            "",
+        ]
+    lines += [
         f"Runtime: {text(contract.runtime) or 'not known'}.",
         "",
     ]
-    lines += ["| measurement | value | 95 % interval | n |", "|---|---:|---|---:|"]
+    lines += ["| measurement | value | 95 % interval | samples or runs |", "|---|---:|---|---:|"]
     for name, value in contract.measured.items():
+        if not _readable(name, value):
+            continue
         interval = "–" if value.ci95 is None else " … ".join(_value(value, end) for end in value.ci95)
         count = "–" if value.n is None else f"{value.n:,}"
-        lines.append(f"| {text(name)} | {_value(value, value.value)} | {interval} | {count} |")
+        lines.append(f"| {_explained(name)} | {_value(value, value.value)} | {interval} | {count} |")
     if contract.arena is not None:
         arena = contract.arena
         lines += [
@@ -123,6 +155,8 @@ def _measured(contract: Contract) -> str:
             f"Arena: {arena.measured_bytes:,} bytes ({text(arena.source)}); "
             f"reserve {arena.recommended_bytes:,}.",
         ]
+    if contract.golden is not None:
+        lines += ["", text(golden(contract))]
     if contract.gates:
         lines += ["", "Gates of the recipe:", ""]
         lines += [
@@ -166,9 +200,25 @@ def _limits(contract: Contract, report: Report) -> str:
     lines.append(
         f"- Evaluation data: {report.run.samples:,} samples, digest `{report.run.evaluation_digest or '–'}`."
     )
-    lines += [f"- {text(note)}" for note in (*contract.notes, *report.run.notes)]
+    lines += [f"- {text(note)}" for note in (*contract.notes, *report.run.notes) if not ELSEWHERE.match(note)]
     lines.append("- Nothing is known of data that differ from the evaluation data.")
     return "\n".join(lines)
+
+
+def _readable(name: str, value: Measurement) -> bool:
+    """Whether a number tells a reader of one bundle anything: others compare devices, or stand in words."""
+    if name.startswith("parity_") or name.endswith("_detectable_drop"):
+        return False
+    return name != "sparsity" or value.value > SPARSE
+
+
+def _explained(name: str) -> str:
+    meaning = MEANINGS.get(name, "")
+    if name.endswith("_worst_class_drop"):
+        meaning = "lost in the class that lost most"
+    elif name.endswith("_drop"):
+        meaning = "lost against the source model; negative: gained"
+    return f"{text(name)}: {meaning}" if meaning else text(name)
 
 
 def text(value: str) -> str:
@@ -186,4 +236,5 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _value(measurement: Measurement, value: float) -> str:
     if measurement.unit == "bytes":
         return show_bytes(value) if value >= 2**20 else f"{value:,.0f} B"
-    return f"{value:.6g}{' ' + measurement.unit if measurement.unit else ''}"
+    number = f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+    return f"{number}{' ' + measurement.unit if measurement.unit else ''}"

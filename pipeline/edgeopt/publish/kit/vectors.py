@@ -63,7 +63,9 @@ def find(run: Path, result: Result) -> Vectors | None:
     return None
 
 
-def describe(vectors: Vectors, report: Report, result: Result, units: Sequence[float]) -> Golden:
+def describe(
+    vectors: Vectors, report: Report, result: Result, units: Sequence[float], *, emulated: bool = False
+) -> Golden:
     """What the contract says of them."""
     same = [row for row in report.results if (row.variant, row.format) == (result.variant, result.format)]
     source = next((row for row in same if row.device == vectors.device), None)
@@ -75,6 +77,7 @@ def describe(vectors: Vectors, report: Report, result: Result, units: Sequence[f
     return Golden(
         count=vectors.samples,
         device=vectors.device,
+        emulated=emulated,
         runtime=source.runtime if source is not None else "",
         files=tuple(f"golden/{name}.npy" for name in vectors.named()),
         units=tuple(units),
