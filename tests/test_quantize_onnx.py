@@ -579,6 +579,18 @@ def test_keywords_keep_their_answers_on_any_x86(
 
 
 @pytest.mark.slow
+def test_keywords_with_16_bit_activations(tmp_path: Path, keywords: Model, needs_real_data: Path) -> None:
+    where = context(tmp_path / "out", Stored(file=needs_real_data / "kws" / "calibration100.npz"))
+    result = QuantizeOnnx(scheme="int8x16").run(keywords, where)
+    drop, agreement, snr = judged(keywords, result, needs_real_data / "kws" / "evaluation400.npz")
+    assert set(layers_of(result).values()) == {("int16", "int8")}
+    assert drop <= 0.005
+    assert agreement >= 0.98
+    assert snr > 30
+    assert result.path.stat().st_size <= 60_000
+
+
+@pytest.mark.slow
 def test_resnet8_loses_less_than_a_point(tmp_path: Path, needs_real_data: Path) -> None:
     source = converted(needs_real_data / "mlperf-tiny" / "resnet8.h5", tmp_path)
     where = context(tmp_path / "out", Stored(file=needs_real_data / "cifar10" / "calibration512.npz"))
