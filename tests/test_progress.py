@@ -87,6 +87,14 @@ class Screen:
         return "\n".join(line.rstrip() for line in self.lines)
 
 
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""A shell starts what runs in its background with Ctrl-C ignored, and that is inherited."""
+
+
 @contextmanager
 def terminal(
     arguments: list[str], rows: int = 24, columns: int = 100, **more: str
@@ -96,14 +104,12 @@ def terminal(
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "CI", "COLUMNS")}
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", HEARS_CTRL_C, *arguments],
         stdin=slave,
         stdout=subprocess.PIPE,
         stderr=slave,
         text=True,
         env=clean | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | more,
-        # A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(slave)
     written: list[bytes] = []
