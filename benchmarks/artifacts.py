@@ -103,8 +103,9 @@ def killing(folder: Path, host: str, kills: int) -> None:
     begin = ["--library", str(shelf), "--channel", "stable"]
     for version in ("1.1", "1.2"):
         run(["push", str(folder / version), "--to", f"{url}:{version}", *begin])
-    chance, unsound, reached = random.Random(0), 0, 0
-    for turn in range(kills):
+    chance, unsound, reached, turn = random.Random(0), 0, 0, 0
+    while reached < kills:
+        turn += 1
         fresh = f"2.{turn}"
         write_run(folder / fresh, measured={"top1": 0.9 + turn / 10_000})
         jobs = (
@@ -117,7 +118,7 @@ def killing(folder: Path, host: str, kills: int) -> None:
         process = subprocess.Popen(
             [*EDGEOPT, *job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(chance.uniform(0.2, 1.6))
+        time.sleep(chance.uniform(0.1, 0.8))
         reached += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -131,7 +132,7 @@ def killing(folder: Path, host: str, kills: int) -> None:
             stands = place.resolve("stable")
             sound &= bool(moves) and place.resolve(moves[-1].release) is not None and stands is not None
         unsound += not sound
-    print(f"{kills} processes, {reached} killed while they worked: {unsound} left something unsound")
+    print(f"{kills} of {turn} processes killed while they worked: {unsound} left something unsound")
 
 
 @contextmanager
