@@ -22,6 +22,7 @@ from edgeopt.publish.channels import history, promote
 from edgeopt.publish.oci import MANIFEST, Descriptor, Index, describe, read_index, read_manifest
 from edgeopt.publish.remotes import library
 from edgeopt.publish.selecting import Facts, choose
+from edgeopt.publish.transfer import partial
 from edgeopt.results import Report, Verdict
 from toy_run import write_run
 
@@ -214,6 +215,65 @@ def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Pa
     assert header.read_text().endswith("// mine")
     assert pull(cli, url, tmp_path, "--replace").code == 0
     assert not header.read_text().endswith("// mine")
+
+
+def test_what_was_added_to_a_pulled_folder_is_named(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    folder = tmp_path / "firmware" / "model"
+    (folder / "firmware" / "backdoor.c").write_text("int x;")
+    told = cli("verify", folder)
+    assert told.code == 1 and "firmware/backdoor.c was added" in told.err
+
+
+def test_a_replacement_that_was_cut_off_brings_back_what_was_there(cli: Cli, tmp_path: Path) -> None:
+    """Where folders cannot be exchanged, two renames are; a process died between them."""
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    folder = tmp_path / "firmware" / "model"
+    assert pull(cli, url, tmp_path).code == 0
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder.rename(folder.with_name(f".model.{gone.pid}-0123abcd.old"))
+    _, other = keys(tmp_path, "other")
+    assert pull(cli, url, tmp_path, "--require-signature", other).code == 1
+    assert cli("verify", folder).code == 0
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_second_download_of_the_same_leaves_the_first_alone(tmp_path: Path) -> None:
+    blob = describe(b"content", MANIFEST)
+    with partial(tmp_path, blob) as first:
+        first.write_bytes(b"con")
+        with partial(tmp_path, blob) as second:
+            second.write_bytes(b"other")
+        assert first != second and first.read_bytes() == b"con" and not second.exists()
+        with partial(tmp_path, blob) as third:  # the first is still at work, and still known to be
+            assert third != first
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_move_that_was_cut_off_is_finished_by_the_next(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    published(cli, tmp_path, 2, "--channel", "stable")
+    remote = tmp_path / "remote" / "toy"
+    (remote / "refs" / "stable.json").write_bytes((remote / "refs" / "1.1.json").read_bytes())
+    assert cli("promote", f"{url}@1.2", "--library", tmp_path / "maker").code == 0
+    layout = library(remote)
+    assert layout.resolve("stable") == layout.resolve("1.2")
+    assert len(history(layout, "stable")) == 2
+
+
+def test_downloads_that_nobody_goes_on_with_are_collected(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    left, fresh = (tmp_path / "board" / "toy" / "partial" / name for name in ("0a", "0b"))
+    for file in (left, fresh):
+        file.write_bytes(b"0" * 1000)
+    os.utime(left, (0, 0))
+    options = ("--library", tmp_path / "board", "--runs", tmp_path / "no", "--store", tmp_path / "no")
+    assert "1 files of downloads that broke off" in cli("gc", *options).out and left.exists()
+    assert cli("gc", *options, "--delete").code == 0
+    assert fresh.exists() and not left.exists()
 
 
 def test_offline_what_was_pulled_once_is_there(cli: Cli, tmp_path: Path) -> None:

@@ -204,13 +204,13 @@ def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterat
     if result is None or result.status != "ok":
         reason = "the run has no such artifact" if result is None else f"{result.status}: {result.reason}"
         gate = "artifact is still built"
-        yield _verdict(entry, gate, "fail", None, 0.0, reason.splitlines()[0])
+        yield verdict_on(entry, gate, "fail", None, 0.0, reason.splitlines()[0])
         return
     for metric, old in entry.samples.items():
         new = result.samples.get(metric)
         gate = f"{metric} max_drop {limits.max_drop:g} confidence={limits.confidence:g}"
         if new is None or new.count != old.count:
-            yield _verdict(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
+            yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
         yield _dropped(entry, gate, Paired(old.unpack(), new.unpack()), limits)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
@@ -219,7 +219,7 @@ def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterat
         gate = f"size_bytes max_increase {limits.max_size_increase:.1%}"
         fits = growth <= limits.max_size_increase + 1e-12
         reason = "" if fits else f"{before:,.0f} B became {after.value:,.0f} B, {growth:+.1%}"
-        yield _verdict(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
+        yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
 
 
 def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
@@ -242,7 +242,7 @@ def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
             f"; about {needed:,} samples would decide" if needed else "; more samples would not decide it"
         )
     blocks = found.verdict == "fail" or (found.verdict == "undecided" and limits.undecided == "fail")
-    return _verdict(
+    return verdict_on(
         entry,
         gate,
         found.verdict,
@@ -257,9 +257,10 @@ def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
     )
 
 
-def _verdict(
+def verdict_on(
     entry: Entry, gate: str, status: str, measured: float | None, limit: float, reason: str, **more: object
 ) -> Verdict:
+    """A verdict about the artifact of an entry; what does not pass blocks, unless ``more`` says otherwise."""
     return Verdict.model_validate(
         {
             "gate": gate,

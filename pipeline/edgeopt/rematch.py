@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.agent_archive import build_agent
-from edgeopt.baseline import Baseline, Entry
+from edgeopt.baseline import Baseline, Entry, verdict_on
 from edgeopt.bench import Bench, Evaluation
 from edgeopt.device import load_device
 from edgeopt.errors import EdgeoptError
@@ -19,6 +19,8 @@ from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.recipe import Latency
 from edgeopt.results import Measurement, Report, Result, Verdict
 from edgeopt.store import Store
+
+GATE = "latency_ratio max {:g}"
 
 
 class Rematch(NamedTuple):
@@ -55,7 +57,8 @@ def rematch(
                 continue  # emulated, or a device that executes nothing
             title = f"{row.variant}.{row.format} on {row.device}"
             if entry.digest == row.artifact.digest:
-                verdicts.append(_verdict(entry, max_ratio, "pass", 1.0, "the same file"))
+                gate = GATE.format(max_ratio)
+                verdicts.append(verdict_on(entry, gate, "pass", 1.0, max_ratio, "the same file"))
                 continue
             try:
                 found = place.ratio(row, run, entry)
@@ -114,22 +117,5 @@ def _judged(entry: Entry, found: Measurement, max_ratio: float, undecided: str) 
     status = "fail" if low > max_ratio else "pass" if high <= max_ratio else "undecided"
     reason = f"{found.value:.2f} x the time of the baseline's file, run in turns ({low:.2f} to {high:.2f})"
     blocks = status == "fail" or (status == "undecided" and undecided == "fail")
-    return _verdict(entry, max_ratio, status, found.value, reason, blocks=blocks)
-
-
-def _verdict(
-    entry: Entry, limit: float, status: str, measured: float, reason: str, *, blocks: bool = False
-) -> Verdict:
-    return Verdict.model_validate(
-        {
-            "gate": f"latency_ratio max {limit:g}",
-            "variant": entry.variant,
-            "format": entry.format,
-            "device": entry.device,
-            "status": status,
-            "measured": measured,
-            "limit": limit,
-            "reason": reason,
-            "blocks": blocks,
-        }
-    )
+    gate = GATE.format(max_ratio)
+    return verdict_on(entry, gate, status, found.value, max_ratio, reason, blocks=blocks)

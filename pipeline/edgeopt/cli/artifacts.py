@@ -121,9 +121,10 @@ def push(
         if FAILED in release.index.annotations:
             typer.echo(f"  its gates: {release.index.annotations[FAILED]}", err=True)
     if channel is not None:
-        promoted(target or shelf, channel, release.version, who=who)
-        if target:
-            follow(target, shelf, channel)
+        with places.held(short):
+            promoted(target or shelf, channel, release.version, who=who)
+            if target:
+                follow(target, shelf, channel)
         told["channel"] = channel
         if not as_json:
             typer.echo(f"  {short}:{channel} is now {release.version}")

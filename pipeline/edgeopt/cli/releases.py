@@ -78,9 +78,10 @@ def promote(
     if reference.channel == "stable" and not name.endswith(":stable"):
         raise UsageError(f"which version of {name}?", fix=f"edgeopt artifacts promote {name}@VERSION")
     source = places.source(reference)
-    release = find_release(source, reference)
-    promoted(source, check_channel(channel), release.version, who=who)
-    _follow_here(places, reference.name, source, channel)
+    with places.held(reference.name):
+        release = find_release(source, reference)
+        promoted(source, check_channel(channel), release.version, who=who)
+        _follow_here(places, reference.name, source, channel)
     typer.echo(f"{reference.name}:{channel} is now {release.version}  {source.url}")
 
 
@@ -98,8 +99,9 @@ def rollback(
     places = places_of(library)
     reference = parse(name)
     source = places.source(reference)
-    move = rolled_back(source, check_channel(channel), who=who)
-    _follow_here(places, reference.name, source, channel)
+    with places.held(reference.name):
+        move = rolled_back(source, check_channel(channel), who=who)
+        _follow_here(places, reference.name, source, channel)
     typer.echo(f"{reference.name}:{channel} is {move.version} again  {source.url}")
 
 

@@ -20,6 +20,7 @@ from edgeopt.publish.names import is_version
 from edgeopt.publish.oci import INDEX, MODEL, Index, read_index, read_manifest
 from edgeopt.publish.places import Places
 from edgeopt.publish.remotes.layout import Layout
+from edgeopt.publish.transfer import PARTIAL
 from edgeopt.results import Report
 from edgeopt.store import Store
 
@@ -62,6 +63,7 @@ def collect(
     found: list[Garbage] = []
     for name in places.names():
         found += _releases(name, places.library(name), keep_last, keep_channels, held, delete)
+        found += _broken_off(name, places.root / name / PARTIAL, delete)
     kept: list[float] = []
     found += _runs(runs, keep_last, held, kept, delete)
     found += _finished_work(store, min([*kept, time.time() - UNFINISHED]), delete)
@@ -112,6 +114,15 @@ def _releases(
             for digest in loose:
                 layout.delete_blob(digest)
         return garbage
+
+
+def _broken_off(name: str, folder: Path, delete: bool) -> list[Garbage]:
+    """Downloads that nobody has gone on with."""
+    old = [file for file in sorted(folder.glob("*")) if time.time() - file.stat().st_mtime > UNFINISHED]
+    size = sum(file.stat().st_size for file in old)
+    for file in old if delete else ():
+        file.unlink(missing_ok=True)
+    return [Garbage(f"{name}: {len(old)} files of downloads that broke off", size)] if old else []
 
 
 def _models(layout: Layout, index: Index) -> set[str]:

@@ -88,7 +88,7 @@ def promote(remote: Remote, channel: str, version: str, *, who: str = "") -> Mov
         )
     stands = current(remote, channel)
     if stands is not None and stands.release == release.digest:
-        return stands
+        return _set_plain_tag(remote, channel)  # a move that was cut off may not have come to it
     return _move(remote, channel, version, release, "promote", who)
 
 

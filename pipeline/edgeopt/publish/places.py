@@ -1,5 +1,6 @@
 """Where releases are looked for: the library on this machine, and the remote behind a name."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ class Places(NamedTuple):
     def library(self, name: str) -> Layout:
         """The releases of ``name`` on this machine."""
         return library(self.root / name)
+
+    def held(self, name: str) -> AbstractContextManager[None]:
+        """Keep what the library holds of ``name`` from being collected meanwhile."""
+        return self.library(name).locked(exclusive=False) if name in self.names() else nullcontext()
 
     def names(self) -> list[str]:
         """Names that the library holds releases of."""

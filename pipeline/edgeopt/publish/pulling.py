@@ -30,6 +30,7 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 """Files of a bundle that its contract does not list."""
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
+OLD = ".old"
 HERE = -100
 """``AT_FDCWD``: paths are relative to the working directory."""
 
@@ -108,7 +109,7 @@ def check_folder(folder: Path) -> Contract:
     """Hold every file of a bundle's folder against what its manifest.json says.
 
     Raises:
-        VerificationError: a file is missing, changed, or not listed; each is named.
+        VerificationError: a file is missing, changed, or was added; the first is named.
     """
     try:
         text = (folder / FILE).read_bytes()
@@ -121,6 +122,10 @@ def check_folder(folder: Path) -> Contract:
             raise VerificationError(f"{folder}: {told.name} is missing", fix="pull it again")
         if file_digest(file) != told.sha256:
             raise VerificationError(f"{folder}: {told.name} is not as it was published", fix="pull it again")
+    known = ADDED | {contract.file.name, *(told.name for told in contract.files)}
+    for file in files_of(folder):
+        if (name := file.relative_to(folder).as_posix()) not in known:
+            raise VerificationError(f"{folder}: {name} was added", fix="move it elsewhere")
     return contract
 
 
@@ -172,9 +177,12 @@ def _not_pulled(folder: Path) -> str:
 
 def _sweep(out: Path) -> None:
     """Remove what processes that are gone were putting together for this place."""
-    for left in out.parent.glob(f".{out.name}.*-????????*"):
+    for left in sorted(out.parent.glob(f".{out.name}.*-????????*")):
         pid = left.name.removeprefix(f".{out.name}.").partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if left.suffix == OLD and not out.exists():
+                left.rename(out)  # it was killed between two renames: what was there comes back
+                continue
             shutil.rmtree(left, ignore_errors=True)
             left.unlink(missing_ok=True) if left.is_file() else None
 
@@ -189,7 +197,7 @@ def _exchange(stage: Path, out: Path) -> None:
     if swap is not None and swap(HERE, os.fsencode(stage), HERE, os.fsencode(out), EXCHANGE) == 0:
         return  # what was there before is now the stage, and is removed with it
     # A file system or kernel that cannot exchange: for a moment there is nothing, never half of something.
-    old = stage.with_name(f"{stage.name}.old")
+    old = stage.with_name(f"{stage.name}{OLD}")
     out.rename(old)
     stage.rename(out)
     shutil.rmtree(old, ignore_errors=True)

@@ -16,6 +16,9 @@ from edgeopt.publish.oci import INDEX, MANIFEST, Descriptor, Index, read_index, 
 from edgeopt.publish.remote import Progress, Remote, silent
 from edgeopt.publish.remotes.layout import Layout
 
+PARTIAL = "partial"
+"""Folder of downloads that broke off, in a library."""
+
 
 @dataclass(frozen=True)
 class Release:
@@ -76,7 +79,7 @@ def fetch_bundle(
         if _sound(library, blob):
             progress(blob.size)
             continue
-        with _partial(folder, blob) as place:
+        with partial(folder, blob) as place:
             remote.fetch(blob, place, progress)
             library.push_blob(blob, place)
     library.push_manifest(data, MANIFEST)
@@ -138,16 +141,21 @@ def bytes_of(release: Release, source: Remote) -> int:
 
 
 @contextmanager
-def _partial(folder: Path, blob: Descriptor) -> Iterator[Path]:
+def partial(folder: Path, blob: Descriptor) -> Iterator[Path]:
     """Where a download of ``blob`` is put together; it stays when it breaks off, for the next attempt."""
-    place = folder / "partial" / blob.digest.removeprefix("sha256:")
+    place = folder / PARTIAL / blob.digest.removeprefix("sha256:")
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             # Another process fetches the same: each its own file, the first one to be done wins.
-            place = place.with_name(f"{place.name}.{os.getpid()}")
+            own = place.with_name(f"{place.name}.{os.getpid()}")
+            try:
+                yield own
+            finally:
+                own.unlink(missing_ok=True)
+            return
         yield place
         place.unlink(missing_ok=True)
         Path(lock.name).unlink(missing_ok=True)

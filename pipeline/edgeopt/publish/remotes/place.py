@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import RemoteError, UsageError
 from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.transfer import Again, Pieces, give_up
@@ -45,7 +45,7 @@ class Place(ABC):
 
     def names(self, folder: str) -> dict[str, str]:
         """The names of the files in a folder, each with something that changes when it does."""
-        raise NotImplementedError(f"{self.shown} cannot list its files")
+        raise RemoteError(f"{self.shown} cannot list its files", fix="read it through its index.json")
 
     def read_all(self, folder: str, names: list[str], limit: int) -> dict[str, bytes]:
         """Some small files of a folder; those that are gone are left out."""
