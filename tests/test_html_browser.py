@@ -298,12 +298,9 @@ def test_axe_finds_nothing_serious(opened: Opened, small: Path, width: int, sche
     assert grave == []
 
 
-def test_a_large_page_is_ready_within_a_second(opened: Opened, large: Path) -> None:
-    def taken() -> int:
-        return opened(large).evaluate("Number(document.documentElement.dataset.ready)")
-
-    # A busy machine may take longer once or twice.
-    assert any(taken() < 1000 for _ in range(4))
+def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> None:
+    # How soon that is: benchmarks/page.py.
+    assert opened(large).evaluate("Number(document.documentElement.dataset.ready)") > 0
 
 
 @pytest.mark.parametrize(

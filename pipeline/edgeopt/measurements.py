@@ -196,8 +196,10 @@ def conditions(info: Mapping[str, Any]) -> tuple[str, ...]:
     stolen = max((spell.get("stolen_cores") or 0.0 for spell in spells), default=0.0)
     notes = []
     if others > BUSY_CORES:
+        cores = max(spell.get("cores") or 0 for spell in spells)
+        of_all = f" of its {cores}" if cores else ""
         notes.append(
-            f"the machine was busy: other programs took {others:.1f} cores while latency was measured"
+            f"the machine was busy: other programs took {others:.1f}{of_all} cores while latency was measured"
         )
     if stolen > BUSY_CORES:
         notes.append(f"the machine was busy: its host withheld {stolen:.1f} cores while latency was measured")

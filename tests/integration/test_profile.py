@@ -89,7 +89,7 @@ def test_without_data_random_inputs_are_used_and_said(folder: Path) -> None:
     code, out, _ = profile(folder / "net.onnx", "--json")
     assert code == 0
     (result,) = json.loads(out)["results"]
-    assert result["notes"] == ["random inputs: no accuracy"]
+    assert "random inputs: no accuracy" in result["notes"]
     assert "top1" not in result["measurements"]
     code, out, _ = profile(folder / "net.onnx")
     assert "net" in out and "ms" in out

@@ -65,6 +65,7 @@ class Watch:
                 "seconds": round(seconds, 3),
                 "before": self.before,
                 "after": self._now(),
+                "cores": os.cpu_count(),
                 "other_cores": others,
                 "stolen_cores": stolen,
             }
