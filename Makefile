@@ -41,7 +41,7 @@ lint: $(READY)  ## style, types and layers
 	PYTHONPATH=pipeline $(BIN)/lint-imports
 
 test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(READY)  ## write the JSON Schemas and the generated parts of docs/ again
 	$(BIN)/python docs/generate.py

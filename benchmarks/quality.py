@@ -163,15 +163,16 @@ def pruned(run: Runs) -> None:
 
 
 def quoted(run: Runs) -> None:
-    """5. One variant at half the bytes of the best peer's int8 file: pruned, int8, slimmed"""
+    """5. One variant at half the bytes of the best peer's int8 file: pruned, quantized, slimmed"""
     print("Goal: ResNet20 150,000 B within 1.5 points of the source; ResNet8 44,000 B within 2.5 points.\n")
     named = [
-        (f"{recipe} slim.tflite", row)
+        (f"{recipe} {row.variant}.tflite", row)
         for recipe in ("resnet20-slim", "resnet8-slim")
-        for row in rows(run.training(recipe), "slim")
+        for variant in ("slim", "smallest")
+        for row in rows(run.training(recipe), variant)
         if row.format == "tflite"
     ]
-    table(named, *ACCURACY, "MACs")
+    table(named, *ACCURACY, "MACs", "p50 ms", "÷ float")
     print("Peers, int8: ResNet20 307,222 B (FX), 319,152 B (ai-edge-quantizer); ResNet8 95,568 B (TFLite).")
 
 

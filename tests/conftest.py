@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
+# As in edgeopt's own torch processes: threads that spin while they wait take the cores from each other, here
+# from the other half of the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first: at the end one of them would keep one worker busy, and the others idle."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name != "integration", item.path not in long))
 
 
 @pytest.fixture(autouse=True)

@@ -144,9 +144,11 @@ def test_a_device_that_executes_nothing_has_the_vectors_of_another(tmp_path: Pat
         device="ethos-u55-128",
         runtime="vela 5.2.0",
         golden_of="cortex-m",
-        measured={"sram_bytes": 22_080, "parity_max_steps": 3.0},
+        measured={"sram_bytes": 22_080, "estimated_latency_ms": 0.2, "parity_max_steps": 3.0},
         operators=["QUANTIZE", "ethos-u"],
     )
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "## Estimated for ethos-u55-128" in card and "Nothing was run on it" in card
     assert contract.golden is not None
     assert (contract.golden.device, contract.golden.tolerance) == ("cortex-m", 3)
     assert contract.golden.emulated and not contract.emulated

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -283,6 +284,9 @@ def test_check_shows_what_the_host_has(edgeopt: Edgeopt) -> None:
     assert said.code == 0
     assert found["cores"] >= 1
     assert found["runtimes"]["null"]
+    told = edgeopt("devices", "check", "host").out
+    assert re.search(r"^memory +[\d.]+ [GM]iB$", told, re.MULTILINE)
+    assert not re.search(r"[\[\]{}]|None", told)
 
 
 def test_planning_imports_no_framework(write_recipe: Write, tmp_path: Path) -> None:

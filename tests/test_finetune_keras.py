@@ -16,6 +16,8 @@ import pytest
 if any(importlib.util.find_spec(name) is None for name in ("tensorflow", "tf_keras", "keras")):
     pytest.skip("needs the extra 'keras'", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).resolve().parent.parent / "recipes" / "digits" / "digits.keras"
 
 PRELUDE = """

@@ -28,9 +28,10 @@ from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # torch, torchao and torch-pruning warn about their own parts
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # torch, torchao and torch-pruning warn about their own parts
+]
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SCALED = Preprocessing(scale=1 / 16, layout="NHWC")

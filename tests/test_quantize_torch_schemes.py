@@ -368,7 +368,7 @@ def test_a_sample_that_is_not_finite_is_named(kind: Any, net: Model, tmp_path: P
 @pytest.mark.parametrize("kind", STATIC)
 def test_int8_refuses_an_lstm_unless_it_may_stay(kind: Any, rows: Model, tmp_path: Path) -> None:
     few = Digits(part="calibration", limit=20)
-    with pytest.raises(StageError, match="would stay in float: lstm"):
+    with pytest.raises(StageError, match="would stay in float: rnn"):
         kind().run(rows, Told().context(tmp_path / "out", few))
     made = kind(layers={"rnn": "float32"}).run(rows, Told().context(tmp_path / "kept", few))
     assert top1(rows) - top1(made) <= 0.02

@@ -301,7 +301,7 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
     for key, value in sorted(release.index.annotations.items()):
         typer.echo(f"  {key:<36} {value}")
     for _, facts in rows:
-        told = ", ".join(f"{key} {value:,.6g}" for key, value in facts.measurements.items())
+        told = ", ".join(_told(key, value) for key, value in facts.measurements.items())
         typer.echo(
             f"  {facts.variant + '.' + facts.format:<26} {facts.device:<20} {facts.size_bytes:>11,} bytes  "
             f"gates {facts.gates:<4}  {told}"
@@ -319,3 +319,13 @@ def places_of(library: Path | None) -> "Places":
 
     settings = find_project(Path.cwd())
     return Places(library or settings.library or ARTIFACTS / "library", settings)
+
+
+def _told(name: str, value: float) -> str:
+    """One measurement in words; a release keeps the number alone, and the name tells its unit."""
+    from edgeopt.reports.markdown import show as shown
+    from edgeopt.results import Measurement
+
+    unit = {"ms": "ms", "bytes": "bytes"}.get(name.rpartition("_")[2], "")
+    words = name.removesuffix(f"_{unit}").replace("_", " ")
+    return f"{words} {shown(name, Measurement(value=value, unit=unit))}"

@@ -55,8 +55,8 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
         typer.echo(json.dumps(found, indent=2))
         return
     for key, value in found.items():
-        if key != "runtimes":
-            typer.echo(f"{key:<14} {value}")
+        if key != "runtimes" and value not in (None, "", []):
+            typer.echo(f"{_called(key):<14} {_readable(key, value)}")
     runtimes = found.get("runtimes", {})
     absent = []
     for format_name, runtime in device.runtimes.items():
@@ -81,3 +81,21 @@ def setup(name: Name, devices: DeviceFolders = None) -> None:
 
     device = load_device(name, folders(devices))
     connection_of(device).setup(device.setup.python, lambda text: typer.echo(text, err=True))
+
+
+def _called(key: str) -> str:
+    return key.removesuffix("_bytes").removesuffix("_c").removesuffix("_mhz").replace("_", " ")
+
+
+def _readable(key: str, value: object) -> str:
+    """What a device tells of itself, with its unit; lists as people write them."""
+    from edgeopt.units import show_bytes
+
+    if isinstance(value, list | tuple):
+        return ", ".join(_readable("", each) for each in value)
+    if isinstance(value, dict):
+        return " ".join(f"{_called(name)} {_readable(name, each)}" for name, each in value.items())
+    if isinstance(value, float | int) and key.endswith("_bytes"):
+        return show_bytes(value)
+    unit = {"temperature_c": " °C", "frequency_mhz": " MHz"}.get(key, "")
+    return f"{value:g}{unit}" if isinstance(value, float) else f"{value}{unit}"

@@ -3,8 +3,10 @@
 from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import calls
 from edgeopt.formats.onnx import files as onnx_files
 from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import layers as torch_layers
 from edgeopt.formats.torch import program as torch_program
 from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model
@@ -12,13 +14,17 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToOnnx(Stage):
-    """Convert to float32 ONNX: one file, batch 1, optimized, nothing in it but the model."""
+    """Convert to float32 ONNX: one file, batch 1, optimized, nothing in it but the model.
+
+    Layers are called as in the source, with ``_`` for ``.``, as far as their weights tell.
+    """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "onnx"
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
@@ -47,6 +53,7 @@ class ExportedProgramToOnnx(Stage):
         assert exported is not None
         proto = exported.model_proto
         _bare(proto)
+        _name_layers(proto.graph)
         path = context.folder / "model.onnx"
         path.write_bytes(proto.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(path), full_check=True)
@@ -79,3 +86,15 @@ def _bare(proto: Any) -> None:
     for item in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         item.doc_string = ""
         del item.metadata_props[:]
+
+
+def _name_layers(graph: Any) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
+    found = [
+        (node, layer)
+        for node in graph.node
+        if node.op_type in onnx_files.WEIGHTED and node.input[1] in constants
+        if (layer := torch_layers.layer_of(node.input[1]))
+    ]
+    for (node, _), name in zip(found, calls(layer for _, layer in found), strict=True):
+        node.name = name

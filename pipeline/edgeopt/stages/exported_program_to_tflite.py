@@ -6,6 +6,7 @@ from typing import ClassVar
 from edgeopt.errors import StageError
 from edgeopt.formats.tflite import reading as tflite
 from edgeopt.formats.torch import engine as torch_engine
+from edgeopt.formats.torch import named_layers as torch_named_layers
 from edgeopt.formats.torch import program as torch_program
 from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model, TensorSpec
@@ -13,13 +14,17 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToTflite(Stage):
-    """Convert to float32 TFLite. Image inputs that were NCHW become NHWC, TFLite's own layout."""
+    """Convert to float32 TFLite. Image inputs that were NCHW become NHWC, TFLite's own layout.
+
+    Layers are called as in the source, with ``_`` for ``.``, as far as their weights tell.
+    """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "tflite"
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "ai-edge-litert", "torchao")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
@@ -36,7 +41,8 @@ class ExportedProgramToTflite(Stage):
             index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4
         ]
         taken = tuple(_nhwc(spec) if index in turned else spec for index, spec in enumerate(inputs))
-        module = litert_torch.to_channel_last_io(graph, args=turned) if turned else graph
+        named = torch_named_layers.with_named_layers(graph)
+        module = litert_torch.to_channel_last_io(named, args=turned) if turned else named
         path = context.folder / "model.tflite"
         try:
             with torch_engine.quiet():

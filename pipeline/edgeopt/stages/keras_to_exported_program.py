@@ -1,12 +1,14 @@
 """A Keras model as an exported program, through Keras' own torch backend."""
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.torch import layers as torch_layers
 from edgeopt.formats.torch import program as torch_program
 from edgeopt.formats.torch import specs as torch_specs
 from edgeopt.model import Model, TensorSpec
@@ -20,7 +22,7 @@ class KerasToExportedProgram(Stage):
     """Load with ``KERAS_BACKEND=torch``, where a Keras model is an ``nn.Module``, and export that.
 
     Inputs keep the layout of the source, NHWC. The permutes around each convolution are removed where
-    they cancel out.
+    they cancel out. Layers keep the names that Keras gives them.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
@@ -28,6 +30,7 @@ class KerasToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
     extra: ClassVar[str | None] = "keras,torch"
+    revision: ClassVar[int] = 2
 
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
@@ -49,7 +52,27 @@ class KerasToExportedProgram(Stage):
         inputs = _inputs(network, model)
         network.eval()
         context.progress("exporting")
-        return torch_program.save_module(network, context.folder / "model.pt2", model, inputs)
+        path = context.folder / "model.pt2"
+        return torch_program.save_module(network, path, model, inputs, dict(_weights(network)))
+
+
+def _weights(network: "keras.Model", prefix: str = "") -> Iterator[tuple[int, str]]:
+    """The address of every weight of the layers, and a name for it from which `layer_of` gets the layer.
+
+    Keras' own paths do not tell in which model inside the model a layer is.
+    """
+    import keras
+
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _weights(layer, f"{prefix}{layer.name}/")
+            continue
+        for variable in layer.variables:
+            inside, _, name = variable.path.rpartition("/")
+            own = inside.removeprefix(layer.path) if inside.startswith(f"{layer.path}/") else ""
+            address = variable.value.data_ptr()
+            if address:
+                yield address, torch_layers.weight_name(f"{prefix}{layer.name}{own}", name)
 
 
 def _inputs(network: "keras.Model", model: Model) -> tuple[TensorSpec, ...]:

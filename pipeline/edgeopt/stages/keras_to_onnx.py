@@ -7,11 +7,17 @@ from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.layer_names import calls, keras_layer
 from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx.layers import RECURRENT
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
-COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$")
+COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
+"""What tf2onnx and TensorFlow count over all conversions of a process, and the address of an operator."""
+BIAS = re.compile(r"/BiasAdd(_\d+)?$")
+OWN_INPUT = re.compile(r"(.+)/PartitionedCall/transpose(:0)?")
+"""The input of a recurrent layer of tf_keras, brought into the order of the operator."""
 
 
 class KerasToOnnx(Stage):
@@ -25,6 +31,7 @@ class KerasToOnnx(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
     extra: ClassVar[str | None] = "keras,onnx"
+    revision: ClassVar[int] = 2
 
     opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
@@ -72,7 +79,8 @@ class KerasToOnnx(Stage):
 def _name(model: Any, program: keras_files.Program) -> None:
     """Name nodes and tensors after the layers, without the counters that depend on earlier conversions.
 
-    Inputs and outputs are put in the order of the source.
+    A convolution or matrix product is called as its layer in Keras, as far as that is known. Inputs and
+    outputs are put in the order of the source.
     """
     graph = model.graph
     graph.name = "model"
@@ -81,8 +89,9 @@ def _name(model: Any, program: keras_files.Program) -> None:
     taken = {*(spec.name for spec in program.inputs), *program.outputs}
     for value in (*graph.input, *graph.output):
         names[value.name] = value.name
+    layers = _layers(graph)
     _collect(graph, names, taken)
-    _rename(graph, names, set())
+    _rename(graph, names, layers, set(layers.values()))
     for values, wanted in (
         (graph.input, [spec.name for spec in program.inputs]),
         (graph.output, list(program.outputs)),
@@ -93,6 +102,29 @@ def _name(model: Any, program: keras_files.Program) -> None:
             copies = [type(value).FromString(value.SerializeToString()) for value in ordered]
             del values[:]
             values.extend(copies)
+
+
+def _layers(graph: Any) -> dict[str, str]:
+    """The Keras layers of convolutions, matrix products and recurrent operators, by the name of the node."""
+    found = {
+        node.name: layer
+        for node in graph.node
+        if node.op_type in onnx_files.WEIGHTED | RECURRENT
+        if (layer := _layer(node))
+    }
+    return dict(zip(found, calls(found.values()), strict=True))
+
+
+def _layer(node: Any) -> str:
+    """A node is called after the last operator that was put into it: a bias, or a batch normalization.
+
+    Of the latter only the weights tell the layer, and of recurrent operators only the input.
+    """
+    if node.op_type in RECURRENT:
+        found = OWN_INPUT.fullmatch(node.input[0])
+        return keras_layer(f"{found[1]}/MatMul") if found else ""
+    operations = (node.name, BIAS.sub("/MatMul", node.name), node.input[1])
+    return next(filter(None, map(keras_layer, operations)), "")
 
 
 def _clean(name: str, taken: set[str]) -> str:
@@ -123,15 +155,15 @@ def _collect(graph: Any, names: dict[str, str], taken: set[str]) -> None:
                 names[name] = _clean(name, taken)
 
 
-def _rename(graph: Any, names: dict[str, str], used: set[str]) -> None:
+def _rename(graph: Any, names: dict[str, str], layers: dict[str, str], used: set[str]) -> None:
     for node in graph.node:
-        node.name = _clean(node.name or node.op_type, used)
+        node.name = layers.get(node.name) or _clean(node.name or node.op_type, used)
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 attribute.g.name = "body"
-                _rename(attribute.g, names, used)
+                _rename(attribute.g, names, layers, used)
     for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
         value.name = names.get(value.name, value.name)
     kept = sorted(graph.initializer, key=lambda tensor: tensor.name)

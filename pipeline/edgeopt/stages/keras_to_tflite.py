@@ -15,7 +15,7 @@ from edgeopt.plugin import Context, Stage, Worker
 class KerasToTflite(Stage):
     """Convert with ``tf.lite.TFLiteConverter`` to float32, with the batch fixed to 1.
 
-    Inputs and outputs keep the names and the order of the source.
+    Inputs and outputs keep the names and the order of the source, layers the names that Keras gives them.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
@@ -23,6 +23,7 @@ class KerasToTflite(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
+    revision: ClassVar[int] = 2
 
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 

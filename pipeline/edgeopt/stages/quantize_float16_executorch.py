@@ -33,6 +33,7 @@ class QuantizeFloat16Executorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
+    revision: ClassVar[int] = 2
 
     scheme: Literal["float16"] = Field("float16", description="half-precision weights and arithmetic")
     io: Literal["float32", "int8"] = Field("float32", description="dtype of inputs and outputs; float32 only")

@@ -43,7 +43,7 @@ class QuantizeFx(Searching):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["int8", "mixed"] = Field(
         "int8", description="int8 weights and activations; mixed: int8 with max_drop"
@@ -167,7 +167,7 @@ class _Fx:
                 f"FX quantization cannot convert this choice of layers: {str(error).strip()}",
                 fix="choose other layers, or leave torchscript out for this variant",
             ) from error
-        torch_fx.refuse_float(lifted, converted, exempt)
+        torch_fx.refuse_float(lifted, converted, exempt, {layer.node: layer.name for layer in self.all})
         try:
             return torch_script.trace(converted, self.inputs)
         except RuntimeError as error:

@@ -34,6 +34,7 @@ class QuantizeWeightsExecutorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
+    revision: ClassVar[int] = 2
 
     scheme: Literal["dynamic_int8", "int4"] = Field(
         "dynamic_int8", description="int8 weights, or 4-bit weights of linear layers; float between layers"

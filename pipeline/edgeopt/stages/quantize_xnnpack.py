@@ -50,7 +50,7 @@ class QuantizeXnnpack(Searching):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["int8", "mixed"] = Field(
         "int8", description="int8 weights and activations; mixed: int8 with max_drop"
@@ -155,7 +155,7 @@ class _Pt2e:
         prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)
         torch_ranges.give(prepared, self.ranges)
         converted = convert_pt2e(prepared)
-        refuse_float(converted, exempt)
+        refuse_float(converted, exempt, {layer.node: layer.name for layer in self.all})
         return torch_program.export(converted, self.inputs)
 
 
@@ -178,8 +178,11 @@ def _config(per_channel: bool) -> Any:
     return type(own)(activation, activation, own.weight, own.bias, own.is_qat)
 
 
-def refuse_float(module: Any, exempt: set[str]) -> None:
-    """Raise for layers, other than those called ``exempt``, whose input or weight is not int8."""
+def refuse_float(module: Any, exempt: set[str], names: Mapping[str, str]) -> None:
+    """Raise for layers, other than those called ``exempt``, whose input or weight is not int8.
+
+    ``names`` are the layers' names to users, by those of their nodes.
+    """
     left = [
         node
         for node in module.graph.nodes
@@ -188,9 +191,11 @@ def refuse_float(module: Any, exempt: set[str]) -> None:
         and not all("dequantize" in str(getattr(source, "target", "")) for source in node.args[:2])
     ]
     if left:
-        shown = [f"{node.name} ({getattr(node.args[1], 'name', 'states')})" for node in left]
+        called = [names.get(node.name, node.name) for node in left]
+        weights = [getattr(node.args[1], "name", "states") for node in left]
+        shown = [f"{name} ({weight})" for name, weight in zip(called, weights, strict=True)]
         raise StageError(
             f"int8 was asked for, and these layers would stay in float: {', '.join(shown)}",
-            fix=f"the XNNPACK quantizer does not know their kind; say so with layers: {{{left[0].name}: "
+            fix=f"the XNNPACK quantizer does not know their kind; say so with layers: {{{called[0]!r}: "
             "float32}, or leave executorch out for this variant",
         )

@@ -7,7 +7,8 @@ anything is loaded, because the ``.h5`` and SavedModel readers of tf_keras know 
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,11 +151,37 @@ def load_program(model: Model, trust: bool) -> Program:
     """
     if model.format == "saved_model":
         return _signature(model)
-    load = load_keras if model.format == "keras" else load_tf_keras
-    return _traced(load(model.path, trust), model)
+    if model.format == "keras":
+        return _traced(load_keras(model.path, trust), model, layer_scopes)
+    return _traced(load_tf_keras(model.path, trust), model, nullcontext)
 
 
-def _traced(network: Any, model: Model) -> Program:
+@contextmanager
+def layer_scopes() -> Iterator[None]:
+    """Within this, Keras 3 names the operators of a layer after the layer alone, as tf_keras does.
+
+    Keras 3 opens the scope of a layer twice, to build it and to call it, and TensorFlow numbers the second:
+    ``conv2d_1`` for ``conv2d``, which may be the name of the next layer. A scope that is given as a whole
+    path, with a slash at its end, is opened as it is; the operators of further calls are numbered instead.
+    """
+    import tensorflow as tf
+
+    numbering: Any = tf.name_scope
+
+    class Whole(numbering):
+        def __init__(self, name: str) -> None:
+            outer = tf.get_current_name_scope()
+            relative = bool(name) and not name.endswith("/")
+            super().__init__((f"{outer}/{name}/" if outer else f"{name}/") if relative else name)
+
+    tf.name_scope = Whole
+    try:
+        yield
+    finally:
+        tf.name_scope = numbering
+
+
+def _traced(network: Any, model: Model, scopes: Callable[[], AbstractContextManager[None]]) -> Program:
     import tensorflow as tf
 
     if not getattr(network, "inputs", None):
@@ -168,7 +195,8 @@ def _traced(network: Any, model: Model) -> Program:
     outputs = _unique(output_names(network))
 
     def call(*tensors: Any) -> dict[str, Any]:
-        result = network(tf.nest.pack_sequence_as(structure, list(tensors)), training=False)
+        with scopes():
+            result = network(tf.nest.pack_sequence_as(structure, list(tensors)), training=False)
         return dict(zip(outputs, tf.nest.flatten(result), strict=True))
 
     # The variables themselves: a SavedModel of a Keras 3 model object would leave them without values.

@@ -1,12 +1,13 @@
 """The layers of an ONNX file that hold weights: names, sizes, types, and patterns over the names."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, NamedTuple
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import means, means_part
 from edgeopt.formats.onnx.files import WEIGHTED
 
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
@@ -125,16 +126,20 @@ def chosen(names: Sequence[str], usual: str, patterns: Mapping[str, str]) -> dic
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """The layers that a pattern (as of `fnmatch`) means: by name, or by a part of it between slashes; where
-    there is none, those in whose names it occurs.
+    """The layers that a pattern (as of `fnmatch`) means: by name, with all calls of a layer; where there is
+    none, by a part of the name between slashes; and last, those in whose names it occurs.
 
     Raises:
         StageError: there are none; it names the nearest.
     """
-    exact = [name for name in names if any(fnmatchcase(part, pattern) for part in (name, *name.split("/")))]
-    found = exact or [name for name in names if fnmatchcase(name, f"*{pattern}*")]
-    if found:
-        return found
+    tests: tuple[Callable[[str], bool], ...] = (
+        lambda name: means(pattern, name),
+        lambda name: means_part(pattern, name),
+        lambda name: fnmatchcase(name, f"*{pattern}*"),
+    )
+    for fits in tests:
+        if found := [name for name in names if fits(name)]:
+            return found
     near = get_close_matches(pattern, names, n=SHOWN, cutoff=0.4) or list(names[:SHOWN])
     raise StageError(
         f"no layer fits the pattern {pattern!r}",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import means, means_part
 from edgeopt.formats.tflite import weighted as tflite_weighted
 from edgeopt.formats.tflite.weighted import WeightedLayer
 
@@ -49,9 +50,10 @@ def float_layers(path: Path) -> list[WeightedLayer]:
 def chosen(layers: Sequence[WeightedLayer], usual: str, patterns: Mapping[str, str]) -> Plan:
     """The precision of every layer: ``usual``, unless a pattern says otherwise; the last that fits counts.
 
-    A pattern (as of `fnmatch`) means the layers whose name it fits. Where there is none, it means those whose
-    output in the file it fits, or a part of that name between ``/`` and ``;``, such as the batch
-    normalization that was folded into the layer; and last, those in whose names it occurs.
+    A pattern (as of `fnmatch`) means the layers whose name it fits, with all their calls. Where there is
+    none, it means those whose name it fits in part, between ``/``, or whose output in the file, between ``/``
+    and ``;``, such as the batch normalization that was folded into the layer; and last, those in whose names
+    it occurs.
 
     Raises:
         StageError: a pattern fits no layer.
@@ -70,8 +72,8 @@ def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLaye
     """
     wide = f"*{pattern}*"
     tests: tuple[Callable[[WeightedLayer], bool], ...] = (
-        lambda layer: fnmatchcase(layer.name, pattern),
-        lambda layer: any(fnmatchcase(part, pattern) for part in (layer.tensor, *_parts(layer))),
+        lambda layer: means(pattern, layer.name),
+        lambda layer: fnmatchcase(layer.tensor, pattern) or _means_part(pattern, layer),
         lambda layer: fnmatchcase(layer.name, wide),
         lambda layer: fnmatchcase(layer.tensor, wide),
     )
@@ -87,8 +89,8 @@ def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLaye
     )
 
 
-def _parts(layer: WeightedLayer) -> list[str]:
-    return layer.tensor.replace(";", "/").split("/")
+def _means_part(pattern: str, layer: WeightedLayer) -> bool:
+    return any(means_part(pattern, name) for name in (layer.name, *layer.tensor.split(";")))
 
 
 def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types, scheme: str) -> None:

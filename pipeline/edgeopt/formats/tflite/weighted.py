@@ -5,13 +5,13 @@ A layer is called what the framework called it where the file still says so: Ker
 PyTorch, it is called by kind and place: ``conv_2d_7`` is the eighth convolution that runs.
 """
 
-import re
 from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.formats.flatbuffer import Table
+from edgeopt.formats.layer_names import calls, keras_layer, layer_told
 from edgeopt.formats.tflite.file import TfliteFile, data_of, kind_of, load
 from edgeopt.formats.tflite.reading import DTYPES, WEIGHTED
 
@@ -38,12 +38,6 @@ WEIGHTS_AT = {
 DATA_AT = {"TRANSPOSE_CONV": 2, "CONV_3D_TRANSPOSE": 2}
 LOOK_UP = frozenset({"EMBEDDING_LOOKUP", "GATHER"})
 """Operators that take numbers of rows, not values."""
-OPERATION = re.compile(
-    r"(?P<layer>.+?)(/Tensordot|/separable_conv2d)?"
-    r"/(Conv[123]D|convolution|DepthwiseConv2[dD]\w*|depthwise|separable_conv2d|conv[23]d_transpose|conv_transpose"
-    r"|MatMul|einsum|embedding_lookup|GatherV2)[_\d]*(/ReadVariableOp\d*)?"
-)
-"""How TensorFlow calls the operation of a layer, below the layer's own name."""
 
 
 class Step(NamedTuple):
@@ -119,18 +113,12 @@ def inner_tensors(file: TfliteFile) -> list[str]:
 def _named(layers: list[WeightedLayer]) -> list[WeightedLayer]:
     """The layers under names that are unique."""
     known = [_known(layer.tensor) or layer.name for layer in layers]
-    # Keras 3 numbers the calls of a layer, and a model that is converted was called before.
-    if all(name.endswith("_1") for name in known if name):
-        known = [name.removesuffix("_1") for name in known]
     kinds: Counter[str] = Counter()
-    taken: Counter[str] = Counter()
-    result = []
+    names = []
     for layer, given in zip(layers, known, strict=True):
-        name = given or f"{layer.kind.lower()}_{kinds[layer.kind]}"
+        names.append(given or f"{layer.kind.lower()}_{kinds[layer.kind]}")
         kinds[layer.kind] += 1
-        taken[name] += 1
-        result.append(layer._replace(name=name if taken[name] == 1 else f"{name}:{taken[name]}"))
-    return result
+    return [layer._replace(name=name) for layer, name in zip(layers, calls(names), strict=True)]
 
 
 def _of_graph(graph: Table, codes: list[str], constant: list[bool]) -> list[WeightedLayer]:
@@ -190,12 +178,9 @@ def _weights(
 
 
 def _known(tensor: str) -> str:
-    """The layer's name in Keras, without that of the model around it; empty if there is none."""
-    for part in reversed(tensor.split(";")):
-        if found := OPERATION.fullmatch(part):
-            layer = found["layer"]
-            return layer.split("/", 1)[1] if "/" in layer else layer
-    return ""
+    """What a tensor's name tells of the layer that gives it, or that it is the weights of; else empty."""
+    parts = reversed(tensor.split(";"))
+    return next((name for part in parts if (name := layer_told(part) or keras_layer(part))), "")
 
 
 def _dtype(tensor: Table) -> str:

@@ -3,7 +3,8 @@
 import keyword
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeopt.formats.torch.operators import LAYERS, operator_name
@@ -24,7 +25,12 @@ class Draft:
     A rule that inserts a node with ``new`` gives its shape there; ``measure`` finds all shapes anew.
     """
 
-    def __init__(self, module: "GraphModule", inputs: "tuple[torch.Tensor, ...]") -> None:
+    def __init__(
+        self,
+        module: "GraphModule",
+        inputs: "tuple[torch.Tensor, ...]",
+        constants: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         import torch
         from torch.utils import _pytree
 
@@ -37,7 +43,7 @@ class Draft:
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 value = operator.attrgetter(node.target)(module)
-                known[node] = self._constant(graph, value, node.target)
+                known[node] = self._constant(graph, value, constants.get(value.data_ptr(), node.target))
             elif node.op == "call_module":
                 continue  # the guards on inputs; shapes are fixed here
             elif node.op == "output":

@@ -1,6 +1,7 @@
 """How FX graph mode quantization is told what to do for qnnpack, and held to it."""
 
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
@@ -126,8 +127,12 @@ def _values(module: "GraphModule") -> "list[Node]":
     return [node for node in module.graph.nodes if node.op not in ("get_attr", "output")]
 
 
-def refuse_float(lifted: "GraphModule", converted: "GraphModule", exempt: set[str]) -> None:
+def refuse_float(
+    lifted: "GraphModule", converted: "GraphModule", exempt: set[str], called: Mapping[str, str]
+) -> None:
     """Raise for operators, other than those called ``exempt``, that compute in float and need not.
+
+    ``called`` are the layers' names to users, by those of their nodes.
 
     Raises:
         StageError: there are some.
@@ -148,11 +153,11 @@ def refuse_float(lifted: "GraphModule", converted: "GraphModule", exempt: set[st
             left.append(next(names))  # aten's own operator, where a quantized layer should be
         elif node.op == "call_function" and _float_call(node, beside_float=bool(exempt)):
             left.append(node.name)
-    if left := [name for name in left if name not in exempt]:
+    if left := [called.get(name, name) for name in left if name not in exempt]:
         raise StageError(
             f"int8 was asked for, and these operators would stay in float: {', '.join(left)}",
             fix="FX quantization does not know their pattern; say so with "
-            f"layers: {{{left[0]}: float32}}, or leave torchscript out for this variant",
+            f"layers: {{{left[0]!r}: float32}}, or leave torchscript out for this variant",
         )
 
 

@@ -7,7 +7,7 @@ channels-last framework puts around each convolution are gone where they cancel 
 the program computed, up to float rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch import folding as torch_folding
@@ -39,7 +39,10 @@ RULES: "tuple[Callable[[Draft, Node], bool], ...]" = (
 
 
 def simplify(
-    module: "GraphModule", inputs: "Sequence[torch.Tensor]", names: Sequence[str] = ()
+    module: "GraphModule",
+    inputs: "Sequence[torch.Tensor]",
+    names: Sequence[str] = (),
+    constants: Mapping[int, str] | None = None,
 ) -> "GraphModule":
     """Rewrite a graph of functional aten operators into the plain form, for inputs like the given ones.
 
@@ -47,6 +50,7 @@ def simplify(
         module: takes its inputs by position; whatever it returns is flattened.
         inputs: examples of the right shape and dtype, such as zeros; the values do not matter.
         names: how the inputs are to be called in the result.
+        constants: how tensors are to be called, by the address of their data, if not as in the module.
 
     Returns:
         A module that returns one tensor, or a tuple of several.
@@ -54,7 +58,7 @@ def simplify(
     import torch
 
     with torch.no_grad(), one_thread():
-        draft = Draft(module, tuple(inputs))
+        draft = Draft(module, tuple(inputs), constants or {})
         for _ in range(ROUNDS):
             draft.clean()
             draft.measure()

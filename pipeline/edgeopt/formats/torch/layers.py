@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule
 
+ROOT = "model_"
+"""Before the names of all constants of a program: the module that is exported is wrapped under that name."""
+INSIDE = "___"
+"""Between the name of a Keras model and that of a layer in it; names of constants have no slashes."""
+WEIGHT = re.compile(r"(?P<layer>.*?)_?(weight|kernel(_(?P<call>\d+))?)")
+
 
 class Layer(NamedTuple):
     """One convolution or linear layer whose weight and bias are constants that nothing else reads."""
@@ -116,12 +122,29 @@ def others(graph: "GraphModule") -> list[str]:
 
 
 def layer_name(node: Any) -> str:
-    """The name of a layer in the source model, as far as its weight still tells, such as ``block1_conv2``."""
+    """The name of a layer in the source model, as far as its weight still tells, such as ``block1_conv2``.
+
+    Of a Keras layer: ``head/conv2d``, and ``head/conv2d:2`` where it is called again.
+    """
     weight = node.args[1]
     if weight.op != "get_attr":
         return str(node.name)
-    name = VERSION.sub("", str(weight.target)).removeprefix("model_")
-    return re.sub(r"_?(weight|kernel)$", "", name) or str(node.name)
+    name = VERSION.sub("", str(weight.target)).removeprefix(ROOT)
+    return name if WEIGHT.fullmatch(name) is None else layer_of(name) or str(node.name)
+
+
+def layer_of(constant: str) -> str:
+    """The layer that a constant is the weight of, by the constant's name; empty if that does not tell."""
+    found = WEIGHT.fullmatch(VERSION.sub("", constant).removeprefix(ROOT))
+    if found is None or not found["layer"]:
+        return ""
+    return found["layer"].replace(INSIDE, "/") + (f":{found['call']}" if found["call"] else "")
+
+
+def weight_name(layer: str, weight: str) -> str:
+    """What to call a weight of a Keras layer, such as ``head/conv2d``; ``layer_of`` finds that again."""
+    kind = "kernel" if weight.endswith("kernel") else weight
+    return f"{ROOT}{layer.replace('/', INSIDE)}_{kind}"
 
 
 def _readers(graph: "GraphModule") -> Counter[str]:

@@ -1,11 +1,13 @@
 """Which layers of a plain graph there are, what users call them, and which of them a pattern means."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import calls, means, means_part
 from edgeopt.formats.torch.layers import layer_name
 from edgeopt.formats.torch.operators import WEIGHTED, operator_name
 
@@ -35,24 +37,26 @@ def quantizable(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[
     """The layers of these kinds of operators, in the order in which they run.
 
     A layer is called as in the source model, with ``_`` for ``.``, where its weight still tells that, and
-    otherwise by its operator: ``conv2d``, ``conv2d_1`` and so on.
+    otherwise by its operator: ``conv2d``, ``conv2d_1`` and so on, or ``aten.conv2d_1`` where a layer of the
+    source has that name. A second call of a layer has its number behind the name, ``conv1:2``.
     """
-    found: list[Quantizable] = []
-    taken: set[str] = set()
     wanted = frozenset(kinds)
-    for node in graph.graph.nodes:
-        kind = operator_name(node)
-        if kind in wanted:
-            name = _name(node)
-            name = str(node.name) if name in taken or not name else name
-            taken.add(name)
-            found.append(Quantizable(str(node.name), name, kind, _elements(node, graph)))
-    return tuple(found)
+    nodes = [node for node in graph.graph.nodes if operator_name(node) in wanted]
+    known = [_name(node) for node in nodes]
+    names = calls(
+        name or (f"aten.{node.name}" if node.name in known else str(node.name))
+        for node, name in zip(nodes, known, strict=True)
+    )
+    return tuple(
+        Quantizable(str(node.name), name, operator_name(node), _elements(node, graph))
+        for node, name in zip(nodes, names, strict=True)
+    )
 
 
 def _name(node: Any) -> str:
+    """What the weights tell of the layer's name, or nothing."""
     if operator_name(node) in WEIGHTED:
-        name = layer_name(node)
+        name = layer_name(node) if node.args[1].op == "get_attr" else ""
         return "" if name.startswith("lifted_tensor") else name
     constants = node.args[2]
     first = str(constants[0].target) if constants and constants[0].op == "get_attr" else ""
@@ -67,9 +71,10 @@ def _elements(node: Any, graph: "GraphModule") -> int:
 def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, str]) -> dict[str, str]:
     """What ``patterns`` says of each layer, by name; the last one that fits counts. Others are left out.
 
-    A pattern (as of `fnmatch`) means the layers whose name it is, in the model's spelling
-    (``layer1.0.conv1``), the graph's (``layer1_0_conv1``), or by operator (``conv2d_1``); where there is
-    none, those in whose names it occurs.
+    A pattern (as of `fnmatch`) means the layers whose name it is, with all their calls, in the model's
+    spelling (``layer1.0.conv1``, ``head/conv2d``) or the graph's (``layer1_0_conv1``); where there is none,
+    those of which it is a part of the name, between slashes; then by operator (``conv2d_1``); and last, those
+    in whose names it occurs.
 
     Raises:
         StageError: a pattern means no layer; it names the nearest.
@@ -77,23 +82,28 @@ def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, str]) -> di
     found: dict[str, str] = {}
     several = tuple(layers)
     for pattern, precision in patterns.items():
-        wanted = pattern.replace(".", "_")
-        fitting = [layer for layer in several if _fits(layer, wanted)]
-        fitting = fitting or [layer for layer in several if _fits(layer, f"*{wanted}*")]
-        if not fitting:
-            names = [layer.name for layer in several]
-            near = get_close_matches(wanted, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
-            raise StageError(
-                f"no layer fits the pattern {pattern!r}",
-                fix=f"'layers' takes names or patterns of the model's {len(names)} layers, such as "
-                f"{', '.join(near)}",
-            )
-        found |= {layer.name: precision for layer in fitting}
+        found |= {layer.name: precision for layer in _fitting(several, pattern)}
     return found
 
 
-def _fits(layer: Quantizable, pattern: str) -> bool:
-    return fnmatchcase(layer.name, pattern) or fnmatchcase(layer.node, pattern)
+def _fitting(layers: Sequence[Quantizable], pattern: str) -> list[Quantizable]:
+    wanted = pattern.replace(".", "_")
+    spelled = re.sub(r"[^\w/:]", "_", pattern)
+    tests: tuple[Callable[[Quantizable], bool], ...] = (
+        lambda layer: means(wanted, layer.name) or means(spelled, layer.name),
+        lambda layer: means_part(wanted, layer.name),
+        lambda layer: fnmatchcase(layer.node, wanted),
+        lambda layer: any(fnmatchcase(name, f"*{wanted}*") for name in (layer.name, layer.node)),
+    )
+    for fits in tests:
+        if found := [layer for layer in layers if fits(layer)]:
+            return found
+    names = [layer.name for layer in layers]
+    near = get_close_matches(wanted, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
+    raise StageError(
+        f"no layer fits the pattern {pattern!r}",
+        fix=f"'layers' takes names or patterns of the model's {len(names)} layers, such as {', '.join(near)}",
+    )
 
 
 def named(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +97,17 @@ def plain_graph(model: Model) -> "tuple[GraphModule, tuple[TensorSpec, ...]]":
     return _plain(program, inputs, plain), inputs
 
 
-def _plain(program: "ExportedProgram", inputs: Sequence[TensorSpec], plain: bool = False) -> "GraphModule":
+def _plain(
+    program: "ExportedProgram",
+    inputs: Sequence[TensorSpec],
+    plain: bool = False,
+    constants: Mapping[int, str] | None = None,
+) -> "GraphModule":
     if not plain:
         with quiet():
             program = program.run_decompositions({})  # no decomposition: only makes the graph functional
     module: Any = program.module(check_guards=False)
-    return torch_graph.simplify(module, zeros(inputs), [spec.name for spec in inputs])
+    return torch_graph.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
 
 
 def save_plain(graph: "GraphModule", path: Path, model: Model, inputs: Sequence[TensorSpec]) -> Model:
@@ -113,8 +118,21 @@ def save_plain(graph: "GraphModule", path: Path, model: Model, inputs: Sequence[
     return Model(format="exported_program", path=path, inputs=tuple(inputs), outputs=outputs)
 
 
-def save_module(module: "torch.nn.Module", path: Path, model: Model, inputs: Sequence[TensorSpec]) -> Model:
+def save_module(
+    module: "torch.nn.Module",
+    path: Path,
+    model: Model,
+    inputs: Sequence[TensorSpec],
+    constants: Mapping[int, str] | None = None,
+) -> Model:
     """Export a module in the plain form and save it.
+
+    Args:
+        module: what to export.
+        path: the file to write.
+        model: where it comes from; outputs keep the names given there.
+        inputs: what it takes.
+        constants: what to call tensors of which export forgets the name, by the address of their data.
 
     Raises:
         StageError: when the module cannot be exported.
@@ -129,7 +147,7 @@ def save_module(module: "torch.nn.Module", path: Path, model: Model, inputs: Seq
             fix="keep forward() free of control flow that depends on values; "
             "torch.export.draft_export names every place",
         ) from error
-    return save_plain(_plain(program, inputs), path, model, inputs)
+    return save_plain(_plain(program, inputs, constants=constants), path, model, inputs)
 
 
 def export(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "ExportedProgram":

@@ -127,10 +127,17 @@ def _inputs(contract: Contract) -> str:
 
 
 def _measured(contract: Contract) -> str:
+    estimated = any(name.startswith("estimated_") for name in contract.measured)
+    heading = "Estimated for" if estimated else "Measured on"
     lines = [
-        f"## Measured on {text(contract.device)}{' (emulated)' if contract.emulated else ''}",
+        f"## {heading} {text(contract.device)}{' (emulated)' if contract.emulated else ''}",
         "",
     ]
+    if estimated:
+        lines += [
+            "Cycles, time and memory: what the device's compiler says of this file. Nothing was run on it.",
+            "",
+        ]
     if contract.emulated:
         lines += [
             "Emulated: the runtime's own kernels, carried out on another processor. Accuracy and memory "
