@@ -240,6 +240,24 @@ def test_four_bits_are_restored_by_either_repair(tmp_path: Path, digits: Digit, 
         assert float(codes.abs().max()) == pytest.approx(7)
 
 
+def test_layers_may_have_bits_of_their_own(tmp_path: Path, digits: Digit) -> None:
+    trained, _, _ = digits
+    rounding = RoundWeights(layers={"conv2": 4, "block1.*": 5}, iterations=20, samples=16)
+    graph, _ = torch_program.plain_graph(repaired(rounding, trained, tmp_path / "rounded"))
+    found = {}
+    for layer in torch_layers.layers(graph):
+        weight = layer.weight(graph)
+        levels = {bits: weight / torch_grid.scales(weight, bits, True) for bits in (4, 5, 8)}
+        found[layer.name] = min(
+            b for b, codes in levels.items() if (codes - codes.round()).abs().max() < 1e-3
+        )
+    assert found["conv2"] == 4
+    assert {bits for name, bits in found.items() if name.startswith("block1")} == {5}
+    assert {bits for name, bits in found.items() if name in ("conv1", "linear")} == {8}
+    with pytest.raises(StageError, match="no layer fits the pattern 'conv9'"):
+        repaired(RoundWeights(layers={"conv9": 4}, iterations=1), trained, tmp_path / "no")
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_quantizers_find_the_learned_integers(tmp_path: Path, digits: Digit, per_channel: bool) -> None:
     trained, _, _ = digits

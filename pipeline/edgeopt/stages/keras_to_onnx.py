@@ -1,6 +1,8 @@
 """Keras and SavedModel to ONNX, through tf2onnx."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -31,7 +33,7 @@ class KerasToOnnx(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
     extra: ClassVar[str | None] = "keras,onnx"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
@@ -50,9 +52,10 @@ class KerasToOnnx(Stage):
         context.progress("converting to ONNX")
         signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in program.inputs]
         try:
-            proto, _ = tf2onnx.convert.from_function(
-                program.function, input_signature=signature, opset=self.opset
-            )
+            with _names_kept():
+                proto, _ = tf2onnx.convert.from_function(
+                    program.function, input_signature=signature, opset=self.opset
+                )
         except (RuntimeError, ValueError, KeyError, NotImplementedError, tf.errors.OpError) as error:
             raise StageError(
                 f"tf2onnx cannot convert {model.path.name}: {str(error)[:500]}",
@@ -74,6 +77,28 @@ class KerasToOnnx(Stage):
             outputs=outputs,
             transposes=onnx_files.count(proto, "Transpose"),
         )
+
+
+@contextmanager
+def _names_kept() -> Iterator[None]:
+    """Within this, tf2onnx calls a convolution into which it puts a bias after the one without."""
+    from tf2onnx import utils
+    from tf2onnx.graph import Graph
+
+    make = Graph.make_node
+
+    def make_named(graph: Any, kind: str, inputs: list[str], *rest: Any, **options: Any) -> Any:
+        if kind in onnx_files.WEIGHTED and not rest and options.get("name") is None:
+            same = (n for n in graph.get_nodes() if n.type == kind and list(n.input)[:2] == list(inputs)[:2])
+            if before := next(same, None):
+                options["name"] = utils.make_name(before.name)
+        return make(graph, kind, inputs, *rest, **options)
+
+    Graph.make_node = make_named
+    try:
+        yield
+    finally:
+        Graph.make_node = make
 
 
 def _name(model: Any, program: keras_files.Program) -> None:

@@ -50,7 +50,7 @@ class QuantizeWeightsOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["dynamic_int8", "float16", "int4"] = Field(
         "dynamic_int8",

@@ -43,7 +43,7 @@ class QuantizeWeightsTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["dynamic_int8", "float16", "int4"] = Field(
         description="dynamic_int8: int8 weights, activations quantized at run time; float16: half weights; "

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from edgeopt.formats.torch import engine as torch_engine
 from edgeopt.formats.torch import grid as torch_grid
 from edgeopt.formats.torch import layers as torch_layers
 from edgeopt.formats.torch import moments as torch_moments
+from edgeopt.formats.torch import overrides as torch_overrides
 from edgeopt.formats.torch import program as torch_program
 from edgeopt.formats.torch import walk as torch_walk
 from edgeopt.model import Model
@@ -53,6 +54,9 @@ class RoundWeights(Stage):
     bits: int = Field(
         8, ge=torch_grid.LOW, le=torch_grid.HIGH, description="of the weights when they are quantized"
     )
+    layers: dict[str, Annotated[int, Field(ge=torch_grid.LOW, le=torch_grid.HIGH)]] = Field(
+        {}, description="bits of layers by name or pattern, instead of those for all"
+    )
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
     clip: bool = Field(True, description="also try scales below that of the largest weight")
     bias: bool = Field(True, description="let the bias make up for a shift of the mean output")
@@ -63,7 +67,8 @@ class RoundWeights(Stage):
         """Round the weights of one program.
 
         Raises:
-            StageError: it has no layer with weights, or the calibration data are missing or unusable.
+            StageError: it has no layer with weights, a pattern in ``layers`` fits none, or the calibration
+                data are missing or unusable.
         """
         graph, inputs = torch_program.plain_graph(model)
         count = len(torch_layers.layers(graph))
@@ -76,6 +81,9 @@ class RoundWeights(Stage):
             raise StageError(
                 "rounding needs calibration data", fix="add 'data: {calibration: ...}' to the recipe"
             )
+        known = torch_overrides.quantizable(graph)
+        said = torch_overrides.precisions(known, self.layers)
+        bits = {layer.node: said[layer.name] for layer in known if layer.name in said}
         described = model.model_copy(update={"inputs": inputs})
         samples = torch_walk.draw(
             context.calibration.inputs(described), inputs, torch_walk.fitting(graph, self.samples)
@@ -93,7 +101,7 @@ class RoundWeights(Stage):
             rounded = torch_adaround.round_weights(
                 weight.reshape(layer.groups, -1, weight[0].numel()),
                 moments,
-                bits=self.bits,
+                bits=bits.get(layer.node.name, self.bits),
                 per_channel=self.per_channel,
                 clip=self.clip,
                 steps=self.iterations,

@@ -15,6 +15,8 @@ from edgeopt.errors import StageError
 from edgeopt.formats.onnx import files as onnx_files
 from edgeopt.model import Array, TensorSpec
 
+FUSED = "/MatMulAddFusion"
+"""What onnxruntime puts behind the name of a matrix product that takes over the sum after it."""
 CHUNK = 64
 """Samples whose ranges are held before they are merged: onnxruntime keeps every sample until asked."""
 
@@ -32,7 +34,7 @@ class Observer(Protocol):
 def prepare(source: Path, target: Path) -> None:
     """Fold constants and batch norms and infer all shapes, independent of the processor at hand.
 
-    Every node has a name of its own afterwards.
+    Every node has a name of its own afterwards; a product with a bias is called as without.
 
     Raises:
         StageError: onnxruntime cannot load the model.
@@ -47,7 +49,8 @@ def prepare(source: Path, target: Path) -> None:
     proto = onnx_files.load(target)
     taken: set[str] = set()
     for node in proto.graph.node:
-        node.name = node.name if node.name and node.name not in taken else node.output[0]
+        name = node.name.removesuffix(FUSED)
+        node.name = name if name and name not in taken else node.output[0]
         taken.add(node.name)
     target.write_bytes(proto.SerializeToString(deterministic=True))
 

@@ -51,9 +51,9 @@ def chosen(layers: Sequence[WeightedLayer], usual: str, patterns: Mapping[str, s
     """The precision of every layer: ``usual``, unless a pattern says otherwise; the last that fits counts.
 
     A pattern (as of `fnmatch`) means the layers whose name it fits, with all their calls. Where there is
-    none, it means those whose name it fits in part, between ``/``, or whose output in the file, between ``/``
-    and ``;``, such as the batch normalization that was folded into the layer; and last, those in whose names
-    it occurs.
+    none, it means those of whose name it fits a part, between ``/``; then those of whose output in the file
+    it fits a part, between ``/`` and ``;``, such as the batch normalization that was folded into the layer;
+    and last, those in whose names it occurs.
 
     Raises:
         StageError: a pattern fits no layer.
@@ -73,7 +73,10 @@ def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLaye
     wide = f"*{pattern}*"
     tests: tuple[Callable[[WeightedLayer], bool], ...] = (
         lambda layer: means(pattern, layer.name),
-        lambda layer: fnmatchcase(layer.tensor, pattern) or _means_part(pattern, layer),
+        lambda layer: means_part(pattern, layer.name),
+        lambda layer: (
+            fnmatchcase(layer.tensor, pattern) or any(means_part(pattern, n) for n in layer.tensor.split(";"))
+        ),
         lambda layer: fnmatchcase(layer.name, wide),
         lambda layer: fnmatchcase(layer.tensor, wide),
     )
@@ -87,10 +90,6 @@ def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLaye
         fix=f"'layers' takes names or patterns of the TFLite file's {len(names)} layers, "
         f"such as {', '.join(near)}",
     )
-
-
-def _means_part(pattern: str, layer: WeightedLayer) -> bool:
-    return any(means_part(pattern, name) for name in (layer.name, *layer.tensor.split(";")))
 
 
 def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types, scheme: str) -> None:

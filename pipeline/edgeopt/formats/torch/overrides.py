@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.layer_names import calls, means, means_part
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 FLOAT_BYTES, INT8_BYTES = 4, 1
+
+
+Said = TypeVar("Said")
+"""What is said of a layer: its precision, or its number of bits."""
 
 
 class Quantizable(NamedTuple):
@@ -68,7 +72,7 @@ def _elements(node: Any, graph: "GraphModule") -> int:
     return sum(graph.get_buffer(str(c.target)).numel() for c in constants if c.op == "get_attr")
 
 
-def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, str]) -> dict[str, str]:
+def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, Said]) -> dict[str, Said]:
     """What ``patterns`` says of each layer, by name; the last one that fits counts. Others are left out.
 
     A pattern (as of `fnmatch`) means the layers whose name it is, with all their calls, in the model's
@@ -79,7 +83,7 @@ def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, str]) -> di
     Raises:
         StageError: a pattern means no layer; it names the nearest.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Said] = {}
     several = tuple(layers)
     for pattern, precision in patterns.items():
         found |= {layer.name: precision for layer in _fitting(several, pattern)}

@@ -1,0 +1,325 @@
+"""A Keras layer is called by its name in every format, and a pattern with that name means it and no other.
+
+Every layer of the toys has another number of weights, so files tell by their contents which one stayed float.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.formats.layer_names import calls, keras_layer, layer_told, means, means_part, told
+from edgeopt.formats.onnx import files as onnx_files
+from edgeopt.formats.onnx import layers as onnx_layers
+from edgeopt.formats.tflite import precision as tflite_precision
+from edgeopt.formats.tflite import weighted as tflite_weighted
+from edgeopt.model import Model
+from float_tflite import Noise, context
+
+
+def missing(*modules: str) -> bool:
+    return any(importlib.util.find_spec(name) is None for name in modules)
+
+
+needs_keras = pytest.mark.skipif(
+    missing("tensorflow", "tf_keras", "ai_edge_quantizer"), reason="extra 'keras'"
+)
+needs_onnx = pytest.mark.skipif(missing("tf2onnx", "onnxruntime"), reason="needs the extra 'onnx'")
+needs_torch = pytest.mark.skipif(missing("keras", "torch", "executorch"), reason="extra 'executorch'")
+# torch, torchao and ExecuTorch warn about their own deprecated parts while they work.
+quiet = pytest.mark.filterwarnings("ignore")
+
+MODELS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from edgeopt.model import Model
+from edgeopt.plugin import Context
+
+root = Path(sys.argv[1])
+
+def toys(library):
+    layers = library.layers
+    def conv(count, name, **options):
+        return layers.Conv2D(count, 3, padding="same", name=name, **options)
+    def plain():
+        image = layers.Input((8, 8, 3), name="image")
+        x = conv(4, "conv2d", activation="relu")(image)
+        x = layers.DepthwiseConv2D(3, padding="same", name="depthwise_conv2d")(x)
+        x = conv(5, "conv2d_1", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+        x = layers.GlobalAveragePooling2D()(conv(6, "conv2d_2", activation="relu")(x))
+        return library.Model(image, layers.Dense(7, name="dense")(x), name="model_1")
+    def nested():
+        inside = layers.Input((8, 8, 4))
+        inner = library.Model(inside, conv(6, "conv2d_1")(conv(5, "conv2d")(inside)), name="inner")
+        image = layers.Input((8, 8, 3), name="image")
+        x = conv(7, "conv2d_1")(inner(conv(4, "conv2d")(image)))
+        return library.Model(image, layers.Dense(7, name="dense")(layers.GlobalAveragePooling2D()(x)))
+    def twice():
+        image = layers.Input((8, 8, 3), name="image")
+        shared = conv(3, "conv2d", activation="relu")
+        x = conv(6, "conv2d_1", activation="relu")(shared(shared(image)))
+        return library.Model(image, layers.Dense(7, name="dense")(layers.GlobalAveragePooling2D()(x)))
+    for make in (plain, nested, twice):
+        network = make()
+        random = np.random.default_rng(1)
+        network.set_weights([random.uniform(0.1, 0.4, w.shape) for w in network.get_weights()])
+        yield make.__name__, network
+
+def made(stage, model, name):
+    folder = root / name
+    folder.mkdir()
+    result = stage.run(model, Context(folder, None, lambda line: None))
+    (folder / "model.json").write_text(result.model_dump_json())
+    return result
+"""
+FROM_KERAS = """
+import keras, tf_keras
+from edgeopt.stages.keras_to_tflite import KerasToTflite
+for library, kind, ending in ((keras, "keras", ".keras"), (tf_keras, "tf_keras", ".h5")):
+    for name, network in toys(library):
+        source = Model(format=kind, path=root / (name + ending))
+        network.save(source.path)
+        made(KerasToTflite(), source, f"{kind}-{name}-tflite")
+        if sys.argv[2] == "onnx":
+            from edgeopt.stages.keras_to_onnx import KerasToOnnx
+            made(KerasToOnnx(), source, f"{kind}-{name}-onnx")
+"""
+FROM_TORCH = """
+os.environ["KERAS_BACKEND"] = "torch"
+import keras
+from edgeopt.stages.exported_program_to_onnx import ExportedProgramToOnnx
+from edgeopt.stages.exported_program_to_tflite import ExportedProgramToTflite
+from edgeopt.stages.keras_to_exported_program import KerasToExportedProgram
+for name, network in toys(keras):
+    source = Model(format="keras", path=root / (name + ".keras"))
+    network.save(source.path)
+    program = made(KerasToExportedProgram(), source, f"torch-{name}-program")
+    if "onnx" in sys.argv[2:]:
+        made(ExportedProgramToOnnx(), program, f"torch-{name}-onnx")
+    if "tflite" in sys.argv[2:]:
+        made(ExportedProgramToTflite(), program, f"torch-{name}-tflite")
+"""
+
+WEIGHTS = {
+    "plain": {"conv2d": 108, "depthwise_conv2d": 36, "conv2d_1": 180, "conv2d_2": 270, "dense": 42},
+    "nested": {"conv2d": 108, "inner/conv2d": 180, "inner/conv2d_1": 270, "conv2d_1": 378, "dense": 49},
+    "twice": {"conv2d": 81, "conv2d:2": 81, "conv2d_1": 162, "dense": 42},
+}
+"""How many weights each layer has, in the order in which they run."""
+ASKED = [
+    ("plain", "conv2d", ["conv2d"]),
+    ("plain", "conv2d_1", ["conv2d_1"]),
+    ("plain", "conv2d_2", ["conv2d_2"]),
+    ("nested", "conv2d_1", ["conv2d_1"]),
+    ("nested", "inner/conv2d", ["inner/conv2d"]),
+    ("nested", "inner", ["inner/conv2d", "inner/conv2d_1"]),
+    ("twice", "conv2d", ["conv2d", "conv2d:2"]),
+    ("twice", "conv2d_1", ["conv2d_1"]),
+]
+
+
+def python(script: str, *arguments: object) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    run = subprocess.run(
+        [sys.executable, "-c", MODELS + script, *map(str, arguments)],
+        env=environment
+        | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Files that TensorFlow made."""
+    folder = tmp_path_factory.mktemp("keras")
+    python(FROM_KERAS, folder, "" if missing("tf2onnx") else "onnx")
+    return lambda name: Model.model_validate_json((folder / name / "model.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Files that torch made."""
+    folder = tmp_path_factory.mktemp("torch")
+    python(
+        FROM_TORCH,
+        folder,
+        *([] if missing("onnxscript") else ["onnx"]),
+        *([] if missing("litert_torch") else ["tflite"]),
+    )
+    return lambda name: Model.model_validate_json((folder / name / "model.json").read_text())
+
+
+def in_tflite(path: Path) -> list[tuple[str, int, str]]:
+    return [(layer.name, layer.elements, layer.weight) for layer in tflite_weighted.read(path)]
+
+
+def in_onnx(path: Path) -> list[tuple[str, int, str]]:
+    return [(found.name, found.weights, found.weight) for found in onnx_layers.read(onnx_files.load(path))]
+
+
+def data() -> Noise:
+    return Noise(count=4, shape=(8, 8, 3))
+
+
+def float_ones(found: list[tuple[str, int, str]]) -> list[int]:
+    return [weights for _, weights, dtype in found if dtype == "float32"]
+
+
+@needs_keras
+@pytest.mark.parametrize("source", ["keras", "tf_keras"])
+@pytest.mark.parametrize(("toy", "pattern", "meant"), ASKED)
+def test_tflite(
+    keras: Callable[[str], Model], tmp_path: Path, source: str, toy: str, pattern: str, meant: list[str]
+) -> None:
+    from edgeopt.stages.quantize_tflite import QuantizeTflite
+
+    model = keras(f"{source}-{toy}-tflite")
+    assert [found[:2] for found in in_tflite(model.path)] == list(WEIGHTS[toy].items())
+    result = QuantizeTflite(layers={pattern: "float32"}).run(model, context(tmp_path / "out", data()))
+    assert float_ones(in_tflite(result.path)) == [WEIGHTS[toy][name] for name in meant]
+
+
+@needs_keras
+@needs_onnx
+@pytest.mark.parametrize("source", ["keras", "tf_keras"])
+@pytest.mark.parametrize(("toy", "pattern", "meant"), ASKED)
+def test_onnx(
+    keras: Callable[[str], Model], tmp_path: Path, source: str, toy: str, pattern: str, meant: list[str]
+) -> None:
+    from edgeopt.stages.quantize_onnx import QuantizeOnnx
+
+    model = keras(f"{source}-{toy}-onnx")
+    assert [found[:2] for found in in_onnx(model.path)] == list(WEIGHTS[toy].items())
+    result = QuantizeOnnx(layers={pattern: "float32"}).run(model, context(tmp_path / "out", data()))
+    assert float_ones(in_onnx(result.path)) == [WEIGHTS[toy][name] for name in meant]
+
+
+@needs_torch
+@quiet
+@pytest.mark.parametrize(("toy", "pattern", "meant"), ASKED)
+def test_executorch(
+    torch: Callable[[str], Model], tmp_path: Path, toy: str, pattern: str, meant: list[str]
+) -> None:
+    from edgeopt.formats.torch import xnnpack_tensors
+    from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
+    from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
+
+    stage = QuantizeXnnpack(layers={pattern: "float32"})
+    result = stage.run(torch(f"torch-{toy}-program"), context(tmp_path / "out", data()))
+    path = ExportedProgramToExecutorch().run(result, context(tmp_path / "file", None)).path
+    weights = [t for t in xnnpack_tensors.read(path) if t.constant and len(t.shape) > 1]
+    found = {int(np.prod(tensor.shape)) for tensor in weights if tensor.type == "float32"}
+    assert found == {WEIGHTS[toy][name] for name in meant}
+
+
+@needs_torch
+@quiet
+@pytest.mark.parametrize(("toy", "pattern", "meant"), ASKED)
+def test_torchscript(
+    torch: Callable[[str], Model], tmp_path: Path, toy: str, pattern: str, meant: list[str]
+) -> None:
+    from edgeopt.stages.quantize_fx import QuantizeFx
+
+    stage = QuantizeFx(layers={pattern: "float32"})
+    result = stage.run(torch(f"torch-{toy}-program"), context(tmp_path / "out", data()))
+    with zipfile.ZipFile(result.path) as archive:
+        sizes = {entry.file_size for entry in archive.infolist()}
+    assert {weights for weights in WEIGHTS[toy].values() if 4 * weights in sizes} == {
+        WEIGHTS[toy][name] for name in meant
+    }
+
+
+@needs_torch
+@pytest.mark.parametrize("toy", list(WEIGHTS))
+def test_layers_keep_their_names_from_torch_to_onnx_and_tflite(
+    torch: Callable[[str], Model], toy: str
+) -> None:
+    """The way of a Keras model that is equalized first."""
+    expected = list(WEIGHTS[toy].items())
+    if not missing("onnxscript"):
+        assert [found[:2] for found in in_onnx(torch(f"torch-{toy}-onnx").path)] == expected
+    if not missing("litert_torch"):
+        assert [found[:2] for found in in_tflite(torch(f"torch-{toy}-tflite").path)] == expected
+
+
+@needs_torch
+@quiet
+@pytest.mark.skipif(missing("ai_edge_quantizer", "litert_torch"), reason="needs the extra 'torch'")
+def test_one_call_of_a_layer_in_tflite_from_torch(torch: Callable[[str], Model], tmp_path: Path) -> None:
+    from edgeopt.stages.quantize_tflite import QuantizeTflite
+
+    stage = QuantizeTflite(layers={"conv2d_1": "float32"})
+    result = stage.run(torch("torch-nested-tflite"), context(tmp_path / "out", data()))
+    assert float_ones(in_tflite(result.path)) == [378]
+
+
+@needs_torch
+@quiet
+def test_an_operator_is_meant_only_where_no_layer_has_the_name(torch: Callable[[str], Model]) -> None:
+    """torch calls the depthwise convolution ``conv2d_1``, and Keras the one after it."""
+    from edgeopt.formats.torch import overrides
+    from edgeopt.formats.torch import program as torch_program
+
+    layers = overrides.quantizable(torch_program.plain_graph(torch("torch-plain-program"))[0])
+    assert [(layer.node, layer.name) for layer in layers][1:3] == [
+        ("conv2d_1", "depthwise_conv2d"),
+        ("conv2d_2", "conv2d_1"),
+    ]
+    asked = {"conv2d_1": "a", "conv2d_3": "b", "linear": "c"}
+    assert overrides.precisions(layers, asked) == {"conv2d_1": "a", "conv2d_2": "b", "dense": "c"}
+
+
+def test_layers_are_found_in_the_names_of_operations() -> None:
+    found = {
+        "model/conv2d_1/convolution": "conv2d_1",
+        "model/conv2d_1/Conv2D;": "",
+        "model_1/inner/conv2d/Conv2D1": "inner/conv2d",
+        "model/norm/batchnorm/mul_1": "",
+        "model/conv2d_1/convolution/merged_input:0": "conv2d_1",
+        "model/dense/MatMul_Gemm__12": "dense",
+        "model/attention/query/einsum/Einsum": "attention/query",
+        "model/lstm/while/lstm_cell/MatMul_1": "lstm/lstm_cell",
+        "model/MatMul/MatMul_3": "MatMul",
+        "conv2d/Conv2D": "conv2d",
+    }
+    assert {name: keras_layer(name) for name in found} == found
+    assert layer_told("outer.Wrapper/" + told("inner/conv2d_1")) == "inner/conv2d_1"
+    assert layer_told("outer.Wrapper") == ""
+
+
+def test_calls_are_counted_for_each_layer() -> None:
+    assert calls(["conv", "conv_1", "conv", "conv:7"]) == ["conv", "conv_1", "conv:2", "conv:3"]
+
+
+def test_a_layer_whose_operator_took_over_another_is_not_meant_with_it() -> None:
+    """The converter puts the bias of one layer into the next, and both names into that of the tensor."""
+    step = tflite_weighted.Step("FULLY_CONNECTED", ("m/head/out/BiasAdd;m/dense/Tensordot;m/norm/add",))
+    other = tflite_weighted.Step("FULLY_CONNECTED", ("m/head/out/MatMul",))
+    layers = [
+        tflite_weighted.WeightedLayer(name, step, "float32", 9, 3, "float32", "float32")
+        for name, step in (("dense", step), ("head/out", other))
+    ]
+    assert [layer.name for layer in tflite_precision.matching(layers, "head")] == ["head/out"]
+    assert [layer.name for layer in tflite_precision.matching(layers, "norm")] == ["dense"]
+
+
+def test_patterns() -> None:
+    assert means("conv", "conv:2") and means("conv:2", "conv:2") and not means("conv:2", "conv")
+    assert not means("conv_1", "conv_12") and not means("conv", "inner/conv")
+    assert means("layer1.*", "layer1_0_conv1")
+    assert (
+        means_part("conv", "inner/conv:2")
+        and means_part("b/c", "a/b/c/d")
+        and not means_part("b/c", "a/b/cd")
+    )
