@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 NAME_LENGTH = 44
 EXACT_DB = 200.0
 """What stands for no noise at all."""
-FIGURES = ("agreement", "fidelity_snr_db", "size_bytes", "latency_p50_ms", "latency_ratio")
+FIGURES = {
+    "agreement": "agreement",
+    "fidelity_snr_db": "SNR",
+    "size_bytes": "size",
+    "latency_p50_ms": "p50",
+    "latency_ratio": "÷ float",
+}
+"""What is shown of the variant before and after, and what it is called."""
 
 
 def diagnose(
@@ -104,7 +111,7 @@ def _show(found: "Diagnosis", count: int) -> None:
         table = Table(title="before and after, on the evaluation data", title_justify="left")
         table.add_column("variant")
         for name in shown:
-            table.add_column(name, justify="right")
+            table.add_column(FIGURES.get(name, name.replace("_", " ")), justify="right")
         for row in found.applied:
             table.add_row(Text(row.variant), *(show(name, row.measurements.get(name)) for name in shown))
         out.print(table)
