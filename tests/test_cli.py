@@ -272,7 +272,10 @@ def test_devices_are_listed_and_shown(edgeopt: Edgeopt) -> None:
     assert "tflite: tflite_runtime" in edgeopt("devices", "show", "host-tflite-runtime").out
 
 
-def test_a_device_without_its_environment_says_how_to_make_it(edgeopt: Edgeopt) -> None:
+def test_a_device_without_its_environment_says_how_to_make_it(
+    edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "empty"))  # other tests have set it up in theirs
     said = edgeopt("devices", "check", "host-tflite-runtime")
     assert said.code == 3
     assert "edgeopt devices setup host-tflite-runtime" in said.err

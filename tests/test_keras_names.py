@@ -32,6 +32,7 @@ needs_keras = pytest.mark.skipif(
 )
 needs_onnx = pytest.mark.skipif(missing("tf2onnx", "onnxruntime"), reason="needs the extra 'onnx'")
 needs_torch = pytest.mark.skipif(missing("keras", "torch", "executorch"), reason="extra 'executorch'")
+pytestmark = pytest.mark.slow
 # torch, torchao and ExecuTorch warn about their own deprecated parts while they work.
 quiet = pytest.mark.filterwarnings("ignore")
 
@@ -67,10 +68,17 @@ def toys(library):
         shared = conv(3, "conv2d", activation="relu")
         x = conv(6, "conv2d_1", activation="relu")(shared(shared(image)))
         return library.Model(image, layers.Dense(7, name="dense")(layers.GlobalAveragePooling2D()(x)))
-    for make in (plain, nested, twice):
+    def composed():
+        image = layers.Input((8, 4), name="image")
+        x = layers.LSTM(6, return_sequences=True, name="lstm")(image)
+        x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+        x = layers.SeparableConv1D(5, 3, name="separable")(x)
+        return library.Model(image, layers.Dense(7, name="dense")(x))
+    for make in (plain, nested, twice, composed):
         network = make()
         random = np.random.default_rng(1)
-        network.set_weights([random.uniform(0.1, 0.4, w.shape) for w in network.get_weights()])
+        before = network.get_weights()
+        network.set_weights([random.uniform(0.1, 0.4, w.shape).astype(w.dtype) for w in before])
         yield make.__name__, network
 
 def made(stage, model, name):
@@ -102,6 +110,8 @@ for name, network in toys(keras):
     source = Model(format="keras", path=root / (name + ".keras"))
     network.save(source.path)
     program = made(KerasToExportedProgram(), source, f"torch-{name}-program")
+    if name == "composed":
+        continue
     if "onnx" in sys.argv[2:]:
         made(ExportedProgramToOnnx(), program, f"torch-{name}-onnx")
     if "tflite" in sys.argv[2:]:
@@ -203,6 +213,31 @@ def test_onnx(
     assert [found[:2] for found in in_onnx(model.path)] == list(WEIGHTS[toy].items())
     result = QuantizeOnnx(layers={pattern: "float32"}).run(model, context(tmp_path / "out", data()))
     assert float_ones(in_onnx(result.path)) == [WEIGHTS[toy][name] for name in meant]
+
+
+@needs_keras
+@needs_onnx
+def test_layers_inside_layers(keras: Callable[[str], Model]) -> None:
+    attention = {f"attention/{name}" for name in ("query", "key", "value", "attention_output")}
+    expected = attention | {"separable", "separable:2", "dense"}
+    in_loops = {"lstm/lstm_cell", "lstm/lstm_cell:2"}
+    assert {name for name, *_ in in_tflite(keras("keras-composed-tflite").path)} == expected | in_loops
+    found = [name for name, weights, _ in in_onnx(keras("keras-composed-onnx").path) if weights]
+    assert set(found) == expected
+
+
+@needs_torch
+@quiet
+def test_layers_inside_layers_in_torch(torch: Callable[[str], Model]) -> None:
+    from edgeopt.formats.torch import overrides
+    from edgeopt.formats.torch import program as torch_program
+
+    layers = overrides.quantizable(torch_program.plain_graph(torch("torch-composed-program"))[0])
+    names = {layer.name.partition(":")[0] for layer in layers}
+    assert names == {"lstm/lstm_cell", "separable", "dense"}
+    assert {layer.kind for layer in layers if layer.name.startswith("lstm/")} == {"linear"}
+    meant = overrides.precisions(layers, {"lstm": "float32"})
+    assert set(meant) == {layer.name for layer in layers if layer.name.startswith("lstm/")}
 
 
 @needs_torch

@@ -17,6 +17,8 @@ from edgeopt.plugin import Context, Stage, Worker
 
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
 """What tf2onnx and TensorFlow count over all conversions of a process, and the address of an operator."""
+PARTS = dict.fromkeys(sorted(onnx_files.WEIGHTED), ("weights", "bias"))
+"""What the inputs behind the first are, where they are constants."""
 BIAS = re.compile(r"/BiasAdd(_\d+)?$")
 OWN_INPUT = re.compile(r"(.+)/PartitionedCall/transpose(:0)?")
 """The input of a recurrent layer of tf_keras, brought into the order of the operator."""
@@ -87,12 +89,13 @@ def _names_kept() -> Iterator[None]:
 
     make = Graph.make_node
 
-    def make_named(graph: Any, kind: str, inputs: list[str], *rest: Any, **options: Any) -> Any:
-        if kind in onnx_files.WEIGHTED and not rest and options.get("name") is None:
+    def make_named(graph: Any, *given: Any, **options: Any) -> Any:
+        if len(given) == 2 and given[0] in onnx_files.WEIGHTED and options.get("name") is None:
+            kind, inputs = given
             same = (n for n in graph.get_nodes() if n.type == kind and list(n.input)[:2] == list(inputs)[:2])
             if before := next(same, None):
                 options["name"] = utils.make_name(before.name)
-        return make(graph, kind, inputs, *rest, **options)
+        return make(graph, *given, **options)
 
     Graph.make_node = make_named
     try:
@@ -104,8 +107,8 @@ def _names_kept() -> Iterator[None]:
 def _name(model: Any, program: keras_files.Program) -> None:
     """Name nodes and tensors after the layers, without the counters that depend on earlier conversions.
 
-    A convolution or matrix product is called as its layer in Keras, as far as that is known. Inputs and
-    outputs are put in the order of the source.
+    A convolution or matrix product is called as its layer in Keras, as far as that is known, and so are what
+    it gives and its weights. Inputs and outputs are put in the order of the source.
     """
     graph = model.graph
     graph.name = "model"
@@ -115,6 +118,15 @@ def _name(model: Any, program: keras_files.Program) -> None:
     for value in (*graph.input, *graph.output):
         names[value.name] = value.name
     layers = _layers(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if layer := layers.get(node.name):
+            own = zip(node.input[1:], PARTS.get(node.op_type, ()), strict=False)
+            parts = [(name, f"{layer}/{part}") for name, part in own if name in constants]
+            for name, called in [(node.output[0], layer), *parts]:
+                if name not in names and called not in taken:
+                    names[name] = called
+                    taken.add(called)
     _collect(graph, names, taken)
     _rename(graph, names, layers, set(layers.values()))
     for values, wanted in (
