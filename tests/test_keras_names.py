@@ -327,6 +327,7 @@ def test_layers_are_found_in_the_names_of_operations() -> None:
         "model/lstm/while/lstm_cell/MatMul_1": "lstm/lstm_cell",
         "model/MatMul/MatMul_3": "MatMul",
         "conv2d/Conv2D": "conv2d",
+        "StatefulPartitionedCall/model/conv2d/Conv2D": "conv2d",
     }
     assert {name: keras_layer(name) for name in found} == found
     assert layer_told("outer.Wrapper/" + told("inner/conv2d_1")) == "inner/conv2d_1"

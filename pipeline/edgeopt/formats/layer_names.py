@@ -17,6 +17,8 @@ OPERATION = re.compile(
 )
 """How TensorFlow calls the operation of a layer, and what is made of it, below the layer's own name."""
 
+SIGNATURE = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+")
+"""Before the names of all operations of a SavedModel."""
 MODULE, MODULE_CLASS = "edgeopt", "Layer"
 """Module and name of the class that a module around one layer pretends to be of; see ``told``."""
 _CALL = re.compile(r":\d+$")
@@ -30,7 +32,7 @@ def keras_layer(operation: str) -> str:
     found = OPERATION.fullmatch(operation)
     if found is None:
         return ""
-    whole = found["layer"].replace("/while/", "/")
+    whole = SIGNATURE.sub("", found["layer"]).replace("/while/", "/")
     return whole.split("/", 1)[1] if "/" in whole else whole
 
 

@@ -35,7 +35,7 @@ class KerasToOnnx(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
     extra: ClassVar[str | None] = "keras,onnx"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
