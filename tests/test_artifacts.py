@@ -122,6 +122,14 @@ def test_what_is_pushed_is_pulled_and_verified(cli: Cli, tmp_path: Path) -> None
     ]
 
 
+def test_a_version_is_shown_in_words_and_units(cli: Cli, tmp_path: Path) -> None:
+    measured = {"top1": 0.9, "top1_drop": 0.0025, "latency_p50_ms": 0.25, "arena_bytes": 24_576.0}
+    run = a_run(tmp_path / "run", measured=measured)
+    assert cli("push", run, "--version", "1").code == 0
+    shown = cli("show", "toy@1").out
+    assert "top1 90.00 %, top1 drop +0.25 pt, latency p50 0.250 ms, arena 24.0 KiB" in shown
+
+
 def test_a_version_never_changes(cli: Cli, tmp_path: Path) -> None:
     url = published(cli, tmp_path)
     again = cli("push", tmp_path / "run1", "--to", f"{url}:1.1", "--library", tmp_path / "maker")

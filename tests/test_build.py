@@ -207,6 +207,21 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     assert not _alive(worker)
 
 
+def test_a_worker_that_is_ended_while_it_leaves_says_nothing(tmp_path: Path) -> None:
+    script = (
+        "import atexit, ctypes, os, signal\n"
+        # Registered first, so called last: when no Python follows, and before Python takes its handlers away.
+        "atexit.register(getattr(ctypes.CDLL(None), 'raise'), signal.SIGTERM)\n"
+        "import logging\n"
+        "from edgeopt.worker import prepare\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"  # as the pool does before it prepares
+        "prepare('plain', os.getppid())\n"
+        "handler = logging.StreamHandler()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -1,6 +1,7 @@
 """What runs inside a worker process: one stage on one model, with everything it prints kept in a log."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -34,6 +35,9 @@ def prepare(worker: Worker, parent: int) -> None:
     """Set the worker's environment, and make sure that it does not outlive its parent."""
     os.environ.update(ENVIRONMENT[worker])
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0")
+    # The pool ends its workers with this signal, often while the interpreter is already leaving. A handler
+    # written in Python (pebble sets one) would then be found missing, and a traceback printed to the user.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 

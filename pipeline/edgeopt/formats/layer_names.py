@@ -6,8 +6,16 @@ is ``head/conv2d_1:2``. So a name never stands for two layers, and a number in a
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from edgeopt.errors import StageError
+
+Layer = TypeVar("Layer")
+SHOWN = 5
+"""Names in a message."""
 
 OPERATION = re.compile(
     r"(?P<layer>.+?)(/Tensordot|/separable_conv2d|/einsum)?"
@@ -76,6 +84,35 @@ def means_part(pattern: str, name: str) -> bool:
     length = pattern.count("/") + 1
     several = ["/".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
     return any(fnmatchcase(part, p) for part in several for p in _spelled(pattern))
+
+
+def fitting(
+    layers: Sequence[Layer],
+    tests: Iterable[Callable[[Layer], bool]],
+    names: Sequence[str],
+    pattern: str,
+    where: str,
+) -> list[Layer]:
+    """The layers that the first test with any finds; ``tests`` go from the narrowest meaning to the widest.
+
+    Args:
+        layers: among which to look.
+        tests: each tells whether a layer is meant.
+        names: what the layers are called.
+        pattern: what is looked for, for the message.
+        where: whose layers they are, such as ``the ONNX file``.
+
+    Raises:
+        StageError: no test finds any; it names the nearest.
+    """
+    for fits in tests:
+        if found := [layer for layer in layers if fits(layer)]:
+            return found
+    near = list(dict.fromkeys([*get_close_matches(pattern, names, n=SHOWN, cutoff=0.4), *names]))[:SHOWN]
+    raise StageError(
+        f"no layer fits the pattern {pattern!r}",
+        fix=f"'layers' takes names or patterns of {where}'s {len(names)} layers, such as {', '.join(near)}",
+    )
 
 
 def _spelled(pattern: str) -> tuple[str, str]:

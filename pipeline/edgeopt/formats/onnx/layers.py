@@ -1,13 +1,12 @@
 """The layers of an ONNX file that hold weights: names, sizes, types, and patterns over the names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, NamedTuple
 
 from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import means, means_part
+from edgeopt.formats.layer_names import fitting, means, means_part
 from edgeopt.formats.onnx.files import WEIGHTED
 
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
@@ -137,15 +136,7 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
         lambda name: means_part(pattern, name),
         lambda name: fnmatchcase(name, f"*{pattern}*"),
     )
-    for fits in tests:
-        if found := [name for name in names if fits(name)]:
-            return found
-    near = get_close_matches(pattern, names, n=SHOWN, cutoff=0.4) or list(names[:SHOWN])
-    raise StageError(
-        f"no layer fits the pattern {pattern!r}",
-        fix=f"'layers' takes names or patterns of the ONNX file's {len(names)} layers, "
-        f"such as {', '.join(near)}",
-    )
+    return fitting(names, tests, names, pattern, "the ONNX file")
 
 
 def refuse(wrong: Iterable[str], scheme: str, fix: str) -> None:

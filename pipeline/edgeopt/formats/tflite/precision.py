@@ -1,13 +1,12 @@
 """Which layer of a TFLite file gets which precision: patterns over names, and whether the file obeyed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import means, means_part
+from edgeopt.formats.layer_names import fitting, means, means_part
 from edgeopt.formats.tflite import weighted as tflite_weighted
 from edgeopt.formats.tflite.weighted import WeightedLayer
 
@@ -80,16 +79,7 @@ def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLaye
         lambda layer: fnmatchcase(layer.name, wide),
         lambda layer: fnmatchcase(layer.tensor, wide),
     )
-    for fits in tests:
-        if found := [layer for layer in layers if fits(layer)]:
-            return found
-    names = [layer.name for layer in layers]
-    near = list(dict.fromkeys([*get_close_matches(pattern, names, n=SHOWN, cutoff=0.4), *names]))[:SHOWN]
-    raise StageError(
-        f"no layer fits the pattern {pattern!r}",
-        fix=f"'layers' takes names or patterns of the TFLite file's {len(names)} layers, "
-        f"such as {', '.join(near)}",
-    )
+    return fitting(layers, tests, [layer.name for layer in layers], pattern, "the TFLite file")
 
 
 def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types, scheme: str) -> None:

@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import calls, means, means_part
+from edgeopt.formats.layer_names import calls, fitting, means, means_part
 from edgeopt.formats.torch.layers import layer_name
 from edgeopt.formats.torch.operators import WEIGHTED, operator_name
 
@@ -99,15 +97,7 @@ def _fitting(layers: Sequence[Quantizable], pattern: str) -> list[Quantizable]:
         lambda layer: fnmatchcase(layer.node, wanted),
         lambda layer: any(fnmatchcase(name, f"*{wanted}*") for name in (layer.name, layer.node)),
     )
-    for fits in tests:
-        if found := [layer for layer in layers if fits(layer)]:
-            return found
-    names = [layer.name for layer in layers]
-    near = get_close_matches(wanted, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
-    raise StageError(
-        f"no layer fits the pattern {pattern!r}",
-        fix=f"'layers' takes names or patterns of the model's {len(names)} layers, such as {', '.join(near)}",
-    )
+    return fitting(layers, tests, [layer.name for layer in layers], pattern, "the model")
 
 
 def named(names: Iterable[str]) -> str:
