@@ -47,7 +47,10 @@ class Runs:
 
     def __call__(self, recipe: str | Path, *overrides: str) -> Report:
         out = self.folder / f"{Path(recipe).stem}-{len(list(self.folder.iterdir()))}"
-        return edgeopt.optimize(recipe, out=out, store=self.store, overrides=overrides, watch=self._watch)
+        report = edgeopt.optimize(recipe, out=out, store=self.store, overrides=overrides, watch=self._watch)
+        if report.source.status != "ok":
+            raise SystemExit(f"{recipe}: the source model was not measured: {report.source.reason}")
+        return report
 
     def _watch(self, event: Event) -> None:
         if event.status in ("started", "cached"):

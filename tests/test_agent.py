@@ -340,7 +340,7 @@ MAKE_TORCH = """
     Path("toy").mkdir()
     save_file(net.state_dict(), "toy/weights.safetensors")
     Path("toy/model.json").write_text(json.dumps({
-        "factory": {"target": "nets_of_test:Net", "folder": str(Path.cwd())},
+        "factory": "nets_of_test:Net",
         "arguments": {"width": 4},
         "inputs": [{"name": "x", "shape": [1, 2, 6, 6], "dtype": "float32"}],
     }))
@@ -426,7 +426,8 @@ def keras_toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_torch_formats(agent: Path, tmp_path: Path, torch_toys: Path, runtime: str, file: str) -> None:
     x, expected = np.load(torch_toys / "torch_x.npy"), np.load(torch_toys / "torch_y.npy")
-    answer = carry_out(agent, tmp_path, runtime, torch_toys / file, [x], latency=FAST, batch=32)
+    job: dict[str, Any] = {"python_path": [str(torch_toys)]} if file == "toy" else {}
+    answer = carry_out(agent, tmp_path, runtime, torch_toys / file, [x], latency=FAST, batch=32, **job)
     assert answer.result["ok"], answer.result
     assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
     assert len(answer.times["latency"]) == 5

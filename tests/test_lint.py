@@ -169,12 +169,27 @@ def test_findings_of_one_kind_are_told_once(tmp_path: Path) -> None:
 
 def test_the_recipe_already_tells() -> None:
     ethos, micro, host = (load_device(name) for name in ("ethos-u55-128", "cortex-m", "host"))
-    assert "integers" in expected(ethos, "tflite", float_activations=True, hybrid=False)
-    assert expected(ethos, "tflite", float_activations=False, hybrid=False) == ""
-    assert expected(micro, "tflite", float_activations=True, hybrid=False) == ""
-    assert "hybrid" in expected(micro, "tflite", float_activations=True, hybrid=True)
-    assert expected(host, "tflite", float_activations=True, hybrid=True) == ""
-    assert expected(ethos, "onnx", float_activations=True, hybrid=False) == ""
+    for scheme in ((), ("float16",), ("dynamic_int8",), ("int4",)):
+        assert "integers" in expected(ethos, "tflite", scheme)
+        assert expected(ethos, "onnx", scheme) == ""
+        assert expected(host, "tflite", scheme) == ""
+    assert expected(ethos, "tflite", ("int8",)) == ""
+    assert expected(micro, "tflite", ()) == expected(micro, "tflite", ("int8",)) == ""
+    assert "hybrid" in expected(micro, "tflite", ("dynamic_int8",))
+
+
+@pytest.mark.parametrize("scheme", ["float16", "int4"])
+def test_small_weights_are_foreseen_where_nothing_makes_them_float(
+    write_recipe: Callable[..., Path], scheme: str
+) -> None:
+    recipe = write_recipe(
+        optimize=f"{{small: {{quantize: {scheme}}}, int8: {{quantize: int8}}}}", devices="[host, cortex-m]"
+    )
+    (note,) = plan(recipe).notes
+    assert note == (
+        f"small.tflite will fail on cortex-m: weights stored as {scheme} are not made float again there; "
+        "quantize weights and activations: quantize: int8"
+    )
 
 
 def test_the_plan_warns(write_recipe: Callable[..., Path]) -> None:

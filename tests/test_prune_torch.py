@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_a_pruned_model_becomes_onnx_and_runs_on_the_device_side(digits: Model, 
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        env={"PYTHONPATH": os.pathsep.join((str(tmp_path), str(RECIPES))), "PATH": ""},
     )
     assert np.abs(np.array(json.loads(ran.stdout)) - wanted).max() < 1e-5
 

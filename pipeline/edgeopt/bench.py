@@ -233,6 +233,7 @@ class Bench:
             for path, name in zip(inputs, names, strict=True):
                 link.put(path, name)
             job = request | {"model": _put(link, model, "model"), "inputs": names, "outputs": "outputs.npz"}
+            job["python_path"] = [str(model.code)] if model.code is not None else []
             job["baseline"] = _put(link, baseline, "baseline") if baseline is not None else None
             answer = self._answer(link, job, folder)
             if answer["ok"]:

@@ -92,7 +92,7 @@ class _Builder:
         self.cleanup = cleanup
         self.all = [Built(branch) for branch in plan.branches]
         self.source_digest = digest_of(
-            [content_digest(plan.source.path), plan.source.model_dump(mode="json", exclude={"path"})]
+            [content_digest(plan.source.path), plan.source.model_dump(mode="json", exclude={"path", "code"})]
         )
         recipe = plan.recipe
         self.feeds: dict[str, Feed] = {}
@@ -129,7 +129,7 @@ class _Builder:
             entry = self.store.get(key)
             if entry is None:
                 return
-            built.steps.append(_step(stage, entry, cached=key not in self.made))
+            built.steps.append(_step(stage, entry, self.plan.source.code, cached=key not in self.made))
             if key not in self.made:
                 self._tell(built, stage, "cached")
 
@@ -194,11 +194,14 @@ class _Builder:
                 raise
             except Exception as error:  # noqa: BLE001 - the one place where a stage's failure becomes a result
                 self.failed[job.key] = self._reason(job, error)
+        first = job.waiting[0]
         for built in job.waiting:
-            failed = job.key in self.failed
-            self._tell(
-                built, job.stage, "failed" if failed else "done", seconds, self.failed.get(job.key, "")
-            )
+            if job.key in self.failed:
+                self._tell(built, job.stage, "failed", seconds, self.failed[job.key])
+            elif built is first:
+                self._tell(built, job.stage, "done", seconds)
+            else:
+                self._tell(built, job.stage, "shared", message=f"made for {first.branch.name}")
             self._move_on(built)
 
     def _keep(self, job: _Job, finished: Finished, seconds: float) -> None:
@@ -208,7 +211,8 @@ class _Builder:
             "stage": registry.plugin_name(job.stage),
             "seconds": round(seconds, 3),
             "digest": content_digest(model.path),
-            "model": model.model_dump(mode="json") | {"path": model.path.relative_to(job.folder).as_posix()},
+            "model": model.model_dump(mode="json", exclude={"code"})
+            | {"path": model.path.relative_to(job.folder).as_posix()},
             "arithmetic": finished.arithmetic,
             "notes": list(finished.notes),
             "trials": [trial.model_dump(mode="json") for trial in finished.trials],
@@ -360,9 +364,10 @@ def _leave(pool: ProcessPool, *, at_once: bool) -> None:
     pool.join()
 
 
-def _step(stage: Stage, entry: Entry, *, cached: bool) -> Step:
+def _step(stage: Stage, entry: Entry, code: Path | None, *, cached: bool) -> Step:
     record = entry.meta["model"]
-    model = Model.model_validate(record | {"path": entry.folder / record["path"]})
+    code = code if record["format"] == "torch" else None  # of this run: the entry may be another's
+    model = Model.model_validate(record | {"path": entry.folder / record["path"], "code": code})
     # The specs are part of what the next stage is given, so they are part of its key as well.
     digest = digest_of([entry.meta["digest"], record["format"], record["inputs"], record["outputs"]])
     trials = tuple(Trial.model_validate(trial) for trial in entry.meta.get("trials", ()))

@@ -5,7 +5,7 @@ not in a table is never guessed: a file without findings may still be refused, o
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,8 @@ CASTS = {
     "DEQUANTIZE": "convert with int8 inputs and outputs, where this is one",
 }
 """Operators between types; most stand at the two ends of a file."""
+WEIGHTS_ALONE = frozenset({"float16", "int4"})
+"""Schemes that store weights smaller, and compute with floats."""
 TO_INT8 = "quantize weights and activations: quantize: int8"
 
 
@@ -148,15 +150,23 @@ def summary(findings: Sequence[Finding], most: int = 3) -> list[str]:
     return [*lines[:most], *rest]
 
 
-def expected(device: Device, format: str, float_activations: bool, hybrid: bool) -> str:
-    """What a recipe already tells: why a float or hybrid file is of no use on a device; empty if it is."""
+def expected(device: Device, format: str, schemes: Collection[str]) -> str:
+    """What a recipe already tells: why files of these schemes are of no use on a device; empty if they are.
+
+    ``schemes`` are those of one variant's ``quantize``; without any the file is float.
+    """
     if format != "tflite" or device.operators is None:
         return ""
-    conv = limits_of(device.operators).operators.get("CONV_2D", Limit())
-    if float_activations and conv.types and "float32" not in conv.types:
+    operators = limits_of(device.operators).operators
+    conv, dequantize = operators.get("CONV_2D", Limit()), operators.get("DEQUANTIZE", Limit())
+    hybrid = any(scheme.startswith("dynamic") for scheme in schemes)
+    stored = sorted(WEIGHTS_ALONE.intersection(schemes))
+    if (hybrid or len(stored) == len(schemes)) and conv.types and "float32" not in conv.types:
         return f"its operators are for integers, so nothing of a float file would run there; {TO_INT8}"
     if hybrid and conv.pairs and "float32 × int8" not in conv.pairs:
         return f"float activations with int8 weights (hybrid) do not run there; {TO_INT8}"
+    if stored and dequantize.types and stored[0] not in dequantize.types:
+        return f"weights stored as {stored[0]} are not made float again there; {TO_INT8}"
     return ""
 
 

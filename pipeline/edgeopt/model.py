@@ -107,6 +107,9 @@ class Model(BaseModel):
     path: Path
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    code: Path | None = Field(
+        None, description="where the Python code lies that builds a PyTorch module; not part of what it is"
+    )
     transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, where it was counted")
 
 

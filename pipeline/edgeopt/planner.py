@@ -9,6 +9,7 @@ told by name, with what can be had instead.
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -148,10 +149,8 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
             if variant.stages is not None:
                 continue  # only the file will show what they make of it
             schemes = {intent.scheme for intent in variant.intents if intent.name == "quantize"}
-            dynamic = any(scheme.startswith("dynamic") for scheme in schemes)
-            schemes -= {"float16", "int4"}  # weights alone: what is computed with stays float
             for target in recipe.formats:
-                reason = expected(device, target, not schemes or dynamic, dynamic)
+                reason = expected(device, target, schemes)
                 if target in device.runtimes and reason:
                     what = "is built, but not measured" if variant.name == BASELINE else "will fail"
                     yield f"{variant.name}.{target} {what} on {device.name}: {reason}"
@@ -162,14 +161,14 @@ def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
         assert part.factory is not None  # ModelPart has checked it
         if part.weights is not None:
             check_weights(part.weights, trust=part.trust)
-            return Model(format="torch_source", path=part.weights, inputs=part.inputs), "torch", []
+            return _torch_source(part, part.weights), "torch", []
         folder = part.factory.folder
         if folder is None:
             raise UsageError(
                 f"factory {part.factory.target!r} is an installed package and no weights are given",
                 fix="add weights: FILE, so that there is a trained model to optimize",
             )
-        return Model(format="torch_source", path=folder, inputs=part.inputs), "torch", []
+        return _torch_source(part, folder), "torch", []
     source = inspect(part.path, trust=part.trust)
     model = source.model.model_copy(update={"inputs": part.inputs or source.model.inputs})
     if not model.inputs:
@@ -178,6 +177,11 @@ def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
             fix="add to the recipe's model: inputs: [{name: input, shape: [1, 3, 32, 32], layout: NCHW}]",
         )
     return model, source.framework or "", list(source.notes)
+
+
+def _torch_source(part: ModelPart, path: Path) -> Model:
+    assert part.factory is not None
+    return Model(format="torch_source", path=path, inputs=part.inputs, code=part.factory.folder)
 
 
 def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branch | Impossible:
@@ -222,7 +226,7 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
         )
     if variant.name == BASELINE:
         # Nobody asked for float on a device that is made for integers: there it is only the baseline.
-        devices = tuple(device for device in devices if not expected(device, target, True, False))
+        devices = tuple(device for device in devices if not expected(device, target, ()))
     return Branch(variant.name, target, stages, devices)
 
 

@@ -345,6 +345,7 @@ class Event(_Value):
 
     branch: str
     step: str
-    status: Literal["planned", "started", "done", "cached", "failed", "note"]
+    status: Literal["planned", "started", "done", "shared", "cached", "failed", "note"]
+    """``shared``: done for another branch, and of use to this one as well."""
     seconds: float = 0.0
     message: str = ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,41 @@ def test_a_source_is_converted_and_quantized(models: Path, tmp_path: Path, model
         else:
             assert values["fidelity_snr_db"]["value"] > 20
             assert values["size_bytes"]["value"] < 20_000
+
+
+def test_a_store_serves_another_copy_of_the_project(models: Path, tmp_path: Path) -> None:
+    """What one copy stored about a module holds no place: the other's code builds it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    images = np.load(models / "data.npz")["x"]
+    for folder, samples in ((first, images), (second, images[:30])):
+        folder.mkdir()
+        for name in ("net.pth", "nets.py"):
+            shutil.copy(models / name, folder / name)
+        np.savez(folder / "data.npz", x=images)
+        np.savez(folder / "evaluation.npz", x=samples)
+        (folder / "recipe.yaml").write_text(
+            "version: 1\nname: source\nmodel:\n  factory: 'nets:build'\n  arguments: {classes: 5}\n"
+            "  weights: net.pth\n  inputs: [{name: image, shape: [1, 3, 8, 8], layout: NCHW}]\n"
+            "  preprocess: {layout: NHWC}\n"
+            "data:\n  calibration: {uses: npz, with: {path: data.npz, label: null}}\n"
+            "  evaluation: {uses: npz, with: {path: evaluation.npz, label: null}}\n  allow_leak: true\n"
+            f"optimize: {{small: {{prune: {{weights: {0.1 if folder == first else 0.2}}}}}}}\n"
+            "latency: {min_runs: 5, min_seconds: 0}\nformats: [onnx]\n"
+        )
+    command = [*EDGEOPT, "optimize", "recipe.yaml", "--out", "run", "--store", str(tmp_path / "store")]
+    said = ""
+    for folder in (first, second):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said = done.stderr
+        if folder == first:
+            shutil.rmtree(folder)
+    assert "cached  small.onnx               load_torch" in said
+    assert "s  source                   measure on host" in said  # and was run anew
+    report = json.loads((second / "run" / "report.json").read_text())
+    assert report["source"]["status"] == "ok"
+    for row in report["results"]:
+        assert row["status"] == "ok", row["reason"]
 
 
 def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Path, tmp_path: Path) -> None:

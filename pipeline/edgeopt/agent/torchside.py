@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,14 @@ def as_arrays(value: Any) -> list[Any]:
 
 
 def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
-    """A module made by its own code with stored weights, and what its ``model.json`` says that it takes."""
+    """A module made by its own code with stored weights, and what its ``model.json`` says that it takes.
+
+    The code is found on the Python path, which the job may have made longer.
+    """
     from safetensors.torch import load_file
 
     about = json.loads((folder / "model.json").read_text("utf-8"))
-    target, where = about["factory"]["target"], about["factory"].get("folder")
-    if where and Path(where).is_dir() and where not in sys.path:
-        sys.path.insert(0, where)
+    target = about["factory"]
     module_name, _, name = target.partition(":")
     with explained("model", f"the model's own code {target!r} cannot be used"):
         factory: Any = importlib.import_module(module_name)

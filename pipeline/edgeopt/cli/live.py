@@ -13,8 +13,15 @@ from rich.tree import Tree
 from edgeopt.reports.plain import printable
 from edgeopt.results import Event
 
-MARKS = {"planned": "·", "started": "▸", "done": "✓", "cached": "=", "failed": "✗"}
-STYLES = {"planned": "dim", "started": "cyan", "done": "green", "cached": "dim", "failed": "red"}
+MARKS = {"planned": "·", "started": "▸", "done": "✓", "shared": "✓", "cached": "=", "failed": "✗"}
+STYLES = {
+    "planned": "dim",
+    "started": "cyan",
+    "done": "green",
+    "shared": "green",
+    "cached": "dim",
+    "failed": "red",
+}
 FEW = 3
 """Steps that must have taken their time before it is said how much is left."""
 BAR = 12
@@ -146,7 +153,7 @@ class Work:
 
     def _summary(self) -> Text:
         steps = [step for branch in self.branches.values() for step in branch.steps.values()]
-        finished = sum(step.status in ("done", "cached", "failed") for step in steps)
+        finished = sum(step.status in ("done", "shared", "cached", "failed") for step in steps)
         parts = [f"{finished} of {len(steps)} steps" if steps else "starting"]
         for status, word in (("cached", "cached"), ("failed", "failed")):
             if number := sum(step.status == status for step in steps):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from edgeopt.cli.live import Work
 
-MARKS = {"done": "✓", "cached": "=", "failed": "✗", "note": "·"}
+MARKS = {"done": "✓", "shared": "✓", "cached": "=", "failed": "✗", "note": "·"}
 TIMES_A_SECOND = 4
 
 
@@ -81,7 +81,7 @@ class Progress:
         seconds = event.seconds or (time.monotonic() - began if began is not None else 0.0)
         took = f"{seconds:6.1f} s" if event.status in ("done", "failed") else f"{event.status:>8}"
         line = f"{MARKS[event.status]} {took}  {event.branch:<24} {event.step}"
-        if event.message and event.status in ("failed", "note"):
+        if event.message and event.status in ("failed", "note", "shared"):
             line += f": {event.message.splitlines()[0].removeprefix(event.step + ': ')}"
         self.lines.append(line)
         if self.live is None and not self.quiet:

@@ -39,6 +39,7 @@ class LoadTorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     factory: Code = Field(description="function or class that returns the nn.Module, 'module:name'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
@@ -79,10 +80,7 @@ class LoadTorch(Stage):
         module.eval()
         outputs = torch_specs.describe_outputs(_forward(module, inputs))
         described = {
-            "factory": {
-                "target": self.factory.target,
-                "folder": self.factory.folder and str(self.factory.folder),
-            },
+            "factory": self.factory.target,
             "arguments": self.arguments,
             "inputs": [spec.model_dump(mode="json") for spec in inputs],
         }
@@ -90,7 +88,7 @@ class LoadTorch(Stage):
         folder.mkdir()
         torch_module.write_about(folder, described)
         torch_module.write_weights(module, folder / torch_module.WEIGHTS)
-        return Model(format="torch", path=folder, inputs=inputs, outputs=outputs)
+        return Model(format="torch", path=folder, inputs=inputs, outputs=outputs, code=self.factory.folder)
 
     def _build(self) -> "torch.nn.Module":
         import torch

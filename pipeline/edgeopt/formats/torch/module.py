@@ -2,7 +2,8 @@
 
 A folder holds ``model.json`` (factory, arguments, inputs; ``resized``: the sizes of layers that were
 pruned; ``keeps``: what further training must keep, see ``torch_keeping``) and ``weights.safetensors``,
-keyed as the module's ``state_dict``. Nothing in it is a pickle. ``agent/torchside.py`` builds the same.
+keyed as the module's ``state_dict``. Nothing in it is a pickle, and nothing says where the code lies: a
+folder found in the store may have been made elsewhere. ``agent/torchside.py`` builds the same.
 """
 
 import json
@@ -44,18 +45,17 @@ def build(model: Model) -> "torch.nn.Module":
 
     described = about(model.path)
     torch.manual_seed(0)
-    module = Code(**described["factory"]).load()(**described["arguments"])
+    factory = Code(target=described["factory"], folder=model.code)
+    module = factory.load()(**described["arguments"])
     if not isinstance(module, torch.nn.Module):
-        raise StageError(
-            f"{described['factory']['target']} returned a {type(module).__name__}, not a torch.nn.Module"
-        )
+        raise StageError(f"{factory.target} returned a {type(module).__name__}, not a torch.nn.Module")
     weights = load_file(model.path / WEIGHTS)
     resize(module, described.get("resized", {}), weights)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise StageError(
-            f"the stored weights do not fit {described['factory']['target']}: {torch_engine.brief(error)}",
+            f"the stored weights do not fit {factory.target}: {torch_engine.brief(error)}",
             fix="the code has changed since the weights were stored: run again with the code of then",
         ) from error
     return module.eval()
@@ -114,7 +114,7 @@ def save(
         if (model.path / name).is_file():
             shutil.copyfile(model.path / name, folder / name)
     outputs = torch_specs.describe_outputs(torch_engine.run(module.eval(), model.inputs), model.outputs)
-    return Model(format="torch", path=folder, inputs=model.inputs, outputs=outputs)
+    return Model(format="torch", path=folder, inputs=model.inputs, outputs=outputs, code=model.code)
 
 
 def write_about(folder: Path, described: Mapping[str, Any]) -> None:
