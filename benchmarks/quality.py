@@ -48,8 +48,9 @@ class Runs:
     def __call__(self, recipe: str | Path, *overrides: str) -> Report:
         out = self.folder / f"{Path(recipe).stem}-{len(list(self.folder.iterdir()))}"
         report = edgeopt.optimize(recipe, out=out, store=self.store, overrides=overrides, watch=self._watch)
-        if report.source.status != "ok":
-            raise SystemExit(f"{recipe}: the source model was not measured: {report.source.reason}")
+        if report.source is None or report.source.status != "ok":
+            why = "" if report.source is None else f": {report.source.reason}"
+            raise SystemExit(f"{recipe}: the source model was not measured{why}")
         return report
 
     def _watch(self, event: Event) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import RecipeError, UsageError
+from edgeopt.references import Code
 from edgeopt.resolve import load_recipe
 
 Write = Callable[..., Path]
@@ -133,6 +134,26 @@ def test_a_recipe_that_does_not_exist_suggests_a_shipped_one() -> None:
         load_recipe("digit-keras")
     assert "edgeopt init" in str(caught.value)
     assert load_recipe("digits-keras").name == "digits-keras"
+
+
+def test_code_is_known_by_all_that_it_imports_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("import os, numpy as np\nfrom blocks import block\nimport broken\n")
+    (tmp_path / "blocks.py").write_text("def block():\n    from parts.small import conv\n    return conv\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "small.py").write_text("from . import nets\nimport blocks\nconv = 1\n")
+    (tmp_path / "parts" / "__init__.py").write_text("")
+    (tmp_path / "broken.py").write_text("def (\n")
+    (tmp_path / "other.py").write_text("import nets\n")
+    code = Code(target="nets:build", folder=tmp_path)
+    digests = [code.digest()]
+    assert Code(target="nets:other", folder=tmp_path).digest() == digests[0]
+    (tmp_path / "other.py").write_text("import nets, os\n")
+    assert code.digest() == digests[0]
+    for changed in ("nets.py", "blocks.py", "parts/small.py", "parts/__init__.py", "broken.py"):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed\n")
+        digests.append(code.digest())
+    assert len(set(digests)) == 6
 
 
 def test_preprocessing_understands_fractions(write_recipe: Write) -> None:

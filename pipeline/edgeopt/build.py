@@ -28,6 +28,7 @@ from edgeopt.model import Model, content_digest
 from edgeopt.planner import Built, Plan, Step
 from edgeopt.plugin import Dataset, Feed, Stage, Trial, Worker, digest_of
 from edgeopt.recipe import Recipe
+from edgeopt.references import Code
 from edgeopt.results import Breakdown, Event
 from edgeopt.store import Entry, Store
 from edgeopt.units import show_bytes
@@ -104,7 +105,8 @@ class _Builder:
         self.pools: dict[Worker, ProcessPool] = {}
         self.running: dict[concurrent.futures.Future[Any], _Job] = {}
         self.failed: dict[str, str] = {}
-        self.made: set[str] = set()
+        self.made: dict[str, tuple[str, float]] = {}
+        """By key: the branch for which it was made in this run, and in how many seconds."""
         self.logs = Path(tempfile.mkdtemp(prefix="edgeopt-"))
         cleanup.callback(shutil.rmtree, self.logs, ignore_errors=True)
 
@@ -129,9 +131,15 @@ class _Builder:
             entry = self.store.get(key)
             if entry is None:
                 return
-            built.steps.append(_step(stage, entry, self.plan.source.code, cached=key not in self.made))
-            if key not in self.made:
+            before = built.steps[-1].model if built.steps else self.plan.source
+            built.steps.append(_step(stage, entry, _code(stage) or before.code, cached=key not in self.made))
+            branch, seconds = self.made.get(key, ("", 0.0))
+            if not branch:
                 self._tell(built, stage, "cached")
+            elif branch == built.branch.name:
+                self._tell(built, stage, "done", seconds)
+            else:
+                self._tell(built, stage, "shared", message=f"made for {branch}")
 
     def _move_on(self, built: Built) -> None:
         self.advance(built)
@@ -194,14 +202,9 @@ class _Builder:
                 raise
             except Exception as error:  # noqa: BLE001 - the one place where a stage's failure becomes a result
                 self.failed[job.key] = self._reason(job, error)
-        first = job.waiting[0]
         for built in job.waiting:
             if job.key in self.failed:
                 self._tell(built, job.stage, "failed", seconds, self.failed[job.key])
-            elif built is first:
-                self._tell(built, job.stage, "done", seconds)
-            else:
-                self._tell(built, job.stage, "shared", message=f"made for {first.branch.name}")
             self._move_on(built)
 
     def _keep(self, job: _Job, finished: Finished, seconds: float) -> None:
@@ -217,7 +220,7 @@ class _Builder:
             "notes": list(finished.notes),
             "trials": [trial.model_dump(mode="json") for trial in finished.trials],
         }
-        self.made.add(job.key)
+        self.made[job.key] = job.waiting[0].branch.name, seconds
         self.store.put(job.key, job.folder, meta)
 
     def _reason(self, job: _Job, error: Exception) -> str:
@@ -362,6 +365,11 @@ def _leave(pool: ProcessPool, *, at_once: bool) -> None:
     else:
         pool.close()
     pool.join()
+
+
+def _code(stage: Stage) -> Path | None:
+    """Where the code lies that a stage names in its options."""
+    return next((value.folder for _, value in stage if isinstance(value, Code)), None)
 
 
 def _step(stage: Stage, entry: Entry, code: Path | None, *, cached: bool) -> Step:

@@ -26,7 +26,7 @@ CASTS = {
 }
 """Operators between types; most stand at the two ends of a file."""
 WEIGHTS_ALONE = frozenset({"float16", "int4"})
-"""Schemes that store weights smaller, and compute with floats."""
+"""Schemes that store weights smaller, and leave what flows between operators float."""
 TO_INT8 = "quantize weights and activations: quantize: int8"
 
 
@@ -160,13 +160,13 @@ def expected(device: Device, format: str, schemes: Collection[str]) -> str:
     operators = limits_of(device.operators).operators
     conv, dequantize = operators.get("CONV_2D", Limit()), operators.get("DEQUANTIZE", Limit())
     hybrid = any(scheme.startswith("dynamic") for scheme in schemes)
-    stored = sorted(WEIGHTS_ALONE.intersection(schemes))
-    if (hybrid or len(stored) == len(schemes)) and conv.types and "float32" not in conv.types:
+    if (hybrid or WEIGHTS_ALONE.issuperset(schemes)) and conv.types and "float32" not in conv.types:
         return f"its operators are for integers, so nothing of a float file would run there; {TO_INT8}"
-    if hybrid and conv.pairs and "float32 × int8" not in conv.pairs:
-        return f"float activations with int8 weights (hybrid) do not run there; {TO_INT8}"
-    if stored and dequantize.types and stored[0] not in dequantize.types:
-        return f"weights stored as {stored[0]} are not made float again there; {TO_INT8}"
+    for weights, meant in (("int8", hybrid), ("int4", "int4" in schemes)):
+        if meant and conv.pairs and f"float32 × {weights}" not in conv.pairs:
+            return f"float activations with {weights} weights (hybrid) do not run there; {TO_INT8}"
+    if "float16" in schemes and dequantize.types and "float16" not in dequantize.types:
+        return f"weights stored as float16 are not made float32 again there; {TO_INT8}"
     return ""
 
 

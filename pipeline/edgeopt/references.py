@@ -3,6 +3,7 @@
 The folders to look in come with the validation, as ``context={"roots": (folder, ...)}``.
 """
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -82,11 +83,40 @@ class Code(BaseModel):
         return found
 
     def digest(self) -> str:
-        """sha256 of the module's file, or of every Python file of the package it belongs to."""
-        module = self.target.partition(":")[0]
+        """sha256 of the module's file, or of every Python file of its package, and of what lies beside it.
+
+        That is: of every module or package of the same folder that these files import, or that those do.
+        """
         if self.folder is None:
             return hashlib.sha256(self.target.encode()).hexdigest()
-        top = self.folder / module.partition(".")[0]
-        files = sorted(top.rglob("*.py")) if top.is_dir() else [top.with_suffix(".py")]
+        files = sorted(_files(self.folder, self.target.partition(":")[0].partition(".")[0]))
         lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _files(folder: Path, name: str) -> set[Path]:
+    """The Python files of ``folder`` that importing ``name`` can run."""
+    found: set[Path] = set()
+    pending, known = [name], set[str]()
+    while pending:
+        top = folder / (name := pending.pop())
+        known.add(name)
+        files = set(top.rglob("*.py")) if top.is_dir() else {top.with_suffix(".py")}
+        for file in files:
+            if file.is_file():
+                found.add(file)
+                pending += _imported(file) - known
+    return found
+
+
+def _imported(file: Path) -> set[str]:
+    """The first words of all that a file imports."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):
+        return set()  # importing it will say what is wrong with it
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
+    return {name.partition(".")[0] for name in names}

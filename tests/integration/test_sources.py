@@ -132,38 +132,45 @@ def test_a_source_is_converted_and_quantized(models: Path, tmp_path: Path, model
 
 
 def test_a_store_serves_another_copy_of_the_project(models: Path, tmp_path: Path) -> None:
-    """What one copy stored about a module holds no place: the other's code builds it."""
-    first, second = tmp_path / "first", tmp_path / "second"
+    """What one copy stored about a module holds no place; that of other code is another's."""
     images = np.load(models / "data.npz")["x"]
-    for folder, samples in ((first, images), (second, images[:30])):
+    code = (models / "nets.py").read_text()
+    said, exported = {}, {}
+    for index, name in enumerate(("first", "second", "edited")):
+        folder = tmp_path / name
         folder.mkdir()
-        for name in ("net.pth", "nets.py"):
-            shutil.copy(models / name, folder / name)
+        shutil.copy(models / "net.pth", folder / "net.pth")
+        (folder / "nets.py").write_text(code.replace("ReLU", "GELU") if name == "edited" else code)
         np.savez(folder / "data.npz", x=images)
-        np.savez(folder / "evaluation.npz", x=samples)
+        np.savez(folder / "evaluation.npz", x=images[index:])  # or the store has what the source answers
         (folder / "recipe.yaml").write_text(
             "version: 1\nname: source\nmodel:\n  factory: 'nets:build'\n  arguments: {classes: 5}\n"
             "  weights: net.pth\n  inputs: [{name: image, shape: [1, 3, 8, 8], layout: NCHW}]\n"
             "  preprocess: {layout: NHWC}\n"
             "data:\n  calibration: {uses: npz, with: {path: data.npz, label: null}}\n"
             "  evaluation: {uses: npz, with: {path: evaluation.npz, label: null}}\n  allow_leak: true\n"
-            f"optimize: {{small: {{prune: {{weights: {0.1 if folder == first else 0.2}}}}}}}\n"
+            f"optimize: {{small: {{prune: {{weights: {0.1 * (index + 1):.1f}}}}}}}\n"
             "latency: {min_runs: 5, min_seconds: 0}\nformats: [onnx]\n"
         )
-    command = [*EDGEOPT, "optimize", "recipe.yaml", "--out", "run", "--store", str(tmp_path / "store")]
-    said = ""
-    for folder in (first, second):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*EDGEOPT, "optimize", "recipe.yaml", "--out", "run", "--store", str(tmp_path / "store")],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
-        said = done.stderr
-        if folder == first:
-            shutil.rmtree(folder)
-    assert "cached  small.onnx               load_torch" in said
-    assert "s  source                   measure on host" in said  # and was run anew
-    report = json.loads((second / "run" / "report.json").read_text())
-    assert report["source"]["status"] == "ok"
-    for row in report["results"]:
-        assert row["status"] == "ok", row["reason"]
+        said[name] = done.stderr
+        report = json.loads((folder / "run" / "report.json").read_text())
+        assert report["source"]["status"] == "ok"
+        assert all(row["status"] == "ok" for row in report["results"])
+        exported[name] = (folder / "run" / "models" / "float.onnx").read_bytes()
+        shutil.rmtree(folder)
+    assert "cached  small.onnx               load_torch" in said["second"]
+    assert "s  small.onnx               prune_torch" in said["second"]
+    assert "s  source                   measure on host" in said["second"]
+    assert "cached" not in said["edited"]
+    assert exported["first"] == exported["second"] != exported["edited"]
 
 
 def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Path, tmp_path: Path) -> None:

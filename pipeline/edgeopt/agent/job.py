@@ -34,8 +34,6 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         AgentError: with its kind, for everything that can be explained.
     """
-    for place in reversed(job.get("python_path") or []):
-        sys.path.insert(0, str(folder / place))
     path = folder / job["model"]
     threads, options = int(job.get("threads", 1)), dict(job.get("options") or {})
     if not path.exists():
@@ -44,6 +42,9 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     # Made before memory is looked at: its first use brings in some megabytes.
     random = np.random.RandomState(0)
     kind = prepare_runtime(job["runtime"], path, threads, options)
+    # The model's own code. Only now: a file beside it may have the name of a module of the runtime's.
+    for place in reversed(job.get("python_path") or []):
+        sys.path.insert(0, str(folder / place))
 
     memory = Peak()
     start = time.perf_counter()

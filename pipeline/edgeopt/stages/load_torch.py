@@ -39,7 +39,7 @@ class LoadTorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     factory: Code = Field(description="function or class that returns the nn.Module, 'module:name'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
@@ -81,6 +81,7 @@ class LoadTorch(Stage):
         outputs = torch_specs.describe_outputs(_forward(module, inputs))
         described = {
             "factory": self.factory.target,
+            "code": self.factory.digest(),  # or other code with the same weights would be the same model
             "arguments": self.arguments,
             "inputs": [spec.model_dump(mode="json") for spec in inputs],
         }

@@ -1,9 +1,10 @@
 """PyTorch modules in files: code that builds the module, sizes that were changed since, and weights.
 
-A folder holds ``model.json`` (factory, arguments, inputs; ``resized``: the sizes of layers that were
-pruned; ``keeps``: what further training must keep, see ``torch_keeping``) and ``weights.safetensors``,
-keyed as the module's ``state_dict``. Nothing in it is a pickle, and nothing says where the code lies: a
-folder found in the store may have been made elsewhere. ``agent/torchside.py`` builds the same.
+A folder holds ``model.json`` (factory, digest of its code, arguments, inputs; ``resized``: the sizes of
+layers that were pruned; ``keeps``: what further training must keep, see ``torch_keeping``) and
+``weights.safetensors``, keyed as the module's ``state_dict``. Nothing in it is a pickle, and nothing says
+where the code lies: a folder found in the store may have been made elsewhere. ``agent/torchside.py`` builds
+the same.
 """
 
 import json
