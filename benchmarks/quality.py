@@ -2,8 +2,8 @@
 
     EDGEOPT_DATA=<folder> python benchmarks/quality.py [1 2 3 4 5 6 7] [--store FOLDER]
 
-Without numbers all seven parts are printed, as Markdown. Parts 4 and 5 train networks, which takes about an
-hour on two cores; a store that holds them already gives the same numbers in a minute. Part 2 compares in
+Without numbers all seven parts are printed, as Markdown. Parts 4 and 5 train networks, which takes about two
+hours on two cores; a store that holds them already gives the same numbers in a minute. Part 2 compares in
 tflite-runtime 2.14 as well once ``edgeopt devices setup host-tflite-runtime`` was called. What is printed of
 peers was measured once with their own defaults, on the same models.
 """
