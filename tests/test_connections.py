@@ -70,7 +70,7 @@ def test_a_job_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     start = time.monotonic()
     with Local().open() as link, pytest.raises(DeviceError, match="did not end within 2 s"):
         link.python(["-c", code], 2)
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 20
     child = int(note.read_text())
     for _ in range(100):
         if not _alive(child):

@@ -140,6 +140,7 @@ def test_code_is_known_by_all_that_it_imports_beside_it(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text("import os, numpy as np\nfrom blocks import block\nimport broken\n")
     (tmp_path / "blocks.py").write_text("def block():\n    from parts.small import conv\n    return conv\n")
     (tmp_path / "parts").mkdir()
+    (tmp_path / "blocks").mkdir()  # of data
     (tmp_path / "parts" / "small.py").write_text("from . import nets\nimport blocks\nconv = 1\n")
     (tmp_path / "parts" / "__init__.py").write_text("")
     (tmp_path / "broken.py").write_text("def (\n")

@@ -413,7 +413,7 @@ def test_locks_end_with_their_process(tmp_path: Path, caplog: pytest.LogCaptureF
         killer.start()
         began = time.monotonic()
         with library(tmp_path).locked(exclusive=False):
-            assert 0.2 < time.monotonic() - began < 40
+            assert 0.2 < time.monotonic() - began < 5
         killer.join()
     assert "another process works in" in caplog.text
 

@@ -271,7 +271,7 @@ def test_damaged_files_are_refused_at_once() -> None:
             refused += 1
             assert "toy" in error.message
     assert refused > 300
-    assert time.perf_counter() - start < 200  # none keeps it busy for ever
+    assert time.perf_counter() - start < 20
 
 
 def test_a_small_file_that_stands_for_a_huge_graph_is_refused() -> None:

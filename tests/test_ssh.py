@@ -156,7 +156,7 @@ def refused(way: Connection) -> DeviceError:
     start = time.monotonic()
     with pytest.raises(DeviceError) as caught, way.open():
         pass
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 10
     assert "\n" not in caught.value.message and caught.value.fix
     return caught.value
 
@@ -397,7 +397,7 @@ def test_a_job_that_hangs_is_killed_with_its_children(server: Server) -> None:
         start = time.monotonic()
         with pytest.raises(DeviceError, match="did not end within 1 s on linux-ssh and was killed") as caught:
             link.python(["-c", code], 1)
-        assert time.monotonic() - start < 40 and "time limit" in caught.value.fix
+        assert time.monotonic() - start < 10 and "time limit" in caught.value.fix
         assert link.python(["-c", "print(1)"], 30).stdout == "1\n"
 
 
@@ -406,11 +406,11 @@ def test_a_job_that_ends_takes_its_children_along(server: Server) -> None:
     with server.way().open() as link:
         start = time.monotonic()
         assert link.python(["-c", code], 50).returncode == 0
-        assert time.monotonic() - start < 40
+        assert time.monotonic() - start < 10
         # It holds the output open, and left the group.
         escaping = code.replace("])", "], start_new_session=True); print('x')")
         assert link.python(["-c", escaping], 50).stdout == "x\n"
-        assert time.monotonic() - start < 40
+        assert time.monotonic() - start < 20
 
 
 def test_a_killed_agent(server: Server) -> None:

@@ -101,8 +101,7 @@ def _files(folder: Path, name: str) -> set[Path]:
     while pending:
         top = folder / (name := pending.pop())
         known.add(name)
-        files = set(top.rglob("*.py")) if top.is_dir() else {top.with_suffix(".py")}
-        for file in files:
+        for file in {top.with_suffix(".py"), *top.rglob("*.py")}:  # a folder of data may have its name
             if file.is_file():
                 found.add(file)
                 pending += _imported(file) - known
