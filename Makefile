@@ -36,7 +36,7 @@ lint: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@mkdir -p $(VENV)/agent && ln -sfn ../../pipeline/edgeopt/agent $(VENV)/agent/edgeopt_agent
+	@mkdir -p $(VENV)/agent && ln -sfn ../../pipeline/edgeopt/devices/agent $(VENV)/agent/edgeopt_agent
 	MYPYPATH=$(VENV)/agent $(BIN)/mypy --package edgeopt_agent
 	PYTHONPATH=pipeline $(BIN)/lint-imports
 

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from edgeopt.build import build
-from edgeopt.pipeline import plan
-from edgeopt.store import Store
+from edgeopt.commands.optimize import plan
+from edgeopt.run.build import build
+from edgeopt.run.store import Store
 
 if __name__ == "__main__":
     recipe, formats, store = sys.argv[1:]

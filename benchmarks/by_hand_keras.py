@@ -11,8 +11,8 @@ import tf2onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgeopt.datasets.digits import Digits
-from edgeopt.device import shipped
+from edgeopt.devices.device import shipped
+from edgeopt.evaluation.datasets.digits import Digits
 
 out = Path(sys.argv[1])
 model = keras.models.load_model(shipped("recipes") / "digits" / "digits.keras")

@@ -21,8 +21,8 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgeopt.datasets.digits import Digits
-from edgeopt.device import shipped
+from edgeopt.devices.device import shipped
+from edgeopt.evaluation.datasets.digits import Digits
 
 recipes = shipped("recipes")
 sys.path.insert(0, str(recipes))

@@ -43,13 +43,13 @@ def images(count: int) -> Iterator[tuple[np.ndarray]]:
 
 
 def main(stage: str, count: int, folder: Path) -> None:
-    from edgeopt import registry
-    from edgeopt.build import build, look_up
-    from edgeopt.device import shipped
-    from edgeopt.pipeline import plan
+    from edgeopt.commands.optimize import plan
+    from edgeopt.config import registry
+    from edgeopt.devices.device import shipped
     from edgeopt.plugin import Context, Feed
-    from edgeopt.store import Store
-    from edgeopt.worker import ENVIRONMENT
+    from edgeopt.run.build import build, look_up
+    from edgeopt.run.executors.worker import ENVIRONMENT
+    from edgeopt.run.store import Store
 
     sys.path[:0] = [str(Path(__file__).parent), str(shipped("recipes"))]
     folder.mkdir(exist_ok=True)

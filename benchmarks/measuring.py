@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.agent_archive import build_agent
-from edgeopt.bench import Bench, Evaluation, Outcome
-from edgeopt.datasets.npz import Npz
-from edgeopt.device import Device, load_device
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import CannotRunError
-from edgeopt.measurements import conditions, latency
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.measurements import conditions, latency
+from edgeopt.formats.source import inspect
 from edgeopt.model import Model, Preprocessing
-from edgeopt.source import inspect
-from edgeopt.store import Store
+from edgeopt.run.bench import Bench, Evaluation, Outcome
+from edgeopt.run.store import Store
 
 MODELS = {"KWS int8": "kws_reference_int8.tflite", "ResNet8 int8": "resnet8_reference_int8.tflite"}
 ROUNDS = 7

@@ -18,10 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeopt.environments import environment_python
+from edgeopt.devices.environments import environment_python
 from edgeopt.errors import EdgeoptError
-from edgeopt.formats.tflite.file import load
-from edgeopt.formats.tflite.slimming import slimmed
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.slimming import slimmed
 
 GOALS = {
     "ad_reference_int8.tflite": 274_000,

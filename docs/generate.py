@@ -14,17 +14,18 @@ from typing import Any, cast
 
 import typer
 
-from edgeopt import comparison, schemas
 from edgeopt.cli import app
-from edgeopt.device import known_devices, load_device
+from edgeopt.commands import schemas
+from edgeopt.config.registry import Kind, find, names
+from edgeopt.config.registry import stages as all_stages
+from edgeopt.config.units import FACTORS
+from edgeopt.devices.device import known_devices, load_device
+from edgeopt.evaluation import comparison
 from edgeopt.model import SUFFIXES
-from edgeopt.planner import reachable
 from edgeopt.plugin import Metric, Plugin, Stage
-from edgeopt.recipe import Intent
-from edgeopt.registry import Kind, find, names
-from edgeopt.registry import stages as all_stages
+from edgeopt.recipe.document import Intent
+from edgeopt.recipe.planner import reachable
 from edgeopt.results import UNITS
-from edgeopt.units import FACTORS
 
 HERE = Path(__file__).parent
 MARK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

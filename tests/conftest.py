@@ -41,8 +41,8 @@ def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     probe = "flatbuffers==25.12.19"  # small, and without requirements of its own
 
     def make(device: str) -> None:
-        from edgeopt.device import load_device
-        from edgeopt.environments import HOME_VARIABLE, setup_environment
+        from edgeopt.devices.device import load_device
+        from edgeopt.devices.environments import HOME_VARIABLE, setup_environment
         from edgeopt.errors import DeviceError
 
         described = load_device(device)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.formats.flatbuffer import Table, Vector
-from edgeopt.formats.flatbuffer_writer import pack
-from edgeopt.formats.tflite import interpreter as tflite_interpreter
-from edgeopt.formats.tflite.file import IDENTIFIER, data_of, load
-from edgeopt.formats.tflite.schema import SCHEMA
+from edgeopt.formats.tflite.files.model_file import IDENTIFIER, data_of, load
+from edgeopt.formats.tflite.files.schema import SCHEMA
+from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
+from edgeopt.formats.wire.flatbuffer import Table, Vector
+from edgeopt.formats.wire.flatbuffer_writer import pack
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
 
@@ -184,7 +184,7 @@ def changed(
 
     ``change`` gets each constant input as float32 in its shape, and its place among the operator's inputs.
     """
-    from edgeopt.formats.tflite.file import kind_of
+    from edgeopt.formats.tflite.files.model_file import kind_of
 
     model = load(source.path).model
     codes = [kind_of(code) for code in model.tables("operator_codes")]
@@ -204,6 +204,6 @@ def changed(
 
 def types(path: Path) -> dict[str, tuple[str, str]]:
     """Type of the weights and type computed in, of every layer of a file."""
-    from edgeopt.formats.tflite import weighted as tflite_weighted
+    from edgeopt.formats.tflite.graph import layers as tflite_weighted
 
     return {layer.name: (layer.weight, layer.activation) for layer in tflite_weighted.read(path)}

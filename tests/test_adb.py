@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt.commands.optimize import optimize
+from edgeopt.commands.profile import profile
 from edgeopt.errors import DeviceError
-from edgeopt.pipeline import optimize
-from edgeopt.profiler import profile
 from edgeopt.results import Result
 from toy_operators import operator, write
 

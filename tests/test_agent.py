@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from edgeopt.agent_archive import SOURCE, build_agent, runtime_names
-from edgeopt.connections.local import Local
+from edgeopt.devices.agent_archive import SOURCE, build_agent, runtime_names
+from edgeopt.devices.connections.local import Local
 
 FAST = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 5.0}
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.bench import connection_of, probe_device
-from edgeopt.connections.qemu_user import QemuUser
-from edgeopt.datasets.npz import Npz
-from edgeopt.device import Device, load_device
-from edgeopt.environments import environment_folder
+from edgeopt.commands.parity import parity
+from edgeopt.commands.profile import profile
+from edgeopt.devices.connections._sysroot import KEYRING, MIRROR, RELEASE, unpack
+from edgeopt.devices.connections.qemu_user import QemuUser
+from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.environments import environment_folder
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.metrics.top1 import Top1
-from edgeopt.parity import parity
-from edgeopt.profiler import profile
-from edgeopt.sysroot import KEYRING, MIRROR, RELEASE, unpack
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.run.bench import connection_of, probe_device
 from toy_tflite import toy
 
 NAME = "arm64-emulated"
@@ -223,7 +223,7 @@ def test_published_kws_on_arm64_kernels(system: Device, real_data: Path, tmp_pat
 def test_a_run_tells_how_far_the_device_is_from_the_host(
     system: Device, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from edgeopt.pipeline import optimize
+    from edgeopt.commands.optimize import optimize
 
     recipe = write_recipe(optimize="{int8: {quantize: int8}}", devices=f"[host, {NAME}]")
     report = optimize(

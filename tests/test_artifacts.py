@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from edgeopt.cli import main
-from edgeopt.device import Device
+from edgeopt.devices.device import Device
 from edgeopt.model import file_digest
 from edgeopt.publish.annotations import FACTS
 from edgeopt.publish.channels import history, promote

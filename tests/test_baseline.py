@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgeopt.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
 from edgeopt.errors import UsageError
-from edgeopt.packing import Samples
+from edgeopt.evaluation.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
 from edgeopt.reports import write_report
 from edgeopt.results import Artifact, Measurement, Report, Result, Run
+from edgeopt.run.packing import Samples
 
 
 def run(

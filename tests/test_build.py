@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import toys
-from edgeopt.build import build, look_up
-from edgeopt.pipeline import plan as make
-from edgeopt.planner import Branch, Built, Plan
+from edgeopt.commands.optimize import plan as make
 from edgeopt.plugin import Stage
+from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
-from edgeopt.store import Store
+from edgeopt.run.build import build, look_up
+from edgeopt.run.store import Store
 
 Write = Callable[..., Path]
 
@@ -193,7 +193,7 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     script.write_text(
         "import sys, multiprocessing, os, time\n"
         "from pebble import ProcessPool\n"
-        "from edgeopt.worker import prepare\n"
+        "from edgeopt.run.executors.worker import prepare\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPool(1, context=multiprocessing.get_context('spawn'), initializer=prepare,\n"
         "                       initargs=('plain', os.getpid()))\n"
@@ -218,7 +218,7 @@ def test_a_worker_that_is_ended_while_it_leaves_says_nothing(tmp_path: Path) -> 
         # Registered first, so called last: when no Python follows, and before Python takes its handlers away.
         "atexit.register(getattr(ctypes.CDLL(None), 'raise'), signal.SIGTERM)\n"
         "import logging\n"
-        "from edgeopt.worker import prepare\n"
+        "from edgeopt.run.executors.worker import prepare\n"
         "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"  # as the pool does before it prepares
         "prepare('plain', os.getppid())\n"
         "handler = logging.StreamHandler()\n"

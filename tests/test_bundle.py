@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
+from edgeopt.commands.optimize import optimize
 from edgeopt.errors import UsageError, VerificationError
+from edgeopt.evaluation.samples import fitted
 from edgeopt.model import Preprocessing, TensorSpec, file_digest
-from edgeopt.pipeline import optimize
 from edgeopt.publish.bundle import REAL_INPUT, make_bundle, publishable
 from edgeopt.publish.contract import Contract, read_contract
 from edgeopt.results import EMULATED, Report, Verdict
-from edgeopt.samples import fitted
 from test_firmware import CPP17, build
 from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeopt.calibration import Histogram
+from edgeopt.formats.calibration import Histogram
 
 CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeopt.measurements import CLASSES, by_class, latency
+from edgeopt.evaluation.measurements import CLASSES, by_class, latency
 
 
 def logits(answers: list[int], classes: int = 4) -> np.ndarray:

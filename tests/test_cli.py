@@ -17,9 +17,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from edgeopt.cli import main
-from edgeopt.cli.tables import show_report
+from edgeopt.cli.screen.tables import show_report
 from edgeopt.results import Measurement, Report, Result, Run
-from edgeopt.store import Store
+from edgeopt.run.store import Store
 
 FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
 Write = Callable[..., Path]
@@ -211,7 +211,7 @@ def test_a_full_disk_exits_3_and_keeps_what_was_finished(
                 try:
                     file.write(b"x")
                 except OSError as error:
-                    from edgeopt.store import _explained
+                    from edgeopt.run.store import _explained
 
                     raise _explained(error, self.root) from error
         kept.append(key)
@@ -234,7 +234,7 @@ def test_a_bug_shows_one_line_and_keeps_the_traceback_in_a_file(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("internal surprise")
 
-    monkeypatch.setattr("edgeopt.pipeline.load_recipe", broken)
+    monkeypatch.setattr("edgeopt.commands.optimize.load_recipe", broken)
     said = edgeopt("optimize", write_recipe())
     assert said.code == 70
     assert said.err.startswith("bug: RuntimeError: internal surprise\n")
@@ -249,7 +249,7 @@ def test_an_interrupt_exits_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeopt.pipeline.load_recipe", interrupted)
+    monkeypatch.setattr("edgeopt.commands.optimize.load_recipe", interrupted)
     assert edgeopt("optimize", write_recipe()).code == 130
 
 

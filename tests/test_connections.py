@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.connections.local import Local, LocalLink
-from edgeopt.environments import environment_folder, environment_python, setup_environment
+from edgeopt.devices.connections.local import Local, LocalLink
+from edgeopt.devices.environments import environment_folder, environment_python, setup_environment
 from edgeopt.errors import DeviceError, UsageError
 
 

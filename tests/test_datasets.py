@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.datasets.csv import Csv
-from edgeopt.datasets.digits import Digits
-from edgeopt.datasets.function import Function
-from edgeopt.datasets.image_folder import ImageFolder
-from edgeopt.datasets.npz import Npz
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.datasets.csv import Csv
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.datasets.function import Function
+from edgeopt.evaluation.datasets.image_folder import ImageFolder
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.samples import checked, collect, random_inputs
 from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.samples import checked, collect, random_inputs
 
 PLAIN = Preprocessing()
 VECTOR = (TensorSpec(name="x", shape=(1, 3)),)
@@ -264,7 +264,7 @@ def test_digits_parts_are_all_of_it_once():
 
 def test_digits_digest_imports_no_framework():
     code = (
-        "import sys; from edgeopt.datasets.digits import Digits\n"
+        "import sys; from edgeopt.evaluation.datasets.digits import Digits\n"
         "print(Digits(part='train').digest()); assert 'sklearn' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

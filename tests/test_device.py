@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.agent_archive import runtime_names
-from edgeopt.device import Device, known_devices, load_device, read_device, shipped
+from edgeopt.config.registry import find
+from edgeopt.devices.agent_archive import runtime_names
+from edgeopt.devices.device import Device, known_devices, load_device, read_device, shipped
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Connection
-from edgeopt.registry import find
 
 GOOD = """
 description: a board

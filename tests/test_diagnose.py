@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
-from edgeopt.diagnoser import diagnose
-from edgeopt.diagnosis import Cause, Diagnosis, causes, pattern_of, propose
+from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
-from edgeopt.formats.paired_layers import Grid, Weights
-from edgeopt.layer_statistics import Comparison, LayerStatistics
-from edgeopt.layerwise import Data, compare
+from edgeopt.evaluation.diagnosis import Cause, Diagnosis, causes, pattern_of, propose
+from edgeopt.evaluation.layer_comparison import Data, compare
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.plugin.layer_pair import Grid, Weights
 from edgeopt.results import Hop
+from edgeopt.run.layer_statistics import Comparison, LayerStatistics
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
 
@@ -416,7 +416,7 @@ def test_without_samples_or_for_another_format_it_says_so(tmp_path: Path) -> Non
 def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
     import torch
 
-    from edgeopt.formats.torch import program as torch_program
+    from edgeopt.formats.torch.files import program as torch_program
     from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
 
     class Network(torch.nn.Module):
@@ -501,7 +501,7 @@ def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(store: Path) -
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
 def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp_path: Path) -> None:
     """Calibrated on images eight times too dark: training data tell, and calibrating on them repairs it."""
-    from edgeopt.datasets.digits import Digits
+    from edgeopt.evaluation.datasets.digits import Digits
 
     images = np.stack([sample.inputs[0] for sample in Digits(part="calibration").samples()])
     np.savez(tmp_path / "dark.npz", x=images.astype(np.float32) / 8)

@@ -12,12 +12,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgeopt.device import load_device
+from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage
-from edgeopt.recipe import Recipe
-from edgeopt.resolve import load_recipe
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import keras
 from keras import layers as L
-from edgeopt.datasets.digits import Digits
+from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.errors import StageError
 from edgeopt.formats.keras import archive as keras_archive
 from edgeopt.formats.keras import sparsity as keras_sparsity
-from edgeopt.formats.keras.fake_quantized import FakeQuantized
-from edgeopt.formats.keras.to_tf_keras import rebuild
+from edgeopt.formats.keras.train.fake_quant import FakeQuantized
+from edgeopt.formats.keras.graph.to_tf_keras import rebuild
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_keras import ClusterKeras

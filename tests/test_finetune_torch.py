@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch.keeping import DENSE, Keeper
-from edgeopt.formats.torch.learning import Hints
-from edgeopt.formats.torch.rounding import Rounder
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.prune.masks import DENSE, Keeper
+from edgeopt.formats.torch.train.distillation import Hints
+from edgeopt.formats.torch.train.fake_quant import Rounder
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.environments import environment_python
+from edgeopt.devices.environments import environment_python
 from edgeopt.errors import CannotRunError
-from edgeopt.formats.tflite.file import kind_of, load
+from edgeopt.evaluation.samples import fitted
+from edgeopt.formats.tflite.files.model_file import kind_of, load
 from edgeopt.model import Array, Preprocessing, TensorSpec
 from edgeopt.publish.bundle import make_bundle
 from edgeopt.publish.kit import firmware
 from edgeopt.publish.kit.c_names import comment, file_name, identifier, string
 from edgeopt.publish.kit.firmware import resolver_method
 from edgeopt.publish.kit.preprocess_c import fixed, input_code
-from edgeopt.samples import fitted
 from toy_run import CLASSES, NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror")

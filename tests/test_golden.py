@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.golden import COUNT, Golden
+from edgeopt.evaluation.golden import COUNT, Golden
+from edgeopt.evaluation.samples import dequantize, quantize, random_inputs
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Dataset, Sample
-from edgeopt.samples import dequantize, quantize, random_inputs
 
 IMAGE = TensorSpec(name="image", shape=(1, 2, 2, 3), dtype="int8", layout="NHWC", scale=0.02, zero_point=-5)
 SCORES = TensorSpec(name="scores", shape=(1, 4), dtype="int8", scale=1 / 256, zero_point=-128)

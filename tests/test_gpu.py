@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.agent_archive import build_agent
-from edgeopt.bench import ask, lasting, require
 from edgeopt.cli import main
-from edgeopt.device import load_device, read_device
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import load_device, read_device
 from edgeopt.errors import DeviceError, RecipeError
-from edgeopt.measurements import conditions
+from edgeopt.evaluation.measurements import conditions
+from edgeopt.run.bench import ask, lasting, require
 
 STAND_IN = """#!/bin/sh
 # A stand-in for nvidia-smi: two GPUs, one of which does not tell its power.

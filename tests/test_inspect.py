@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from edgeopt.cli import app
 from edgeopt.errors import StageError, UsageError
+from edgeopt.formats.arithmetic import Ledger
 from edgeopt.formats.inspection import inspect
-from edgeopt.formats.ledger import Ledger
 from toy_tflite import NOTES, toy
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

@@ -3,13 +3,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.comparison import hop
-from edgeopt.judge import Evidence, judge
-from edgeopt.measurements import accuracy, flips, latency, of_the_samples
-from edgeopt.metrics.agreement import Agreement
-from edgeopt.metrics.top1 import Top1
+from edgeopt.evaluation.comparison import hop
+from edgeopt.evaluation.judge import Evidence, judge
+from edgeopt.evaluation.measurements import accuracy, flips, latency, of_the_samples
+from edgeopt.evaluation.metrics.agreement import Agreement
+from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
 from edgeopt.results import Gate, Measurement, Report, Result, Run, Verdict
-from edgeopt.statistics import Paired, bootstrap, quantile_interval
 
 RUN = Run(started="", seconds=0.0, command="", edgeopt="")
 
@@ -147,8 +147,8 @@ def test_a_source_model_that_guesses_is_told() -> None:
     from types import SimpleNamespace
     from typing import Any
 
-    from edgeopt.assemble import doubts
     from edgeopt.results import SourceResult
+    from edgeopt.run.assemble import doubts
 
     measured: Any = SimpleNamespace(source=SimpleNamespace(outputs=(logits([1, 2]),)))
 

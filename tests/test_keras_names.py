@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from edgeopt.formats.layer_names import calls, keras_layer, layer_told, means, means_part, told
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx import layers as onnx_layers
-from edgeopt.formats.tflite import precision as tflite_precision
-from edgeopt.formats.tflite import weighted as tflite_weighted
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.model import Model
 from float_tflite import Noise, context
 
@@ -229,8 +229,8 @@ def test_layers_inside_layers(keras: Callable[[str], Model]) -> None:
 @needs_torch
 @quiet
 def test_layers_inside_layers_in_torch(torch: Callable[[str], Model]) -> None:
-    from edgeopt.formats.torch import overrides
-    from edgeopt.formats.torch import program as torch_program
+    from edgeopt.formats.torch.files import program as torch_program
+    from edgeopt.formats.torch.quantize import overrides
 
     layers = overrides.quantizable(torch_program.plain_graph(torch("torch-composed-program"))[0])
     names = {layer.name.partition(":")[0] for layer in layers}
@@ -246,7 +246,7 @@ def test_layers_inside_layers_in_torch(torch: Callable[[str], Model]) -> None:
 def test_executorch(
     torch: Callable[[str], Model], tmp_path: Path, toy: str, pattern: str, meant: list[str]
 ) -> None:
-    from edgeopt.formats.torch import xnnpack_tensors
+    from edgeopt.formats.torch.lab import xnnpack_tensors
     from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
     from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
 
@@ -303,8 +303,8 @@ def test_one_call_of_a_layer_in_tflite_from_torch(torch: Callable[[str], Model],
 @quiet
 def test_an_operator_is_meant_only_where_no_layer_has_the_name(torch: Callable[[str], Model]) -> None:
     """torch calls the depthwise convolution ``conv2d_1``, and Keras the one after it."""
-    from edgeopt.formats.torch import overrides
-    from edgeopt.formats.torch import program as torch_program
+    from edgeopt.formats.torch.files import program as torch_program
+    from edgeopt.formats.torch.quantize import overrides
 
     layers = overrides.quantizable(torch_program.plain_graph(torch("torch-plain-program"))[0])
     assert [(layer.node, layer.name) for layer in layers][1:3] == [

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeopt.commands.optimize import check_samples, find_leaks, optimize
 from edgeopt.errors import UsageError
-from edgeopt.pipeline import check_samples, find_leaks, optimize
-from edgeopt.resolve import load_recipe
-from edgeopt.store import Store
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.run.store import Store
 
 Write = Callable[..., Path]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgeopt import lint as lint_module
 from edgeopt.cli import app
-from edgeopt.device import Device, load_device
+from edgeopt.commands.optimize import plan
+from edgeopt.devices import lint as lint_module
+from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary
 from edgeopt.errors import StageError, UsageError
-from edgeopt.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary
-from edgeopt.pipeline import plan
 from edgeopt.reports import sarif
 from toy_operators import operator, write
 

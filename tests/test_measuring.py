@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.agent_archive import build_agent
-from edgeopt.bench import Bench, Evaluation
-from edgeopt.device import load_device
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import load_device
 from edgeopt.errors import RecipeError
-from edgeopt.measurements import conditions, latency
+from edgeopt.evaluation.measurements import conditions, latency
+from edgeopt.formats.source import inspect
 from edgeopt.model import Preprocessing
-from edgeopt.recipe import Latency
-from edgeopt.resolve import load_recipe
-from edgeopt.source import inspect
-from edgeopt.store import Store
+from edgeopt.recipe.document import Latency
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.store import Store
 from toy_tflite import toy
 
 

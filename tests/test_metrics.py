@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import UsageError
-from edgeopt.metrics.agreement import Agreement
-from edgeopt.metrics.fidelity_snr_db import FidelitySnrDb
-from edgeopt.metrics.function import Function
-from edgeopt.metrics.max_abs_error import MaxAbsError
-from edgeopt.metrics.mean_squared_error import MeanSquaredError
-from edgeopt.metrics.roc_auc import RocAuc
-from edgeopt.metrics.top1 import Top1
-from edgeopt.metrics.top5 import Top5
+from edgeopt.evaluation.metrics.agreement import Agreement
+from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
+from edgeopt.evaluation.metrics.function import Function
+from edgeopt.evaluation.metrics.max_abs_error import MaxAbsError
+from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
+from edgeopt.evaluation.metrics.roc_auc import RocAuc
+from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.evaluation.metrics.top5 import Top5
 
 NAN = np.nan
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.3, 0.3, 0.4], [0.2, 0.3, 0.5]], np.float32)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.bench import Outcome
 from edgeopt.cli import main
-from edgeopt.comparison import difference
+from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.parity import Parity, first_layer, layer_difference, parity
+from edgeopt.evaluation.comparison import difference
+from edgeopt.run.bench import Outcome
 from toy_tflite import toy
 
 
@@ -128,12 +128,12 @@ def test_the_first_device_must_run(toy_file: Path, devices: Path) -> None:
 
 
 def test_a_runtime_tells_what_its_layers_give(toy_file: Path, tmp_path: Path) -> None:
-    from edgeopt.agent_archive import build_agent
-    from edgeopt.bench import Bench, Evaluation
-    from edgeopt.device import load_device
+    from edgeopt.devices.agent_archive import build_agent
+    from edgeopt.devices.device import load_device
+    from edgeopt.formats.source import inspect
     from edgeopt.model import Preprocessing
-    from edgeopt.source import inspect
-    from edgeopt.store import Store
+    from edgeopt.run.bench import Bench, Evaluation
+    from edgeopt.run.store import Store
 
     bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
     model = inspect(toy_file).model

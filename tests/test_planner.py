@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 import toys
-from edgeopt import registry
+from edgeopt.commands.optimize import plan as make
+from edgeopt.config import registry
 from edgeopt.errors import RecipeError, UsageError
-from edgeopt.pipeline import plan as make
-from edgeopt.planner import Plan, find_chain
-from edgeopt.recipe import Intent, ModelPart
+from edgeopt.recipe.document import Intent, ModelPart
+from edgeopt.recipe.planner import Plan, find_chain
 
 Write = Callable[..., Path]
 MODEL = ModelPart.model_construct(trust=False)

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from edgeopt.cli.live import Work, spoken
+from edgeopt.cli.screen.live import Work, spoken
 from edgeopt.results import Event, Report
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 RUN = """
 import sys, time
-from edgeopt.cli.progress import Progress
+from edgeopt.cli.screen.progress import Progress
 from edgeopt.results import Event
 
 branches = int(sys.argv[1])

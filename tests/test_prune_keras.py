@@ -31,12 +31,12 @@ from keras import layers as L
 from edgeopt.errors import StageError
 from edgeopt.formats.keras import archive as keras_archive
 from edgeopt.formats.keras import sparsity as keras_sparsity
-from edgeopt.formats.keras.channels import Channels
-from edgeopt.formats.keras.choice import choose, keeping
-from edgeopt.formats.keras.graph import costs, graph_of
-from edgeopt.formats.keras.surgery import importance, without
+from edgeopt.formats.keras.prune.channels import Channels
+from edgeopt.formats.keras.prune.selection import choose, keeping
+from edgeopt.formats.keras.graph.layers import costs, graph_of
+from edgeopt.formats.keras.prune.remove_channels import importance, without
 from edgeopt.model import Model
-from edgeopt.datasets.digits import Digits
+from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.model import Preprocessing
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_keras import ClusterKeras

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import channels as torch_channels
-from edgeopt.formats.torch import counting as torch_counting
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch.importance import kept_channels
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.prune import channels as torch_channels
+from edgeopt.formats.torch.prune import counting as torch_counting
+from edgeopt.formats.torch.prune.importance import kept_channels
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch
@@ -30,7 +30,7 @@ pytest.importorskip("torch_pruning")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torch-pruning warn about their own parts
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-AGENT = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "agent"
+AGENT = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "devices" / "agent"
 
 NETS = '''
 import torch

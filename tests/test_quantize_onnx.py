@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.agent_archive import build_agent
-from edgeopt.bench import Bench, Evaluation
-from edgeopt.device import load_device
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.formats import weight_rounding
-from edgeopt.formats.onnx import calibration as onnx_calibration
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx import forms as onnx_forms
-from edgeopt.formats.onnx import layers as onnx_layers
-from edgeopt.formats.onnx import moments as onnx_moments
-from edgeopt.formats.onnx import overflow as onnx_overflow
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
+from edgeopt.formats.onnx.quantize import moments as onnx_moments
+from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
+from edgeopt.formats.onnx.quantize import weight_encoding as onnx_forms
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
-from edgeopt.search import Budget
+from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.store import Store
+from edgeopt.stages._search import Budget
 from edgeopt.stages.quantize_onnx import QuantizeOnnx
-from edgeopt.store import Store
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -13,14 +13,14 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite import quantizer as tflite_quantizer
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.tflite import weighted as tflite_weighted
-from edgeopt.formats.tflite.file import load
-from edgeopt.formats.tflite.slimming import slimmed
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.slimming import slimmed
+from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.model import Model, content_digest
 from edgeopt.plugin import Dataset
-from edgeopt.search import Budget
+from edgeopt.stages._search import Budget
 from edgeopt.stages.quantize_tflite import QuantizeTflite
 from float_tflite import (
     Noise,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import graph as torch_graph
-from edgeopt.formats.torch import operators as torch_operators
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
-from edgeopt.formats.torch.lifting import with_modules
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import operators as torch_operators
+from edgeopt.formats.torch.graph import simplify as torch_graph
+from edgeopt.formats.torch.graph.to_modules import with_modules
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
@@ -302,7 +302,7 @@ def test_channels_last_graph_loses_its_permutes() -> None:
 @pytest.mark.slow
 def test_resnet20_keeps_its_answers(real_data: Path, tmp_path: Path) -> None:
     """int8: at most 1.0 point of top-1 lost on real images, and more than 25 dB left."""
-    from edgeopt.datasets.npz import Npz
+    from edgeopt.evaluation.datasets.npz import Npz
 
     recipes = Path(__file__).resolve().parent.parent / "recipes"
     stage = LoadTorch(

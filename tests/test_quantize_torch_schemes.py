@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edgeopt import registry
-from edgeopt.datasets.digits import Digits
+from edgeopt.config import registry
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import runtimes as torch_runtimes
-from edgeopt.formats.torch import script as torch_script
-from edgeopt.formats.torch import xnnpack_tensors
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import script as torch_script
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.formats.torch.lab import xnnpack_tensors
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
 from edgeopt.results import Trial

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx import calibration as onnx_calibration
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx import layers as onnx_layers
-from edgeopt.formats.onnx import overflow as onnx_overflow
-from edgeopt.formats.onnx import weight_only as onnx_weight_only
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
+from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
+from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Feed, Trial
 from edgeopt.stages.quantize_weights_onnx import QuantizeWeightsOnnx
@@ -282,7 +282,7 @@ def test_keywords(
 
 @pytest.mark.slow
 def test_the_search_raises_what_int4_hurts(tmp_path: Path, keywords: Model, needs_real_data: Path) -> None:
-    from edgeopt.datasets.npz import Npz
+    from edgeopt.evaluation.datasets.npz import Npz
     from edgeopt.model import Preprocessing
 
     trials: list[Trial] = []

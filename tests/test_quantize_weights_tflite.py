@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite import quantizer as tflite_quantizer
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.tflite.file import load
-from edgeopt.formats.tflite.slimming import slimmed
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.slimming import slimmed
+from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.model import Model
 from edgeopt.plugin import Context
 from edgeopt.stages.quantize_weights_tflite import QuantizeWeightsTflite

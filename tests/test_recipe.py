@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt.config.references import Code
 from edgeopt.errors import RecipeError, UsageError
-from edgeopt.references import Code
-from edgeopt.resolve import load_recipe
+from edgeopt.recipe.resolve import load_recipe
 
 Write = Callable[..., Path]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.datasets.digits import Digits
-from edgeopt.datasets.npz import Npz
-from edgeopt.metrics.top1 import Top1
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.evaluation.samples import collect
 from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.samples import collect
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DATA = os.environ.get("EDGEOPT_DATA")
@@ -51,10 +51,10 @@ def test_digits_keras_is_as_accurate_as_claimed():
     file = RECIPES / "digits" / "digits.keras"
     code = f"""
 import keras
-from edgeopt.datasets.digits import Digits
-from edgeopt.metrics.top1 import Top1
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.samples import collect
+from edgeopt.evaluation.samples import collect
 model = keras.saving.load_model({str(file)!r}, compile=False, safe_mode=True)
 spec = TensorSpec(name="image", shape=model.inputs[0].shape, layout="NHWC")
 (images,), labels = collect(Digits(part="evaluation"), Preprocessing(scale=1 / 16), [spec])

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import hostile
-from edgeopt.datasets.digits import Digits
-from edgeopt.datasets.npz import Npz
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import chains as torch_chains
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import grid as torch_grid
-from edgeopt.formats.torch import layers as torch_layers
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import walk as torch_walk
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph import chains as torch_chains
+from edgeopt.formats.torch.graph import layers as torch_layers
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.quantize import grid as torch_grid
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
 from edgeopt.stages.correct_bias import CorrectBias

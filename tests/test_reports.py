@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgeopt.cli.github import tell_github
 from edgeopt.cli.optimize import read_report
+from edgeopt.cli.screen.github import tell_github
 from edgeopt.errors import UsageError
 from edgeopt.reports import RENDERERS, write_report
 from edgeopt.results import Artifact, Measurement, Report, Result, Run, Verdict

@@ -12,20 +12,20 @@ import pytest
 import yaml
 
 import toy_tflite
-from edgeopt.build import build
+from edgeopt.commands.optimize import parts
+from edgeopt.commands.reproduce import Reproduction, reproduce
+from edgeopt.config.registry import plugin_name
 from edgeopt.errors import CannotRunError, StageError, UsageError, VerificationError
-from edgeopt.formats.tflite.file import parse
-from edgeopt.formats.tflite.slimming import slimmed
+from edgeopt.formats.semantic_graph import first_difference, semantic_digest
+from edgeopt.formats.tflite.files.model_file import parse
+from edgeopt.formats.tflite.files.slimming import slimmed
 from edgeopt.model import content_digest, file_digest
-from edgeopt.pipeline import parts
-from edgeopt.planner import make_plan
 from edgeopt.publish.trust.provenance import FILE, portable, statement
-from edgeopt.publish.trust.semantic import first_difference, semantic_digest
-from edgeopt.registry import plugin_name
-from edgeopt.reproducer import Reproduction, reproduce
-from edgeopt.resolve import load_recipe
+from edgeopt.recipe.planner import make_plan
+from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Artifact, Report, Result, Run, SourceResult
-from edgeopt.store import Store
+from edgeopt.run.build import build
+from edgeopt.run.store import Store
 
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}
 
@@ -414,7 +414,8 @@ def test_the_program_stays_light() -> None:
     import sys
 
     program = (
-        "import sys, edgeopt.reproducer; print({'onnx', 'torch', 'tensorflow', 'cyclonedx'} & {*sys.modules})"
+        "import sys, edgeopt.commands.reproduce;"
+        "print({'onnx', 'torch', 'tensorflow', 'cyclonedx'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from edgeopt import schemas
 from edgeopt.cli import schema as command
-from edgeopt.device import shipped
+from edgeopt.commands import schemas
+from edgeopt.devices.device import shipped
 from edgeopt.errors import UsageError
 from edgeopt.results import Artifact, Hop, Measurement, Report, Result, Run, SourceResult, Verdict
 

@@ -9,7 +9,7 @@ import pytest
 from edgeopt.errors import StageError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
-from edgeopt.search import Budget, evidence, search
+from edgeopt.stages._search import Budget, evidence, search
 
 SAMPLES, CLASSES = 400, 10
 

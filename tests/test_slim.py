@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 import float_tflite
 from edgeopt.cli import app
 from edgeopt.errors import StageError, UsageError
-from edgeopt.formats.flatbuffer import Schema, Table, Vector
-from edgeopt.formats.flatbuffer_writer import pack
-from edgeopt.formats.ledger_tflite import ledger
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.tflite import slimming as tflite_slimming
-from edgeopt.formats.tflite.file import data_of, parse
-from edgeopt.formats.tflite.schema import OPERATORS, SCHEMA, TABLES
-from edgeopt.formats.tflite.slimming import slimmed, verify
+from edgeopt.formats.tflite.files import slimming as tflite_slimming
+from edgeopt.formats.tflite.files.breakdown import ledger
+from edgeopt.formats.tflite.files.model_file import data_of, parse
+from edgeopt.formats.tflite.files.schema import OPERATORS, SCHEMA, TABLES
+from edgeopt.formats.tflite.files.slimming import slimmed, verify
+from edgeopt.formats.wire.flatbuffer import Schema, Table, Vector
+from edgeopt.formats.wire.flatbuffer_writer import pack
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.stages.quantize_tflite import QuantizeTflite

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from edgeopt import source
 from edgeopt.errors import UsageError
-from edgeopt.formats import bounded, kinds
-from edgeopt.formats.keras import file as keras_file
+from edgeopt.formats import kinds, source
+from edgeopt.formats.keras.files import single_file as keras_file
+from edgeopt.formats.source import check_weights, inspect, is_weights
 from edgeopt.formats.torch import pickle as torch_pickle
-from edgeopt.source import check_weights, inspect, is_weights
+from edgeopt.formats.wire import bounded
 
 DATA = os.environ.get("EDGEOPT_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="EDGEOPT_DATA is not set: no real models")

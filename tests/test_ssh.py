@@ -17,15 +17,15 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.agent_archive import build_agent
-from edgeopt.bench import Bench, Evaluation, ask
-from edgeopt.connections.ssh import Ssh, SshLink
-from edgeopt.device import Device
-from edgeopt.device_lock import device_lock
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.connections.ssh import Ssh, SshLink
+from edgeopt.devices.device import Device
+from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Connection, ConnectionCutError
-from edgeopt.store import Store
+from edgeopt.run.bench import Bench, Evaluation, ask
+from edgeopt.run.store import Store
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 CUT = (
@@ -476,7 +476,7 @@ def session(server: Server) -> psutil.Process:
 def test_a_run_that_is_killed_leaves_nothing(server: Server, tmp_path: Path) -> None:
     options = server.way().model_dump(exclude_defaults=True)
     code = (
-        "from edgeopt.connections.ssh import Ssh\n"
+        "from edgeopt.devices.connections.ssh import Ssh\n"
         f"with Ssh.model_validate({options!r}).open() as link:\n"
         "    link.python(['-c', 'open(\"begun\", \"w\"); import time; time.sleep(60)'], 60)\n"
     )
@@ -677,7 +677,7 @@ def test_jobs_take_turns_on_the_device(server: Server, caplog: pytest.LogCapture
 
 HOLD = (
     "import sys, time\n"
-    "from edgeopt.device_lock import device_lock\n"
+    "from edgeopt.devices.locks import device_lock\n"
     "with device_lock('board', {'uses': 'ssh'}, lambda text: print('waits', flush=True)):\n"
     "    print('has', flush=True)\n"
     "    sys.stdin.readline()\n"

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import graph as torch_graph
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import simplify as torch_graph
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest
 from edgeopt.plugin import Context
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from edgeopt.errors import UsageError
-from edgeopt.starter import starter_recipe
+from edgeopt.recipe.starter import starter_recipe
 
 
 def _keras(path: Path, shape: list[int | None] | None) -> Path:

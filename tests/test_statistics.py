@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from edgeopt.statistics import (
+from edgeopt.evaluation.statistics import (
     Paired,
     bounds,
     decide,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import StoreError, UsageError
-from edgeopt.store import Store
+from edgeopt.run.store import Store
 from toys import fill_store
 
 KEY = "ab" + "0" * 62
@@ -58,7 +58,7 @@ def test_a_full_disk_is_explained_and_finished_work_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgeopt.store.json.dump", full)
+        patch.setattr("edgeopt.run.store.json.dump", full)
         with pytest.raises(StoreError, match="no space left for the store") as caught:
             put(store, "cd" + "0" * 62)
     assert caught.value.exit_code == 3

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.datasets.npz import Npz
-from edgeopt.device import load_device
+from edgeopt.commands.profile import profile
+from edgeopt.devices.device import load_device
+from edgeopt.devices.lint import lint
 from edgeopt.errors import DeviceError
-from edgeopt.lint import lint
-from edgeopt.metrics.top1 import Top1
-from edgeopt.profiler import profile
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.metrics.top1 import Top1
 from toy_operators import operator, write
 
 IMAGE = (1, 4, 4, 2)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
-from edgeopt.training import Finetune, are_probabilities, softmax
-from edgeopt.training_data import TrainingData, augment, check_augmentation, one_cycle, order, split
-from edgeopt.training_loop import Outcome, train
+from edgeopt.stages._training import Finetune, are_probabilities, softmax
+from edgeopt.stages._training_data import TrainingData, augment, check_augmentation, one_cycle, order, split
+from edgeopt.stages._training_loop import Outcome, train
 
 SPEC = TensorSpec(name="x", shape=(1, 6))
 MODEL = Model(format="toy", path=Path(), inputs=(SPEC,))

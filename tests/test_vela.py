@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.datasets.npz import Npz
+from edgeopt.commands.optimize import optimize
+from edgeopt.commands.profile import profile
 from edgeopt.errors import DeviceError
-from edgeopt.metrics.top1 import Top1
-from edgeopt.pipeline import optimize
-from edgeopt.profiler import profile
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.metrics.top1 import Top1
 from toy_operators import operator, write
 
 IMAGE = (1, 8, 8, 4)

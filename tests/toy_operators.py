@@ -4,10 +4,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from edgeopt.formats.flatbuffer import Table, Vector
-from edgeopt.formats.flatbuffer_writer import pack
+from edgeopt.formats.tflite.files.schema import OPERATORS, SCHEMA
 from edgeopt.formats.tflite.reading import DTYPES
-from edgeopt.formats.tflite.schema import OPERATORS, SCHEMA
+from edgeopt.formats.wire.flatbuffer import Table, Vector
+from edgeopt.formats.wire.flatbuffer_writer import pack
 
 OPTIONS: dict[str, tuple[str, dict[str, int]]] = {
     "CONV_2D": ("Conv2DOptions", {"stride_w": 1, "stride_h": 1}),

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.evaluation.samples import fitted
 from edgeopt.model import Array, Preprocessing, TensorSpec, file_digest
 from edgeopt.publish.bundle import make_bundle, publishable
 from edgeopt.publish.contract import Contract
 from edgeopt.results import Artifact, Measurement, Report, Result, Run, SourceResult
-from edgeopt.samples import fitted
 from toy_operators import operator, write
 
 CHAIN = ("keras_to_tflite", "quantize_tflite")

@@ -10,7 +10,7 @@ from typing import ClassVar
 from edgeopt.errors import StageError
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Trial
-from edgeopt.store import Store
+from edgeopt.run.store import Store
 
 
 class Toy(Stage):

@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeopt.commands.optimize import optimize, plan
+    from edgeopt.commands.profile import profile
     from edgeopt.errors import EdgeoptError, RecipeError, UsageError
-    from edgeopt.pipeline import optimize, plan
-    from edgeopt.profiler import profile
     from edgeopt.results import Report
 
 __all__ = ["EdgeoptError", "RecipeError", "Report", "UsageError", "optimize", "plan", "profile"]
@@ -24,9 +24,9 @@ _HOMES = {
     "RecipeError": "errors",
     "UsageError": "errors",
     "Report": "results",
-    "optimize": "pipeline",
-    "plan": "pipeline",
-    "profile": "profiler",
+    "optimize": "commands.optimize",
+    "plan": "commands.optimize",
+    "profile": "commands.profile",
 }
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from edgeopt.datasets.digits import Digits
+from edgeopt.evaluation.datasets.digits import Digits
 
 HERE = Path(__file__).resolve().parent
 EPOCHS = 40

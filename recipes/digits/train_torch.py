@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from models.digits_cnn import digits_cnn  # noqa: E402
 
-from edgeopt.datasets.digits import Digits  # noqa: E402
+from edgeopt.evaluation.datasets.digits import Digits  # noqa: E402
 
 EPOCHS = 40
 BATCH = 64

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import edgeopt
-from edgeopt import registry
-from edgeopt.agent_archive import runtime_names
-from edgeopt.device import known_devices, load_device, shipped
+from edgeopt.config import registry
+from edgeopt.config.yaml_source import read_yaml
+from edgeopt.devices.agent_archive import runtime_names
+from edgeopt.devices.device import known_devices, load_device, shipped
 from edgeopt.plugin import Dataset, Metric, Stage
-from edgeopt.resolve import find_recipe
-from edgeopt.yamlsource import read_yaml
+from edgeopt.recipe.resolve import find_recipe
 
 PACKAGE = Path(edgeopt.__file__).parent
 KINDS: tuple[registry.Kind, ...] = ("stages", "datasets", "metrics", "connections")
@@ -29,7 +29,7 @@ FRAMEWORKS = (
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)
 def test_a_plugin_file_holds_one_plugin_of_its_name(kind: registry.Kind, name: str) -> None:
     found = registry.find(kind, name)
-    tree = ast.parse((PACKAGE / kind / f"{name}.py").read_text())
+    tree = ast.parse(Path(str(sys.modules[found.__module__].__file__)).read_text())
     public = [
         node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]

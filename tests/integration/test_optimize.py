@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from edgeopt.results import Report
-from edgeopt.store import Store
+from edgeopt.run.store import Store
 
 TESTS = Path(__file__).resolve().parent.parent
 FORMATS = ("tflite", "onnx", "torchscript", "executorch")

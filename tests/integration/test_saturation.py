@@ -33,9 +33,9 @@ OVERRIDES = {
 COMPARE = """
 import json, sys
 from pathlib import Path
-from edgeopt.datasets.npz import Npz
-from edgeopt.diagnosis import causes
-from edgeopt.layerwise import Data, compare
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.diagnosis import causes
+from edgeopt.evaluation.layer_comparison import Data, compare
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Feed
 
@@ -64,7 +64,7 @@ def diagnoses(needs_real_data: Path, tmp_path_factory: pytest.TempPathFactory) -
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    from edgeopt.source import inspect
+    from edgeopt.formats.source import inspect
 
     files = {path.stem: path for path in out.rglob("*.onnx") if "store" not in path.relative_to(out).parts}
     models = {name: inspect(path).model.model_dump_json() for name, path in files.items()}

@@ -65,7 +65,7 @@ def push(
     comes from. What was sent before an interruption is not sent again.
     """
     from edgeopt.cli.optimize import read_report
-    from edgeopt.cli.transfers import Transfer
+    from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.errors import UsageError
     from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
@@ -160,7 +160,7 @@ def pull(
     Exit code 0: it is in place. 1: a digest or the signature is wrong. 2: there is no such thing. 3: it could
     not be fetched; what came is kept, and the next attempt goes on from there.
     """
-    from edgeopt.cli.transfers import Transfer
+    from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
@@ -315,7 +315,7 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
 def places_of(library: Path | None) -> "Places":
     from edgeopt.publish.places import Places
     from edgeopt.publish.project import find_project
-    from edgeopt.store import ARTIFACTS
+    from edgeopt.run.store import ARTIFACTS
 
     settings = find_project(Path.cwd())
     return Places(library or settings.library or ARTIFACTS / "library", settings)

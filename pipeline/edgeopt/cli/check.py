@@ -21,8 +21,8 @@ def write(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = BASELINE,
 ) -> None:
     """Keep what a run found out, to be committed and compared with."""
-    from edgeopt.baseline import baseline_of, write_baseline
     from edgeopt.cli.optimize import read_report
+    from edgeopt.evaluation.baseline import baseline_of, write_baseline
 
     baseline = baseline_of(read_report(run))
     write_baseline(baseline, out)
@@ -71,11 +71,11 @@ def check(
 
     from pydantic import ValidationError
 
-    from edgeopt.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
-    from edgeopt.baseline import check as held_against
-    from edgeopt.cli.github import tell_github
-    from edgeopt.cli.tables import show_verdicts
+    from edgeopt.cli.screen.github import tell_github
+    from edgeopt.cli.screen.tables import show_verdicts
     from edgeopt.errors import UsageError
+    from edgeopt.evaluation.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
+    from edgeopt.evaluation.baseline import check as held_against
     from edgeopt.reports import comment as comments
     from edgeopt.reports import junit as junits
 
@@ -103,8 +103,8 @@ def check(
     assert known is not None  # only an update does without one
     verdicts = held_against(report, known, limits)
     if max_latency_ratio is not None:
-        from edgeopt.rematch import rematch
-        from edgeopt.store import store_folder
+        from edgeopt.run.rematch import rematch
+        from edgeopt.run.store import store_folder
 
         run = report.folder or (Path(target) if Path(target).is_dir() else Path(target).parent)
         found = rematch(
@@ -168,10 +168,10 @@ def compare(
     """
     import json
 
-    from edgeopt.baseline import Limits, baseline_of
-    from edgeopt.baseline import check as held_against
     from edgeopt.cli.optimize import read_report
-    from edgeopt.cli.tables import show_verdicts
+    from edgeopt.cli.screen.tables import show_verdicts
+    from edgeopt.evaluation.baseline import Limits, baseline_of
+    from edgeopt.evaluation.baseline import check as held_against
 
     before, after = read_report(first), read_report(second)
     limits = Limits(
@@ -198,8 +198,8 @@ def _report(
     path = Path(target)
     if path.is_dir() or path.suffix == ".json":
         return read_report(path)
-    from edgeopt.cli.progress import Progress
-    from edgeopt.pipeline import optimize
+    from edgeopt.cli.screen.progress import Progress
+    from edgeopt.commands.optimize import optimize
 
     with Progress() as progress:
         return optimize(

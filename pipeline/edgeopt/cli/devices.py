@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(help="A device, as shown by 'edgeopt device
 @app.command("list")
 def list_devices(devices: DeviceFolders = None) -> None:
     """List all devices: your own and the shipped ones."""
-    from edgeopt.device import known_devices, load_device
+    from edgeopt.devices.device import known_devices, load_device
     from edgeopt.errors import UsageError
 
     places = folders(devices)
@@ -31,7 +31,7 @@ def show(name: Name, devices: DeviceFolders = None) -> None:
     """Show a device's settings."""
     import yaml
 
-    from edgeopt.device import load_device
+    from edgeopt.devices.device import load_device
 
     device = load_device(name, folders(devices))
     typer.echo(yaml.safe_dump(device.model_dump(mode="json"), sort_keys=False), nl=False)
@@ -44,9 +44,9 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
     import tempfile
     from pathlib import Path
 
-    from edgeopt.bench import probe_device, require
-    from edgeopt.device import load_device
+    from edgeopt.devices.device import load_device
     from edgeopt.errors import DeviceError
+    from edgeopt.run.bench import probe_device, require
 
     device = load_device(name, folders(devices))
     with tempfile.TemporaryDirectory() as folder:
@@ -76,8 +76,8 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
 @app.command()
 def setup(name: Name, devices: DeviceFolders = None) -> None:
     """Make what a device runs in, with pinned packages. The only command that installs anything."""
-    from edgeopt.bench import connection_of
-    from edgeopt.device import load_device
+    from edgeopt.devices.device import load_device
+    from edgeopt.run.bench import connection_of
 
     device = load_device(name, folders(devices))
     connection_of(device).setup(device.setup.python, lambda text: typer.echo(text, err=True))
@@ -89,7 +89,7 @@ def _called(key: str) -> str:
 
 def _readable(key: str, value: object) -> str:
     """What a device tells of itself, with its unit; lists as people write them."""
-    from edgeopt.units import show_bytes
+    from edgeopt.config.units import show_bytes
 
     if isinstance(value, list | tuple):
         return ", ".join(_readable("", each) for each in value)

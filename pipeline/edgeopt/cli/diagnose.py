@@ -8,8 +8,8 @@ from edgeopt.cli.optimize import RecipeName
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
 
 if TYPE_CHECKING:
-    from edgeopt.diagnosis import Diagnosis
-    from edgeopt.layer_statistics import LayerStatistics
+    from edgeopt.evaluation.diagnosis import Diagnosis
+    from edgeopt.run.layer_statistics import LayerStatistics
 
 NAME_LENGTH = 44
 EXACT_DB = 200.0
@@ -44,8 +44,8 @@ def diagnose(
 
     Exit code 0: diagnosed. 2: the recipe or the command is wrong. 3: something could not run.
     """
-    from edgeopt.cli.progress import Progress
-    from edgeopt.diagnoser import diagnose as run
+    from edgeopt.cli.screen.progress import Progress
+    from edgeopt.commands.diagnose import diagnose as run
 
     with Progress(quiet=quiet) as progress:
         found = run(
@@ -72,7 +72,7 @@ def _show(found: "Diagnosis", count: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgeopt.cli.tables import console
+    from edgeopt.cli.screen.tables import console
     from edgeopt.reports.markdown import show
 
     out = console()
@@ -140,7 +140,7 @@ def _decibels(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    from edgeopt.diagnosis import short
+    from edgeopt.evaluation.diagnosis import short
 
     # Names of fused operators are lists; the whole is in --json.
     found = short(name)

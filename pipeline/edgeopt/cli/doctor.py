@@ -10,7 +10,7 @@ def doctor(as_json: AsJson = False) -> None:
     import json
     import platform
 
-    from edgeopt import registry
+    from edgeopt.config import registry
 
     stages = {
         name: {"versions": stage.versions(), "missing": stage.missing(), "extra": stage.extra}

@@ -15,7 +15,7 @@ def init(
 ) -> None:
     """Look into a model file and write a commented starter recipe for it."""
     from edgeopt.errors import UsageError
-    from edgeopt.starter import starter_recipe
+    from edgeopt.recipe.starter import starter_recipe
 
     text = starter_recipe(model, folder=out.parent)
     if out.exists() and not force:

@@ -8,7 +8,7 @@ import typer
 from edgeopt.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from edgeopt.formats.ledger import Layer, Ledger
+    from edgeopt.formats.arithmetic import Layer, Ledger
 
 NAME_WIDTH = 40
 
@@ -31,7 +31,7 @@ def _show(ledger: "Ledger") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgeopt.cli.tables import console
+    from edgeopt.cli.screen.tables import console
 
     out = console()
     table = Table(title=f"{ledger.file} ({ledger.format})", title_justify="left")

@@ -30,11 +30,11 @@ def lint(
     """
     import json
 
-    from edgeopt.device import load_device
+    from edgeopt.devices.device import load_device
+    from edgeopt.devices.lint import errors, shortened
+    from edgeopt.devices.lint import lint as check
     from edgeopt.errors import StageError, UsageError
     from edgeopt.formats.kinds import BY_SUFFIX, TFLITE
-    from edgeopt.lint import errors, shortened
-    from edgeopt.lint import lint as check
     from edgeopt.reports import sarif as sarifs
 
     target = load_device(device, folders(devices))

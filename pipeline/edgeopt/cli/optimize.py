@@ -38,10 +38,10 @@ def optimize(
     Exit code 0: all gates pass. 1: a gate failed. 2: the recipe or the command is wrong.
     3: something could not run. Interrupted work is resumed by running the same command again.
     """
-    from edgeopt.cli.github import tell_github
-    from edgeopt.cli.progress import Progress
-    from edgeopt.cli.tables import show_report
-    from edgeopt.pipeline import optimize as run
+    from edgeopt.cli.screen.github import tell_github
+    from edgeopt.cli.screen.progress import Progress
+    from edgeopt.cli.screen.tables import show_report
+    from edgeopt.commands.optimize import optimize as run
 
     with Progress(quiet=quiet) as progress:
         report = run(
@@ -74,11 +74,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what optimize would do: every stage, what is cached, what cannot be had and why."""
-    from edgeopt.build import look_up
-    from edgeopt.cli.tables import plan_as_json, show_plan
-    from edgeopt.pipeline import check_data
-    from edgeopt.pipeline import plan as make
-    from edgeopt.store import Store, store_folder
+    from edgeopt.cli.screen.tables import plan_as_json, show_plan
+    from edgeopt.commands.optimize import check_data
+    from edgeopt.commands.optimize import plan as make
+    from edgeopt.run.build import look_up
+    from edgeopt.run.store import Store, store_folder
 
     made = make(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
     check_data(made)
@@ -109,7 +109,7 @@ def report(
     'edgeopt optimize' keeps artifacts/runs/index.html up to date by itself; --index is for runs that were
     put elsewhere, or came from CI.
     """
-    from edgeopt.cli.tables import show_report
+    from edgeopt.cli.screen.tables import show_report
     from edgeopt.errors import UsageError
     from edgeopt.reports import RENDERERS
 

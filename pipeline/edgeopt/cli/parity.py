@@ -38,10 +38,10 @@ def parity(
     from rich.text import Text
 
     from edgeopt.cli.options import folders
-    from edgeopt.cli.tables import console
-    from edgeopt.datasets.npz import Npz
+    from edgeopt.cli.screen.tables import console
+    from edgeopt.commands.parity import parity as run
     from edgeopt.errors import UsageError
-    from edgeopt.parity import parity as run
+    from edgeopt.evaluation.datasets.npz import Npz
 
     if data is not None and not data.is_file():
         raise UsageError(f"no such file: {data}")

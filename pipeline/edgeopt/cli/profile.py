@@ -39,16 +39,16 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, memory, size and accuracy of a model file on a device, whoever made it."""
-    from edgeopt.cli.tables import show_report
-    from edgeopt.datasets.npz import Npz
+    from edgeopt.cli.screen.tables import show_report
+    from edgeopt.commands.profile import profile as run
+    from edgeopt.config.registry import find, nearest
     from edgeopt.errors import UsageError
+    from edgeopt.evaluation.datasets.npz import Npz
     from edgeopt.model import Preprocessing, TensorSpec
     from edgeopt.plugin import Dataset, Metric
-    from edgeopt.profiler import profile as run
-    from edgeopt.recipe import PROTOCOLS, Latency
-    from edgeopt.registry import find, nearest
+    from edgeopt.recipe.document import PROTOCOLS, Latency
+    from edgeopt.recipe.resolve import load_recipe
     from edgeopt.reports import RENDERERS
-    from edgeopt.resolve import load_recipe
 
     timing = Latency(min_runs=min_runs, min_seconds=min_seconds)
     if protocol is not None:

@@ -31,7 +31,7 @@ def verify(
     from edgeopt.errors import UsageError
     from edgeopt.publish.care import verify_all
     from edgeopt.publish.pulling import check_folder
-    from edgeopt.store import store_folder
+    from edgeopt.run.store import store_folder
 
     places = places_of(library)
     if everything == (target is not None):
@@ -131,9 +131,9 @@ def gc(
     What a channel stands for and what a baseline was measured on always stays, and so does finished work that
     was used within a day: a run that is under way may need it.
     """
-    from edgeopt.baseline import read_baseline
+    from edgeopt.evaluation.baseline import read_baseline
     from edgeopt.publish.care import collect
-    from edgeopt.store import store_folder
+    from edgeopt.run.store import store_folder
 
     places = places_of(library)
     usual = [Path("baseline.json")] if Path("baseline.json").is_file() else []
@@ -182,11 +182,11 @@ def reproduce(
     """
     import tempfile
 
-    from edgeopt.cli.progress import Progress
+    from edgeopt.cli.screen.progress import Progress
+    from edgeopt.commands.reproduce import reproduce as rebuilt
     from edgeopt.publish.names import parse
     from edgeopt.publish.pulling import described, pick, place
     from edgeopt.publish.transfer import fetch_bundle, find_release
-    from edgeopt.reproducer import reproduce as rebuilt
 
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(target)

@@ -12,9 +12,9 @@ def schema(
 
     The plugins of other packages that are installed here are part of it.
     """
-    from edgeopt import schemas
+    from edgeopt.commands import schemas
+    from edgeopt.config.registry import nearest
     from edgeopt.errors import UsageError
-    from edgeopt.registry import nearest
 
     for name in schemas.NAMES:
         if name == what:

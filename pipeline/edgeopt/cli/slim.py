@@ -21,11 +21,11 @@ def slim(
 
     from rich.table import Table
 
-    from edgeopt.cli.tables import console
+    from edgeopt.cli.screen.tables import console
     from edgeopt.errors import UsageError
-    from edgeopt.formats import ledger_tflite
-    from edgeopt.formats.tflite.file import IDENTIFIER, load, parse
-    from edgeopt.formats.tflite.slimming import slimmed
+    from edgeopt.formats.tflite.files import breakdown as ledger_tflite
+    from edgeopt.formats.tflite.files.model_file import IDENTIFIER, load, parse
+    from edgeopt.formats.tflite.files.slimming import slimmed
 
     if not file.is_file():
         raise UsageError(f"no such file: {file}", fix="check the path")

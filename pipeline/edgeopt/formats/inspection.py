@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats import ledger_archive, ledger_onnx, ledger_tflite
-from edgeopt.formats.bounded import MALFORMED
+from edgeopt.formats import ledger_archive
+from edgeopt.formats.arithmetic import Ledger
 from edgeopt.formats.kinds import identify
-from edgeopt.formats.ledger import Ledger
+from edgeopt.formats.onnx.files import breakdown as ledger_onnx
+from edgeopt.formats.tflite.files import breakdown as ledger_tflite
+from edgeopt.formats.wire.bounded import MALFORMED
 
 _READERS: dict[str, Callable[[Path], Ledger]] = {
     "tflite": ledger_tflite.read,

@@ -4,8 +4,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeopt.formats.bounded import member_names
-from edgeopt.formats.onnx.graph import is_onnx
+from edgeopt.formats.onnx.files.header import is_onnx
+from edgeopt.formats.wire.bounded import member_names
 
 
 class Kind(NamedTuple):

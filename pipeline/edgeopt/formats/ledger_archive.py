@@ -11,8 +11,8 @@ from math import prod
 from pathlib import Path
 
 from edgeopt.errors import MissingPackageError
-from edgeopt.formats import bounded
-from edgeopt.formats.ledger import Ledger
+from edgeopt.formats.arithmetic import Ledger
+from edgeopt.formats.wire import bounded
 from edgeopt.model import files_of, size_bytes
 
 HDF5_SECONDS = 20

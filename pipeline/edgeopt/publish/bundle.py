@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.device import load_device
+from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError, UsageError, VerificationError
-from edgeopt.formats.tflite.file import TfliteFile, kind_of, load
+from edgeopt.formats.tflite.files.model_file import TfliteFile, kind_of, load
 from edgeopt.model import SUFFIXES, Preprocessing, TensorSpec, file_digest
 from edgeopt.publish import contract as contracts
 from edgeopt.publish.contract import Arena, BundleFile, Contract, Raw

@@ -22,7 +22,7 @@ from edgeopt.publish.places import Places
 from edgeopt.publish.remotes.layout import Layout
 from edgeopt.publish.transfer import PARTIAL
 from edgeopt.results import Report
-from edgeopt.store import Store
+from edgeopt.run.store import Store
 
 UNFINISHED = 24 * 3600.0
 """Seconds after which a run without a report is taken for one that was broken off, and finished work that

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeopt.config.registry import nearest
 from edgeopt.errors import UsageError
-from edgeopt.registry import nearest
 
 FILE = "edgeopt.toml"
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeopt.device import Device, known_devices, load_device
+from edgeopt.devices.device import Device, known_devices, load_device
+from edgeopt.devices.lint import limits_of
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
-from edgeopt.lint import limits_of
 from edgeopt.model import file_digest, files_of
 from edgeopt.publish.contract import FILE, Contract, read_contract
 from edgeopt.publish.oci import (

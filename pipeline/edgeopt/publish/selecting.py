@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeopt.device import Device
+from edgeopt.config.registry import nearest
+from edgeopt.devices.device import Device
 from edgeopt.errors import UsageError
 from edgeopt.publish.annotations import FACTS
 from edgeopt.publish.oci import Descriptor, Index
-from edgeopt.registry import nearest
 
 
 class Facts(BaseModel):

@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from edgeopt.config.units import show_bytes
 from edgeopt.errors import UsageError, VerificationError
 from edgeopt.model import CHUNK
-from edgeopt.units import show_bytes
 
 GENEROUS: Final = 64 << 20
 """Bytes that any archive may unpack to; beyond, `RATIO` counts."""

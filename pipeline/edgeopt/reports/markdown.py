@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from edgeopt.config.units import show_bytes
 from edgeopt.reports.plain import printable
 from edgeopt.results import ALWAYS, SPARSE, UNITS, Hop, Measurement, Report, Result
-from edgeopt.units import show_bytes
 
 LAYERS = 12
 """Operators shown of each artifact; report.json has them all."""

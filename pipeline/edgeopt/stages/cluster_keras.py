@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeopt.formats.keras import archive as keras_archive
-from edgeopt.formats.keras import loading as keras_files
-from edgeopt.formats.keras import sparsity as keras_sparsity
-from edgeopt.formats.keras.clusters import share_values
+from edgeopt.formats.keras.files import archive as keras_archive
+from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.prune import sparsity as keras_sparsity
+from edgeopt.formats.keras.quantize.clusters import share_values
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

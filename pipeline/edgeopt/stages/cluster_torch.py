@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import counting as torch_counting
-from edgeopt.formats.torch import keeping as torch_keeping
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch import sparsity as torch_sparsity
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.prune import counting as torch_counting
+from edgeopt.formats.torch.prune import masks as torch_keeping
+from edgeopt.formats.torch.prune import sparsity as torch_sparsity
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import grid as torch_grid
-from edgeopt.formats.torch import layers as torch_layers
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import walk as torch_walk
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph import layers as torch_layers
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.quantize import grid as torch_grid
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 if TYPE_CHECKING:
     import torch
 
-    from edgeopt.formats.torch.layers import Layer
-    from edgeopt.formats.torch.walk import Seen
+    from edgeopt.formats.torch.graph.layers import Layer
+    from edgeopt.formats.torch.lab.layer_by_layer import Seen
 
 SHOWN = 5
 

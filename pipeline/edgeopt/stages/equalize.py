@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import chains as torch_chains
-from edgeopt.formats.torch import channel_ranges as torch_channel_ranges
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import equalization as torch_equalization
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import walk as torch_walk
-from edgeopt.formats.torch.chains import Pair
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph import chains as torch_chains
+from edgeopt.formats.torch.graph.chains import Pair
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.quantize import channel_ranges as torch_channel_ranges
+from edgeopt.formats.torch.quantize import equalization as torch_equalization
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import lowering as torch_lowering
-from edgeopt.formats.torch import operators as torch_operators
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import lowering as torch_lowering
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import operators as torch_operators
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.layer_names import calls
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import layers as torch_layers
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import layers as torch_layers
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import named_layers as torch_named_layers
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.quantize import named_layers as torch_named_layers
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

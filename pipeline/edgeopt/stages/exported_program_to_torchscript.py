@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import script as torch_script
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import script as torch_script
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

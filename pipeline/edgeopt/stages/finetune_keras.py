@@ -6,18 +6,18 @@ import numpy as np
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import archive as keras_archive
-from edgeopt.formats.keras import loading as keras_files
-from edgeopt.formats.keras import sparsity as keras_sparsity
-from edgeopt.formats.keras.fake_quantized import FakeQuantized
-from edgeopt.formats.keras.keeping import Keeping
-from edgeopt.formats.keras.scores import Scorer, shared_features
-from edgeopt.formats.keras.training import Learner, plain
+from edgeopt.formats.keras.files import archive as keras_archive
+from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.graph.outputs import Scorer, shared_features
+from edgeopt.formats.keras.prune import sparsity as keras_sparsity
+from edgeopt.formats.keras.prune.masks import Keeping
+from edgeopt.formats.keras.train.distillation import Learner, plain
+from edgeopt.formats.keras.train.fake_quant import FakeQuantized
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.training import Finetune
-from edgeopt.training_data import TrainingData
-from edgeopt.training_loop import train
+from edgeopt.stages._training import Finetune
+from edgeopt.stages._training_data import TrainingData
+from edgeopt.stages._training_loop import train
 
 RANGE_SAMPLES = 256
 """On which the ranges of activations are measured, for training with the rounding of int8."""

@@ -5,15 +5,15 @@ from typing import ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch.keeping import Keeper
-from edgeopt.formats.torch.learning import Hints, Learner
-from edgeopt.formats.torch.rounding import Rounder
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.prune.masks import Keeper
+from edgeopt.formats.torch.train.distillation import Hints, Learner
+from edgeopt.formats.torch.train.fake_quant import Rounder
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.training import Finetune
-from edgeopt.training_loop import train
+from edgeopt.stages._training import Finetune
+from edgeopt.stages._training_loop import train
 
 
 class FinetuneTorch(Finetune):

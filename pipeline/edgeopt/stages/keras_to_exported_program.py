@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import loading as keras_files
-from edgeopt.formats.torch import layers as torch_layers
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_files
 from edgeopt.formats.layer_names import calls, keras_layer
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx.layers import RECURRENT
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph.layers import RECURRENT
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_files
 from edgeopt.formats.tflite import reading as tflite
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker

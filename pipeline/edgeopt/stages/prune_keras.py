@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import archive as keras_archive
-from edgeopt.formats.keras import loading as keras_files
-from edgeopt.formats.keras import sparsity as keras_sparsity
-from edgeopt.formats.keras import surgeon as keras_surgeon
-from edgeopt.formats.keras import surgery as keras_surgery
-from edgeopt.formats.keras.archive import Kept
-from edgeopt.formats.keras.channels import Bundle, Channels
-from edgeopt.formats.keras.choice import Choice, choose, keeping
-from edgeopt.formats.keras.graph import Costs, costs, graph_of
+from edgeopt.formats.keras.files import archive as keras_archive
+from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files.archive import Kept
+from edgeopt.formats.keras.graph.layers import Costs, costs, graph_of
+from edgeopt.formats.keras.prune import obs_pruning as keras_surgeon
+from edgeopt.formats.keras.prune import remove_channels as keras_surgery
+from edgeopt.formats.keras.prune import sparsity as keras_sparsity
+from edgeopt.formats.keras.prune.channels import Bundle, Channels
+from edgeopt.formats.keras.prune.selection import Choice, choose, keeping
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Stage, Worker
 

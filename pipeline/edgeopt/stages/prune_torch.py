@@ -7,13 +7,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import channels as torch_channels
-from edgeopt.formats.torch import counting as torch_counting
-from edgeopt.formats.torch import importance as torch_importance
-from edgeopt.formats.torch import keeping as torch_keeping
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch import sparsity as torch_sparsity
-from edgeopt.formats.torch.channels import Group
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.prune import channels as torch_channels
+from edgeopt.formats.torch.prune import counting as torch_counting
+from edgeopt.formats.torch.prune import importance as torch_importance
+from edgeopt.formats.torch.prune import masks as torch_keeping
+from edgeopt.formats.torch.prune import sparsity as torch_sparsity
+from edgeopt.formats.torch.prune.channels import Group
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

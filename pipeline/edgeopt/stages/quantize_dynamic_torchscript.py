@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import lifting as torch_lifting
-from edgeopt.formats.torch import overrides as torch_overrides
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import runtimes as torch_runtimes
-from edgeopt.formats.torch import script as torch_script
-from edgeopt.formats.torch import specs as torch_specs
-from edgeopt.formats.torch.operators import WEIGHTED
-from edgeopt.formats.torch.overrides import Quantizable, named
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import script as torch_script
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import to_modules as torch_lifting
+from edgeopt.formats.torch.graph.operators import WEIGHTED
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.formats.torch.quantize.overrides import Quantizable, named
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import overrides as torch_overrides
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
-from edgeopt.formats.torch.operators import CONVOLUTIONS
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph.operators import CONVOLUTIONS
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -9,21 +9,21 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from edgeopt.calibration import Calibrator, Histogram
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx import calibration as onnx_calibration
-from edgeopt.formats.onnx import ends as onnx_ends
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx import forms as onnx_forms
-from edgeopt.formats.onnx import layers as onnx_layers
-from edgeopt.formats.onnx import moments as onnx_moments
-from edgeopt.formats.onnx import overflow as onnx_overflow
-from edgeopt.formats.onnx import qdq as onnx_qdq
-from edgeopt.formats.onnx.qdq import Making
-from edgeopt.formats.onnx.weights import Weights
+from edgeopt.formats.calibration import Calibrator, Histogram
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph import integer_io as onnx_ends
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
+from edgeopt.formats.onnx.quantize import moments as onnx_moments
+from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
+from edgeopt.formats.onnx.quantize import qdq as onnx_qdq
+from edgeopt.formats.onnx.quantize import weight_encoding as onnx_forms
+from edgeopt.formats.onnx.quantize.qdq import Making
+from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.search import Searching, evidence, search
+from edgeopt.stages._search import Searching, evidence, search
 
 FEW = 10
 """Calibration samples under which the ranges are hardly more than a guess."""

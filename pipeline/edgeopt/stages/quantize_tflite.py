@@ -6,19 +6,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.calibration import Calibrator
-from edgeopt.formats.tflite import calibration as tflite_calibration
-from edgeopt.formats.tflite import precision as tflite_precision
-from edgeopt.formats.tflite import quantizer as tflite_quantizer
+from edgeopt.formats.calibration import Calibrator
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.tflite import weighted as tflite_weighted
-from edgeopt.formats.tflite.file import load
-from edgeopt.formats.tflite.interpreter import Candidates, finished
-from edgeopt.formats.tflite.precision import Types
-from edgeopt.formats.tflite.quantizer import Ranges
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
+from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
+from edgeopt.formats.tflite.quantize import precision as tflite_precision
+from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
+from edgeopt.formats.tflite.quantize.precision import Types
+from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.search import Searching, evidence, search
+from edgeopt.stages._search import Searching, evidence, search
 
 TYPES: Types = {
     "float32": (frozenset({"float32"}), "float32"),

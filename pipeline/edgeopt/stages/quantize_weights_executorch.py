@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import overrides as torch_overrides
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import specs as torch_specs
-from edgeopt.formats.torch import weights as torch_weights
-from edgeopt.formats.torch.lifting import RECURRENT
-from edgeopt.formats.torch.operators import WEIGHTED
-from edgeopt.formats.torch.overrides import named
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph.operators import WEIGHTED
+from edgeopt.formats.torch.graph.to_modules import RECURRENT
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.formats.torch.quantize import weights as torch_weights
+from edgeopt.formats.torch.quantize.overrides import named
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx import calibration as onnx_calibration
-from edgeopt.formats.onnx import dynamic as onnx_dynamic
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.onnx import layers as onnx_layers
-from edgeopt.formats.onnx import weight_only as onnx_weight_only
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
+from edgeopt.formats.onnx.quantize import dynamic as onnx_dynamic
+from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.search import Searching, evidence, search
+from edgeopt.stages._search import Searching, evidence, search
 
 TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "dynamic_int8": {"dynamic_int8": ("int8", "uint8")},

@@ -6,14 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.formats.tflite import precision as tflite_precision
-from edgeopt.formats.tflite import quantizer as tflite_quantizer
 from edgeopt.formats.tflite import reading as tflite
-from edgeopt.formats.tflite.interpreter import Candidates, finished
-from edgeopt.formats.tflite.precision import Types
+from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
+from edgeopt.formats.tflite.quantize import precision as tflite_precision
+from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
+from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.search import Searching, evidence, search
+from edgeopt.stages._search import Searching, evidence, search
 
 TYPES: Types = {
     precision: (frozenset({precision}), "float32") for precision in ("float32", "float16", "int8", "int4")

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from edgeopt.calibration import Calibrator
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import lowering as torch_lowering
-from edgeopt.formats.torch import overrides as torch_overrides
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import ranges as torch_ranges
-from edgeopt.formats.torch import runtimes as torch_runtimes
-from edgeopt.formats.torch import specs as torch_specs
-from edgeopt.formats.torch.lifting import RECURRENT
-from edgeopt.formats.torch.operators import WEIGHTED, operator_name
+from edgeopt.formats.calibration import Calibrator
+from edgeopt.formats.torch.files import lowering as torch_lowering
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.graph.to_modules import RECURRENT
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.formats.torch.quantize import ranges as torch_ranges
 from edgeopt.model import Array, Model, TensorSpec
 from edgeopt.plugin import Context, Worker
-from edgeopt.search import Searching, evidence, search
+from edgeopt.stages._search import Searching, evidence, search
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

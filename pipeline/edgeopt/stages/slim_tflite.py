@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.flatbuffer import UnknownPartError
-from edgeopt.formats.tflite.file import load
-from edgeopt.formats.tflite.slimming import slimmed
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.slimming import slimmed
+from edgeopt.formats.wire.flatbuffer import UnknownPartError
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage
 

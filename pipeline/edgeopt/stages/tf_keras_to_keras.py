@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_files
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

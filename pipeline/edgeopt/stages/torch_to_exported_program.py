@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from edgeopt.formats.torch import module as torch_module
-from edgeopt.formats.torch import program as torch_program
+from edgeopt.formats.torch.files import module as torch_module
+from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

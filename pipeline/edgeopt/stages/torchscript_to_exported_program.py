@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import graph as torch_graph
-from edgeopt.formats.torch import program as torch_program
-from edgeopt.formats.torch import script as torch_script
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import script as torch_script
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import simplify as torch_graph
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 

@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch import engine as torch_engine
-from edgeopt.formats.torch import script as torch_script
-from edgeopt.formats.torch import specs as torch_specs
+from edgeopt.formats.torch.files import script as torch_script
+from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 

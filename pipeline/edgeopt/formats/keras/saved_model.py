@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import UsageError
-from edgeopt.formats import bounded
-from edgeopt.formats.found import UNTOLD, Source, tensor
-from edgeopt.formats.keras import config as keras_config
-from edgeopt.formats.protobuf import mapped, messages, number, text
+from edgeopt.formats.keras.files import config as keras_config
+from edgeopt.formats.specs import UNTOLD, Source, tensor
+from edgeopt.formats.wire import bounded
+from edgeopt.formats.wire.protobuf import mapped, messages, number, text
 from edgeopt.model import Model, TensorSpec
 
 FROM_GRAPH = "it is converted from its graph, for TFLite and ONNX only"

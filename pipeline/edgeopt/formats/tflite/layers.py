@@ -3,10 +3,10 @@
 from math import prod
 from typing import NamedTuple
 
-from edgeopt.formats.flatbuffer import Table
-from edgeopt.formats.tflite.file import TfliteFile, data_of, kind_of
+from edgeopt.formats.tflite.files.model_file import TfliteFile, data_of, kind_of
+from edgeopt.formats.tflite.files.schema import OPERATORS
 from edgeopt.formats.tflite.reading import DTYPES
-from edgeopt.formats.tflite.schema import OPERATORS
+from edgeopt.formats.wire.flatbuffer import Table
 
 IN_PLACE = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 """Operators whose output may lie where their input does."""

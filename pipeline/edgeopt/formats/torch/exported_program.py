@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats import bounded
-from edgeopt.formats.found import Source, tensor
+from edgeopt.formats.specs import Source, tensor
+from edgeopt.formats.wire import bounded
 from edgeopt.model import Model, TensorSpec
 
 TYPES = {

@@ -9,7 +9,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
 from typing import IO
 
-from edgeopt.formats.bounded import member_names
+from edgeopt.formats.wire.bounded import member_names
 
 PICKLE_LIMIT = 64 << 20
 """Bytes of pickle that are looked through: tensors lie outside of it, so real ones are small."""

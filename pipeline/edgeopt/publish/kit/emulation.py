@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgeopt.device import load_device
+from edgeopt.devices.device import load_device
 from edgeopt.errors import UsageError
 from edgeopt.results import EMULATED, Report
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from edgeopt.config.units import show_bytes
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit.c_names import one_line
 from edgeopt.publish.kit.contents import contents, golden
 from edgeopt.results import ALWAYS, SPARSE, UNITS, Measurement, Report
-from edgeopt.units import show_bytes
 
 FILE = "MODEL_CARD.md"
 LIBRARIES = {"tflite": "litert", "onnx": "onnx", "torchscript": "pytorch", "executorch": "executorch"}

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 from edgeopt.errors import CannotRunError
+from edgeopt.evaluation.samples import quantize
 from edgeopt.model import Array, Layout, Preprocessing, TensorSpec
 from edgeopt.publish.kit.c_arrays import c_type, float_literal, literals
-from edgeopt.samples import quantize
 
 MOST_RUNS = 4096
 """Of equal results, as a table in flash: 16 KiB at most."""

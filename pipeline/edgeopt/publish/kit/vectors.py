@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeopt.errors import UsageError
-from edgeopt.formats.tflite.file import TfliteFile, kind_of
+from edgeopt.formats.tflite.files.model_file import TfliteFile, kind_of
 from edgeopt.model import Array
 from edgeopt.publish.contract import Golden
 from edgeopt.results import Report, Result

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import yaml
 
-from edgeopt.yamlsource import read_yaml
+from edgeopt.config.yaml_source import read_yaml
 
 _WORDS: Final = (("model", "labels"), ("gates",))
 """Where a recipe has texts that are no paths, whatever they look like."""

@@ -1,0 +1,197 @@
+"""Reports and plans as tables and trees on the terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from edgeopt.config import registry
+from edgeopt.recipe.document import ModelPart
+from edgeopt.recipe.planner import Built, Plan
+from edgeopt.reports.markdown import columns, primary_metric, show
+from edgeopt.results import Report, Result, Verdict
+
+STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
+PLAIN_WIDTH = 160
+ENDLESS = 100_000
+GAP = 2
+"""Blanks between two columns of results."""
+NARROWEST_VARIANT = 12
+FIRST_TITLES = ("size", "p50", "÷ float")
+"""Columns that are shown whenever they fit, after the metric and its drop."""
+LATER_TITLES = ("agreement", "SNR", "p90", "MACs", "peak memory")
+"""And those that come next; what is named in neither comes last, in the order of the report."""
+
+
+def console() -> Console:
+    """stdout, wide enough for a table when it is not a terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def show_report(report: Report, out: Console | None = None) -> None:
+    """One table per device, then the reasons of what could not be had, then the gates that failed.
+
+    A terminal gets the columns that it has room for, uncut, and a line that names the others; a file or
+    a pipe gets all of them.
+    """
+    out = out or console()
+    if not out.is_terminal:
+        out.width = ENDLESS
+    hidden: dict[str, None] = {}
+    metric = primary_metric(report)
+    if report.source is not None:
+        values = ", ".join(
+            f"{name} {show(name, value)}" for name, value in report.source.measurements.items()
+        )
+        told = values or report.source.reason or "outputs only"
+        source = f"source model {report.source.path} ({report.source.format})"
+        out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
+    for note in report.run.notes:
+        out.print(Text(f"note: {note}", "yellow"))
+    for device in report.devices():
+        rows = [row for row in report.results if row.device == device]
+        wanted = columns(rows, metric)
+        table, left_out = _results(rows, wanted, metric, out.width if out.is_terminal else None)
+        out.print(Text(f"{report.recipe} on {device}", "italic"))
+        out.print(table)
+        hidden |= dict.fromkeys(left_out)
+        for note in dict.fromkeys(note for row in rows for note in row.notes):
+            out.print(Text(f"note: {note}", "dim"))
+    if hidden:
+        where = "a wider terminal shows them" + (", and report.md" if report.folder else "")
+        out.print(Text(f"not shown, for want of room: {', '.join(hidden)} ({where})", "dim"))
+    for row in report.results:
+        if row.reason:
+            out.print(
+                Text(
+                    f"{row.variant}.{row.format} on {row.device} {row.status}: {row.reason}",
+                    STYLES[row.status],
+                )
+            )
+    failed = [verdict for verdict in report.gates if verdict.status != "pass"]
+    for verdict in failed:
+        where = f"{verdict.variant}.{verdict.format} on {verdict.device}"
+        told = "failed" if verdict.status == "fail" else "undecided"
+        colour = "red" if verdict.blocks else "yellow"
+        out.print(Text(f"gate {told}: {verdict.gate}: {where}: {verdict.reason}", colour))
+    if report.gates and not failed:
+        out.print(Text(f"all {len(report.gates)} gates pass", "green"))
+
+
+def _results(
+    rows: Sequence[Result], wanted: Sequence[tuple[str, str]], metric: str, width: int | None
+) -> tuple[Table, list[str]]:
+    """The table of one device as far as it fits, and the titles that do not; without a width, all of it."""
+    values = {title: [show(name, row.measurements.get(name)) for row in rows] for title, name in wanted}
+    widths = {title: max(map(cell_len, [title, *cells])) for title, cells in values.items()}
+    variant = max(map(cell_len, ["variant", *(row.variant for row in rows)]))
+    fitting, shown = variant, list(widths)
+    if width is not None:
+        told = ("format", *(row.format for row in rows)), ("status", *(row.status for row in rows))
+        room = width - sum(GAP + max(map(cell_len, cells)) for cells in told)
+        fitting, shown = _fitting(widths, metric, variant, room)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("variant", no_wrap=True, width=fitting)
+    for title in ("format", "status"):
+        table.add_column(title, no_wrap=True)
+    for title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        cells = [values[title][index] for title in shown]
+        table.add_row(Text(row.variant), row.format, Text(row.status, STYLES[row.status]), *cells)
+    return table, [title for title in widths if title not in shown]
+
+
+def _fitting(widths: dict[str, int], metric: str, variant: int, room: int) -> tuple[int, list[str]]:
+    """How wide the names of variants may be, and which columns fit beside them: those that matter first."""
+    first = [title for title in (metric, "drop", *FIRST_TITLES) if title in widths]
+    needed = sum(GAP + widths[title] for title in first)
+    variant = min(variant, max(NARROWEST_VARIANT, room - needed))
+    left, fit = room - variant, set()
+    for title in dict.fromkeys([*first, *LATER_TITLES, *widths]):
+        if title in widths and GAP + widths[title] <= left:
+            left -= GAP + widths[title]
+            fit.add(title)
+    return variant, [title for title in widths if title in fit]
+
+
+def show_plan(plan: Plan, builds: Sequence[Built]) -> None:
+    """The tree of what would run."""
+    done = {built.branch.name: len(built.steps) for built in builds}
+    tree = Tree(Text(f"{plan.recipe.name}: {plan.source.path} ({plan.source.format})"))
+    for branch in plan.branches:
+        devices = ", ".join(device.name for device in branch.devices)
+        node = tree.add(Text(f"{branch.variant} as {branch.format}, measured on {devices}"))
+        for index, stage in enumerate(branch.stages):
+            cached = index < done.get(branch.name, 0)
+            own = {k: v for k, v in stage.options().items() if k not in ModelPart.model_fields}
+            options = {k: v for k, v in own.items() if v != _default(stage, k)}
+            told = f"  {json.dumps(options)}" if options else ""
+            mark = "cached" if cached else "to do"
+            node.add(Text(f"{registry.plugin_name(stage)}{told}  [{mark}]", "dim" if cached else ""))
+    for missing in plan.impossible:
+        node = tree.add(Text(f"{missing.variant} as {missing.format}: cannot be had", "red"))
+        node.add(Text(missing.reason))
+        node.add(Text(missing.fix, "yellow"))
+    out = console()
+    out.print(tree)
+    for note in plan.notes:
+        out.print(Text(f"note: {note}"))
+
+
+def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
+    """The plan for machines."""
+    done = {built.branch.name: len(built.steps) for built in builds}
+    value: dict[str, Any] = {
+        "recipe": plan.recipe.name,
+        "source": {"path": str(plan.source.path), "format": plan.source.format},
+        "branches": [
+            {
+                "variant": branch.variant,
+                "format": branch.format,
+                "devices": [device.name for device in branch.devices],
+                "stages": [
+                    {
+                        "stage": registry.plugin_name(stage),
+                        "options": stage.options(),
+                        "cached": index < done.get(branch.name, 0),
+                    }
+                    for index, stage in enumerate(branch.stages)
+                ],
+            }
+            for branch in plan.branches
+        ],
+        "impossible": [missing._asdict() for missing in plan.impossible],
+        "notes": list(plan.notes),
+    }
+    return json.dumps(value, indent=2)
+
+
+def _default(stage: Any, name: str) -> Any:
+    field = type(stage).model_fields[name]
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    return to_jsonable_python(default)
+
+
+def show_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """One row per limit and artifact, with what the samples say of it."""
+    out = console()
+    table = Table()
+    for title in ("", "artifact", "limit", "what the samples say"):
+        table.add_column(title)
+    for verdict in verdicts:
+        table.add_row(
+            Text(verdict.status, STYLES.get(verdict.status, "yellow")),
+            Text(f"{verdict.variant}.{verdict.format} on {verdict.device}"),
+            Text(verdict.gate),
+            Text(verdict.reason or "holds"),
+        )
+    out.print(table)

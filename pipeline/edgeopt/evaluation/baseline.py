@@ -1,0 +1,277 @@
+"""This commit against the last good one: a small file that is committed, and a paired comparison with it.
+
+A baseline keeps what a run found out about every artifact, the values of single samples included, so
+that a later run can be compared sample by sample although the old artifact is gone. Times are kept to be
+looked at: two runs share no clock, so no verdict ever comes of them.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.statistics import Paired, decide
+from edgeopt.results import Report, Result, Verdict
+from edgeopt.run.packing import Samples
+
+SCHEMA = 1
+DECIMALS = 6
+VOLATILE = ("latency_", "load_ms", "peak_memory", "gpu_memory", "energy", "estimated_latency")
+"""Measurements of a moment: they would change the file with every run and are judged by no one."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Entry(_Part):
+    """What was known of one artifact on one device."""
+
+    variant: str
+    format: str
+    device: str
+    digest: str = ""
+    measurements: dict[str, float] = {}
+    samples: dict[str, Samples] = {}
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.variant, self.format, self.device
+
+
+class Baseline(_Part):
+    """A run, as far as later runs are held against it."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    recipe: str
+    edgeopt: str = ""
+    written: str = Field("", description="when the run was made")
+    evaluation_digest: str
+    environment: dict[str, str] = Field({}, description="per device, the processor it had")
+    entries: tuple[Entry, ...]
+
+
+class Limits(_Part):
+    """How much worse a run may be."""
+
+    max_drop: float = Field(0.01, ge=0, le=1)
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    undecided: str = "fail"
+    max_size_increase: float = Field(0.02, ge=0, description="share of the old size")
+    same_passes: bool = Field(
+        False, description="the same answers pass even where the samples are too few for the limit"
+    )
+
+
+def baseline_of(report: Report) -> Baseline:
+    """The baseline that a report makes.
+
+    Raises:
+        UsageError: something of the run failed, or no sample was judged: such a run is no measure.
+    """
+    bad = [result for result in report.results if result.status != "ok"]
+    if bad:
+        first = f"{bad[0].variant}.{bad[0].format} on {bad[0].device}"
+        raise UsageError(
+            f"{len(bad)} results of this run are not ok, the first is {first}: it cannot be a baseline",
+            fix="mend the run first, or leave out what cannot be had",
+        )
+    if not any(result.samples for result in report.results):
+        raise UsageError(
+            "this run judged no samples: there is nothing to compare by",
+            fix="give data.evaluation with labels, and a metric, in the recipe",
+        )
+    return Baseline(
+        recipe=report.recipe,
+        edgeopt=report.run.edgeopt,
+        written=report.run.started,
+        evaluation_digest=report.run.evaluation_digest,
+        environment={name: str(found.get("cpu", "")) for name, found in report.environment.items()},
+        entries=tuple(_entry(result) for result in report.results),
+    )
+
+
+def _entry(result: Result) -> Entry:
+    kept = {
+        name: round(value.value, DECIMALS)
+        for name, value in sorted(result.measurements.items())
+        if not name.startswith(VOLATILE)
+    }
+    return Entry(
+        variant=result.variant,
+        format=result.format,
+        device=result.device,
+        digest=result.artifact.digest if result.artifact else "",
+        measurements=kept,
+        samples=result.samples,
+    )
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Write so that a diff shows what changed and nothing else.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    record = baseline.model_dump(mode="json", by_alias=True)
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", fix="choose another file") from error
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read what ``write_baseline`` wrote.
+
+    Raises:
+        UsageError: it is missing, cut off, damaged, or of another version.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(
+            f"cannot read the baseline {path}: {reason}", fix="write one: edgeopt baseline write RUN"
+        ) from error
+    try:
+        version = json.loads(text).get("schema")
+        if version != SCHEMA:
+            raise UsageError(
+                f"{path} is a baseline of version {version}, this edgeopt reads {SCHEMA}",
+                fix="write it again with this version: edgeopt baseline write RUN",
+            )
+        found = Baseline.model_validate_json(text)
+        for entry in found.entries:
+            for samples in entry.samples.values():
+                samples.unpack()
+    except (ValidationError, ValueError, AttributeError) as error:
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        told = f"{'.'.join(map(str, first['loc']))} {first['msg'].lower()}" if first else str(error)
+        raise UsageError(
+            f"{path} is no complete baseline: {told}",
+            fix="restore it, or write it again: edgeopt baseline write",
+        ) from error
+    return found
+
+
+def differences(old: Baseline, new: Baseline) -> list[str]:
+    """What an update would change, line by line, for whoever decides on it."""
+    before, after = ({entry.key: entry for entry in side.entries} for side in (old, new))
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        name = f"{key[0]}.{key[1]} on {key[2]}"
+        if key not in before or key not in after:
+            lines.append(f"{'+' if key in after else '-'} {name}")
+            continue
+        one, other = before[key].measurements, after[key].measurements
+        for metric in dict.fromkeys([*one, *other]):
+            if one.get(metric) != other.get(metric):
+                lines.append(f"  {name}: {metric} {one.get(metric, '–')} -> {other.get(metric, '–')}")
+    return lines
+
+
+def check(report: Report, baseline: Baseline, limits: Limits) -> list[Verdict]:
+    """Every artifact of the baseline held against the same one of a report.
+
+    Raises:
+        UsageError: the two are of other recipes, or were judged on other samples.
+    """
+    if report.recipe != baseline.recipe:
+        raise UsageError(
+            f"the baseline is of recipe {baseline.recipe!r}, the run of {report.recipe!r}",
+            fix="give the baseline of this recipe",
+        )
+    if report.run.evaluation_digest != baseline.evaluation_digest:
+        raise UsageError(
+            "the baseline was judged on other evaluation data: its digest is "
+            f"{baseline.evaluation_digest[:16]}, that of the run {report.run.evaluation_digest[:16]}",
+            fix="judge on the same samples, or write a new baseline on purpose: edgeopt baseline write",
+        )
+    results = {(row.variant, row.format, row.device): row for row in report.results}
+    return [
+        verdict
+        for entry in baseline.entries
+        for verdict in _held_against(entry, results.get(entry.key), limits)
+    ]
+
+
+def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
+    if result is None or result.status != "ok":
+        reason = "the run has no such artifact" if result is None else f"{result.status}: {result.reason}"
+        gate = "artifact is still built"
+        yield verdict_on(entry, gate, "fail", None, 0.0, reason.splitlines()[0])
+        return
+    for metric, old in entry.samples.items():
+        new = result.samples.get(metric)
+        gate = f"{metric} max_drop {limits.max_drop:g} confidence={limits.confidence:g}"
+        if new is None or new.count != old.count:
+            yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
+            continue
+        yield _dropped(entry, gate, Paired(old.unpack(), new.unpack()), limits)
+    before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
+    if before and after is not None:
+        growth = after.value / before - 1
+        gate = f"size_bytes max_increase {limits.max_size_increase:.1%}"
+        fits = growth <= limits.max_size_increase + 1e-12
+        reason = "" if fits else f"{before:,.0f} B became {after.value:,.0f} B, {growth:+.1%}"
+        yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
+
+
+def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
+    found = decide(pair, limits.max_drop, limits.confidence)
+    drop, (low, high) = float(pair.drops.mean()), found.bounds
+    if pair.worse == pair.better == 0:
+        reason = f"no sample is answered differently ({len(pair.before)} samples)"
+        if limits.same_passes:
+            found = found._replace(verdict="pass", samples_needed=None)
+    else:
+        reason = (
+            f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); "
+            f"with {limits.confidence:.0%} confidence more than {low:+.2%} and less than {high:+.2%}"
+        )
+        if found.p_value is not None:
+            reason += f"; exact McNemar p = {found.p_value:.2g}"
+    if found.verdict == "undecided":
+        needed = found.samples_needed
+        reason += (
+            f"; about {needed:,} samples would decide" if needed else "; more samples would not decide it"
+        )
+    blocks = found.verdict == "fail" or (found.verdict == "undecided" and limits.undecided == "fail")
+    return verdict_on(
+        entry,
+        gate,
+        found.verdict,
+        drop,
+        limits.max_drop,
+        reason,
+        blocks=blocks,
+        confidence=limits.confidence,
+        bounds=(max(low, -1e300), min(high, 1e300)),
+        p_value=found.p_value,
+        samples_needed=found.samples_needed,
+    )
+
+
+def verdict_on(
+    entry: Entry, gate: str, status: str, measured: float | None, limit: float, reason: str, **more: object
+) -> Verdict:
+    """A verdict about the artifact of an entry; what does not pass blocks, unless ``more`` says otherwise."""
+    return Verdict.model_validate(
+        {
+            "gate": gate,
+            "variant": entry.variant,
+            "format": entry.format,
+            "device": entry.device,
+            "status": status,
+            "measured": measured,
+            "limit": limit,
+            "reason": reason,
+            "blocks": status != "pass",
+        }
+        | more
+    )

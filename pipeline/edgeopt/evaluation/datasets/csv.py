@@ -1,0 +1,96 @@
+"""A table of files and labels."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, PositiveInt
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.datasets._sample_files import Color, read_array, read_image
+from edgeopt.model import Array, file_digest
+from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
+
+
+class Csv(Dataset):
+    """A CSV file with a header; every row names an image or a ``.npy`` file, and its label.
+
+    Images become uint8 ``[height, width, channels]``; arrays stay as they are. A label is a class
+    index, or one of ``classes``. Mistakes are reported with file and line.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("pillow",)
+    extra: ClassVar[str | None] = "data"
+
+    path: ExistingPath = Field(description="the .csv file")
+    file: str = Field("file", description="column with the file names")
+    label: str | None = Field("label", description="column with the labels; null for data without labels")
+    root: ExistingPath | None = Field(None, description="folder of the files; default: where the table lies")
+    classes: tuple[str, ...] = Field((), description="class names, in the order of the model's outputs")
+    size: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height and width of the images")
+    color: Color = Field("rgb", description="three channels or one, for images")
+    limit: int | None = Field(None, gt=0, description="only the first rows")
+
+    def samples(self) -> Iterator[Sample]:
+        for where, file, label in self._rows():
+            yield Sample((self._read(file, where),), label)
+
+    def digest(self) -> str:
+        rows = [[file_digest(self._present(file, where)), label] for where, file, label in self._rows()]
+        return digest_of(["csv", rows, self.size, self.color])
+
+    def _read(self, file: Path, where: str) -> Array:
+        if self._present(file, where).suffix.lower() == ".npy":
+            return read_array(file, where)
+        return read_image(file, where, self.color, self.size)
+
+    def _rows(self) -> Iterator[tuple[str, Path, int | None]]:
+        """Where the row stands, its file, and its label."""
+        root = self.root or self.path.parent
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as table:
+                reader = csv.DictReader(table, strict=True)
+                self._check_columns(reader.fieldnames or ())
+                for row in islice(reader, self.limit):
+                    where = f"{self.path}:{reader.line_num}"
+                    name = (row[self.file] or "").strip()
+                    if not name:
+                        raise UsageError(f"{where}: no file name", fix=f"fill the column {self.file!r}")
+                    yield where, root / name, self._index(row[self.label], where) if self.label else None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UsageError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
+
+    def _check_columns(self, there: Sequence[str]) -> None:
+        for option, column in (("file", self.file), ("label", self.label)):
+            if column is not None and column not in there:
+                near = get_close_matches(column, there, 1)
+                raise UsageError(
+                    f"{self.path}:1: no column {column!r}; there is {', '.join(map(repr, there))}",
+                    fix=(f"did you mean {near[0]!r}? " if near else "") + f"Set the option {option!r}",
+                )
+
+    def _index(self, text: str | None, where: str) -> int:
+        text = (text or "").strip()
+        if text in self.classes:
+            return self.classes.index(text)
+        if self.classes:
+            near = get_close_matches(text, self.classes, 1)
+            raise UsageError(
+                f"{where}: the label {text!r} is not one of 'classes'",
+                fix=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.classes)}",
+            )
+        try:
+            return int(text)
+        except ValueError as error:
+            raise UsageError(
+                f"{where}: the label {text!r} is not an integer", fix="list the names in 'classes'"
+            ) from error
+
+    @staticmethod
+    def _present(file: Path, where: str) -> Path:
+        if not file.is_file():
+            raise UsageError(f"{where}: no such file: {file}", fix="set 'root' to the folder of the files")
+        return file

@@ -1,0 +1,157 @@
+"""Sums over samples from which the statistics of one layer come; memory does not grow with the samples."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.formats.calibration import Histogram
+from edgeopt.model import Array
+from edgeopt.plugin.layer_pair import Layer
+from edgeopt.run.layer_statistics import LayerStatistics
+
+MAX_DB = 200.0
+LARGEST = 1e15
+"""Of an error: squares of larger ones leave no room to add them up."""
+
+
+@dataclass
+class LayerSums:
+    """Sums over all samples seen."""
+
+    layer: Layer
+    signal: float = 0.0
+    noise: float = 0.0
+    own_signal: float = 0.0
+    own_noise: float = 0.0
+    own_error: float = 0.0
+    written_noise: float = 0.0
+    written_signal: float = 0.0
+    runtime_noise: float = 0.0
+    told_twice: bool = False
+    alone_noise: float = 0.0
+    alone_signal: float = 0.0
+    clipped_noise: float = 0.0
+    values: int = 0
+    clipped: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    histogram: Histogram = field(default_factory=Histogram)
+    channels: NDArray[np.float64] | None = None
+    shift: NDArray[np.float64] | None = None
+
+    def see(self, data: str, value: Array, quantized: Array | None) -> None:
+        """One sample in the float model, and in the quantized one where it gives this layer."""
+        real = np.asarray(value, np.float64)
+        self.histogram.add(real)
+        if quantized is not None:
+            self.signal += energy(real)
+            self.noise += energy(np.asarray(quantized, np.float64).reshape(real.shape) - real)
+        # Summed, not the largest of all samples: one value that is far out says nothing of its channel.
+        channels = self._by_channel(np.abs(real)).max(axis=1)
+        self.channels = channels if self.channels is None else self.channels + channels
+        grid = self.layer.grid
+        if grid is not None:
+            beyond = np.maximum(real - grid.high, 0) + np.maximum(grid.low - real, 0)
+            self.clipped_noise += energy(beyond)
+            self.clipped[data] = self.clipped.get(data, 0) + int((beyond > 1.5 * grid.step).sum())
+            self.counted[data] = self.counted.get(data, 0) + real.size
+
+    def add(self, reference: Array, quantized: Array, written: Array | None) -> NDArray[np.float32]:
+        """The layer by itself on one sample; returns its error."""
+        real = np.asarray(reference, np.float64)
+        # An overflow of half precision is an error like others, only larger.
+        error = np.nan_to_num(np.asarray(quantized, np.float64).reshape(real.shape) - real)
+        error = np.clip(error, -LARGEST, LARGEST)
+        self.values += real.size
+        self.own_signal += energy(real)
+        self.own_noise += energy(error)
+        self.own_error += float(error.sum())
+        shift = self._by_channel(error).sum(axis=1)
+        self.shift = shift if self.shift is None else self.shift + shift
+        if written is not None:
+            as_written = np.asarray(written, np.float64).reshape(real.shape)
+            self.told_twice = True
+            self.written_signal += energy(as_written)
+            self.written_noise += energy(as_written - real)
+            self.runtime_noise += energy(error + real - as_written)
+        return error.astype(np.float32)
+
+    def alone(self, exact: Array, disturbed: Array) -> None:
+        """The model's output on one sample with this layer's error and no other."""
+        real = np.asarray(exact, np.float64)
+        self.alone_signal += energy(real)
+        self.alone_noise += energy(np.asarray(disturbed, np.float64) - real)
+
+    def _by_channel(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``[channels, everything else]``, without the batch."""
+        axis = values.ndim - 1 if self.layer.channels_last or values.ndim < 3 else 1
+        if values.ndim < 2:
+            return values.reshape(1, -1)
+        return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+
+    def statistics(self, total: float, largest: dict[str, float]) -> LayerStatistics:
+        """What the sums come to; ``total`` is the noise of all layers alone."""
+        layer, weights, grid = self.layer, self.layer.weights, self.layer.grid
+        per_channel = self.values / len(self.shift) if self.shift is not None else 1.0
+        shifted = 0.0 if self.shift is None else float((self.shift**2).sum()) / max(per_channel, 1.0)
+        told = {
+            "weight_type": weights.dtype,
+            "weights_per_channel": weights.per_channel,
+            "weight_spread": float(weights.largest.max() / weights.largest.min()),
+            "weight_spread_median": float(weights.largest.max() / np.median(weights.largest)),
+            "weight_spread_quartile": float(weights.largest.max() / np.quantile(weights.largest, 0.25)),
+            "weight_input_spread": float(weights.by_input.max() / np.quantile(weights.by_input, 0.25)),
+            "weight_levels": weights.levels,
+        } if weights is not None else {}  # fmt: skip
+        return LayerStatistics(
+            name=layer.name,
+            operator=layer.operator,
+            snr_db=decibels(self.signal, self.noise),
+            own_snr_db=decibels(self.own_signal, self.own_noise),
+            alone_snr_db=decibels(self.alone_signal, self.alone_noise),
+            share=self.alone_noise / total if total > 0 else 0.0,
+            mean_error=self.own_error / max(self.values, 1),
+            bias=min(1.0, shifted / self.own_noise) if self.own_noise > 0 else 0.0,
+            low=None if grid is None else grid.low,
+            high=None if grid is None else grid.high,
+            minimum=self.histogram.minimum,
+            maximum=self.histogram.maximum,
+            clipped=sum(self.clipped.values()) / max(sum(self.counted.values()), 1),
+            clipped_noise=min(1.0, self.clipped_noise / self.own_noise) if self.own_noise > 0 else 0.0,
+            outlier=self._outlier(),
+            activation_spread=self._activation_spread(),
+            runtime_snr_db=decibels(self.written_signal, self.runtime_noise) if self.told_twice else None,
+            runtime_noise=self.runtime_noise / max(self.written_noise, 1e-30) if self.told_twice else 0.0,
+            inputs=tuple((source, largest[source]) for source in layer.sources if source in largest),
+            **told,
+        )  # fmt: skip
+
+    def _outlier(self) -> float:
+        if self.histogram.minimum == self.histogram.maximum:
+            return 1.0
+        low, high = self.histogram.range("percentile", percentile=99.9)
+        return max(1.0, self.extreme / max(abs(low), abs(high), 1e-30))
+
+    def _activation_spread(self) -> float:
+        """Against the lower quartile of the channels that give anything at all."""
+        if self.channels is None or not (alive := self.channels[self.channels > 0]).size:
+            return 1.0
+        return float(alive.max() / np.quantile(alive, 0.25))
+
+    @property
+    def extreme(self) -> float:
+        return max(abs(self.histogram.minimum), abs(self.histogram.maximum))
+
+
+def energy(values: NDArray[np.float64]) -> float:
+    """The sum of squares; what is not finite counts as the largest error."""
+    finite = np.nan_to_num(values, nan=LARGEST, posinf=LARGEST, neginf=LARGEST)
+    return float((finite**2).sum())
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal to noise; at most what stands for none."""
+    if noise <= 0:
+        return MAX_DB
+    return max(-MAX_DB, min(MAX_DB, 10 * math.log10(max(signal, 1e-300) / noise)))

@@ -1,0 +1,43 @@
+"""Area under the receiver operating characteristic."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+
+class RocAuc(Metric):
+    """ROC AUC, 0..1: how probable it is that a positive sample scores above a negative one.
+
+    Binary for two classes; otherwise each class that occurs among the labels against the rest, and
+    the plain mean of these. Computed from ranks, ties counted half (H. B. Mann and D. R. Whitney,
+    1947). Outputs that are not finite rank lowest.
+    """
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        scores, labels = class_labels(outputs, target)
+        present = np.unique(labels)
+        if len(present) < 2:
+            raise UsageError(
+                f"roc_auc needs samples of at least two classes, all labels are {present[0]}",
+                fix="evaluate on data with positive and negative samples",
+            )
+        if scores.shape[1] == 2:
+            # Probabilities order as they are; of logits, the difference orders as their softmax does.
+            if not ((scores >= 0) & (scores <= 1)).all():
+                scores = np.stack([scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0]], axis=1)
+            present = np.array([1])
+        scores = np.where(np.isfinite(scores), scores, -np.inf)
+        return Score(float(np.mean([_area(scores[:, k], labels == k) for k in present])))
+
+
+def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """AUC from the sum of the positives' ranks; equal scores share the mean of their ranks."""
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    above = int(positive.sum())
+    below = len(positive) - above
+    return float((rank[positive].sum() - above * (above + 1) / 2) / (above * below))

@@ -1,0 +1,16 @@
+"""Share of samples whose highest score is the right class."""
+
+import numpy as np
+
+from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+
+class Top1(Metric):
+    """Top-1 accuracy, 0..1. A sample whose outputs are not all finite counts as wrong."""
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        scores, labels = class_labels(outputs, target)
+        right = (scores.argmax(axis=1) == labels) & np.isfinite(scores).all(axis=1)
+        return Score(float(right.mean()), right.astype(np.float64))

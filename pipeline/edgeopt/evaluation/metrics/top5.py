@@ -1,0 +1,21 @@
+"""Share of samples whose right class is among the five highest scores."""
+
+import numpy as np
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.model import Array
+from edgeopt.plugin import Metric, Score
+
+
+class Top5(Metric):
+    """Top-5 accuracy, 0..1. Between equal scores the lower class goes first, as in top1."""
+
+    def score(self, outputs: Array, target: Array) -> Score:
+        scores, labels = class_labels(outputs, target)
+        classes = scores.shape[1]
+        if classes < 5:
+            raise UsageError(f"top5 needs at least 5 classes, the model has {classes}", fix="use top1")
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+        right = (best == labels[:, np.newaxis]).any(axis=1) & np.isfinite(scores).all(axis=1)
+        return Score(float(right.mean()), right.astype(np.float64))

@@ -1,0 +1,80 @@
+"""What training must keep of a Keras model's weights: zeros, patterns of zeros, shared values.
+
+Which zeros and which values these are is read off the weights themselves. Gradient descent is projected on
+what is free: weights that share a value share the mean of their gradients, so that they stay equal to the
+last bit, and masks hold the zeros.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.formats.keras.files.archive import Kept
+from edgeopt.formats.keras.prune.sparsity import smallest_zeroed
+
+Values: TypeAlias = NDArray[np.float32]
+
+
+class Keeping:
+    """Holds ``weights``, by name, to what a record says; all are TensorFlow variables.
+
+    Where ``dense`` has the weights from before pruning, training starts with these, and the zeros come by
+    the cubic schedule of Zhu & Gupta 2017 (arXiv:1710.01878) over the first half of the epochs, each time
+    the weights that are the smallest by then.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Any], kept: Kept, dense: Mapping[str, Values], epochs: int
+    ) -> None:
+        import tensorflow as tf
+
+        self._shares = {name: share for name, share in kept.sparse.items() if name in dense}
+        self._settled_at = (epochs + 1) // 2 if self._shares else 0
+        self._weights = dict(weights)
+        self._masks: dict[str, Any] = {}
+        self._members: dict[str, NDArray[np.int32]] = {}
+        for name, variable in weights.items():
+            values = np.asarray(variable)
+            if name in kept.sparse:
+                if name in dense:
+                    variable.assign(dense[name])
+                mask = np.ones_like(values) if name in dense else (values != 0).astype(np.float32)
+                self._masks[name] = tf.Variable(mask, trainable=False)
+            if name in kept.clustered:
+                self._members[name] = np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int32)
+        self._names = {id(variable): name for name, variable in weights.items()}
+
+    def begin(self, epoch: int) -> bool:
+        """Bring in the zeros that are due by this epoch; whether all are there."""
+        if 0 < epoch <= self._settled_at:
+            progress = epoch / self._settled_at
+            for name, share in self._shares.items():
+                values = np.asarray(self._weights[name])
+                thinned = smallest_zeroed(values, share * (1 - (1 - progress) ** 3))
+                self._weights[name].assign(thinned)
+                self._masks[name].assign((thinned != 0).astype(np.float32))
+        return epoch >= self._settled_at
+
+    def guide(self, variable: Any, gradient: Any) -> Any:
+        """The gradient of a weight, as far as the weight may follow it."""
+        import tensorflow as tf
+
+        name = self._names.get(id(variable), "")
+        if name in self._members:
+            member = self._members[name]
+            flat = tf.reshape(gradient, [-1])
+            means = tf.math.unsorted_segment_mean(flat, member, int(member.max()) + 1)
+            gradient = tf.reshape(tf.gather(means, member), gradient.shape)
+        return gradient * self._masks[name] if name in self._masks else gradient
+
+    def hold(self, variable: Any) -> None:
+        """After a step: momentum may have carried on what has become zero."""
+        name = self._names.get(id(variable), "")
+        if name in self._masks:
+            variable.assign(variable * self._masks[name])
+
+    def state(self) -> Sequence[Any]:
+        """The variables that tell how far it has come."""
+        return list(self._masks.values())

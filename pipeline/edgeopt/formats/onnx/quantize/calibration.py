@@ -1,0 +1,179 @@
+"""The range of every tensor of an ONNX graph over calibration samples, in constant memory.
+
+onnxruntime's own percentile and entropy calibrators keep every activation of every sample, and its entropy
+gives the ranges of min-max; here one sample's activations are held at a time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from edgeopt.errors import StageError
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.model import Array, TensorSpec
+
+FUSED = "/MatMulAddFusion"
+"""What onnxruntime puts behind the name of a matrix product that takes over the sum after it."""
+CHUNK = 64
+"""Samples whose ranges are held before they are merged: onnxruntime keeps every sample until asked."""
+
+Samples: TypeAlias = Iterator[dict[str, Array]]
+Ranges: TypeAlias = dict[str, tuple[float, float]]
+
+
+class Observer(Protocol):
+    """Sees the values of one tensor, sample by sample."""
+
+    def add(self, values: Array) -> None:
+        """Count the values of one sample."""
+
+
+def prepare(source: Path, target: Path) -> None:
+    """Fold constants and batch norms and infer all shapes, independent of the processor at hand.
+
+    Every node has a name of its own afterwards; a product with a bias is called as without.
+
+    Raises:
+        StageError: onnxruntime cannot load the model.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+    except (Fail, InvalidGraph, NotImplemented, RuntimeError, ValueError) as error:
+        raise StageError(f"onnxruntime cannot prepare {source.name} for quantization: {error}") from error
+    proto = onnx_files.load(target)
+    taken: set[str] = set()
+    for node in proto.graph.node:
+        name = node.name.removesuffix(FUSED)
+        node.name = name if name and name not in taken else node.output[0]
+        taken.add(node.name)
+    target.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def named(specs: Sequence[TensorSpec], inputs: Iterable[tuple[Array, ...]]) -> Samples:
+    """Samples by the names of the inputs, looked over before anything is learned from them.
+
+    Raises:
+        StageError: one holds NaN, or has another shape than the model takes.
+    """
+    for number, values in enumerate(inputs):
+        if not all(np.isfinite(value).all() for value in values):
+            raise StageError(
+                f"calibration sample {number} holds NaN or infinite values",
+                fix="remove the sample, or check the preprocessing",
+            )
+        for spec, value in zip(specs, values, strict=True):
+            if value.shape != spec.shape and None not in spec.shape:
+                raise StageError(
+                    f"calibration sample {number} has the shape {list(value.shape)}, "
+                    f"input {spec.name!r} takes {list(spec.shape)}",
+                    fix="check the data's layout in 'preprocessing'",
+                )
+        yield {spec.name: value for spec, value in zip(specs, values, strict=True)}
+
+
+def extremes(model: Path, samples: Samples) -> tuple[Ranges, int]:
+    """Minimum and maximum of every tensor, taken inside the graph, and how many samples there were."""
+    from onnxruntime.quantization.calibrate import MinMaxCalibrater
+
+    observer = MinMaxCalibrater(model, augmented_model_path=str(model.with_name("observed.onnx")))
+    observer.augment_graph()
+    observer.create_inference_session()
+    count = 0
+    for first in samples:
+        reader = _Reader(chain([first], islice(samples, CHUNK - 1)))
+        observer.collect_data(reader)
+        count += reader.count
+    if not count:
+        return {}, 0
+    found = observer.compute_data()
+    return {name: _ends(*found[name].range_value) for name in found}, count
+
+
+def _ends(low: Any, high: Any) -> tuple[float, float]:
+    return float(np.min(low)), float(np.max(high))
+
+
+class _Reader:
+    """What onnxruntime's calibrator reads from: the next sample, or None at the end."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.count = 0
+
+    def get_next(self) -> dict[str, Array] | None:
+        sample = next(self.samples, None)
+        self.count += sample is not None
+        return sample
+
+
+def observe(model: Path, samples: Samples, observer: Callable[[], Observer]) -> tuple[dict[str, Any], int]:
+    """Show every tensor's values to an observer of its own; also how many samples there were."""
+    import onnx
+
+    proto = onnx.load(str(model))
+    floating = onnx.TensorProto.FLOAT
+    # Constants are no activations, and are listed among the inputs or the inner values by some.
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    given, inner, made = (
+        [v.name for v in values if v.type.tensor_type.elem_type == floating and v.name not in constants]
+        for values in (proto.graph.input, proto.graph.value_info, proto.graph.output)
+    )
+    extra = set(inner) - set(made)
+    proto.graph.output.extend(value for value in proto.graph.value_info if value.name in extra)
+    made += [name for name in inner if name in extra]
+    watched = model.with_name("watched.onnx")
+    onnx.save(proto, str(watched))
+    run = session(watched)
+    observers = {name: observer() for name in dict.fromkeys((*given, *made))}
+    count = 0
+    for sample in samples:
+        for name in given:
+            if name in sample:
+                observers[name].add(sample[name])
+        for name, values in zip(made, run.run(made, sample), strict=True):
+            observers[name].add(values)
+        count += 1
+    return observers, count
+
+
+def session(path: Path, *, as_written: bool = False) -> Any:
+    """An onnxruntime session with one thread; ``as_written`` keeps quantize and dequantize nodes in float.
+
+    Raises:
+        StageError: onnxruntime cannot load the file.
+    """
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidGraph, NotImplemented) as error:
+        raise StageError(f"onnxruntime cannot load {path.name}: {error}") from error
+
+
+def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = False) -> Any:
+    """First output for each of the samples, float32 ``[n, values]``."""
+    run = session(path, as_written=as_written)
+    names = [value.name for value in run.get_inputs()]
+    first = run.get_outputs()[0].name
+    rows = [run.run([first], dict(zip(names, values, strict=True)))[0] for values in inputs]
+    return np.stack([np.asarray(row, np.float32).reshape(-1) for row in rows])
+
+
+def save(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Write ranges in the form that ``quantize_static`` reads instead of calibrating."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
+
+    as_arrays = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, as_arrays), path)

@@ -1,0 +1,154 @@
+"""Second moments of what goes into each layer of an ONNX graph: ``E[x x^T]`` over samples and positions.
+
+``x`` is what one output value is a weighted sum of: a row of a matrix product, a patch of a convolution.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.quantize.calibration import Samples, session
+from edgeopt.model import Array
+
+MOST_BYTES = 256 << 20
+"""Of all moments together: where they need more, the widest layers are left out."""
+MOST_POSITIONS = 1024
+"""Of one sample, spread over the image: more say little more."""
+
+Moments = NDArray[np.float64]
+
+
+class Reader(NamedTuple):
+    """A layer whose moments are wanted."""
+
+    node: Any
+    shape: tuple[int, ...]
+    groups: int
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name or self.node.output[0])
+
+    @property
+    def width(self) -> int:
+        """Weights of one output value."""
+        return prod(self.shape[1:]) if self.node.op_type == "Conv" else max(self.shape[self.axis], 1)
+
+    @property
+    def bytes(self) -> int:
+        return 8 * self.groups * self.width**2
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.node.op_type == "Gemm" and _option(self.node, "transB", 0) else 0
+
+    def rows(self, values: Array) -> Array:
+        """What goes in, as ``[groups, positions, width]``."""
+        if self.node.op_type != "Conv":
+            return values.reshape(1, -1, values.shape[-1])
+        patches = _patches(values, self.node, self.shape[2:])  # [positions, channels, kernel]
+        patches = patches[:: max(1, len(patches) // MOST_POSITIONS)]
+        grouped = patches.reshape(len(patches), self.groups, -1)
+        return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+
+def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
+    """``[groups, width, width]`` for each layer that can have them, by the layer's name."""
+    found: dict[str, Moments] = {}
+    readers = _affordable(_readers(onnx_files.load(prepared)))
+    run = _Run(prepared, readers)
+    for sample in samples:
+        values = run(sample)
+        for reader in readers:
+            rows = reader.rows(values[reader.node.input[0]]).astype(np.float32)
+            moments = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
+            found[reader.name] = found.get(reader.name, 0.0) + moments
+    return found
+
+
+class _Run:
+    def __init__(self, prepared: Path, readers: Sequence[Reader]) -> None:
+        import onnx
+
+        proto = onnx_files.load(prepared)
+        given = {value.name for value in proto.graph.input}
+        have = {value.name for value in proto.graph.output}
+        self.wanted = [n for n in dict.fromkeys(reader.node.input[0] for reader in readers) if n not in given]
+        values = {value.name: value for value in proto.graph.value_info}
+        proto.graph.output.extend(values[name] for name in self.wanted if name not in have)
+        path = prepared.with_name("inner.onnx")
+        onnx.save(proto, str(path))
+        self.session = session(path)
+
+    def __call__(self, sample: dict[str, Array]) -> dict[str, Array]:
+        if not self.wanted:
+            return sample
+        return {**sample, **dict(zip(self.wanted, self.session.run(self.wanted, sample), strict=True))}
+
+
+def _readers(proto: Any) -> list[Reader]:
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    known = {value.name for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)}
+    found = []
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[0] not in known - set(constants):
+            continue
+        tensor = constants.get(node.input[1])
+        if tensor is None or (node.op_type != "Conv" and len(tensor.dims) != 2) or _option(node, "transA", 0):
+            continue
+        found.append(Reader(node, tuple(tensor.dims), _option(node, "group", 1)))
+    return found
+
+
+def _affordable(readers: Sequence[Reader]) -> list[Reader]:
+    """As many as fit into memory, the narrowest first."""
+    kept, size = [], 0
+    for reader in sorted(readers, key=lambda reader: reader.bytes):
+        size += reader.bytes
+        if size <= MOST_BYTES:
+            kept.append(reader)
+    return kept
+
+
+def _option(node: Any, name: str, default: Any) -> Any:
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default
+
+
+def _patches(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
+    """``[positions, channels, kernel values]`` of a batch ``[n, channels, *space]``."""
+    rank = len(kernel)
+    strides = _option(node, "strides", [1] * rank)
+    dilations = _option(node, "dilations", [1] * rank)
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    padded = np.pad(values, [(0, 0), (0, 0), *_padding(values.shape[2:], node, reach, strides)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+    steps = (*[slice(None, None, step) for step in strides], *[slice(None, None, step) for step in dilations])
+    seen = windows[(slice(None), slice(None), *steps)]
+    moved = np.moveaxis(seen, 1, 1 + rank)  # [n, *places, channels, *kernel]
+    return moved.reshape(-1, values.shape[1], prod(kernel))
+
+
+def _padding(
+    space: tuple[int, ...], node: Any, reach: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    auto = _option(node, "auto_pad", b"NOTSET").decode()
+    rank = len(space)
+    if not auto.startswith("SAME"):
+        pads = _option(node, "pads", [0] * 2 * rank) if auto == "NOTSET" else [0] * 2 * rank
+        return list(zip(pads[:rank], pads[rank:], strict=True))
+    result = []
+    for size, span, step in zip(space, reach, strides, strict=True):
+        total = max((-(-size // step) - 1) * step + span - size, 0)
+        less, more = total // 2, total - total // 2
+        result.append((less, more) if auto == "SAME_UPPER" else (more, less))
+    return result

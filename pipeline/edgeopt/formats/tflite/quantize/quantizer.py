@@ -1,0 +1,175 @@
+"""ai-edge-quantizer, told layer by layer what to do: it would skip in silence what it cannot."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from edgeopt.errors import StageError
+from edgeopt.formats.tflite.graph.layers import Step, WeightedLayer
+from edgeopt.formats.tflite.quantize.precision import Plan
+
+Ranges: TypeAlias = dict[str, dict[str, Any]]
+"""Least and largest value of each tensor, by its name, as arrays of one element: ``{"min": …, "max": …}``."""
+ACTIVATION_BITS = {"int4": 8, "int8": 8, "int16": 16}
+WEIGHT_BITS = {"int4": 4, "int8": 8, "int16": 8}
+UNPACKED = frozenset({"DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
+"""Operators without a kernel for int4 weights."""
+
+
+def static_recipe(
+    layers: Sequence[WeightedLayer],
+    plan: Plan,
+    usual: str,
+    *,
+    per_channel: bool,
+    io: str,
+    inner: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Everything in ``usual`` (``int8`` or ``int16`` activations), the layers as planned.
+
+    Operators without weights are ``usual`` as well, where the runtime has kernels for that; but those that
+    follow a layer in float stay in float with it. So a file whose layers all are in float is all float.
+    ``inner`` are the tensors of loops and branches, where everything stays float.
+
+    Raises:
+        StageError: a layer in a loop is planned to be anything else, or no kernel takes what is asked for.
+    """
+    from ai_edge_quantizer import qtyping, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    weights = qtyping.QuantGranularity.CHANNELWISE if per_channel else qtyping.QuantGranularity.TENSORWISE
+    recipe = recipe_manager.RecipeManager()
+    everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    recipe.add_static_config(".*", everything, ACTIVATION_BITS[usual], 8, weights)
+    if io == "float32":
+        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    for tensor in filter(None, inner):
+        recipe.add_quantization_config(
+            f"(^|;){re.escape(tensor)};", everything, algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
+    for layer in layers:
+        precision, operation = plan[layer.name], _operation(layer.step)
+        if layer.inner and precision != "float32":
+            raise StageError(
+                f"{layer.label} lies in a loop or branch, which stays float: it cannot be {precision}",
+                fix=f"leave it in float, layers: {{{layer.name!r}: float32}}, or use the scheme dynamic_int8",
+            )
+        if precision == usual or operation is None:
+            continue
+        if precision == "float32":
+            for step in (layer.step, *layer.followers):
+                if (known := _operation(step)) is not None:
+                    recipe.add_quantization_config(
+                        _only(step), known, algorithm_key=AlgorithmName.NO_QUANTIZE
+                    )
+        else:
+            activations, bits = ACTIVATION_BITS[precision], WEIGHT_BITS[precision]
+            with _naming(layer, precision):
+                if bits == 4 and layer.kind in UNPACKED:
+                    raise ValueError("no kernel takes them")
+                recipe.add_static_config(_only(layer.step), operation, activations, bits, weights)
+    return list(recipe.get_quantization_recipe())
+
+
+def weights_recipe(
+    layers: Sequence[WeightedLayer], plan: Plan, *, per_channel: bool, block: int | None, unpack: bool
+) -> list[dict[str, Any]]:
+    """Only weights: int8 and int4, which kernels take as they are or after an operator that unpacks them
+    (``unpack``; float16 always), int4 with one scale per channel or per ``block`` of weights.
+
+    Raises:
+        StageError: no kernel takes what is asked for; it names the layer.
+    """
+    from ai_edge_quantizer import qtyping, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    granularity = qtyping.QuantGranularity
+    recipe = recipe_manager.RecipeManager()
+    for layer in layers:
+        precision, operation = plan[layer.name], _operation(layer.step)
+        if precision == "float32" or operation is None:
+            continue
+        blocks = block if precision == "int4" else None
+        with _naming(layer, precision if blocks is None else f"int4 in blocks of {blocks}"):
+            if precision == "float16":
+                casting = AlgorithmName.FLOAT_CASTING
+                recipe.add_weight_only_config(_only(layer.step), operation, 16, algorithm_key=casting)
+                continue
+            grain = granularity.CHANNELWISE if per_channel else granularity.TENSORWISE
+            if blocks is not None:
+                grain = granularity(f"BLOCKWISE_{blocks}")
+                if layer.row % blocks:
+                    raise ValueError(f"its rows of {layer.row} weights are no multiple of {blocks}")
+            # Some kernels do not take int4, and the depthwise one for int8 reads beyond a single scale (7 %
+            # agreement, or NaN). The operator that unpacks serves all; the library's list does not say so.
+            alone = precision == "int4" and layer.kind in UNPACKED and blocks is None
+            alone |= layer.kind == "DEPTHWISE_CONV_2D" and not per_channel
+            unpacked = unpack or alone
+            recipe.add_quantization_config(
+                _only(layer.step),
+                operation,
+                qtyping.OpQuantizationConfig(
+                    weight_tensor_config=qtyping.TensorQuantizationConfig(
+                        num_bits=WEIGHT_BITS[precision], symmetric=True, granularity=grain
+                    ),
+                    compute_precision=qtyping.ComputePrecision.FLOAT
+                    if unpacked
+                    else qtyping.ComputePrecision.INTEGER,
+                    explicit_dequantize=unpacked,
+                    skip_checks=unpacked,
+                ),
+            )
+    return list(recipe.get_quantization_recipe())
+
+
+def quantized(content: bytes, name: str, recipe: list[dict[str, Any]], ranges: Ranges | None = None) -> bytes:
+    """The quantized file.
+
+    Raises:
+        StageError: the library cannot do it, with its reason.
+    """
+    from ai_edge_quantizer import quantizer
+
+    if not recipe:
+        return content
+    try:
+        with warnings.catch_warnings():
+            # The library opens the float model once more to look at its tensors; the interpreter warns
+            # that this costs memory.
+            warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
+            work = quantizer.Quantizer(content, recipe)
+            result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise StageError(f"ai-edge-quantizer cannot quantize {name}: {error}") from error
+    return bytes(result.quantized_model or b"")
+
+
+@contextmanager
+def _naming(layer: WeightedLayer, precision: str) -> Iterator[None]:
+    """Turns the library's refusal of a layer into an error that says which."""
+    try:
+        yield
+    except ValueError as error:
+        reason = re.split(r"\.? Error: | with config", str(error))[0]
+        raise StageError(
+            f"{layer.label} cannot have {precision} weights: {reason}",
+            fix=f"change the options, or give it more bits: layers: {{{layer.name!r}: float32}}",
+        ) from error
+
+
+def _only(step: Step) -> str:
+    """A regular expression that fits the operator's outputs as the library spells them, and nothing else."""
+    return f"^{re.escape(';'.join(filter(None, step.outputs)))};$"
+
+
+def _operation(step: Step) -> Any:
+    """The library's name of the operator; None for one that it does not know, and so leaves in float."""
+    from ai_edge_quantizer import qtyping
+
+    try:
+        return qtyping.TFLOperationName("CONV_2D_TRANSPOSE" if step.kind == "TRANSPOSE_CONV" else step.kind)
+    except ValueError:
+        return None

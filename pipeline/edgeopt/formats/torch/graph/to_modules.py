@@ -1,0 +1,183 @@
+"""A plain graph written with ``torch.nn`` modules and functions, which eager-mode quantization knows."""
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.formats.torch.graph.operators import LAYERS, operator_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule, Node
+
+PREFIX = "layer_"
+"""Before the name of the node that a module stands for."""
+
+RECURRENT = {"lstm": "LSTM", "gru": "GRU"}
+
+
+def with_modules(graph: "GraphModule", *, recurrent: bool = False) -> "GraphModule":
+    """Write a graph of the plain form with the modules and functions that FX quantization knows.
+
+    Convolutions and linear layers with constant weights become ``torch.nn`` modules, and so do LSTM and
+    GRU if ``recurrent`` says so; the numbers stay.
+    """
+    import torch
+
+    root = torch.nn.Module()
+    result = torch.fx.Graph()
+    known: dict[Node, Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            result.output(torch.fx.map_arg(node.args[0], lambda old: known[old]))
+        elif node.op == "get_attr":
+            if not hasattr(root, node.target):
+                root.register_buffer(node.target, getattr(graph, node.target))
+            known[node] = result.get_attr(node.target)
+        elif node.op == "call_function":
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda old: known[old])
+            layer = _layer(node, graph) or (_recurrent(node, graph) if recurrent else None)
+            if layer is not None:
+                name = f"{PREFIX}{node.name}"
+                root.add_module(name, layer)
+                known[node] = result.call_module(name, _inputs(node, args))
+            elif _is_state(node) and known[node.args[0]].op == "call_module":
+                known[node] = _state(result, known[node.args[0]], node.args[1])
+            else:
+                target, args, kwargs = _function(node, args, kwargs)
+                known[node] = result.create_node("call_function", target, args, kwargs, name=node.name)
+        else:
+            known[node] = result.node_copy(node, lambda old: known[old])
+    # The graph is run as it stands: a module's training flag would bring dropout back to life.
+    module = torch.fx.GraphModule(root, result)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers(recurse=False) if name not in used]:
+        delattr(module, name)  # a program keeps what its module has, used or not
+    module.recompile()
+    return module.eval()
+
+
+def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
+    import torch
+
+    name = operator_name(node)
+    if name not in LAYERS or any(
+        getattr(arg, "op", "get_attr") != "get_attr" for arg in node.args[1:3] if arg
+    ):
+        return None
+    weight = getattr(graph, node.args[1].target)
+    bias = None if node.args[2] is None else getattr(graph, node.args[2].target)
+    layer: Any
+    if name == "linear":
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    else:
+        stride, padding, dilation, groups = node.args[3:7]
+        kinds = {"conv1d": torch.nn.Conv1d, "conv2d": torch.nn.Conv2d, "conv3d": torch.nn.Conv3d}
+        layer = kinds[name](
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            stride=_tuple(stride, weight.dim() - 2),
+            padding=padding if isinstance(padding, str) else _tuple(padding, weight.dim() - 2),
+            dilation=_tuple(dilation, weight.dim() - 2),
+            groups=groups,
+            bias=bias is not None,
+        )
+    layer.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return layer.eval()
+
+
+def _inputs(node: "Node", args: Any) -> tuple[Any, ...]:
+    """What the module of a layer takes: recurrent ones take the states as well, an LSTM's as a pair."""
+    kind = operator_name(node)
+    if kind not in RECURRENT:
+        return (args[0],)
+    return (args[0], tuple(args[1]) if kind == "lstm" else args[1])
+
+
+def _is_state(node: "Node") -> bool:
+    return operator_name(node) == "getitem" and operator_name(node.args[0]) == "lstm" and node.args[1] != 0
+
+
+def _state(result: "torch.fx.Graph", layer: "Node", index: Any) -> "Node":
+    """A final state of an LSTM: the operator returns three results, the module an output and a pair."""
+    pair = result.call_function(operator.getitem, (layer, 1))
+    return result.call_function(operator.getitem, (pair, index - 1))
+
+
+def _recurrent(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
+    """The module of an ``aten.lstm.input`` or ``aten.gru.input`` with constant weights."""
+    import torch
+
+    kind = RECURRENT.get(operator_name(node))
+    if kind is None or getattr(node.target, "_overloadname", "") != "input":
+        return None
+    constants, biases, count, _, _, both, batch_first = node.args[2:9]
+    if any(constant.op != "get_attr" for constant in constants):
+        return None
+    weights = [graph.get_buffer(str(constant.target)) for constant in constants]
+    layer: Any = getattr(torch.nn, kind)(
+        input_size=weights[0].shape[1],
+        hidden_size=weights[1].shape[1],
+        num_layers=count,
+        bias=biases,
+        bidirectional=both,
+        batch_first=batch_first,
+    )
+    if len(layer._flat_weights) != len(weights):
+        return None  # with a projection
+    with torch.no_grad():
+        for own, weight in zip(layer._flat_weights, weights, strict=True):
+            own.copy_(weight)
+    return layer.eval()
+
+
+def _tuple(values: Any, rank: int) -> tuple[int, ...]:
+    return tuple(values) * rank if len(values) == 1 else tuple(values)
+
+
+def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The function that FX quantization knows for an aten operator, or the operator itself."""
+    import torch
+    import torch.nn.functional as F
+
+    name = operator_name(node)
+    if name in ("add", "mul") and len(args) == 2 and not kwargs:
+        return (operator.add if name == "add" else operator.mul), args, {}
+    same: dict[str, Any] = {
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "hardtanh": F.hardtanh,
+        "hardswish": F.hardswish,
+        "hardsigmoid": F.hardsigmoid,
+        "leaky_relu": F.leaky_relu,
+        "elu": F.elu,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "cat": torch.cat,
+        "reshape": torch.reshape,
+        "permute": torch.permute,
+        "mean": torch.mean,
+        "avg_pool2d": F.avg_pool2d,
+        "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+        "clamp": torch.clamp,
+    }
+    if name == "clamp" and len(args) == 3 and args[1] is not None and args[2] is not None:
+        return F.hardtanh, args, {}
+    if name in ("max_pool2d", "max_pool1d"):
+        pool = F.max_pool2d if name == "max_pool2d" else F.max_pool1d
+        return pool, args, {}
+    if name == "constant_pad_nd":
+        return F.pad, (args[0], tuple(args[1]), "constant", args[2] if len(args) > 2 else 0.0), {}
+    if name == "slice":
+        rank = int(args[1]) if len(args) > 1 else 0
+        start, stop, step = (*args[2:5], *(None,) * (5 - len(args)))[:3]
+        stop = None if stop is not None and stop >= 2**62 else stop
+        whole = (slice(None),) * rank
+        return operator.getitem, (args[0], (*whole, slice(start, stop, step))), {}
+    if name in same:
+        return same[name], args, dict(kwargs)
+    return node.target, args, dict(kwargs)

@@ -1,0 +1,59 @@
+"""A plain graph in which every layer lies in a module of its own, named after it.
+
+litert-torch forgets the names of nodes and weights, but calls what an operation gives by the modules around
+it: ``edgeopt.Layer_conv2d_1`` for the layer ``conv2d_1``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.formats.layer_names import MODULE, MODULE_CLASS
+from edgeopt.formats.torch.quantize.overrides import quantizable
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule
+
+
+def with_named_layers(graph: "GraphModule") -> "GraphModule":
+    """The same graph, which calls a module for each layer with weights.
+
+    Constants stay where they are, and are given to the modules.
+    """
+    import torch
+
+    root = torch.nn.Module()
+    result = torch.fx.Graph()
+    known: dict[Any, Any] = {}
+    for name, constant in graph.named_buffers(remove_duplicate=False):
+        root.register_buffer(name, constant)
+    names = {layer.node: layer.name.replace(".", "_") for layer in quantizable(graph)}
+    for node in graph.graph.nodes:
+        name = names.get(node.name, "")
+        if name and not hasattr(root, name) and not node.kwargs:
+            constants = {place: value for place, value in enumerate(node.args) if not _is_node(value)}
+            root.add_module(name, _module(node.target, len(node.args), constants))
+            given = tuple(known[value] for value in node.args if _is_node(value))
+            known[node] = result.call_module(name, given)
+        else:
+            known[node] = result.node_copy(node, lambda old: known[old])
+    return torch.fx.GraphModule(root, result).eval()
+
+
+def _is_node(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.fx.Node)
+
+
+def _module(target: Any, count: int, constants: dict[int, Any]) -> "torch.nn.Module":
+    """A module that calls an operator: ``count`` arguments, all but the constants given by the caller."""
+    import torch
+
+    class Layer(torch.nn.Module):
+        __module__, __qualname__ = MODULE, MODULE_CLASS
+
+        def forward(self, *values: torch.Tensor) -> Any:
+            rest = iter(values)
+            return target(*(constants[i] if i in constants else next(rest) for i in range(count)))
+
+    return Layer()

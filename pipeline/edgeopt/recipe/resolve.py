@@ -1,0 +1,379 @@
+"""From YAML to a recipe. Every mistake is found and reported at once, with its line and column."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from edgeopt.config import registry
+from edgeopt.config.problems import Problems
+from edgeopt.config.units import quantity
+from edgeopt.config.yaml_source import Path as Loc
+from edgeopt.config.yaml_source import Positions, read_yaml, set_value
+from edgeopt.devices.device import Device, load_device, shipped
+from edgeopt.errors import Problem, RecipeError, UsageError
+from edgeopt.plugin import Dataset, Metric, Plugin, Stage, digest_of
+from edgeopt.recipe.document import (
+    FORMATS,
+    VERSION,
+    DataPart,
+    Document,
+    GatePart,
+    Intent,
+    Recipe,
+    Use,
+    Variant,
+)
+from edgeopt.results import ALWAYS, LIMITS, UNITS, Gate
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file, or a shipped recipe by its bare name.
+
+    Raises:
+        UsageError: when there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = shipped("recipes")
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if str(name) in known:
+        return folder / f"{name}.yaml"
+    hint = registry.nearest(path.stem, known)
+    raise UsageError(
+        f"no recipe file {str(name)!r}{hint}", fix="write one for your model with: edgeopt init MODEL"
+    )
+
+
+def load_recipe(
+    file: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    data_root: Path | None = None,
+    device_folders: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
+) -> Recipe:
+    """Read, check and resolve a recipe.
+
+    ``overrides`` are ``key.key=value`` texts; ``data_root`` (default: ``EDGEOPT_DATA``) is where a
+    relative path is looked up when it does not lie beside the recipe. ``beside`` are folders in which the
+    recipe might lie as well: they are looked at before the data root.
+
+    Raises:
+        UsageError: there is no such file.
+        RecipeError: everything wrong with the recipe, in one.
+    """
+    path = find_recipe(file)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    data, positions = read_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(str(path), [Problem("a recipe is a mapping of keys to values", 1, 1)])
+    for assignment in overrides:
+        try:
+            set_value(data, assignment)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if data_root is None and (root := os.environ.get("EDGEOPT_DATA")):
+        data_root = Path(root)
+    further = [*beside, *([data_root] if data_root else [])]
+    roots = (path.resolve().parent, *(folder.resolve() for folder in further))
+    return _Resolver(path, data, positions, roots, device_folders).recipe()
+
+
+class _Resolver:
+    """Collects every problem of one recipe; the recipe comes out only if there is none."""
+
+    def __init__(
+        self,
+        file: Path,
+        data: dict[str, Any],
+        positions: Positions,
+        roots: tuple[Path, ...],
+        device_folders: Sequence[Path],
+    ) -> None:
+        self.file = file
+        self.data = data
+        self.roots = roots
+        self.device_folders = (file.resolve().parent / "devices", *device_folders)
+        self.problems = Problems(file, positions)
+
+    def recipe(self) -> Recipe:
+        document = self._document()
+        if document.version != VERSION:
+            self.problems.add(
+                ("version",), f"version {document.version} is not known; this edgeopt reads {VERSION}"
+            )
+        devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
+        metrics = self._metrics(document)
+        variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
+        if not any(variant.name == "float" for variant in variants):
+            variants = (Variant("float"), *variants)
+        for index, name in enumerate(document.formats):
+            self._format(name, index)
+        gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
+        self._contradictions(gates)
+        datasets = {
+            part: self._plugin("datasets", use, ("data", part))
+            for part in ("calibration", "evaluation", "train", "validation")
+            if (use := getattr(document.data, part)) is not None
+        }
+        if "evaluation" not in datasets and document.metric:
+            self.problems.add(("metric",), "accuracy needs data.evaluation: add it, or remove metric")
+        if self.problems:
+            raise self.problems.error()
+        return Recipe(
+            file=self.file,
+            name=document.name,
+            digest=digest_of(self.data),
+            model=document.model,
+            calibration=cast("Dataset | None", datasets.get("calibration")),
+            evaluation=cast("Dataset | None", datasets.get("evaluation")),
+            train=cast("Dataset | None", datasets.get("train")),
+            validation=cast("Dataset | None", datasets.get("validation")),
+            allow_leak=document.data.allow_leak,
+            metrics=tuple(metric for metric in metrics if metric is not None),
+            variants=variants,
+            formats=tuple(dict.fromkeys(document.formats)),
+            devices=tuple(device for device in devices if device is not None),
+            gates=tuple(gates),
+            limits=document.limits,
+            latency=document.latency,
+            document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
+        )
+
+    def _document(self) -> Document:
+        try:
+            return Document.model_validate(self.data, context={"roots": self.roots})
+        except ValidationError as error:
+            self.problems.refused(error, (), Document)
+        # The document cannot be used, but names that can be looked up already are, so that the
+        # user hears of everything at once.
+        data = self.data.get("data")
+        for part, value in data.items() if isinstance(data, dict) else ():
+            if part in DataPart.model_fields and part != "allow_leak":
+                with contextlib.suppress(ValidationError):  # told already, as part of the document
+                    self._plugin("datasets", Use.model_validate(value), ("data", part))
+        metric, is_list = self.data.get("metric"), isinstance(self.data.get("metric"), list)
+        for index, value in enumerate(_listed(metric)):
+            with contextlib.suppress(ValidationError):
+                self._plugin(
+                    "metrics", Use.model_validate(value), ("metric", index) if is_list else ("metric",)
+                )
+        for index, name in enumerate(_listed(self.data.get("formats"))):
+            self._format(name, index)
+        for index, name in enumerate(_listed(self.data.get("devices"))):
+            if isinstance(name, str):
+                self._device(name, ("devices", index))
+        variants = self.data.get("optimize")
+        for name, body in variants.items() if isinstance(variants, dict) else ():
+            if body is None or isinstance(body, dict):
+                self._variant(name, body or {})
+        raise self.problems.error()
+
+    def _format(self, name: object, index: int) -> None:
+        if isinstance(name, str) and name not in FORMATS:
+            self.problems.add(("formats", index), f"no format {name!r}{registry.nearest(name, FORMATS)}")
+
+    def _metrics(self, document: Document) -> list[Metric | None]:
+        is_list = isinstance(self.data.get("metric"), list)
+        asked = [
+            cast("Metric | None", self._plugin("metrics", use, ("metric", i) if is_list else ("metric",)))
+            for i, use in enumerate(document.metric)
+        ]
+        names = {registry.plugin_name(metric) for metric in asked if metric is not None}
+        always = [cast("Metric", registry.find("metrics", name)()) for name in ALWAYS if name not in names]
+        return [*asked, *always]
+
+    def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
+        loc: Loc = ("optimize", name)
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            self.problems.add(loc, f"variant name {name!r} may hold letters, digits, '-', '_' and '.' only")
+        if name == "float" and body:
+            self.problems.add(
+                loc, "'float' is the untouched baseline and takes no options; name the variant otherwise"
+            )
+        if "stages" in body:
+            if len(body) > 1:
+                self.problems.add(loc, "a variant lists its stages itself or says what it wants, not both")
+            return Variant(name, stages=self._stages(body["stages"], (*loc, "stages")))
+        return Variant(name, tuple(self._intents(body, loc)))
+
+    def _stages(self, value: object, loc: Loc) -> tuple[Stage, ...]:
+        if not isinstance(value, list):
+            self.problems.add(loc, "stages is a list of stage names")
+            return ()
+        found = []
+        for index, item in enumerate(value):
+            try:
+                use = Use.model_validate(item)
+            except ValidationError as error:
+                self.problems.refused(error, (*loc, index), Use)
+                continue
+            stage = self._plugin("stages", use, (*loc, index))
+            if stage is not None:
+                found.append(cast(Stage, stage))
+        return tuple(found)
+
+    def _intents(self, body: Mapping[str, Any], loc: Loc) -> list[Intent]:
+        schemes: dict[str, set[str]] = {}
+        default: dict[str, Mapping[str, Any]] = {}
+        for stage in registry.stages().values():
+            default |= stage.by_default
+            for name, known in stage.fulfils.items():
+                schemes.setdefault(name, set()).update(known)
+        intents = []
+        for name, value in body.items():
+            here = (*loc, name)
+            if name not in schemes:
+                self.problems.add(here, f"nothing can {name!r}{registry.nearest(name, [*schemes, 'stages'])}")
+                continue
+            if isinstance(value, bool):
+                if name not in default and (not value or len(schemes[name]) > 1):
+                    known_schemes = ", ".join(sorted(schemes[name]))
+                    self.problems.add(here, f"{name} is no switch: give a scheme ({known_schemes})")
+                elif name not in default:
+                    intents.append(Intent(name, min(schemes[name]), {}))
+                continue
+            options = {"scheme": value} if isinstance(value, str) else value
+            if not isinstance(options, dict) or not options:
+                self.problems.add(
+                    here, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options"
+                )
+                continue
+            scheme = _scheme(options, schemes[name])
+            if scheme not in schemes[name]:
+                self.problems.add(
+                    here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}"
+                )
+                continue
+            known_options = self._options_of(name, scheme)
+            for place, part in _parts(options, here):
+                for key in part:
+                    if key not in known_options and not (place == here and key in FORMATS):
+                        self.problems.add(
+                            (*place, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
+                        )
+            intents.append(Intent(name, scheme, options))
+        for name, chosen in default.items():
+            if body and body.get(name, True) is True:
+                intents.append(Intent(name, min(schemes[name]), dict(chosen), optional=True))
+        return intents
+
+    @staticmethod
+    def _options_of(intent: str, scheme: str) -> list[str]:
+        """The options of all stages that fulfil an intent; the planner holds each to its own."""
+        stages = registry.stages().values()
+        fulfilling = [s for s in stages if scheme in s.fulfils.get(intent, frozenset())]
+        return sorted({option for stage in fulfilling for option in stage.model_fields})
+
+    def _gate(
+        self,
+        gate: GatePart,
+        index: int,
+        document: Document,
+        variants: tuple[Variant, ...],
+        metrics: Sequence[Metric | None],
+    ) -> Gate:
+        loc: Loc = ("gates", index)
+        named = [registry.plugin_name(metric) for metric in metrics if metric is not None]
+        worst = [f"{name}_worst_class_drop" for name in named if name not in ALWAYS]
+        known = [*named, *worst, *UNITS]
+        if gate.metric not in known and None not in metrics:
+            self.problems.add(
+                (*loc, "metric"), f"no metric {gate.metric!r}{registry.nearest(gate.metric, known)}"
+            )
+        for key, names in (
+            ("variants", [variant.name for variant in variants]),
+            ("formats", document.formats),
+            ("devices", document.devices),
+        ):
+            for name in getattr(gate, key):
+                if name not in names:
+                    self.problems.add(
+                        (*loc, key),
+                        f"no {key[:-1]} {name!r} in this recipe{registry.nearest(name, list(names))}",
+                    )
+        unit = UNITS.get(gate.metric, "")
+        limits: dict[str, float] = {}
+        for kind in LIMITS:
+            value = getattr(gate, kind)
+            if value is not None:
+                try:
+                    limits[kind] = quantity(value, "" if kind == "max_ratio" else unit)
+                except ValueError as error:
+                    self.problems.add((*loc, kind), str(error))
+        labels = document.model.labels
+        for name in gate.classes:
+            if name not in labels and not (name.isdigit() and (not labels or int(name) < len(labels))):
+                hint = registry.nearest(name, list(labels)) if labels else "; model.labels names none"
+                self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
+        return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
+
+    def _contradictions(self, gates: Sequence[Gate]) -> None:
+        """Two gates that no artifact can pass both."""
+        for index, gate in enumerate(gates):
+            for other in gates[:index]:
+                same = (gate.metric, gate.filters, gate.classes) == (
+                    other.metric,
+                    other.filters,
+                    other.classes,
+                )
+                low = max((g.min for g in (gate, other) if g.min is not None), default=None)
+                high = min((g.max for g in (gate, other) if g.max is not None), default=None)
+                if same and low is not None and high is not None and low > high:
+                    self.problems.add(
+                        ("gates", index), f"contradicts the gate '{other}': nothing can pass both"
+                    )
+
+    def _device(self, name: str, loc: Loc) -> Device | None:
+        try:
+            return load_device(name, self.device_folders)
+        except UsageError as error:
+            self.problems.add(loc, str(error))
+            return None
+
+    def _plugin(self, kind: registry.Kind, use: Use, loc: Loc) -> Plugin | None:
+        try:
+            found = registry.find(kind, use.uses, self.roots)
+        except UsageError as error:
+            where = (*loc, "uses") if (*loc, "uses") in self.problems.positions else loc
+            self.problems.add(where, error.message)
+            return None
+        try:
+            return found.model_validate(use.options, context={"roots": self.roots})
+        except ValidationError as error:
+            self.problems.refused(error, (*loc, "with"), found)
+            return None
+
+
+def _parts(options: Mapping[str, Any], here: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
+    """The options of an intent, and those under the names of formats that are for one format alone."""
+    yield here, options
+    for name in FORMATS:
+        if isinstance(options.get(name), dict):
+            yield (*here, name), options[name]
+
+
+def _scheme(options: Mapping[str, Any], known: set[str]) -> str:
+    """The scheme of an intent: as said, else the option that is called like one, else the only one."""
+    if "scheme" in options:
+        return str(options["scheme"])
+    named = [key for key in options if key in known]
+    if not named and len(known) == 1:
+        return min(known)
+    return str(named[0] if named else next(iter(options)))
+
+
+def _listed(value: object) -> list[Any]:
+    """What is written as one or as a list of them."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

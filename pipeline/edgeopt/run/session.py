@@ -1,0 +1,218 @@
+"""Runs every artifact on every device of its branch, and the source model on the host.
+
+It starts when building is done and runs one job at a time, so that nothing disturbs the clock.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeopt.config import registry
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
+from edgeopt.model import Array, Model
+from edgeopt.recipe.planner import Built, Plan, Step
+from edgeopt.results import Event
+from edgeopt.run.bench import Bench, Evaluation, Outcome
+from edgeopt.run.store import Store
+
+PROBE_SAMPLES = 64
+"""Samples on which the steps between source and artifact are compared."""
+SOURCE_BATCH = 32
+
+
+class Trail(NamedTuple):
+    """Outputs after one step of a branch, on the first samples: what hops are computed from."""
+
+    step: str
+    produced: str
+    lossless: bool
+    outcome: Outcome
+    trained: bool = False
+    device: str = ""
+    """Set where the step is another device's runtime, and no concern of the other devices."""
+
+
+def judged_steps(
+    steps: Sequence[Step], source: Model, host: Device
+) -> Iterator[tuple[Step, str, bool, bool]]:
+    """The steps whose results the host can run and that are worth judging by themselves.
+
+    With each: the names of all stages since the last one, whether they claim to keep the outputs, and whether
+    one of them trains.
+    """
+    since: list[Step] = []
+    for number, step in enumerate(steps, 1):
+        since.append(step)
+        if step.model == source:
+            since.clear()  # loading it is no step away from it
+            continue
+        if step.model.format not in host.runtimes:
+            continue
+        if step.stage.unsettled and any(later.stage.needs_training for later in steps[number:]):
+            continue  # half done: what training makes of it is judged
+        name = " + ".join(registry.plugin_name(each.stage) for each in since)
+        lossless = not any(each.stage.fulfils for each in since)
+        yield step, name, lossless, any(each.stage.needs_training for each in since)
+        since = []
+
+
+def measuring(device: str) -> str:
+    """What progress calls the measuring on a device."""
+    return f"measure on {device}"
+
+
+@dataclass
+class Measured:
+    """Everything that was run: per branch and device, per step, and the source model."""
+
+    source: Outcome
+    source_model: Model
+    labels: Array | None
+    samples: int
+    finals: dict[tuple[str, str], Outcome]
+    trails: dict[str, tuple[Trail, ...]]
+    probes: dict[str, dict[str, Any]]
+    evaluation_digest: str
+    random: bool
+    """Whether the inputs were made up, so that only exact conversions can be judged on them."""
+
+
+def measure(
+    plan: Plan,
+    builds: Sequence[Built],
+    store: Store,
+    device_folders: Sequence[Path],
+    watch: Callable[[Event], None],
+) -> Measured:
+    """Run the source model, every step and every artifact. Failures are outcomes; nothing is raised for them.
+
+    Raises:
+        UsageError: the evaluation data cannot be read or does not fit the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
+        folder = Path(name)
+        session = _Session(plan, store, folder, device_folders, watch)
+        return session.run(builds)
+
+
+class _Session:
+    """One measuring session: the benches, the evaluation data and the outcomes so far."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        folder: Path,
+        device_folders: Sequence[Path],
+        watch: Callable[[Event], None],
+    ) -> None:
+        recipe = plan.recipe
+        self.plan = plan
+        self.watch = watch
+        self.latency = recipe.latency.model_dump()
+        # Without evaluation data, calibration samples tell at least whether outputs are kept.
+        self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, recipe.model.preprocess, folder)
+        agent = build_agent(folder / "agent.pyz")
+        devices = {device.name: device for device in recipe.devices}
+        # The source model and the steps on the way are run on the host, whatever the targets are.
+        devices.setdefault("host", load_device("host", device_folders))
+        self.benches = {name: Bench(device, agent, store).open() for name, device in devices.items()}
+
+    def run(self, builds: Sequence[Built]) -> Measured:
+        host = self.benches["host"]
+        source = self._source_model(builds)
+        self._tell("source", "host", "started")
+        source_outcome = host.run(
+            source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
+        )
+        self._tell("source", "host", "failed" if source_outcome.error else "done", source_outcome.error)
+        floats = {
+            b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
+        }
+        finals: dict[tuple[str, str], Outcome] = {}
+        trails: dict[str, tuple[Trail, ...]] = {}
+        for built in builds:
+            if not built.complete:
+                continue
+            artifact = built.steps[-1].model
+            for device in built.branch.devices:
+                baseline = floats.get(built.branch.format) if built.branch.variant != "float" else None
+                self._tell(built.branch.name, device.name, "started")
+                outcome = self._artifact(artifact, device, baseline)
+                status = "failed" if outcome.error else "cached" if outcome.cached else "done"
+                self._tell(built.branch.name, device.name, status, outcome.error)
+                finals[built.branch.name, device.name] = outcome
+            trails[built.branch.name] = self._trail(built, source, source_outcome, finals)
+        judged = self.plan.recipe.evaluation is not None and not source_outcome.error
+        labels = self.evaluation.labels(source.inputs) if judged else None
+        return Measured(
+            source=source_outcome,
+            source_model=source,
+            labels=labels,
+            samples=0 if source_outcome.error else len(source_outcome.outputs[0]),
+            finals=finals,
+            trails=trails,
+            probes={name: bench.probe for name, bench in self.benches.items()},
+            evaluation_digest=self.evaluation.digest,
+            random=self.evaluation.dataset is None,
+        )
+
+    def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
+        """Run an artifact, unless its file already shows that the device cannot; then say why."""
+        runtime = device.runtimes[artifact.format]
+        findings = lint_artifact(artifact.path, device, artifact.format)
+        if errors(findings):
+            return Outcome(runtime, f"not sent to {device.name}: {'; '.join(summary(errors(findings)))}")
+        outcome = self.benches[device.name].run(
+            artifact, self.evaluation, baseline=baseline, latency=self.latency
+        )
+        over = summary(lint_measured(outcome.info.get("measurements") or {}, device))
+        notes = [*(outcome.info.get("notes") or ()), *summary(findings)]
+        return outcome._replace(error=outcome.error or "; ".join(over), info={**outcome.info, "notes": notes})
+
+    def _source_model(self, builds: Sequence[Built]) -> Model:
+        """The untouched model: as given, or as loaded where a factory and weights make it up."""
+        if self.plan.source.format in self.benches["host"].device.runtimes:
+            return self.plan.source
+        for built in builds:
+            if built.steps:
+                return built.steps[0].model
+        return self.plan.source
+
+    def _trail(
+        self, built: Built, source: Model, source_outcome: Outcome, finals: Mapping[tuple[str, str], Outcome]
+    ) -> tuple[Trail, ...]:
+        """Outputs after every step of a branch that some runtime of the host can run."""
+        host = self.benches["host"]
+        trail = [Trail("source", source.format, True, source_outcome)]
+        for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
+            model = step.model
+            if step is not built.steps[-1]:
+                between = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
+                trail.append(Trail(name, model.format, lossless, between, trained))
+                continue
+            # From here on it is one and the same file: what is compared is how runtimes carry it out.
+            exact = not any(stage.fulfils for stage in built.branch.stages)
+            reference = host.device.reference.get(host.device.runtimes[model.format])
+            if not exact and reference is not None:
+                as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
+                trail.append(Trail(name, model.format, lossless, as_written, trained))
+                name = ""
+            for device in built.branch.devices:
+                final = finals[built.branch.name, device.name]
+                if not final.outputs and not final.error:
+                    continue  # a compiler looked at it: there are no outputs to compare
+                if name:
+                    trail.append(Trail(name, model.format, lossless, final, trained))
+                else:
+                    on = f"runtime of {device.name}"
+                    trail.append(Trail(on, model.format, exact, final, device=device.name))
+                name = ""
+        return tuple(trail)
+
+    def _tell(self, branch: str, device: str, status: Any, message: str = "") -> None:
+        self.watch(Event(branch=branch, step=measuring(device), status=status, message=message))

@@ -1,0 +1,247 @@
+"""Training data as batches: held raw in memory once, prepared and varied batch by batch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import StageError
+from edgeopt.evaluation.samples import checked
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Feed
+
+Augmentation: TypeAlias = Literal["flip", "shift", "mixup", "cutmix"]
+Batch: TypeAlias = tuple[NDArray[np.float32], ...]
+"""One array per input of the model, each with the batch axis first."""
+
+SHIFT = 4
+"""Pixels that an image is moved by at most, as in He et al. 2015 (arXiv:1512.03385), section 4.2."""
+
+MIXED = 0.3
+"""Share of the batches that are mixed by mixup."""
+
+
+class Split(NamedTuple):
+    """Indices of the samples that are trained on, and of those held out for early stopping."""
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def split(count: int, share: float, seed: int) -> Split:
+    """Hold ``share`` of ``count`` samples out, always the same ones for the same seed.
+
+    Raises:
+        StageError: nothing would be left to train on.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    held = max(1, round(share * count)) if share > 0 else 0
+    if count - held < 2:
+        raise StageError(
+            f"{count} training samples, {held} of them held out, leave nothing to train on",
+            fix="give more samples in 'data.train'",
+        )
+    return Split(np.sort(order[held:]), np.sort(order[:held]))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Raw samples, and the form in which a model takes them."""
+
+    raw: tuple[Array, ...]
+    """One array per input, of the type that the dataset yields, samples along the first axis."""
+    labels: NDArray[np.int64] | None
+    preprocessing: Preprocessing
+    specs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def read(cls, feed: Feed, model: Model, limit: int | None = None) -> "TrainingData":
+        """The first ``limit`` samples of ``feed``, or all. Labels that are no class indices are left out.
+
+        Raises:
+            UsageError: the data are empty, or a sample is unlike the others or not finite.
+        """
+        rows: list[tuple[Array, ...]] = []
+        labels: list[int] = []
+        for sample in checked(feed.dataset):
+            rows.append(sample.inputs)
+            if isinstance(sample.label, int | np.integer):
+                labels.append(int(sample.label))
+            if limit is not None and len(rows) == limit:
+                break
+        return cls(
+            raw=tuple(np.stack(values) for values in zip(*rows, strict=True)),
+            labels=np.asarray(labels, np.int64) if len(labels) == len(rows) else None,
+            preprocessing=feed.preprocessing,
+            specs=model.inputs,
+        )
+
+    def __len__(self) -> int:
+        return len(self.raw[0])
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """These samples in the order, layout and type of the model's inputs."""
+        return tuple(
+            np.concatenate([self.preprocessing.apply(values[i], spec) for i in indices]).astype(
+                np.float32 if np.issubdtype(np.dtype(spec.dtype), np.floating) else spec.dtype
+            )
+            for values, spec in zip(self.raw, self.specs, strict=True)
+        )
+
+    def batches(self, indices: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """These samples in their order, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(indices), size):
+            yield self.batch(indices[start : start + size])
+
+
+def order(indices: NDArray[np.int64], size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The batches of one epoch. It depends on seed and epoch alone, so that a resumed run sees the same.
+
+    A last batch that is not full is left out: batch norm suffers from small ones, and the next epoch
+    leaves others out.
+    """
+    shuffled = np.random.default_rng([seed, epoch]).permutation(indices)
+    full = max(1, len(shuffled) // size)
+    return [shuffled[i * size : (i + 1) * size] for i in range(full)]
+
+
+class Mix(NamedTuple):
+    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``; of cut images by area."""
+
+    partner: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    """One weight for the batch, shape [1], or one per sample."""
+
+    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mix arrays that have the batch as first axis."""
+        weight = self.weight.reshape(-1, *[1] * (values.ndim - 1))
+        kept, taken = weight.astype(np.float32), (1 - weight).astype(np.float32)
+        return (values * kept + values[self.partner] * taken).astype(np.float32)
+
+
+class _Cuts(NamedTuple):
+    """A rectangle for each sample, in shares of the image."""
+
+    centre: NDArray[np.float64]
+    side: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, count: int, rng: np.random.Generator) -> "_Cuts":
+        """Half of the samples get one, of an area drawn evenly from 0 to 1 before the edges cut it off."""
+        area = np.where(rng.random(count) < 0.5, rng.random(count), 0)
+        return cls(rng.random((count, 2)), np.sqrt(area))
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        half = self.side[:, None] / 2
+        return np.clip(self.centre - half, 0, 1), np.clip(self.centre + half, 0, 1)
+
+    @property
+    def kept(self) -> NDArray[np.float64]:
+        low, high = self.bounds
+        return np.asarray(1 - np.prod(high - low, axis=1))
+
+    def apply(
+        self, images: NDArray[np.float32], channels_first: bool, partner: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Put the partner's rectangle into each image."""
+        size = np.array(images.shape[2:4] if channels_first else images.shape[1:3])
+        corners = [np.rint(bound * size).astype(int) for bound in self.bounds]
+        changed = images.copy()
+        for into, source, (top, left), (bottom, right) in zip(
+            changed, images[partner], *corners, strict=True
+        ):
+            place = np.s_[..., top:bottom, left:right] if channels_first else np.s_[top:bottom, left:right]
+            into[place] = source[place]
+        return changed
+
+
+def check_augmentation(names: tuple[Augmentation, ...], specs: tuple[TensorSpec, ...]) -> None:
+    """Refuse flips and shifts of what is no image.
+
+    Raises:
+        StageError: no input has rank 4 and a known layout.
+    """
+    spatial = [name for name in names if name != "mixup"]
+    if spatial and not any(_is_image(spec) for spec in specs):
+        shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
+        raise StageError(
+            f"augment: {', '.join(spatial)} is for images, and the inputs are {shapes}",
+            fix="remove it, or give the layout (NHWC or NCHW) of the input in the recipe",
+        )
+
+
+def augment(
+    batch: Batch,
+    specs: tuple[TensorSpec, ...],
+    names: tuple[Augmentation, ...],
+    rng: np.random.Generator,
+) -> tuple[Batch, Mix | None]:
+    """Vary a batch: images are flipped left to right and moved, every input is mixed with another sample's.
+
+    What a shift leaves empty is filled by reflection. Mixup: Zhang et al. 2017 (arXiv:1710.09412), with
+    a weight drawn evenly from 0 to 1. Cutmix: Yun et al. 2019 (arXiv:1905.04899), a rectangle of another
+    image in half of the images; with both, a batch sees one of them. The targets are mixed by whoever
+    knows them.
+    """
+    count = len(batch[0])
+    flips = rng.random(count) < 0.5
+    moves = rng.integers(-SHIFT, SHIFT + 1, (count, 2))
+    varied = [
+        _vary(values, spec.layout == "NCHW", names, flips, moves) if _is_image(spec) else values
+        for values, spec in zip(batch, specs, strict=True)
+    ]
+    partner, weight, mixed = rng.permutation(count), np.array([rng.random()]), rng.random() < MIXED
+    if "mixup" in names and mixed:
+        mix = Mix(partner, weight)
+        return tuple(mix.apply(v) if np.issubdtype(v.dtype, np.floating) else v for v in varied), mix
+    if "cutmix" in names:
+        cuts = _Cuts.draw(count, rng)
+        changed = [
+            cuts.apply(values, spec.layout == "NCHW", partner) if _is_image(spec) else values
+            for values, spec in zip(varied, specs, strict=True)
+        ]
+        return tuple(changed), Mix(partner, cuts.kept)
+    return tuple(varied), None
+
+
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """Learning rate of one step of ``steps``: up to ``peak`` in the first third, then down to nothing.
+
+    Smith 2018 (arXiv:1803.09820), both parts as half a cosine.
+    """
+    rise = max(1, int(0.3 * steps))
+    if step < rise:
+        return peak * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise)))
+    return peak * (0.0001 + 0.9999 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 4 and spec.layout is not None
+
+
+def _vary(
+    values: NDArray[np.float32],
+    channels_first: bool,
+    names: tuple[Augmentation, ...],
+    flips: NDArray[np.bool_],
+    moves: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    images = values.transpose(0, 2, 3, 1) if channels_first else values
+    if "flip" in names:
+        images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    if "shift" in names:
+        height, width = images.shape[1:3]
+        reach = min(SHIFT, height - 1, width - 1)
+        padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "reflect")
+        corners = reach + np.clip(moves, -reach, reach)
+        images = np.stack(
+            [
+                image[top : top + height, left : left + width]
+                for image, (top, left) in zip(padded, corners, strict=True)
+            ]
+        )
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if channels_first else images)
