@@ -165,7 +165,7 @@ def push(folder: Path, host: str, name: str, model: bytes | Path, key: Path) -> 
     content = model if isinstance(model, bytes) else b"to be replaced"
     report = write_run(folder / name, format_name="onnx", device="host", model=content, golden_of=None)
     if isinstance(model, Path):
-        from edgeopt.model import file_digest
+        from edgeopt.config.files import file_digest
 
         target = folder / name / "models" / "int8.onnx"
         model.replace(target)

@@ -19,8 +19,7 @@ import numpy as np
 
 from edgeopt.evaluation.statistics import Paired, detectable_drop, mcnemar, score_bounds
 from edgeopt.reports import write_report
-from edgeopt.results import Artifact, Measurement, Report, Result, Run
-from edgeopt.run.packing import Samples
+from edgeopt.results import Artifact, Measurement, Report, Result, Run, Samples
 
 SIZES = (40, 400, 2000, 10_000)
 CHANGING = (0.01, 0.05, 0.1)

@@ -27,10 +27,11 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import CannotRunError
 from edgeopt.evaluation.datasets.npz import Npz
-from edgeopt.evaluation.measurements import conditions, latency
 from edgeopt.formats.source import inspect
 from edgeopt.model import Model, Preprocessing
-from edgeopt.run.bench import Bench, Evaluation, Outcome
+from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.readings import conditions, latency
 from edgeopt.run.store import Store
 
 MODELS = {"KWS int8": "kws_reference_int8.tflite", "ResNet8 int8": "resnet8_reference_int8.tflite"}
@@ -98,15 +99,16 @@ def nothing(device: str, folder: Path) -> tuple[Model, Session, dict[str, object
     """KWS, a session on a device that does not run it, and the options that make it look as if."""
     here = Session(load_device("host"), folder)
     model = here.model(real("mlperf-tiny/kws_reference_int8.tflite"))
-    info = here.run(model).info
+    result = here.run(model).result
+    assert result is not None
     there = load_device(device, [Path("devices")]).model_copy(update={"runtimes": {"tflite": "null"}})
-    return model, Session(there, folder), {key: info[key] for key in ("inputs", "outputs")}
+    return model, Session(there, folder), {"inputs": result["inputs"], "outputs": result["outputs"]}
 
 
 def null(folder: Path) -> None:
     model, session, told = nothing("host", folder)
     outcome = session.run(model, real("kws/evaluation400.npz"), latency=protocol(1.0), options=told)
-    (spell,) = outcome.info["conditions"]
+    (spell,) = outcome.spells
     inside = float(np.median(outcome.times["latency"])) * 1e6
     whole = spell["seconds"] / len(outcome.times["latency"]) * 1e6
     print("a call of the null runtime, with the inputs and outputs of KWS int8       µs   goal")
@@ -146,10 +148,10 @@ def repeat(folder: Path) -> None:
             with busy(cores):
                 model = session.model(real(f"mlperf-tiny/{file}"))
                 outcome = session.run(model, latency=protocol(2.0), twice=True)
-            ratio = latency(outcome.info, outcome.times)["latency_ratio"]
+            ratio = latency(outcome)["latency_ratio"]
             low, high = ratio.ci95 or (float("nan"), float("nan"))
             title = f"{name}, {cores or 'no'} busy core"
-            notes = "; ".join(conditions(outcome.info))
+            notes = "; ".join(conditions(outcome.spells))
             print(f"{title:<38} {ratio.value:12.4f}   {low:.4f} … {high:.4f}   {notes}")
 
 

@@ -1,4 +1,4 @@
-"""Asks the runtimes which operators they have, and writes it to `pipeline/edgeopt/devices/limits/`.
+"""Asks the runtimes which operators they have, and writes `pipeline/edgeopt/devices/limits/`.
 
     EDGEOPT_HOME=... edgeopt devices setup cortex-m            (and host-tflite-runtime, ethos-u55-128)
     python benchmarks/operator_tables.py tflite-micro | tflite-runtime-2.14 | ethos-u55-u65
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from edgeopt.devices.device import load_device
 from edgeopt.devices.environments import environment_python
+from edgeopt.formats.tflite.files.graphs import DTYPES
 from edgeopt.formats.tflite.files.schema import OPERATORS, SCHEMA
-from edgeopt.formats.tflite.reading import DTYPES
 from edgeopt.formats.wire.flatbuffer import Table, Vector
 from edgeopt.formats.wire.flatbuffer_writer import pack
 
-LIMITS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "limits"
+LIMITS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "devices" / "limits"
 NO_KERNELS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")
 LAST_VERSION = 20
 MISSING = (

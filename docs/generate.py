@@ -4,6 +4,7 @@ A generated part stands between ``<!-- generated: name -->`` and ``<!-- end -->`
 ``make docs``; with ``--check`` nothing is written, and the exit code is 1 if something is stale.
 """
 
+import ast
 import inspect
 import re
 import sys
@@ -16,18 +17,18 @@ import typer
 
 from edgeopt.cli import app
 from edgeopt.commands import schemas
-from edgeopt.config.registry import Kind, find, names
-from edgeopt.config.registry import stages as all_stages
+from edgeopt.config import registry
 from edgeopt.config.units import FACTORS
 from edgeopt.devices.device import known_devices, load_device
 from edgeopt.evaluation import comparison
-from edgeopt.model import SUFFIXES
-from edgeopt.plugin import Metric, Plugin, Stage
+from edgeopt.formats.known import artifact_formats
+from edgeopt.plugin import KINDS, Metric, Plugin, Stage
 from edgeopt.recipe.document import Intent
 from edgeopt.recipe.planner import reachable
-from edgeopt.results import UNITS
+from edgeopt.results import MEASUREMENTS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent / "pipeline" / "edgeopt"
 MARK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TYPERS_OWN = ("help", "install_completion", "show_completion")
@@ -50,7 +51,7 @@ FORMAT_NAMES = {
 def documents() -> dict[Path, str]:
     """Every generated file with the text it should have."""
     wanted = {schemas.shipped_file(name): schemas.text(name) for name in schemas.NAMES}
-    for path in sorted(HERE.glob("*.md")):
+    for path in (*sorted(HERE.glob("*.md")), HERE.parent / "CONTRIBUTING.md"):
         text = path.read_text("utf-8")
         if MARK.search(text):
             wanted[path] = MARK.sub(lambda m: f"{m[1]}\n{_part(m[2]).strip()}\n\n{m[3]}", text)
@@ -67,14 +68,42 @@ def _part(name: str) -> str:
     return {
         "commands": lambda: commands(),
         "keys": lambda: keys(cast(schemas.Name, argument)),
-        "plugins": lambda: plugins(cast(Kind, argument)),
+        "plugins": lambda: plugins(argument),
         "matrix": lambda: matrix(),
         "measurements": lambda: measurements(),
         "units": lambda: units(),
         "devices": lambda: devices(),
         "extras": lambda: extras(),
         "hops": lambda: hops(),
+        "rooms": lambda: rooms(),
     }[kind]()
+
+
+# The rooms, from the contract that keeps them apart
+
+
+def rooms() -> str:
+    """Every room, from the top layer to the bottom, with what its docstring says in the first line."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
+    lines = []
+    for layer in layers:
+        for name in re.split(r"\s*[:|]\s*", layer):
+            lines += _room(PACKAGE / name, 0)
+    return "\n".join(["```", *lines, "```"])
+
+
+def _room(place: Path, depth: int) -> Iterator[str]:
+    is_folder = place.is_dir()
+    file = place / "__init__.py" if is_folder else place.with_suffix(".py")
+    first = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+    inner = sorted(each for each in place.iterdir() if (each / "__init__.py").is_file()) if is_folder else []
+    called = "  " * depth + (f"{place.name}/" if is_folder else file.name)
+    yield f"{called:<16} {first}"
+    if not depth:
+        for each in inner:
+            yield from _room(each, 1)
 
 
 # Tables of keys, from the schemas
@@ -202,11 +231,11 @@ def _yaml(value: object) -> str:
 # Plugins
 
 
-def plugins(kind: Kind) -> str:
+def plugins(kind: str) -> str:
     """One chapter per shipped plugin of a kind."""
     lines: list[str] = []
-    for name in names(kind):
-        plugin = find(kind, name)
+    base = next(base for base in KINDS if base.plugin_kind == kind)
+    for name, plugin in registry.plugins(base).items():
         lines += [f"### `{name}`", "", _prose(inspect.cleandoc(plugin.__doc__ or "")), ""]
         lines += [f"- {fact}" for fact in _facts(plugin)]
         lines += ["", *_options(plugin)]
@@ -252,18 +281,18 @@ def matrix() -> str:
     wanted: list[tuple[str, tuple[Intent, ...]]] = [("float", ())]
     schemes = {
         (intent, scheme)
-        for stage in all_stages().values()
+        for stage in registry.plugins(Stage).values()
         for intent, known in stage.fulfils.items()
         for scheme in known
     }
     wanted += [(f"{intent}: {scheme}", (Intent(intent, scheme, {}),)) for intent, scheme in sorted(schemes)]
     lines = [
-        f"| from | {' | '.join(FORMAT_NAMES.get(name, name) for name in SUFFIXES)} |",
-        "|---|" + "---|" * len(SUFFIXES),
+        f"| from | {' | '.join(FORMAT_NAMES.get(name, name) for name in artifact_formats())} |",
+        "|---|" + "---|" * len(artifact_formats()),
     ]
     for source, told in SOURCES.items():
         cells = []
-        for target in SUFFIXES:
+        for target in artifact_formats():
             reached = [name for name, intents in wanted if target in reachable(source, intents)]
             cells.append(", ".join(reached) or "–")
         lines.append(f"| {told} | {' | '.join(cells)} |")
@@ -271,8 +300,8 @@ def matrix() -> str:
 
 
 def measurements() -> str:
-    lines = ["| measurement | unit |", "|---|---|"]
-    lines += [f"| `{name}` | {unit or '–'} |" for name, unit in UNITS.items()]
+    lines = ["| measurement | unit | |", "|---|---|---|"]
+    lines += [f"| `{name}` | {each.unit or '–'} | {each.meaning} |" for name, each in MEASUREMENTS.items()]
     return "\n".join(lines)
 
 
@@ -288,7 +317,7 @@ def devices() -> str:
     lines = ["| device | what it is | formats |", "|---|---|---|"]
     for name in known_devices():
         device = load_device(name)
-        formats = _code(target for target in SUFFIXES if target in device.runtimes)
+        formats = _code(target for target in artifact_formats() if target in device.runtimes)
         lines.append(f"| `{name}` | {_cell(device.description)} | {formats} |")
     return "\n".join(lines)
 

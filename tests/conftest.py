@@ -3,15 +3,20 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgeopt.testing import Workshop
 
 # As in edgeopt's own torch processes: threads that spin while they wait take the cores from each other, here
 # from the other half of the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+collect_ignore = ["distributions"]  # of other authors: tests install them first
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -29,6 +34,18 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Workshop]":
+    """Toys of every format, made once per run of the tests, and processes to run stages in."""
+    from edgeopt.testing import Workshop
+
+    here = tmp_path_factory.getbasetemp()
+    # Each of several test processes has a folder of its own in one that is common to them.
+    common = here.parent if os.environ.get("PYTEST_XDIST_WORKER") else here
+    with Workshop(common / "workshop") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -204,6 +204,6 @@ def changed(
 
 def types(path: Path) -> dict[str, tuple[str, str]]:
     """Type of the weights and type computed in, of every layer of a file."""
-    from edgeopt.formats.tflite.graph import layers as tflite_weighted
+    from edgeopt.formats.tflite.graph import layers as tflite_layers
 
-    return {layer.name: (layer.weight, layer.activation) for layer in tflite_weighted.read(path)}
+    return {layer.name: (layer.weight, layer.activation) for layer in tflite_layers.read(path)}

@@ -14,7 +14,6 @@ from edgeopt.results import (
     Flip,
     Hop,
     LayerBytes,
-    Measurement,
     Report,
     Result,
     Run,
@@ -79,7 +78,7 @@ def large_report(
             digest="5a" * 32,
             size_bytes=1_150_079,
             runtime="keras 3.15.1",
-            measurements={"top1": Measurement(value=0.912, n=1000, ci95=(0.894, 0.929))},
+            measurements={"top1": {"value": 0.912, "n": 1000, "ci95": (0.894, 0.929)}},
         ),
         results=tuple(results),
         gates=tuple(verdict for result in results for verdict in _verdicts(result)),
@@ -141,7 +140,7 @@ def _result(variant: str, form: str, device: str, at: int, layers: int) -> Resul
             ),
         ),
         measurements={
-            name: Measurement(**dict(zip(("value", "unit", "n", "ci95"), one, strict=False)))
+            name: dict(**dict(zip(("value", "unit", "n", "ci95"), one, strict=False)))
             for name, one in values.items()
         },
         hops=tuple(

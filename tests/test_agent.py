@@ -18,8 +18,9 @@ import pytest
 
 from edgeopt.devices.agent_archive import SOURCE, build_agent, runtime_names
 from edgeopt.devices.connections.local import Local
+from edgeopt.run.protocol import PROTOCOL
 
-FAST = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 5.0}
+FAST = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 5.0, "repeats": 1}
 
 
 class Answer(NamedTuple):
@@ -47,7 +48,7 @@ def inside(agent: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         del sys.modules[name]
 
 
-def carry_out(
+def run_job(
     agent: Path, tmp_path: Path, name: str, file: Path, inputs: list[Any] | None, **job: Any
 ) -> Answer:
     with Local().open() as link:
@@ -61,11 +62,18 @@ def carry_out(
                 link.put(tmp_path / f"input{index}.npy", f"input{index}.npy")
                 names.append(f"input{index}.npy")
         whole = {
-            "protocol": 1,
+            "protocol": PROTOCOL,
             "runtime": name,
+            "threads": 1,
+            "options": {},
             "model": file.name,
             "inputs": names,
             "outputs": "outputs.npz",
+            "batch": 1,
+            "latency": None,
+            "baseline": None,
+            "python_path": [],
+            "layers": [],
         }
         (tmp_path / "job.json").write_text(json.dumps({**whole, **job}))
         link.put(tmp_path / "job.json", "job.json")
@@ -264,7 +272,7 @@ SPECS = {
 
 def test_null_measures_the_harness(agent: Path, tmp_path: Path, nothing: Path) -> None:
     values = np.ones((4, 3), np.float32)
-    answer = carry_out(agent, tmp_path, "null", nothing, [values], latency=FAST)
+    answer = run_job(agent, tmp_path, "null", nothing, [values], latency=FAST)
     assert answer.code == 0 and answer.result["n"] == 4
     assert answer.outputs["output_0"].shape == (4, 3) and not answer.outputs["output_0"].any()
     assert len(answer.times["null"]) == 200
@@ -273,7 +281,7 @@ def test_null_measures_the_harness(agent: Path, tmp_path: Path, nothing: Path) -
 
 
 def test_shape_that_does_not_fit_names_both(agent: Path, tmp_path: Path, nothing: Path) -> None:
-    answer = carry_out(agent, tmp_path, "null", nothing, [np.ones((4, 5, 3))], options=SPECS)
+    answer = run_job(agent, tmp_path, "null", nothing, [np.ones((4, 5, 3))], options=SPECS)
     assert answer.code == 1 and answer.result["kind"] == "input"
     assert "'x' of model.bin has shape [?, 2, 3]" in answer.result["error"]
     assert "[n, 5, 3]" in answer.result["error"]
@@ -281,7 +289,7 @@ def test_shape_that_does_not_fit_names_both(agent: Path, tmp_path: Path, nothing
 
 def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Path, nothing: Path) -> None:
     values = np.ones((4, 2, 3))
-    answer = carry_out(agent, tmp_path, "null", nothing, [values, values], options=SPECS)
+    answer = run_job(agent, tmp_path, "null", nothing, [values, values], options=SPECS)
     assert "takes 1 input(s): x [?, 2, 3]; the job gives 2: [4, 2, 3], [4, 2, 3]" in answer.result["error"]
 
 
@@ -290,7 +298,7 @@ def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Pat
     [
         ({"runtime": "nul"}, [np.ones((1, 1))], "runtime", "no runtime 'nul'; it has: "),
         ({"options": {"fast": 1}}, [np.ones((1, 1))], "runtime", "no option 'fast'; known: inputs, outputs"),
-        ({"protocol": 9}, [np.ones((1, 1))], "input", "speaks protocol 9, this agent speaks 1"),
+        ({"protocol": 9}, [np.ones((1, 1))], "input", "protocol: expected 2, got 9"),
         ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin is not there"),
         ({}, [np.ones((0, 2))], "input", "hold no samples"),
         ({}, [np.ones((1, 2)), np.ones((2, 2))], "input", "differ in their number of samples"),
@@ -307,7 +315,7 @@ def test_bad_jobs_are_explained(
     kind: str,
     words: str,
 ) -> None:
-    result, _, _, code = carry_out(agent, tmp_path, "null", nothing, inputs, **changes)
+    result, _, _, code = run_job(agent, tmp_path, "null", nothing, inputs, **changes)
     assert code == 1
     assert not result["ok"] and result["kind"] == kind
     assert words in result["error"] and "\n" not in result["error"]
@@ -427,7 +435,7 @@ def keras_toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_torch_formats(agent: Path, tmp_path: Path, torch_toys: Path, runtime: str, file: str) -> None:
     x, expected = np.load(torch_toys / "torch_x.npy"), np.load(torch_toys / "torch_y.npy")
     job: dict[str, Any] = {"python_path": [str(torch_toys)]} if file == "toy" else {}
-    answer = carry_out(agent, tmp_path, runtime, torch_toys / file, [x], latency=FAST, batch=32, **job)
+    answer = run_job(agent, tmp_path, runtime, torch_toys / file, [x], latency=FAST, batch=32, **job)
     assert answer.result["ok"], answer.result
     assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
     assert len(answer.times["latency"]) == 5
@@ -442,7 +450,7 @@ def test_torch_formats(agent: Path, tmp_path: Path, torch_toys: Path, runtime: s
 )
 def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str, reference: str) -> None:
     x, expected = np.load(keras_toys / "keras_x.npy"), np.load(keras_toys / reference)
-    answer = carry_out(agent, tmp_path, "keras", keras_toys / file, [x], latency=FAST, batch=32)
+    answer = run_job(agent, tmp_path, "keras", keras_toys / file, [x], latency=FAST, batch=32)
     assert answer.result["ok"], answer.result
     assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
     assert answer.result["inputs"][0]["shape"] == [None, 6, 6, 2]
@@ -452,16 +460,16 @@ def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str,
 def test_code_inside_a_keras_model_is_refused(
     agent: Path, tmp_path: Path, keras_toys: Path, file: str
 ) -> None:
-    answer = carry_out(agent, tmp_path, "keras", keras_toys / file, [np.load(keras_toys / "keras_x.npy")])
+    answer = run_job(agent, tmp_path, "keras", keras_toys / file, [np.load(keras_toys / "keras_x.npy")])
     assert answer.code == 1 and answer.result["kind"] == "model"
     assert file in answer.result["error"] and "ambda" in answer.result["error"]
 
 
 def test_quantized_tflite_beside_its_float_baseline(agent: Path, tmp_path: Path, keras_toys: Path) -> None:
     x, expected = np.load(keras_toys / "keras_x.npy"), np.load(keras_toys / "toy.h5.npy")
-    plain = carry_out(agent, tmp_path, "litert", keras_toys / "toy.tflite", [x])
+    plain = run_job(agent, tmp_path, "litert", keras_toys / "toy.tflite", [x])
     assert np.abs(plain.outputs["output_0"] - expected).max() < 1e-5
-    quantized = carry_out(agent, tmp_path, "litert", keras_toys / "toy_int8.tflite", [x], latency=FAST)
+    quantized = run_job(agent, tmp_path, "litert", keras_toys / "toy_int8.tflite", [x], latency=FAST)
     assert quantized.result["inputs"][0]["dtype"] == "int8" and quantized.result["inputs"][0]["scale"] > 0
     assert quantized.outputs["output_0"].dtype == np.float32
     assert np.abs(quantized.outputs["output_0"] - expected).max() < 0.05 * np.abs(expected).max()
@@ -469,7 +477,7 @@ def test_quantized_tflite_beside_its_float_baseline(agent: Path, tmp_path: Path,
 
 
 def test_tflite_takes_made_up_inputs(agent: Path, tmp_path: Path, keras_toys: Path) -> None:
-    answer = carry_out(agent, tmp_path, "litert", keras_toys / "toy_int8.tflite", None)
+    answer = run_job(agent, tmp_path, "litert", keras_toys / "toy_int8.tflite", None)
     assert answer.result["ok"] and answer.outputs["output_0"].shape == (16, 3)
 
 
@@ -495,11 +503,11 @@ def test_onnx_with_and_without_optimization(agent: Path, tmp_path: Path) -> None
     for batch, optimize in ((1, False), ("n", True), (4, True)):
         path = save(f"toy_{batch}.onnx", weights, batch)
         options = {"optimize": optimize}
-        answer = carry_out(agent, tmp_path, "onnxruntime", path, [x], options=options, batch=3, latency=FAST)
+        answer = run_job(agent, tmp_path, "onnxruntime", path, [x], options=options, batch=3, latency=FAST)
         assert answer.result["ok"], answer.result
         assert np.abs(answer.outputs["output_0"] - x @ weights).max() < 1e-5
     broken = save("broken.onnx", np.full((3, 2), np.nan, np.float32), 1)
-    answer = carry_out(agent, tmp_path, "onnxruntime", broken, [x], latency=None)
+    answer = run_job(agent, tmp_path, "onnxruntime", broken, [x], latency=None)
     assert answer.result["ok"] and answer.result["non_finite"] == 14
 
     with Local().open() as link:
@@ -521,7 +529,7 @@ def test_onnx_with_and_without_optimization(agent: Path, tmp_path: Path) -> None
 )
 def test_damaged_files_are_named(agent: Path, tmp_path: Path, runtime: str, file: str) -> None:
     (tmp_path / file).write_bytes(b"not a model at all" * 50)
-    answer = carry_out(agent, tmp_path, runtime, tmp_path / file, [np.ones((1, 2), np.float32)])
+    answer = run_job(agent, tmp_path, runtime, tmp_path / file, [np.ones((1, 2), np.float32)])
     if answer.result["kind"] == "runtime":
         pytest.skip(answer.result["error"])
     assert answer.code == 1 and answer.result["kind"] == "model"
@@ -549,6 +557,6 @@ def test_published_model_keeps_its_accuracy(agent: Path, tmp_path: Path) -> None
     with np.load(Path(data) / "kws" / "evaluation400.npz") as samples:
         x, y = samples["x"], samples["y"]
     model = Path(data) / "mlperf-tiny" / "kws_reference_int8.tflite"
-    answer = carry_out(agent, tmp_path, "litert", model, [x])
+    answer = run_job(agent, tmp_path, "litert", model, [x])
     assert answer.result["ok"], answer.result
     assert abs((answer.outputs["output_0"].argmax(1) == y).mean() - 0.89) < 0.005

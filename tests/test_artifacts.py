@@ -15,11 +15,10 @@ from typing import NamedTuple
 import pytest
 
 from edgeopt.cli import main
+from edgeopt.config.files import file_digest
 from edgeopt.devices.device import Device
-from edgeopt.model import file_digest
-from edgeopt.publish.annotations import FACTS
 from edgeopt.publish.channels import history, promote
-from edgeopt.publish.oci import MANIFEST, Descriptor, Index, describe, read_index, read_manifest
+from edgeopt.publish.oci import FACTS, MANIFEST, Descriptor, Index, describe, read_index, read_manifest
 from edgeopt.publish.remotes import library
 from edgeopt.publish.selecting import Facts, choose
 from edgeopt.publish.transfer import partial

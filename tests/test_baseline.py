@@ -13,8 +13,7 @@ import pytest
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
 from edgeopt.reports import write_report
-from edgeopt.results import Artifact, Measurement, Report, Result, Run
-from edgeopt.run.packing import Samples
+from edgeopt.results import Artifact, Report, Result, Run, Samples
 
 
 def run(
@@ -28,9 +27,9 @@ def run(
             "status": "ok",
             "artifact": Artifact(path="models/int8.tflite", digest="ab" * 32, size_bytes=size),
             "measurements": {
-                "size_bytes": Measurement(value=size, unit="bytes"),
-                "top1": Measurement(value=float(right.mean()), n=len(right)),
-                "latency_p50_ms": Measurement(value=np.random.default_rng().random(), unit="ms"),
+                "size_bytes": {"value": size, "unit": "bytes"},
+                "top1": {"value": float(right.mean()), "n": len(right)},
+                "latency_p50_ms": {"value": np.random.default_rng().random(), "unit": "ms"},
             },
             "samples": {"top1": Samples.pack(right.astype(np.float64))},
         }

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import toys
 from edgeopt.commands.optimize import plan as make
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
 from edgeopt.run.build import build, look_up
 from edgeopt.run.store import Store
+from edgeopt.testing import toys
 
 Write = Callable[..., Path]
 
@@ -84,10 +84,10 @@ def test_a_crash_costs_its_branch_only_and_its_last_words_are_kept(
 ) -> None:
     plan = plan_of((toys.Abort(),), (toys.Refuse(),), (toys.Bug(),), (toys.Toy(mark="after"),))
     crashed, refused, bug, fine = run(plan, tmp_path / "store")
-    assert "toys:Abort: its process died with SIGABRT" in crashed.failure
+    assert "edgeopt.testing.toys:Abort: its process died with SIGABRT" in crashed.failure
     assert "Check failed: rank == 4" in crashed.failure
-    assert refused.failure == "toys:Refuse: layer 'odd' cannot be converted\n  replace it"
-    assert bug.failure.startswith("toys:Bug: KeyError: 'surprise'")
+    assert refused.failure == "edgeopt.testing.toys:Refuse: layer 'odd' cannot be converted\n  replace it"
+    assert bug.failure.startswith("edgeopt.testing.toys:Bug: KeyError: 'surprise'")
     assert fine.complete
 
 

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from edgeopt.commands.optimize import optimize
+from edgeopt.config.files import file_digest
 from edgeopt.errors import UsageError, VerificationError
 from edgeopt.evaluation.samples import fitted
-from edgeopt.model import Preprocessing, TensorSpec, file_digest
+from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.publish.bundle import REAL_INPUT, make_bundle, publishable
 from edgeopt.publish.contract import Contract, read_contract
 from edgeopt.results import EMULATED, Report, Verdict
@@ -52,7 +53,7 @@ def test_the_contract_says_what_was_measured(tmp_path: Path, digits: Report) -> 
     assert contract.inputs[0].shape == (1, 8, 8, 1)
     assert "quantize_tflite" in contract.chain
     assert {verdict.gate.split()[0] for verdict in contract.gates} == {"top1", "size_bytes"}
-    assert contract.gates_hold
+    assert contract.gates_pass
     assert contract.golden is not None
     assert (contract.golden.count, contract.golden.device) == (8, "host")
     # What is real at the end was made of int8 there: a step of the softmax is 1/256.
@@ -121,7 +122,7 @@ def test_only_gates_about_the_row_are_told(tmp_path: Path) -> None:
     report = report.model_copy(update={"gates": (about, *others)})
     contract = make_bundle(tmp_path / "run", report, row, tmp_path / "b", name="toy", version="1")
     assert contract.gates == (about,)
-    assert not contract.gates_hold
+    assert not contract.gates_pass
     assert "top1 max_drop 0.01: fail" in (tmp_path / "b" / "MODEL_CARD.md").read_text()
 
 
@@ -244,7 +245,7 @@ def test_the_card_is_in_the_hubs_form(tmp_path: Path) -> None:
         "How it was made",
         "Limits of the evaluation",
     ]
-    assert "A drop of top1 smaller than 1.52% would not have been shown by 100 samples" in text
+    assert "A drop of top1 smaller than 1.52 pt would not have been shown by 100 samples" in text
     assert "k\\|w&lt;s>" in text
     assert "2. quantize_tflite" in text
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from edgeopt.evaluation.measurements import CLASSES, by_class, latency
+from edgeopt.evaluation.measurements import CLASSES, by_class
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.readings import latency
 
 
 def logits(answers: list[int], classes: int = 4) -> np.ndarray:
@@ -48,7 +50,7 @@ def test_of_many_classes_those_that_changed_are_kept() -> None:
 
 
 def test_latency_has_two_ends() -> None:
-    found = latency({}, {"latency": np.array([2e-3, 1e-3, 9e-3])})
+    found = latency(Outcome("null", times={"latency": np.array([2e-3, 1e-3, 9e-3])}))
     assert found["latency_min_ms"].value == pytest.approx(1.0)
     assert found["latency_max_ms"].value == pytest.approx(9.0)
     assert (found["latency_max_ms"].unit, found["latency_max_ms"].n) == ("ms", 3)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from edgeopt.cli import main
 from edgeopt.cli.screen.tables import show_report
-from edgeopt.results import Measurement, Report, Result, Run
+from edgeopt.results import Report, Result, Run
 from edgeopt.run.store import Store
 
 FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
@@ -219,7 +219,10 @@ def test_a_full_disk_exits_3_and_keeps_what_was_finished(
 
     monkeypatch.setattr(Store, "put", fills_up)
     path = write_recipe(
-        "optimize: {a: {stages: [toys:Toy, toys:Finish]}}\n", data="", metric="", devices="[host]"
+        "optimize: {a: {stages: [edgeopt.testing.toys:Toy, edgeopt.testing.toys:Finish]}}\n",
+        data="",
+        metric="",
+        devices="[host]",
     )
     said = edgeopt("optimize", path, "--keep-going")
     assert said.code == 3
@@ -323,7 +326,7 @@ ALWAYS = ["variant", "format", "status", "top1", "drop", "size", "p50", "÷ floa
 
 def measured(variant: str, **changes: float) -> Result:
     values = {name: (changes.get(name, value), unit) for name, (value, unit) in VALUES.items()}
-    measurements = {name: Measurement(value=value, unit=unit) for name, (value, unit) in values.items()}
+    measurements = {name: {"value": value, "unit": unit} for name, (value, unit) in values.items()}
     return Result(variant=variant, format="tflite", device="host", status="ok", measurements=measurements)
 
 

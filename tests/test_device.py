@@ -36,7 +36,7 @@ def test_shipped_devices_are_valid() -> None:
         connection = device.connection
         uses = connection if isinstance(connection, str) else connection["uses"]
         options = {} if isinstance(connection, str) else connection.get("with", {})
-        assert isinstance(find("connections", uses).model_validate(options), Connection)
+        assert isinstance(find(Connection, uses).model_validate(options), Connection)
 
 
 def test_the_host_runs_every_runtime_that_it_can_share() -> None:

@@ -18,11 +18,11 @@ from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Cause, Diagnosis, causes, pattern_of, propose
 from edgeopt.evaluation.layer_comparison import Data, compare
+from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.plugin.layer_pair import Grid, Weights
 from edgeopt.results import Hop
-from edgeopt.run.layer_statistics import Comparison, LayerStatistics
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
 
@@ -528,10 +528,13 @@ def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp
 @needs_onnx
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
 def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: Path) -> None:
-    broken = "optimize={int8: {stages: [keras_to_onnx, 'toys:Ruin', quantize_onnx]}}"
+    broken = "optimize={int8: {stages: [keras_to_onnx, 'edgeopt.testing.toys:Ruin', quantize_onnx]}}"
     code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", broken)
     assert code == 0, err
-    assert "bad export, not quantization: toys:Ruin should keep the outputs and changed them" in out
+    assert (
+        "bad export, not quantization: edgeopt.testing.toys:Ruin should keep the outputs and changed them"
+        in out
+    )
     assert "change in the recipe" not in out
 
 
@@ -542,7 +545,7 @@ def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: P
         ("float", "onnx", "variant 'float' is not quantized"),
         ("kept", "onnx", "variant 'kept' is not quantized"),
         ("int8", "onxx", "no format 'onxx'; did you mean 'onnx'?"),
-        ("int8", "torchscript", "its int8 operators are packed\n  diagnose it as executorch"),
+        ("int8", "torchscript", "its int8 operators are packed; diagnose the variant as executorch"),
     ],
 )
 def test_what_cannot_be_diagnosed_is_refused_before_anything_is_built(

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from edgeopt.config import registry
 from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.model import Model
@@ -49,7 +50,7 @@ def test_generated_parts_are_fresh(generate: ModuleType) -> None:
 def test_every_plugin_and_command_is_told(generate: ModuleType) -> None:
     told = (ROOT / "docs" / "recipe.md").read_text("utf-8")
     for kind in ("datasets", "metrics", "stages", "connections"):
-        for name in generate.names(kind):
+        for name in registry.names(kind):
             assert f"### `{name}`\n" in told
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
     for command in ("optimize", "plan", "profile", "init", "report", "doctor", "schema", "devices check"):
@@ -183,7 +184,7 @@ def test_the_dataset_of_the_example(project: Path) -> None:
 
 def test_the_metric_of_the_example(project: Path) -> None:
     recipe = loaded(project, "with_metric.yaml")
-    metric = recipe.metrics[0]
+    metric = recipe.metrics[0].metric
     outputs = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
     score = metric.score(outputs, np.array([0, 1, 0, 1]))
     assert score.per_sample is not None

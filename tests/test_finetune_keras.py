@@ -28,8 +28,8 @@ import keras
 from keras import layers as L
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import archive as keras_archive
-from edgeopt.formats.keras import sparsity as keras_sparsity
+from edgeopt.formats.keras.files import archive as keras_archive
+from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.train.fake_quant import FakeQuantized
 from edgeopt.formats.keras.graph.to_tf_keras import rebuild
 from edgeopt.model import Model, Preprocessing

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.config.files import file_digest
 from edgeopt.errors import StageError
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.formats.torch.files import module as torch_module
@@ -18,7 +19,7 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.prune.masks import DENSE, Keeper
 from edgeopt.formats.torch.train.distillation import Hints
 from edgeopt.formats.torch.train.fake_quant import Rounder
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch
 from edgeopt.stages.finetune_torch import FinetuneTorch

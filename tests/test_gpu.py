@@ -20,8 +20,9 @@ from edgeopt.cli import main
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device, read_device
 from edgeopt.errors import DeviceError, RecipeError
-from edgeopt.evaluation.measurements import conditions
 from edgeopt.run.bench import ask, lasting, require
+from edgeopt.run.readings import conditions
+from toy_results import PROBE, spell
 
 STAND_IN = """#!/bin/sh
 # A stand-in for nvidia-smi: two GPUs, one of which does not tell its power.
@@ -126,7 +127,7 @@ def test_the_probe_lists_gpus_and_they_identify_the_device(agent: Path, smi: Any
     require(device, found)
     with pytest.raises(DeviceError, match="gpu-host has no NVIDIA GPU: nvidia-smi is not on its PATH"):
         require(device, found | {"gpus": []})
-    require(load_device("host"), {})
+    require(load_device("host"), PROBE)
 
 
 def test_clocks_are_looked_at_only_where_a_gpu_runs(inside: Any, smi: Any) -> None:
@@ -135,7 +136,7 @@ def test_clocks_are_looked_at_only_where_a_gpu_runs(inside: Any, smi: Any) -> No
     for watch in watches:
         watch.begin()
         watch.end()
-    assert "gpus" not in watches[0].spells[0]["before"]
+    assert watches[0].spells[0]["before"]["gpus"] == []
     assert watches[1].spells[0]["after"]["gpus"][0]["clock_mhz"] == 1980
     assert inside("session").find_runtime("torch_cuda").on_gpu
     assert inside("session").find_runtime("onnxruntime_cuda").on_gpu
@@ -144,8 +145,7 @@ def test_clocks_are_looked_at_only_where_a_gpu_runs(inside: Any, smi: Any) -> No
 
 def test_clocks_before_and_after_stand_beside_the_latency() -> None:
     def told(before: int | None, after: int) -> tuple[str, ...]:
-        spell = {"before": {"gpus": [{"clock_mhz": before}]}, "after": {"gpus": [{"clock_mhz": after}]}}
-        return conditions({"conditions": [spell]})
+        return conditions([spell({"gpus": [{"clock_mhz": before}]}, {"gpus": [{"clock_mhz": after}]})])
 
     assert told(1980, 1965) == ("GPU 0: clock 1980 MHz before and 1965 MHz after the runs",)
     assert told(1980, 1200)[0].endswith("after the runs: it was throttled, or idle meanwhile")

@@ -1,4 +1,4 @@
-"""The byte ledger: that it adds up, and what it says about files whose content is known."""
+"""Where the bytes of files go: that it adds up, and what it says about files whose content is known."""
 
 import importlib.util
 import json
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from edgeopt.cli import app
 from edgeopt.errors import StageError, UsageError
-from edgeopt.formats.arithmetic import Ledger
-from edgeopt.formats.inspection import inspect
+from edgeopt.formats.source import size_breakdown
+from edgeopt.plugin import SizeBreakdown
 from toy_tflite import NOTES, toy
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -25,13 +25,13 @@ def needs(*modules: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
-def told(path: Path) -> Ledger:
-    ledger = inspect(path)
+def told(path: Path) -> SizeBreakdown:
+    found = size_breakdown(path)
     size = sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
-    assert ledger.size_bytes == size
-    assert sum(ledger.parts.values()) == ledger.size_bytes
-    assert min(ledger.parts.values()) > 0
-    return ledger
+    assert found.size_bytes == size
+    assert sum(found.parts.values()) == found.size_bytes
+    assert min(found.parts.values()) > 0
+    return found
 
 
 @needs("ai_edge_litert")
@@ -39,21 +39,21 @@ def told(path: Path) -> Ledger:
 def test_every_byte_of_a_tflite_file_has_its_place(tmp_path: Path, behind: bool) -> None:
     path = tmp_path / "toy.tflite"
     path.write_bytes(toy(behind=behind))
-    ledger = told(path)
+    found = told(path)
     length = 0 if behind else 4  # of a vector, before its data
-    assert ledger.parts["weights"] == 64 + length
-    assert ledger.parts["biases"] == 32 + length
-    assert ledger.parts["unused buffers"] == 100 + length
-    assert ledger.parts["min/max statistics"] >= 2 * 8
+    assert found.parts["weights"] == 64 + length
+    assert found.parts["biases"] == 32 + length
+    assert found.parts["unused buffers"] == 100 + length
+    assert found.parts["min/max statistics"] >= 2 * 8
     # The second layer's weights and bias, and scales that were there before.
-    assert ledger.parts["duplicates"] >= 64 + 32
-    assert ledger.parts["metadata"] >= len(NOTES)
-    assert ledger.parameters == 2 * (8 * 8 + 8)
-    assert [(layer.kind, layer.macs, layer.parameters) for layer in ledger.layers] == [
+    assert found.parts["duplicates"] >= 64 + 32
+    assert found.parts["metadata"] >= len(NOTES)
+    assert found.parameters == 2 * (8 * 8 + 8)
+    assert [(layer.kind, layer.macs, layer.parameters) for layer in found.layers] == [
         ("FULLY_CONNECTED", 64, 72)
     ] * 2
-    assert ledger.layers[0].types == ("int8", "int8", "int32", "int8")
-    assert ledger.macs == 128
+    assert found.layers[0].types == ("int8", "int8", "int32", "int8")
+    assert found.macs == 128
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_every_byte_of_a_tflite_file_has_its_place(tmp_path: Path, behind: bool)
     ],
 )
 def test_published_files(real_data: Path, name: str, macs: int, weights: int, duplicates: int) -> None:
-    ledger = told(real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite")
-    assert ledger.macs == macs
-    assert ledger.parts["weights"] == weights
-    assert ledger.parts["duplicates"] == duplicates
-    assert sum(layer.parameters for layer in ledger.layers) == ledger.parameters
+    found = told(real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite")
+    assert found.macs == macs
+    assert found.parts["weights"] == weights
+    assert found.parts["duplicates"] == duplicates
+    assert sum(layer.parameters for layer in found.layers) == found.parameters
 
 
 def onnx_file(path: Path, batch: int | str = 1) -> Path:
@@ -101,37 +101,37 @@ def onnx_file(path: Path, batch: int | str = 1) -> Path:
 @needs("onnx")
 @pytest.mark.parametrize("batch", [1, "n"])
 def test_an_onnx_file(tmp_path: Path, batch: Any) -> None:
-    ledger = told(onnx_file(tmp_path / "m.onnx", batch))
+    found = told(onnx_file(tmp_path / "m.onnx", batch))
     weights = 4 * (4 * 3 * 9 + 10 * 144)
     # Each tensor's data has a tag and a length.
-    assert weights <= ledger.parts["weights float32"] <= weights + 8
-    assert 16 <= ledger.parts["biases float32"] <= 20
-    assert ledger.parameters == 108 + 4 + 1440
-    assert [layer.macs for layer in ledger.layers] == [4 * 36 * 27, 0, 1440]
-    assert ledger.layers[0].types == ("float32",) * 4
-    assert ledger.layers[0].shape == (1, 4, 6, 6)
+    assert weights <= found.parts["weights float32"] <= weights + 8
+    assert 16 <= found.parts["biases float32"] <= 20
+    assert found.parameters == 108 + 4 + 1440
+    assert [layer.macs for layer in found.layers] == [4 * 36 * 27, 0, 1440]
+    assert found.layers[0].types == ("float32",) * 4
+    assert found.layers[0].shape == (1, 4, 6, 6)
 
 
 @needs("safetensors")
 def test_a_safetensors_file() -> None:
-    ledger = told(RECIPES / "digits" / "digits.safetensors")
-    assert ledger.parts["weights F32"] == 52_904
-    assert ledger.parts["weights I64"] == 48
-    assert ledger.parameters == 52_904 // 4 + 48 // 8
+    found = told(RECIPES / "digits" / "digits.safetensors")
+    assert found.parts["weights F32"] == 52_904
+    assert found.parts["weights I64"] == 48
+    assert found.parameters == 52_904 // 4 + 48 // 8
 
 
 def test_archives_tell_their_members(tmp_path: Path) -> None:
-    ledger = told(RECIPES / "digits" / "digits.keras")
-    assert set(ledger.parts) == {
+    found = told(RECIPES / "digits" / "digits.keras")
+    assert set(found.parts) == {
         "config.json", "metadata.json", "model.weights.h5", "archive directory and padding"
     }  # fmt: skip
     path = tmp_path / "m.ptl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, size in (("bytecode.pkl", 50), ("data.pkl", 20), ("constants/0", 4000), ("code/m.py", 300)):
             archive.writestr(f"m/{name}", bytes(size))
-    ledger = told(path)
-    assert ledger.format == "torchscript"
-    assert (ledger.parts["tensors"], ledger.parts["code"], ledger.parts["data.pkl"]) == (4000, 350, 20)
+    found = told(path)
+    assert found.format == "torchscript"
+    assert (found.parts["tensors"], found.parts["code"], found.parts["data.pkl"]) == (4000, 350, 20)
 
 
 def test_an_executorch_file_by_its_header(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_executorch_file_by_its_header(tmp_path: Path) -> None:
     }
     path.write_bytes(header.ljust(800, b"\0"))
     with pytest.raises(UsageError, match="more bytes than there are"):
-        inspect(path)
+        size_breakdown(path)
 
 
 @needs("h5py")
@@ -157,10 +157,10 @@ def test_an_hdf5_file(tmp_path: Path) -> None:
         file.attrs["model_config"] = "{}" * 50
         file["model_weights/dense/kernel"] = np.zeros((30, 40), np.float32)
         file["optimizer_weights/dense/kernel"] = np.zeros((30, 40), np.float32)
-    ledger = told(path)
-    assert ledger.parts["weights float32"] == ledger.parts["optimizer state float32"] == 4800
-    assert ledger.parts["model_config"] == 100
-    assert ledger.parameters == 1200
+    found = told(path)
+    assert found.parts["weights float32"] == found.parts["optimizer state float32"] == 4800
+    assert found.parts["model_config"] == 100
+    assert found.parameters == 1200
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -171,21 +171,21 @@ def test_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
-        inspect(tmp_path / "missing.tflite")
+    with pytest.raises(UsageError, match="no such model"):
+        size_breakdown(tmp_path / "missing.tflite")
     empty = tmp_path / "empty.tflite"
     empty.touch()
     with pytest.raises(UsageError, match="is empty"):
-        inspect(empty)
+        size_breakdown(empty)
     empty.write_text("some text")
     with pytest.raises(UsageError, match="nothing that is known here"):
-        inspect(empty)
+        size_breakdown(empty)
     empty.write_bytes(b"\x10\0\0\0TFL3" + bytes(3))
     with pytest.raises(StageError, match="is damaged"):
-        inspect(empty)
+        size_breakdown(empty)
     empty.write_bytes(b"PK\3\4" + bytes(50))
     with pytest.raises(UsageError, match="is damaged"):
-        inspect(empty)
+        size_breakdown(empty)
 
 
 @needs("ai_edge_litert")

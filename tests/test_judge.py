@@ -5,11 +5,15 @@ import pytest
 
 from edgeopt.evaluation.comparison import hop
 from edgeopt.evaluation.judge import Evidence, judge
-from edgeopt.evaluation.measurements import accuracy, flips, latency, of_the_samples
+from edgeopt.evaluation.measurements import flips, of_the_samples
 from edgeopt.evaluation.metrics.agreement import Agreement
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
-from edgeopt.results import Gate, Measurement, Report, Result, Run, Verdict
+from edgeopt.plugin import NamedMetric
+from edgeopt.results import Gate, Report, Result, Run, Verdict
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.readings import latency
+from edgeopt.run.scoring import Scorer
 
 RUN = Run(started="", seconds=0.0, command="", edgeopt="")
 
@@ -22,7 +26,7 @@ def result(variant: str = "int8", status: str = "ok", device: str = "host", **va
             "device": device,
             "status": status,
             "reason": "" if status == "ok" else "broken for a reason",
-            "measurements": {name: Measurement(value=value) for name, value in values.items()},
+            "measurements": {name: {"value": value} for name, value in values.items()},
         }
     )
 
@@ -85,7 +89,11 @@ def test_a_drop_is_paired_with_the_source() -> None:
     labels = np.arange(100) % 10
     source = logits([*labels[:90], *((labels[90:] + 1) % 10)])
     worse = logits([*labels[:88], *((labels[88:] + 1) % 10)])
-    found, pairs = accuracy([("top1", Top1()), ("agreement", Agreement())], worse, labels, source)
+    metrics = [NamedMetric("top1", Top1()), NamedMetric("agreement", Agreement())]
+    with Scorer(metrics, labels) as scorer:
+        assert scorer.source(source)["top1"].value == pytest.approx(0.9)
+        found, pairs = scorer.artifact(worse, source)
+    assert scorer.failures == {} and [info.kind for info in scorer.infos()] == ["fraction"] * 2
     assert (pairs["top1"].worse, pairs["top1"].better) == (2, 0)
     assert found["top1"].value == pytest.approx(0.88)
     assert found["top1_drop"].value == pytest.approx(0.02)
@@ -127,7 +135,7 @@ def test_another_output_shape_is_broken() -> None:
 
 def test_latency_percentiles_and_interleaved_ratio() -> None:
     seconds = np.linspace(1e-3, 2e-3, 101)
-    found = latency({}, {"latency": seconds, "baseline": seconds * 2})
+    found = latency(Outcome("null", times={"latency": seconds, "baseline": seconds * 2}))
     assert found["latency_p50_ms"].value == pytest.approx(1.5)
     assert found["latency_p90_ms"].value == pytest.approx(1.9)
     assert found["latency_ratio"].value == pytest.approx(0.5)
@@ -153,7 +161,7 @@ def test_a_source_model_that_guesses_is_told() -> None:
     measured: Any = SimpleNamespace(source=SimpleNamespace(outputs=(logits([1, 2]),)))
 
     def source(top1: float) -> SourceResult:
-        value = Measurement(value=top1, n=446)
+        value = {"value": top1, "n": 446}
         return SourceResult(format="keras", path="m.keras", measurements={"top1": value})
 
     (doubt,) = doubts(source(0.1121), measured)
@@ -233,7 +241,7 @@ def test_samples_tell_the_worst_class_and_what_could_be_seen() -> None:
     labels = np.arange(100) % 10
     after = np.ones(100)
     after[labels == 3] = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
-    found = of_the_samples({"top1": Paired(np.ones(100), after)}, labels)
+    found = of_the_samples([NamedMetric("top1", Top1())], {"top1": Paired(np.ones(100), after)}, labels)
     assert found["top1_worst_class_drop"].value == pytest.approx(0.4)
     assert 0.03 < found["top1_detectable_drop"].value < 0.1
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.formats.layer_names import calls, keras_layer, layer_told, means, means_part, told
-from edgeopt.formats.onnx.files import model_file as onnx_files
+import edgeopt
+from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import calls, keras_layer, layer_told, matching, told
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
-from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.model import Model
 from float_tflite import Noise, context
@@ -171,11 +173,13 @@ def torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 
 
 def in_tflite(path: Path) -> list[tuple[str, int, str]]:
-    return [(layer.name, layer.elements, layer.weight) for layer in tflite_weighted.read(path)]
+    return [(layer.name, layer.elements, layer.weight) for layer in tflite_layers.read(path)]
 
 
 def in_onnx(path: Path) -> list[tuple[str, int, str]]:
-    return [(found.name, found.weights, found.weight) for found in onnx_layers.read(onnx_files.load(path))]
+    return [
+        (found.name, found.weights, found.weight) for found in onnx_layers.read(onnx_model_file.load(path))
+    ]
 
 
 def data() -> Noise:
@@ -340,22 +344,59 @@ def test_calls_are_counted_for_each_layer() -> None:
 
 def test_a_layer_whose_operator_took_over_another_is_not_meant_with_it() -> None:
     """The converter puts the bias of one layer into the next, and both names into that of the tensor."""
-    step = tflite_weighted.Step("FULLY_CONNECTED", ("m/head/out/BiasAdd;m/dense/Tensordot;m/norm/add",))
-    other = tflite_weighted.Step("FULLY_CONNECTED", ("m/head/out/MatMul",))
+    step = tflite_layers.Step("FULLY_CONNECTED", ("m/head/out/BiasAdd;m/dense/Tensordot;m/norm/add",))
+    other = tflite_layers.Step("FULLY_CONNECTED", ("m/head/out/MatMul",))
     layers = [
-        tflite_weighted.WeightedLayer(name, step, "float32", 9, 3, "float32", "float32")
+        tflite_layers.WeightedLayer(name, step, "float32", 9, 3, "float32", "float32")
         for name, step in (("dense", step), ("head/out", other))
     ]
-    assert [layer.name for layer in tflite_precision.matching(layers, "head")] == ["head/out"]
-    assert [layer.name for layer in tflite_precision.matching(layers, "norm")] == ["dense"]
+    assert tflite_precision.chosen(layers, "int8", {"head/*": "float32"})["head/out"] == "float32"
+    assert tflite_precision.chosen(layers, "int8", {"*norm*": "float32"})["dense"] == "float32"
 
 
-def test_patterns() -> None:
-    assert means("conv", "conv:2") and means("conv:2", "conv:2") and not means("conv:2", "conv")
-    assert not means("conv_1", "conv_12") and not means("conv", "inner/conv")
-    assert means("layer1.*", "layer1_0_conv1")
-    assert (
-        means_part("conv", "inner/conv:2")
-        and means_part("b/c", "a/b/c/d")
-        and not means_part("b/c", "a/b/cd")
-    )
+NAMES = ["conv1", "conv1:2", "block1_conv1", "layer1.0.conv1", "layer1.0.bn", "head/conv1", "b", "box"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("conv1", ["conv1", "conv1:2"]),  # never block1_conv1
+        ("conv1:2", ["conv1:2"]),
+        ("b", ["b"]),  # never box
+        ("b*", ["block1_conv1", "b", "box"]),
+        ("layer1_0_conv1", ["layer1.0.conv1"]),
+        ("layer1.0.*", ["layer1.0.conv1", "layer1.0.bn"]),
+        ("head.conv1", ["head/conv1"]),
+        ("head", ["head/conv1"]),  # a model within the model
+        ("*conv1", ["conv1", "conv1:2", "block1_conv1", "layer1.0.conv1", "head/conv1"]),
+        ("layer[12].0.bn", ["layer1.0.bn"]),
+    ],
+)
+def test_an_exact_name_wins_and_otherwise_it_is_a_glob_over_whole_names(
+    pattern: str, meant: list[str]
+) -> None:
+    assert list(matching([pattern], NAMES)) == meant
+
+
+def test_the_last_pattern_that_fits_counts() -> None:
+    said = matching(["*", "conv1"], NAMES)
+    assert said["conv1"] == said["conv1:2"] == "conv1" and said["box"] == "*"
+
+
+@pytest.mark.parametrize("pattern", ["conv", "onv1", "layer1", "hea", "lock1_conv1"])
+def test_a_pattern_that_means_nothing_is_refused_with_the_nearest_names(pattern: str) -> None:
+    with pytest.raises(StageError, match=f"keep: no layer is called '{pattern}'") as caught:
+        matching([pattern], NAMES, "keep")
+    assert f"the pattern '*{pattern}*', which fits" in caught.value.fix
+
+
+def test_a_layer_goes_by_the_other_names_that_its_file_has_for_it() -> None:
+    layers = {"dense": ("conv2d_1",), "conv2d_1": ("conv2d_2",)}
+    assert list(matching(["conv2d_1"], layers)) == ["conv2d_1"]
+    assert list(matching(["conv2d_2"], layers)) == ["conv2d_1"]
+
+
+def test_names_of_layers_are_matched_in_one_place() -> None:
+    package = Path(edgeopt.__file__).parent
+    users = [file.name for file in package.rglob("*.py") if "fnmatch" in file.read_text("utf-8")]
+    assert users == ["layer_names.py"]

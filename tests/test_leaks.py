@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.commands.optimize import check_samples, find_leaks, optimize
+from edgeopt.commands.optimize import optimize
 from edgeopt.errors import UsageError
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.run.preflight import check_samples, find_leaks
 from edgeopt.run.store import Store
 
 Write = Callable[..., Path]

@@ -28,7 +28,7 @@ def device(name: str, **changes: object) -> Device:
 
 
 def rules(file: Path, name: str) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.rule) for finding in lint(file, load_device(name))]
+    return [(finding.severity, finding.rule) for finding in lint(file, load_device(name), "tflite")]
 
 
 @pytest.mark.parametrize("name", ["kws", "resnet8", "vww", "ad"])
@@ -37,12 +37,12 @@ def rules(file: Path, name: str) -> list[tuple[str, str]]:
 )
 def test_published_files_have_no_findings(real_data: Path, name: str, target: str) -> None:
     file = real_data / "mlperf-tiny" / f"{name}_reference_int8.tflite"
-    assert lint(file, load_device(target)) == []
+    assert lint(file, load_device(target), "tflite") == []
 
 
 def test_an_operator_that_is_not_there(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("TOPK_V2"), shape=IMAGE, types=INT8)
-    (finding,) = lint(file, load_device("cortex-m"))
+    (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("operator", "error")
     assert finding.layer == "TOPK_V2 y;fused"
     assert str(finding).startswith("[operator] TOPK_V2 y;…: tflite-micro 0.dev")
@@ -56,7 +56,7 @@ def test_a_version_that_is_too_new(tmp_path: Path) -> None:
     newer = operator("CONV_2D", newest + 1, weighted=True)
     assert rules(write(tmp_path / "a.tflite", known, shape=IMAGE, types=INT8), "host-tflite-runtime") == []
     file = write(tmp_path / "b.tflite", newer, shape=IMAGE, types=INT8)
-    (finding,) = lint(file, load_device("host-tflite-runtime"))
+    (finding,) = lint(file, load_device("host-tflite-runtime"), "tflite")
     assert finding.rule == "version"
     assert f"version {newest + 1}, tflite-runtime 2.14.0 has it up to version {newest}" in finding.message
     # TFLM keeps one kernel per operator and does not look at versions.
@@ -84,7 +84,7 @@ def test_types_of_a_convolution_on_tflm(
 
 def test_types_of_other_operators(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("EXP"), shape=IMAGE, types=INT8)
-    (finding,) = lint(file, load_device("cortex-m"))
+    (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("dtype", "error")
     assert finding.message.startswith("int8, ")
     assert finding.message.endswith("takes float32")
@@ -92,7 +92,7 @@ def test_types_of_other_operators(tmp_path: Path) -> None:
 
 def test_weights_in_half_precision(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("DEQUANTIZE"), shape=IMAGE, types=("float16", "float32"))
-    (finding,) = lint(file, load_device("cortex-m"))
+    (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert finding.rule == "dtype"
     assert "quantize: int8" in finding.fix
     assert rules(file, "host-tflite-runtime") == []
@@ -111,21 +111,21 @@ def test_shapes_that_are_free(tmp_path: Path) -> None:
     assert rules(batch, "cortex-m") == []
     free = write(tmp_path / "b.tflite", relu, shape=IMAGE, types=INT8, signature=(1, -1, 4, 2))
     assert rules(free, "cortex-m") == [("error", "shape")]
-    assert "1×?×4×2" in lint(free, load_device("cortex-m"))[0].message
+    assert "1×?×4×2" in lint(free, load_device("cortex-m"), "tflite")[0].message
     assert rules(free, "host-tflite-runtime") == []
 
 
 def test_memory_of_the_device(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("RELU"), shape=(1, 512, 256, 2), types=INT8)
-    (finding,) = lint(file, load_device("cortex-m"))
+    (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("ram", "error")
     assert "alone take 524,288 bytes, the device has 262,144 bytes of RAM" in finding.message
     # In place: the output of a reshape lies where its input does.
     flat = write(tmp_path / "n.tflite", operator("RESHAPE"), shape=(1, 512, 256, 2), types=INT8)
-    assert lint(flat, load_device("cortex-m")) == []
+    assert lint(flat, load_device("cortex-m"), "tflite") == []
     size = file.stat().st_size
     limits = load_device("cortex-m").limits.model_copy(update={"flash": size - 1, "ram": None})
-    (finding,) = lint(file, device("cortex-m", limits=limits))
+    (finding,) = lint(file, device("cortex-m", limits=limits), "tflite")
     assert f"the file has {size:,} bytes, the device has {size - 1:,}" in finding.message
     assert finding.rule == "flash"
 
@@ -140,12 +140,12 @@ def test_what_the_runtime_told_is_held_against_the_limits() -> None:
 def test_float_files_are_of_no_use_to_an_npu(tmp_path: Path) -> None:
     conv, relu = operator("CONV_2D", weighted=True), operator("RELU")
     whole = write(tmp_path / "a.tflite", conv, relu, shape=IMAGE, types=FLOAT)
-    (finding,) = lint(whole, load_device("ethos-u55-128"))
+    (finding,) = lint(whole, load_device("ethos-u55-128"), "tflite")
     assert (finding.rule, finding.severity) == ("float", "error")
     assert "none of its 2 operators" in finding.message
     assert "quantize: int8" in finding.fix
     part = write(tmp_path / "b.tflite", conv, operator("TOPK_V2"), relu, shape=IMAGE, types=INT8)
-    (finding,) = lint(part, load_device("ethos-u55-128"))
+    (finding,) = lint(part, load_device("ethos-u55-128"), "tflite")
     assert (finding.rule, finding.severity) == ("operator", "warning")
     assert "the processor beside the NPU carries it out" in finding.message
 
@@ -154,14 +154,14 @@ def test_damaged_files_are_an_error_of_their_own(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=INT8)
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(StageError, match="is damaged"):
-        lint(file, load_device("cortex-m"))
+        lint(file, load_device("cortex-m"), "tflite")
     (finding,) = lint_artifact(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("unread", "warning")
 
 
 def test_findings_of_one_kind_are_told_once(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", *[operator("EXP")] * 5, shape=IMAGE, types=INT8)
-    findings = lint(file, load_device("cortex-m"))
+    findings = lint(file, load_device("cortex-m"), "tflite")
     assert len(errors(findings)) == 5
     (line,) = summary(findings)
     assert "(and 4 more layers)" in line
@@ -248,7 +248,7 @@ def test_code_scanning_gets_sarif(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     driver = run["tool"]["driver"]
     assert driver["name"] == "edgeopt"
     assert [rule["id"] for rule in driver["rules"]] == sorted({r["ruleId"] for r in run["results"]})
-    findings = lint(bad, load_device("cortex-m"))
+    findings = lint(bad, load_device("cortex-m"), "tflite")
     assert len(run["results"]) == len(findings) == 2
     for finding, result in zip(findings, run["results"], strict=True):
         assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"] == finding.rule

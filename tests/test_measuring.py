@@ -17,13 +17,15 @@ from pydantic import ValidationError
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import RecipeError
-from edgeopt.evaluation.measurements import conditions, latency
 from edgeopt.formats.source import inspect
 from edgeopt.model import Preprocessing
 from edgeopt.recipe.document import Latency
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.readings import conditions, latency
 from edgeopt.run.store import Store
+from toy_results import spell
 from toy_tflite import toy
 
 
@@ -65,12 +67,13 @@ def test_a_board_tells_clock_heat_and_throttling(seen: Any, tmp_path: Path) -> N
         "frequency_mhz": 1500.0,
         "temperature_c": 48.3,
         "throttled": True,
+        "gpus": [],
     }
 
 
 def test_a_machine_that_tells_nothing(seen: Any) -> None:
     found = seen.conditions()
-    assert {name for name, value in found.items() if value is not None} == {"load"}
+    assert {name for name, value in found.items() if value not in (None, [])} == {"load"}
     watch = seen.Watch()
     watch.begin()
     watch.end()
@@ -91,7 +94,7 @@ def test_time_of_others_is_told_from_our_own(seen: Any, tmp_path: Path) -> None:
     (spell,) = watch.spells
     assert spell["other_cores"] == pytest.approx(0.6 / spell["seconds"], rel=0.1)
     assert spell["stolen_cores"] == pytest.approx(0.15 / spell["seconds"], rel=0.1)
-    notes = conditions({"conditions": watch.spells})
+    notes = conditions(watch.spells)
     assert len(notes) == 2 and notes[0].startswith("the machine was busy: other programs took")
     assert f" of its {os.cpu_count()} cores " in notes[0]
 
@@ -113,21 +116,17 @@ def test_energy_counters_begin_again(seen: Any, tmp_path: Path) -> None:
     assert joules == pytest.approx(4000e-6 / len(calls))
 
 
-def spell(before: dict[str, Any], after: dict[str, Any], others: float = 0.0) -> dict[str, Any]:
-    return {"seconds": 2.0, "before": before, "after": after, "other_cores": others, "stolen_cores": None}
-
-
 def test_what_a_report_says_of_the_machine() -> None:
-    quiet = spell({"frequency_mhz": 1500.0}, {"frequency_mhz": 1490.0}, 0.05)
+    quiet = spell({"frequency_mhz": 1500.0}, {"frequency_mhz": 1490.0}, other_cores=0.05)
     slower = spell({"frequency_mhz": 1500.0}, {"frequency_mhz": 600.0})
     throttled = spell({"throttled": False}, {"throttled": True})
-    assert conditions({}) == conditions({"conditions": [quiet]}) == ()
-    assert conditions({"conditions": [quiet, spell({}, {}, 1.04)]}) == (
+    assert conditions([]) == conditions([quiet]) == ()
+    assert conditions([quiet, spell(other_cores=1.04)]) == (
         "the machine was busy: other programs took 1.0 cores while latency was measured",
     )
-    (note,) = conditions({"conditions": [slower]})
+    (note,) = conditions([slower])
     assert "its clock fell from 1500 to 600 MHz" in note
-    assert conditions({"conditions": [throttled] * 2}) == ("the machine was throttled: it says so itself",)
+    assert conditions([throttled] * 2) == ("the machine was throttled: it says so itself",)
 
 
 def test_mlperf_tiny_is_ten_seconds_five_times() -> None:
@@ -149,10 +148,12 @@ def test_a_recipe_takes_the_protocol(write_recipe: Callable[..., Path]) -> None:
 
 def test_the_median_of_repetitions() -> None:
     times = {"latency": np.array([1.0, 1.0, 2.0, 4.0, 9.0, 9.0]), "repeats": np.array([2, 3, 1])}
-    values = latency({}, times)
+    values = latency(Outcome("null", times=times))
     assert values["latency_median_ms"].value == pytest.approx(5000)  # of 1, 5 and 9
     assert values["latency_median_ms"].n == 3
-    assert "latency_median_ms" not in latency({}, {"latency": np.ones(4), "repeats": np.array([4])})
+    assert "latency_median_ms" not in latency(
+        Outcome("null", times={"latency": np.ones(4), "repeats": np.array([4])})
+    )
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def measure(tmp_path: Path) -> Callable[..., Any]:
 
 def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:
     outcome = measure({"min_runs": 20, "min_seconds": 0.1, "max_seconds": 5.0, "repeats": 3}, twice=True)
-    spells = outcome.info["conditions"]
+    spells = outcome.spells
     assert len(spells) == 3 and all(spell["before"]["load"] is not None for spell in spells)
     # Two models take turns, and each of them is to run as long as the protocol says.
     assert all(spell["seconds"] >= 0.2 for spell in spells)
@@ -186,16 +187,16 @@ def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:
 def test_another_program_is_noticed(measure: Callable[..., Any]) -> None:
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        outcome = measure({"min_runs": 20, "min_seconds": 1.0, "max_seconds": 5.0})
+        outcome = measure({"min_runs": 20, "min_seconds": 1.0, "max_seconds": 5.0, "repeats": 1})
     finally:
         other.kill()
         other.wait()
-    assert any("the machine was busy" in note for note in conditions(outcome.info))
+    assert any("the machine was busy" in note for note in conditions(outcome.spells))
 
 
 def test_two_models_in_turns_give_a_ratio_with_its_interval(measure: Callable[..., Any]) -> None:
     # How near to 1 one file comes to itself: benchmarks/measuring.py, since no machine of CI is quiet.
-    outcome = measure({"min_runs": 50, "min_seconds": 0.1, "max_seconds": 5.0}, twice=True)
-    ratio = latency(outcome.info, outcome.times)["latency_ratio"]
+    outcome = measure({"min_runs": 50, "min_seconds": 0.1, "max_seconds": 5.0, "repeats": 1}, twice=True)
+    ratio = latency(outcome)["latency_ratio"]
     low, high = ratio.ci95
     assert 0 < low <= ratio.value <= high and ratio.n >= 50

@@ -12,7 +12,8 @@ from edgeopt.cli import main
 from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference
-from edgeopt.run.bench import Outcome
+from edgeopt.run.outcome import Outcome
+from toy_results import job_result
 from toy_tflite import toy
 
 
@@ -57,7 +58,9 @@ def test_rounding_of_float_layers_is_no_difference() -> None:
 
 def layers(*values: list[int], names: str = "abc") -> Outcome:
     described = [{"name": name, "operator": f"OP_{name}", "scale": 0.5} for name in names[: len(values)]]
-    return Outcome("r", info={"layers": described}, layers=tuple(np.array(v, np.int8) for v in values))
+    return Outcome(
+        "r", result=job_result(layers=described), layers=tuple(np.array(v, np.int8) for v in values)
+    )
 
 
 def test_the_first_layer_that_differs_is_named() -> None:
@@ -76,13 +79,13 @@ def test_the_first_layer_that_differs_is_named() -> None:
 def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
     def ends_with(operator: str, *values: list[int]) -> Outcome:
         made = layers(*values)
-        made.info["layers"][-1]["operator"] = operator
+        made.layer_infos[-1]["operator"] = operator
         return made
 
     one = ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 6])
-    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1], [3], [5, 9])})
+    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1], [3], [5, 9])}, {"DEQUANTIZE"})
     assert told == (None, "the outputs differ; the runtimes' inner layers could not be compared")
-    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 9])})
+    told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 9])}, {"DEQUANTIZE"})
     assert told == (None, "the outputs differ; the 2 inner layers that could be compared are the same")
     inside = ends_with("DEQUANTIZE", [1, 2], [3, 5], [5, 9])
     layer, _ = first_layer({"x": one, "y": inside})
@@ -140,11 +143,11 @@ def test_a_runtime_tells_what_its_layers_give(toy_file: Path, tmp_path: Path) ->
     model = model.model_copy(update={"inputs": model.inputs or bench.describe(model)})
     outcome = bench.run(model, Evaluation(None, Preprocessing(), tmp_path), layers=(5, 0))
     assert outcome.error == ""
-    told = outcome.info["layers"]
+    told = outcome.layer_infos
     assert [layer["operator"] for layer in told] == ["FULLY_CONNECTED", "FULLY_CONNECTED"]
     assert [values.shape for values in outcome.layers] == [(2, 1, 8), (2, 1, 8)]
     last = outcome.layers[-1].astype(np.float64)
-    (spec,) = outcome.info["outputs"]
+    (spec,) = outcome.result["outputs"]
     real = (last - spec["zero_point"]) * spec["scale"]
     assert np.allclose(real.reshape(2, 8), outcome.outputs[0][[5, 0]].reshape(2, 8))
 

@@ -1,14 +1,16 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-import toys
 from edgeopt.commands.optimize import plan as make
 from edgeopt.config import registry
 from edgeopt.errors import RecipeError, UsageError
+from edgeopt.plugin import Stage
 from edgeopt.recipe.document import Intent, ModelPart
 from edgeopt.recipe.planner import Plan, find_chain
+from edgeopt.testing import toys
 
 Write = Callable[..., Path]
 MODEL = ModelPart.model_construct(trust=False)
@@ -72,11 +74,24 @@ TRAIN = Intent("train", "training", {})
 FINISH = Intent("finish", "always", {}, optional=True)
 
 
+def test_names_of_class_variables_from_before_still_count() -> None:
+    class Old(toys.Toy):
+        """As somebody wrote it who knew other names."""
+
+        unsettled: ClassVar[bool] = True
+
+        @property
+        def own_minutes(self) -> float:
+            return 7.0
+
+    assert Old().needs_finetuning and Old().extra_minutes == 7.0
+
+
 @pytest.fixture
 def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages of toys that prune and train, among the shipped ones."""
     known = {"train": toys.Train, "thin": toys.Thin, "make": toys.Toy, "finish": toys.Finish}
-    monkeypatch.setattr(registry, "stages", lambda: known)
+    monkeypatch.setattr(registry, "plugins", lambda base: known)
 
 
 @pytest.mark.parametrize("intents", [(THIN, TRAIN), (TRAIN, THIN)])
@@ -182,7 +197,7 @@ def test_int8_without_calibration_data_is_refused_by_name(write_recipe: Write) -
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     write_recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = registry.find("stages", "keras_to_tflite")
+    stage = registry.find(Stage, "keras_to_tflite")
     monkeypatch.setattr(stage, "requires", ("tensorflow", "not-there"))
     reason, fix = only(make(write_recipe()))
     assert reason == "keras_to_tflite needs not-there, not installed here"

@@ -11,7 +11,7 @@ from edgeopt.errors import VerificationError
 from edgeopt.publish.trust.bom import bom
 from edgeopt.publish.trust.portable import portable
 from edgeopt.publish.trust.provenance import Statement, read_statement, statement
-from edgeopt.results import Artifact, Measurement, Report, Result, Run, SourceResult, Verdict
+from edgeopt.results import Artifact, Report, Result, Run, SourceResult, Verdict
 
 MODEL, CARD = "ab" * 32, "cd" * 32
 RECIPE = """version: 1
@@ -43,8 +43,8 @@ def report() -> Report:
         status="ok",
         artifact=Artifact(path="models/int8.tflite", digest=MODEL, size_bytes=53936),
         measurements={
-            "top1": Measurement(value=0.895, n=400, ci95=(0.861, 0.922)),
-            "arena_bytes": Measurement(value=24272.0, unit="bytes"),
+            "top1": {"value": 0.895, "n": 400, "ci95": (0.861, 0.922)},
+            "arena_bytes": {"value": 24272.0, "unit": "bytes"},
         },
         chain=("keras_to_tflite", "quantize_tflite"),
         runtime="tflm 0.dev20261023",
@@ -80,11 +80,11 @@ def report() -> Report:
 
 
 def made(report: Report, **more: Any) -> dict[str, Any]:
-    files = {"MODEL_CARD.md": CARD, "kws.tflite": MODEL}
+    files, models = {"MODEL_CARD.md": CARD, "kws.tflite": MODEL}, ["kws.tflite"]
     return statement(
         report,
         report.results[0],
-        **{"name": "kws", "version": "1.2.0", "files": files, "record": RECORD} | more,
+        **{"name": "kws", "version": "1.2.0", "models": models, "files": files, "record": RECORD} | more,
     )
 
 
@@ -144,7 +144,7 @@ def test_the_model_must_be_among_the_files(report: Report) -> None:
 
 
 def test_a_folder_is_not_said_to_be_a_file(report: Report) -> None:
-    source = SourceResult(format="saved_model", path="kws", digest="44" * 32)
+    source = SourceResult(format="saved_model", path="kws", is_folder=True, digest="44" * 32)
     told = made(report.model_copy(update={"source": source}))
     digest = told["predicate"]["buildDefinition"]["resolvedDependencies"][0]["digest"]
     assert digest == {"edgeoptContent": "44" * 32}

@@ -29,8 +29,8 @@ import numpy as np
 import keras
 from keras import layers as L
 from edgeopt.errors import StageError
-from edgeopt.formats.keras import archive as keras_archive
-from edgeopt.formats.keras import sparsity as keras_sparsity
+from edgeopt.formats.keras.files import archive as keras_archive
+from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.channels import Channels
 from edgeopt.formats.keras.prune.selection import choose, keeping
 from edgeopt.formats.keras.graph.layers import costs, graph_of
@@ -373,8 +373,8 @@ def test_layers_have_shares_of_their_own(staged: Any) -> None:
 
 
 def test_what_cannot_be_pruned_is_refused_by_name(staged: Any) -> None:
-    assert "keep: 'two_q' matches no layer" in staged["pattern"]
-    assert "the nearest names are two_s" in staged["pattern"]
+    assert "keep: no layer is called 'two_q'" in staged["pattern"]
+    assert "such as two_s" in staged["pattern"]
     assert "two_b" in staged["conflict"]
     assert "different shares" in staged["conflict"]
     assert "no channel of residual.keras can be removed" in staged["nothing"]

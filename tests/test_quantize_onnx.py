@@ -14,12 +14,12 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.formats import weight_rounding
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
-from edgeopt.formats.onnx.quantize import weight_encoding as onnx_forms
+from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
 from edgeopt.run.bench import Bench, Evaluation
@@ -106,12 +106,12 @@ def test_toy_is_int8_and_close(tmp_path: Path) -> None:
     assert snr_db(outputs(source.path, samples), outputs(result.path, samples)) > 30
     assert result.inputs == source.inputs
     assert result.outputs[0].shape == (1, 5)
-    assert onnx_files.float_weighted(onnx_files.load(result.path)) == []
+    assert onnx_model_file.float_weighted(onnx_model_file.load(result.path)) == []
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["model.onnx"]
 
 
 def weight_types(path: Path) -> set[str]:
-    proto = onnx_files.load(path)
+    proto = onnx_model_file.load(path)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     found = [node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"]
     return {constants[name].dtype.name for name in found if name in constants}
@@ -161,7 +161,7 @@ def loud(path: Path) -> Model:
 
 def largest_pair_of_products(path: Path) -> int:
     """By brute force over all pairs of int8 weights of an output channel, with the worst uint8 inputs."""
-    proto = onnx_files.load(path)
+    proto = onnx_model_file.load(path)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     worst = 0
     for values in constants.values():
@@ -184,11 +184,11 @@ def test_no_pair_of_products_can_leave_16_bits(tmp_path: Path, options: dict[str
     data = Noise(shape=(16, 16, 16), count=16)
     full = QuantizeOnnx(weight_type="int8").run(source, context(tmp_path / "full", data))
     assert largest_pair_of_products(full.path) > 60_000
-    assert max(onnx_overflow.worst_pairs(onnx_files.load(full.path)).values()) > 60_000
+    assert max(onnx_overflow.worst_pairs(onnx_model_file.load(full.path)).values()) > 60_000
     safe = QuantizeOnnx(**options).run(source, context(tmp_path / "safe", data))
     assert weight_types(safe.path) == {"int8"}
     assert largest_pair_of_products(safe.path) <= 32_767
-    assert max(onnx_overflow.worst_pairs(onnx_files.load(safe.path)).values()) <= 32_767
+    assert max(onnx_overflow.worst_pairs(onnx_model_file.load(safe.path)).values()) <= 32_767
     kept = [(sample.inputs[0][np.newaxis],) for sample in data.samples()]
     found = [onnx_calibration.outputs(path, kept) for path in (source.path, safe.path)]
     assert snr_db(*found) > 35
@@ -201,14 +201,14 @@ def test_only_the_layers_that_lose_get_the_slow_form() -> None:
     noise = {name: random.standard_normal(reference.shape) for name in ("a", "b", "c", "rest")}
     loss = {"a": 0.001, "b": 0.2, "c": 0.02, "rest": 0.03}
 
-    def run(forms: onnx_forms.Forms) -> np.ndarray:
+    def run(forms: onnx_weight_encoding.Forms) -> np.ndarray:
         return reference + sum(loss[n] * noise[n] for n in loss if forms.get(n) != "unsigned")
 
-    forms, remark = onnx_forms.choose(["a", "b", "c"], {"a": 9, "b": 9, "c": 9}, reference, run)
+    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {"a": 9, "b": 9, "c": 9}, reference, run)
     assert forms == {"a": "safe", "b": "unsigned", "c": "safe"}
     assert "1 of 3 layers have uint8 weights" in remark
     loss["b"] = 0.01
-    forms, remark = onnx_forms.choose(["a", "b", "c"], {}, reference, run)
+    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {}, reference, run)
     assert set(forms.values()) == {"safe"}
     assert "cannot overflow on any x86" in remark
 
@@ -268,8 +268,8 @@ def test_signed_activations_need_signed_weights() -> None:
 
 
 def test_float_file_has_float_weights(tmp_path: Path) -> None:
-    proto = onnx_files.load(toy(tmp_path / "toy.onnx").path)
-    assert onnx_files.float_weighted(proto) == ["Conv first", "Conv depthwise", "Gemm dense"]
+    proto = onnx_model_file.load(toy(tmp_path / "toy.onnx").path)
+    assert onnx_model_file.float_weighted(proto) == ["Conv first", "Conv depthwise", "Gemm dense"]
 
 
 def test_a_layer_left_float_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from edgeopt.model import content_digest
+from edgeopt.config.files import content_digest
 from test_quantize_onnx import Noise, QuantizeOnnx, context, toy
 folder = Path(sys.argv[1])
 source = toy(folder.with_suffix(".onnx"))
@@ -375,7 +375,7 @@ def layers_of(model: Model) -> dict[str, tuple[str, str]]:
     """Types of the inputs and weights of every layer, as the file has them."""
     return {
         layer.name: (layer.activation, layer.weight)
-        for layer in onnx_layers.read(onnx_files.load(model.path))
+        for layer in onnx_layers.read(onnx_model_file.load(model.path))
     }
 
 
@@ -384,7 +384,7 @@ def test_inputs_and_outputs_of_8_bits(tmp_path: Path, activation: str) -> None:
     source = toy(tmp_path / "toy.onnx")
     stage = QuantizeOnnx(io="int8", activation_type=activation)
     result = stage.run(source, context(tmp_path / "out", Noise()))
-    assert max(onnx_overflow.worst_pairs(onnx_files.load(result.path)).values()) <= 32_767
+    assert max(onnx_overflow.worst_pairs(onnx_model_file.load(result.path)).values()) <= 32_767
     (given,), (made,) = result.inputs, result.outputs
     assert (given.name, given.dtype, made.name, made.dtype) == (
         "image",
@@ -447,7 +447,7 @@ def test_16_bit_activations(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_fits_no_layer_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="no layer fits the pattern 'depthwize'") as caught:
+    with pytest.raises(StageError, match="no layer is called 'depthwize'") as caught:
         QuantizeOnnx(layers={"depthwize": "float32"}).run(
             toy(tmp_path / "toy.onnx"), context(tmp_path / "out", Noise())
         )
@@ -573,7 +573,7 @@ def test_keywords_keep_their_answers_on_any_x86(
     assert agreement >= 0.97
     assert snr > 25
     assert set(layers_of(result).values()) == {("uint8", "int8")}
-    assert max(onnx_overflow.worst_pairs(onnx_files.load(result.path)).values()) <= 32_767
+    assert max(onnx_overflow.worst_pairs(onnx_model_file.load(result.path)).values()) <= 32_767
     assert result.path.stat().st_size <= 53_936
     assert any("cannot overflow on any x86" in note for note in notes)
 
@@ -606,7 +606,7 @@ def hostile(source: Model, folder: Path) -> Model:
     """The same function, with some channels between the first two layers up to a hundred times as large."""
     folder.mkdir()
     onnx_calibration.prepare(source.path, folder / "model.onnx")
-    proto = onnx_files.load(folder / "model.onnx")
+    proto = onnx_model_file.load(folder / "model.onnx")
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     first, second = [node for node in proto.graph.node if node.op_type == "Conv"][:2]
     channels = constants[second.input[1]].dims[0]

@@ -15,7 +15,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import operators as torch_operators
-from edgeopt.formats.torch.graph import simplify as torch_graph
+from edgeopt.formats.torch.graph import simplify as torch_simplify
 from edgeopt.formats.torch.graph.to_modules import with_modules
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
@@ -291,7 +291,7 @@ def test_channels_last_graph_loses_its_permutes() -> None:
     module = ChannelsLast().eval()
     spec = TensorSpec(name="x", shape=(1, 8, 8, 3), layout="NHWC")
     decomposed = torch_program.export(module, (spec,)).run_decompositions({})
-    plain = torch_graph.simplify(decomposed.module(check_guards=False), torch_specs.zeros((spec,)), ["x"])
+    plain = torch_simplify.simplify(decomposed.module(check_guards=False), torch_specs.zeros((spec,)), ["x"])
     names = [torch_operators.operator_name(n) for n in plain.graph.nodes if n.op == "call_function"]
     assert names == ["permute", "conv2d", "relu", "reshape", "linear"]
     x = torch.randn(1, 8, 8, 3)

@@ -106,7 +106,7 @@ def test_a_yaml_tag_never_runs_code(write_recipe: Write, tmp_path: Path) -> None
 def test_float_is_always_a_variant_and_fidelity_always_measured(write_recipe: Write) -> None:
     recipe = load_recipe(write_recipe("optimize: {int8: {quantize: int8}}\n"))
     assert [variant.name for variant in recipe.variants] == ["float", "int8"]
-    assert [type(metric).__name__ for metric in recipe.metrics] == [
+    assert [type(metric).__name__ for _, metric in recipe.metrics] == [
         "Top1",
         "FidelitySnrDb",
         "Agreement",

@@ -93,7 +93,7 @@ def release() -> tuple[Manifest, Index]:
             describe(MODEL_BYTES, MODEL, annotations={TITLE: "kws.tflite"}),
             describe(KIT_BYTES, KIT, annotations={TITLE: "kit.zip"}),
         ),
-        annotations={"org.edgeopt.devices.device": "cortex-m"},
+        annotations={"org.edgeopt.device": "cortex-m"},
     )
     bundle = describe(
         manifest.encode(), MANIFEST, artifact_type=BUNDLE, annotations={"org.edgeopt.format": "tflite"}

@@ -18,7 +18,7 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph import chains as torch_chains
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.lab import layer_by_layer as torch_layer_by_layer
 from edgeopt.formats.torch.quantize import grid as torch_grid
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
@@ -254,7 +254,7 @@ def test_layers_may_have_bits_of_their_own(tmp_path: Path, digits: Digit) -> Non
     assert found["conv2"] == 4
     assert {bits for name, bits in found.items() if name.startswith("block1")} == {5}
     assert {bits for name, bits in found.items() if name in ("conv1", "linear")} == {8}
-    with pytest.raises(StageError, match="no layer fits the pattern 'conv9'"):
+    with pytest.raises(StageError, match="no layer is called 'conv9'"):
         repaired(RoundWeights(layers={"conv9": 4}, iterations=1), trained, tmp_path / "no")
 
 
@@ -460,11 +460,11 @@ def test_layers_of_every_rank_are_rounded_no_worse_than_nearest(tmp_path: Path) 
 def test_samples_are_a_fixed_number_drawn_from_all() -> None:
     spec = TensorSpec(name="x", shape=(1,))
     values = [(np.full(1, number, np.float32),) for number in range(1000)]
-    drawn = [float(sample[0][0]) for sample in torch_walk.draw(iter(values), (spec,), 50)]
+    drawn = [float(sample[0][0]) for sample in torch_layer_by_layer.draw(iter(values), (spec,), 50)]
     assert len(set(drawn)) == 50
     assert 350 < np.mean(drawn) < 650
-    assert drawn == [float(sample[0][0]) for sample in torch_walk.draw(iter(values), (spec,), 50)]
-    assert [float(sample[0][0]) for sample in torch_walk.draw(values[:3], (spec,), 50)] == [0, 1, 2]
+    assert drawn == [float(sample[0][0]) for sample in torch_layer_by_layer.draw(iter(values), (spec,), 50)]
+    assert [float(sample[0][0]) for sample in torch_layer_by_layer.draw(values[:3], (spec,), 50)] == [0, 1, 2]
 
 
 CIFAR = Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="NHWC")

@@ -14,14 +14,14 @@ from edgeopt.cli.optimize import read_report
 from edgeopt.cli.screen.github import tell_github
 from edgeopt.errors import UsageError
 from edgeopt.reports import RENDERERS, write_report
-from edgeopt.results import Artifact, Measurement, Report, Result, Run, Verdict
+from edgeopt.results import Artifact, Report, Result, Run, Verdict
 
 HOSTILE = "<script>alert('x')</script> & \x00\x1b[31m ]]> =1+1"
 RUN = Run(started="2026-01-01T00:00:00+00:00", seconds=1.5, command="edgeopt optimize r.yaml", edgeopt="0")
 
 
 def row(**changes: Any) -> Result:
-    values = {"size_bytes": Measurement(value=1000.0, unit="bytes"), "top1": Measurement(value=0.9, n=100)}
+    values = {"size_bytes": {"value": 1000.0, "unit": "bytes"}, "top1": {"value": 0.9, "n": 100}}
     usual: dict[str, Any] = {
         "variant": "int8",
         "format": "tflite",

@@ -12,21 +12,23 @@ import pytest
 import yaml
 
 import toy_tflite
-from edgeopt.commands.optimize import parts
 from edgeopt.commands.reproduce import Reproduction, reproduce
+from edgeopt.config.files import content_digest, file_digest
 from edgeopt.config.registry import plugin_name
 from edgeopt.errors import CannotRunError, StageError, UsageError, VerificationError
-from edgeopt.formats.semantic_graph import first_difference, semantic_digest
+from edgeopt.formats.known import format_named
 from edgeopt.formats.tflite.files.model_file import parse
 from edgeopt.formats.tflite.files.slimming import slimmed
-from edgeopt.model import content_digest, file_digest
 from edgeopt.publish.trust.provenance import FILE, portable, statement
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Artifact, Report, Result, Run, SourceResult
 from edgeopt.run.build import build
+from edgeopt.run.preflight import datasets_of
 from edgeopt.run.store import Store
 
+ONNX, TFLITE = format_named("onnx"), format_named("tflite")
+TORCHSCRIPT, EXECUTORCH = format_named("torchscript"), format_named("executorch")
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}
 
 
@@ -49,7 +51,7 @@ def publish(
         artifact=Artifact(path=f"models/{model.name}", digest=file_digest(model), size_bytes=1),
         chain=tuple(plugin_name(stage) for stage in branch.stages),
     )
-    digests = {f"{part}_digest": dataset.digest() for part, dataset in parts(plan.recipe).items()}
+    digests = {f"{part}_digest": dataset.digest() for part, dataset in datasets_of(plan.recipe).items()}
     source = plan.source
     report = Report(
         recipe=plan.recipe.name,
@@ -68,7 +70,9 @@ def publish(
     versions = {name: v for stage in branch.stages for name, v in stage.versions().items()}
     record = {"digest": file_digest(model), "versions": versions}
     files = {path.name: file_digest(path) for path in folder.iterdir()}
-    told = statement(report, row, name="toy", version="1", files=files, record=record)
+    told = statement(
+        report, row, name="toy", version="1", models=["model.tflite"], files=files, record=record
+    )
     (folder / FILE).write_text(json.dumps(told))
     return folder
 
@@ -290,17 +294,17 @@ def test_tflite_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
     plain = tflite(tmp_path / "plain.tflite", toy_tflite.toy())
     behind = tflite(tmp_path / "behind.tflite", toy_tflite.toy(behind=True))
     slim = tflite(tmp_path / "slim.tflite", slimmed(parse(toy_tflite.toy(), "toy")))
-    digests = {semantic_digest(path, "tflite") for path in (plain, behind, slim)}
+    digests = {TFLITE.semantic_digest(path) for path in (plain, behind, slim)}
     assert len(digests) == 1 and len({file_digest(path) for path in (plain, behind, slim)}) == 3
-    assert first_difference(plain, slim, "tflite") == ""
+    assert TFLITE.first_difference(plain, slim) == ""
     content = bytearray(slim.read_bytes())
     scale = np.float32(0.02).tobytes()
     content[content.index(scale) : content.index(scale) + 4] = np.float32(0.03).tobytes()
     other = tflite(tmp_path / "other.tflite", bytes(content))
-    assert semantic_digest(other, "tflite") not in digests
-    assert "operator 0 (FULLY_CONNECTED)" in first_difference(slim, other, "tflite")
+    assert TFLITE.semantic_digest(other) not in digests
+    assert "operator 0 (FULLY_CONNECTED)" in TFLITE.first_difference(slim, other)
     with pytest.raises(StageError):
-        semantic_digest(tflite(tmp_path / "no.tflite", b"none"), "tflite")
+        TFLITE.semantic_digest(tflite(tmp_path / "no.tflite", b"none"))
 
 
 def network(
@@ -335,7 +339,7 @@ def test_onnx_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
     for number, noise in enumerate(({"names": "other"}, {"swap": True}, {"raw": False})):
         other = network(tmp_path / f"{number}.onnx", **noise)
         assert other.read_bytes() != plain.read_bytes()
-        assert semantic_digest(other, "onnx") == semantic_digest(plain, "onnx")
+        assert ONNX.semantic_digest(other) == ONNX.semantic_digest(plain)
     for change, told in (
         ({"weight": 1.5}, "the constant input 1 of operator 0 (MatMul)"),
         ({"transB": 0}, "the options of operator 1 (Gemm)"),
@@ -343,8 +347,8 @@ def test_onnx_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
         ({"opset": 18}, "the versions of the operator sets"),
     ):
         other = network(tmp_path / "changed.onnx", **change)
-        assert semantic_digest(other, "onnx") != semantic_digest(plain, "onnx")
-        assert first_difference(plain, other, "onnx") == told
+        assert ONNX.semantic_digest(other) != ONNX.semantic_digest(plain)
+        assert ONNX.first_difference(plain, other) == told
 
 
 def test_graphs_within_operators_count(tmp_path: Path) -> None:
@@ -373,9 +377,9 @@ def test_graphs_within_operators_count(tmp_path: Path) -> None:
 
     plain, renamed = branching(tmp_path / "a.onnx", "Add"), branching(tmp_path / "b.onnx", "Add", "inner")
     other = branching(tmp_path / "c.onnx", "Sub")
-    assert semantic_digest(plain, "onnx") == semantic_digest(renamed, "onnx")
-    assert semantic_digest(plain, "onnx") != semantic_digest(other, "onnx")
-    assert first_difference(plain, other, "onnx") == "operator 0 (Add) is Sub within operator 1 (If)"
+    assert ONNX.semantic_digest(plain) == ONNX.semantic_digest(renamed)
+    assert ONNX.semantic_digest(plain) != ONNX.semantic_digest(other)
+    assert ONNX.first_difference(plain, other) == "operator 0 (Add) is Sub within operator 1 (If)"
 
 
 def test_torchscript_files_are_compared_by_their_members(tmp_path: Path) -> None:
@@ -389,24 +393,24 @@ def test_torchscript_files_are_compared_by_their_members(tmp_path: Path) -> None
 
     first, second = archive("first", 1980), archive("second", 2026)
     third = archive("third", 1980, constants_0=b"1235")
-    assert semantic_digest(first, "torchscript") == semantic_digest(second, "torchscript")
-    assert semantic_digest(first, "torchscript") != semantic_digest(third, "torchscript")
-    assert first_difference(first, second, "torchscript") == ""
-    assert first_difference(first, third, "torchscript") == "member constants/0"
+    assert TORCHSCRIPT.semantic_digest(first) == TORCHSCRIPT.semantic_digest(second)
+    assert TORCHSCRIPT.semantic_digest(first) != TORCHSCRIPT.semantic_digest(third)
+    assert TORCHSCRIPT.first_difference(first, second) == ""
+    assert TORCHSCRIPT.first_difference(first, third) == "member constants/0"
     first.write_bytes(first.read_bytes()[:-9])
     with pytest.raises(StageError, match="is damaged"):
-        semantic_digest(first, "torchscript")
+        TORCHSCRIPT.semantic_digest(first)
 
 
 def test_executorch_files_are_compared_byte_by_byte(tmp_path: Path) -> None:
     first, second = tmp_path / "a.pte", tmp_path / "b.pte"
     first.write_bytes(bytes(3 << 20))
     second.write_bytes(bytes(2 << 20) + b"\1" + bytes((1 << 20) - 1))
-    assert semantic_digest(first, "executorch") == file_digest(first)
-    assert first_difference(first, second, "executorch") == "byte 2,097,152 of 3,145,728"
-    assert first_difference(first, first, "executorch") == ""
+    assert EXECUTORCH.semantic_digest(first) == file_digest(first)
+    assert EXECUTORCH.first_difference(first, second) == "byte 2,097,152 of 3,145,728"
+    assert EXECUTORCH.first_difference(first, first) == ""
     second.write_bytes(bytes(1 << 20))
-    assert first_difference(first, second, "executorch") == "byte 1,048,576 of 3,145,728"
+    assert EXECUTORCH.first_difference(first, second) == "byte 1,048,576 of 3,145,728"
 
 
 def test_the_program_stays_light() -> None:
@@ -414,7 +418,7 @@ def test_the_program_stays_light() -> None:
     import sys
 
     program = (
-        "import sys, edgeopt.commands.reproduce;"
+        "import sys, edgeopt.commands.reproduce\n"
         "print({'onnx', 'torch', 'tensorflow', 'cyclonedx'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 import float_tflite
 from edgeopt.cli import app
 from edgeopt.errors import StageError, UsageError
-from edgeopt.formats.tflite import reading as tflite
 from edgeopt.formats.tflite.files import slimming as tflite_slimming
-from edgeopt.formats.tflite.files.breakdown import ledger
+from edgeopt.formats.tflite.files.breakdown import size_breakdown
+from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.tflite.files.model_file import data_of, parse
 from edgeopt.formats.tflite.files.schema import OPERATORS, SCHEMA, TABLES
 from edgeopt.formats.tflite.files.slimming import slimmed, verify
@@ -375,10 +375,14 @@ def test_every_scheme_can_be_slimmed(
     before, after = (float_tflite.outputs(model.path, samples) for model in (made, result))
     assert np.array_equal(before, after)
     assert result.path.stat().st_size < 0.9 * made.path.stat().st_size
-    kept = [g.inputs + g.outputs for g in map(tflite.read, (made.path, result.path))]
+    kept = [g.inputs + g.outputs for g in map(read_signature, (made.path, result.path))]
     assert kept[0] == kept[1]
     types = [
-        [(op.kind, op.inputs, op.outputs) for op in tflite.read(m.path).operators] for m in (made, result)
+        [
+            (op.kind, [t.dtype for t in op.present], [t.dtype for t in op.outputs])
+            for op in read_signature(m.path).graph.operations
+        ]
+        for m in (made, result)
     ]
     assert types[0] == types[1]
 
@@ -390,7 +394,7 @@ def test_published_files_shrink_to_their_substance(real_data: Path, name: str) -
     assert len(after) <= GOALS[name]
     assert slim(after) == after
     assert outputs(before, 100) == outputs(after, 100)
-    told = ledger(parse(after, name))
+    told = size_breakdown(parse(after, name))
     assert sum(told.parts.values()) == len(after)
     assert "duplicates" not in told.parts
     assert "unused buffers" not in told.parts

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from edgeopt.errors import UsageError
-from edgeopt.formats import kinds, source
-from edgeopt.formats.keras.files import single_file as keras_file
+from edgeopt.formats import source
+from edgeopt.formats.keras.files import hdf5
+from edgeopt.formats.known import by_suffix
 from edgeopt.formats.source import check_weights, inspect, is_weights
-from edgeopt.formats.torch import pickle as torch_pickle
+from edgeopt.formats.torch.files import pickle as torch_pickle
 from edgeopt.formats.wire import bounded
+from edgeopt.plugin import format as file_heads
 
 DATA = os.environ.get("EDGEOPT_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="EDGEOPT_DATA is not set: no real models")
@@ -270,7 +272,7 @@ def test_missing_empty_and_wrong_kind_of_path(tmp_path: Path) -> None:
     assert "neither a file nor a folder" in _refusal(tmp_path / "pipe.onnx")
 
 
-@pytest.mark.parametrize("suffix", sorted(kinds.BY_SUFFIX))
+@pytest.mark.parametrize("suffix", sorted(by_suffix()))
 def test_content_that_is_not_what_the_name_says(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"<!DOCTYPE html><title>404</title>" + bytes(64))
@@ -318,7 +320,7 @@ def test_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = _keras(tmp_path / "bomb.keras", " " * (8 << 20) + "{}")
     assert path.stat().st_size < 20_000
     assert "larger than the 1 MiB allowed" in _refusal(path)
-    monkeypatch.setattr(bounded, "ENTRY_LIMIT", 10)
+    monkeypatch.setattr(file_heads, "MEMBERS", 10)
     crowded = _zip(tmp_path / "crowd.pt", {f"m/{n}": b"" for n in range(11)})
     assert "11 members" in _refusal(crowded)
 
@@ -347,7 +349,7 @@ def test_h5_that_points_into_another_file_or_hangs(tmp_path: Path, monkeypatch: 
         file.attrs["model_config"] = json.dumps(_sequential(_layer("Dense", units=2)))
         file["weights"] = h5py.ExternalLink("/etc/passwd", "/x")
     assert "points into another file" in _refusal(path)
-    monkeypatch.setattr(keras_file, "HDF5_SECONDS", 0.001)
+    monkeypatch.setattr(hdf5, "SECONDS", 0.001)
     assert "cannot be read within" in _refusal(path)
     monkeypatch.undo()
     damaged = tmp_path / "damaged.h5"
@@ -509,11 +511,12 @@ def test_safetensors_with_a_tensor_outside_of_the_file(tmp_path: Path) -> None:
 def test_nothing_of_a_framework_is_imported(tmp_path: Path) -> None:
     _keras(tmp_path / "m.keras", _sequential(_layer("Dense", units=2)))
     code = (
-        "import sys; from pathlib import Path; from edgeopt import source, starter\n"
+        "import sys; from pathlib import Path\n"
+        "from edgeopt.formats import source; from edgeopt.recipe import starter\n"
         "source.inspect(Path('m.keras')); starter.starter_recipe(Path('m.keras'))\n"
         "print([m for m in ('tensorflow', 'keras', 'tf_keras', 'torch', 'onnx', 'h5py') if m in sys.modules])"
     )
-    home = str(Path(source.__file__).parents[1])
+    home = str(Path(source.__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": home},
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "[]"

@@ -26,6 +26,7 @@ from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Connection, ConnectionCutError
 from edgeopt.run.bench import Bench, Evaluation, ask
 from edgeopt.run.store import Store
+from toy_results import PROBE
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 CUT = (
@@ -614,23 +615,23 @@ def test_a_device_that_cannot_be_reached_is_a_failure_not_an_exception(
 def test_a_cut_is_retried_once(server: Server, tmp_path: Path, always: bool) -> None:
     """The agent of this test cuts the connection that it was sent through: the first time, or each time."""
     agent = tmp_path / "agent.pyz"
-    answer = "import json, sys\nif sys.argv[1] == 'probe': print(json.dumps({'agent': 'test'}))\n"
+    answer = "import json, sys\nif sys.argv[1] == 'probe': print(json.dumps(" + repr(PROBE) + "))\n"
     agent.write_text(CUT.format(note=str(tmp_path / "note"), always=always) + answer)
     if always:
         with pytest.raises(DeviceError, match=r"was cut during a job.*, and again when it was retried"):
             ask(a_device(server.way()), agent)
     else:
-        assert ask(a_device(server.way()), agent) == {"agent": "test"}
+        assert ask(a_device(server.way()), agent) == PROBE
     assert (tmp_path / "note").exists()
 
 
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ("[]", "answered rubbish"),
-        ("{", "ended without a result"),
-        ('{"ok": true}', "answered rubbish|wrote no file"),
-        ('{"ok": false}', "answered rubbish"),
+        ("[]", "returned a malformed response: ok: expected true or false, got []"),
+        ("{", "returned a malformed response: message: is not JSON"),
+        ('{"ok": true}', "returned a malformed response: protocol: expected 2, got None"),
+        ('{"ok": false, "protocol": 2}', "returned a malformed response: error: is missing"),
         (None, "ended without a result"),
     ],
 )

@@ -23,9 +23,10 @@ import numpy as np
 import keras, tf_keras
 import tensorflow as tf
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx import files as onnx_files
-from edgeopt.formats.tflite import reading as tflite
-from edgeopt.model import Model, TensorSpec, content_digest
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.tflite.files.graphs import read_signature
+from edgeopt.config.files import content_digest
+from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.stages.keras_to_onnx import KerasToOnnx
 from edgeopt.stages.keras_to_tflite import KerasToTflite
@@ -96,17 +97,17 @@ for key, (kind, name, network) in sources.items():
     source = Model(format=kind, path=root / name)
     light = KerasToTflite().run(source, context(key + ".tflite"))
     open_ = KerasToOnnx().run(source, context(key + ".onnx"))
-    graph = tflite.read(light.path)
+    graph = read_signature(light.path).graph
     report[key] = {
         "tflite": error(run_tflite(light.path, [image]), expected),
         "onnx": error(run_onnx(open_.path, [image]), expected),
-        "dtypes": sorted({d for op in graph.operators for d in op.outputs}),
-        "kinds": [op.kind for op in graph.operators],
+        "dtypes": sorted({t.dtype for op in graph.operations for t in op.outputs}),
+        "kinds": [op.kind for op in graph.operations],
         "transposes": graph.count("TRANSPOSE"),
         "shapes": [list(m.inputs[0].shape) for m in (light, open_)],
         "layouts": [m.inputs[0].layout for m in (light, open_)],
         "names": [[m.inputs[0].name, m.outputs[0].name] for m in (light, open_)],
-        "opset": onnx_files.load(open_.path).opset_import[0].version,
+        "opset": onnx_model_file.load(open_.path).opset_import[0].version,
     }
 crossed = TfKerasToKeras().run(Model(format="tf_keras", path=root / "toy.h5"), context("crossed"))
 loaded = keras.saving.load_model(crossed.path, compile=False)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.config.files import content_digest
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
-from edgeopt.formats.torch.graph import simplify as torch_graph
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest
+from edgeopt.formats.torch.graph import simplify as torch_simplify
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.exported_program_to_onnx import ExportedProgramToOnnx
@@ -349,7 +350,7 @@ def test_sequential_reaches_executorch(code: Path, tmp_path: Path) -> None:
 def test_padding_by_name_becomes_numbers(padding: str, kernel: int) -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, kernel, padding=padding, dilation=2))
     exported = torch_program.export(torch_program.named(module), (IMAGE,)).run_decompositions({})
-    plain = torch_graph.simplify(exported.module(check_guards=False), torch_specs.zeros((IMAGE,)))
+    plain = torch_simplify.simplify(exported.module(check_guards=False), torch_specs.zeros((IMAGE,)))
     targets = [str(node.target) for node in plain.graph.nodes if node.op == "call_function"]
     assert targets == ["aten.conv2d.default"]  # dilation 2 pads by an even number
     x = torch.from_numpy(samples(1)[0])

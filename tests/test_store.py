@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.errors import StoreError, UsageError
 from edgeopt.run.store import Store
-from toys import fill_store
+from toy_store import fill_store
 
 KEY = "ab" + "0" * 62
 

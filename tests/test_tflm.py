@@ -59,7 +59,7 @@ def test_what_is_refused_is_told_in_its_own_words_and_was_foreseen(
     file = write(tmp_path / "m.tflite", one, shape=IMAGE, types=(types, types), weights=weights)
     with pytest.raises(DeviceError, match=words):
         profile(file, device="cortex-m")
-    assert lint(file, load_device("cortex-m"))[0].severity == "error"
+    assert lint(file, load_device("cortex-m"), "tflite")[0].severity == "error"
 
 
 def test_a_file_without_data_runs_on_random_inputs(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from edgeopt.formats.tflite.files.graphs import DTYPES
 from edgeopt.formats.tflite.files.schema import OPERATORS, SCHEMA
-from edgeopt.formats.tflite.reading import DTYPES
 from edgeopt.formats.wire.flatbuffer import Table, Vector
 from edgeopt.formats.wire.flatbuffer_writer import pack
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.config.files import file_digest
 from edgeopt.evaluation.samples import fitted
-from edgeopt.model import Array, Preprocessing, TensorSpec, file_digest
+from edgeopt.model import Array, Preprocessing, TensorSpec
 from edgeopt.publish.bundle import make_bundle, publishable
 from edgeopt.publish.contract import Contract
-from edgeopt.results import Artifact, Measurement, Report, Result, Run, SourceResult
+from edgeopt.results import Artifact, Report, Result, Run, SourceResult
 from toy_operators import operator, write
 
 CHAIN = ("keras_to_tflite", "quantize_tflite")
@@ -89,7 +90,7 @@ def write_run(
         artifact=Artifact(
             path=f"models/{path.name}", digest=file_digest(path), size_bytes=path.stat().st_size
         ),
-        measurements={name: Measurement(value=value, n=100) for name, value in values.items()},
+        measurements={name: {"value": value, "n": 100} for name, value in values.items()},
         chain=CHAIN,
         runtime=runtime,
     )

@@ -4,8 +4,6 @@ No live framework object is ever part of it, so a model can be cached, moved to 
 or host, and picked up again after an interruption.
 """
 
-import hashlib
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -16,8 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Layout: TypeAlias = Literal["NHWC", "NCHW"]
 Array: TypeAlias = NDArray[np.generic]
-
-CHUNK = 1 << 20
 
 
 def _number(value: object) -> object:
@@ -111,39 +107,3 @@ class Model(BaseModel):
         None, description="where the Python code lies that builds a PyTorch module; not part of what it is"
     )
     transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, where it was counted")
-
-
-def files_of(path: Path) -> Iterator[Path]:
-    """The files of a model, in a stable order."""
-    if path.is_dir():
-        yield from sorted(p for p in path.rglob("*") if p.is_file())
-    else:
-        yield path
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of one file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """sha256 over the names and contents of a file or folder; where it lies does not matter."""
-    if not path.is_dir():
-        return file_digest(path)
-    digest = hashlib.sha256()
-    for file in files_of(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
-    return digest.hexdigest()
-
-
-SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}
-"""Formats that leave edgeopt, and how their files are called."""
-
-
-def size_bytes(path: Path) -> int:
-    """Bytes of all files of a model."""
-    return sum(file.stat().st_size for file in files_of(path))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,43 +15,40 @@ from edgeopt.config import registry
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.devices.agent_archive import runtime_names
 from edgeopt.devices.device import known_devices, load_device, shipped
-from edgeopt.plugin import Dataset, Metric, Stage
+from edgeopt.plugin import KINDS, Dataset, Metric, Plugin, Stage
 from edgeopt.recipe.resolve import find_recipe
 
 PACKAGE = Path(edgeopt.__file__).parent
-KINDS: tuple[registry.Kind, ...] = ("stages", "datasets", "metrics", "connections")
-PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+PLUGINS = [(base, name) for base in KINDS for name in registry.names(base.plugin_kind)]
 FRAMEWORKS = (
     "tensorflow keras tf_keras torch onnx onnxruntime tf2onnx onnxscript litert_torch ai_edge_litert "
     "ai_edge_quantizer torchao executorch sklearn PIL h5py safetensors tflite_runtime scipy pandas"
 ).split()
 
 
-@pytest.mark.parametrize(("kind", "name"), PLUGINS)
-def test_a_plugin_file_holds_one_plugin_of_its_name(kind: registry.Kind, name: str) -> None:
-    found = registry.find(kind, name)
-    tree = ast.parse(Path(str(sys.modules[found.__module__].__file__)).read_text())
+@pytest.mark.parametrize(("base", "name"), PLUGINS)
+def test_a_plugin_file_holds_one_plugin_of_its_name(base: type[Plugin], name: str) -> None:
+    found = registry.find(base, name)
+    tree = ast.parse(Path(str(inspect.getsourcefile(found))).read_text())
     public = [
         node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
-    plugins = [
-        cls for cls in public if issubclass(getattr(sys.modules[found.__module__], cls), registry.BASES[kind])
-    ]
+    plugins = [cls for cls in public if issubclass(getattr(sys.modules[found.__module__], cls), base)]
     assert plugins == [registry.class_name(name)]
     assert found.__doc__
     assert found.model_config["frozen"]
     assert found.model_config["extra"] == "forbid"
 
 
-@pytest.mark.parametrize(("kind", "name"), PLUGINS)
-def test_every_option_explains_itself(kind: registry.Kind, name: str) -> None:
-    for option, field in registry.find(kind, name).model_fields.items():
-        assert field.description, f"{kind}.{name}.{option} has no description"
+@pytest.mark.parametrize(("base", "name"), PLUGINS)
+def test_every_option_explains_itself(base: type[Plugin], name: str) -> None:
+    for option, field in registry.find(base, name).model_fields.items():
+        assert field.description, f"{base.plugin_kind}.{name}.{option} has no description"
 
 
-@pytest.mark.parametrize(("kind", "name"), PLUGINS)
-def test_required_distributions_exist_under_an_extra(kind: registry.Kind, name: str) -> None:
-    plugin = registry.find(kind, name)
+@pytest.mark.parametrize(("base", "name"), PLUGINS)
+def test_required_distributions_exist_under_an_extra(base: type[Plugin], name: str) -> None:
+    plugin = registry.find(base, name)
     if not plugin.requires:
         return
     known = importlib.metadata.requires("edgeopt") or []
@@ -74,7 +72,7 @@ def _plain(requirement: str) -> str:
 
 @pytest.mark.parametrize("name", registry.names("stages"))
 def test_a_stage_tells_its_formats_and_intents(name: str) -> None:
-    stage: Any = registry.find("stages", name)
+    stage: Any = registry.find(Stage, name)
     assert issubclass(stage, Stage)
     assert stage.accepts
     assert stage.produces
@@ -86,14 +84,14 @@ def test_a_stage_tells_its_formats_and_intents(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("datasets"))
 def test_a_dataset_has_samples_and_a_digest(name: str) -> None:
-    dataset: Any = registry.find("datasets", name)
+    dataset: Any = registry.find(Dataset, name)
     assert issubclass(dataset, Dataset)
     assert not dataset.__abstractmethods__
 
 
 @pytest.mark.parametrize("name", registry.names("metrics"))
 def test_a_metric_tells_its_direction(name: str) -> None:
-    metric: Any = registry.find("metrics", name)
+    metric: Any = registry.find(Metric, name)
     assert issubclass(metric, Metric)
     assert not metric.__abstractmethods__
 

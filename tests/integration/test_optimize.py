@@ -156,7 +156,7 @@ def test_a_crashed_branch_exits_3_and_the_others_are_reported(store: Path, tmp_p
         tmp_path,
         store,
         "formats=[tflite]",
-        "optimize.crash={stages: ['toys:Abort', 'toys:Finish']}",
+        "optimize.crash={stages: ['edgeopt.testing.toys:Abort', 'edgeopt.testing.toys:Finish']}",
         "gates=[{metric: top1, max_drop: 0.01}]",
     )
     assert done.code == 3
@@ -176,13 +176,13 @@ def test_a_collapsed_artifact_is_never_reported_as_fine(store: Path, tmp_path: P
         tmp_path,
         store,
         "formats=[onnx]",
-        "optimize={ruined: {stages: [keras_to_onnx, 'toys:Ruin']}}",
+        "optimize={ruined: {stages: [keras_to_onnx, 'edgeopt.testing.toys:Ruin']}}",
         "gates=[]",
     )
     assert done.code == 3
     row = done.row("ruined", "onnx")
     assert row["status"] == "failed"
-    assert row["reason"].startswith("toys:Ruin broke the model: SNR ")
+    assert row["reason"].startswith("edgeopt.testing.toys:Ruin broke the model: SNR ")
     assert row["measurements"]["top1"]["value"] < 0.3
 
 
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_model_costs_its_branch(store: Path, tmp_path: Path) -
         tmp_path,
         store,
         "formats=[tflite]",
-        "optimize={x: {stages: ['toys:Finish']}}",
+        "optimize={x: {stages: ['edgeopt.testing.toys:Finish']}}",
         "gates=[]",
     )
     assert done.code == 3

@@ -1,4 +1,4 @@
-"""The command line: the only code that prints or exits. One module per group of commands.
+"""The terminal: options, tables, progress, exit codes. The only code that prints or exits.
 
 stdout carries the result, stderr the progress. Everything heavy is imported inside the commands, so
 that ``--help`` answers at once.

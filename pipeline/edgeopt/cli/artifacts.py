@@ -10,6 +10,7 @@ from edgeopt.cli.options import AsJson, DeviceFolders, folders
 
 if TYPE_CHECKING:
     from edgeopt.publish.places import Places
+    from edgeopt.publish.selecting import Facts
 
 app = typer.Typer(
     help="Publish what a run made; pull the right file for a device, verified.", no_args_is_help=True
@@ -67,10 +68,10 @@ def push(
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.errors import UsageError
-    from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
     from edgeopt.publish.channels import promote as promoted
     from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
+    from edgeopt.publish.oci import FAILED
     from edgeopt.publish.release import make_release
     from edgeopt.publish.transfer import bytes_of, mirror
 
@@ -161,10 +162,9 @@ def pull(
     not be fetched; what came is kept, and the next attempt goes on from there.
     """
     from edgeopt.cli.screen.transfers import Transfer
-    from edgeopt.publish.annotations import FAILED
     from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
-    from edgeopt.publish.oci import read_manifest
+    from edgeopt.publish.oci import FAILED, read_manifest
     from edgeopt.publish.pulling import described, pick, place
     from edgeopt.publish.transfer import fetch_bundle, find_release
 
@@ -204,6 +204,7 @@ def pull(
                 {
                     "folder": str(out),
                     "file": contract.file.name,
+                    "files": [file.name for file in contract.model_files],
                     "version": release.version,
                     "digest": release.descriptor.digest,
                     "variant": contract.variant,
@@ -216,7 +217,7 @@ def pull(
             )
         )
         return
-    typer.echo(f"{out / contract.file.name}  {contract.file.size_bytes:,} bytes")
+    typer.echo(f"{out / contract.file.name}  {contract.size_bytes:,} bytes")
     how = " (emulated)" if contract.emulated else ""
     typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}{how}")
     typer.echo(f"  from {source.url}")
@@ -301,7 +302,7 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
     for key, value in sorted(release.index.annotations.items()):
         typer.echo(f"  {key:<36} {value}")
     for _, facts in rows:
-        told = ", ".join(_told(key, value) for key, value in facts.measurements.items())
+        told = ", ".join(_told(key, facts) for key in facts.measurements)
         typer.echo(
             f"  {facts.variant + '.' + facts.format:<26} {facts.device:<20} {facts.size_bytes:>11,} bytes  "
             f"gates {facts.gates:<4}  {told}"
@@ -321,11 +322,10 @@ def places_of(library: Path | None) -> "Places":
     return Places(library or settings.library or ARTIFACTS / "library", settings)
 
 
-def _told(name: str, value: float) -> str:
-    """One measurement in words; a release keeps the number alone, and the name tells its unit."""
-    from edgeopt.reports.markdown import show as shown
+def _told(name: str, facts: "Facts") -> str:
+    """One measurement in words; the name loses its unit, which stands behind the number."""
     from edgeopt.results import Measurement
 
-    unit = {"ms": "ms", "bytes": "bytes"}.get(name.rpartition("_")[2], "")
-    words = name.removesuffix(f"_{unit}").replace("_", " ")
-    return f"{words} {shown(name, Measurement(value=value, unit=unit))}"
+    words = name.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
+    # An old release keeps the number alone.
+    return f"{words} {facts.texts.get(name) or Measurement.of(name, facts.measurements[name]).text}"

@@ -9,7 +9,7 @@ from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFold
 
 if TYPE_CHECKING:
     from edgeopt.evaluation.diagnosis import Diagnosis
-    from edgeopt.run.layer_statistics import LayerStatistics
+    from edgeopt.evaluation.layer_statistics import LayerStatistics
 
 NAME_LENGTH = 44
 EXACT_DB = 200.0
@@ -105,15 +105,16 @@ def _show(found: "Diagnosis", count: int) -> None:
             typer.echo(f"  {line}")
     if found.applied:
         known = {name: None for row in found.applied for name in row.measurements}
-        metrics = [name for name in known if f"{name}_drop" in known]
-        drops = [f"{name}_drop" for name in metrics]
+        quality = [n for row in found.applied for n, v in row.measurements.items() if v.role == "quality"]
+        metrics = list(dict.fromkeys(quality))
+        drops = [f"{name}_drop" for name in metrics if f"{name}_drop" in known]
         shown = [*metrics, *drops, *(name for name in FIGURES if name in known)]
         table = Table(title="before and after, on the evaluation data", title_justify="left")
         table.add_column("variant")
         for name in shown:
             table.add_column(FIGURES.get(name, name.replace("_", " ")), justify="right")
         for row in found.applied:
-            table.add_row(Text(row.variant), *(show(name, row.measurements.get(name)) for name in shown))
+            table.add_row(Text(row.variant), *(show(row.measurements.get(name)) for name in shown))
         out.print(table)
         for row in found.applied:
             if row.reason:

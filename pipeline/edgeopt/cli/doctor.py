@@ -11,16 +11,17 @@ def doctor(as_json: AsJson = False) -> None:
     import platform
 
     from edgeopt.config import registry
+    from edgeopt.plugin import Stage
 
     stages = {
         name: {"versions": stage.versions(), "missing": stage.missing(), "extra": stage.extra}
-        for name, stage in registry.stages().items()
+        for name, stage in registry.plugins(Stage).items()
     }
     if as_json:
         typer.echo(json.dumps({"python": platform.python_version(), "stages": stages}, indent=2))
         return
     typer.echo(f"Python {platform.python_version()} on {platform.platform()}")
-    for name, stage in registry.stages().items():
+    for name, stage in registry.plugins(Stage).items():
         if missing := stage.missing():
             typer.echo(f"✗ {name}: needs {', '.join(missing)}: pip install 'edgeopt[{stage.extra}]'")
         else:

@@ -8,7 +8,7 @@ import typer
 from edgeopt.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from edgeopt.formats.arithmetic import Layer, Ledger
+    from edgeopt.plugin import LayerSize, SizeBreakdown
 
 NAME_WIDTH = 40
 
@@ -18,49 +18,49 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show where the bytes of a model file go, and what its layers are; nothing in it is run."""
-    from edgeopt.formats.inspection import inspect as read
+    from edgeopt.formats.source import size_breakdown
 
-    ledger = read(file)
+    found = size_breakdown(file)
     if as_json:
-        typer.echo(ledger.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2))
     else:
-        _show(ledger)
+        _show(found)
 
 
-def _show(ledger: "Ledger") -> None:
+def _show(found: "SizeBreakdown") -> None:
     from rich.table import Table
     from rich.text import Text
 
     from edgeopt.cli.screen.tables import console
 
     out = console()
-    table = Table(title=f"{ledger.file} ({ledger.format})", title_justify="left")
+    table = Table(title=f"{found.file} ({found.format})", title_justify="left")
     for title in ("", "bytes", "share"):
         table.add_column(title, justify="right" if title else "left")
-    for part, size in sorted(ledger.parts.items(), key=lambda entry: -entry[1]):
-        table.add_row(Text(part), f"{size:,}", f"{size / max(ledger.size_bytes, 1):.1%}")
+    for part, size in sorted(found.parts.items(), key=lambda entry: -entry[1]):
+        table.add_row(Text(part), f"{size:,}", f"{size / max(found.size_bytes, 1):.1%}")
     table.add_section()
-    table.add_row("all", f"{ledger.size_bytes:,}", "")
+    table.add_row("all", f"{found.size_bytes:,}", "")
     out.print(table)
-    if ledger.layers:
-        out.print(_layers(ledger))
-    told = [("parameters", ledger.parameters), ("MACs", ledger.macs)]
+    if found.layers:
+        out.print(_layers(found))
+    told = [("parameters", found.parameters), ("MACs", found.macs)]
     if numbers := [f"{number:,} {what}" for what, number in told if number is not None]:
         out.print(Text(", ".join(numbers)))
-    for note in ledger.notes:
+    for note in found.notes:
         out.print(Text(f"note: {note}"))
 
 
-def _layers(ledger: "Ledger") -> "object":
+def _layers(found: "SizeBreakdown") -> "object":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{len(ledger.layers)} layers", title_justify="left")
+    table = Table(title=f"{len(found.layers)} layers", title_justify="left")
     for title in ("layer", "operator", "types", "output"):
         table.add_column(title)
     for title in ("MACs", "parameters"):
         table.add_column(title, justify="right")
-    for layer in ledger.layers:
+    for layer in found.layers:
         name = layer.name if len(layer.name) <= NAME_WIDTH else f"…{layer.name[1 - NAME_WIDTH :]}"
         shape = "×".join("?" if size is None else str(size) for size in layer.shape)
         macs = "?" if layer.macs is None else f"{layer.macs:,}" if layer.macs else ""
@@ -69,7 +69,7 @@ def _layers(ledger: "Ledger") -> "object":
     return table
 
 
-def _types(layer: "Layer") -> str:
+def _types(layer: "LayerSize") -> str:
     """Inputs and output, told once where all are the same."""
     if len(set(layer.types)) <= 1:
         return layer.types[0] if layer.types else ""

@@ -34,13 +34,11 @@ def lint(
     from edgeopt.devices.lint import errors, shortened
     from edgeopt.devices.lint import lint as check
     from edgeopt.errors import StageError, UsageError
-    from edgeopt.formats.kinds import BY_SUFFIX, TFLITE
+    from edgeopt.formats.source import recognise
     from edgeopt.reports import sarif as sarifs
 
     target = load_device(device, folders(devices))
-    if not file.is_file():
-        raise UsageError(f"no such file: {file}", fix="give a finished model file, such as model.tflite")
-    format_name = BY_SUFFIX.get(file.suffix.lower(), TFLITE).name
+    format_name = recognise(file).name
     if format_name not in target.runtimes:
         raise UsageError(
             f"device {target.name} has no runtime for {format_name}",

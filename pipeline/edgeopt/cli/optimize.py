@@ -75,9 +75,9 @@ def plan(
 ) -> None:
     """Show what optimize would do: every stage, what is cached, what cannot be had and why."""
     from edgeopt.cli.screen.tables import plan_as_json, show_plan
-    from edgeopt.commands.optimize import check_data
     from edgeopt.commands.optimize import plan as make
     from edgeopt.run.build import look_up
+    from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
     made = make(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))

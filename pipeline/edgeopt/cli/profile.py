@@ -41,11 +41,12 @@ def profile(
     """Measure latency, memory, size and accuracy of a model file on a device, whoever made it."""
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.profile import profile as run
-    from edgeopt.config.registry import find, nearest
+    from edgeopt.config.nearest import nearest
+    from edgeopt.config.registry import find
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.datasets.npz import Npz
-    from edgeopt.model import Preprocessing, TensorSpec
-    from edgeopt.plugin import Dataset, Metric
+    from edgeopt.model import Preprocessing
+    from edgeopt.plugin import Dataset, Metric, NamedMetric
     from edgeopt.recipe.document import PROTOCOLS, Latency
     from edgeopt.recipe.resolve import load_recipe
     from edgeopt.reports import RENDERERS
@@ -59,7 +60,7 @@ def profile(
         raise UsageError("give either --data or --recipe, not both")
     dataset: Dataset | None = None
     preprocessing = Preprocessing()
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[NamedMetric, ...] = ()
     specs = tuple(_spec(text, index) for index, text in enumerate(shape or ()))
     if data is not None:
         if not data.is_file():
@@ -67,18 +68,11 @@ def profile(
         labelled = "y" in Npz.keys_of(data)
         dataset = Npz(path=data, label="y" if labelled else None)
         if labelled:
-            found = find("metrics", metric)()
-            assert isinstance(found, Metric)  # the registry only finds metrics
-            metrics = (found,)
+            metrics = (NamedMetric(metric, find(Metric, metric)()),)
     if recipe is not None:
         loaded = load_recipe(recipe, data_root=data_root, device_folders=folders(devices))
         dataset, preprocessing = loaded.evaluation, loaded.model.preprocess
-        metrics = tuple(m for m in loaded.metrics if m.against == "labels")
-    if dataset is not None and not specs and file.suffix in (".ptl", ".pt"):
-        sample = next(iter(dataset.samples()))
-        specs = tuple(
-            TensorSpec(name=f"input_{i}", shape=(1, *value.shape)) for i, value in enumerate(sample.inputs)
-        )
+        metrics = tuple(named for named in loaded.metrics if named.metric.against == "labels")
     report = run(
         file,
         device=device,

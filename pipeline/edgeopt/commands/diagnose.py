@@ -8,29 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.commands.optimize import check_data
-from edgeopt.config import registry
+from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, causes, propose
 from edgeopt.evaluation.layer_comparison import Data
-from edgeopt.model import SUFFIXES, Model
-from edgeopt.plugin import Feed, Stage, Worker
+from edgeopt.formats.known import artifact_formats, format_named
+from edgeopt.model import Model
+from edgeopt.plugin import Feed, LayerView, Stage
 from edgeopt.recipe.document import Recipe, Use
 from edgeopt.recipe.patch import patch_of, shown
 from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.results import Event, Hop
 from edgeopt.run import assemble
-from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.bench import HOST, Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
-from edgeopt.run.session import PROBE_SAMPLES, SOURCE_BATCH, Trail, judged_steps, measure
+from edgeopt.run.preflight import check_data
+from edgeopt.run.scoring import Scorer
+from edgeopt.run.session import PROBE_SAMPLES, SOURCE_BATCH, StepOutputs, judged_steps, measure
 from edgeopt.run.store import Store, store_folder
 
-HOST = "host"
 SAMPLES = 64
 HELD_OUT_LIMIT = 512
 """Samples of other data that are enough to calibrate with."""
@@ -39,21 +40,6 @@ PRECISIONS = {"float16": "16 bits of float", "int4": "4 bits"}
 """How schemes are called that are not 8 bits wide."""
 
 Watch = Callable[[Event], None]
-
-
-class Form(NamedTuple):
-    """Where the layers of a format can be looked at: formats of a float model and of a quantized one."""
-
-    reference: str
-    quantized: tuple[str, ...]
-    worker: Worker
-
-
-FORMS = {
-    "onnx": Form("onnx", ("onnx",), "plain"),
-    "tflite": Form("tflite", ("tflite",), "plain"),
-    "executorch": Form("exported_program", ("exported_program_xnnpack", "exported_program"), "torch"),
-}
 
 
 class Asked(NamedTuple):
@@ -125,7 +111,7 @@ def diagnose(
     """
     asked = Asked(recipe, variant, format, tuple(overrides), data_root, tuple(device_folders))
     loaded = asked.load()
-    _check(loaded, variant, format)
+    view = _check(loaded, variant, format)
     plan = make_plan(loaded)
     plan.demand_possible()
     finished = Store(store_folder(store))
@@ -134,12 +120,10 @@ def diagnose(
     built = builds[variant]
     if not built.complete and not any(_quantizes(step.stage) for step in built.steps):
         raise StageError(f"{built.branch.name} could not be built: {built.failure}")
-    reference, quantized = _pair(builds, variant, FORMS[format])
+    reference, quantized = _pair(builds, variant, view)
     data = _data(loaded)
     hops = _hops(plan, built, finished, asked.device_folders, watch)
-    comparison = compare_apart(
-        FORMS[format].worker, reference, quantized, data, samples, built.branch.name, watch
-    )
+    comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
     document = asked.document()
     found = causes(comparison, hops, _recalibrate(document, loaded), _precision(built))
     changes = propose(found, partial(_possible, asked, document))
@@ -174,19 +158,21 @@ def _precision(built: Built) -> str:
     return next((words for scheme in schemes for words in [PRECISIONS.get(str(scheme))] if words), "8 bits")
 
 
-def _check(recipe: Recipe, variant: str, format: str) -> None:
-    if format == "torchscript":
-        raise UsageError(
-            "the layers of a TorchScript file cannot be looked at: its int8 operators are packed",
-            fix="diagnose it as executorch: both are quantized from the same program with the same kinds of "
-            "ranges, so their culprits are alike",
-        )
-    if format not in FORMS:
-        raise UsageError(f"no format {format!r}{registry.nearest(format, [*FORMS, *SUFFIXES])}")
+def _check(recipe: Recipe, variant: str, format: str) -> LayerView:
+    """Where the layers of the variant's artifact can be compared.
+
+    Raises:
+        UsageError: they cannot, or there is nothing to compare.
+    """
+    if format not in artifact_formats():
+        raise UsageError(f"no format {format!r}{nearest(format, artifact_formats())}")
+    kind = format_named(format)
+    if kind.layers is None:
+        raise UsageError(f"the layers of {kind.title} cannot be compared", fix=kind.no_layers)
     named = next((v for v in recipe.variants if v.name == variant), None)
     if named is None:
         known = [name for name in _variants(recipe) if name != BASELINE]
-        raise UsageError(f"{recipe.file} has no variant {variant!r}{registry.nearest(variant, known)}")
+        raise UsageError(f"{recipe.file} has no variant {variant!r}{nearest(variant, known)}")
     asks = any(intent.name == "quantize" for intent in named.intents)
     lists = any(_quantizes(stage) for stage in named.stages or ())
     if not asks and not lists:
@@ -194,6 +180,7 @@ def _check(recipe: Recipe, variant: str, format: str) -> None:
             f"variant {variant!r} is not quantized: there is nothing to diagnose",
             fix="choose one with quantize, or see where it lost its accuracy in the hops of edgeopt optimize",
         )
+    return kind.layers
 
 
 def _variants(recipe: Recipe) -> list[str]:
@@ -205,7 +192,7 @@ def _quantizes(stage: Stage) -> bool:
     return "quantize" in stage.fulfils
 
 
-def _pair(builds: Mapping[str, Built], variant: str, form: Form) -> tuple[Model, Model]:
+def _pair(builds: Mapping[str, Built], variant: str, view: LayerView) -> tuple[Model, Model]:
     """The float model and what quantizing made of it, before names were removed.
 
     Where both are steps of the variant, what was pruned or repaired before is in both of them, and only
@@ -213,14 +200,14 @@ def _pair(builds: Mapping[str, Built], variant: str, form: Form) -> tuple[Model,
     """
     steps = builds[variant].steps
     at = max(index for index, step in enumerate(steps) if _quantizes(step.stage))
-    made = [step.model for step in steps[at:] if step.model.format in form.quantized]
-    before = [step.model for step in steps[:at] if step.model.format == form.reference]
-    before = before or [s.model for s in builds[BASELINE].steps if s.model.format == form.reference]
+    made = [step.model for step in steps[at:] if step.model.format in view.quantized]
+    before = [step.model for step in steps[:at] if step.model.format == view.reference]
+    before = before or [s.model for s in builds[BASELINE].steps if s.model.format == view.reference]
     if not made or not before:
         chain = " → ".join(step.model.format for step in steps)
         raise StageError(
             f"{builds[variant].branch.name} cannot be compared layer by layer: its steps give {chain}",
-            fix=f"it takes a float {form.reference} file and one of {', '.join(form.quantized)}",
+            fix=f"it takes a float {view.reference} file and one of {', '.join(view.quantized)}",
         )
     return before[-1], made[0]
 
@@ -262,10 +249,10 @@ def _hops(
         run = partial(bench.run, evaluation=evaluation, limit=PROBE_SAMPLES)
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
         first = run(source, batch=SOURCE_BATCH, options={"trust": recipe.model.trust})
-        trail = [Trail("source", source.format, True, first)]
+        step_outputs = [StepOutputs("source", source.format, True, first)]
         for step, names, lossless, trained in judged_steps(built.steps, source, host):
-            trail.append(Trail(names, step.model.format, lossless, run(step.model), trained))
-        hops = assemble.hops_of(trail)
+            step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
+        hops = assemble.hops_of(step_outputs)
     watch(Event(branch=name, step="compare steps", status="done"))
     return hops
 
@@ -304,7 +291,9 @@ def _measured(
     plan.demand_possible()
     builds = build(plan, store, watch)
     measured = measure(plan, builds, store, device_folders, watch)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
-        rows, _ = assemble.results(plan, builds, measured, Path(scratch))
+    scratch = tempfile.TemporaryDirectory(prefix="edgeopt-")
+    with scratch as name, Scorer(recipe.metrics, measured.labels) as scorer:
+        assemble.source_result(plan, measured, scorer)
+        rows, _ = assemble.results(plan, builds, measured, scorer, Path(name))
     row = next(row for row in rows if row.variant == variant)
     return Before(variant=title, status=row.status, reason=row.reason, measurements=row.measurements)

@@ -1,7 +1,7 @@
 """The same file and inputs on several devices: how far their outputs are apart, and from which layer on."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,18 +9,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.commands.profile import fit_layout
+from edgeopt.config.files import file_digest
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.evaluation.comparison import difference, distance, output_scales
+from edgeopt.evaluation.comparison import difference, distance
+from edgeopt.formats.known import format_named
 from edgeopt.formats.source import inspect
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec, file_digest
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Dataset
-from edgeopt.run.bench import Bench, Evaluation, Outcome
+from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.outcome import Outcome
 from edgeopt.run.store import Store
 
-CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"}
-"""Operators that only write values in another type: they cannot make a difference of their own."""
 FLOAT_NOISE = 1e-5
 """Share of a layer's largest value: what another order of float32 sums makes of it, and no more."""
 
@@ -154,13 +155,13 @@ def _row(
     if not outcome.outputs:
         return DeviceParity(status="skipped", reason="it compiles, and gives no outputs", **common)
     try:
-        found = difference(reference.outputs, outcome.outputs, output_scales(reference.info))
+        found = difference(reference.outputs, outcome.outputs, reference.output_scales)
     except UsageError as error:
         return DeviceParity(status="failed", reason=error.message, **common)
     layer, note = None, ""
     if found.differing:
         sides = {side.device.name: side.run(model, evaluation, layers=found.worst) for side in (first, bench)}
-        layer, note = first_layer(sides)
+        layer, note = first_layer(sides, format_named(model.format).casts)
     return DeviceParity(
         differing=found.differing,
         max_error=found.max_error,
@@ -172,15 +173,20 @@ def _row(
     )
 
 
-def first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, str]:
-    """The first layer that differs on the samples that differ most, or why it is not known."""
+def first_layer(
+    sides: Mapping[str, Outcome], casts: Collection[str] = ()
+) -> tuple[LayerDifference | None, str]:
+    """The first layer that differs on the samples that differ most, or why it is not known.
+
+    ``casts`` are operators that only write values in another type: they make no difference of their own.
+    """
     silent = [name for name, outcome in sides.items() if not outcome.layers]
     if silent:
         return None, f"{' and '.join(silent)} cannot tell what the layers give"
     one, other = sides.values()
-    there = {told["name"]: index for index, told in enumerate(other.info["layers"])}
+    there = {told["name"]: index for index, told in enumerate(other.layer_infos)}
     compared = 0
-    for index, told in enumerate(one.info["layers"]):
+    for index, told in enumerate(one.layer_infos):
         if told["name"] not in there:
             continue  # the other runtime made one operator of several
         values, others = one.layers[index], other.layers[there[told["name"]]]
@@ -189,7 +195,7 @@ def first_layer(sides: Mapping[str, Outcome]) -> tuple[LayerDifference | None, s
         compared += 1
         apart = layer_difference(values, others)
         if apart is not None:
-            if all(later["operator"] in CONVERSIONS for later in one.info["layers"][index:]):
+            if all(later["operator"] in casts for later in one.layer_infos[index:]):
                 return None, _unknown_inside(compared - 1)
             kind = "max_steps" if np.issubdtype(values.dtype, np.integer) else "max_error"
             return LayerDifference(

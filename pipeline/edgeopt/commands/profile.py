@@ -1,29 +1,24 @@
 """Measures one finished file on one device, whoever made it."""
 
-import datetime
-import importlib.metadata
-import shlex
-import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.devices.lint import lint_artifact, lint_measured, summary
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.evaluation.measurements import conditions, latency, measurement, of_the_device, sizes
+from edgeopt.formats.known import format_named
 from edgeopt.formats.source import inspect
-from edgeopt.model import Model, Preprocessing, TensorSpec, file_digest
-from edgeopt.plugin import Dataset, Metric
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Dataset, Metric, NamedMetric
 from edgeopt.recipe.document import Latency
-from edgeopt.results import EMULATED, Artifact, Report, Result, Run
-from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.results import Artifact, Report
+from edgeopt.run.assemble import RunClock, result_of
+from edgeopt.run.bench import Bench, Evaluation, timing_of
+from edgeopt.run.readings import readings
+from edgeopt.run.scoring import Scorer
 from edgeopt.run.store import Store
-
-UNTOLD = ("torchscript", "torchscript_module")
-"""Formats that do not hold the shapes of their inputs."""
 
 
 def profile(
@@ -33,7 +28,7 @@ def profile(
     device_folders: tuple[Path, ...] = (),
     dataset: Dataset | None = None,
     preprocessing: Preprocessing | None = None,
-    metrics: tuple[Metric, ...] = (),
+    metrics: Sequence[Metric | NamedMetric] = (),
     inputs: tuple[TensorSpec, ...] = (),
     protocol: Latency | None = None,
     trust: bool = False,
@@ -53,11 +48,12 @@ def profile(
         UsageError: the file is not a model, or the device has no runtime for it.
         DeviceError: the device cannot be reached or refuses the file.
     """
-    started, clock = datetime.datetime.now().astimezone(), time.monotonic()
+    clock = RunClock()
     path = Path(file)
     target = load_device(device, device_folders)
     source = inspect(path, trust=trust)
     model = source.model.model_copy(update={"inputs": inputs or source.model.inputs})
+    kind = format_named(model.format)
     if model.format not in target.runtimes:
         raise UsageError(
             f"device {device} has no runtime for {model.format}",
@@ -68,7 +64,9 @@ def profile(
         bench = Bench(target, build_agent(folder / "agent.pyz"), Store(folder / "store")).open()
         if bench.failure:
             raise DeviceError(bench.failure)
-        if not model.inputs and model.format in UNTOLD:
+        if not model.inputs and not kind.tells_inputs and dataset is not None:
+            model = model.model_copy(update={"inputs": _as_sampled(dataset)})
+        if not model.inputs and not kind.tells_inputs:
             raise UsageError(
                 f"{path} does not tell what it takes", fix="give the shape of every input: --shape 1,3,32,32"
             )
@@ -81,66 +79,59 @@ def profile(
         outcome = bench.run(
             model,
             evaluation,
-            latency=(protocol or Latency()).model_dump(),
+            latency=timing_of(protocol or Latency()),
             options={"trust": trust} if trust else {},
         )
         if outcome.error:
             raise DeviceError(f"{path.name} on {device}: {outcome.error}")
-        values = sizes(path) if path.is_file() else {}
-        findings = summary(
-            [
-                *lint_artifact(path, target, model.format),
-                *lint_measured(outcome.info.get("measurements") or {}, target),
-            ]
-        )
-        labels = evaluation.labels(model.inputs) if dataset is not None else None
         executed = bool(outcome.outputs)  # a compiler gives figures, and nothing to judge
-        for metric in metrics if executed else ():
-            if metric.against != "labels":
-                raise UsageError(
-                    f"{registry.plugin_name(metric)} compares with a source model: use edgeopt optimize"
-                )
-            if labels is None:
-                raise UsageError(
-                    f"{registry.plugin_name(metric)} needs labelled data", fix="give it with --data"
-                )
-            values[registry.plugin_name(metric)] = measurement(
-                metric.score(outcome.outputs[0], labels), metric.unit
-            )
-        values |= latency(outcome.info, outcome.times)
-        if target.emulated:
-            values = of_the_device(values)
-    artifact = (
-        Artifact(path=str(path), digest=file_digest(path), size_bytes=path.stat().st_size)
-        if path.is_file()
-        else None
-    )
-    result = Result(
+        labels = evaluation.labels(model.inputs) if dataset is not None else None
+        named = [NamedMetric.of(metric) for metric in metrics]
+        _check_metrics(named, labels, executed=executed)
+        with Scorer(named, labels) as scorer:
+            scores = scorer.source(outcome.outputs[0]) if executed else {}
+        findings = lint_artifact(path, target, model.format) + lint_measured(outcome.measurements, target)
+        read = readings(model, target, outcome._replace(remarks=tuple(summary(findings))))
+    result = result_of(
+        outcome,
         variant=path.stem,
         format=model.format,
         device=target.name,
-        status="ok",
-        artifact=artifact,
-        measurements=values,
-        runtime=outcome.runtime,
-        layers=tuple(outcome.info.get("details") or ()),
-        notes=(
-            *(("random inputs: no accuracy",) if dataset is None and executed else ()),
-            *outcome.info.get("notes", ()),
-            *findings,
-            *conditions(outcome.info),
-            *((EMULATED,) if target.emulated and outcome.outputs else ()),
+        artifact=Artifact(path=str(path), digest=kind.digest(path), size_bytes=kind.size_bytes(path)),
+        measurements=read.values | scores,
+        notes=(*(("random inputs: no accuracy",) if dataset is None and executed else ()), *read.notes),
+    )
+    return Report(
+        recipe=path.name,
+        run=clock.record(
+            evaluation_digest=evaluation.digest, samples=len(outcome.outputs[0]) if executed else 0
         ),
+        environment={target.name: dict(bench.probe or {})},
+        metrics=scorer.infos(),
+        results=(result,),
     )
-    run = Run(
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - clock, 3),
-        command=shlex.join(["edgeopt", *sys.argv[1:]]),
-        edgeopt=importlib.metadata.version("edgeopt"),
-        evaluation_digest=evaluation.digest,
-        samples=len(outcome.outputs[0]) if executed else 0,
+
+
+def _as_sampled(dataset: Dataset) -> tuple[TensorSpec, ...]:
+    """Inputs in the shapes of the first sample."""
+    sample = next(iter(dataset.samples()), None)
+    values = sample.inputs if sample is not None else ()
+    return tuple(
+        TensorSpec(name=f"input_{index}", shape=(1, *value.shape)) for index, value in enumerate(values)
     )
-    return Report(recipe=path.name, run=run, environment={target.name: bench.probe}, results=(result,))
+
+
+def _check_metrics(metrics: Sequence[NamedMetric], labels: Array | None, *, executed: bool) -> None:
+    """Refuse metrics that need what is not there.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    for name, metric in metrics if executed else ():
+        if metric.against != "labels":
+            raise UsageError(f"{name} compares with a source model: use edgeopt optimize")
+        if labels is None:
+            raise UsageError(f"{name} needs labelled data", fix="give it with --data")
 
 
 def fit_layout(model: Model, preprocessing: Preprocessing, dataset: Dataset) -> tuple[Model, Preprocessing]:

@@ -12,20 +12,20 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeopt.commands.optimize import parts
 from edgeopt.config import registry
+from edgeopt.config.files import file_digest
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.devices.device import shipped
 from edgeopt.errors import CannotRunError, RecipeError, StageError, UsageError, VerificationError
-from edgeopt.formats.semantic_graph import first_difference, semantic_digest
-from edgeopt.model import content_digest, file_digest
+from edgeopt.formats.known import format_named, model_digest
 from edgeopt.plugin import Stage
 from edgeopt.publish.trust.provenance import FILE, Statement, read_statement
-from edgeopt.publish.unpacking import check_name
+from edgeopt.publish.unpacking import check_path
 from edgeopt.recipe.planner import Branch, Plan, make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build
+from edgeopt.run.preflight import datasets_of
 from edgeopt.run.store import Store
 
 RECIPE: Final = "recipe.yaml"
@@ -90,7 +90,7 @@ def reproduce(
         CannotRunError: it cannot be built here.
     """
     record = read_statement(bundle / FILE)
-    model = _recorded_file(bundle, record)
+    model = _recorded_model(bundle, record)
     folders = [folder.resolve() for folder in (*beside, shipped("recipes"))]
     with ExitStack() as cleanup:
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-")))
@@ -102,15 +102,22 @@ def reproduce(
         return _compared(record, model, built.steps[-1].model.path, _changes(record, branch))
 
 
-def _recorded_file(bundle: Path, record: Statement) -> Path:
-    """The bundle's model file, and with it the recipe, held against the provenance."""
-    for subject in (record.subject[0], *(s for s in record.subject if s.name == RECIPE)):
-        path = bundle / check_name(subject.name)
-        if not path.is_file() or path.is_symlink() or file_digest(path) != subject.only_digest():
+def _recorded_model(bundle: Path, record: Statement) -> Path:
+    """The bundle's model, every file of it and the recipe compared with the provenance."""
+    recorded = {subject.name: subject.only_digest() for subject in record.subject}
+    # The main file lies at the top, and so does the folder of a model that is one.
+    main = check_path(record.subject[0].name)
+    model = bundle / main.parts[0]
+    files = [bundle / main, *([bundle / RECIPE] if RECIPE in recorded else [])]
+    if model.exists():
+        files += format_named(record.asked.format).files(model)
+    for path in files:
+        name = path.relative_to(bundle).as_posix()
+        if not path.is_file() or path.is_symlink() or file_digest(path) != recorded.get(name):
             raise VerificationError(
                 f"{path} is not the file that {FILE} tells of", fix="pull the bundle again"
             )
-    return bundle / record.subject[0].name
+    return model
 
 
 def _planned(
@@ -184,7 +191,7 @@ def _texts(value: object) -> Iterator[str]:
 def _needed(chain: Sequence[str]) -> set[str]:
     """The uses of data that stages of these names may look at, so that others need not lie here."""
     try:
-        stages = [registry.find("stages", name) for name in chain if ":" not in name]
+        stages = [registry.find(Stage, name) for name in chain if ":" not in name]
     except UsageError:
         stages = []  # of another version: the plan will tell
     if len(stages) < len(chain):
@@ -192,7 +199,7 @@ def _needed(chain: Sequence[str]) -> set[str]:
     needed: set[str] = set()
     for stage in stages:
         assert issubclass(stage, Stage)
-        searches = stage.own_minutes is not Stage.own_minutes
+        searches = stage.extra_minutes is not Stage.extra_minutes
         if stage.needs_calibration or stage.needs_training or searches:
             needed.add("calibration")
         if stage.needs_training or searches:
@@ -202,8 +209,8 @@ def _needed(chain: Sequence[str]) -> set[str]:
 
 def _check_ingredients(record: Statement, plan: Plan, branch: Branch) -> None:
     """Model and data are those that the record names."""
-    found = {"source": (str(plan.source.path), content_digest(plan.source.path))}
-    for part, dataset in parts(plan.recipe).items():
+    found = {"source": (str(plan.source.path), model_digest(plan.source))}
+    for part, dataset in datasets_of(plan.recipe).items():
         found[part] = (f"data.{part}", dataset.digest())
     for name, (where, digest) in found.items():
         recorded = record.ingredients.get(name, digest)
@@ -236,18 +243,20 @@ def _changes(record: Statement, branch: Branch) -> list[str]:
 
 
 def _compared(record: Statement, model: Path, rebuilt: Path, changes: Sequence[str]) -> Reproduction:
-    asked, digest = record.asked, file_digest(rebuilt)
-    compiled = record.built != record.subject[0].only_digest()
+    asked = record.asked
+    kind = format_named(asked.format)
+    digest = kind.digest(rebuilt)
+    compiled = record.built != kind.digest(model)
     notes = [f"what the compiler of {asked.device} made of it was not made again"] if compiled else []
     verdict: Literal["same", "same graph and tensors", "different"] = SAME
     if digest != record.built:
         verdict = DIFFERENT
         if compiled:
             changes = [*changes, f"the bundle holds only what the compiler of {asked.device} made of it"]
-        elif semantic_digest(rebuilt, asked.format) == semantic_digest(model, asked.format):
+        elif kind.semantic_digest(rebuilt) == kind.semantic_digest(model):
             verdict = EQUIVALENT
         else:
-            first = first_difference(model, rebuilt, asked.format)
+            first = kind.first_difference(model, rebuilt)
             changes = [f"first difference: {first}", *changes] if first else changes
     return Reproduction(
         verdict=verdict,

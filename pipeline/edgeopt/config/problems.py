@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from edgeopt.config.registry import nearest
+from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.config.yaml_source import Positions
 from edgeopt.errors import Problem, RecipeError

@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
+from edgeopt.config.files import file_digest
 from edgeopt.errors import UsageError
-from edgeopt.model import file_digest
 
 
 def _existing(value: object, info: ValidationInfo) -> object:

@@ -4,30 +4,45 @@ Look-up order: ``package.module:Class`` (a user's own, no packaging needed), the
 ``edgeopt.<kind>``, the shipped module. There is no table to keep up to date.
 """
 
-import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from edgeopt.config.files import file_digest
+from edgeopt.config.nearest import nearest
+from edgeopt.config.references import Code
 from edgeopt.errors import UsageError
-from edgeopt.model import file_digest
-from edgeopt.plugin import Code, Connection, Dataset, Metric, Plugin, Stage
 
-Kind = Literal["stages", "datasets", "metrics", "connections"]
+Kind = Literal["stages", "formats", "datasets", "metrics", "connections", "runtimes"]
 
-BASES: dict[Kind, type[Plugin]] = {
-    "stages": Stage,
-    "datasets": Dataset,
-    "metrics": Metric,
-    "connections": Connection,
+HOMES: dict[Kind, str] = {
+    "stages": "edgeopt.stages",
+    "formats": "edgeopt.formats.*",
+    "datasets": "edgeopt.evaluation.datasets",
+    "metrics": "edgeopt.evaluation.metrics",
+    "connections": "edgeopt.devices.connections",
+    "runtimes": "edgeopt.devices.agent.runtimes",
 }
+"""Where the shipped ones lie. A module whose name begins with ``_`` is what several of them share.
 
-P = TypeVar("P", bound=Plugin)
+The star stands for every folder with a module of its own name: ``formats/onnx`` has ``onnx.py``, and so its
+modules are formats; ``formats/wire`` has no ``wire.py``, and so they are not.
+"""
+
+
+class Base(Protocol):
+    """What the base class of a kind says of itself."""
+
+    plugin_kind: ClassVar[Kind]
+
+
+P = TypeVar("P", bound=Base)
 
 
 def class_name(name: str) -> str:
@@ -35,45 +50,25 @@ def class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean 'x'?`` or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(sorted(known))}" if known else ""
-
-
-HOMES: dict[Kind, str] = {
-    "stages": "edgeopt.stages",
-    "datasets": "edgeopt.evaluation.datasets",
-    "metrics": "edgeopt.evaluation.metrics",
-    "connections": "edgeopt.devices.connections",
-}
-
-
 @cache
 def names(kind: Kind) -> tuple[str, ...]:
     """Names of all plugins of a kind, shipped and from entry points."""
-    package = importlib.import_module(HOMES[kind])
-    shipped = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"}
-    return tuple(sorted(shipped | {name for of, name in _entry_points() if of == kind}))
+    return tuple(sorted({*shipped(kind), *(name for of, name in entry_points() if of == kind)}))
 
 
-@cache
-def find(kind: Kind, name: str, roots: tuple[Path, ...] = ()) -> type[Plugin]:
-    """The plugin class called ``name``.
+def shipped(kind: Kind) -> tuple[str, ...]:
+    """Names of the shipped plugins of a kind."""
+    return tuple(sorted(_modules(kind)))
+
+
+def find(base: type[P], name: str, roots: tuple[Path, ...] = ()) -> type[P]:
+    """The plugin called ``name`` of the kind that ``base`` stands for.
 
     Raises:
         UsageError: there is none of that name, or it is not of this kind.
     """
-    base = BASES[kind]
-    if ":" in name:
-        try:
-            found = Code.model_validate(name, context={"roots": roots}).load()
-        except ValueError as error:
-            raise UsageError(f"no {kind[:-1]} {name!r}: {error}") from error
-    else:
-        found = _installed(kind, name) or _shipped(kind, name)
+    kind = base.plugin_kind
+    found = _load(kind, name, roots)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(
             f"{name!r} is not a {kind[:-1]}: it must be a subclass of edgeopt.plugin.{base.__name__}"
@@ -81,30 +76,22 @@ def find(kind: Kind, name: str, roots: tuple[Path, ...] = ()) -> type[Plugin]:
     return found
 
 
-def _installed(kind: Kind, name: str) -> Any:
-    point = _entry_points().get((kind, name))
-    return point and point.load()
+def plugins(base: type[P]) -> dict[str, type[P]]:
+    """All plugins of a kind that can be found by name."""
+    return {name: find(base, name) for name in names(base.plugin_kind)}
 
 
-@cache
-def _entry_points() -> dict[tuple[Kind, str], importlib.metadata.EntryPoint]:
-    """The plugins that other distributions bring. One look opens a file of each of them, so there is one."""
-    every = importlib.metadata.entry_points()
-    return {(kind, point.name): point for kind in BASES for point in every.select(group=f"edgeopt.{kind}")}
+def plugin_name(plugin: object) -> str:
+    """The name under which a recipe finds this plugin."""
+    kind = type(plugin)
+    name = kind.__module__.rpartition(".")[2]
+    if _modules(kind.plugin_kind).get(name) == kind.__module__:  # type: ignore[attr-defined]
+        return name
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for (_, name), point in entry_points().items() if point.value == place), place)
 
 
-def _shipped(kind: Kind, name: str) -> Any:
-    if name not in names(kind):
-        raise UsageError(f"no {kind[:-1]} {name!r}{nearest(name, names(kind))}")
-    return getattr(importlib.import_module(f"{HOMES[kind]}.{name}"), class_name(name))
-
-
-def stages() -> dict[str, type[Stage]]:
-    """All stages that can be found by name: what the planner searches."""
-    return {name: cast(type[Stage], find("stages", name)) for name in names("stages")}
-
-
-def code_digest(plugin: Plugin) -> str:
+def code_digest(plugin: object) -> str:
     """sha256 of the file that a user's own plugin lies in; '' for shipped ones, which have a revision."""
     module = sys.modules.get(type(plugin).__module__)
     if module is None or module.__name__.startswith("edgeopt.") or not module.__file__:
@@ -112,10 +99,48 @@ def code_digest(plugin: Plugin) -> str:
     return file_digest(Path(module.__file__))
 
 
-def plugin_name(plugin: Plugin) -> str:
-    """The name under which a recipe finds this plugin."""
-    kind = type(plugin)
-    module = kind.__module__
-    if module.startswith("edgeopt."):
-        return module.rpartition(".")[2]
-    return f"{module}:{kind.__qualname__}"
+@cache
+def _modules(kind: Kind) -> dict[str, str]:
+    """The shipped modules of a kind, by the names of their plugins."""
+    return {name.rpartition(".")[2]: name for name in _walk(HOMES[kind])}
+
+
+def _walk(home: str) -> Iterator[str]:
+    package = home.removesuffix(".*")
+    spec = importlib.util.find_spec(package)
+    inside = list(pkgutil.iter_modules(spec.submodule_search_locations if spec else None))
+    if package != home:
+        folders = [f"{package}.{each.name}" for each in inside if each.ispkg]
+        rooms = {folder: list(_walk(folder)) for folder in folders}
+        yield from (
+            name
+            for folder, names in rooms.items()
+            if f"{folder}.{folder.rpartition('.')[2]}" in names
+            for name in names
+        )
+        return
+    for module in inside:
+        if not module.ispkg and not module.name.startswith("_"):
+            yield f"{package}.{module.name}"
+
+
+@cache
+def _load(kind: Kind, name: str, roots: tuple[Path, ...]) -> Any:
+    if ":" in name:
+        try:
+            return Code.model_validate(name, context={"roots": roots}).load()
+        except ValueError as error:
+            raise UsageError(f"no {kind[:-1]} {name!r}: {error}") from error
+    if (point := entry_points().get((kind, name))) is not None:
+        return point.load()
+    module = _modules(kind).get(name)
+    if module is None:
+        raise UsageError(f"no {kind[:-1]} {name!r}{nearest(name, names(kind))}")
+    return getattr(importlib.import_module(module), class_name(name))
+
+
+@cache
+def entry_points() -> dict[tuple[Kind, str], importlib.metadata.EntryPoint]:
+    """The plugins that other distributions bring. One look opens a file of each of them, so there is one."""
+    every = importlib.metadata.entry_points()
+    return {(kind, point.name): point for kind in HOMES for point in every.select(group=f"edgeopt.{kind}")}

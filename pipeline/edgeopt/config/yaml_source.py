@@ -9,6 +9,7 @@ from edgeopt.errors import Problem, RecipeError
 Path = tuple[str | int, ...]
 Positions = dict[Path, tuple[int, int]]
 
+DEEPEST = 100
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -22,7 +23,10 @@ def read_yaml(text: str, file: str) -> tuple[Any, Positions]:
         RecipeError: for text that is not YAML, with the parser's own position.
     """
     try:
+        _demand_shallow(text, file)
         root = yaml.compose(text, Loader=_Loader)
+    except UnicodeEncodeError as error:
+        raise RecipeError(file, [Problem(f"not text: {error.reason} at letter {error.start + 1}")]) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -35,6 +39,24 @@ def read_yaml(text: str, file: str) -> tuple[Any, Positions]:
     if reader.problems:
         raise RecipeError(file, reader.problems)
     return value, reader.positions
+
+
+def _demand_shallow(text: str, file: str) -> None:
+    """Refuse what is nested deeper than anybody writes, before it is read by functions that call themselves.
+
+    Raises:
+        RecipeError: with the place of the bracket that is too much.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                mark = event.start_mark
+                problem = Problem(f"nested more than {DEEPEST} deep", mark.line + 1, mark.column + 1)
+                raise RecipeError(file, [problem])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _Reader:

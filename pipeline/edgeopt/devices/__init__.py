@@ -1,0 +1,1 @@
+"""Device descriptions, lint, Python environments and locks."""

@@ -1,9 +1,12 @@
-"""Packs the agent into one file that any Python 3.8 with numpy can run."""
+"""Packs the agent into a single file that runs on Python 3.8 or newer with numpy."""
 
-import os
-import tempfile
+import importlib.util
 import zipfile
 from pathlib import Path
+
+from edgeopt.config import registry
+from edgeopt.config.files import replacing
+from edgeopt.errors import UsageError
 
 SOURCE = Path(__file__).parent / "agent"
 PACKAGE = "edgeopt_agent"
@@ -14,34 +17,48 @@ MODE = 0o100644 << 16
 
 
 def build_agent(target: Path) -> Path:
-    """Write the agent to ``target``; the same sources give the same bytes. Complete or absent.
+    """Write the agent to ``target``, atomically; the same sources give the same bytes.
 
     Raises:
-        OSError: when the folder of ``target`` cannot be written.
+        OSError: the folder of ``target`` is not writable.
     """
     entries = {"__main__.py": MAIN.encode()}
     for file in SOURCE.rglob("*.py"):
         entries[f"{PACKAGE}/{file.relative_to(SOURCE).as_posix()}"] = file.read_bytes()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(SHEBANG)
-            # Stored, not deflated: compressed bytes depend on the zlib at hand.
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                for name in sorted(entries):
-                    about = zipfile.ZipInfo(name, EPOCH)
-                    about.external_attr = MODE
-                    about.create_system = 3
-                    archive.writestr(about, entries[name])
-        Path(scratch).chmod(0o644)
-        os.replace(scratch, target)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    for name, content in _installed_runtimes().items():
+        entries[f"{PACKAGE}/runtimes/{name}.py"] = content
+    with replacing(target) as scratch, scratch.open("wb") as stream:
+        stream.write(SHEBANG)
+        # Stored, not deflated: compressed bytes depend on the zlib version.
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(entries):
+                info = zipfile.ZipInfo(name, EPOCH)
+                info.external_attr = MODE
+                info.create_system = 3
+                archive.writestr(info, entries[name])
     return target
 
 
 def runtime_names() -> list[str]:
-    """The runtimes that the agent knows, by the names of their files."""
-    return sorted(file.stem for file in (SOURCE / "runtimes").glob("*.py") if file.stem != "__init__")
+    """Names of the agent's runtimes: those of its own modules and of entry points."""
+    return list(registry.names("runtimes"))
+
+
+def _installed_runtimes() -> dict[str, bytes]:
+    """Source of each single-file module that a distribution registers under ``edgeopt.runtimes``.
+
+    Raises:
+        UsageError: a module is not found, or is not a single Python file.
+    """
+    found = {}
+    for (kind, name), point in registry.entry_points().items():
+        if kind != "runtimes":
+            continue
+        spec = importlib.util.find_spec(point.module)
+        if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
+            raise UsageError(
+                f"the entry point {name!r} of edgeopt.runtimes, {point.value!r}, is not a single-file module",
+                fix="let it name a module that defines the class Session and is a single file",
+            )
+        found[name] = Path(spec.origin).read_bytes()
+    return found

@@ -1,7 +1,7 @@
-"""Python environments of their own, for runtimes that cannot live beside the others.
+"""Separate Python environments, for runtimes that conflict with the others.
 
-They are made by an explicit command and found again by name. A marker file written last tells a
-complete environment from one whose making was interrupted.
+An explicit command creates them; they are looked up by name. A marker file, written last, distinguishes
+a complete environment from one whose creation was interrupted.
 """
 
 import json
@@ -15,24 +15,27 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeopt.config.files import write_text
 from edgeopt.errors import DeviceError, UsageError
 
 HOME_VARIABLE = "EDGEOPT_HOME"
 MARKER = "complete.json"
 PREFERRED = (3, 11)
-"""The newest Python that has wheels of the oldest runtime, tflite-runtime 2.14."""
+"""The newest Python with wheels of tflite-runtime 2.14, the oldest runtime."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def environment_folder(name: str) -> Path:
-    """Where the environment called ``name`` lies; ``EDGEOPT_HOME`` moves all of them.
+    """The folder of the environment ``name``; ``EDGEOPT_HOME`` relocates all environments.
 
     Raises:
-        UsageError: the name cannot be the name of a folder.
+        UsageError: ``name`` is not a valid folder name.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name an environment", fix="use letters, digits, '.', '_' and '-'")
+        raise UsageError(
+            f"{name!r} is not a valid environment name", fix="use letters, digits, '.', '_' and '-'"
+        )
     home = os.environ.get(HOME_VARIABLE)
     base = Path(home).expanduser().absolute() if home else platformdirs.user_data_path("edgeopt")
     return base / "environments" / name
@@ -42,7 +45,7 @@ def environment_python(name: str) -> Path:
     """The interpreter of an environment.
 
     Raises:
-        DeviceError: it has not been set up, or not completely.
+        DeviceError: the environment is not set up, or only partly.
     """
     folder = environment_folder(name)
     python = _python_of(folder)
@@ -54,40 +57,38 @@ def environment_python(name: str) -> Path:
 
 
 def setup_environment(name: str, requirements: Sequence[str], say: Callable[[str], None]) -> None:
-    """Make the environment ``name`` with ``requirements``, wheels only; nothing to do if it is there.
+    """Create the environment ``name`` with ``requirements``, from wheels only; a no-op if it exists.
 
     Raises:
-        DeviceError: the environment cannot be made, with pip's last words.
+        DeviceError: the environment cannot be created; includes pip's last line of output.
     """
     folder = environment_folder(name)
     if _installed(folder) == sorted(requirements):
         say(f"{name}: already set up in {folder}")
         return
     interpreter = _interpreter()
-    say(f"{name}: making {folder} with {interpreter}")
+    say(f"{name}: creating {folder} with {interpreter}")
     try:
-        # An environment holds its own path, so it is made where it will stay and marked when done.
+        # An environment contains its own path: it is created in place and marked when complete.
         if folder.exists():
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeviceError(
-            f"cannot make {folder}: {error}", fix=f"choose a writable place with {HOME_VARIABLE}"
+            f"cannot create {folder}: {error}", fix=f"set {HOME_VARIABLE} to a writable folder"
         ) from error
-    _carry_out([interpreter, "-m", "venv", str(folder)], f"cannot make the environment {name!r}")
+    _run([interpreter, "-m", "venv", str(folder)], f"cannot create the environment {name!r}")
     if requirements:
         say(f"{name}: installing {', '.join(requirements)}")
         command = [str(_python_of(folder)), "-m", "pip", "install", "--only-binary=:all:", "--no-input"]
         command += ["--disable-pip-version-check", "--quiet", *requirements]
-        _carry_out(command, f"cannot install {', '.join(requirements)} for {interpreter}")
-    scratch = folder / f"{MARKER}.part"
-    scratch.write_text(json.dumps({"requirements": sorted(requirements)}), "utf-8")
-    os.replace(scratch, folder / MARKER)
+        _run(command, f"cannot install {', '.join(requirements)} for {interpreter}")
+    write_text(folder / MARKER, json.dumps({"requirements": sorted(requirements)}))
     say(f"{name}: ready")
 
 
 def _installed(folder: Path) -> list[str] | None:
-    """The requirements of a complete environment."""
+    """The requirements of a complete environment, None if it is incomplete."""
     if not _python_of(folder).exists():
         return None
     try:
@@ -107,12 +108,12 @@ def _python_of(folder: Path) -> Path:
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
-def _carry_out(command: list[str], failure: str) -> None:
+def _run(command: list[str], failure: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
         raise DeviceError(
             f"{failure}: {lines[-1].strip() if lines else f'exit code {done.returncode}'}",
-            fix="the packages come as wheels from the index that pip is set up for",
+            fix="the index that pip is configured for must offer these packages as wheels",
         )

@@ -1,4 +1,4 @@
-"""One job at a time per device: runs of this machine that want the same device wait for each other."""
+"""One job at a time per device: processes on this machine take turns on a device."""
 
 import fcntl
 import logging
@@ -21,34 +21,34 @@ _ours: dict[str, threading.RLock] = {}
 _depth: dict[str, int] = {}
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     logging.getLogger("edgeopt").warning(text)
 
 
 @contextmanager
-def device_lock(name: str, connection: object, say: Callable[[str], None] = _say) -> Iterator[None]:
-    """Have a device alone; the same thread may ask again for what it has.
+def device_lock(name: str, connection: object, say: Callable[[str], None] = _warn) -> Iterator[None]:
+    """Hold a device exclusively; reentrant within a thread.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's: it is released when the process ends, however it ends.
 
     Args:
         name: the device's name.
-        connection: how it is reached, as plain values: two devices of one name may be two machines.
-        say: told in one line when another process has the device and this one waits.
+        connection: its connection as plain values: two devices with one name may be two machines.
+        say: called with one line when another process holds the device and this one waits.
 
     Raises:
-        DeviceError: there is no place for a lock.
+        DeviceError: the lock file cannot be created.
     """
     key = digest_of([name, connection])
     with _guard:
         own = _ours.setdefault(key, threading.RLock())
     with own:
         if _depth.get(key, 0):
-            yield  # nobody but this thread gets here
+            yield  # only this thread gets here
             return
         descriptor = _open(f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}-{key[:16]}.lock")
         try:
-            _take(descriptor, name, say)
+            _acquire(descriptor, name, say)
             _depth[key] = 1
             yield
         finally:
@@ -56,34 +56,34 @@ def device_lock(name: str, connection: object, say: Callable[[str], None] = _say
             os.close(descriptor)
 
 
-def _take(descriptor: int, name: str, say: Callable[[str], None]) -> None:
+def _acquire(descriptor: int, name: str, say: Callable[[str], None]) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
         say(f"device {name} is in use by process {holder}: waiting for its job to end")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    # The file stays: removing it would let a third process lock another file of the same name.
+    # The file stays: if it were removed, a third process could lock a new file of the same name.
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def _open(name: str) -> int:
     failure: OSError | None = None
-    for place in _places():
+    for place in _lock_folders():
         try:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             return os.open(place / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             failure = error
     raise DeviceError(
-        f"no place for the lock of a device: {failure}",
-        fix=f"name a folder that can be written with {HOME_VARIABLE}",
+        f"cannot create the lock file of a device: {failure}",
+        fix=f"set {HOME_VARIABLE} to a writable folder",
     )
 
 
-def _places() -> tuple[Path, ...]:
-    """Where locks may lie; the second is for accounts without a home folder, as containers have them."""
+def _lock_folders() -> tuple[Path, ...]:
+    """Candidate folders for locks; the second is for accounts without a home folder, as in containers."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
         return (Path(home).expanduser().absolute() / "locks",)

@@ -1,0 +1,1 @@
+"""Pure judging: samples, statistics, comparison of outputs and layers, gates, baselines, diagnosis."""

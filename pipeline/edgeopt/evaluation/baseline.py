@@ -11,15 +11,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeopt.config.files import write_text
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.statistics import Paired, decide
-from edgeopt.results import Report, Result, Verdict
-from edgeopt.run.packing import Samples
+from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
 DECIMALS = 6
-VOLATILE = ("latency_", "load_ms", "peak_memory", "gpu_memory", "energy", "estimated_latency")
-"""Measurements of a moment: they would change the file with every run and are judged by no one."""
 
 
 class _Part(BaseModel):
@@ -97,7 +95,8 @@ def _entry(result: Result) -> Entry:
     kept = {
         name: round(value.value, DECIMALS)
         for name, value in sorted(result.measurements.items())
-        if not name.startswith(VOLATILE)
+        # Measurements of a moment would change the file with every run, and are judged by no one.
+        if not (name in MEASUREMENTS and MEASUREMENTS[name].volatile)
     }
     return Entry(
         variant=result.variant,
@@ -116,11 +115,8 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
         UsageError: the file cannot be written.
     """
     record = baseline.model_dump(mode="json", by_alias=True)
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
-        scratch.replace(path)
+        write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", fix="choose another file") from error
 

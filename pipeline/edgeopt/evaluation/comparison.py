@@ -1,22 +1,19 @@
 """How far outputs moved: from one step to the next, and from one device to another. Pure."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
-from edgeopt.results import Hop, Measurement
+from edgeopt.results import Hop, Measurement, snr_db
 
 LOSSLESS_SNR_DB = 60.0
 LOSSLESS_MAX_ERROR = 1e-4
 BROKEN_SNR_DB = 6.0
 BROKEN_AGREEMENT = 0.75
-MAX_SNR_DB = 200.0
-"""Identical outputs have no noise; this stands for infinity, which JSON cannot hold."""
 
 
 class Difference(NamedTuple):
@@ -36,12 +33,16 @@ class Difference(NamedTuple):
 
     def measurements(self) -> dict[str, Measurement]:
         """As they stand in a report."""
-        found = {"parity_max_error": Measurement(value=self.max_error, n=self.samples)}
-        if self.max_steps is not None:
-            found = {"parity_max_steps": Measurement(value=self.max_steps, unit="steps", n=self.samples)}
-        if self.flips is not None:
-            found["parity_flips"] = Measurement(value=self.flips, n=self.samples)
-        return found
+        values = {
+            "parity_max_error": self.max_error if self.max_steps is None else None,
+            "parity_max_steps": self.max_steps,
+            "parity_flips": self.flips,
+        }
+        return {
+            name: Measurement.of(name, value, n=self.samples)
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 def difference(
@@ -91,11 +92,6 @@ def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np
     return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
 
 
-def output_scales(info: Mapping[str, Any]) -> list[float | None]:
-    """Steps of a model's outputs, as the runtime told them; None where one is not quantized."""
-    return list(info.get("output_scales") or ())
-
-
 def hop(
     stage: str, produced: str, *, lossless: bool, before: Array, after: Array, trained: bool = False
 ) -> Hop:
@@ -117,7 +113,7 @@ def hop(
     error = np.abs(old - new)
     worst = float(error.max()) if error.size else 0.0
     noise, signal = float((error**2).sum()), float((old**2).sum())
-    snr = MAX_SNR_DB if noise == 0 else max(-MAX_SNR_DB, 10 * math.log10(max(signal, 1e-300) / noise))
+    snr = snr_db(signal, noise)
     agreement = _agreement(old, new)
     broken = (
         not np.isfinite(new).all()
@@ -128,12 +124,12 @@ def hop(
     same = "" if agreement is None else f", the same answer for {agreement:.1%} of {count} samples"
     reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""
     if not np.isfinite(worst):
-        worst, snr = float(np.finfo(np.float64).max), -MAX_SNR_DB
+        worst = float(np.finfo(np.float64).max)
     return Hop(
         stage=stage,
         produced=produced,
         lossless=lossless,
-        snr_db=snr if math.isfinite(snr) else -MAX_SNR_DB,
+        snr_db=snr,
         max_abs_error=worst,
         agreement=agreement,
         status="broken" if broken else "ok",

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.results import Hop, Measurement
-from edgeopt.run.layer_statistics import Comparison, LayerStatistics
 
 Kind: TypeAlias = Literal[
     "export", "saturation", "clipping", "weight_spread", "input_spread", "activation_spread", "outlier",

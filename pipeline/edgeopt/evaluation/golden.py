@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.config.files import replacing
 from edgeopt.evaluation.samples import fitted, quantize, random_inputs
 from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.plugin import Dataset
@@ -53,11 +54,8 @@ class Golden:
             arrays[f"output_{index}"] = quantize(kept, spec) if quantized and spec is not None else kept
         if self.labels is not None:
             arrays["label"] = self.labels
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.part")
-        with scratch.open("wb") as file:
+        with replacing(path) as scratch, scratch.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        scratch.replace(path)
 
 
 def _picked(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Array, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from edgeopt.evaluation.statistics import Paired, decide
 from edgeopt.model import Array
-from edgeopt.results import Gate, Result, Verdict
+from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
 
 
 class Evidence(NamedTuple):
@@ -27,12 +27,16 @@ AllEvidence: TypeAlias = Mapping[tuple[str, str, str], Evidence]
 
 
 def judge(
-    gates: Sequence[Gate], results: Sequence[Result], evidence: AllEvidence | None = None
+    gates: Sequence[Gate],
+    results: Sequence[Result],
+    evidence: AllEvidence | None = None,
+    failures: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
     """Every gate on every result it concerns. What was not measured fails.
 
     A gate that names no variant concerns the optimized ones as well as ``float``. One that names
-    classes, or asks how sure a drop is, judges the samples themselves: ``evidence`` has them.
+    classes, or asks how sure a drop is, judges the samples themselves: ``evidence`` has them. ``failures``
+    says why a metric could not be computed.
     """
     known = evidence or {}
     verdicts = []
@@ -40,8 +44,12 @@ def judge(
         concerned = [result for result in results if gate.concerns(result)]
         if not concerned:
             verdicts.append(_verdict(gate, None, None, "nothing in this run fits the gate"))
+        failure = (failures or {}).get(gate.metric.removesuffix("_worst_class_drop"), "")
         for result in concerned:
-            if gate.classes or gate.confidence is not None:
+            if failure and result.status == "ok":
+                reason = f"{gate.metric} could not be computed: {failure.splitlines()[0]}"
+                verdicts.append(_verdict(gate, result, None, reason))
+            elif gate.classes or gate.confidence is not None:
                 found = known.get((result.variant, result.format, result.device), Evidence({}))
                 verdicts.append(_by_samples(gate, result, found))
             else:
@@ -102,7 +110,9 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
 
 def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[float | None, str]:
     kind, _ = gate.limit
-    known_anyway = gate.metric in ("size_bytes", "gzip_bytes") and gate.metric in result.measurements
+    shown = MEASUREMENTS.get(gate.metric)
+    # The bytes of a file are known even where it could not be run.
+    known_anyway = shown is not None and shown.kind == "bytes" and gate.metric in result.measurements
     if result.status != "ok" and not (known_anyway and result.status == "skipped"):
         return None, f"not measured: {result.reason.splitlines()[0] if result.reason else result.status}"
     value = result.measurements.get(gate.metric)
@@ -125,7 +135,7 @@ def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[fl
         return value.value - reference.value, ""
     if reference.value == 0:
         return None, f"{gate.metric} of the float variant is 0: there is no ratio to it"
-    if gate.metric.startswith("latency_") and (ratio := result.measurements.get("latency_ratio")) is not None:
+    if shown is not None and (ratio := result.measurements.get(shown.in_turns)) is not None:
         # Two absolute times are never divided: the interleaved ratio is what was measured.
         return ratio.value, ""
     return value.value / reference.value, ""

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.evaluation.layer_statistics import LayerSums, decibels, energy
+from edgeopt.evaluation.layer_statistics import Comparison, LayerSums, energy
+from edgeopt.formats.known import format_named
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Feed
 from edgeopt.plugin.layer_pair import INPUT, Pair, Values
-from edgeopt.run.layer_statistics import Comparison
+from edgeopt.results import snr_db
 
 ALONE_SAMPLES = 16
 """Samples on which the effect of each layer alone is seen: each takes one run per layer."""
-FORMATS = ("onnx", "tflite", "exported_program")
 
 
 class Data(NamedTuple):
@@ -42,7 +42,7 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
     Raises:
         StageError: the files cannot be compared, or there are no samples.
     """
-    pair = open_pair(reference, quantized)
+    pair = format_named(reference.format).open_layers(reference, quantized)
     sums = {layer.key: LayerSums(layer) for layer in pair.layers}
     signal = noise = written_noise = 0.0
     agreed = count = 0
@@ -82,9 +82,9 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
     return Comparison(
         layers=tuple(each.statistics(total, largest) for each in sums.values()),
         samples=count,
-        snr_db=decibels(signal, noise),
+        snr_db=snr_db(signal, noise),
         agreement=agreed / count if classes > 1 else None,
-        written_snr_db=decibels(signal, written_noise) if told_twice else None,
+        written_snr_db=snr_db(signal, written_noise) if told_twice else None,
         clipped_by_data={
             part.name: max(
                 (s.clipped.get(part.name, 0) / max(s.counted.get(part.name, 0), 1) for s in sums.values()),
@@ -129,30 +129,6 @@ def _samples(reference: Model, data: Sequence[Data], samples: int) -> Iterator[t
                 yield name, inputs
                 left.append((name, stream))
         parts = left
-
-
-def open_pair(reference: Model, quantized: Model) -> Pair:
-    """Both files, opened by their format.
-
-    Raises:
-        StageError: layers of this format cannot be looked at.
-    """
-    if reference.format == "onnx":
-        from edgeopt.formats.onnx.graph.paired_layers import OnnxPair
-
-        return OnnxPair(reference.path, quantized.path)
-    if reference.format == "tflite":
-        from edgeopt.formats.tflite.graph.paired_layers import TflitePair
-
-        return TflitePair(reference.path, quantized.path)
-    if reference.format == "exported_program":
-        from edgeopt.formats.torch.lab.paired_layers import TorchPair
-
-        return TorchPair(reference, quantized)
-    raise StageError(
-        f"the layers of {reference.format} files cannot be compared",
-        fix=f"those of {', '.join(FORMATS)} can",
-    )
 
 
 def _distance(value: Array, other: NDArray[np.float64]) -> float:

@@ -1,19 +1,80 @@
-"""Sums over samples from which the statistics of one layer come; memory does not grow with the samples."""
+"""What is known of the layers of a float and a quantized file, once they were run side by side.
 
-import math
+`LayerSums` adds up over samples, so that memory does not grow with them; `LayerStatistics` is the outcome.
+"""
+
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.formats.calibration import Histogram
 from edgeopt.model import Array
 from edgeopt.plugin.layer_pair import Layer
-from edgeopt.run.layer_statistics import LayerStatistics
+from edgeopt.results import snr_db
 
-MAX_DB = 200.0
 LARGEST = 1e15
 """Of an error: squares of larger ones leave no room to add them up."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerStatistics(_Value):
+    """One layer of a float and a quantized file, over all samples."""
+
+    name: str = Field(description="of the operator, or of the tensor it gives")
+    operator: str
+    snr_db: float = Field(description="its output in the quantized model against the float model")
+    own_snr_db: float = Field(description="the same with exact inputs: what this layer adds")
+    alone_snr_db: float = Field(description="the model's output, if this layer alone were quantized")
+    share: float = Field(description="of the error of the model's output, layer by layer")
+    mean_error: float = Field(description="of the layer alone, in its own unit")
+    bias: float = Field(description="share of its own error that is a shift of its channels' means")
+    low: float | None = Field(None, description="smallest value that it can give; none if it is in float")
+    high: float | None = None
+    minimum: float = Field(description="smallest value of the float model")
+    maximum: float
+    clipped: float = Field(0.0, description="share of values beyond low and high")
+    clipped_noise: float = Field(0.0, description="share of its own error that is due to them")
+    outlier: float = Field(1.0, description="largest absolute value against the 99.9th percentile")
+    activation_spread: float = Field(
+        1.0, description="largest channel, over all samples, against the lower quartile"
+    )
+    weight_type: str | None = None
+    weights_per_channel: bool | None = None
+    weight_spread: float | None = Field(None, description="largest max |w| of a channel against the smallest")
+    weight_spread_median: float | None = Field(None, description="the same against the median")
+    weight_spread_quartile: float | None = Field(None, description="the same against the lower quartile")
+    weight_levels: int | None = Field(None, description="steps from zero that the smallest channel has")
+    weight_input_spread: float | None = Field(
+        None, description="largest max |w| of an input channel against the lower quartile"
+    )
+    runtime_snr_db: float | None = Field(
+        None, description="its integers in the runtime against the same file computed in float"
+    )
+    runtime_noise: float = Field(
+        0.0, description="that difference against the error of quantizing, in energy"
+    )
+    inputs: tuple[tuple[str, float], ...] = Field(
+        (), description="layers it reads, with their largest |value|"
+    )
+
+
+class Comparison(_Value):
+    """A float and a quantized file of one model."""
+
+    layers: tuple[LayerStatistics, ...]
+    samples: int
+    snr_db: float
+    agreement: float | None = Field(None, description="samples with the same largest output")
+    written_snr_db: float | None = Field(None, description="SNR when the file is computed in float")
+    clipped_by_data: dict[str, float] = Field(
+        {}, description="largest share clipped in any layer, per dataset"
+    )
+    unmatched: tuple[str, ...] = ()
 
 
 @dataclass
@@ -107,9 +168,9 @@ class LayerSums:
         return LayerStatistics(
             name=layer.name,
             operator=layer.operator,
-            snr_db=decibels(self.signal, self.noise),
-            own_snr_db=decibels(self.own_signal, self.own_noise),
-            alone_snr_db=decibels(self.alone_signal, self.alone_noise),
+            snr_db=snr_db(self.signal, self.noise),
+            own_snr_db=snr_db(self.own_signal, self.own_noise),
+            alone_snr_db=snr_db(self.alone_signal, self.alone_noise),
             share=self.alone_noise / total if total > 0 else 0.0,
             mean_error=self.own_error / max(self.values, 1),
             bias=min(1.0, shifted / self.own_noise) if self.own_noise > 0 else 0.0,
@@ -121,7 +182,7 @@ class LayerSums:
             clipped_noise=min(1.0, self.clipped_noise / self.own_noise) if self.own_noise > 0 else 0.0,
             outlier=self._outlier(),
             activation_spread=self._activation_spread(),
-            runtime_snr_db=decibels(self.written_signal, self.runtime_noise) if self.told_twice else None,
+            runtime_snr_db=snr_db(self.written_signal, self.runtime_noise) if self.told_twice else None,
             runtime_noise=self.runtime_noise / max(self.written_noise, 1e-30) if self.told_twice else 0.0,
             inputs=tuple((source, largest[source]) for source in layer.sources if source in largest),
             **told,
@@ -148,10 +209,3 @@ def energy(values: NDArray[np.float64]) -> float:
     """The sum of squares; what is not finite counts as the largest error."""
     finite = np.nan_to_num(values, nan=LARGEST, posinf=LARGEST, neginf=LARGEST)
     return float((finite**2).sum())
-
-
-def decibels(signal: float, noise: float) -> float:
-    """Signal to noise; at most what stands for none."""
-    if noise <= 0:
-        return MAX_DB
-    return max(-MAX_DB, min(MAX_DB, 10 * math.log10(max(signal, 1e-300) / noise)))

@@ -1,52 +1,18 @@
-"""What a model file is made of: where its bytes go, and what its layers do."""
+"""What the breakdowns of all formats count: elements, multiply-accumulates, zeros."""
 
 from collections.abc import Iterable
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+
+from edgeopt.plugin.contents import LayerSize
 
 SMALL = 64
 """Tensors of fewer values say nothing about sparsity."""
 
 
-class Layer(BaseModel):
-    """One operator. ``macs`` counts multiply-accumulates of one inference, ``None`` where a shape is free.
-
-    ``types`` are the dtypes of the inputs that are there, and of the output.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    kind: str
-    types: tuple[str, ...] = ()
-    shape: tuple[int | None, ...] = ()
-    macs: int | None = 0
-    parameters: int = 0
-    weight_bytes: int = 0
-
-
-class Ledger(BaseModel):
-    """Where the bytes of a file go. The sum of ``parts`` is ``size_bytes``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str
-    format: str
-    size_bytes: int
-    parts: dict[str, int]
-    layers: tuple[Layer, ...] = ()
-    parameters: int | None = None
-    macs: int | None = None
-    sparsity: float | None = Field(
-        None, description="share of weights with their tensor's most frequent value: zero, in a pruned one"
-    )
-    notes: tuple[str, ...] = ()
-
-
-def total_macs(layers: Iterable[Layer]) -> int | None:
+def total_macs(layers: Iterable[LayerSize]) -> int | None:
     """The sum, if it is known of every layer."""
     found = [layer.macs for layer in layers]
     return None if None in found or not found else sum(number for number in found if number is not None)

@@ -6,14 +6,12 @@ is ``head/conv2d_1:2``. So a name never stands for two layers, and a number in a
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from edgeopt.errors import StageError
 
-Layer = TypeVar("Layer")
 SHOWN = 5
 """Names in a message."""
 
@@ -30,6 +28,8 @@ SIGNATURE = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+")
 MODULE, MODULE_CLASS = "edgeopt", "Layer"
 """Module and name of the class that a module around one layer pretends to be of; see ``told``."""
 _CALL = re.compile(r":\d+$")
+_SEPARATORS = re.compile(r"[^\w:]")
+_NOT_IN_GLOBS = re.compile(r"[^\w:*?\[\]!-]")
 
 
 def keras_layer(operation: str) -> str:
@@ -70,50 +70,55 @@ def calls(names: Iterable[str]) -> list[str]:
     return result
 
 
-def means(pattern: str, name: str) -> bool:
-    """Whether a pattern (as of `fnmatch`) fits a name, or the layer whose call it is.
+def matching(
+    patterns: Iterable[str],
+    layers: Iterable[str] | Mapping[str, Iterable[str]],
+    option: str = "layers",
+) -> dict[str, str]:
+    """What a recipe says of single layers: for each one that is meant, the last pattern that means it.
 
-    Names that come from PyTorch have ``_`` where the model has ``.``; a pattern may have either.
-    """
-    return any(fnmatchcase(called, p) for called in (name, without_call(name)) for p in _spelled(pattern))
-
-
-def means_part(pattern: str, name: str) -> bool:
-    """Whether a pattern fits a part of a name between slashes, or as many parts as it has itself."""
-    parts = without_call(name).split("/")
-    length = pattern.count("/") + 1
-    several = ["/".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
-    return any(fnmatchcase(part, p) for part in several for p in _spelled(pattern))
-
-
-def fitting(
-    layers: Sequence[Layer],
-    tests: Iterable[Callable[[Layer], bool]],
-    names: Sequence[str],
-    pattern: str,
-    where: str,
-) -> list[Layer]:
-    """The layers that the first test with any finds; ``tests`` go from the narrowest meaning to the widest.
+    A pattern means the layers of exactly that name, with all their calls, or those inside the Keras layer of
+    that name: ``head/dense`` in ``head``. Where there is none, it is a glob (as of `fnmatch`) over whole
+    names: ``conv1`` never means ``block1_conv1``, ``*conv1`` does. ``.``, ``/`` and ``_`` count as one
+    character, for PyTorch's ``layer1.0.conv1`` is ``layer1_0_conv1`` elsewhere.
 
     Args:
-        layers: among which to look.
-        tests: each tells whether a layer is meant.
-        names: what the layers are called.
-        pattern: what is looked for, for the message.
-        where: whose layers they are, such as ``the ONNX file``.
+        patterns: names or globs, in the order of the recipe.
+        layers: names of layers; as a mapping, with other names that a file has for each.
+        option: where the patterns stand, for the message.
 
     Raises:
-        StageError: no test finds any; it names the nearest.
+        StageError: a pattern means no layer; it gives the nearest names.
     """
+    known = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(layers, ())
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        found |= dict.fromkeys(_meant(pattern, known, option), pattern)
+    return found
+
+
+def _meant(pattern: str, layers: Mapping[str, Iterable[str]], option: str) -> list[str]:
+    plain, glob = _plain(pattern), _NOT_IN_GLOBS.sub("_", pattern)
+    tests: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == pattern,
+        lambda name: _plain(name) == plain,
+        lambda name: name.startswith(f"{pattern}/"),
+        lambda name: fnmatchcase(_plain(name), glob),
+    )
     for fits in tests:
-        if found := [layer for layer in layers if fits(layer)]:
+        if found := [name for name in layers if fits(name) or fits(without_call(name))]:
             return found
-    near = list(dict.fromkeys([*get_close_matches(pattern, names, n=SHOWN, cutoff=0.4), *names]))[:SHOWN]
+        if found := [name for name, others in layers.items() if any(map(fits, others))]:
+            return found
+    near = list(dict.fromkeys([*get_close_matches(pattern, layers, n=SHOWN, cutoff=0.4), *layers]))[:SHOWN]
+    wider = f"*{pattern}*"
+    count = sum(fnmatchcase(_plain(name), f"*{glob}*") for name in layers)
     raise StageError(
-        f"no layer fits the pattern {pattern!r}",
-        fix=f"'layers' takes names or patterns of {where}'s {len(names)} layers, such as {', '.join(near)}",
+        f"{option}: no layer is called {pattern!r}, and none fits it as a pattern",
+        fix=f"use one of the {len(layers)} names, such as {', '.join(near)}"
+        + (f", or the pattern {wider!r}, which fits {count}" if count else ""),
     )
 
 
-def _spelled(pattern: str) -> tuple[str, str]:
-    return pattern, pattern.replace(".", "_")
+def _plain(name: str) -> str:
+    return _SEPARATORS.sub("_", name)

@@ -1,64 +1,57 @@
-"""What two model files have in common when their bytes differ: the same graph, with the same tensors.
+"""What a graph computes, without what its parts are called or where they lie in the file.
 
 A graph's digest is that of its outputs, each told by the operator that makes it, its options and the
 digests of what goes in, down to inputs and constants. So names, numbers and the order of independent
 operators do not matter, and every weight, shape, type and option does.
-
-- TFLite, ONNX: as said; see `edgeopt.formats.onnx.files.semantics` for what is left out.
-- TorchScript: the members of the archive, without times, its name, its serial number and debug records.
-- ExecuTorch: every byte, since what a delegate compiled cannot be told apart.
 """
 
 import hashlib
-import zipfile
-import zlib
-from collections.abc import Hashable, Iterator, Mapping
-from pathlib import Path
-from typing import Final
-
-from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files.semantics import Graph, digest, of_onnx, of_tflite
-from edgeopt.formats.wire import bounded
-from edgeopt.model import CHUNK, file_digest
-
-_GRAPHS: Final = {"tflite": of_tflite, "onnx": of_onnx}
-_NOISE: Final = (".data/serialization_id", ".data/version", ".debug_pkl", "mobile_debug_handles.pkl")
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 
-def semantic_digest(path: Path, format: str) -> str:
-    """sha256 of what a file computes; equal for files that are the same but for noise.
+class Node(NamedTuple):
+    """One operator. ``options`` is a digest; inputs that are left out are None."""
 
-    Args:
-        path: the model file.
-        format: ``tflite``, ``onnx``, ``torchscript`` or ``executorch``.
+    kind: str
+    options: str
+    inputs: tuple[Hashable | None, ...]
+    outputs: tuple[Hashable, ...]
+    bodies: tuple["Graph", ...] = ()
+    """Graphs inside of it, which may take tensors of the graph around it."""
 
-    Raises:
-        StageError: the file is damaged.
-        MissingPackageError: reading it needs a package that is not installed.
+
+class Graph(NamedTuple):
+    """Operators in an order in which they can run; tensors are known by any key, and told by a digest.
+
+    ``facts`` are type, shape and quantization; ``constants`` hold values as well.
     """
-    if format in _GRAPHS:
-        return digest(format, *(_graph_digest(graph, {}) for graph in _GRAPHS[format](path)))
-    if format == "torchscript":
-        return digest(format, *sorted(_members(path).items()))
-    return file_digest(path)
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Hashable, ...]
+    outputs: tuple[Hashable, ...]
+    constants: Mapping[Hashable, str]
+    facts: Mapping[Hashable, str]
+    versions: str = ""
+    """Of the sets that the operators are from; a digest."""
 
 
-def first_difference(before: Path, after: Path, format: str) -> str:
-    """The first part in which two files differ, in words; nothing if there is none to be told.
+def digest(*parts: object) -> str:
+    """sha256 of values that have an unambiguous ``repr``: texts, numbers, bytes and tuples of them."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    Raises:
-        StageError, MissingPackageError: as `semantic_digest`.
-    """
-    if format in _GRAPHS:
-        old, new = (_GRAPHS[format](path) for path in (before, after))
-        if len(old) != len(new):
-            return f"{len(new)} graphs instead of {len(old)}"
-        return next((told for graphs in zip(old, new, strict=True) for told in _differences(*graphs)), "")
-    if format == "torchscript":
-        old_members, new_members = _members(before), _members(after)
-        names = sorted(old_members.keys() | new_members.keys())
-        return next((f"member {n}" for n in names if old_members.get(n) != new_members.get(n)), "")
-    return _first_byte(before, after)
+
+def digest_of_graphs(format_name: str, graphs: Sequence[Graph]) -> str:
+    """sha256 of what the graphs of one file compute."""
+    return digest(format_name, *(_graph_digest(graph, {}) for graph in graphs))
+
+
+def first_difference(before: Sequence[Graph], after: Sequence[Graph]) -> str:
+    """The first part in which the graphs of two files differ, in words; nothing if there is none."""
+    if len(before) != len(after):
+        return f"{len(after)} graphs instead of {len(before)}"
+    pairs = zip(before, after, strict=True)
+    return next((difference for graphs in pairs for difference in _differences(*graphs)), "")
 
 
 def _graph_digest(graph: Graph, around: Mapping[Hashable, str]) -> str:
@@ -103,32 +96,3 @@ def _differences(old: Graph, new: Graph) -> Iterator[str]:
         yield f"{len(new.nodes)} operators instead of {len(old.nodes)}"
     elif _graph_digest(old, {}) != _graph_digest(new, {}):
         yield "how operators are connected"
-
-
-def _members(path: Path) -> dict[str, str]:
-    """The digests of an archive's members, by their names without the archive's own."""
-    found: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in bounded.member_names(archive):
-                inner = name.partition("/")[2] or name
-                if not inner.endswith(_NOISE):
-                    content = hashlib.sha256()
-                    with archive.open(name) as member:
-                        while piece := member.read(CHUNK):
-                            content.update(piece)
-                    found[inner] = content.hexdigest()
-    except (*bounded.MALFORMED, zlib.error) as error:
-        raise StageError(f"{path.name} is damaged: {error}", fix="fetch or export the file again") from error
-    return found
-
-
-def _first_byte(before: Path, after: Path) -> str:
-    place = 0
-    with before.open("rb") as old, after.open("rb") as new:
-        while (a := old.read(CHUNK)) == (b := new.read(CHUNK)):
-            if not a:
-                return ""
-            place += len(a)
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return f"byte {place + same:,} of {before.stat().st_size:,}"

@@ -3,31 +3,21 @@
 ``inspect`` names the format and, where the file tells, the inputs. ``check_weights`` looks through a
 checkpoint for anything that would run code when it is loaded. Both refuse with what is wrong, where,
 and how to fix it. This is the early and friendly check; the loaders themselves still run with
-``weights_only=True`` and ``safe_mode=True``. How each format is read lies in ``formats/``.
+``weights_only=True`` and ``safe_mode=True``. How each format is read lies in its own room.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats.keras import saved_model
-from edgeopt.formats.keras.files import single_file as keras_file
-from edgeopt.formats.kinds import BY_SUFFIX, LEGACY, SAFETENSORS, WEIGHTS, identify
-from edgeopt.formats.onnx.files import header as onnx_graph
-from edgeopt.formats.specs import UNTOLD, Source
-from edgeopt.formats.torch import exported_program
-from edgeopt.formats.torch import pickle as torch_pickle
-from edgeopt.formats.wire import safetensors
+from edgeopt.formats.known import by_suffix, formats, identify, unknown
 from edgeopt.formats.wire.bounded import MALFORMED
-from edgeopt.model import Model
+from edgeopt.plugin.contents import SizeBreakdown, Source
+from edgeopt.plugin.format import Format
 
-__all__ = ["Source", "check_weights", "inspect", "is_weights"]
-
-_KNOWN = ".keras, .h5, a SavedModel folder, .pt2, a TorchScript .pt, .tflite, .onnx, .ptl, .pte"
-_RESAVE = "torch.save(model.state_dict(), 'weights.pt')"
-_FIX_WEIGHTS = f"give a file made by {_RESAVE} or by safetensors"
+_FIX_WEIGHTS = "give a file made by torch.save(model.state_dict(), 'weights.pt') or by safetensors"
 
 
 def inspect(path: Path, *, trust: bool = False) -> Source:
@@ -42,68 +32,83 @@ def inspect(path: Path, *, trust: bool = False) -> Source:
         MissingPackageError: when reading it needs a package that is not installed.
     """
     with _explained(path):
-        _present(path)
-        if path.is_dir():
-            return saved_model.read(path, trust)
-        kind = identify(path)
-        expected = BY_SUFFIX.get(path.suffix.lower(), kind)
-        if kind != expected:
+        found = recognise(path)
+        if found.weights_only:
+            # A whole module is told apart from weights, which need another answer.
+            found.check_weights(path, trust=True)
+            factory = f"model: {{factory: 'module:function', weights: {path.name}}}"
             raise UsageError(
-                f"{path} is not {expected.words}: its content is {kind.words}",
-                fix="give the right file, or name it after what it holds",
+                f"{path} holds weights without a network", fix=f"say what builds the network: {factory}"
             )
-        reader = _READERS.get(kind.name)
-        if reader is None:
-            raise UsageError(f"{path} is not a model: it is {kind.words}", fix=f"models are: {_KNOWN}")
-        return reader(path, trust)
+        return found.read(path, trust=trust)
 
 
 def is_weights(path: Path) -> bool:
     """Whether the file holds weights without a network: a torch checkpoint or safetensors."""
     try:
-        return path.is_file() and identify(path) in WEIGHTS
+        found = identify(path) if path.is_file() else None
     except (OSError, *MALFORMED):
         return False
+    return found is not None and found.weights_only
 
 
 def check_weights(path: Path, *, trust: bool = False) -> tuple[str, ...]:
-    """Look through a torch checkpoint or safetensors file without loading it.
+    """Look through a file of weights without loading it.
 
     Returns notes on what ``trust`` let through.
 
     Raises:
-        UsageError: when it is missing, damaged, no checkpoint, or names anything that
+        UsageError: when it is missing, damaged, holds no weights, or names anything that
             ``torch.load(weights_only=True)`` would refuse.
     """
     with _explained(path):
         _present(path)
         if path.is_dir():
             raise UsageError(f"{path} is a folder, where a file of weights is expected", fix=_FIX_WEIGHTS)
-        kind = identify(path)
-        if path.suffix.lower() == ".safetensors" and kind != SAFETENSORS:
-            raise UsageError(f"{path} is not {SAFETENSORS.words}: it is {kind.words}", fix=_FIX_WEIGHTS)
-        if kind == SAFETENSORS:
-            safetensors.check(path)
-            return ()
-        if kind not in WEIGHTS:
-            raise UsageError(f"{path} holds no weights: it is {kind.words}", fix=_FIX_WEIGHTS)
-        refused = torch_pickle.refused(path, legacy=kind == LEGACY)
-    if not refused:
-        return ()
-    # Names say more than instructions do, which are refused for what they could bring.
-    refused = [name for name in refused if not name.startswith(torch_pickle.INSTRUCTION)] or refused
-    names = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
-    if any("torch.nn.modules." in name for name in refused):
+        found, named = identify(path), by_suffix().get(path.suffix.lower())
+        title = found.title if found else unknown(path)
+        if named is not None and named.weights_only and named is not found:
+            raise UsageError(f"{path} is not {named.title}: it is {title}", fix=_FIX_WEIGHTS)
+        if found is None or not found.weights_only:
+            raise UsageError(f"{path} holds no weights: it is {title}", fix=_FIX_WEIGHTS)
+        return found.check_weights(path, trust=trust)
+
+
+def size_breakdown(path: Path) -> SizeBreakdown:
+    """Where the bytes of a file or folder go, found out by its content.
+
+    Raises:
+        UsageError: it is missing, empty, damaged or no model.
+        StageError: a file is damaged, in the words of its format.
+        MissingPackageError: reading it needs a package that is not installed.
+    """
+    with _explained(path):
+        _present(path)
+        found = identify(path)
+        if found is not None:
+            return found.breakdown(path)
+        raise UsageError(f"{path} is not a model: it is {unknown(path)}", fix="give a model file")
+
+
+def recognise(path: Path) -> Format:
+    """The format of a model file or folder, which must be named after what it holds.
+
+    Raises:
+        UsageError: it is missing, empty, damaged, of no known format, or not what its name says.
+    """
+    with _explained(path):
+        _present(path)
+        found = identify(path)
+    expected = by_suffix().get(path.suffix.lower()) if path.is_file() else None
+    title = found.title if found else unknown(path)
+    if expected is not None and found is not expected:
         raise UsageError(
-            f"{path} is a whole pickled module, not weights: loading it would run code ({names})",
-            fix=f"where the network's code is at hand: {_RESAVE}, and give that file",
+            f"{path} is not {expected.title}: its content is {title}",
+            fix="give the right file, or name it after what it holds",
         )
-    if trust:
-        return (f"{path.name} can run code when it is loaded ({names}); model.trust allows it",)
-    raise UsageError(
-        f"{path}: loading it could run code: it holds {names}",
-        fix=f"save the weights alone, {_RESAVE}; or, if you trust where it comes from, set model.trust: true",
-    )
+    if found is None:
+        raise UsageError(f"{path} is not a model: it is {title}", fix=f"models are: {_models()}")
+    return found
 
 
 @contextmanager
@@ -128,37 +133,9 @@ def _present(path: Path) -> None:
     if path.is_file() and path.stat().st_size == 0:
         raise UsageError(f"{path} is empty", fix="copy or save it again")
     if not path.is_file() and not path.is_dir():
-        raise UsageError(f"{path} is neither a file nor a folder", fix=f"models are: {_KNOWN}")
+        raise UsageError(f"{path} is neither a file nor a folder", fix=f"models are: {_models()}")
 
 
-def _torchscript(path: Path, trust: bool) -> Source:
-    model = Model(format="torchscript_module", path=path)
-    return Source(model=model, framework="torch", notes=(UNTOLD,))
-
-
-def _weights_only(path: Path, trust: bool) -> Source:
-    # A whole module is told apart from weights, which need another answer.
-    check_weights(path, trust=True)
-    raise UsageError(
-        f"{path} holds weights without a network",
-        fix=f"say what builds the network: model: {{factory: 'module:function', weights: {path.name}}}",
-    )
-
-
-def _converted(format: str) -> Callable[[Path, bool], Source]:
-    return lambda path, trust: Source(model=Model(format=format, path=path))
-
-
-_READERS: dict[str, Callable[[Path, bool], Source]] = {
-    "keras": keras_file.read_archive,
-    "hdf5": keras_file.read_hdf5,
-    "exported_program": exported_program.read,
-    "torchscript_module": _torchscript,
-    "checkpoint": _weights_only,
-    "legacy": _weights_only,
-    "safetensors": _weights_only,
-    "onnx": onnx_graph.read,
-    "tflite": _converted("tflite"),
-    "torchscript": _converted("torchscript"),
-    "executorch": _converted("executorch"),
-}
+def _models() -> str:
+    """The files that may be given as a model."""
+    return ", ".join(each.suffix or each.title for each in formats().values() if each.is_model)

@@ -1,1 +1,1 @@
-"""What leaves the house: releases in an OCI form that registries, buckets and folders hold alike."""
+"""Publishing: releases in an OCI format for registries, buckets and folders."""

@@ -1,7 +1,6 @@
-"""One bundle: a model file for one device, and all that belongs to it, in a folder."""
+"""One bundle: a folder with a model file for one device and everything that belongs to it."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
@@ -9,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.config.files import file_digest, files_of
 from edgeopt.devices.device import load_device
+from edgeopt.devices.lint import limits_of
 from edgeopt.errors import StageError, UsageError, VerificationError
-from edgeopt.formats.tflite.files.model_file import TfliteFile, kind_of, load
-from edgeopt.model import SUFFIXES, Preprocessing, TensorSpec, file_digest
+from edgeopt.formats.known import format_named
+from edgeopt.model import Preprocessing, TensorSpec
+from edgeopt.plugin import Operator
 from edgeopt.publish import contract as contracts
 from edgeopt.publish.contract import Arena, BundleFile, Contract, Raw
 from edgeopt.publish.kit import examples, firmware, model_card, vectors
@@ -22,89 +24,93 @@ from edgeopt.publish.kit.vectors import Vectors
 from edgeopt.results import Report, Result
 
 MARGIN = 0.1
-"""Of the arena: what a later version of the runtime, or an optimized kernel, may need."""
+"""Added to the arena: a later runtime version or an optimized kernel may need more."""
 KIB = 1024
 LABELS = "labels.txt"
 REAL_INPUT = (
     "the model takes real numbers and quantizes them itself; quantize: {scheme: int8, io: int8} in the "
-    "recipe moves that into the preprocessing and saves memory"
+    "recipe moves the quantization into the preprocessing and saves memory"
 )
 
 
 def publishable(report: Report) -> list[Result]:
-    """The results that a bundle can be made of, in the order of the report."""
+    """The results that can be published, in the order of the report."""
     return [result for result in report.results if result.status == "ok" and result.artifact is not None]
 
 
 def make_bundle(
     run: Path, report: Report, result: Result, folder: Path, *, name: str, version: str
 ) -> Contract:
-    """Write the bundle of one result to ``folder``; what lies there already is part of it.
+    """Write the bundle of one result to ``folder``; files that exist there become part of it.
 
-    The same run gives the same bytes. What is added later, such as provenance and signature, is not among the
-    ``files`` of the contract.
+    The same run gives the same bytes. Files that are added later, such as provenance and signature, are not
+    among the ``files`` of the contract.
 
     Raises:
         UsageError: the run lacks a file, the result cannot be published, or ``folder`` holds a bundle.
         VerificationError: the artifact is not the one that was measured.
-        CannotRunError: the model has a type or an operator that the firmware kit cannot have.
+        CannotRunError: the firmware kit does not support a type or an operator of the model.
         MissingPackageError: jinja2 is not installed.
     """
     source = _artifact(run, result)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / contracts.FILE).exists():
-        raise UsageError(f"{folder} holds a bundle already", fix="give a folder that is not there yet")
+        raise UsageError(f"{folder} already contains a bundle", fix="choose a folder that does not exist yet")
     golden = vectors.find(run, result)
-    parsed = _parsed(source) if result.format == "tflite" else None
-    contract = _contract(run, report, result, golden, parsed, name=name, version=version)
-    shutil.copyfile(source, folder / contract.file.name)
+    operators = _operators(source, result.format)
+    contract = _contract(run, report, result, golden, source, operators, name=name, version=version)
+    kind = format_named(result.format)
+    model = folder / contract.file.name
+    kind.copy_to(source, model)
+    contract = contract.model_copy(
+        update={"parts": tuple(_described(folder, *(file for file in kind.files(model) if file != model)))}
+    )
     if golden is not None:
         _write_vectors(folder / "golden", golden)
     if contract.labels:
         text = "".join(f"{one_line(label)}\n" for label in contract.labels)
         (folder / LABELS).write_text(text, "utf-8", newline="\n")
-    if parsed is not None and wants_firmware(result):
-        variables = sum(kind == "VAR_HANDLE" for kind in _kinds(parsed))
+    if operators and wants_firmware(result):
+        variables = sum(operator.kind == "VAR_HANDLE" for operator in operators)
         firmware.write_kit(
             folder / firmware.FOLDER, contract, source.read_bytes(), golden, variables=variables
         )
     examples.write_examples(folder / examples.FOLDER, contract, golden)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     (folder / model_card.FILE).write_text(
-        model_card.model_card(contract, report, there), "utf-8", newline="\n"
+        model_card.model_card(contract, report, present), "utf-8", newline="\n"
     )
-    contract = contract.model_copy(
-        update={"files": tuple(_described(folder, but=(contract.file.name, contracts.FILE)))}
-    )
+    own = {file.name for file in contract.model_files}
+    others = [path for path in files_of(folder) if path.relative_to(folder).as_posix() not in own]
+    contract = contract.model_copy(update={"files": tuple(_described(folder, *others))})
     (folder / contracts.FILE).write_text(contract.encode(), "utf-8", newline="\n")
     return contract
 
 
 def wants_firmware(result: Result) -> bool:
-    """Whether a result is meant for a microcontroller: by its runtime, or by the device's operators."""
-    if result.format != "tflite":
-        return False
+    """Whether a result targets a microcontroller, by its runtime or its device's operator table."""
     if result.runtime.partition(" ")[0] in firmware.RUNTIMES:
         return True
     try:
-        return load_device(result.device, (Path("devices"),)).operators == "tflite-micro"
+        table = load_device(result.device, (Path("devices"),)).operators
+        return table == firmware.OPERATORS and limits_of(table).format == result.format
     except UsageError:
-        return False  # described elsewhere; what ran there was told by the runtime
+        return False  # its device file is elsewhere, so only the runtime can tell
 
 
 def _artifact(run: Path, result: Result) -> Path:
-    """The finished file of a result, checked against what was measured."""
+    """The artifact of a result, verified against its digest in the report."""
     if result.status != "ok" or result.artifact is None:
         raise UsageError(
             f"{result.variant}.{result.format} on {result.device} cannot be published: {result.status}",
-            fix="publish what the report lists as ok",
+            fix="publish a result with status ok",
         )
     path = run / result.artifact.path
     if not path.resolve().is_relative_to(run.resolve()):
-        raise UsageError(f"{result.artifact.path} lies outside of the run {run}")
-    if not path.is_file():
-        raise UsageError(f"{path} is not there any more", fix="run 'edgeopt optimize' again")
-    if file_digest(path) != result.artifact.digest:
+        raise UsageError(f"{result.artifact.path} is outside the run {run}")
+    if not path.exists():
+        raise UsageError(f"{path} no longer exists", fix="run 'edgeopt optimize' again")
+    if format_named(result.format).digest(path) != result.artifact.digest:
         raise VerificationError(
             f"{path} is not the file that was measured: its digest differs",
             fix="run 'edgeopt optimize' again",
@@ -117,28 +123,29 @@ def _contract(
     report: Report,
     result: Result,
     golden: Vectors | None,
-    parsed: TfliteFile | None,
+    source: Path,
+    parsed: Sequence[Operator],
     *,
     name: str,
     version: str,
 ) -> Contract:
     assert result.artifact is not None
     record = record_of(run, result)
-    suffix = SUFFIXES[result.format]
+    kind = format_named(result.format)
     outputs = tuple(TensorSpec.model_validate(spec) for spec in record["outputs"])
     if golden is not None and len(outputs) != len(golden.outputs):
-        # Not every format tells what it gives; what came out does.
+        # Not every format declares its outputs: take their shapes and types from the golden vectors.
         outputs = tuple(
             TensorSpec(name=f"output_{index}", shape=(1, *values.shape[1:]), dtype=values.dtype.name)
             for index, values in enumerate(golden.outputs)
         )
-    steps = vectors.output_steps(parsed) if parsed is not None else []
+    steps = kind.output_steps(source)
     quantized = any("quantize" in stage for stage in result.chain)
-    operators = tuple(sorted(set(_kinds(parsed)))) if parsed is not None else ()
+    operators = tuple(sorted({operator.kind for operator in parsed}))
     inputs = tuple(TensorSpec.model_validate(spec) for spec in record["inputs"])
     notes: tuple[str, ...] = ()
     if golden is None:
-        notes = ("no golden vectors: no runtime of this run told its outputs",)
+        notes = ("no golden vectors: no runtime of this run returned outputs",)
     real = "QUANTIZE" in operators and any(spec.dtype == "float32" for spec in inputs)
     if real and wants_firmware(result):
         notes = (*notes, REAL_INPUT)
@@ -149,12 +156,12 @@ def _contract(
         format=result.format,
         device=result.device,
         emulated=emulated(result.device, report),
-        # A compiled file is kept under its device's name.
-        compiled=result.artifact.path != f"models/{result.variant}{suffix}",
+        # The path of a compiled file includes the name of its device.
+        compiled=result.artifact.path != f"models/{result.variant}{kind.suffix}",
         file=BundleFile(
-            name=file_name(name) + suffix,
-            sha256=result.artifact.digest,
-            size_bytes=result.artifact.size_bytes,
+            name=file_name(name) + kind.suffix,
+            sha256=file_digest(source) if source.is_file() else result.artifact.digest,
+            size_bytes=source.stat().st_size if source.is_file() else result.artifact.size_bytes,
         ),
         inputs=inputs,
         outputs=outputs,
@@ -186,22 +193,23 @@ def _contract(
 
 
 def record_of(run: Path, result: Result) -> dict[str, Any]:
-    """What the run wrote beside the file that it made, before any compiler of a device."""
-    path = run / "models" / f"{result.variant}{SUFFIXES[result.format]}.json"
+    """The record that the run wrote next to the built file, before any device's compiler."""
+    path = run / "models" / f"{result.variant}{format_named(result.format).suffix}.json"
     try:
         record = json.loads(path.read_text("utf-8"))
         if isinstance(record, dict) and {"inputs", "outputs", "preprocessing", "labels"} <= set(record):
             return record
-        raise ValueError("it lacks what the model takes and gives")
+        raise ValueError("it lacks the model's inputs and outputs")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}", fix="run 'edgeopt optimize' again") from error
 
 
 def _arena(report: Report, result: Result) -> Arena | None:
-    """What to reserve for TFLM: as it recorded it, or as the compiler estimates the tensors.
+    """The arena to reserve for TFLM: as TFLM recorded it, or as the compiler estimates the tensors.
 
-    A compiler knows nothing of TFLM's own bookkeeping; where TFLM has run the same artifact uncompiled, its
-    own is added: one operator for the NPU has less of it than the operators that it stands for.
+    The compiler's estimate does not include TFLM's own bookkeeping. If TFLM has run the same artifact
+    uncompiled, the bookkeeping of that run is added, which is enough: one NPU operator needs less of it than
+    the operators that it replaces.
     """
     measured = result.measurements
     if "arena_bytes" in measured:
@@ -210,13 +218,13 @@ def _arena(report: Report, result: Result) -> Arena | None:
         )
     if "sram_bytes" not in measured:
         return None
-    size, told = int(measured["sram_bytes"].value), f"sram_bytes on {result.device}"
+    size, source = int(measured["sram_bytes"].value), f"sram_bytes on {result.device}"
     for other in report.results:
         same = (other.variant, other.format) == (result.variant, result.format)
         if same and "arena_tail_bytes" in other.measurements:
             size += int(other.measurements["arena_tail_bytes"].value)
-            return _with_margin(size, f"{told} + arena_tail_bytes on {named(other.device, report)}")
-    return _with_margin(size, f"{told}, without the bookkeeping of TensorFlow Lite Micro")
+            return _with_margin(size, f"{source} + arena_tail_bytes on {named(other.device, report)}")
+    return _with_margin(size, f"{source}, without the bookkeeping of TensorFlow Lite Micro")
 
 
 def _with_margin(size: int, source: str) -> Arena:
@@ -228,21 +236,12 @@ def _with_margin(size: int, source: str) -> Arena:
     )
 
 
-def _parsed(path: Path) -> TfliteFile:
+def _operators(path: Path, format_name: str) -> tuple[Operator, ...]:
+    """The operators of a file, including called subgraphs; empty if its format does not declare them."""
     try:
-        return load(path)
+        return format_named(format_name).operators(path) or ()
     except StageError as error:
         raise VerificationError(error.message, fix=error.fix) from error
-
-
-def _kinds(file: TfliteFile) -> list[str]:
-    """The kind of every operator, also in subgraphs that operators call."""
-    kinds = [kind_of(code) for code in file.model.tables("operator_codes")]
-    return [
-        kinds[operator.integer("opcode_index")]
-        for graph in file.model.tables("subgraphs")
-        for operator in graph.tables("operators")
-    ]
 
 
 def _write_vectors(folder: Path, golden: Vectors) -> None:
@@ -251,8 +250,7 @@ def _write_vectors(folder: Path, golden: Vectors) -> None:
         np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _described(folder: Path, but: Sequence[str]) -> Iterator[BundleFile]:
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in but:
-            yield BundleFile(name=name, sha256=file_digest(path), size_bytes=path.stat().st_size)
+def _described(folder: Path, *files: Path) -> Iterator[BundleFile]:
+    names = {file.relative_to(folder).as_posix(): file for file in files}
+    for name, file in sorted(names.items()):
+        yield BundleFile(name=name, sha256=file_digest(file), size_bytes=file.stat().st_size)

@@ -1,7 +1,7 @@
-"""Care of ``artifacts/``: what may go, and whether what is there is sound.
+"""Maintenance of ``artifacts/``: garbage collection and integrity checks.
 
-Three things grow: releases in the library, runs, and the store of finished work. The newest of each stay,
-and whatever a channel or a baseline refers to.
+Three things grow: releases in the library, runs, and the store of finished work. The newest of each are kept,
+and everything that a channel or a baseline refers to.
 """
 
 import datetime
@@ -14,30 +14,30 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from edgeopt.errors import EdgeoptError, VerificationError
-from edgeopt.publish.annotations import CREATED
 from edgeopt.publish.channels import history, standing, trodden
 from edgeopt.publish.names import is_version
-from edgeopt.publish.oci import INDEX, MODEL, Index, read_index, read_manifest
+from edgeopt.publish.oci import CREATED, INDEX, MODEL, Index, read_index, read_manifest
 from edgeopt.publish.places import Places
 from edgeopt.publish.remotes.layout import Layout
+from edgeopt.publish.selecting import bundles
 from edgeopt.publish.transfer import PARTIAL
 from edgeopt.results import Report
 from edgeopt.run.store import Store
 
 UNFINISHED = 24 * 3600.0
-"""Seconds after which a run without a report is taken for one that was broken off, and finished work that
-no run has asked for is out of use."""
+"""Seconds after which a run without a report counts as aborted, and finished work that no run requested as
+unused."""
 
 
 class Garbage(NamedTuple):
-    """Something that may go."""
+    """Something that may be deleted."""
 
     what: str
     size_bytes: int
 
 
 class Fault(NamedTuple):
-    """Something that is not as it should be."""
+    """A failed integrity check."""
 
     where: str
     what: str
@@ -53,17 +53,17 @@ def collect(
     held: Set[str] = frozenset(),
     delete: bool = False,
 ) -> list[Garbage]:
-    """What may go, and with ``delete`` goes: older than the last ``keep_last`` versions of a name and runs of
-    a recipe, and finished work that none of these runs used.
+    """List garbage and, with ``delete``, remove it: versions of a name and runs of a recipe older than the last
+    ``keep_last``, and finished work that none of the kept runs used.
 
-    What a channel stands for always stays, and so does what holds an artifact of ``held`` (sha256, those that
-    baselines were measured on); with ``keep_channels`` also what a channel can be rolled back to. Others may
-    push, pull and run meanwhile.
+    Versions that a channel points at are always kept, as are versions and runs with an artifact in ``held``
+    (the sha256 of artifacts that baselines were measured on); with ``keep_channels`` also versions that a
+    channel can be rolled back to. Other processes may push, pull and run at the same time.
     """
     found: list[Garbage] = []
     for name in places.names():
         found += _releases(name, places.library(name), keep_last, keep_channels, held, delete)
-        found += _broken_off(name, places.root / name / PARTIAL, delete)
+        found += _partial_downloads(name, places.root / name / PARTIAL, delete)
     kept: list[float] = []
     found += _runs(runs, keep_last, held, kept, delete)
     found += _finished_work(store, min([*kept, time.time() - UNFINISHED]), delete)
@@ -71,12 +71,12 @@ def collect(
 
 
 def verify_all(places: Places, store: Path) -> list[Fault]:
-    """Read every byte of the library and of the store again and hold it against its digest."""
+    """Read every byte of the library and of the store and compare it with its digest."""
     faults: list[Fault] = []
     for name in places.names():
         layout = places.library(name)
         with layout.locked(exclusive=False):
-            faults += [Fault(name, str(problem)) for problem in _unsound(layout)]
+            faults += [Fault(name, str(problem)) for problem in _faults(layout)]
     if store.is_dir():
         faults += [Fault("store", f"entry {key} is damaged") for key in Store(store).unsound()]
     return faults
@@ -98,36 +98,37 @@ def _releases(
             moves = trodden(history(layout, channel)) if keep_channels else [move]
             keep |= {each.version for each in (*moves, move)}
         keep |= {tag for tag, index in versions.items() if held & _models(layout, index)}
-        gone = [tag for tag in newest if tag not in keep]
+        outdated = [tag for tag in newest if tag not in keep]
         needed: set[str] = set()
         for tag in tags:
-            if tag not in gone and (found := layout.resolve(tag)):
+            if tag not in outdated and (found := layout.resolve(tag)):
                 needed |= set(_reachable(layout, found.digest, found.media_type))
-        garbage = [Garbage(f"{name}@{tag}", 0) for tag in gone]
-        loose = [digest for digest in layout.blobs() if digest not in needed]
-        size = sum(layout.size(digest) for digest in loose)
-        if loose:
-            garbage.append(Garbage(f"{name}: {len(loose)} blobs that nothing refers to", size))
+        garbage = [Garbage(f"{name}@{tag}", 0) for tag in outdated]
+        unreferenced = [digest for digest in layout.blobs() if digest not in needed]
+        size = sum(layout.size(digest) for digest in unreferenced)
+        if unreferenced:
+            garbage.append(Garbage(f"{name}: {len(unreferenced)} unreferenced blobs", size))
         if delete:
-            for tag in gone:
+            for tag in outdated:
                 layout.delete_ref(tag)
-            for digest in loose:
+            for digest in unreferenced:
                 layout.delete_blob(digest)
         return garbage
 
 
-def _broken_off(name: str, folder: Path, delete: bool) -> list[Garbage]:
-    """Downloads that nobody has gone on with."""
+def _partial_downloads(name: str, folder: Path, delete: bool) -> list[Garbage]:
+    """Interrupted downloads that were not resumed."""
     old = [file for file in sorted(folder.glob("*")) if time.time() - file.stat().st_mtime > UNFINISHED]
     size = sum(file.stat().st_size for file in old)
     for file in old if delete else ():
         file.unlink(missing_ok=True)
-    return [Garbage(f"{name}: {len(old)} files of downloads that broke off", size)] if old else []
+    return [Garbage(f"{name}: {len(old)} files of interrupted downloads", size)] if old else []
 
 
 def _models(layout: Layout, index: Index) -> set[str]:
-    """sha256 of the model files of a release, as far as its bundles are here."""
-    return {
+    """sha256 of the models of a release, as far as its bundles are in the library."""
+    several = {facts.digest for _, facts in bundles(index) if facts.digest}
+    return several | {
         layer.digest.removeprefix("sha256:")
         for bundle in index.manifests
         if layout.has(bundle.digest)
@@ -138,7 +139,7 @@ def _models(layout: Layout, index: Index) -> set[str]:
 
 def _reachable(layout: Layout, digest: str, media_type: str) -> Iterator[str]:
     if not layout.has(digest):
-        return  # of a release that was pulled, the bundles for other devices are elsewhere
+        return  # a pulled release has only the bundles that were fetched
     yield digest
     if media_type == INDEX:
         for bundle in read_index(layout.manifest(digest), digest).manifests:
@@ -150,7 +151,7 @@ def _reachable(layout: Layout, digest: str, media_type: str) -> Iterator[str]:
 
 
 def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete: bool) -> list[Garbage]:
-    """Runs that may go; when those that stay began is added to ``kept``."""
+    """Runs that may be deleted; the start times of the others are appended to ``kept``."""
     by_recipe: dict[str, list[tuple[float, Path, bool]]] = {}
     garbage: list[tuple[Path, str]] = []
     for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
@@ -161,7 +162,7 @@ def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete:
             began = datetime.datetime.fromisoformat(report.run.started).timestamp()
         except (OSError, ValidationError, ValueError):
             if time.time() - folder.stat().st_mtime > UNFINISHED:
-                garbage.append((folder, f"run {folder.name}, which was not finished"))
+                garbage.append((folder, f"run {folder.name}, unfinished"))
             else:
                 kept.append(folder.stat().st_mtime - UNFINISHED)
             continue
@@ -173,17 +174,17 @@ def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete:
                 kept.append(began)
             else:
                 garbage.append((folder, f"run {folder.name}"))
-    told = [Garbage(what, _size(folder)) for folder, what in garbage]
+    listed = [Garbage(what, _size(folder)) for folder, what in garbage]
     for folder, _ in garbage if delete else ():
         shutil.rmtree(folder, ignore_errors=True)
     latest = runs / "latest"
     if delete and latest.is_symlink() and not latest.exists():
         latest.unlink()
-    return told
+    return listed
 
 
 def _finished_work(root: Path, before: float, delete: bool) -> list[Garbage]:
-    """Entries of the store that were last used before the oldest run that stays began."""
+    """Entries of the store that were last used before the start of the oldest kept run."""
     if not root.is_dir():
         return []
     store = Store(root)
@@ -192,11 +193,11 @@ def _finished_work(root: Path, before: float, delete: bool) -> list[Garbage]:
     if delete:
         for key in old:
             store.remove(key)
-    return [Garbage(f"store: {len(old)} entries that these runs did not use", size)] if old else []
+    return [Garbage(f"store: {len(old)} entries unused by the kept runs", size)] if old else []
 
 
-def _unsound(layout: Layout) -> Iterator[EdgeoptError]:
-    """Every fault of one library: damaged content, and tags that point at nothing."""
+def _faults(layout: Layout) -> Iterator[EdgeoptError]:
+    """All faults of one library: damaged content, and tags without content."""
     for digest in layout.blobs():
         try:
             layout.check(digest)
@@ -206,17 +207,17 @@ def _unsound(layout: Layout) -> Iterator[EdgeoptError]:
         try:
             found = layout.resolve(tag)
             if found is None or not layout.has(found.digest):
-                yield VerificationError(f"{tag} points at nothing")
+                yield VerificationError(f"{tag} points at a missing manifest")
                 continue
             for digest in _reachable(layout, found.digest, found.media_type):
                 if not layout.has(digest):
-                    yield VerificationError(f"{tag} needs {digest}, which is not there")
+                    yield VerificationError(f"{tag} needs {digest}, which is missing")
         except EdgeoptError as error:
             yield error
     try:
         for channel, move in standing(layout).items():
             if layout.resolve(move.version) is None:
-                yield VerificationError(f"channel {channel} stands for {move.version}, which is not there")
+                yield VerificationError(f"channel {channel} points at {move.version}, which is missing")
     except EdgeoptError as error:
         yield error
 

@@ -1,13 +1,13 @@
-"""What a bundle says of itself: the types behind its ``manifest.json``.
+"""The contract of a bundle: the types behind its ``manifest.json``.
 
-Programs read it, so nothing leaves it or changes its meaning without a new number of the schema.
+Programs read it: removing a field or changing its meaning requires a new schema number.
 """
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.errors import VerificationError
 from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.results import Measurement, Verdict
+from edgeopt.results import Measurements, Verdict
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -26,43 +26,43 @@ class BundleFile(_Value):
 
 
 class Raw(_Value):
-    """One input before preprocessing, as the evaluation data give it, without a batch axis."""
+    """One input before preprocessing, as the evaluation data provide it, without a batch axis."""
 
     shape: tuple[int, ...]
-    dtype: str = Field(description="numpy's name of the type")
+    dtype: str = Field(description="numpy dtype name")
 
 
 class Arena(_Value):
     """Memory that TensorFlow Lite Micro needs for tensors and bookkeeping, in bytes."""
 
     measured_bytes: int
-    recommended_bytes: int = Field(description="measured, with the margin, rounded up to 1 KiB")
-    margin: float = Field(description="share of what was measured that was added")
-    source: str = Field(description="what was measured, and on which device")
+    recommended_bytes: int = Field(description="measured bytes plus the margin, rounded up to 1 KiB")
+    margin: float = Field(description="fraction added to the measured bytes")
+    source: str = Field(description="the measurement and its device")
 
 
 class Golden(_Value):
-    """Samples with the answers that a runtime gave for them, each tensor in a file of its own (.npy).
+    """Samples with the outputs that a runtime produced for them, one .npy file per tensor.
 
-    ``golden/raw_i.npy`` holds input i as the data give it, ``input_i.npy`` as the model takes it,
-    ``output_i.npy`` what came out, and ``label.npy`` the labels, where there are any. The first axis
-    counts the samples; inputs and outputs have the types and layouts of the model file.
+    ``golden/raw_i.npy`` holds input i as the data provide it, ``input_i.npy`` as the model takes it,
+    ``output_i.npy`` the output, and ``label.npy`` the labels, if any. The first axis is the sample axis;
+    inputs and outputs have the types and layouts of the model file.
     """
 
     count: int
-    device: str = Field(description="whose runtime gave the outputs")
+    device: str = Field(description="device whose runtime produced the outputs")
     emulated: bool = Field(False, description="whether that device was emulated")
     runtime: str
     files: tuple[str, ...]
     units: tuple[float, ...] = Field(
-        description="per output, how much one unit of the tolerance is: 1 for integers, a step of the "
-        "quantization for real numbers made of integers, a small share of the largest value for others"
+        description="per output, the size of one unit of the tolerance: 1 for integers, a quantization step "
+        "for real numbers computed from integers, a small fraction of the largest value otherwise"
     )
-    tolerance: int = Field(description="units by which a right answer may differ")
+    tolerance: int = Field(description="units by which a correct output may differ")
 
 
 class Contract(_Value):
-    """A model file for one device, and all that is needed to feed it and to check it."""
+    """A model file for one device, with everything needed to feed and to check it."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
@@ -72,32 +72,53 @@ class Contract(_Value):
     device: str
     emulated: bool = Field(
         False,
-        description="the runtime is the device's, carried out on another processor: no time was measured",
+        description="the device's own runtime, run on another processor: latency was not measured",
     )
-    compiled: bool = Field(False, description="made by the device's own compiler: of no use elsewhere")
-    file: BundleFile
+    compiled: bool = Field(False, description="by the device's own compiler: unusable on other devices")
+    file: BundleFile = Field(
+        description="the file that a runtime loads, or the folder if the model is a folder; sha256 and "
+        "size_bytes of a folder cover all files in it"
+    )
+    parts: tuple[BundleFile, ...] = Field(
+        (), description="further files of the model, or all its files if it is a folder; omitted if empty"
+    )
     inputs: tuple[TensorSpec, ...] = Field(description="in the order in which the model takes them")
     outputs: tuple[TensorSpec, ...]
-    raw: tuple[Raw, ...] = Field((), description="what preprocessing begins with, per input, where known")
+    raw: tuple[Raw, ...] = Field((), description="inputs before preprocessing, where known")
     preprocessing: Preprocessing
     labels: tuple[str, ...] = Field((), description="class names, in the order of the outputs")
-    measured: dict[str, Measurement] = Field({}, description="of this file on this device")
-    operators: tuple[str, ...] = Field((), description="kinds of operators in a TFLite file, sorted")
+    measured: Measurements = Field({}, description="measurements of this file on this device")
+    operators: tuple[str, ...] = Field(
+        (), description="kinds of operators in the file, sorted, if its format declares them"
+    )
     arena: Arena | None = None
-    runtime: str = Field("", description="name and version of the runtime that was measured")
-    chain: tuple[str, ...] = Field((), description="stages that made the file, in order")
+    runtime: str = Field("", description="name and version of the measured runtime")
+    chain: tuple[str, ...] = Field((), description="stages that produced the file, in order")
     gates: tuple[Verdict, ...] = Field((), description="verdicts about this file on this device")
     golden: Golden | None = None
-    notes: tuple[str, ...] = Field((), description="what the bundle does not have, and why")
-    files: tuple[BundleFile, ...] = Field((), description="every other file that was made with this one")
+    notes: tuple[str, ...] = Field((), description="missing parts of the bundle, and why")
+    files: tuple[BundleFile, ...] = Field((), description="every other file written with the model file")
 
     def encode(self) -> str:
         """The text of ``manifest.json``: the same contract gives the same text."""
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+        # Readers older than ``parts`` reject unknown fields.
+        unused = {"parts"} if not self.parts else None
+        return self.model_dump_json(by_alias=True, indent=2, exclude=unused) + "\n"
 
     @property
-    def gates_hold(self) -> bool:
-        """Whether no gate on this row stands in the way of a release."""
+    def model_files(self) -> tuple[BundleFile, ...]:
+        """All files of the model, the main file first."""
+        is_folder = any(part.name.startswith(f"{self.file.name}/") for part in self.parts)
+        return self.parts if is_folder else (self.file, *self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of the model's files."""
+        return sum(file.size_bytes for file in self.model_files)
+
+    @property
+    def gates_pass(self) -> bool:
+        """Whether no gate of this file blocks a release."""
         return not any(verdict.blocks for verdict in self.gates)
 
 
@@ -111,19 +132,20 @@ def read_contract(text: str | bytes, where: str) -> Contract:
     """Parse a ``manifest.json``.
 
     Raises:
-        VerificationError: it is none, or of a later schema.
+        VerificationError: the text is not a contract, or has a later schema.
     """
     try:
-        # A later schema may have what is not known here: its number is looked at first.
+        # A later schema may have unknown fields: check its number before validating the rest.
         schema = _Schema.model_validate_json(text).schema_version
         if schema != SCHEMA:
             raise VerificationError(
-                f"{where} has schema {schema}, only {SCHEMA} is known here", fix="pip install -U edgeopt"
+                f"{where} has schema {schema}; this edgeopt supports only schema {SCHEMA}",
+                fix="pip install -U edgeopt",
             )
         return Contract.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        location = ".".join(str(part) for part in first["loc"])
         raise VerificationError(
-            f"{where} is no contract of a bundle: {place}: {first['msg']}", fix="pull it again"
+            f"{where} is not a valid bundle contract: {location}: {first['msg']}", fix="pull it again"
         ) from error

@@ -1,17 +1,16 @@
-"""What there is of a name: its versions, and which channels stand for them."""
+"""Lists the versions of a name and the channels that point at them."""
 
 from pydantic import BaseModel, ConfigDict
 
 from edgeopt.errors import UsageError
-from edgeopt.publish.annotations import CREATED, FAILED, GATES, SIGNED
 from edgeopt.publish.channels import standing
 from edgeopt.publish.names import is_version
-from edgeopt.publish.oci import read_index
+from edgeopt.publish.oci import CREATED, FAILED, GATES, SIGNED, read_index
 from edgeopt.publish.remote import Remote
 
 
 class Version(BaseModel):
-    """One version, as far as its index tells."""
+    """One version, as recorded in its index."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,28 +34,28 @@ def versions(remote: Remote) -> list[Version]:
     """All versions, the newest first.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there are none.
     """
-    stands = {channel: move.version for channel, move in standing(remote).items()}
+    channels = {channel: move.version for channel, move in standing(remote).items()}
     found = []
     for tag in filter(is_version, remote.tags()):
         descriptor = remote.resolve(tag)
         if descriptor is None:
-            continue  # another process has just collected it
+            continue  # another process has just deleted it
         index = read_index(remote.manifest(descriptor.digest), f"{remote.url}@{tag}")
-        told = index.annotations
+        annotations = index.annotations
         found.append(
             Version(
                 version=tag,
                 digest=descriptor.digest,
-                created=told.get(CREATED, ""),
+                created=annotations.get(CREATED, ""),
                 bundles=len(index.manifests),
-                gates=told.get(GATES, "unknown"),
-                failed=told.get(FAILED, ""),
-                signed=SIGNED in told,
-                channels=tuple(channel for channel, version in stands.items() if version == tag),
+                gates=annotations.get(GATES, "unknown"),
+                failed=annotations.get(FAILED, ""),
+                signed=SIGNED in annotations,
+                channels=tuple(channel for channel, version in channels.items() if version == tag),
             )
         )
     if not found:
-        raise UsageError(f"{remote.url} holds no version", fix="check the name")
+        raise UsageError(f"{remote.url} has no versions", fix="check the name")
     return sorted(found, key=lambda each: (each.created, each.version), reverse=True)

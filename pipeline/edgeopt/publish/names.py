@@ -1,7 +1,7 @@
-"""How releases are called: ``kws``, ``kws@1.2.0``, ``kws:stable``, or with the URL of where they lie.
+"""References to releases: ``kws``, ``kws@1.2.0``, ``kws:stable``, or with the URL of their location.
 
-A version begins with a digit (or ``v`` and a digit), a channel with a letter: as tags of one repository
-they never meet.
+A version begins with a digit (or ``v`` and a digit), a channel with a letter: as tags of one repository they
+never collide.
 """
 
 import re
@@ -11,21 +11,21 @@ from edgeopt.errors import UsageError
 from edgeopt.publish.oci import DIGEST
 
 STABLE = "stable"
-"""The channel that a bare name means."""
+"""The channel of a bare name."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-"""One component of a repository's name, as the OCI distribution specification has it."""
+"""One component of a repository name, per the OCI distribution specification."""
 _VERSION = re.compile(r"v?[0-9][A-Za-z0-9._-]{0,100}")
 _CHANNEL = re.compile(r"(?!v[0-9])[a-z][a-z0-9-]{0,31}")
 _MOVE = re.compile(r"(?P<channel>[a-z][a-z0-9-]{0,31})\.(?P<number>[0-9]{6})\.(?P<id>[0-9a-f]{8})")
 
 
 class Reference(NamedTuple):
-    """A release as someone asks for it; exactly one of ``version``, ``channel`` and ``digest`` is set."""
+    """A requested release; exactly one of ``version``, ``channel`` and ``digest`` is set."""
 
     name: str
     remote: str | None = None
-    """URL of the repository; None: wherever this project keeps its releases."""
+    """URL of the repository; None: the project's remote."""
     version: str | None = None
     channel: str | None = None
     digest: str | None = None
@@ -39,13 +39,13 @@ def parse(text: str) -> Reference:
     """Read ``[URL/]NAME[@version|@sha256:digest|:channel|:version]``; a bare name means its stable channel.
 
     Raises:
-        UsageError: saying which part is wrong, and what it may be.
+        UsageError: a part is wrong; the error names it and the allowed form.
     """
     scheme, _, rest = text.rpartition("://")
     host, slash, path = rest.partition("/") if scheme and scheme != "file" else ("", "", rest)
     if scheme and not path.strip("/"):
         raise UsageError(
-            f"{text!r} names a place, not a release", fix="add the name: oci://registry.example.com/team/kws"
+            f"{text!r} is a location, not a release", fix="add the name: oci://registry.example.com/team/kws"
         )
     head, at, wanted = path.partition("@")
     version = channel = digest = None
@@ -55,9 +55,9 @@ def parse(text: str) -> Reference:
         else:
             version = check_version(wanted)
     else:
-        folder, between, last = path.rpartition("/")
+        folder, separator, last = path.rpartition("/")
         last, colon, tag = last.partition(":")
-        head = f"{folder}{between}{last}"
+        head = f"{folder}{separator}{last}"
         if colon and _VERSION.fullmatch(tag):
             version = tag
         else:
@@ -68,51 +68,51 @@ def parse(text: str) -> Reference:
 
 
 def check_name(name: str) -> str:
-    """A name as registries allow it.
+    """Return a name if registries accept it.
 
     Raises:
-        UsageError: it is none; with one that is.
+        UsageError: they do not; the error suggests a valid name.
     """
     if len(name) <= 128 and _NAME.fullmatch(name):
         return name
     shown = name if len(name) <= 60 else f"{name[:60]}…"
     raise UsageError(
-        f"{shown!r} cannot be the name of releases",
-        fix=f"use small letters, digits, '-', '_' and '.', such as {as_name(name)!r}",
+        f"{shown!r} is not a valid release name",
+        fix=f"use lowercase letters, digits, '-', '_' and '.', such as {as_name(name)!r}",
     )
 
 
 def as_name(text: str) -> str:
-    """The nearest name that is allowed."""
-    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return words[:60].rstrip("-") or "model"
+    """The nearest valid name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return slug[:60].rstrip("-") or "model"
 
 
 def check_version(version: str) -> str:
-    """A version as a tag.
+    """Return a version if it is valid.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     if _VERSION.fullmatch(version):
         return version
     raise UsageError(
-        f"{version[:60]!r} cannot be a version",
-        fix="begin with a digit, then letters, digits, '.', '_' and '-': 1.2.0",
+        f"{version[:60]!r} is not a valid version",
+        fix="start with a digit, then use letters, digits, '.', '_' and '-': 1.2.0",
     )
 
 
 def check_channel(channel: str) -> str:
-    """A channel as a tag.
+    """Return a channel if it is valid.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     if _CHANNEL.fullmatch(channel):
         return channel
     raise UsageError(
-        f"{channel[:60]!r} is neither a channel nor a version",
-        fix="a channel is a word of small letters, digits and '-' (stable); a version begins with a digit",
+        f"{channel[:60]!r} is neither a valid channel nor a valid version",
+        fix="a channel has lowercase letters, digits and '-' (stable); a version starts with a digit",
     )
 
 
@@ -122,7 +122,7 @@ def is_version(tag: str) -> bool:
 
 
 def move_tag(channel: str, number: int, identity: str) -> str:
-    """The tag of one move of a channel: they sort in the order of the moves."""
+    """The tag of one channel move: the tags sort in the order of the moves."""
     return f"{channel}.{number:06d}.{identity}"
 
 

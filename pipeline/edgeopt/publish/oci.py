@@ -1,7 +1,7 @@
-"""Manifests, indexes and descriptors of the OCI image specification 1.1, as far as they are used here.
+"""Manifests, indexes and descriptors of the OCI image specification 1.1: the subset used here.
 
 A *release* is an image index; it names one image manifest per *bundle* (one artifact for one device). A
-bundle has two layers: the model file, and a zip of everything that belongs to it.
+bundle has two layers: the model file, and a zip of all other files.
 """
 
 import hashlib
@@ -26,10 +26,27 @@ CONFIG: Final = "application/vnd.edgeopt.config.v1+json"
 MODEL: Final = "application/vnd.edgeopt.model.v1"
 KIT: Final = "application/vnd.edgeopt.kit.v1+zip"
 TITLE: Final = "org.opencontainers.image.title"
-"""Annotation that other clients (oras) take a layer's file name from."""
+"""Annotation from which other clients (oras) take a layer's file name."""
+
+# Annotations that describe releases, bundles and moves.
+PREFIX: Final = "dev.edgeopt."
+NAME: Final = f"{PREFIX}name"
+VERSION: Final = f"{PREFIX}version"
+RECIPE: Final = f"{PREFIX}recipe"
+RUN: Final = f"{PREFIX}run"
+"""Of a release: sha256 of the report.json of its run."""
+GATES: Final = f"{PREFIX}gates"
+"""Of a release: ``pass``, ``fail``, or ``none`` if the recipe has no gates."""
+FAILED: Final = f"{PREFIX}gates.failed"
+"""Of a release: the gates that did not pass, as text."""
+SIGNED: Final = f"{PREFIX}signed"
+"""Of a release: present if its bundles are signed. Informative, not a proof."""
+FACTS: Final = f"{PREFIX}facts"
+"""Of a bundle's descriptor: the properties that selection uses, as JSON."""
+CREATED: Final = "org.opencontainers.image.created"
 
 LARGEST_MANIFEST: Final = 4 << 20
-"""Bytes; what the distribution specification asks registries to accept at least."""
+"""Bytes: the minimum that the distribution specification asks registries to accept."""
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -44,11 +61,11 @@ Digest: TypeAlias = Annotated[str, AfterValidator(_checked)]
 
 
 class _Document(BaseModel):
-    # Others may add what the specification allows; what is not known is left alone.
+    # Other tools may add fields that the specification allows: ignore unknown ones.
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     def encode(self) -> bytes:
-        """The bytes that are stored: the same value gives the same bytes, and so the same digest."""
+        """The stored bytes: equal values give equal bytes, and so equal digests."""
         return (
             self.model_dump_json(by_alias=True, exclude_defaults=False, exclude_none=True) + "\n"
         ).encode()
@@ -58,7 +75,7 @@ Kind = TypeVar("Kind", bound=_Document)
 
 
 class Descriptor(_Document):
-    """Points at content by its digest."""
+    """A reference to content by its digest."""
 
     media_type: str = Field(alias="mediaType")
     digest: Digest
@@ -104,7 +121,7 @@ def read_manifest(data: bytes, where: str) -> Manifest:
     """Parse a manifest.
 
     Raises:
-        VerificationError: it is none, or was cut off.
+        VerificationError: the data are invalid or truncated.
     """
     return _read(Manifest, data, where)
 
@@ -113,7 +130,7 @@ def read_index(data: bytes, where: str) -> Index:
     """Parse an index.
 
     Raises:
-        VerificationError: it is none, or was cut off.
+        VerificationError: the data are invalid or truncated.
     """
     return _read(Index, data, where)
 
@@ -123,8 +140,8 @@ def _read(kind: type[Kind], data: bytes, where: str) -> Kind:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        location = ".".join(str(part) for part in first["loc"])
         raise VerificationError(
-            f"{where} is no {kind.__name__.lower()} of a release: {place}: {first['msg']}",
-            fix="see what lies there with 'edgeopt artifacts list'",
+            f"{where} is not a valid release {kind.__name__.lower()}: {location}: {first['msg']}",
+            fix="list the location's releases with 'edgeopt artifacts list'",
         ) from error

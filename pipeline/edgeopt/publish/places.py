@@ -1,4 +1,4 @@
-"""Where releases are looked for: the library on this machine, and the remote behind a name."""
+"""Locations of releases: the library on this machine, and the remote of a name."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgeopt.publish.remotes.layout import Layout
 
 
 class Places(NamedTuple):
-    """The library's folder, and what the project file says."""
+    """The library's folder and the settings of the project file."""
 
     root: Path
     settings: Artifacts
@@ -23,29 +23,29 @@ class Places(NamedTuple):
         return library(self.root / name)
 
     def held(self, name: str) -> AbstractContextManager[None]:
-        """Keep what the library holds of ``name`` from being collected meanwhile."""
+        """Protect the releases of ``name`` in the library from garbage collection."""
         return self.library(name).locked(exclusive=False) if name in self.names() else nullcontext()
 
     def names(self) -> list[str]:
-        """Names that the library holds releases of."""
+        """The names with releases in the library."""
         if not self.root.is_dir():
             return []
         return sorted(folder.name for folder in self.root.iterdir() if (folder / "oci-layout").is_file())
 
     def remote(self, reference: Reference) -> Remote | None:
-        """Where a reference points to outside this machine; None if nothing says where."""
+        """The remote of a reference; None if neither the reference nor the project sets one."""
         url = self.url(reference)
         return None if url is None else open_remote(url)
 
     def url(self, reference: Reference) -> str | None:
-        """The URL of a reference's repository: its own, or the name below the project's remote."""
+        """The URL of a reference's repository: its own, or the project's remote plus the name."""
         if reference.remote is not None:
             return reference.remote
         base = self.settings.remote
         return None if base is None else f"{base.rstrip('/')}/{reference.name}"
 
     def source(self, reference: Reference, *, offline: bool = False) -> Remote:
-        """Where to read a release from: its remote, or the library where there is none.
+        """The source of a release: its remote, or the library if it has none.
 
         Raises:
             UsageError: neither has the name.
@@ -54,9 +54,9 @@ class Places(NamedTuple):
         if remote is not None:
             return remote
         if reference.name not in self.names():
-            known = ", ".join(self.names()) or "nothing yet"
+            known = ", ".join(self.names()) or "none yet"
             raise UsageError(
-                f"no releases of {reference.name!r} on this machine (there is {known})",
+                f"no releases of {reference.name!r} on this machine (known names: {known})",
                 fix=f"give the URL, oci://HOST/{reference.name}, or set artifacts.remote in {FILE}",
             )
         return self.library(reference.name)

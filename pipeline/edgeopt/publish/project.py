@@ -1,4 +1,4 @@
-"""Where a project keeps its releases, and whose signature it asks for: ``edgeopt.toml``.
+"""The project file ``edgeopt.toml``: the location of releases and the required signature.
 
 [artifacts]
 remote = "oci://registry.example.com/models"     # NAME is looked up below it
@@ -10,28 +10,28 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeopt.config.registry import nearest
+from edgeopt.config.nearest import nearest
 from edgeopt.errors import UsageError
 
 FILE = "edgeopt.toml"
 
 
 class Artifacts(BaseModel):
-    """The part of a project file about releases."""
+    """The table of a project file about releases."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    remote: str | None = Field(None, description="URL below which the names of releases lie")
-    require_signature: Path | None = Field(None, description="public key whose signature is asked for")
-    library: Path | None = Field(None, description="where releases are kept here; default: artifacts/library")
-    baselines: tuple[Path, ...] = Field((), description="baseline files whose artifacts are never collected")
+    remote: str | None = Field(None, description="URL to which release names are appended")
+    require_signature: Path | None = Field(None, description="public key of the required signature")
+    library: Path | None = Field(None, description="folder of local releases; default: artifacts/library")
+    baselines: tuple[Path, ...] = Field((), description="baseline files whose artifacts are never deleted")
 
 
 def find_project(start: Path) -> Artifacts:
-    """The settings of the nearest ``edgeopt.toml`` in ``start`` or above it; defaults without one.
+    """The settings of the nearest ``edgeopt.toml`` in ``start`` or its parents; the defaults if none exists.
 
     Raises:
-        UsageError: the file is wrong, naming the file and the key.
+        UsageError: the file is invalid; the error names the file and the key.
     """
     for folder in (start.resolve(), *start.resolve().parents):
         file = folder / FILE
@@ -47,7 +47,7 @@ def _read(file: Path) -> Artifacts:
         raise UsageError(f"cannot read {file}: {error}") from error
     unknown = sorted(set(document) - {"artifacts"})
     if unknown:
-        raise UsageError(f"{file}: unknown table {unknown[0]!r}", fix="it has one table: [artifacts]")
+        raise UsageError(f"{file}: unknown table {unknown[0]!r}", fix="the only table is [artifacts]")
     try:
         found = Artifacts.model_validate(document.get("artifacts", {}))
     except ValidationError as error:

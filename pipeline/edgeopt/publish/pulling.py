@@ -1,4 +1,4 @@
-"""Pulling: find the release, pick what suits the device, fetch, verify, and only then put it in its place."""
+"""Pulling: select the bundle for a device, fetch it, verify it, and only then move it into place."""
 
 import ctypes
 import errno
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from edgeopt.config.files import file_digest, files_of
 from edgeopt.devices.device import Device, known_devices, load_device
 from edgeopt.devices.lint import limits_of
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
-from edgeopt.model import file_digest, files_of
 from edgeopt.publish.contract import FILE, Contract, read_contract
 from edgeopt.publish.oci import (
     KIT,
@@ -24,7 +24,7 @@ from edgeopt.publish.oci import (
 from edgeopt.publish.remote import Remote
 from edgeopt.publish.selecting import Choice, choose
 from edgeopt.publish.transfer import Release
-from edgeopt.publish.unpacking import check_name, unpack
+from edgeopt.publish.unpacking import check_path, unpack
 
 ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json", "model.sig"})
 """Files of a bundle that its contract does not list."""
@@ -36,7 +36,7 @@ HERE = -100
 
 
 class Pulled(NamedTuple):
-    """A bundle in its place."""
+    """An installed bundle."""
 
     folder: Path
     contract: Contract
@@ -47,7 +47,7 @@ class Pulled(NamedTuple):
 def pick(
     index: Index, wanted: str, device: Device | None, variant: str | None, format_name: str | None
 ) -> Choice:
-    """The bundle for a device; see ``choose``."""
+    """Select the bundle for a device; see ``choose``."""
     operators = None
     if device is not None and device.operators is not None:
         limits = limits_of(device.operators)
@@ -65,20 +65,20 @@ def place(
     key: Path | None = None,
     replace: bool = False,
 ) -> Pulled:
-    """Put a bundle that the library holds into ``out``: verified whole, or not at all.
+    """Install a bundle of the library in ``out``: completely verified, or not at all.
 
-    An earlier bundle in ``out`` is replaced in one step. A folder with anything else in it, or with a file
-    that was changed since it was pulled, is refused, unless ``replace`` is set.
+    An earlier bundle in ``out`` is replaced atomically. A folder with any other file, or with a file modified
+    since it was pulled, is refused unless ``replace`` is set.
 
     Raises:
-        UsageError: ``out`` holds something else.
-        VerificationError: a digest or the signature is not right.
+        UsageError: ``out`` contains other or modified files.
+        VerificationError: a digest or the signature does not match.
         CannotRunError: no space, or no permission.
     """
-    if out.exists() and not replace and (own := _not_pulled(out)):
+    if out.exists() and not replace and (foreign := _foreign_file(out)):
         raise UsageError(
-            f"{out} holds what was not pulled, or was changed since: {own}",
-            fix="give another folder with --out DIR, or let it be lost with --replace",
+            f"{out} contains a file that was not pulled, or was modified since: {foreign}",
+            fix="choose another folder with --out DIR, or discard the file with --replace",
         )
     stage = out.parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
@@ -91,14 +91,14 @@ def place(
 
             try:
                 verify(stage, key)
-            except VerificationError as error:  # speaks of a folder that nobody has seen
+            except VerificationError as error:  # the user does not know the staging folder
                 message = error.message.replace(str(stage), str(release))
                 raise VerificationError(message, fix=error.fix) from error
         _exchange(stage, out)
     except OSError as error:
-        told = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise CannotRunError(
-            f"cannot write {out}: {told}; nothing there was changed", fix="give another folder with --out DIR"
+            f"cannot write {out}: {reason}; nothing was changed", fix="choose another folder with --out DIR"
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -106,97 +106,104 @@ def place(
 
 
 def check_folder(folder: Path) -> Contract:
-    """Hold every file of a bundle's folder against what its manifest.json says.
+    """Compare every file of a bundle's folder with its manifest.json.
 
     Raises:
-        VerificationError: a file is missing, changed, or was added; the first is named.
+        VerificationError: a file is missing, modified or added; the error names the first.
     """
     try:
         text = (folder / FILE).read_bytes()
     except OSError as error:
-        raise VerificationError(f"{folder} is no bundle: it has no {FILE}", fix="pull it again") from error
+        raise VerificationError(f"{folder} is not a bundle: it has no {FILE}", fix="pull it again") from error
     contract = read_contract(text, str(folder / FILE))
-    for told in (contract.file, *contract.files):
-        file = folder / told.name
+    for entry in (*contract.model_files, *contract.files):
+        file = folder / entry.name
         if not file.is_file():
-            raise VerificationError(f"{folder}: {told.name} is missing", fix="pull it again")
-        if file_digest(file) != told.sha256:
-            raise VerificationError(f"{folder}: {told.name} is not as it was published", fix="pull it again")
-    known = ADDED | {contract.file.name, *(told.name for told in contract.files)}
+            raise VerificationError(f"{folder}: {entry.name} is missing", fix="pull it again")
+        if file_digest(file) != entry.sha256:
+            raise VerificationError(
+                f"{folder}: {entry.name} differs from the published file", fix="pull it again"
+            )
+    known = ADDED | {entry.name for entry in (*contract.model_files, *contract.files)}
     for file in files_of(folder):
         if (name := file.relative_to(folder).as_posix()) not in known:
-            raise VerificationError(f"{folder}: {name} was added", fix="move it elsewhere")
+            raise VerificationError(f"{folder}: {name} is not part of the bundle", fix="move it elsewhere")
     return contract
 
 
 def _unpacked(release: Release, choice: Choice, library: Remote, stage: Path) -> Contract:
     where = f"{release.name}@{release.version}"
     manifest = read_manifest(library.manifest(choice.descriptor.digest), where)
-    layers = {layer.media_type: layer for layer in manifest.layers}
-    if set(layers) != {MODEL, KIT} or len(manifest.layers) != 2:
+    models = {
+        layer.annotations.get(TITLE, ""): layer for layer in manifest.layers if layer.media_type == MODEL
+    }
+    kits = [layer for layer in manifest.layers if layer.media_type == KIT]
+    if not models or len(kits) != 1 or len(models) + 1 != len(manifest.layers):
         raise VerificationError(
-            f"{where}: a bundle has a model and a kit, this has {len(manifest.layers)} layers"
+            f"{where}: expected the files of a model and one kit, found {len(manifest.layers)} layers"
         )
     kit = stage.with_name(f"{stage.name}.zip")
     try:
-        library.fetch(layers[KIT], kit)
+        library.fetch(kits[0], kit)
         unpack(kit, stage)
     finally:
         kit.unlink(missing_ok=True)
-    name = check_name(layers[MODEL].annotations.get(TITLE, ""))
-    if (stage / name).exists():
-        raise VerificationError(f"{where}: its kit holds another {name}")
-    library.fetch(layers[MODEL], stage / name)
+    for name, layer in models.items():
+        target = stage / check_path(name)
+        if target.exists():
+            raise VerificationError(f"{where}: its kit contains another {name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        library.fetch(layer, target)
     contract = check_folder(stage)
     if (contract.name, contract.version) != (release.name, release.version):
-        told = f"{contract.name}@{contract.version}"
-        raise VerificationError(f"{where} holds a bundle of {told}: it was moved there, or tampered with")
+        declared = f"{contract.name}@{contract.version}"
+        raise VerificationError(f"{where} contains a bundle of {declared}: it was moved or tampered with")
     facts = choice.facts
     if (contract.variant, contract.format, contract.device) != (facts.variant, facts.format, facts.device):
-        raise VerificationError(f"{where}: the bundle is not the one that its index describes")
+        raise VerificationError(f"{where}: the bundle does not match its description in the index")
     return contract
 
 
-def _not_pulled(folder: Path) -> str:
-    """The first file of a folder that is not as a pull left it; empty if there is none."""
+def _foreign_file(folder: Path) -> str:
+    """The first file of a folder that was not pulled or was modified since; empty if there is none."""
     if not folder.is_dir() or folder.is_symlink():
         return folder.name
-    there = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
-    if not there:
+    present = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
+    if not present:
         return ""
     try:
         contract = read_contract((folder / FILE).read_bytes(), str(folder))
-        known = {told.name: told.sha256 for told in (contract.file, *contract.files)}
+        known = {entry.name: entry.sha256 for entry in (*contract.model_files, *contract.files)}
     except (OSError, VerificationError):
-        return min(there)
-    for name, file in sorted(there.items()):
+        return min(present)
+    for name, file in sorted(present.items()):
         if name not in ADDED and (name not in known or file_digest(file) != known[name]):
             return name
     return ""
 
 
 def _sweep(out: Path) -> None:
-    """Remove what processes that are gone were putting together for this place."""
-    for left in sorted(out.parent.glob(f".{out.name}.*-????????*")):
-        pid = left.name.removeprefix(f".{out.name}.").partition("-")[0]
+    """Remove the staging folders of dead processes for this folder."""
+    for leftover in sorted(out.parent.glob(f".{out.name}.*-????????*")):
+        pid = leftover.name.removeprefix(f".{out.name}.").partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            if left.suffix == OLD and not out.exists():
-                left.rename(out)  # it was killed between two renames: what was there comes back
+            if leftover.suffix == OLD and not out.exists():
+                leftover.rename(out)  # killed between two renames: restore the earlier folder
                 continue
-            shutil.rmtree(left, ignore_errors=True)
-            left.unlink(missing_ok=True) if left.is_file() else None
+            shutil.rmtree(leftover, ignore_errors=True)
+            leftover.unlink(missing_ok=True) if leftover.is_file() else None
 
 
 def _exchange(stage: Path, out: Path) -> None:
-    """Put ``stage`` in the place of ``out``, which is what it was or what it shall be at every moment."""
+    """Replace ``out`` with ``stage`` atomically, so that readers see the old or the new folder."""
     if not out.exists():
         stage.rename(out)
         return
     libc = ctypes.CDLL(None, use_errno=True)
     swap = getattr(libc, "renameat2", None)
     if swap is not None and swap(HERE, os.fsencode(stage), HERE, os.fsencode(out), EXCHANGE) == 0:
-        return  # what was there before is now the stage, and is removed with it
-    # A file system or kernel that cannot exchange: for a moment there is nothing, never half of something.
+        return  # the old folder is now the stage, which the caller removes
+    # Without RENAME_EXCHANGE the folder is missing for a moment, but never incomplete.
     old = stage.with_name(f"{stage.name}{OLD}")
     out.rename(old)
     stage.rename(out)
@@ -204,10 +211,10 @@ def _exchange(stage: Path, out: Path) -> None:
 
 
 def described(device: str, folders: Sequence[Path]) -> tuple[str, Device | None]:
-    """The name of a device, and what its file says; None for one that only the release knows.
+    """The name of a device and its description; None for a device that only the release knows.
 
     Raises:
-        UsageError: its file is wrong, or it is a path and there is no such file.
+        UsageError: its file is invalid, or ``device`` is the path of a missing file.
     """
     is_file = device.endswith((".yaml", ".yml")) or os.sep in device
     if not is_file and device not in known_devices(folders):

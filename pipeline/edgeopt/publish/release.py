@@ -1,24 +1,32 @@
-"""From a run to a release in the library: one bundle per artifact and device, described, signed, packed."""
+"""Makes a release in the library from a run: one bundle per artifact and device, signed and packed."""
 
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgeopt.config.files import file_digest, files_of
 from edgeopt.errors import UsageError
-from edgeopt.model import file_digest, files_of
-from edgeopt.publish.annotations import CREATED, FACTS, FAILED, GATES, NAME, RECIPE, RUN, SIGNED, VERSION
 from edgeopt.publish.bundle import make_bundle, publishable, record_of
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.oci import (
     BUNDLE,
     CONFIG,
+    CREATED,
+    FACTS,
+    FAILED,
+    GATES,
     INDEX,
     KIT,
     MANIFEST,
     MODEL,
+    NAME,
+    RECIPE,
     RELEASE,
+    RUN,
+    SIGNED,
     TITLE,
+    VERSION,
     Descriptor,
     Index,
     Manifest,
@@ -38,8 +46,8 @@ from edgeopt.results import Report, Result, Verdict
 RECIPE_FILE = "recipe.yaml"
 PROVENANCE_FILE = "provenance.intoto.json"
 BOM_FILE = "bom.cdx.json"
-TOLD = ("top1", "top1_drop", "agreement", "latency_p50_ms", "latency_ratio", "arena_bytes", "npu_cycles")
-"""Measurements that stand beside a bundle in lists."""
+LISTED = ("agreement", "latency_p50_ms", "latency_ratio", "arena_bytes", "npu_cycles")
+"""Measurements that lists show for a bundle, after the metric and its drop."""
 
 
 def make_release(
@@ -53,36 +61,36 @@ def make_release(
     who: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Release:
-    """Make bundles of a run's finished artifacts and put them into the library under ``version``.
+    """Make bundles of a run's finished artifacts and store them in the library under ``version``.
 
-    The same run under the same version is made once; making it again finds it. Without ``version`` it is
-    the day of the run and a piece of its digest.
+    A repeated call for the same run and version returns the existing release. The default ``version`` is the
+    day of the run and the start of its digest.
 
     Raises:
-        UsageError: nothing of the run can be published, or the version is that of another run.
+        UsageError: nothing of the run can be published, or the version belongs to another run.
     """
     rows = publishable(report)
     if not rows:
         raise UsageError(
-            f"{run} holds no finished artifact", fix="look at its report: what failed is not published"
+            f"{run} contains no finished artifact", fix="see its report: failed results are not published"
         )
     if not report.run.document:
         raise UsageError(
-            f"{run} was made by an edgeopt that did not keep the recipe",
-            fix="make it again with edgeopt optimize",
+            f"{run} was made by an older edgeopt that did not store the recipe",
+            fix="run 'edgeopt optimize' again",
         )
     identity = file_digest(run / "report.json")
     day = report.run.started[:10].replace("-", ".")
     version = version or f"{day}-{identity[:8]}"
-    found = library.resolve(version)
-    if found is not None:
-        index = read_index(library.manifest(found.digest), f"{name}@{version}")
+    existing = library.resolve(version)
+    if existing is not None:
+        index = read_index(library.manifest(existing.digest), f"{name}@{version}")
         if index.annotations.get(RUN) == identity and (SIGNED in index.annotations) == (key is not None):
-            return Release(name, version, found, index)
+            return Release(name, version, existing, index)
         raise UsageError(
-            f"{name} has a version {version} already, and it is of another run or signed otherwise: "
-            "versions do not change",
-            fix="give it another version: --version 1.2.1",
+            f"{name} already has a version {version}, from another run or with other signing: versions are "
+            "immutable",
+            fix="choose another version: --version 1.2.1",
         )
     descriptors = []
     for row in rows:
@@ -98,7 +106,7 @@ def make_release(
         GATES: "fail" if failed else "pass" if report.gates else "none",
     }
     if failed:
-        annotations[FAILED] = _told(failed)
+        annotations[FAILED] = _summary(failed)
     if key is not None:
         annotations[SIGNED] = "yes"
     index = Index(artifact_type=RELEASE, manifests=tuple(descriptors), annotations=annotations)
@@ -115,38 +123,38 @@ def _bundle(
     key: Path | None,
     who: str,
 ) -> Descriptor:
-    """Make one bundle, put it into the library, and describe it."""
+    """Make one bundle, store it in the library and return its descriptor."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         contract = make_bundle(run, report, row, folder, name=name, version=version)
-        made_with = record_of(run, row)
+        record = record_of(run, row)
         (folder / RECIPE_FILE).write_text(portable(report.run.document), "utf-8")
-        (folder / BOM_FILE).write_text(
-            bom(report, row, name=name, version=version, record=made_with), "utf-8"
-        )
+        (folder / BOM_FILE).write_text(bom(report, row, name=name, version=version, record=record), "utf-8")
         digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files_of(folder)}
-        record = provenance.statement(report, row, name=name, version=version, files=digests, who=who or None)
-        (folder / PROVENANCE_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
+        models = [file.name for file in contract.model_files]
+        statement = provenance.statement(
+            report, row, name=name, version=version, models=models, files=digests, who=who or None
+        )
+        (folder / PROVENANCE_FILE).write_text(json.dumps(statement, indent=2, sort_keys=True) + "\n", "utf-8")
         if key is not None:
             sign(folder, key)
-        model = folder / contract.file.name
         kit = Path(scratch) / "kit.zip"
-        pack(folder, kit, exclude=(contract.file.name,))
+        pack(folder, kit, exclude=models)
         config = contract.encode().encode()
-        layers = [_blob(model, MODEL, contract.file.name), _blob(kit, KIT, "kit.zip")]
-        for blob, source in zip(layers, (model, kit), strict=True):
+        layers = [_blob(folder / name, MODEL, name) for name in models] + [_blob(kit, KIT, "kit.zip")]
+        for blob, source in zip(layers, (*(folder / name for name in models), kit), strict=True):
             library.push_blob(blob, source)
-    described = describe(config, CONFIG)
-    library.push_blob(described, config)
+    descriptor = describe(config, CONFIG)
+    library.push_blob(descriptor, config)
     manifest = Manifest(
         artifact_type=BUNDLE,
-        config=described,
+        config=descriptor,
         layers=tuple(layers),
         annotations={NAME: name, VERSION: version},
     )
     stored = library.push_manifest(manifest.encode(), MANIFEST)
-    facts = _facts(row, contract)
+    facts = _facts(report, row, contract)
     return stored.model_copy(
         update={
             "artifact_type": BUNDLE,
@@ -164,23 +172,28 @@ def _blob(file: Path, media_type: str, title: str) -> Descriptor:
     )
 
 
-def _facts(row: Result, contract: Contract) -> Facts:
+def _facts(report: Report, row: Result, contract: Contract) -> Facts:
+    metric = report.primary_metric
+    names = (metric, f"{metric}_drop", *LISTED)
+    listed = {name: row.measurements[name] for name in names if name in row.measurements}
     return Facts(
         variant=contract.variant,
         format=contract.format,
         device=contract.device,
-        size_bytes=contract.file.size_bytes,
+        size_bytes=contract.size_bytes,
+        digest=row.artifact.digest if contract.parts and row.artifact else "",
         compiled=contract.compiled,
-        operators=contract.operators if contract.format == "tflite" else None,
+        operators=contract.operators or None,
         arena_bytes=contract.arena.measured_bytes if contract.arena else None,
         runtime=contract.runtime,
-        gates="none" if not contract.gates else "pass" if contract.gates_hold else "fail",
-        measurements={name: row.measurements[name].value for name in TOLD if name in row.measurements},
+        gates="none" if not contract.gates else "pass" if contract.gates_pass else "fail",
+        measurements={name: value.value for name, value in listed.items()},
+        texts={name: value.text for name, value in listed.items()},
     )
 
 
-def _told(failed: Sequence[Verdict]) -> str:
+def _summary(failed: Sequence[Verdict]) -> str:
     first = "; ".join(
         f"{verdict.gate} on {verdict.variant}.{verdict.format} on {verdict.device}" for verdict in failed[:3]
     )
-    return f"{len(failed)} gates did not hold: {first}" + ("; …" if len(failed) > 3 else "")
+    return f"{len(failed)} gates did not pass: {first}" + ("; …" if len(failed) > 3 else "")

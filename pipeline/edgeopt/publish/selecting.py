@@ -1,19 +1,18 @@
-"""Which bundle of a release suits a device: what each one's descriptor tells is enough to decide."""
+"""Selects the bundle of a release that suits a device, from the descriptors alone."""
 
 import json
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeopt.config.registry import nearest
+from edgeopt.config.nearest import nearest
 from edgeopt.devices.device import Device
 from edgeopt.errors import UsageError
-from edgeopt.publish.annotations import FACTS
-from edgeopt.publish.oci import Descriptor, Index
+from edgeopt.publish.oci import FACTS, Descriptor, Index
 
 
 class Facts(BaseModel):
-    """What is to be known of a bundle before it is fetched."""
+    """The properties of a bundle that are known before it is fetched."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -21,20 +20,24 @@ class Facts(BaseModel):
     format: str
     device: str
     size_bytes: int
+    digest: str = ""
+    """sha256 over all files of a model that has several; otherwise empty, see the layer."""
     compiled: bool = False
-    """Made by the device's own compiler: of no use elsewhere."""
+    """By the device's own compiler: unusable on other devices."""
     operators: tuple[str, ...] | None = None
-    """Operators of a TFLite file, None where they are not known."""
+    """Kinds of operators in the file; None if its format does not declare them."""
     arena_bytes: int | None = None
     runtime: str = ""
-    """What ran it, such as ``litert 2.3.0``."""
+    """The measured runtime, such as ``litert 2.3.0``."""
     gates: str = "none"
-    """``pass``, ``fail`` or ``none``: the gates about this row."""
+    """``pass``, ``fail`` or ``none``: the gates of this result."""
     measurements: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    """The measurements as formatted text."""
 
 
 class Choice(BaseModel):
-    """A bundle, and why it is the one."""
+    """The selected bundle, and the reason."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,42 +66,42 @@ def choose(
     format_name: str | None = None,
     operators: frozenset[str] | None = None,
 ) -> Choice:
-    """The bundle for the device called ``wanted``.
+    """Select the bundle for the device called ``wanted``.
 
-    One that was measured on that device comes first. Otherwise ``device`` says what it can run:
-    formats it has a runtime for, its flash and RAM, and ``operators``, the names its runtime knows. Among
-    what fits, artifacts whose gates hold come first, then optimized ones, then the smallest.
+    Bundles measured on that device are preferred. Otherwise ``device`` declares what it can run: formats it
+    has a runtime for, its flash and RAM, and ``operators``, the names its runtime supports. Among the bundles
+    that fit, those whose gates pass come first, then optimized ones, then the smallest.
 
     Raises:
-        UsageError: nothing fits; with what there is and why each does not.
+        UsageError: nothing fits; the error lists the bundles and why each does not fit.
     """
-    there = bundles(index)
+    available = bundles(index)
     asked = [
         (descriptor, facts)
-        for descriptor, facts in there
+        for descriptor, facts in available
         if variant in (None, facts.variant) and format_name in (None, facts.format)
     ]
     if not asked:
         raise UsageError(
-            f"this release has nothing of variant {variant or 'any'} in format {format_name or 'any'}",
-            fix=f"it has {_listed([facts for _, facts in there])}",
+            f"this release has no bundle of variant {variant or 'any'} in format {format_name or 'any'}",
+            fix=f"it has {_listed([facts for _, facts in available])}",
         )
     fitting = [(d, f) for d, f in asked if f.device == wanted]
     reason = f"measured on {wanted}"
     if not fitting:
         if device is None:
-            known = sorted({facts.device for _, facts in there})
+            known = sorted({facts.device for _, facts in available})
             raise UsageError(
-                f"nothing in this release was measured on a device {wanted!r}{nearest(wanted, known)}, and "
+                f"no bundle of this release was measured on a device {wanted!r}{nearest(wanted, known)}, and "
                 "no device file describes it",
-                fix=f"it has bundles for {', '.join(known)}; or describe yours: --devices FOLDER",
+                fix=f"choose one of {', '.join(known)}, or add a device file: --devices FOLDER",
             )
         obstacles = [(d, f, _obstacle(f, device, operators)) for d, f in asked]
         fitting = [(d, f) for d, f, obstacle in obstacles if not obstacle]
-        reason = f"not measured on {wanted}, but it fits what its device file says"
+        reason = f"not measured on {wanted}, but it meets the limits of its device file"
         if not fitting:
-            told = sorted({f"{f.variant}.{f.format}: {obstacle}" for _, f, obstacle in obstacles})
-            raise UsageError(f"nothing in this release fits {wanted}", fix="\n  ".join(told))
+            obstacle_lines = sorted({f"{f.variant}.{f.format}: {obstacle}" for _, f, obstacle in obstacles})
+            raise UsageError(f"no bundle of this release fits {wanted}", fix="\n  ".join(obstacle_lines))
     ranked = sorted(fitting, key=lambda pair: _rank(pair[1], device))
     descriptor, facts = ranked[0]
     others = {(each.variant, each.format): each for _, each in reversed(ranked)}
@@ -108,14 +111,14 @@ def choose(
 
 
 def _rank(facts: Facts, device: Device | None) -> tuple[bool, bool, int, bool, str]:
-    """Gates, then optimized, then small; of the same file, what was made for the device's own runtime."""
+    """Order by gates, optimization and size; of equal files, prefer the device's own runtime."""
     own = device.runtimes.get(facts.format) if device else None
     foreign = facts.runtime.partition(" ")[0] != own
     return facts.gates == "fail", facts.variant == "float", facts.size_bytes, foreign, facts.device
 
 
 def _obstacle(facts: Facts, device: Device, operators: frozenset[str] | None) -> str:
-    """Why a bundle that was made for another device does not fit; empty if it does."""
+    """The reason why a bundle for another device does not fit; empty if it fits."""
     if facts.compiled:
         return f"compiled for {facts.device}"
     if facts.format not in device.runtimes:
@@ -128,7 +131,7 @@ def _obstacle(facts: Facts, device: Device, operators: frozenset[str] | None) ->
     if operators is not None and facts.operators is not None:
         missing = sorted(set(facts.operators) - operators)
         if missing:
-            return f"{device.name} does not have {', '.join(missing)}"
+            return f"{device.name} does not support {', '.join(missing)}"
     return ""
 
 

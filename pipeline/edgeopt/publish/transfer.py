@@ -1,4 +1,4 @@
-"""Releases on their way: found in a remote, fetched to the library, mirrored from it."""
+"""Transfers of releases: found in a remote, fetched to the library, mirrored from it."""
 
 import fcntl
 import os
@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.errors import UsageError, VerificationError
-from edgeopt.publish.annotations import VERSION
 from edgeopt.publish.channels import current, standing
 from edgeopt.publish.names import Reference, is_version
-from edgeopt.publish.oci import INDEX, MANIFEST, Descriptor, Index, read_index, read_manifest
+from edgeopt.publish.oci import INDEX, MANIFEST, VERSION, Descriptor, Index, read_index, read_manifest
 from edgeopt.publish.remote import Progress, Remote, silent
 from edgeopt.publish.remotes.layout import Layout
 
 PARTIAL = "partial"
-"""Folder of downloads that broke off, in a library."""
+"""Folder of interrupted downloads in a library."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release as it lies in a library or a remote."""
+    """A release in a library or a remote."""
 
     name: str
     version: str
@@ -34,34 +33,34 @@ class Release:
 
 
 def find_release(remote: Remote, reference: Reference) -> Release:
-    """The release that a reference means, as ``remote`` has it.
+    """Look up the release of a reference in ``remote``.
 
     Raises:
-        UsageError: there is none; with what there is.
-        VerificationError: it is not what its tag says.
+        UsageError: it does not exist; the error lists the existing ones.
+        VerificationError: the release does not match its tag.
     """
     version = reference.version
     if reference.channel:
         move = current(remote, reference.channel)
         if move is None:
             raise UsageError(
-                f"{remote.url} has no channel {reference.channel}", fix=_what_there_is(remote, reference)
+                f"{remote.url} has no channel {reference.channel}", fix=_available(remote, reference)
             )
         target, version = move.release, move.version
     else:
         target = reference.digest or version or ""
     found = remote.resolve(target)
     if found is None:
-        raise UsageError(f"{remote.url} has no {target}", fix=_what_there_is(remote, reference))
+        raise UsageError(f"{remote.url} has no {target}", fix=_available(remote, reference))
     index = read_index(remote.manifest(found.digest), f"{remote.url}@{target}")
-    told = index.annotations.get(VERSION, "")
-    if not is_version(told) or version not in (None, told):
+    declared = index.annotations.get(VERSION, "")
+    if not is_version(declared) or version not in (None, declared):
         raise VerificationError(
-            f"{remote.url}: what lies under {target} calls itself {told or 'nothing'}: it was put there by "
-            "something else, or tampered with",
+            f"{remote.url}: the release under {target} declares the version {declared or 'unknown'}: it was "
+            "pushed by another tool, or tampered with",
             fix="pull a version by its digest: NAME@sha256:…",
         )
-    return Release(reference.name, told, found, index)
+    return Release(reference.name, declared, found, index)
 
 
 def fetch_bundle(
@@ -72,11 +71,11 @@ def fetch_bundle(
     folder: Path,
     progress: Progress = silent,
 ) -> None:
-    """Bring one bundle of a release into a library; a broken download in ``folder`` goes on where it was."""
+    """Fetch one bundle of a release into a library; an interrupted download in ``folder`` is resumed."""
     data = remote.manifest(bundle.digest)
     manifest = read_manifest(data, f"{release.name}@{release.version}")
     for blob in (manifest.config, *manifest.layers):
-        if _sound(library, blob):
+        if _intact(library, blob):
             progress(blob.size)
             continue
         with partial(folder, blob) as place:
@@ -86,8 +85,8 @@ def fetch_bundle(
     library.push_manifest(remote.manifest(release.descriptor.digest), INDEX, [release.version])
 
 
-def _sound(library: Layout, blob: Descriptor) -> bool:
-    """Whether a blob is there, every byte of it; a damaged one is taken out, to be fetched again."""
+def _intact(library: Layout, blob: Descriptor) -> bool:
+    """Whether the library has an intact copy of a blob; a damaged one is deleted, to be fetched again."""
     if not library.has(blob.digest):
         return False
     try:
@@ -104,16 +103,16 @@ def mirror(
     target: Remote,
     progress: Progress = silent,
 ) -> None:
-    """Copy a whole release with its version to another place; what is there already is not sent again.
+    """Copy a whole release with its version to another remote; existing blobs are not sent again.
 
     Raises:
-        UsageError: the place has this version, and it is another.
+        UsageError: the remote has another release under this version.
     """
-    there = target.resolve(release.version)
-    if there is not None and there.digest != release.descriptor.digest:
+    existing = target.resolve(release.version)
+    if existing is not None and existing.digest != release.descriptor.digest:
         raise UsageError(
-            f"{target.url} has another version {release.version}: versions do not change",
-            fix="give this one another: --version 1.2.1",
+            f"{target.url} already has another release {release.version}: versions are immutable",
+            fix="choose another version: --version 1.2.1",
         )
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         for bundle in release.index.manifests:
@@ -132,7 +131,7 @@ def mirror(
 
 
 def bytes_of(release: Release, source: Remote) -> int:
-    """Bytes of all blobs of a release, for a progress bar."""
+    """Size of all blobs of a release, for a progress bar."""
     total = 0
     for bundle in release.index.manifests:
         manifest = read_manifest(source.manifest(bundle.digest), release.name)
@@ -142,30 +141,30 @@ def bytes_of(release: Release, source: Remote) -> int:
 
 @contextmanager
 def partial(folder: Path, blob: Descriptor) -> Iterator[Path]:
-    """Where a download of ``blob`` is put together; it stays when it breaks off, for the next attempt."""
-    place = folder / PARTIAL / blob.digest.removeprefix("sha256:")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f"{place.name}.lock").open("w") as lock:
+    """The file for a download of ``blob``; it is kept after a failure, for the next attempt."""
+    file = folder / PARTIAL / blob.digest.removeprefix("sha256:")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Another process fetches the same: each its own file, the first one to be done wins.
-            own = place.with_name(f"{place.name}.{os.getpid()}")
+            # Another process fetches the same blob: use separate files, the first to finish wins.
+            separate = file.with_name(f"{file.name}.{os.getpid()}")
             try:
-                yield own
+                yield separate
             finally:
-                own.unlink(missing_ok=True)
+                separate.unlink(missing_ok=True)
             return
-        yield place
-        place.unlink(missing_ok=True)
+        yield file
+        file.unlink(missing_ok=True)
         Path(lock.name).unlink(missing_ok=True)
 
 
-def _what_there_is(remote: Remote, reference: Reference) -> str:
+def _available(remote: Remote, reference: Reference) -> str:
     tags = remote.tags()
     versions = [tag for tag in tags if is_version(tag)]
     if not versions:
-        return "nothing lies there: check the name, or publish it with 'edgeopt artifacts push RUN --to URL'"
+        return "it has no releases: check the name, or publish with 'edgeopt artifacts push RUN --to URL'"
     channels = ", ".join(f":{name} ({move.version})" for name, move in standing(remote).items())
     return f"it has {', '.join(f'@{each}' for each in versions[-5:])}" + (
         f" and {channels}" if channels else ""

@@ -1,10 +1,10 @@
-"""Zip archives of bundles: written the same every time, and unpacked without trusting a word of them.
+"""Zip archives of bundles: packed reproducibly, unpacked without trusting their content.
 
-Unpacking accepts what `pack` writes and little else. Whatever would be written elsewhere, on another file
-system differently, or in larger amounts than it was worth sending, is refused before it is on the disk;
-the sizes that an archive claims are only a first check, what counts are the bytes that come out.
+Unpacking accepts what `pack` writes and little else. Members that would be written outside the folder, mean
+another file on another file system, or are out of proportion to the archive are refused before they are
+written. The declared sizes are only a first check: the limits apply to the bytes that are unpacked.
 
-Source of the form: PKWARE's APPNOTE 6.3.10.
+Source of the format: PKWARE's APPNOTE 6.3.10.
 """
 
 import re
@@ -19,17 +19,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from edgeopt.config.files import CHUNK
 from edgeopt.config.units import show_bytes
 from edgeopt.errors import UsageError, VerificationError
-from edgeopt.model import CHUNK
 
 GENEROUS: Final = 64 << 20
-"""Bytes that any archive may unpack to; beyond, `RATIO` counts."""
+"""Bytes that any archive may unpack to; above, `RATIO` applies."""
 RATIO: Final = 200
 """Largest ratio of unpacked to packed bytes: C source has 3 to 10, deflate reaches 1032 on zeros."""
 LONGEST_NAME: Final = 255
 DIRECTORY_BYTES: Final = 1024
-"""Bytes that the archive's directory may spend on a member."""
+"""Bytes per member that the archive's directory may have."""
 
 _RESERVED: Final = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE
@@ -38,40 +38,49 @@ _FORBIDDEN: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\/]')
 _END: Final = struct.Struct("<4s4H2IH")
 _SPECIAL_FLAGS: Final = {0x1: "encrypted", 0x20: "a patch", 0x40: "encrypted", 0x2000: "encrypted"}
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError)
-"""What zipfile raises on damaged archives; unknown methods are a RuntimeError, bad names a ValueError."""
+"""Raised by zipfile on damaged archives: RuntimeError for unknown methods, ValueError for bad names."""
 
 
 def check_name(name: str) -> str:
-    """A file name that means the same file everywhere, and nothing but a file; gives it back.
+    """Return a file name if it is a plain file name and means the same file on every system.
 
     Raises:
-        VerificationError: it has a separator, is reserved on some system, or cannot be written there.
+        VerificationError: it has a separator, or is reserved or invalid on some system.
     """
     why = _objection(name)
     if why:
-        raise VerificationError(f"{name!r} is refused as a file name: {why}")
+        raise VerificationError(f"{name!r} is not an acceptable file name: {why}")
     return name
 
 
-def unpack(archive: Path, folder: Path, *, largest: int = 4 << 30, files: int = 10_000) -> list[str]:
-    """Unpack an archive into a folder that is empty or not there yet; gives the names of its files.
+def check_path(path: str) -> Path:
+    """Return a relative path, with ``/``, if `check_name` accepts all its parts.
 
-    Memory does not grow with what is in it. If it fails, the folder is as it was.
+    Raises:
+        VerificationError: it refuses one.
+    """
+    return Path(*(check_name(part) for part in path.split("/")))
+
+
+def unpack(archive: Path, folder: Path, *, largest: int = 4 << 30, files: int = 10_000) -> list[str]:
+    """Unpack an archive into an empty or new folder; return the names of its files.
+
+    Memory does not grow with the content. On failure the folder is left as it was.
 
     Args:
         archive: a zip archive that may be hostile.
         folder: receives the files, with the permissions of new files.
-        largest: bytes that all files may have together.
-        files: members that there may be.
+        largest: limit of the total size of the files, in bytes.
+        files: limit of the number of members.
 
     Raises:
-        VerificationError: naming the member that is refused, and why.
-        UsageError: the folder holds something.
-        OSError: it cannot be written.
+        VerificationError: a member is refused; the error names it and the reason.
+        UsageError: the folder is not empty.
+        OSError: the folder cannot be written.
     """
     with ExitStack() as undo:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise UsageError(f"{folder} is not an empty folder", fix="give another one, or remove it")
+            raise UsageError(f"{folder} is not an empty folder", fix="choose another one, or remove it")
         if not folder.exists():
             folder.mkdir(parents=True)
             undo.callback(folder.rmdir)
@@ -84,40 +93,40 @@ def unpack(archive: Path, folder: Path, *, largest: int = 4 << 30, files: int = 
                 for member in members:
                     budget -= _extract(opened, member, folder, budget, undo)
         except _BROKEN as error:
-            raise _refusal(archive, f"damaged, or no zip archive: {error}") from error
+            raise _refusal(archive, f"damaged, or not a zip archive: {error}") from error
         undo.pop_all()
     return [member.filename for member in members if not member.is_dir()]
 
 
 def pack(folder: Path, archive: Path, exclude: Collection[str] = ()) -> None:
-    """Write the files of a folder as a zip archive: the same files give the same bytes.
+    """Write the files of a folder to a zip archive: equal files give equal bytes.
 
-    Names are sorted, times and permissions fixed. (Another zlib may compress to other bytes.)
+    Names are sorted, times and permissions fixed. (Another version of zlib may produce other bytes.)
 
     Args:
-        folder: holds files and folders only.
-        archive: is replaced.
+        folder: contains files and folders only.
+        archive: the output; replaced if it exists.
         exclude: names relative to the folder, with ``/``.
 
     Raises:
-        UsageError: there is a link, or a name that `unpack` would refuse.
+        UsageError: the folder has a link, or a name that `unpack` would refuse.
     """
     found = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
     chosen = [(name, path) for name, path in found if name not in exclude]
-    strange = [name for name, path in chosen if path.is_symlink() or not (path.is_file() or path.is_dir())]
-    if strange:
-        raise UsageError(f"{folder / strange[0]} cannot be packed: it is a link or no plain file")
+    special = [name for name, path in chosen if path.is_symlink() or not (path.is_file() or path.is_dir())]
+    if special:
+        raise UsageError(f"{folder / special[0]} cannot be packed: it is a link or a special file")
     plain = [(name, path) for name, path in chosen if path.is_file()]
     try:
         _check_names(folder, [name for name, _ in plain])
-        with zipfile.ZipFile(archive, "w", allowZip64=False) as made:
+        with zipfile.ZipFile(archive, "w", allowZip64=False) as output:
             for name, path in plain:
-                entry = zipfile.ZipInfo(name)  # of 1980-01-01, the first day of the format
-                entry.create_system = 3  # permissions are those of Unix
+                entry = zipfile.ZipInfo(name)  # dated 1980-01-01, the first day of the format
+                entry.create_system = 3  # Unix, so that the permissions below apply
                 entry.external_attr = (stat.S_IFREG | 0o644) << 16
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.file_size = path.stat().st_size
-                with path.open("rb") as source, made.open(entry, "w") as target:
+                with path.open("rb") as source, output.open(entry, "w") as target:
                     shutil.copyfileobj(source, target, CHUNK)
     except (VerificationError, zipfile.LargeZipFile) as error:
         archive.unlink(missing_ok=True)
@@ -126,16 +135,16 @@ def pack(folder: Path, archive: Path, exclude: Collection[str] = ()) -> None:
 
 def _refusal(archive: Path, why: str) -> VerificationError:
     return VerificationError(
-        f"{archive.name} is refused: {why}", fix="nothing of it was kept; ask whoever published it"
+        f"{archive.name} is refused: {why}", fix="nothing was kept; ask the publisher for an intact archive"
     )
 
 
 def _objection(part: str) -> str:
-    """Why a part of a path is refused; nothing if it is not."""
+    """The reason why a part of a path is refused; empty if it is accepted."""
     if part in ("", ".", ".."):
-        return "it is no name"
+        return "it is not a file name"
     if found := _FORBIDDEN.search(part):
-        return f"it holds {found[0]!r}"
+        return f"it contains {found[0]!r}"
     if _RESERVED.fullmatch(part):
         return "it is reserved on Windows"
     if part[-1] in ". ":
@@ -143,12 +152,12 @@ def _objection(part: str) -> str:
     try:
         size = len(part.encode())
     except UnicodeEncodeError:
-        return "it is no text"
+        return "it is not valid Unicode"
     return f"it is longer than {LONGEST_NAME} bytes" if size > LONGEST_NAME else ""
 
 
 def _check_names(archive: Path, names: Iterable[str]) -> None:
-    """Refuse names that are not safe, or stand for the same file on some file system: ``a`` and ``A/b``."""
+    """Refuse names that are unsafe, or collide on some file system, such as ``a`` and ``A/b``."""
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
     for name in names:
@@ -166,35 +175,35 @@ def _check_names(archive: Path, names: Iterable[str]) -> None:
 
 
 def _folded(path: str) -> str:
-    """Equal for paths that differ in case or in the form of accents only."""
+    """A key that is equal for paths that differ only in case or Unicode normalization."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _check_end(archive: Path, files: int) -> None:
-    """Look at the end record before zipfile reads a directory of any size.
+    """Check the end record before zipfile reads a directory of any size.
 
     Raises:
-        VerificationError: it is not one that `pack` writes: no comment, nothing before the first member.
+        VerificationError: it is not as `pack` writes it: without comment, nothing before the first member.
     """
     size = archive.stat().st_size
     with archive.open("rb") as file:
         file.seek(max(0, size - _END.size - 20))
         tail = file.read()
     if len(tail) < _END.size:
-        raise _refusal(archive, "damaged, or no zip archive: it is too short")
+        raise _refusal(archive, "damaged, or not a zip archive: it is too short")
     mark, *_, length, offset, comment = _END.unpack(tail[-_END.size :])
     if mark != b"PK\5\6" or comment:
-        raise _refusal(archive, "damaged, or no zip archive: it does not end as one")
+        raise _refusal(archive, "damaged, or not a zip archive: it has no valid end record")
     if tail.startswith(b"PK\6\7"):
-        raise _refusal(archive, "it is of the form ZIP64, which no bundle needs")
+        raise _refusal(archive, "it uses ZIP64, which no bundle needs")
     if offset + length != size - _END.size:
-        raise _refusal(archive, "there are bytes that belong to no member")
+        raise _refusal(archive, "it has bytes that belong to no member")
     if length > files * DIRECTORY_BYTES:
         raise _refusal(archive, f"it has more than the {files:,} members allowed")
 
 
 def _check_members(archive: Path, members: list[zipfile.ZipInfo], largest: int, files: int) -> None:
-    """What the directory says already."""
+    """Check the entries of the directory."""
     if len(members) > files:
         raise _refusal(archive, f"it has {len(members):,} members, more than the {files:,} allowed")
     _check_names(archive, [member.orig_filename for member in members])
@@ -210,7 +219,7 @@ def _check_members(archive: Path, members: list[zipfile.ZipInfo], largest: int, 
                 raise _refusal(archive, f"member {member.filename!r} is {what}")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _refusal(
-                archive, f"member {member.filename!r} is compressed by another method than deflate"
+                archive, f"member {member.filename!r} is compressed with a method other than deflate"
             )
     total, allowed = sum(member.file_size for member in members), _budget(archive, largest)
     if total > allowed:
@@ -225,7 +234,7 @@ def _budget(archive: Path, largest: int) -> int:
 def _extract(
     opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, budget: int, undo: ExitStack
 ) -> int:
-    """Write one member; gives the bytes written."""
+    """Write one member; return the number of bytes written."""
     archive = Path(str(opened.filename))
     target = folder.joinpath(*member.filename.split("/"))
     for parent in reversed(target.relative_to(folder).parents[:-1]):
@@ -234,16 +243,16 @@ def _extract(
         _make(target, undo)
         return 0
     claimed, written = member.file_size, 0
-    member.file_size = 1 << 62  # zipfile would stop at what is claimed, and what follows stay unseen
+    member.file_size = 1 << 62  # or zipfile would stop at the claimed size and hide the rest
     with opened.open(member) as source, target.open("xb") as file:
         undo.callback(target.unlink)
         while piece := source.read(CHUNK):
             written += len(piece)
             if written > claimed or written > budget:
-                raise _refusal(archive, f"member {member.filename!r} is larger than it says")
+                raise _refusal(archive, f"member {member.filename!r} is larger than it declares")
             file.write(piece)
     if written != claimed:
-        raise _refusal(archive, f"member {member.filename!r} is smaller than it says")
+        raise _refusal(archive, f"member {member.filename!r} is smaller than it declares")
     return written
 
 

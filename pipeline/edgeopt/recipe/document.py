@@ -9,12 +9,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from edgeopt.config.units import Bytes
 from edgeopt.devices.device import Device
-from edgeopt.model import SUFFIXES, Preprocessing, TensorSpec
-from edgeopt.plugin import Code, Dataset, ExistingPath, Metric, Stage
+from edgeopt.formats.known import artifact_formats
+from edgeopt.model import Preprocessing, TensorSpec
+from edgeopt.plugin import Code, Dataset, ExistingPath, NamedMetric, Stage
 from edgeopt.results import LIMITS, Gate
 
 VERSION = 1
-FORMATS = tuple(SUFFIXES)
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "mlperf-tiny": {"min_runs": 10, "min_seconds": 10.0, "max_seconds": 60.0, "repeats": 5}
 }
@@ -35,6 +35,16 @@ class Use(_Part):
     @classmethod
     def _bare_name(cls, value: object) -> object:
         return {"uses": value} if isinstance(value, str) else value
+
+
+class MetricUse(Use):
+    """A metric, under a name of its own where the recipe uses it more than once."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$",
+        description="what reports and gates call it; default: the plugin's name",
+    )
 
 
 def _as_list(value: object) -> object:
@@ -186,7 +196,7 @@ class Document(_Part):
     )
     model: ModelPart
     data: DataPart = DataPart()
-    metric: Annotated[tuple[Use, ...], BeforeValidator(_as_list)] = Field(
+    metric: Annotated[tuple[MetricUse, ...], BeforeValidator(_as_list)] = Field(
         (), description="one or more metrics of accuracy; fidelity to the source model is always measured"
     )
     optimize: dict[str, dict[str, Any] | None] = Field({}, description="each entry is a variant")
@@ -208,7 +218,7 @@ class Intent(NamedTuple):
 
     def as_for(self, target: str) -> "Intent":
         """The intent for one format: options under the format's name are for it alone."""
-        common = {key: value for key, value in self.options.items() if key not in FORMATS}
+        common = {key: value for key, value in self.options.items() if key not in artifact_formats()}
         return self._replace(options=common | dict(self.options.get(target) or {}))
 
 
@@ -233,7 +243,7 @@ class Recipe:
     train: Dataset | None
     validation: Dataset | None
     allow_leak: bool
-    metrics: tuple[Metric, ...]
+    metrics: tuple[NamedMetric, ...]
     variants: tuple[Variant, ...]
     formats: tuple[str, ...]
     devices: tuple[Device, ...]

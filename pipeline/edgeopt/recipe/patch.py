@@ -5,6 +5,7 @@ from typing import Any
 
 from edgeopt.config import registry
 from edgeopt.evaluation.diagnosis import Changes, merged
+from edgeopt.plugin import Stage
 from edgeopt.recipe.document import Use
 
 
@@ -51,7 +52,7 @@ def _with_options(body: Mapping[str, Any], intents: Changes) -> dict[str, Any] |
     stages = []
     for entry in body["stages"]:
         use = Use.model_validate(entry)
-        kind = registry.stages().get(use.uses)
+        kind = registry.plugins(Stage).get(use.uses)
         if kind is not None and "quantize" in kind.fulfils:
             entry = {"uses": use.uses, "with": merged(intents["quantize"], use.options)}
         stages.append(entry)

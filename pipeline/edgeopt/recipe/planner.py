@@ -15,11 +15,13 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from edgeopt.config import registry
+from edgeopt.config.nearest import nearest
 from edgeopt.devices.device import Device
 from edgeopt.devices.lint import expected
 from edgeopt.errors import UsageError
+from edgeopt.formats.known import artifact_formats, factory_format, format_named
 from edgeopt.formats.source import check_weights, inspect
-from edgeopt.model import SUFFIXES, Model
+from edgeopt.model import Model
 from edgeopt.plugin import Stage, Trial
 from edgeopt.recipe.document import Intent, ModelPart, Recipe, Variant
 from edgeopt.results import Breakdown
@@ -39,6 +41,11 @@ class Branch(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.variant}.{self.format}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its stages, in order."""
+        return tuple(registry.plugin_name(stage) for stage in self.stages)
 
 
 class Step(NamedTuple):
@@ -73,7 +80,7 @@ class Built:
         return self.branch.stages[len(self.steps)]
 
     @property
-    def untouched(self) -> Step | None:
+    def source_step(self) -> Step | None:
         """The last step before any intent was carried out; None where the source itself is that."""
         before = None
         for step in self.steps:
@@ -98,7 +105,6 @@ class Plan:
 
     recipe: Recipe
     source: Model
-    framework: str
     branches: tuple[Branch, ...]
     impossible: tuple[Impossible, ...]
     notes: tuple[str, ...]
@@ -124,12 +130,13 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         UsageError: when the model file is not what it claims to be.
     """
-    source, framework, notes = _source(recipe.model)
+    source, notes = _source(recipe.model)
+    unfit = dict(_unfit(recipe))
     branches: list[Branch] = []
     impossible: list[Impossible] = []
     for variant in recipe.variants:
         for target in recipe.formats:
-            found = _branch(recipe, source.format, variant, target)
+            found = _branch(recipe, source.format, variant, target, unfit)
             if isinstance(found, Branch):
                 branches.append(found)
             else:
@@ -138,12 +145,22 @@ def make_plan(recipe: Recipe) -> Plan:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
-    notes += _warnings(recipe)
-    return Plan(recipe, source, framework, tuple(branches), tuple(impossible), tuple(notes))
+    for where, reason in unfit.items():
+        what = "is built, but not measured" if where.variant == BASELINE else "will fail"
+        notes.append(f"{where.variant}.{where.format} {what} on {where.device}: {reason}")
+    return Plan(recipe, source, tuple(branches), tuple(impossible), tuple(notes))
 
 
-def _warnings(recipe: Recipe) -> Iterator[str]:
-    """What the devices' limits already say of the variants, before any file is there."""
+class Placed(NamedTuple):
+    """One variant in one format on one device."""
+
+    variant: str
+    format: str
+    device: str
+
+
+def _unfit(recipe: Recipe) -> Iterator[tuple[Placed, str]]:
+    """Artifacts of which a device's limits already say, before any file is there, that they will not run."""
     for device in recipe.devices:
         for variant in recipe.variants:
             if variant.stages is not None:
@@ -152,23 +169,22 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
             for target in recipe.formats:
                 reason = expected(device, target, schemes)
                 if target in device.runtimes and reason:
-                    what = "is built, but not measured" if variant.name == BASELINE else "will fail"
-                    yield f"{variant.name}.{target} {what} on {device.name}: {reason}"
+                    yield Placed(variant.name, target, device.name), reason
 
 
-def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
+def _source(part: ModelPart) -> tuple[Model, list[str]]:
     if part.path is None:
         assert part.factory is not None  # ModelPart has checked it
         if part.weights is not None:
             check_weights(part.weights, trust=part.trust)
-            return _torch_source(part, part.weights), "torch", []
+            return _from_factory(part, part.weights), []
         folder = part.factory.folder
         if folder is None:
             raise UsageError(
                 f"factory {part.factory.target!r} is an installed package and no weights are given",
                 fix="add weights: FILE, so that there is a trained model to optimize",
             )
-        return _torch_source(part, folder), "torch", []
+        return _from_factory(part, folder), []
     source = inspect(part.path, trust=part.trust)
     model = source.model.model_copy(update={"inputs": part.inputs or source.model.inputs})
     if not model.inputs:
@@ -176,15 +192,17 @@ def _source(part: ModelPart) -> tuple[Model, str, list[str]]:
             f"{part.path} does not tell the shape of its inputs",
             fix="add to the recipe's model: inputs: [{name: input, shape: [1, 3, 32, 32], layout: NCHW}]",
         )
-    return model, source.framework or "", list(source.notes)
+    return model, list(source.notes)
 
 
-def _torch_source(part: ModelPart, path: Path) -> Model:
+def _from_factory(part: ModelPart, path: Path) -> Model:
     assert part.factory is not None
-    return Model(format="torch_source", path=path, inputs=part.inputs, code=part.factory.folder)
+    return Model(format=factory_format(), path=path, inputs=part.inputs, code=part.factory.folder)
 
 
-def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branch | Impossible:
+def _branch(
+    recipe: Recipe, source: str, variant: Variant, target: str, unfit: Mapping[Placed, str]
+) -> Branch | Impossible:
     def cannot(reason: str, fix: str) -> Impossible:
         return Impossible(variant.name, target, reason, fix)
 
@@ -226,7 +244,7 @@ def _branch(recipe: Recipe, source: str, variant: Variant, target: str) -> Branc
         )
     if variant.name == BASELINE:
         # Nobody asked for float on a device that is made for integers: there it is only the baseline.
-        devices = tuple(device for device in devices if not expected(device, target, ()))
+        devices = tuple(device for device in devices if (variant.name, target, device.name) not in unfit)
     return Branch(variant.name, target, stages, devices)
 
 
@@ -241,14 +259,14 @@ def find_chain(
     Raises:
         UsageError: the stage that fulfils an intent refuses its options.
     """
-    stages = registry.stages()
+    stages = registry.plugins(Stage)
     start = (source, frozenset(range(len(intents))))
     queue: list[tuple[tuple[int, int, tuple[str, ...]], str, frozenset[int]]] = [((0, 0, ()), *start)]
     done: set[tuple[str, frozenset[int]]] = set()
     while queue:
         (length, dislike, chain), here, still_open = heapq.heappop(queue)
         if here == target and not still_open:
-            return tuple(_instance(stages[name], intents, model) for name in chain)
+            return tuple(instance(stages[name], intents, model) for name in chain)
         if (here, still_open) in done:
             continue
         done.add((here, still_open))
@@ -272,8 +290,12 @@ def _next_steps(
             yield name, stage, fulfilled
 
 
-def _instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -> Stage:
-    """A stage with the options of its intents; fields named as in the recipe's model part get those."""
+def instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -> Stage:
+    """A stage with the options of its intents; fields named as in the recipe's model part get those.
+
+    Raises:
+        UsageError: the stage refuses its options.
+    """
     schemes = {scheme for every in stage.fulfils.values() for scheme in every}
     options: dict[str, object] = {
         name: getattr(model, name)
@@ -289,9 +311,7 @@ def _instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        known = (
-            registry.nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
-        )
+        known = nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
         told = f"unknown option{known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
         raise UsageError(
             f"{stage.__module__.rpartition('.')[2]} refuses option {where!r}: {told}",
@@ -335,16 +355,16 @@ def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
     """The reason that no chain exists, and what can be had instead."""
     floats = reachable(source, ())
     if target not in floats:
-        named = [name for name in SUFFIXES if name in floats]
+        named = [name for name in artifact_formats() if name in floats]
         instead = f"remove {target} from formats"
         if named:
             instead += f" ({source} can become {', '.join(named)})"
-        if source == "saved_model":
-            instead += ", or save the model as functional .keras, whose layers can be rebuilt in PyTorch"
+        if advice := format_named(source).advice:
+            instead += f", or {advice}"
         return f"no chain of stages leads from {source} to {target}", instead
     asked = [intent for intent in variant.intents if not intent.optional]
     wanted = ", ".join(f"{intent.name} {intent.scheme}" for intent in asked)
-    have = [name for name in SUFFIXES if name in reachable(source, asked)]
+    have = [name for name in artifact_formats() if name in reachable(source, asked)]
     return (
         f"no stage can {wanted} on the way from {source} to {target}",
         f"it can be had as {', '.join(have)}" if have else "no format of this model can have it",
@@ -352,7 +372,7 @@ def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
 
 
 def reachable(source: str, intents: Sequence[Intent]) -> set[str]:
-    stages = registry.stages()
+    stages = registry.plugins(Stage)
     start = (source, frozenset(range(len(intents))))
     seen, waiting = {start}, [start]
     while waiting:

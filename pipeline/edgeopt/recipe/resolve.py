@@ -4,21 +4,22 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from edgeopt.config import registry
+from edgeopt.config.nearest import nearest
 from edgeopt.config.problems import Problems
 from edgeopt.config.units import quantity
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.config.yaml_source import Positions, read_yaml, set_value
 from edgeopt.devices.device import Device, load_device, shipped
 from edgeopt.errors import Problem, RecipeError, UsageError
-from edgeopt.plugin import Dataset, Metric, Plugin, Stage, digest_of
+from edgeopt.formats.known import artifact_formats
+from edgeopt.plugin import Dataset, Metric, NamedMetric, Stage, digest_of
 from edgeopt.recipe.document import (
-    FORMATS,
     VERSION,
     DataPart,
     Document,
@@ -28,7 +29,9 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
-from edgeopt.results import ALWAYS, LIMITS, UNITS, Gate
+from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate
+
+P = TypeVar("P", Dataset, Metric, Stage)
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -44,7 +47,7 @@ def find_recipe(name: str | Path) -> Path:
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if str(name) in known:
         return folder / f"{name}.yaml"
-    hint = registry.nearest(path.stem, known)
+    hint = nearest(path.stem, known)
     raise UsageError(
         f"no recipe file {str(name)!r}{hint}", fix="write one for your model with: edgeopt init MODEL"
     )
@@ -104,6 +107,8 @@ class _Resolver:
         self.roots = roots
         self.device_folders = (file.resolve().parent / "devices", *device_folders)
         self.problems = Problems(file, positions)
+        self.unknown_metrics = False
+        """Whether a metric of the recipe could not be found, so that gates may name what is not known."""
 
     def recipe(self) -> Recipe:
         document = self._document()
@@ -121,7 +126,7 @@ class _Resolver:
         gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
         self._contradictions(gates)
         datasets = {
-            part: self._plugin("datasets", use, ("data", part))
+            part: self._plugin(Dataset, use, ("data", part))
             for part in ("calibration", "evaluation", "train", "validation")
             if (use := getattr(document.data, part)) is not None
         }
@@ -134,12 +139,12 @@ class _Resolver:
             name=document.name,
             digest=digest_of(self.data),
             model=document.model,
-            calibration=cast("Dataset | None", datasets.get("calibration")),
-            evaluation=cast("Dataset | None", datasets.get("evaluation")),
-            train=cast("Dataset | None", datasets.get("train")),
-            validation=cast("Dataset | None", datasets.get("validation")),
+            calibration=datasets.get("calibration"),
+            evaluation=datasets.get("evaluation"),
+            train=datasets.get("train"),
+            validation=datasets.get("validation"),
             allow_leak=document.data.allow_leak,
-            metrics=tuple(metric for metric in metrics if metric is not None),
+            metrics=tuple(metrics),
             variants=variants,
             formats=tuple(dict.fromkeys(document.formats)),
             devices=tuple(device for device in devices if device is not None),
@@ -160,13 +165,11 @@ class _Resolver:
         for part, value in data.items() if isinstance(data, dict) else ():
             if part in DataPart.model_fields and part != "allow_leak":
                 with contextlib.suppress(ValidationError):  # told already, as part of the document
-                    self._plugin("datasets", Use.model_validate(value), ("data", part))
+                    self._plugin(Dataset, Use.model_validate(value), ("data", part))
         metric, is_list = self.data.get("metric"), isinstance(self.data.get("metric"), list)
         for index, value in enumerate(_listed(metric)):
             with contextlib.suppress(ValidationError):
-                self._plugin(
-                    "metrics", Use.model_validate(value), ("metric", index) if is_list else ("metric",)
-                )
+                self._plugin(Metric, Use.model_validate(value), ("metric", index) if is_list else ("metric",))
         for index, name in enumerate(_listed(self.data.get("formats"))):
             self._format(name, index)
         for index, name in enumerate(_listed(self.data.get("devices"))):
@@ -179,18 +182,29 @@ class _Resolver:
         raise self.problems.error()
 
     def _format(self, name: object, index: int) -> None:
-        if isinstance(name, str) and name not in FORMATS:
-            self.problems.add(("formats", index), f"no format {name!r}{registry.nearest(name, FORMATS)}")
+        if isinstance(name, str) and name not in artifact_formats():
+            self.problems.add(("formats", index), f"no format {name!r}{nearest(name, artifact_formats())}")
 
-    def _metrics(self, document: Document) -> list[Metric | None]:
+    def _metrics(self, document: Document) -> list[NamedMetric]:
+        """The metrics of the recipe under their names, and those that are measured in any case."""
         is_list = isinstance(self.data.get("metric"), list)
-        asked = [
-            cast("Metric | None", self._plugin("metrics", use, ("metric", i) if is_list else ("metric",)))
-            for i, use in enumerate(document.metric)
-        ]
-        names = {registry.plugin_name(metric) for metric in asked if metric is not None}
-        always = [cast("Metric", registry.find("metrics", name)()) for name in ALWAYS if name not in names]
-        return [*asked, *always]
+        found: dict[str, NamedMetric] = {}
+        for index, use in enumerate(document.metric):
+            loc: Loc = ("metric", index) if is_list else ("metric",)
+            metric = self._plugin(Metric, use, loc)
+            name = use.name or (registry.plugin_name(metric) if metric is not None else use.uses)
+            if name in found:
+                self.problems.add(
+                    loc, f"{name!r} is used twice: give this one a name, {{uses: {use.uses}, name: ...}}"
+                )
+            if name in MEASUREMENTS:
+                self.problems.add(loc, f"{name!r} is the name of a measurement: give the metric another name")
+            if metric is not None:
+                found[name] = NamedMetric(name, metric)
+            else:
+                self.unknown_metrics = True
+        always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in found]
+        return [*found.values(), *always]
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
@@ -217,15 +231,15 @@ class _Resolver:
             except ValidationError as error:
                 self.problems.refused(error, (*loc, index), Use)
                 continue
-            stage = self._plugin("stages", use, (*loc, index))
+            stage = self._plugin(Stage, use, (*loc, index))
             if stage is not None:
-                found.append(cast(Stage, stage))
+                found.append(stage)
         return tuple(found)
 
     def _intents(self, body: Mapping[str, Any], loc: Loc) -> list[Intent]:
         schemes: dict[str, set[str]] = {}
         default: dict[str, Mapping[str, Any]] = {}
-        for stage in registry.stages().values():
+        for stage in registry.plugins(Stage).values():
             default |= stage.by_default
             for name, known in stage.fulfils.items():
                 schemes.setdefault(name, set()).update(known)
@@ -233,7 +247,7 @@ class _Resolver:
         for name, value in body.items():
             here = (*loc, name)
             if name not in schemes:
-                self.problems.add(here, f"nothing can {name!r}{registry.nearest(name, [*schemes, 'stages'])}")
+                self.problems.add(here, f"nothing can {name!r}{nearest(name, [*schemes, 'stages'])}")
                 continue
             if isinstance(value, bool):
                 if name not in default and (not value or len(schemes[name]) > 1):
@@ -251,15 +265,15 @@ class _Resolver:
             scheme = _scheme(options, schemes[name])
             if scheme not in schemes[name]:
                 self.problems.add(
-                    here, f"no {name} scheme {scheme!r}{registry.nearest(scheme, sorted(schemes[name]))}"
+                    here, f"no {name} scheme {scheme!r}{nearest(scheme, sorted(schemes[name]))}"
                 )
                 continue
             known_options = self._options_of(name, scheme)
             for place, part in _parts(options, here):
                 for key in part:
-                    if key not in known_options and not (place == here and key in FORMATS):
+                    if key not in known_options and not (place == here and key in artifact_formats()):
                         self.problems.add(
-                            (*place, key), f"unknown option {key!r}{registry.nearest(key, known_options)}"
+                            (*place, key), f"unknown option {key!r}{nearest(key, known_options)}"
                         )
             intents.append(Intent(name, scheme, options))
         for name, chosen in default.items():
@@ -270,7 +284,7 @@ class _Resolver:
     @staticmethod
     def _options_of(intent: str, scheme: str) -> list[str]:
         """The options of all stages that fulfil an intent; the planner holds each to its own."""
-        stages = registry.stages().values()
+        stages = registry.plugins(Stage).values()
         fulfilling = [s for s in stages if scheme in s.fulfils.get(intent, frozenset())]
         return sorted({option for stage in fulfilling for option in stage.model_fields})
 
@@ -280,16 +294,14 @@ class _Resolver:
         index: int,
         document: Document,
         variants: tuple[Variant, ...],
-        metrics: Sequence[Metric | None],
+        metrics: Sequence[NamedMetric],
     ) -> Gate:
         loc: Loc = ("gates", index)
-        named = [registry.plugin_name(metric) for metric in metrics if metric is not None]
+        named = [metric.name for metric in metrics]
         worst = [f"{name}_worst_class_drop" for name in named if name not in ALWAYS]
-        known = [*named, *worst, *UNITS]
-        if gate.metric not in known and None not in metrics:
-            self.problems.add(
-                (*loc, "metric"), f"no metric {gate.metric!r}{registry.nearest(gate.metric, known)}"
-            )
+        known = [*named, *worst, *MEASUREMENTS]
+        if gate.metric not in known and not self.unknown_metrics:
+            self.problems.add((*loc, "metric"), f"no metric {gate.metric!r}{nearest(gate.metric, known)}")
         for key, names in (
             ("variants", [variant.name for variant in variants]),
             ("formats", document.formats),
@@ -299,9 +311,9 @@ class _Resolver:
                 if name not in names:
                     self.problems.add(
                         (*loc, key),
-                        f"no {key[:-1]} {name!r} in this recipe{registry.nearest(name, list(names))}",
+                        f"no {key[:-1]} {name!r} in this recipe{nearest(name, list(names))}",
                     )
-        unit = UNITS.get(gate.metric, "")
+        unit = MEASUREMENTS[gate.metric].unit if gate.metric in MEASUREMENTS else ""
         limits: dict[str, float] = {}
         for kind in LIMITS:
             value = getattr(gate, kind)
@@ -313,7 +325,7 @@ class _Resolver:
         labels = document.model.labels
         for name in gate.classes:
             if name not in labels and not (name.isdigit() and (not labels or int(name) < len(labels))):
-                hint = registry.nearest(name, list(labels)) if labels else "; model.labels names none"
+                hint = nearest(name, list(labels)) if labels else "; model.labels names none"
                 self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
         return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
 
@@ -340,9 +352,9 @@ class _Resolver:
             self.problems.add(loc, str(error))
             return None
 
-    def _plugin(self, kind: registry.Kind, use: Use, loc: Loc) -> Plugin | None:
+    def _plugin(self, base: type[P], use: Use, loc: Loc) -> P | None:
         try:
-            found = registry.find(kind, use.uses, self.roots)
+            found = registry.find(base, use.uses, self.roots)
         except UsageError as error:
             where = (*loc, "uses") if (*loc, "uses") in self.problems.positions else loc
             self.problems.add(where, error.message)
@@ -357,7 +369,7 @@ class _Resolver:
 def _parts(options: Mapping[str, Any], here: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
     """The options of an intent, and those under the names of formats that are for one format alone."""
     yield here, options
-    for name in FORMATS:
+    for name in artifact_formats():
         if isinstance(options.get(name), dict):
             yield (*here, name), options[name]
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats.source import Source, check_weights, inspect, is_weights
+from edgeopt.formats.known import artifact_formats, factory_format
+from edgeopt.formats.source import check_weights, inspect, is_weights
 from edgeopt.model import TensorSpec
+from edgeopt.plugin import Source
+from edgeopt.recipe.planner import reachable
 
-_CONVERTED = ("tflite", "onnx", "torchscript", "executorch")
 _EXAMPLE = TensorSpec(name="image", shape=(1, 3, 224, 224), layout="NCHW")
 
 
@@ -26,7 +28,7 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         notes = check_weights(source_path, trust=trust)
         # Nothing in a checkpoint tells the network or its input.
         model = _factory(_written(source_path, folder))
-        formats = list(_CONVERTED)
+        formats = _reachable(factory_format())
     else:
         source = inspect(source_path, trust=trust)
         if source.framework is None:
@@ -36,8 +38,7 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
             )
         notes = source.notes
         model = _found(source, _written(source_path, folder))
-        # Only a model that can be rebuilt layer by layer reaches the formats of torch.
-        formats = ["tflite", "onnx"] if source.model.format == "saved_model" else list(_CONVERTED)
+        formats = _reachable(source.model.format)
     name = re.sub(r"[^a-z0-9]+", "-", source_path.stem.lower()).strip("-") or "model"
     lines = [
         "# A first recipe. Lines marked CHANGE need your answer; then `edgeopt plan` shows what would run",
@@ -55,6 +56,12 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         *_END,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _reachable(source: str) -> list[str]:
+    """What a float model of a format can become."""
+    there = reachable(source, ())
+    return [name for name in artifact_formats() if name in there]
 
 
 def _written(path: Path, folder: Path | None) -> str:

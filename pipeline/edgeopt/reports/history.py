@@ -4,12 +4,12 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
-from edgeopt.results import SCHEMA
+from edgeopt.results import SCHEMA, Kind, Role, with_kinds
 
 REPORT = "report.json"
 DEEPEST = 3
@@ -18,6 +18,11 @@ DEEPEST = 3
 
 class Value(BaseModel):
     value: float
+    kind: Kind = "number"
+    role: Role = "cost"
+
+
+Values: TypeAlias = Annotated[dict[str, Value], BeforeValidator(with_kinds)]
 
 
 class Row(BaseModel):
@@ -27,7 +32,7 @@ class Row(BaseModel):
     format: str
     device: str
     status: str
-    measurements: dict[str, Value] = {}
+    measurements: Values = Field({})
 
 
 class Gate(BaseModel):
@@ -51,7 +56,7 @@ class Making(BaseModel):
 
 class Source(BaseModel):
     status: str = "ok"
-    measurements: dict[str, Value] = {}
+    measurements: Values = Field({})
 
 
 class Finding(BaseModel):
@@ -141,10 +146,7 @@ def address_of(run: Path, page: Path) -> str:
     return "./" + quote(Path(os.path.relpath(target, page.parent)).as_posix())
 
 
-def primary(measured: Sequence[Mapping[str, object]]) -> str:
-    """The first metric that has a drop."""
-    for values in measured:
-        for name in values:
-            if f"{name}_drop" in values:
-                return name
-    return ""
+def primary(measured: Sequence[Mapping[str, Value]]) -> str:
+    """The first metric that judges the answers."""
+    every = [(name, value) for values in measured for name, value in values.items()]
+    return next((name for name, value in every if value.role == "quality"), "")

@@ -1,11 +1,10 @@
 """All runs of a folder on one page: accuracy, size and latency over time, per recipe."""
 
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from edgeopt.config.files import write_text
 from edgeopt.errors import UsageError
 from edgeopt.reports.history import Damaged, Found, address_of, primary, read_runs
 from edgeopt.reports.html import page
@@ -27,15 +26,9 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", fix="give a folder that holds runs: artifacts/runs")
     target = out or folder / INDEX
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        text = render(*read_runs(folder), folder=folder, place=target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, "utf-8")
-        scratch.replace(target)
+        write_text(target, render(*read_runs(folder), folder=folder, place=target))
     except OSError as error:
-        with suppress(OSError):
-            scratch.unlink()
         raise UsageError(
             f"cannot write {target}: {error.strerror}", fix="choose another file with --out"
         ) from error
@@ -62,6 +55,7 @@ def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data
         (found for run in reversed(runs) if (found := primary([r.measurements for r in run.past.results]))),
         "",
     )
+    rows = [row.measurements for run in runs for row in run.past.results]
     artifacts: dict[tuple[str, str], int] = {}
     devices: dict[str, int] = {}
     processors: dict[str, int] = {}
@@ -107,7 +101,7 @@ def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data
     return {
         "name": cut(name),
         "metric": cut(metric or "agreement"),
-        "share": metric.startswith("top") or not metric,
+        "share": not metric or any(row[metric].kind == "fraction" for row in rows if metric in row),
         "artifacts": [[cut(variant), cut(form)] for variant, form in artifacts],
         "devices": [cut(device) for device in devices],
         "runs": told,

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from edgeopt.config.units import show_bytes
 from edgeopt.reports.plain import printable
-from edgeopt.results import ALWAYS, SPARSE, UNITS, Hop, Measurement, Report, Result
+from edgeopt.results import MEASUREMENTS, SPARSE, Hop, Measurement, Report, Result
 
+FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
+"""Of the metrics that are always measured, those in tables."""
 LAYERS = 12
 """Operators shown of each artifact; report.json has them all."""
 
@@ -16,7 +17,7 @@ def render(report: Report) -> str:
     lines += _source(report)
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
-        lines += [f"## {text(device)}", "", *_table(rows, primary_metric(report)), "", *_hops(rows)]
+        lines += [f"## {text(device)}", "", *_table(report, rows), "", *_hops(rows)]
         if device == report.devices()[0]:
             lines += _trials(rows)
         if len(report.devices()) == 1:
@@ -25,42 +26,34 @@ def render(report: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def primary_metric(report: Report) -> str:
-    """The first metric that has a drop: the one tables show."""
-    for result in report.results:
-        for name in result.measurements:
-            if f"{name}_drop" in result.measurements:
-                return name
-    # One file on its own has nothing to drop from.
-    for result in report.results:
-        for name in result.measurements:
-            if name not in UNITS and name not in ALWAYS and not name.startswith("parity_"):
-                return name
-    return ""
+COLUMNS = (
+    "size_bytes",
+    "gzip_bytes",
+    "macs",
+    "latency_p50_ms",
+    "latency_p90_ms",
+    "latency_ratio",
+    "peak_memory_bytes",
+    "arena_bytes",
+    "npu_cycles",
+    "estimated_latency_ms",
+    "sram_bytes",
+    "flash_bytes",
+    "npu_share",
+    "parity_flips",
+)
+"""What tables show behind the metrics, in this order."""
 
 
-def columns(rows: Sequence[Result], metric: str) -> list[tuple[str, str]]:
+def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:
     """Title and measurement of a table's columns; what no row has is left out."""
-    accuracy = [(metric, metric), ("drop", f"{metric}_drop")] if metric else []
-    possible = [
-        *accuracy,
-        ("agreement", "agreement"),
-        ("SNR", "fidelity_snr_db"),
-        ("size", "size_bytes"),
-        *([("gzip", "gzip_bytes")] if _compresses(rows) else []),
-        *([("MACs", "macs")] if _shrinks(rows) else []),
-        ("p50", "latency_p50_ms"),
-        ("p90", "latency_p90_ms"),
-        ("÷ float", "latency_ratio"),
-        ("peak memory", "peak_memory_bytes"),
-        ("arena", "arena_bytes"),
-        ("NPU cycles", "npu_cycles"),
-        ("estimated", "estimated_latency_ms"),
-        ("SRAM", "sram_bytes"),
-        ("flash", "flash_bytes"),
-        ("on NPU", "npu_share"),
-        ("flips to host", "parity_flips"),
-    ]
+    metric = report.primary_metric
+    titles = {info.name: info.title for info in report.metrics}
+    accuracy = [(titles.get(metric, metric), metric), ("drop", f"{metric}_drop")] if metric else []
+    fidelity = [(titles.get(name, title), name) for name, title in FIDELITY.items()]
+    hidden = {"gzip_bytes": not _compresses(rows), "macs": not _shrinks(rows)}
+    costs = [(MEASUREMENTS[name].title, name) for name in COLUMNS if not hidden.get(name)]
+    possible = [*accuracy, *fidelity, *costs]
     return [(title, name) for title, name in possible if any(name in row.measurements for row in rows)]
 
 
@@ -78,26 +71,9 @@ def _shrinks(rows: Sequence[Result]) -> bool:
     return any(len(values) > 1 for values in seen.values())
 
 
-def show(name: str, measurement: Measurement | None) -> str:
+def show(measurement: Measurement | None) -> str:
     """One measurement as a person reads it."""
-    if measurement is None:
-        return "–"
-    value, unit = measurement.value, measurement.unit
-    if unit == "bytes":
-        return f"{value:,.0f} B" if name in ("size_bytes", "gzip_bytes") else show_bytes(value)
-    if unit == "ms":
-        return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
-    if name == "fidelity_snr_db":
-        return f"{value:.1f} dB"
-    if name == "latency_ratio":
-        return f"{value:.2f} ×"
-    if name.endswith("_drop"):
-        return f"{value * 100:+.2f} pt" if name.startswith("top") else f"{value:+.4g}"
-    if name in ("npu_cycles", "macs", "parameters"):
-        return f"{value:,.0f}"
-    if name in ("agreement", "npu_share", "sparsity") or name.startswith("top"):
-        return f"{value * 100:.2f} %"
-    return f"{value:.4g}{' ' + unit if unit else ''}"
+    return "–" if measurement is None else measurement.text
 
 
 def _verdict(report: Report) -> str:
@@ -122,23 +98,30 @@ def _source(report: Report) -> list[str]:
     source = report.source
     if source is None:
         return []
-    values = ", ".join(f"{name} {show(name, value)}" for name, value in source.measurements.items())
+    failed = [
+        f"{text(info.name)} could not be computed: {text(info.reason)}"
+        for info in report.metrics
+        if info.reason
+    ]
+    values = ", ".join(f"{name} {show(value)}" for name, value in source.measurements.items())
     told = values or source.reason or "no accuracy asked for"
     return [
         f"Source model `{text(source.path)}` ({source.format}, {source.size_bytes:,} B, "
         f"{text(source.runtime)}): {text(told)}, on {report.run.samples} samples.",
         "",
+        *(f"- **{line}**" for line in failed),
+        *([""] if failed else []),
     ]
 
 
-def _table(rows: Sequence[Result], metric: str) -> list[str]:
-    wanted = columns(rows, metric)
+def _table(report: Report, rows: Sequence[Result]) -> list[str]:
+    wanted = columns(report, rows)
     lines = [
         "| variant | format | status | " + " | ".join(title for title, _ in wanted) + " |",
         "|---|---|---|" + "---:|" * len(wanted),
     ]
     for row in rows:
-        values = [show(name, row.measurements.get(name)) for _, name in wanted]
+        values = [show(row.measurements.get(name)) for _, name in wanted]
         lines.append(f"| {text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
     reasons = [
         f"- **{text(row.variant)}.{row.format}** {row.status}: {text(row.reason)}"

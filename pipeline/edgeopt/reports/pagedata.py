@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from edgeopt.reports.markdown import columns, primary_metric, show
+from edgeopt.reports.markdown import columns, show
 from edgeopt.reports.pagefindings import Data, class_names, cut, files, finite, pictures
 from edgeopt.reports.pagerows import SENTENCE, measured, row_of, search_of, searches
-from edgeopt.results import UNITS, Measurement, Report, Result, Verdict
+from edgeopt.results import Kind, Measurement, Report, Result, Verdict, kind_of
 
 DOCUMENT = 60_000
 """Characters shown of a recipe."""
@@ -15,8 +15,8 @@ DOCUMENT = 60_000
 
 def collect(report: Report) -> Data:
     """Everything the page's script needs, made of text, numbers, lists and mappings alone."""
-    metric = primary_metric(report)
-    shown = columns(report.results, metric)
+    metric = report.primary_metric
+    shown = columns(report, report.results)
     names = [name for _, name in shown]
     judged = _judged(report.gates)
     source = report.source
@@ -27,7 +27,7 @@ def collect(report: Report) -> Data:
         "metric": {
             "name": cut(metric or "agreement"),
             "higher": higher_is_better(report, metric),
-            "share": metric.startswith("top") or not metric,
+            "share": shown_as_share(report, metric),
             "source": finite(baseline.value) if baseline is not None else None,
         },
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
@@ -43,7 +43,7 @@ def collect(report: Report) -> Data:
             {"name": cut(device), "found": _flat(report.environment.get(device, {}))}
             for device in report.devices()
         ],
-        "gates": [_gate(verdict) for verdict in sorted(report.gates, key=_urgency)],
+        "gates": [_gate(report, verdict) for verdict in sorted(report.gates, key=_urgency)],
         "source": _source(report),
         "run": _run(report),
         "notes": [cut(note, SENTENCE) for note in report.run.notes],
@@ -62,8 +62,18 @@ def diagnosis(report: Report, result: Result) -> str:
     return shlex.join(["edgeopt", "diagnose", named, "--variant", result.variant, "--format", result.format])
 
 
+def shown_as_share(report: Report, metric: str) -> bool:
+    """Whether the charts' axis is one of percentages: of the metric, or of the agreement in its place."""
+    rows = [row.measurements for row in report.results]
+    return not metric or any(row[metric].kind == "fraction" for row in rows if metric in row)
+
+
 def higher_is_better(report: Report, metric: str) -> bool:
-    """A drop is positive where the artifact is worse: that tells which way a metric points."""
+    """Which way a metric points."""
+    for info in report.metrics:
+        if info.name == metric:
+            return info.better == "higher"
+    # An old report does not say: there, a drop is positive where the artifact is worse.
     baseline = report.source.measurements.get(metric) if report.source is not None else None
     if baseline is None:
         return True
@@ -136,26 +146,28 @@ def _verdict(report: Report) -> Data:
 
 def _detectable(report: Report) -> str:
     """The smallest drop that the evaluation data can show, of the artifact where that is largest."""
-    name = f"{primary_metric(report)}_detectable_drop"
+    name = f"{report.primary_metric}_detectable_drop"
     found = [row.measurements[name] for row in report.results if name in row.measurements]
     if not found:
         return ""
-    largest = show(name, max(found, key=lambda measurement: measurement.value)).lstrip("+")
-    return f"{report.run.samples:,} evaluation samples show drops from {largest} on."
+    largest = show(max(found, key=lambda measurement: measurement.value)).lstrip("+")
+    return f"{report.run.samples:,} evaluation samples can show drops of {largest} or more."
 
 
-def _gate(verdict: Verdict) -> Data:
+def _gate(report: Report, verdict: Verdict) -> Data:
     metric, kind, written = [*verdict.gate.split(" "), "", ""][:3]
     # A ratio has no unit, and neither has growth that is limited to a share.
     plain = kind == "max_ratio" or written.endswith("%")
-    name = "" if plain else f"{metric}_drop" if kind == "max_drop" else metric
+    shown = _kind_of(report, metric)
+    if kind == "max_drop" and shown == "fraction":
+        shown = "points"
 
     def told(value: float | None) -> str:
         if value is None:
             return ""
         if written.endswith("%"):
             return f"{value:+.1%}"
-        return show(name, Measurement(value=value, unit="" if plain else UNITS.get(metric, "")))
+        return show(Measurement(value=value, kind="number" if plain else shown))
 
     sure = "" if verdict.confidence is None else f"{100 * verdict.confidence:.4g} % sure"
     if verdict.bounds is not None:
@@ -173,6 +185,12 @@ def _gate(verdict: Verdict) -> Data:
         "p": "" if verdict.p_value is None else f"{verdict.p_value:.2g}",
         "reason": "; ".join(part for part in (cut(verdict.reason, SENTENCE), needed) if part),
     }
+
+
+def _kind_of(report: Report, name: str) -> Kind:
+    """How the measurement of a gate is shown."""
+    rows = [row.measurements for row in report.results]
+    return next((row[name].kind for row in rows if name in row), kind_of(name))
 
 
 def _source(report: Report) -> Data | None:

@@ -28,10 +28,10 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "status": result.status,
         "gate": judged,
         "reason": cut(result.reason, SENTENCE),
-        "cells": [_cell(name, found.get(name)) for name in shown],
-        "accuracy": _point(metric or "agreement", found.get(metric or "agreement")),
-        "size": _point("size_bytes", found.get("size_bytes")),
-        "latency": _point(latency, found.get(latency)),
+        "cells": [_cell(found.get(name)) for name in shown],
+        "accuracy": _point(found.get(metric or "agreement")),
+        "size": _point(found.get("size_bytes")),
+        "latency": _point(found.get(latency)),
         "estimated": latency not in found or latency == "estimated_latency_ms",
         "spread": _spread(found),
         "hops": [
@@ -58,36 +58,36 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
     }
 
 
-def _point(name: str, measurement: Measurement | None) -> Data | None:
+def _point(measurement: Measurement | None) -> Data | None:
     if measurement is None or not math.isfinite(measurement.value):
         return None
-    whole = _interval(name, measurement, plain=True)
-    return {"value": measurement.value, "text": show(name, measurement), "whole": whole}
+    whole = _interval(measurement, plain=True)
+    return {"value": measurement.value, "text": show(measurement), "whole": whole}
 
 
 def _spread(found: dict[str, Measurement]) -> list[Data | None] | None:
     """Latencies from the quickest run to the slowest, where single runs were timed."""
-    quickest, *middle, slowest = (_point(name, found.get(name)) for name in SPREAD)
+    quickest, *middle, slowest = (_point(found.get(name)) for name in SPREAD)
     if not all(middle):
         return None
     return [quickest or middle[0], *middle, slowest or middle[-1]]
 
 
-def _cell(name: str, measurement: Measurement | None) -> list[Any] | None:
-    return None if measurement is None else [show(name, measurement), finite(measurement.value)]
+def _cell(measurement: Measurement | None) -> list[Any] | None:
+    return None if measurement is None else [show(measurement), finite(measurement.value)]
 
 
 def measured(name: str, measurement: Measurement) -> list[str]:
     counted = "" if measurement.n is None else f"{measurement.n:,}"
-    return [cut(name), show(name, measurement), _interval(name, measurement), counted]
+    return [cut(name), show(measurement), _interval(measurement), counted]
 
 
-def _interval(name: str, measurement: Measurement, *, plain: bool = False) -> str:
+def _interval(measurement: Measurement, *, plain: bool = False) -> str:
     """Its 95 % interval; ``plain``: the value itself before it."""
-    told = show(name, measurement) if plain else ""
+    told = show(measurement) if plain else ""
     if measurement.ci95 is None:
         return told
-    low, high = (show(name, measurement.model_copy(update={"value": end})) for end in measurement.ci95)
+    low, high = (show(measurement.model_copy(update={"value": end})) for end in measurement.ci95)
     return f"{told} ({low} to {high})" if plain else f"{low} to {high}"
 
 

@@ -1,49 +1,55 @@
-"""Puts a run together: what was planned, built and measured becomes one report and its files."""
+"""Puts a run together: what was planned, built and measured becomes one row per artifact and device."""
 
-import json
-import os
-import shutil
+import datetime
+import importlib.metadata
+import shlex
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.config import registry
-from edgeopt.errors import UsageError
-from edgeopt.evaluation.comparison import difference, hop, output_scales
+from edgeopt.evaluation.comparison import difference, hop
 from edgeopt.evaluation.golden import Golden
 from edgeopt.evaluation.judge import Evidence
-from edgeopt.evaluation.measurements import (
-    accuracy,
-    by_class,
-    conditions,
-    flips,
-    latency,
-    of_the_device,
-    of_the_samples,
-    sizes,
-    sparse,
-)
-from edgeopt.model import SUFFIXES, Array, content_digest, file_digest, size_bytes
-from edgeopt.plugin import Metric
+from edgeopt.evaluation.measurements import by_class, flips, of_the_samples
+from edgeopt.formats.known import model_digest, model_files
+from edgeopt.model import Array
 from edgeopt.recipe.planner import Built, Plan
-from edgeopt.results import ALWAYS, EMULATED, UNITS, Artifact, Hop, Measurement, Result, SourceResult
-from edgeopt.run.bench import Outcome
-from edgeopt.run.packing import Samples
-from edgeopt.run.session import Measured, Trail
+from edgeopt.results import Hop, Measurement, Result, Run, Samples, SourceResult, Status
+from edgeopt.run.artifacts import keep_artifact, keep_compiled
+from edgeopt.run.bench import HOST
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.readings import readings
+from edgeopt.run.scoring import Scorer
+from edgeopt.run.session import Measured, StepOutputs
 
-Named = list[tuple[str, Metric]]
 
-HOST = "host"
+class RunClock:
+    """Started when a command starts; ``record`` is what the report says of the run."""
+
+    def __init__(self) -> None:
+        self.started = datetime.datetime.now().astimezone()
+        self._clock = time.monotonic()
+
+    def record(self, **facts: Any) -> Run:
+        """The record of a run that ends now; ``facts`` are further fields of `Run`."""
+        return Run(
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._clock, 3),
+            command=shlex.join(["edgeopt", *sys.argv[1:]]),
+            edgeopt=importlib.metadata.version("edgeopt"),
+            **facts,
+        )
 
 
 def results(
-    plan: Plan, builds: Sequence[Built], measured: Measured, out: Path
+    plan: Plan, builds: Sequence[Built], measured: Measured, scorer: Scorer, out: Path
 ) -> tuple[list[Result], dict[tuple[str, str, str], Evidence]]:
     """One result per branch and device, also of what failed or cannot be had; artifacts go to ``out``.
 
     Beside them it gives what single samples say, for the gates that ask them.
     """
-    metrics = named_metrics(plan)
     recipe = plan.recipe
     judged_on = recipe.evaluation or recipe.calibration
     golden = Golden(judged_on, recipe.model.preprocess, measured.labels, measured.samples)
@@ -51,7 +57,7 @@ def results(
     evidence: dict[tuple[str, str, str], Evidence] = {}
     for built in builds:
         branch = built.branch
-        base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": _chain(built)}
+        base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": branch.names}
         if not built.complete:
             reason = built.failure or "not built"
             found += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
@@ -59,61 +65,36 @@ def results(
         artifact = keep_artifact(plan, built, out)
         step = built.steps[-1]
         for device in branch.devices:
-            trail = [t for t in measured.trails[branch.name] if t.device in ("", device.name)]
-            hops = hops_of(trail, made_up=measured.random)
-            broken = next((h for h in hops if h.status == "broken"), None)
+            step_outputs = [t for t in measured.step_outputs[branch.name] if t.device in ("", device.name)]
             outcome = measured.finals[branch.name, device.name]
             common = base | {
                 "device": device.name,
                 "artifact": artifact,
-                "hops": hops,
                 "transposes": step.model.transposes,
-                "runtime": outcome.runtime,
-                "cached": outcome.cached,
-                "layers": tuple(outcome.info.get("details") or ()),
+                "trials": tuple(trial for each in built.steps for trial in each.trials),
             }
-            values = sizes(step.model.path)
-            if outcome.error:
-                status = "skipped" if outcome.unreachable else "failed"
-                found.append(Result(status=status, reason=outcome.error, measurements=values, **common))
-                continue
-            strange = outcome.info.get("non_finite") or 0
-            values |= latency(outcome.info, outcome.times)
-            values |= {
-                name: Measurement(value=value, unit=UNITS[name]) for name, value in step.arithmetic.items()
-            }
-            common["notes"] = (
-                *(note for each in built.steps for note in each.notes),
-                *outcome.info.get("notes", ()),
-                *conditions(outcome.info),
-                *sparse(values),
-            )
-            common["trials"] = tuple(trial for each in built.steps for trial in each.trials)
-            if device.emulated:
-                values = of_the_device(values)
-                if outcome.outputs:
-                    common["notes"] += (EMULATED,)
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
-            if outcome.outputs and not strange:
+            hops = hops_of(step_outputs, made_up=measured.random)
+            read = readings(step.model, device, outcome, step.arithmetic)
+            values = dict(read.values)
+            if outcome.outputs and not outcome.error and not outcome.non_finite:
                 name = f"{branch.variant}.{branch.format}.{device.name}.npz"
                 golden.write(step.model, outcome.outputs, out / "golden" / name)
                 if not measured.source.error:
                     outputs, source = _aligned(outcome, measured)
-                    judged, pairs = accuracy(metrics, outputs, measured.labels, source)
-                    values |= judged | of_the_samples(pairs, measured.labels)
+                    judged, pairs = scorer.artifact(outputs, source)
+                    values |= judged | of_the_samples(recipe.metrics, pairs, measured.labels)
                     common["flips"] = flips(outputs, measured.labels, source)
                     common["classes"], common["confusions"] = by_class(outputs, measured.labels, source)
                     common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
-                    lower = frozenset(name for name, metric in metrics if not metric.higher_is_better)
+                    lower = frozenset(name for name, metric in recipe.metrics if not metric.higher_is_better)
                     evidence[branch.variant, branch.format, device.name] = Evidence(
                         pairs, measured.labels, plan.recipe.model.labels, lower
                     )
                 values |= _parity(measured, branch.name, device.name)
-            status, reason = ("failed", broken.reason) if broken else ("ok", "")
-            if strange:
-                status, reason = "failed", f"{strange} output values are NaN or infinite"
-            found.append(Result(status=status, reason=reason, measurements=values, **common))
+            notes = (*(note for each in built.steps for note in each.notes), *read.notes)
+            found.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
     for missing in plan.impossible:
         reason = f"{missing.reason}; {missing.fix}"
         for device in plan.recipe.devices:
@@ -129,24 +110,41 @@ def results(
     return found, evidence
 
 
-def source_result(plan: Plan, measured: Measured) -> SourceResult:
-    """The untouched model's row."""
+def result_of(outcome: Outcome, **told: Any) -> Result:
+    """One row of the report: ok if the artifact ran, its outputs are finite numbers, and no hop broke it."""
+    broken = next((hop for hop in told.get("hops", ()) if hop.status == "broken"), None)
+    status: Status = "ok"
+    reason = ""
+    if outcome.error:
+        status, reason = "skipped" if outcome.unreachable else "failed", outcome.error
+    elif outcome.non_finite:
+        status, reason = "failed", f"{outcome.non_finite} output values are NaN or infinite"
+    elif broken is not None:
+        status, reason = "failed", broken.reason
+    return Result(
+        status=status,
+        reason=reason,
+        runtime=outcome.runtime,
+        cached=outcome.cached,
+        layers=outcome.details,
+        **told,
+    )
+
+
+def source_result(plan: Plan, measured: Measured, scorer: Scorer) -> SourceResult:
+    """The untouched model's row; to be made before those of the artifacts."""
     path = plan.source.path
     common: dict[str, Any] = {
         "format": plan.source.format,
         "path": path.name,
-        "digest": content_digest(path),
-        "size_bytes": size_bytes(path),
+        "is_folder": path.is_dir(),
+        "digest": model_digest(plan.source),
+        "size_bytes": sum(file.stat().st_size for file in model_files(plan.source)),
         "runtime": measured.source.runtime,
     }
     if measured.source.error:
         return SourceResult(status="failed", reason=measured.source.error, **common)
-    outputs = measured.source.outputs[0]
-    values: dict[str, Measurement] = {}
-    for name, value in accuracy(named_metrics(plan), outputs, measured.labels, outputs)[0].items():
-        if not name.endswith("_drop") and name not in ALWAYS:
-            values[name] = value
-    return SourceResult(measurements=values, **common)
+    return SourceResult(measurements=scorer.source(measured.source.outputs[0]), **common)
 
 
 def doubts(source: SourceResult, measured: Measured) -> list[str]:
@@ -163,20 +161,15 @@ def doubts(source: SourceResult, measured: Measured) -> list[str]:
     ]
 
 
-def named_metrics(plan: Plan) -> Named:
-    """The metrics of a plan under the names that reports give them."""
-    return [(registry.plugin_name(metric), metric) for metric in plan.recipe.metrics]
-
-
-def hops_of(trail: Sequence[Trail], *, made_up: bool = False) -> tuple[Hop, ...]:
+def hops_of(step_outputs: Sequence[StepOutputs], *, made_up: bool = False) -> tuple[Hop, ...]:
     """Each step compared with the last one before it that could be run.
 
     On made-up inputs only exact steps are judged: a range that was calibrated on real data need not
     hold for noise.
     """
     found: list[Hop] = []
-    before = trail[0].outcome if trail and not trail[0].outcome.error else None
-    for step in trail[1:]:
+    before = step_outputs[0].outcome if step_outputs and not step_outputs[0].outcome.error else None
+    for step in step_outputs[1:]:
         common: dict[str, Any] = {"stage": step.step, "produced": step.produced, "lossless": step.lossless}
         if step.outcome.error or before is None:
             reason = step.outcome.error or "the source model could not be run"
@@ -197,63 +190,6 @@ def hops_of(trail: Sequence[Trail], *, made_up: bool = False) -> tuple[Hop, ...]
     return tuple(found)
 
 
-def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
-    """Copy a finished file to ``models/`` with a record of what it takes and gives beside it."""
-    branch, step = built.branch, built.steps[-1]
-    model = step.model
-    relative = f"models/{branch.variant}{SUFFIXES[branch.format]}"
-    target = out / relative
-    replace(target, lambda scratch: shutil.copyfile(model.path, scratch))
-    digest = file_digest(target)
-    record = {
-        "recipe": plan.recipe.name,
-        "variant": branch.variant,
-        "format": branch.format,
-        "digest": digest,
-        "inputs": [spec.model_dump(mode="json") for spec in model.inputs],
-        "outputs": [spec.model_dump(mode="json") for spec in model.outputs],
-        "preprocessing": plan.recipe.model.preprocess.model_dump(mode="json"),
-        "labels": plan.recipe.model.labels,
-        "chain": _chain(built),
-        "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
-    }
-    replace(
-        target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
-    )
-    size = target.stat().st_size
-    return Artifact(path=relative, digest=digest, size_bytes=size, breakdown=step.breakdown)
-
-
-def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:
-    """Copy what a device's compiler made of an artifact to ``models/``, under the device's name."""
-    relative = f"models/{built.branch.variant}.{device}{SUFFIXES[built.branch.format]}"
-    target = out / relative
-    replace(target, lambda scratch: shutil.copyfile(compiled, scratch))
-    return Artifact(path=relative, digest=file_digest(target), size_bytes=target.stat().st_size)
-
-
-def replace(target: Path, write: Any) -> None:
-    """Write a file beside its place, then rename: complete or as it was.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(scratch)
-        scratch.replace(target)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot write {target}: {error.strerror}", fix="choose another folder with --out DIR"
-        ) from error
-
-
-def _chain(built: Built) -> tuple[str, ...]:
-    return tuple(registry.plugin_name(stage) for stage in built.branch.stages)
-
-
 def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measurement]:
     """How far the device's outputs are from the host's, for the same file, where the host ran it too."""
     host = measured.finals.get((branch, HOST))
@@ -262,7 +198,7 @@ def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measureme
         return {}
     if [array.size for array in host.outputs] != [array.size for array in outcome.outputs]:
         return {}
-    return difference(host.outputs, outcome.outputs, output_scales(host.info)).measurements()
+    return difference(host.outputs, outcome.outputs, host.output_scales).measurements()
 
 
 def _aligned(outcome: Outcome, measured: Measured) -> tuple[Array, Array]:

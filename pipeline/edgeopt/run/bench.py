@@ -6,48 +6,45 @@ What was measured on this machine with this very file, data and runtime is not m
 import json
 import platform
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.config import registry
+from edgeopt.config.files import file_digest
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device
 from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError
-from edgeopt.evaluation.samples import collect, dequantize, random_inputs
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec, content_digest, file_digest
+from edgeopt.evaluation.samples import collect, random_inputs
+from edgeopt.formats.known import model_digest, model_files
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Connection, ConnectionCutError, Dataset, Link, digest_of
+from edgeopt.recipe.document import Latency
+from edgeopt.run.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
+from edgeopt.run.protocol import (
+    PROTOCOL,
+    Job,
+    JobFailure,
+    JobResult,
+    Probe,
+    Timing,
+    read_answer,
+    read_probe,
+)
 from edgeopt.run.store import Store
 
+HOST = "host"
+"""The device that is this machine: the source model and the steps on the way are run there."""
 JOB_SECONDS = 1800.0
 RANDOM_SAMPLES = 64
 CHANGING = ("load", "memory_available_bytes", "temperature_c")
 """Findings of a probe that say nothing about which device it is."""
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile)
-"""What reading the files of a device may raise that is broken, or does not mean well."""
-
-
-class Outcome(NamedTuple):
-    """What the agent answered to one job; ``error`` says why there are no outputs."""
-
-    runtime: str
-    error: str = ""
-    outputs: tuple[Array, ...] = ()
-    info: Mapping[str, Any] = {}
-    times: Mapping[str, NDArray[np.float64]] = {}
-    cached: bool = False
-    compiled: Path | None = None
-    layers: tuple[Array, ...] = ()
-    """What every operator gave for the samples asked for; ``info["layers"]`` describes them."""
-    unreachable: bool = False
 
 
 class Evaluation:
@@ -92,6 +89,16 @@ class Evaluation:
         return self._labels
 
 
+def timing_of(part: Latency) -> Timing:
+    """How long to measure, as the agent is asked."""
+    return {
+        "min_runs": part.min_runs,
+        "min_seconds": part.min_seconds,
+        "max_seconds": part.max_seconds,
+        "repeats": part.repeats,
+    }
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -120,7 +127,7 @@ class Bench:
     device: Device
     agent: Path
     store: Store
-    probe: dict[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None
     failure: str = ""
 
     def open(self) -> "Bench":
@@ -139,7 +146,7 @@ class Bench:
         *,
         limit: int | None = None,
         baseline: Model | None = None,
-        latency: Mapping[str, float] | None = None,
+        latency: Timing | None = None,
         options: Mapping[str, Any] | None = None,
         batch: int = 1,
         layers: Sequence[int] = (),
@@ -148,46 +155,60 @@ class Bench:
         runtime = self.device.runtimes[model.format]
         if self.failure:
             return Outcome(runtime, self.failure, unreachable=True)
-        request = {
-            "protocol": 1,
-            "runtime": runtime,
-            "threads": self.device.threads,
-            "options": self.device.options.get(runtime, {}) | dict(options or {}),
-            "batch": batch,
-            "latency": None if self.device.emulated else latency,
-        }
-        if layers:
-            request["layers"] = list(layers)
+        timing = None if self.device.emulated else latency
+        request = self._job(
+            runtime, options=options or {}, outputs=OUTPUTS, batch=batch, latency=timing, layers=layers
+        )
         key = digest_of(
             {
                 "request": request,
                 "agent": file_digest(self.agent),
                 "device": [self.device.name, platform.node(), lasting(self.probe)],
-                "model": [content_digest(model.path), model.format],
-                "baseline": content_digest(baseline.path) if baseline is not None and latency else "",
+                "model": [model_digest(model), model.format],
+                "baseline": model_digest(baseline) if baseline is not None and latency else "",
                 "data": evaluation.key(model.inputs, limit),
             }
         )
+        read = partial(read_outcome, runtime, model=model, device=self.device.name)
         entry = self.store.get(key)
         if entry is not None:
-            return _outcome(runtime, entry.folder, model, cached=True)
+            return read(folder=entry.folder, cached=True)
         try:
             with self.store.scratch() as folder:
                 self._send(request, model, baseline if latency else None, evaluation, limit, folder)
-                answer = json.loads((folder / "result.json").read_text("utf-8"))
-                if not answer["ok"]:
-                    return Outcome(runtime, answer["error"])
-                self._readable(runtime, folder, model)
+                outcome = read(folder=folder, cached=False)
+                if outcome.error:
+                    return outcome
                 entry = self.store.put(key, folder, {"measurement": self.device.name})
         except DeviceError as error:
             return Outcome(runtime, str(error))
-        return _outcome(runtime, entry.folder, model, cached=False)
+        return read(folder=entry.folder, cached=False)
 
-    def _readable(self, runtime: str, folder: Path, model: Model) -> None:
-        try:
-            _outcome(runtime, folder, model, cached=False)
-        except UNREADABLE as error:
-            raise DeviceError(f"device {self.device.name} answered rubbish: {error}") from error
+    def _job(
+        self,
+        runtime: str,
+        *,
+        options: Mapping[str, Any] = {},
+        outputs: str | None = None,
+        batch: int = 1,
+        latency: Timing | None = None,
+        layers: Sequence[int] = (),
+    ) -> Job:
+        """A job without the names of its files, which are known when they are sent."""
+        return {
+            "protocol": PROTOCOL,
+            "runtime": runtime,
+            "threads": self.device.threads,
+            "options": self.device.options.get(runtime, {}) | dict(options),
+            "model": "",
+            "inputs": None,
+            "outputs": outputs,
+            "batch": batch,
+            "latency": latency,
+            "baseline": None,
+            "python_path": [],
+            "layers": list(layers),
+        }
 
     @retried
     def describe(self, model: Model) -> tuple[TensorSpec, ...]:
@@ -196,30 +217,26 @@ class Bench:
         Raises:
             DeviceError: the runtime refuses the model, or its format does not tell.
         """
-        request = {
-            "protocol": 1,
-            "runtime": self.device.runtimes[model.format],
-            "threads": self.device.threads,
-            "options": self.device.options.get(self.device.runtimes[model.format], {}),
-            "inputs": None,
-        }
+        job = self._job(self.device.runtimes[model.format])
         with tempfile.TemporaryDirectory(prefix="edgeopt-") as name, connect(self.device) as link:
             folder = Path(name)
             link.put(self.agent, "agent.pyz")
-            answer = self._answer(link, request | {"model": _put(link, model, "model")}, folder)
-        if not answer["ok"]:
-            raise DeviceError(f"{model.path.name} on {self.device.name}: {answer['error']}")
-        if not answer.get("inputs"):
+            job["model"] = _put(link, model, "model")
+            result, failure = self._answer(link, job, folder)
+        if failure is not None:
+            raise DeviceError(f"{model.path.name} on {self.device.name}: {failure['error']}")
+        inputs = result["inputs"] if result is not None else None
+        if not inputs:
             raise DeviceError(
                 f"{model.path.name} on {self.device.name}: the runtime does not tell what the model takes",
                 fix="give the shape of every input: --shape 1,3,32,32",
             )
-        return tuple(TensorSpec.model_validate(spec) for spec in answer["inputs"])
+        return tuple(TensorSpec.model_validate(spec) for spec in inputs)
 
     @retried
     def _send(
         self,
-        request: dict[str, Any],
+        request: Job,
         model: Model,
         baseline: Model | None,
         evaluation: Evaluation,
@@ -232,25 +249,28 @@ class Bench:
             link.put(self.agent, "agent.pyz")
             for path, name in zip(inputs, names, strict=True):
                 link.put(path, name)
-            job = request | {"model": _put(link, model, "model"), "inputs": names, "outputs": "outputs.npz"}
-            job["python_path"] = [str(model.code)] if model.code is not None else []
-            job["baseline"] = _put(link, baseline, "baseline") if baseline is not None else None
-            answer = self._answer(link, job, folder)
-            if answer["ok"]:
-                for name in _results(answer, timed=bool(job["latency"])):
+            job: Job = {
+                **request,
+                "model": _put(link, model, "model"),
+                "inputs": names,
+                "python_path": [str(model.code)] if model.code is not None else [],
+                "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
+            }
+            result, _ = self._answer(link, job, folder)
+            if result is not None:
+                for name in files_of_result(result, timed=job["latency"] is not None):
                     link.get(name, folder / name)
 
-    def _answer(self, link: Link, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    def _answer(self, link: Link, job: Job, folder: Path) -> tuple[JobResult | None, JobFailure | None]:
         """Have a job carried out whose files are there already; leaves ``result.json`` in ``folder``."""
         (folder / "job.json").write_text(json.dumps(job), "utf-8")
         link.put(folder / "job.json", "job.json")
         answer = link.python(["agent.pyz", "run", "job.json"], timeout=JOB_SECONDS)
         try:
-            link.get("result.json", folder / "result.json")
-            found = json.loads((folder / "result.json").read_text("utf-8"))
+            link.get(RESULT, folder / RESULT)
         except ConnectionCutError:
             raise
-        except (DeviceError, ValueError) as error:
+        except DeviceError as error:
             died = (
                 f"died with signal {-answer.returncode}"
                 if answer.returncode < 0
@@ -260,10 +280,7 @@ class Bench:
                 f"device {self.device.name}: the agent ended without a result ({died}): "
                 f"{_last_line(answer.stderr)}"
             ) from error
-        known = isinstance(found, dict) and isinstance(found.get("ok"), bool)
-        if not known or not (found["ok"] or isinstance(found.get("error"), str)):
-            raise DeviceError(f"device {self.device.name} answered rubbish: {str(found)[:100]}")
-        return cast("dict[str, Any]", found)
+        return read_answer((folder / RESULT).read_bytes(), self.device.name)
 
 
 @contextmanager
@@ -281,96 +298,56 @@ def connection_of(device: Device) -> Connection:
     """The way to a device, not opened yet."""
     entry = device.connection
     uses, options = (entry, {}) if isinstance(entry, str) else (entry["uses"], entry.get("with", {}))
-    return cast(Connection, registry.find("connections", uses).model_validate(options))
+    return registry.find(Connection, uses).model_validate(options)
 
 
 @retried
-def ask(device: Device, agent: Path) -> dict[str, Any]:
+def ask(device: Device, agent: Path) -> Probe:
     """What the agent finds on a device: processor, memory, system, runtimes and their versions.
 
     Raises:
-        DeviceError: the device cannot be reached, or answers rubbish.
+        DeviceError: the device cannot be reached, or its response is malformed.
     """
     with connect(device) as link:
         link.put(agent, "agent.pyz")
         answer = link.python(["agent.pyz", "probe"], timeout=60)
     if answer.returncode != 0:
         raise DeviceError(f"device {device.name}: the agent failed: {_last_line(answer.stderr)}")
-    try:
-        found = json.loads(answer.stdout)
-    except ValueError as error:
-        raise DeviceError(f"device {device.name} answered what is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DeviceError(f"device {device.name} answered rubbish: {str(found)[:100]}")
-    return cast("dict[str, Any]", found)
+    return read_probe(answer.stdout, device.name)
 
 
-def require(device: Device, probe: Mapping[str, Any]) -> None:
+def require(device: Device, probe: Probe) -> None:
     """Hold what a device needs against what was found there.
 
     Raises:
         DeviceError: hardware is missing.
     """
-    if "gpu" in device.needs and not probe.get("gpus"):
+    if "gpu" in device.needs and not probe["gpus"]:
         raise DeviceError(
             f"device {device.name} has no NVIDIA GPU: nvidia-smi is not on its PATH, or lists none",
             fix="install the NVIDIA driver there, or give its connection a machine that has a GPU",
         )
 
 
-def lasting(probe: Mapping[str, Any]) -> dict[str, Any]:
+def lasting(probe: Probe | None) -> dict[str, Any]:
     """What identifies a device: its probe without what changes from minute to minute."""
-    return {name: value for name, value in probe.items() if name not in CHANGING}
+    return {name: value for name, value in (probe or {}).items() if name not in CHANGING}
 
 
-def probe_device(device: Device, folder: Path) -> dict[str, Any]:
+def probe_device(device: Device, folder: Path) -> Probe:
     """Connect to a device and ask; ``folder`` is for scratch."""
     return ask(device, build_agent(folder / "agent.pyz"))
 
 
 def _put(link: Link, model: Model, stem: str) -> str:
-    """Send a model's file, or every file of its folder; returns its remote name."""
+    """Send all files of a model, called after ``stem``; returns the remote name of the main one."""
     name = stem + model.path.suffix
-    link.put(model.path, name)
+    if model.path.is_dir():
+        link.put(model.path, name)
+        return name
+    for file in model_files(model):
+        link.put(file, stem + file.name.removeprefix(model.path.stem))
     return name
-
-
-def _outcome(runtime: str, folder: Path, model: Model, *, cached: bool) -> Outcome:
-    info = json.loads((folder / "result.json").read_text("utf-8"))
-    outputs = _arrays(folder / "outputs.npz", "output")
-    if len(outputs) == len(model.outputs):
-        # A file that does not tell what its integers stand for, as ONNX, gives them as they are.
-        outputs = tuple(dequantize(*pair) for pair in zip(outputs, model.outputs, strict=True))
-    compiled = folder / "compiled.bin"
-    times: dict[str, NDArray[np.float64]] = {}
-    if (folder / "times.npz").exists():
-        with np.load(folder / "times.npz", allow_pickle=False) as archive:
-            times = dict(archive)
-    return Outcome(
-        f"{runtime} {info['runtime'].get('version', '')}".strip(),
-        "",
-        outputs,
-        info,
-        times,
-        cached,
-        compiled if compiled.exists() else None,
-        _arrays(folder / "layers.npz", "layer"),
-    )
-
-
-def _arrays(path: Path, stem: str) -> tuple[Array, ...]:
-    if not path.exists():
-        return ()
-    with np.load(path, allow_pickle=False) as archive:
-        return tuple(archive[f"{stem}_{index}"] for index in range(len(archive.files)))
-
-
-def _results(answer: Mapping[str, Any], *, timed: bool) -> list[str]:
-    """The files that a job left behind; the device's answer never names a path."""
-    if not answer.get("executed", True):
-        return ["compiled.bin"] if answer.get("compiled") else []
-    names = ["outputs.npz", "times.npz"] if timed else ["outputs.npz"]
-    return [*names, "layers.npz"] if answer.get("layers") else names
 
 
 def _last_line(text: str) -> str:

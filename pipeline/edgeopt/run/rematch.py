@@ -13,11 +13,11 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import EdgeoptError
 from edgeopt.evaluation.baseline import Baseline, Entry, verdict_on
-from edgeopt.evaluation.measurements import latency
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.recipe.document import Latency
 from edgeopt.results import Measurement, Report, Result, Verdict
-from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.bench import Bench, Evaluation, timing_of
+from edgeopt.run.readings import latency
 from edgeopt.run.store import Store
 
 GATE = "latency_ratio max {:g}"
@@ -105,11 +105,11 @@ class _Place:
             model,
             self.evaluation,
             baseline=model.model_copy(update={"path": before}),
-            latency=Latency().model_dump(),
+            latency=timing_of(Latency()),
         )
         if outcome.error:
             raise EdgeoptError(outcome.error)
-        return latency(outcome.info, outcome.times).get("latency_ratio")
+        return latency(outcome).get("latency_ratio")
 
 
 def _judged(entry: Entry, found: Measurement, max_ratio: float, undecided: str) -> Verdict:

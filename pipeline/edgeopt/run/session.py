@@ -16,7 +16,9 @@ from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.model import Array, Model
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
-from edgeopt.run.bench import Bench, Evaluation, Outcome
+from edgeopt.run.bench import HOST, Bench, Evaluation, timing_of
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.protocol import Probe
 from edgeopt.run.store import Store
 
 PROBE_SAMPLES = 64
@@ -24,7 +26,7 @@ PROBE_SAMPLES = 64
 SOURCE_BATCH = 32
 
 
-class Trail(NamedTuple):
+class StepOutputs(NamedTuple):
     """Outputs after one step of a branch, on the first samples: what hops are computed from."""
 
     step: str
@@ -52,7 +54,7 @@ def judged_steps(
             continue
         if step.model.format not in host.runtimes:
             continue
-        if step.stage.unsettled and any(later.stage.needs_training for later in steps[number:]):
+        if step.stage.needs_finetuning and any(later.stage.needs_training for later in steps[number:]):
             continue  # half done: what training makes of it is judged
         name = " + ".join(registry.plugin_name(each.stage) for each in since)
         lossless = not any(each.stage.fulfils for each in since)
@@ -74,8 +76,8 @@ class Measured:
     labels: Array | None
     samples: int
     finals: dict[tuple[str, str], Outcome]
-    trails: dict[str, tuple[Trail, ...]]
-    probes: dict[str, dict[str, Any]]
+    step_outputs: dict[str, tuple[StepOutputs, ...]]
+    probes: dict[str, Probe]
     evaluation_digest: str
     random: bool
     """Whether the inputs were made up, so that only exact conversions can be judged on them."""
@@ -113,28 +115,28 @@ class _Session:
         recipe = plan.recipe
         self.plan = plan
         self.watch = watch
-        self.latency = recipe.latency.model_dump()
+        self.latency = timing_of(recipe.latency)
         # Without evaluation data, calibration samples tell at least whether outputs are kept.
         self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, recipe.model.preprocess, folder)
         agent = build_agent(folder / "agent.pyz")
         devices = {device.name: device for device in recipe.devices}
         # The source model and the steps on the way are run on the host, whatever the targets are.
-        devices.setdefault("host", load_device("host", device_folders))
+        devices.setdefault(HOST, load_device(HOST, device_folders))
         self.benches = {name: Bench(device, agent, store).open() for name, device in devices.items()}
 
     def run(self, builds: Sequence[Built]) -> Measured:
-        host = self.benches["host"]
+        host = self.benches[HOST]
         source = self._source_model(builds)
-        self._tell("source", "host", "started")
+        self._tell("source", HOST, "started")
         source_outcome = host.run(
             source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
         )
-        self._tell("source", "host", "failed" if source_outcome.error else "done", source_outcome.error)
+        self._tell("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
         floats = {
             b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
         }
         finals: dict[tuple[str, str], Outcome] = {}
-        trails: dict[str, tuple[Trail, ...]] = {}
+        step_outputs: dict[str, tuple[StepOutputs, ...]] = {}
         for built in builds:
             if not built.complete:
                 continue
@@ -146,7 +148,7 @@ class _Session:
                 status = "failed" if outcome.error else "cached" if outcome.cached else "done"
                 self._tell(built.branch.name, device.name, status, outcome.error)
                 finals[built.branch.name, device.name] = outcome
-            trails[built.branch.name] = self._trail(built, source, source_outcome, finals)
+            step_outputs[built.branch.name] = self._step_outputs(built, source, source_outcome, finals)
         judged = self.plan.recipe.evaluation is not None and not source_outcome.error
         labels = self.evaluation.labels(source.inputs) if judged else None
         return Measured(
@@ -155,8 +157,8 @@ class _Session:
             labels=labels,
             samples=0 if source_outcome.error else len(source_outcome.outputs[0]),
             finals=finals,
-            trails=trails,
-            probes={name: bench.probe for name, bench in self.benches.items()},
+            step_outputs=step_outputs,
+            probes={name: bench.probe for name, bench in self.benches.items() if bench.probe is not None},
             evaluation_digest=self.evaluation.digest,
             random=self.evaluation.dataset is None,
         )
@@ -170,49 +172,48 @@ class _Session:
         outcome = self.benches[device.name].run(
             artifact, self.evaluation, baseline=baseline, latency=self.latency
         )
-        over = summary(lint_measured(outcome.info.get("measurements") or {}, device))
-        notes = [*(outcome.info.get("notes") or ()), *summary(findings)]
-        return outcome._replace(error=outcome.error or "; ".join(over), info={**outcome.info, "notes": notes})
+        over = summary(lint_measured(outcome.measurements, device))
+        return outcome._replace(error=outcome.error or "; ".join(over), remarks=tuple(summary(findings)))
 
     def _source_model(self, builds: Sequence[Built]) -> Model:
         """The untouched model: as given, or as loaded where a factory and weights make it up."""
-        if self.plan.source.format in self.benches["host"].device.runtimes:
+        if self.plan.source.format in self.benches[HOST].device.runtimes:
             return self.plan.source
         for built in builds:
             if built.steps:
                 return built.steps[0].model
         return self.plan.source
 
-    def _trail(
+    def _step_outputs(
         self, built: Built, source: Model, source_outcome: Outcome, finals: Mapping[tuple[str, str], Outcome]
-    ) -> tuple[Trail, ...]:
+    ) -> tuple[StepOutputs, ...]:
         """Outputs after every step of a branch that some runtime of the host can run."""
-        host = self.benches["host"]
-        trail = [Trail("source", source.format, True, source_outcome)]
+        host = self.benches[HOST]
+        found = [StepOutputs("source", source.format, True, source_outcome)]
         for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
             model = step.model
             if step is not built.steps[-1]:
                 between = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
-                trail.append(Trail(name, model.format, lossless, between, trained))
+                found.append(StepOutputs(name, model.format, lossless, between, trained))
                 continue
             # From here on it is one and the same file: what is compared is how runtimes carry it out.
             exact = not any(stage.fulfils for stage in built.branch.stages)
             reference = host.device.reference.get(host.device.runtimes[model.format])
             if not exact and reference is not None:
                 as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
-                trail.append(Trail(name, model.format, lossless, as_written, trained))
+                found.append(StepOutputs(name, model.format, lossless, as_written, trained))
                 name = ""
             for device in built.branch.devices:
                 final = finals[built.branch.name, device.name]
                 if not final.outputs and not final.error:
                     continue  # a compiler looked at it: there are no outputs to compare
                 if name:
-                    trail.append(Trail(name, model.format, lossless, final, trained))
+                    found.append(StepOutputs(name, model.format, lossless, final, trained))
                 else:
                     on = f"runtime of {device.name}"
-                    trail.append(Trail(on, model.format, exact, final, device=device.name))
+                    found.append(StepOutputs(on, model.format, exact, final, device=device.name))
                 name = ""
-        return tuple(trail)
+        return tuple(found)
 
     def _tell(self, branch: str, device: str, status: Any, message: str = "") -> None:
         self.watch(Event(branch=branch, step=measuring(device), status=status, message=message))

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from edgeopt.config.files import file_digest, files_of
 from edgeopt.errors import StoreError, UsageError
-from edgeopt.model import file_digest, files_of
 from edgeopt.plugin import digest_of
 
 ARTIFACTS = Path("artifacts")
@@ -74,17 +74,15 @@ class Store:
         return entry
 
     def models(self) -> dict[str, Path]:
-        """The file of every model that is one file, by its sha256, as the entries tell."""
+        """The main file of every artifact, by the sha256 of its content."""
         found = {}
         for folder in self._folders():
             try:
-                told = json.loads((folder / "entry.json").read_text("utf-8"))
-                names = [name for name in told["files"] if name != "breakdown.json"]
+                meta = json.loads((folder / "entry.json").read_text("utf-8"))["meta"]
+                if "model" in meta:
+                    found[meta["digest"]] = folder / "files" / meta["model"]["path"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # damaged: `get` throws it away
-            digest = told["files"][names[0]] if len(names) == 1 and "model" in told["meta"] else None
-            if digest:
-                found[digest] = folder / "files" / names[0]
         return found
 
     def unsound(self) -> list[str]:

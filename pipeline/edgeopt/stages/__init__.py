@@ -1,0 +1,1 @@
+"""What turns one model into another. One plug-in per file; what several share begins with ``_``."""

@@ -6,8 +6,6 @@ and bisection, so that few candidates are ever judged. Judged is with validation
 """
 
 import json
-import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeopt.config.files import write_text
 from edgeopt.errors import StageError
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Stage, Trial, digest_of
+from edgeopt.results import MAX_SNR_DB, snr_db
 
 SAMPLES = 512
 """Of the validation or calibration data: as many are looked at, which bounds memory."""
-MAX_SNR_DB = 200.0
 DEFAULT_MAX_DROP = 0.01
 
 
@@ -55,7 +54,7 @@ class Searching(Stage):
         return DEFAULT_MAX_DROP if self.scheme == "mixed" and self.max_drop is None else self.max_drop
 
     @property
-    def own_minutes(self) -> float:
+    def extra_minutes(self) -> float:
         """The budget of a search, if there is one."""
         return 0.0 if self.allowed_drop is None else self.budget.minutes
 
@@ -228,7 +227,6 @@ class _Search:
         agreement = float((answers == before).mean()) if several else None
         error = float(((outputs - self.reference) ** 2).sum())
         signal = float((self.reference**2).sum())
-        snr = MAX_SNR_DB if error == 0 else 10 * math.log10(max(signal, 1e-300) / error)
         if self.labels is not None and several:
             drop = float((before == self.labels).mean() - (answers == self.labels).mean())
         else:
@@ -239,7 +237,7 @@ class _Search:
             size_bytes=path.stat().st_size,
             drop=drop,
             agreement=agreement,
-            snr_db=snr if math.isfinite(snr) else -MAX_SNR_DB,
+            snr_db=snr_db(signal, error),
             samples=len(outputs),
         )
 
@@ -312,9 +310,7 @@ class _Memory:
         if self.path is None:
             return
         spent = self.seconds + time.monotonic() - self.began
-        scratch = self.path.with_name(f".search-{os.getpid()}")
-        scratch.write_text(json.dumps({"known": self.known, "seconds": spent}), "utf-8")
-        scratch.replace(self.path)
+        write_text(self.path, json.dumps({"known": self.known, "seconds": spent}))
 
 
 def _flat(outputs: NDArray[np.float32]) -> NDArray[np.float64]:

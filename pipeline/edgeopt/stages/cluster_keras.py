@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from edgeopt.formats.keras.files import archive as keras_archive
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.quantize.clusters import share_values
 from edgeopt.model import Model
@@ -25,7 +25,7 @@ class ClusterKeras(Stage):
     produces: ClassVar[str] = "keras"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"cluster": frozenset({"clusters"})}
     after: ClassVar[frozenset[str]] = frozenset({"prune"})
-    unsettled: ClassVar[bool] = True
+    needs_finetuning: ClassVar[bool] = True
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "h5py")
     extra: ClassVar[str | None] = "keras"
@@ -46,7 +46,7 @@ class ClusterKeras(Stage):
         Raises:
             StageError: when it has no layer to cluster, or a pattern matches none.
         """
-        network = keras_files.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust)
         kept = keras_archive.kept_in(model.path)
         found = keras_sparsity.chosen(keras_sparsity.kernels(network, model.path.name), self.keep)
         done, lost = share_values(found, self.clusters, self.layers, kept)

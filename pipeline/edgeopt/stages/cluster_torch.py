@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import matching
 from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.prune import counting as torch_counting
-from edgeopt.formats.torch.prune import masks as torch_keeping
-from edgeopt.formats.torch.prune import sparsity as torch_sparsity
+from edgeopt.formats.torch.prune import masks as torch_masks
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -30,13 +30,17 @@ class ClusterTorch(Stage):
     produces: ClassVar[str] = "torch"
     fulfils: ClassVar[dict[str, frozenset[str]]] = {"cluster": frozenset({"clusters"})}
     after: ClassVar[frozenset[str]] = frozenset({"prune"})
-    unsettled: ClassVar[bool] = True
+    needs_finetuning: ClassVar[bool] = True
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     extra: ClassVar[str | None] = "torch"
 
     clusters: int = Field(16, ge=2, le=256, description="distinct weights per layer, zero aside")
     keep: tuple[str, ...] = Field((), description="patterns of layers to leave alone")
+
+    def key_parts(self) -> dict[str, str]:
+        """Patterns once meant every layer in whose name they occur: results of that time are others."""
+        return {"patterns": "whole names"} if self.keep else {}
 
     def run(self, model: Model, context: Context) -> Model:
         """Cluster one module.
@@ -49,8 +53,8 @@ class ClusterTorch(Stage):
         module = torch_module.build(model)
         described = torch_module.about(model.path)
         layers = torch_counting.weighted(module)
-        spared = torch_sparsity.matching(self.keep, list(layers), "keep")
-        keeps: torch_keeping.Keeps = dict(described.get("keeps", {}))
+        spared = matching(self.keep, list(layers), "keep")
+        keeps: torch_masks.Keeps = dict(described.get("keeps", {}))
         for name, layer in layers.items():
             if name in spared or layer.weight.numel() <= self.clusters:
                 continue

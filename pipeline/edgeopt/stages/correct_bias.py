@@ -9,7 +9,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.lab import layer_by_layer as torch_layer_by_layer
 from edgeopt.formats.torch.quantize import grid as torch_grid
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
@@ -70,8 +70,8 @@ class CorrectBias(Stage):
                 "bias correction needs calibration data", fix="add 'data: {calibration: ...}' to the recipe"
             )
         described = model.model_copy(update={"inputs": inputs})
-        samples = torch_walk.draw(
-            context.calibration.inputs(described), inputs, torch_walk.fitting(graph, self.samples)
+        samples = torch_layer_by_layer.draw(
+            context.calibration.inputs(described), inputs, torch_layer_by_layer.fitting(graph, self.samples)
         )
         context.progress(f"correcting the biases of {count} layers on {len(samples)} samples")
         shifts: dict[str, float] = {}
@@ -88,7 +88,7 @@ class CorrectBias(Stage):
             return rounded, corrected
 
         with torch_engine.one_thread():
-            torch_walk.walk(graph, samples, correct)
+            torch_layer_by_layer.walk(graph, samples, correct)
         graph.recompile()
         for line in _told(shifts, torch_layers.others(graph)):
             context.note(line)

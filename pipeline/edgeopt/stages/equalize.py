@@ -12,7 +12,7 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph import chains as torch_chains
 from edgeopt.formats.torch.graph.chains import Pair
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.lab import layer_by_layer as torch_layer_by_layer
 from edgeopt.formats.torch.quantize import channel_ranges as torch_channel_ranges
 from edgeopt.formats.torch.quantize import equalization as torch_equalization
 from edgeopt.model import Model, TensorSpec
@@ -89,7 +89,9 @@ def _some_samples(inputs: tuple[TensorSpec, ...], context: Context) -> "list[tup
     import torch
 
     if context.calibration is not None:
-        return torch_walk.draw(islice(context.calibration.inputs(_taking(inputs)), CHECKED), inputs, CHECKED)
+        return torch_layer_by_layer.draw(
+            islice(context.calibration.inputs(_taking(inputs)), CHECKED), inputs, CHECKED
+        )
     generator = torch.Generator().manual_seed(0)
     shapes = [tuple(int(size or 1) for size in spec.shape) for spec in inputs]
     return [tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(CHECKED)]
@@ -120,7 +122,7 @@ def _ranges(
 def _all_samples(inputs: tuple[TensorSpec, ...], context: Context) -> "Iterator[tuple[torch.Tensor, ...]]":
     assert context.calibration is not None
     for values in context.calibration.inputs(_taking(inputs)):
-        yield from torch_walk.draw([values], inputs, 1)
+        yield from torch_layer_by_layer.draw([values], inputs, 1)
 
 
 def _without_ceiling(found: list[Pair], reached: Mapping[Any, float]) -> tuple[list[Pair], list[str]]:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.layer_names import calls
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
@@ -57,7 +57,7 @@ class ExportedProgramToOnnx(Stage):
         path = context.folder / "model.onnx"
         path.write_bytes(proto.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(path), full_check=True)
-        found_inputs, found_outputs = onnx_files.specs(proto)
+        found_inputs, found_outputs = onnx_model_file.specs(proto)
         return Model(
             format="onnx",
             path=path,
@@ -69,7 +69,7 @@ class ExportedProgramToOnnx(Stage):
                 spec.model_copy(update={"layout": source.layout})
                 for spec, source in zip(found_outputs, outputs, strict=True)
             ),
-            transposes=onnx_files.count(proto, "Transpose"),
+            transposes=onnx_model_file.count(proto, "Transpose"),
         )
 
 
@@ -93,7 +93,7 @@ def _name_layers(graph: Any) -> None:
     found = [
         (node, layer)
         for node in graph.node
-        if node.op_type in onnx_files.WEIGHTED and node.input[1] in constants
+        if node.op_type in onnx_model_file.WEIGHTED and node.input[1] in constants
         if (layer := torch_layers.layer_of(node.input[1]))
     ]
     for (node, _), name in zip(found, calls(layer for _, layer in found), strict=True):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.lab import engine as torch_engine
@@ -61,19 +61,19 @@ def _nhwc(spec: TensorSpec) -> TensorSpec:
 
 
 def _described(path: Path, taken: tuple[TensorSpec, ...], model: Model) -> Model:
-    graph = tflite.read(path)
-    found = [spec.shape for spec in graph.inputs]
-    if found != [spec.shape for spec in taken]:
-        raise StageError(f"litert-torch wrote a model for {found}, not for {[spec.shape for spec in taken]}")
+    found = read_signature(path)
+    shapes, wanted = [spec.shape for spec in found.inputs], [spec.shape for spec in taken]
+    if shapes != wanted:
+        raise StageError(f"litert-torch wrote a model for {shapes}, not for {wanted}")
     inputs = tuple(
         spec.model_copy(update={"layout": source.layout})
-        for spec, source in zip(graph.inputs, taken, strict=True)
+        for spec, source in zip(found.inputs, taken, strict=True)
     )
-    outputs = graph.outputs
+    outputs = found.outputs
     if len(outputs) == len(model.outputs):
         outputs = tuple(
             spec.model_copy(update={"layout": source.layout})
             for spec, source in zip(outputs, model.outputs, strict=True)
         )
-    transposes = graph.count("TRANSPOSE")
+    transposes = found.graph.count("TRANSPOSE")
     return Model(format="tflite", path=path, inputs=inputs, outputs=outputs, transposes=transposes)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import archive as keras_archive
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.graph.outputs import Scorer, shared_features
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.masks import Keeping
@@ -65,7 +65,7 @@ class FinetuneKeras(Finetune):
 
         # Dropout layers that were saved without a seed draw theirs when they are loaded.
         keras.utils.set_random_seed(self.seed)
-        network = keras_files.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust)
         kept = keras_archive.kept_in(model.path)
         inputs, outputs = keras_archive.specs(network, model.inputs)
         described = model.model_copy(update={"inputs": inputs})
@@ -122,9 +122,9 @@ class FinetuneKeras(Finetune):
 
     def _teacher(self, source: Model) -> Any:
         if source.format == "keras":
-            return keras_files.load_keras(source.path, self.trust)
+            return keras_loading.load_keras(source.path, self.trust)
         if source.format == "tf_keras":
-            return keras_files.load_tf_keras(source.path, self.trust)
+            return keras_loading.load_tf_keras(source.path, self.trust)
         raise StageError(
             f"a Keras model cannot imitate a source model in the format {source.format}",
             fix="start from a .keras or .h5 model",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
@@ -48,7 +48,7 @@ class KerasToExportedProgram(Stage):
                 f"Keras runs on {keras.backend.backend()} in this process, and torch is needed",
                 fix="set KERAS_BACKEND=torch before Keras is imported",
             )
-        network = keras_files.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust)
         inputs = _inputs(network, model)
         network.eval()
         context.progress("exporting")

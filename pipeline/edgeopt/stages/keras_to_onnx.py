@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.layer_names import calls, keras_layer
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph.layers import RECURRENT
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
 """What tf2onnx and TensorFlow count over all conversions of a process, and the address of an operator."""
-PARTS = dict.fromkeys(sorted(onnx_files.WEIGHTED), ("weights", "bias"))
+PARTS = dict.fromkeys(sorted(onnx_model_file.WEIGHTED), ("weights", "bias"))
 """What the inputs behind the first are, where they are constants."""
 BIAS = re.compile(r"/BiasAdd(_\d+)?$")
 OWN_INPUT = re.compile(r"(.+)/PartitionedCall/transpose(:0)?")
@@ -50,7 +50,7 @@ class KerasToOnnx(Stage):
         import tensorflow as tf
         import tf2onnx
 
-        program = keras_files.load_program(model, self.trust)
+        program = keras_loading.load_program(model, self.trust)
         context.progress("converting to ONNX")
         signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in program.inputs]
         try:
@@ -67,7 +67,7 @@ class KerasToOnnx(Stage):
         path = context.folder / "model.onnx"
         onnx.checker.check_model(proto)
         onnx.save(proto, str(path))
-        inputs, outputs = onnx_files.specs(proto)
+        inputs, outputs = onnx_model_file.specs(proto)
         inputs = tuple(
             spec.model_copy(update={"layout": source.layout})
             for spec, source in zip(inputs, program.inputs, strict=True)
@@ -77,7 +77,7 @@ class KerasToOnnx(Stage):
             path=path,
             inputs=inputs,
             outputs=outputs,
-            transposes=onnx_files.count(proto, "Transpose"),
+            transposes=onnx_model_file.count(proto, "Transpose"),
         )
 
 
@@ -90,7 +90,7 @@ def _names_kept() -> Iterator[None]:
     make = Graph.make_node
 
     def make_named(graph: Any, *given: Any, **options: Any) -> Any:
-        if len(given) == 2 and given[0] in onnx_files.WEIGHTED and options.get("name") is None:
+        if len(given) == 2 and given[0] in onnx_model_file.WEIGHTED and options.get("name") is None:
             kind, inputs = given
             same = (n for n in graph.get_nodes() if n.type == kind and list(n.input)[:2] == list(inputs)[:2])
             if before := next(same, None):
@@ -104,7 +104,7 @@ def _names_kept() -> Iterator[None]:
         Graph.make_node = make
 
 
-def _name(model: Any, program: keras_files.Program) -> None:
+def _name(model: Any, program: keras_loading.Program) -> None:
     """Name nodes and tensors after the layers, without the counters that depend on earlier conversions.
 
     A convolution or matrix product is called as its layer in Keras, as far as that is known, and so are what
@@ -146,7 +146,7 @@ def _layers(graph: Any) -> dict[str, str]:
     found = {
         node.name: layer
         for node in graph.node
-        if node.op_type in onnx_files.WEIGHTED | RECURRENT
+        if node.op_type in onnx_model_file.WEIGHTED | RECURRENT
         if (layer := _layer(node))
     }
     return dict(zip(found, calls(found.values()), strict=True))

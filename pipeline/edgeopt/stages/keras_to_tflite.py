@@ -6,8 +6,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras.files import loading as keras_files
-from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.keras.files import loading as keras_loading
+from edgeopt.formats.tflite.files.graphs import read_signature, signature_names
+from edgeopt.formats.tflite.files.model_file import parse
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -35,7 +36,7 @@ class KerasToTflite(Stage):
         """
         import tensorflow as tf
 
-        program = keras_files.load_program(model, self.trust)
+        program = keras_loading.load_program(model, self.trust)
         context.progress("converting to TFLite")
         function = program.function.get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], program.owner)
@@ -52,14 +53,18 @@ class KerasToTflite(Stage):
         return _described(path, program)
 
 
-def _described(path: Path, program: keras_files.Program) -> Model:
-    graph = tflite.read(path)
+def _described(path: Path, program: keras_loading.Program) -> Model:
+    found = read_signature(path)
     inputs = tuple(
         spec.model_copy(update={"layout": source.layout})
-        for spec, source in zip(graph.inputs, program.inputs, strict=True)
+        for spec, source in zip(found.inputs, program.inputs, strict=True)
     )
     return Model(
-        format="tflite", path=path, inputs=inputs, outputs=graph.outputs, transposes=graph.count("TRANSPOSE")
+        format="tflite",
+        path=path,
+        inputs=inputs,
+        outputs=found.outputs,
+        transposes=found.graph.count("TRANSPOSE"),
     )
 
 
@@ -73,7 +78,8 @@ def _arrange(content: bytearray, inputs: list[str], outputs: list[str]) -> None:
     model = schema.Model.GetRootAs(content, 0)
     subgraph = model.Subgraphs(0)
     vectors = (subgraph.InputsAsNumpy(), subgraph.OutputsAsNumpy())
-    for vector, names, wanted in zip(vectors, tflite.signature_names(model), (inputs, outputs), strict=True):
+    names_of_ends = signature_names(parse(bytes(content), "the converted file"))
+    for vector, names, wanted in zip(vectors, names_of_ends, (inputs, outputs), strict=True):
         index = {name: tensor for tensor, name in names.items()}
         if len(vector) == len(wanted) and all(name in index for name in wanted):
             vector[:] = [index[name] for name in wanted]

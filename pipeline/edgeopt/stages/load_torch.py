@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from edgeopt.config.files import file_digest
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.model import Model, TensorSpec, file_digest
+from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Code, Context, ExistingPath, Stage, Worker
 
 if TYPE_CHECKING:

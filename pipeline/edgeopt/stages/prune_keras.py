@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import archive as keras_archive
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.files.archive import Kept
 from edgeopt.formats.keras.graph.layers import Costs, costs, graph_of
-from edgeopt.formats.keras.prune import obs_pruning as keras_surgeon
-from edgeopt.formats.keras.prune import remove_channels as keras_surgery
+from edgeopt.formats.keras.prune import obs_pruning as keras_obs_pruning
+from edgeopt.formats.keras.prune import remove_channels as keras_remove_channels
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.channels import Bundle, Channels
 from edgeopt.formats.keras.prune.selection import Choice, choose, keeping
@@ -43,7 +43,7 @@ class PruneKeras(Stage):
     produces: ClassVar[str] = "keras"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"prune": frozenset({"channels", "weights", "n_m"})}
     needs_calibration: ClassVar[bool] = True
-    unsettled: ClassVar[bool] = True
+    needs_finetuning: ClassVar[bool] = True
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "h5py")
     extra: ClassVar[str | None] = "keras"
@@ -93,7 +93,7 @@ class PruneKeras(Stage):
         Raises:
             StageError: when nothing can be removed, a pattern matches no layer, or a layer would be emptied.
         """
-        network = keras_files.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust)
         kept = keras_archive.kept_in(model.path)
         dense: dict[str, keras_sparsity.Weights] = {}
         if self.channels is not None:
@@ -118,8 +118,8 @@ class PruneKeras(Stage):
         found = self._readers(network, channels, smaller_ones, name, context)
 
         def importance(bundle: Bundle) -> NDArray[np.float64]:
-            weighed = keras_surgeon.missed(bundle, found)
-            return keras_surgery.importance(channels, bundle) if weighed is None else weighed
+            weighed = keras_obs_pruning.missed(bundle, found)
+            return keras_remove_channels.importance(channels, bundle) if weighed is None else weighed
 
         choice = choose(bundles, counts, importance)
         if not len(choice.removed):
@@ -128,8 +128,8 @@ class PruneKeras(Stage):
                 fix="ask for more, set a smaller 'round_to', or prune 'weights' instead",
             )
         context.progress(f"removing {len(choice.removed)} groups of channels")
-        keras_surgeon.make_up(found, choice.removed)
-        smaller = keras_surgery.without(network, channels, choice.removed, name)
+        keras_obs_pruning.make_up(found, choice.removed)
+        smaller = keras_remove_channels.without(network, channels, choice.removed, name)
         before, after = costs(network, graph), costs(smaller, graph_of(smaller, name))
         context.note(_told(before, after))
         context.note("channels kept: " + "; ".join(_counted(choice)))
@@ -139,7 +139,7 @@ class PruneKeras(Stage):
 
     def _readers(
         self, network: Any, channels: Channels, wanted: list[Bundle], name: str, context: Context
-    ) -> list[keras_surgeon.Reader]:
+    ) -> list[keras_obs_pruning.Reader]:
         """The layers that read channels, with what they see of the calibration data."""
         if self.importance == "weights" or not wanted:
             return []
@@ -150,7 +150,7 @@ class PruneKeras(Stage):
         inputs, _ = keras_archive.specs(network, ())
         described = Model(format="keras", path=Path(name), inputs=inputs)
         samples = islice(context.calibration.inputs(described), EVIDENCE)
-        return keras_surgeon.readers(network, channels, wanted, _batches(samples), name)
+        return keras_obs_pruning.readers(network, channels, wanted, _batches(samples), name)
 
     def _sparser(self, network: Any, name: str, context: Context) -> Kept:
         found = keras_sparsity.chosen(keras_sparsity.kernels(network, name), self.keep)

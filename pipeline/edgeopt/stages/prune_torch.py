@@ -7,11 +7,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
+from edgeopt.formats.layer_names import matching
 from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.prune import channels as torch_channels
 from edgeopt.formats.torch.prune import counting as torch_counting
 from edgeopt.formats.torch.prune import importance as torch_importance
-from edgeopt.formats.torch.prune import masks as torch_keeping
+from edgeopt.formats.torch.prune import masks as torch_masks
 from edgeopt.formats.torch.prune import sparsity as torch_sparsity
 from edgeopt.formats.torch.prune.channels import Group
 from edgeopt.model import Model
@@ -38,7 +39,7 @@ class PruneTorch(Stage):
         "prune": frozenset({"channels", "macs", "weights", "n_m"})
     }
     needs_calibration: ClassVar[bool] = True
-    unsettled: ClassVar[bool] = True
+    needs_finetuning: ClassVar[bool] = True
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors", "torch-pruning")
     extra: ClassVar[str | None] = "torch"
@@ -81,6 +82,10 @@ class PruneTorch(Stage):
             raise ValueError("n_m is [n, m] with 0 < n < m, such as [2, 4]")
         return self
 
+    def key_parts(self) -> dict[str, str]:
+        """Patterns once meant every layer in whose name they occur: results of that time are others."""
+        return {"patterns": "whole names"} if self.layers or self.keep else {}
+
     def run(self, model: Model, context: Context) -> Model:
         """Prune one module.
 
@@ -111,7 +116,7 @@ class PruneTorch(Stage):
         if gradual:
             from safetensors.torch import save_file
 
-            save_file(gradual, result.path / torch_keeping.DENSE)
+            save_file(gradual, result.path / torch_masks.DENSE)
         return result
 
     @property
@@ -168,8 +173,8 @@ class PruneTorch(Stage):
     ) -> dict[str, int]:
         """How many channels of each group stay."""
         names = list(torch_counting.weighted(module))
-        spared = torch_sparsity.matching(self.keep, names, "keep")
-        own = torch_sparsity.matching(self.layers, names, "layers")
+        spared = matching(self.keep, names, "keep")
+        own = matching(self.layers, names, "layers")
         kept = {group.name: group.channels for group in groups}
         open_groups = []
         for group in groups:
@@ -194,10 +199,10 @@ class PruneTorch(Stage):
             round_to=self.round_to,
         )
 
-    def _thin(self, module: "torch.nn.Module", context: Context) -> torch_keeping.Keeps:
+    def _thin(self, module: "torch.nn.Module", context: Context) -> torch_masks.Keeps:
         layers = torch_counting.weighted(module)
         names = list(layers)
-        spared = torch_sparsity.matching(self.keep, names, "keep")
+        spared = matching(self.keep, names, "keep")
         names = [name for name in names if name not in spared]
         if self.n_m is not None:
             kept, dense = torch_sparsity.thin_in_blocks(module, names, *self.n_m)
@@ -211,7 +216,7 @@ class PruneTorch(Stage):
                     f"{', '.join(dense)} stay dense: their input channels are no multiple of {self.n_m[1]}"
                 )
         else:
-            own = torch_sparsity.matching(self.layers, list(layers), "layers")
+            own = matching(self.layers, list(layers), "layers")
             general = self.weights or 0.0
             shares = {name: self.layers[own[name]] if name in own else general for name in names}
             kept = torch_sparsity.thin(module, shares, self.scope)

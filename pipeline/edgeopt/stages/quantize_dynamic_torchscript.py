@@ -8,7 +8,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.files import specs as torch_specs
-from edgeopt.formats.torch.graph import to_modules as torch_lifting
+from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
@@ -20,7 +20,7 @@ from edgeopt.plugin import Context, Stage, Worker
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-KERNELS = frozenset({"linear", *torch_lifting.RECURRENT})
+KERNELS = frozenset({"linear", *torch_to_modules.RECURRENT})
 """Operators that qnnpack runs with int8 weights and float activations."""
 
 
@@ -68,7 +68,7 @@ class QuantizeDynamicTorchscript(Stage):
         torch_runtimes.demand_qnnpack()
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
-        lifted = torch_lifting.with_modules(graph, recurrent=True)
+        lifted = torch_to_modules.with_modules(graph, recurrent=True)
         chosen = self._chosen(graph, lifted, context)
         path = context.folder / "model.pt"
         with torch_engine.quiet(), torch_engine.mobile_engine(), torch.no_grad():
@@ -80,7 +80,7 @@ class QuantizeDynamicTorchscript(Stage):
                 else quantization.default_dynamic_qconfig
             )
             configs = {
-                f"{torch_lifting.PREFIX}{layer.node}": linear
+                f"{torch_to_modules.PREFIX}{layer.node}": linear
                 if layer.kind == "linear"
                 else quantization.default_dynamic_qconfig
                 for layer in chosen
@@ -95,7 +95,7 @@ class QuantizeDynamicTorchscript(Stage):
         able = [
             layer
             for layer in every
-            if layer.kind in KERNELS and f"{torch_lifting.PREFIX}{layer.node}" in modules
+            if layer.kind in KERNELS and f"{torch_to_modules.PREFIX}{layer.node}" in modules
         ]
         asked = torch_overrides.precisions(every, self.layers)
         unable = [layer for layer in every if layer not in able]

@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import Calibrator, Histogram
-from edgeopt.formats.onnx.files import model_file as onnx_files
-from edgeopt.formats.onnx.graph import integer_io as onnx_ends
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
 from edgeopt.formats.onnx.quantize import qdq as onnx_qdq
-from edgeopt.formats.onnx.quantize import weight_encoding as onnx_forms
+from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model
@@ -114,7 +114,7 @@ class QuantizeOnnx(Searching):
             StageError: without usable calibration data, when a pattern in ``layers`` fits no layer, or when a
                 layer did not get its precision.
         """
-        inputs, _ = onnx_files.specs(onnx_files.load(model.path))
+        inputs, _ = onnx_model_file.specs(onnx_model_file.load(model.path))
         described = model if model.inputs else model.model_copy(update={"inputs": inputs})
         path = context.folder / "model.onnx"
         with tempfile.TemporaryDirectory(dir=context.folder, prefix=".onnx-") as scratch:
@@ -126,12 +126,12 @@ class QuantizeOnnx(Searching):
                     quantizing, quantizing.labels, max_drop=drop, budget=self.budget, context=context
                 )
             context.progress("quantizing")
-            proto = onnx_files.load(quantizing.make(raised))
+            proto = onnx_model_file.load(quantizing.make(raised))
             onnx_qdq.verify(proto, quantizing.plan(raised), self.scheme)
             if self.io == "int8":
-                onnx_ends.make_integer(proto, quantizing.ranges)
+                onnx_integer_io.make_integer(proto, quantizing.ranges)
         path.write_bytes(proto.SerializeToString(deterministic=True))
-        found, outputs = onnx_files.specs(proto)
+        found, outputs = onnx_model_file.specs(proto)
         kept = tuple(
             spec.model_copy(update={"layout": before.layout})
             for spec, before in zip(found, described.inputs, strict=True)
@@ -139,9 +139,9 @@ class QuantizeOnnx(Searching):
         return Model(
             format="onnx",
             path=path,
-            inputs=onnx_ends.with_scales(proto, kept),
-            outputs=onnx_ends.with_scales(proto, outputs),
-            transposes=onnx_files.count(proto, "Transpose"),
+            inputs=onnx_integer_io.with_scales(proto, kept),
+            outputs=onnx_integer_io.with_scales(proto, outputs),
+            transposes=onnx_model_file.count(proto, "Transpose"),
         )
 
 
@@ -152,11 +152,11 @@ class _Quantizing:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
         self.prepared = scratch / "prepared.onnx"
         onnx_calibration.prepare(model.path, self.prepared)
-        self.graph = onnx_files.load(self.prepared)
+        self.graph = onnx_model_file.load(self.prepared)
         wide = stage.scheme == "int8x16"
         if wide or "int16" in stage.layers.values():
             # The first opset that knows 16 bits; left to itself the library raises it with a warning.
-            self.graph = onnx_files.at_opset(self.graph, WIDE_OPSET, "16 bits")
+            self.graph = onnx_model_file.at_opset(self.graph, WIDE_OPSET, "16 bits")
             self.prepared.write_bytes(self.graph.SerializeToString())
         self.making = Making(
             "int16" if wide else stage.activation_type, stage.per_channel, stage.reduce_range
@@ -179,7 +179,7 @@ class _Quantizing:
         self.saved = scratch / "ranges.json"
         self.ranges = self._calibrate()
         onnx_calibration.save(self.ranges, self.saved)
-        self.forms: onnx_forms.Forms | None = None
+        self.forms: onnx_weight_encoding.Forms | None = None
         self._evidence: tuple[list[tuple[Array, ...]], Array | None] | None = None
 
     @property
@@ -196,19 +196,21 @@ class _Quantizing:
         self.weights.rewrite(proto, self.forms)
         return _save(proto, self.scratch / "candidate.onnx")
 
-    def outputs(self, path: Path | None) -> onnx_forms.Outputs:
-        found: onnx_forms.Outputs = onnx_calibration.outputs(path or self.prepared, self._seen()[0])
+    def outputs(self, path: Path | None) -> onnx_weight_encoding.Outputs:
+        found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(path or self.prepared, self._seen()[0])
         return found
 
     def _full(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
         return onnx_qdq.make(self.prepared, self.saved, target, self.plan(raised), self.making)
 
-    def _choose(self, full: Any) -> onnx_forms.Forms:
+    def _choose(self, full: Any) -> onnx_weight_encoding.Forms:
         stage = self.stage
         names = [layer.name for layer in onnx_overflow.stored(full)]
         # Between 16-bit tensors products are computed in float.
-        wide: onnx_forms.Forms = {name: "full" for name in names if self.precisions.get(name) == "int16"}
+        wide: onnx_weight_encoding.Forms = {
+            name: "full" for name in names if self.precisions.get(name) == "int16"
+        }
         names = [name for name in names if name not in wide]
         if stage.reduce_range or stage.weight_type == "int8" or self.making.activation == "int16":
             return {**dict.fromkeys(names, "reduced" if stage.reduce_range else "full"), **wide}
@@ -221,14 +223,16 @@ class _Quantizing:
         reference = onnx_calibration.outputs(self.prepared, samples)
         self.context.progress("comparing fast and exact forms of the weights")
 
-        def run(forms: onnx_forms.Forms) -> onnx_forms.Outputs:
+        def run(forms: onnx_weight_encoding.Forms) -> onnx_weight_encoding.Outputs:
             copy = type(full).FromString(full.SerializeToString())
             self.weights.rewrite(copy, {**forms, **wide})
             path = _save(copy, self.scratch / "form.onnx")
-            found: onnx_forms.Outputs = onnx_calibration.outputs(path, samples)
+            found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(path, samples)
             return found
 
-        forms, remark = onnx_forms.choose(names, onnx_forms.multiplications(self.graph), reference, run)
+        forms, remark = onnx_weight_encoding.choose(
+            names, onnx_weight_encoding.multiplications(self.graph), reference, run
+        )
         self.context.note(remark)
         return {**forms, **wide}
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.formats.calibration import Calibrator
-from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
-from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
@@ -90,10 +90,10 @@ class QuantizeTflite(Searching):
             StageError: without usable calibration data, when a pattern in ``layers`` fits none, or when a
                 layer does not become what was asked for.
         """
-        source = tflite.read(model.path)
+        source = read_signature(model.path)
         layers = tflite_precision.float_layers(model.path)
         plan = tflite_precision.chosen(layers, self._usual, self.layers)
-        inner = tflite_weighted.inner_tensors(load(model.path))
+        inner = tflite_layers.inner_tensors(load(model.path))
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
         ranges = self._ranges(content, described, source, context)
@@ -118,7 +118,7 @@ class QuantizeTflite(Searching):
             plan |= dict.fromkeys(raised, "float32")
         make(frozenset())
         tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
-        others = tflite.read(path).float_others()
+        others = read_signature(path).graph.float_others()
         if others:
             context.note(f"in float, without weights: {', '.join(others)}")
         return finished(path, described)
@@ -128,7 +128,7 @@ class QuantizeTflite(Searching):
         """The precision of a layer of which nothing else is said."""
         return USUAL[self.scheme]
 
-    def _ranges(self, content: bytes, model: Model, source: tflite.Graph, context: Context) -> Ranges:
+    def _ranges(self, content: bytes, model: Model, source: Signature, context: Context) -> Ranges:
         values = tflite_calibration.samples(model, source, context)
         if self.calibrator == "minmax":
             return tflite_calibration.extremes(content, source, values)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import dynamic as onnx_dynamic
@@ -80,7 +80,7 @@ class QuantizeWeightsOnnx(Searching):
             StageError: when a pattern in ``layers`` fits no layer, or a layer cannot have its precision.
         """
         path = context.folder / "model.onnx"
-        inputs, _ = onnx_files.specs(onnx_files.load(model.path))
+        inputs, _ = onnx_model_file.specs(onnx_model_file.load(model.path))
         described = model if model.inputs else model.model_copy(update={"inputs": inputs})
         with tempfile.TemporaryDirectory(dir=context.folder, prefix=".onnx-") as scratch:
             quantizing = _Quantizing(self, described, context, Path(scratch))
@@ -92,13 +92,13 @@ class QuantizeWeightsOnnx(Searching):
                 )
             context.progress("quantizing")
             made = quantizing.make(raised)
-            proto = onnx_files.load(made)
+            proto = onnx_model_file.load(made)
             quantizing.verify(proto, raised)
             # Kernels are found, or not, when the file is loaded.
             onnx_calibration.session(made)
             path.write_bytes(made.read_bytes())
         self._tell(proto, context)
-        found, outputs = onnx_files.specs(proto)
+        found, outputs = onnx_model_file.specs(proto)
         kept = tuple(
             spec.model_copy(update={"layout": before.layout})
             for spec, before in zip(found, described.inputs, strict=True)
@@ -108,11 +108,11 @@ class QuantizeWeightsOnnx(Searching):
             path=path,
             inputs=kept,
             outputs=outputs,
-            transposes=onnx_files.count(proto, "Transpose"),
+            transposes=onnx_model_file.count(proto, "Transpose"),
         )
 
     def _tell(self, proto: Any, context: Context) -> None:
-        slow = onnx_files.count(proto, "ConvInteger")
+        slow = onnx_model_file.count(proto, "ConvInteger")
         if slow:
             context.note(
                 f"{slow} convolutions quantize their inputs at run time, 2 to 16 times slower than float in "
@@ -137,7 +137,7 @@ class _Quantizing:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
         self.prepared = scratch / "prepared.onnx"
         onnx_calibration.prepare(model.path, self.prepared)
-        found = onnx_layers.read(onnx_files.load(self.prepared))
+        found = onnx_layers.read(onnx_model_file.load(self.prepared))
         done = [layer for layer in found if layer.weight != "float32"]
         if done or not found:
             what = f"{done[0].name} has {done[0].weight} weights" if done else "it has no layers with weights"
@@ -179,9 +179,9 @@ class _Quantizing:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         proto = convert_float_to_float16(
-            onnx_files.load(self.prepared), keep_io_types=True, node_block_list=left
+            onnx_model_file.load(self.prepared), keep_io_types=True, node_block_list=left
         )
-        onnx_files.strip(proto)
+        onnx_model_file.strip(proto)
         return proto
 
     def outputs(self, path: Path | None) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
@@ -65,7 +65,8 @@ class QuantizeWeightsTflite(Searching):
     @classmethod
     def _is_of_int4(cls, value: object, known: ValidationInfo) -> object:
         scheme, layers = known.data.get("scheme", "int4"), known.data.get("layers", {})
-        if scheme != "int4" and "int4" not in layers.values():
+        usual = cls.model_fields[str(known.field_name)].default
+        if value != usual and scheme != "int4" and "int4" not in layers.values():
             raise ValueError(f"{known.field_name} is an option of int4, not of {scheme}")
         if known.field_name == "compute" and value == "float32" and known.data.get("block") is not None:
             raise ValueError("blocks cannot be unpacked to float: leave out 'block' or 'compute'")
@@ -78,7 +79,7 @@ class QuantizeWeightsTflite(Searching):
             StageError: when a pattern in ``layers`` fits none, when no kernel takes a layer's weights that
                 way, or when a layer does not become what was asked for.
         """
-        source = tflite.read(model.path)
+        source = read_signature(model.path)
         layers = [layer for layer in tflite_precision.float_layers(model.path) if layer.elements]
         plan = tflite_precision.chosen(layers, self._usual, self.layers)
         content = model.path.read_bytes()

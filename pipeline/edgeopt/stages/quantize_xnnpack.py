@@ -3,14 +3,9 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.errors import StageError
-from edgeopt.formats.calibration import Calibrator
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
@@ -18,11 +13,10 @@ from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 from edgeopt.formats.torch.graph.to_modules import RECURRENT
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
-from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
-from edgeopt.model import Array, Model, TensorSpec
-from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, evidence, search
+from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin import Context
+from edgeopt.stages._torch_int8 import Program, TorchInt8, calibration
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -34,7 +28,7 @@ SMALLEST_SCALE = 2**-12
 """As in ExecuTorch's own configuration for XNNPACK."""
 
 
-class QuantizeXnnpack(Searching):
+class QuantizeXnnpack(TorchInt8):
     """Static int8: weights symmetric, activations per tensor from calibration.
 
     The result still computes in float between quantize and dequantize operators, which ExecuTorch turns
@@ -43,39 +37,10 @@ class QuantizeXnnpack(Searching):
     with the number of samples. ``mixed`` is int8 with as few layers in float as keep the accuracy.
     """
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "exported_program_xnnpack"
-    fulfils: ClassVar[dict[str, frozenset[str]]] = {"quantize": frozenset({"int8", "mixed"})}
-    needs_calibration: ClassVar[bool] = True
-    worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
     revision: ClassVar[int] = 3
-
-    scheme: Literal["int8", "mixed"] = Field(
-        "int8", description="int8 weights and activations; mixed: int8 with max_drop"
-    )
-    io: Literal["float32", "int8"] = Field(
-        "float32", description="dtype of inputs and outputs; for XNNPACK float32 only"
-    )
-    per_channel: bool = Field(True, description="a scale per output channel of each weight, not per layer")
-    calibrator: Calibrator = Field(
-        "mse",
-        description="how activation ranges are found; mse: of least squared error, by torch's search",
-    )
-    percentile: float = Field(
-        99.99, gt=50, le=100, description="share of values, in percent, that 'percentile' covers"
-    )
-    layers: dict[str, Literal["int8", "float32"]] = Field(
-        {}, description="precision by layer name or pattern, such as {layer1.0.*: float32}"
-    )
-
-    @field_validator("io")
-    @classmethod
-    def _float_only(cls, io: str) -> str:
-        if io != "float32":
-            raise ValueError(f"executorch programs for XNNPACK take and give float32 here, not {io}")
-        return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -84,61 +49,42 @@ class QuantizeXnnpack(Searching):
             StageError: when the program cannot be read, calibration data are missing, a pattern fits no
                 layer, or a layer stays in float.
         """
-        if context.calibration is None:
-            raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
+        samples = calibration(context)
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         with torch_engine.quiet(), torch_engine.one_thread():
             job = _Pt2e(self, graph, inputs, context.folder)
-            job.calibrate(context.calibration.inputs(described))
+            job.calibrate(samples.inputs(described))
             context.progress(f"calibrated with {job.ranges.samples} samples")
             if job.ranges.remark:
                 context.note(job.ranges.remark)
             path = context.folder / "model.pt2"
-            torch_program.write(job.program(self._raised(job, described, context)), path)
+            torch_program.write(job.program(self.kept_in_float(job, described, context)), path)
             job.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
-    def _raised(self, job: "_Pt2e", model: Model, context: Context) -> frozenset[str]:
-        if self.allowed_drop is None:
-            return frozenset()
-        job.samples, labels = evidence(model, context)
-        return search(job, labels, max_drop=self.allowed_drop, budget=self.budget, context=context)
 
-
-class _Pt2e:
-    """One program with its ranges, quantized again and again with other layers left in float."""
+class _Pt2e(Program):
+    """One program with its ranges."""
 
     def __init__(
         self, options: QuantizeXnnpack, graph: "GraphModule", inputs: Sequence[TensorSpec], folder: Path
     ) -> None:
-        self.options = options
-        self.graph = graph
-        self.inputs = inputs
+        super().__init__(options, graph, inputs, folder / "trial.pte", KINDS)
         self.ranges = torch_ranges.Ranges({}, 0)
-        self.trial = folder / "trial.pte"
-        self.samples: list[tuple[Array, ...]] = []
-        self.all = torch_overrides.quantizable(graph, KINDS)
-        asked = torch_overrides.precisions(self.all, options.layers)
-        self.float = frozenset(name for name, precision in asked.items() if precision == "float32")
         self.module: Any = torch_program.export(graph, inputs).module(check_guards=False)
 
     def calibrate(self, samples: Any) -> None:
         """See the ranges, under the names that values have where they are needed."""
         self.ranges = torch_ranges.see(self.module, samples, self.options.calibrator, self.options.percentile)
 
-    @property
-    def layers(self) -> Mapping[str, int]:
-        return {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
-
     def make(self, raised: frozenset[str]) -> Path:
         self.trial.write_bytes(torch_lowering.lower(self.program(raised)))
         return self.trial
 
-    def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        run = self.graph if path is None else torch_runtimes.load_executorch(path.read_bytes())
-        return torch_runtimes.first_outputs(run, self.samples)
+    def load(self, path: Path) -> Any:
+        return torch_runtimes.load_executorch(path.read_bytes())
 
     def program(self, raised: frozenset[str]) -> "ExportedProgram":
         """The program in int8, with the layers of the options and ``raised`` in float.
@@ -149,13 +95,13 @@ class _Pt2e:
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        exempt = {layer.node for layer in self.all if layer.name in self.float | raised}
+        exempt = self.exempt(raised)
         quantizer = XNNPACKQuantizer().set_global(_config(self.options.per_channel))
         quantizer.set_filter_function(lambda node: node.name not in exempt)
         prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)
         torch_ranges.give(prepared, self.ranges)
         converted = convert_pt2e(prepared)
-        refuse_float(converted, exempt, {layer.node: layer.name for layer in self.all})
+        refuse_float(converted, exempt, self.names)
         return torch_program.export(converted, self.inputs)
 
 

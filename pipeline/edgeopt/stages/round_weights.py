@@ -10,7 +10,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.formats.torch.lab import layer_by_layer as torch_walk
+from edgeopt.formats.torch.lab import layer_by_layer as torch_layer_by_layer
 from edgeopt.formats.torch.quantize import adaround as torch_adaround
 from edgeopt.formats.torch.quantize import grid as torch_grid
 from edgeopt.formats.torch.quantize import moments as torch_moments
@@ -85,8 +85,8 @@ class RoundWeights(Stage):
         said = torch_overrides.precisions(known, self.layers)
         bits = {layer.node: said[layer.name] for layer in known if layer.name in said}
         described = model.model_copy(update={"inputs": inputs})
-        samples = torch_walk.draw(
-            context.calibration.inputs(described), inputs, torch_walk.fitting(graph, self.samples)
+        samples = torch_layer_by_layer.draw(
+            context.calibration.inputs(described), inputs, torch_layer_by_layer.fitting(graph, self.samples)
         )
         done: list[torch_adaround.Rounded] = []
         told = time.monotonic()
@@ -114,7 +114,7 @@ class RoundWeights(Stage):
             return layer.weight(graph), layer.bias(graph)
 
         with torch_engine.one_thread():
-            torch_walk.walk(graph, samples, learn)
+            torch_layer_by_layer.walk(graph, samples, learn)
         graph.recompile()
         for line in _told(done, torch_layers.others(graph)):
             context.note(line)

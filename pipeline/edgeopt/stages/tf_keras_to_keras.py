@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -44,12 +44,12 @@ class TfKerasToKeras(Stage):
         Raises:
             StageError: naming the layer that cannot cross, or when the outputs differ.
         """
-        old = keras_files.load_tf_keras(model.path, self.trust)
+        old = keras_loading.load_tf_keras(model.path, self.trust)
         context.progress("rebuilding in Keras 3")
         new = _rebuild(old, model.path.name)
         _copy_weights(old, new)
         inputs = _specs(new.inputs, [str(tensor.name) for tensor in new.inputs], model.inputs)
-        outputs = _specs(new.outputs, keras_files.output_names(new), ())
+        outputs = _specs(new.outputs, keras_loading.output_names(new), ())
         _compare(old, new, inputs, model.path.name)
         path = context.folder / "model.keras"
         _save(new, path)
@@ -74,8 +74,8 @@ def _rebuild(old: Any, name: str) -> Any:
         )
     try:
         return kinds[kind].from_config(_modern(old.get_config()))
-    except keras_files.UNREADABLE as error:
-        raise StageError(f"Keras 3 cannot rebuild {name}: {keras_files.reason(error)}") from error
+    except keras_loading.UNREADABLE as error:
+        raise StageError(f"Keras 3 cannot rebuild {name}: {keras_loading.reason(error)}") from error
 
 
 def _layers(network: Any) -> Iterator[Any]:
@@ -102,9 +102,9 @@ def _crosses(layer: Any, name: str) -> None:
         return
     try:
         getattr(keras.layers, kind).from_config(_modern(layer.get_config()))
-    except keras_files.UNREADABLE as error:
+    except keras_loading.UNREADABLE as error:
         raise StageError(
-            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: {keras_files.reason(error)}",
+            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: {keras_loading.reason(error)}",
             fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
         ) from error
 
@@ -167,7 +167,7 @@ def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> N
     ]
 
     def outputs(network: Any) -> list[Any]:
-        structure = keras_files.input_structure(network)
+        structure = keras_loading.input_structure(network)
         return list(tf.nest.flatten(network(tf.nest.pack_sequence_as(structure, values), training=False)))
 
     expected, found = outputs(old), outputs(new)

@@ -7,7 +7,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.files import specs as torch_specs
-from edgeopt.formats.torch.graph import simplify as torch_graph
+from edgeopt.formats.torch.graph import simplify as torch_simplify
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
@@ -59,7 +59,7 @@ class TorchscriptToExportedProgram(Stage):
                 f"{torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
-        graph = torch_graph.simplify(recorded, torch_specs.zeros(inputs), [spec.name for spec in inputs])
+        graph = torch_simplify.simplify(recorded, torch_specs.zeros(inputs), [spec.name for spec in inputs])
         _compare(module, graph, inputs, model)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 

@@ -15,7 +15,7 @@ from rich.tree import Tree
 from edgeopt.config import registry
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import Built, Plan
-from edgeopt.reports.markdown import columns, primary_metric, show
+from edgeopt.reports.markdown import columns, show
 from edgeopt.results import Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
@@ -46,11 +46,10 @@ def show_report(report: Report, out: Console | None = None) -> None:
     if not out.is_terminal:
         out.width = ENDLESS
     hidden: dict[str, None] = {}
-    metric = primary_metric(report)
+    titles = {info.name: info.title for info in report.metrics}
+    metric = titles.get(report.primary_metric, report.primary_metric)
     if report.source is not None:
-        values = ", ".join(
-            f"{name} {show(name, value)}" for name, value in report.source.measurements.items()
-        )
+        values = ", ".join(f"{name} {show(value)}" for name, value in report.source.measurements.items())
         told = values or report.source.reason or "outputs only"
         source = f"source model {report.source.path} ({report.source.format})"
         out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
@@ -58,7 +57,7 @@ def show_report(report: Report, out: Console | None = None) -> None:
         out.print(Text(f"note: {note}", "yellow"))
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
-        wanted = columns(rows, metric)
+        wanted = columns(report, rows)
         table, left_out = _results(rows, wanted, metric, out.width if out.is_terminal else None)
         out.print(Text(f"{report.recipe} on {device}", "italic"))
         out.print(table)
@@ -68,6 +67,9 @@ def show_report(report: Report, out: Console | None = None) -> None:
     if hidden:
         where = "a wider terminal shows them" + (", and report.md" if report.folder else "")
         out.print(Text(f"not shown, for want of room: {', '.join(hidden)} ({where})", "dim"))
+    for info in report.metrics:
+        if info.reason:
+            out.print(Text(f"metric {info.name} could not be computed: {info.reason}", "red"))
     for row in report.results:
         if row.reason:
             out.print(
@@ -90,7 +92,7 @@ def _results(
     rows: Sequence[Result], wanted: Sequence[tuple[str, str]], metric: str, width: int | None
 ) -> tuple[Table, list[str]]:
     """The table of one device as far as it fits, and the titles that do not; without a width, all of it."""
-    values = {title: [show(name, row.measurements.get(name)) for row in rows] for title, name in wanted}
+    values = {title: [show(row.measurements.get(name)) for row in rows] for title, name in wanted}
     widths = {title: max(map(cell_len, [title, *cells])) for title, cells in values.items()}
     variant = max(map(cell_len, ["variant", *(row.variant for row in rows)]))
     fitting, shown = variant, list(widths)

@@ -1,4 +1,4 @@
-"""JSON Schemas of what people write and read: recipe, device and report.
+"""JSON Schemas of what people write and read, and of what the host and a device's agent exchange.
 
 They are made from the types that the program itself reads and writes with, so they cannot disagree
 with it. An editor completes and checks YAML by them; scripts hold ``report.json`` against them. The
@@ -7,12 +7,10 @@ that other packages bring. In the dialect of draft 7, which every editor and val
 """
 
 import json
-import pkgutil
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
@@ -22,13 +20,14 @@ from edgeopt.config import registry
 from edgeopt.config.units import BYTES
 from edgeopt.devices.agent_archive import runtime_names
 from edgeopt.devices.device import Device, known_devices
-from edgeopt.model import SUFFIXES
-from edgeopt.plugin import Plugin, Stage
+from edgeopt.formats.known import artifact_formats
+from edgeopt.plugin import Connection, Dataset, Metric, Plugin, Stage
 from edgeopt.publish.contract import Contract
 from edgeopt.recipe.document import VERSION, Document, GatePart
-from edgeopt.results import ALWAYS, LIMITS, UNITS, Report
+from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Report
+from edgeopt.run import protocol
 
-Name = Literal["recipe", "device", "report", "bundle"]
+Name = Literal["recipe", "device", "report", "bundle", "job", "job_result"]
 Schema = dict[str, Any]
 
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -47,6 +46,9 @@ def schema(name: Name, *, installed: bool = False) -> Schema:
         return _recipe(installed=installed)
     if name == "device":
         return _device(installed=installed)
+    if name in ("job", "job_result"):
+        message = protocol.Job if name == "job" else protocol.JobResult
+        return {"$schema": DIALECT, "title": f"edgeopt {name}", **protocol.schema(message), "definitions": {}}
     return _written("edgeopt report", Report) if name == "report" else _written("edgeopt bundle", Contract)
 
 
@@ -60,6 +62,9 @@ def shipped_file(name: Name) -> Path:
     return Path(__file__).with_name(f"{name}.schema.json")
 
 
+P = TypeVar("P", Connection, Dataset, Metric, Stage)
+
+
 class Generator(GenerateJsonSchema):
     """Also tells the short forms that validators accept before pydantic looks at a value."""
 
@@ -70,12 +75,18 @@ class Generator(GenerateJsonSchema):
         name = schema["function"]["function"].__name__
         if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
             return usual  # a path is text either way; the others stand for whole models, see below
-        if name == "_one_is_written_alone":
+        if name in ("_one_is_written_alone", "with_kinds"):
             return usual
         if name == "_as_words":
             word: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
             return {"anyOf": [{"type": "array", "items": word}, word]}
-        short = {"_number": FRACTION, "_as_bytes": AMOUNT, "_as_list": usual.get("items")}[name]
+        forms = {
+            "_number": FRACTION,
+            "_as_bytes": AMOUNT,
+            "_as_list": usual.get("items"),
+            "_as_by_default": {"const": "default"},
+        }
+        short = forms[name]
         return {"anyOf": [usual, short]}
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
@@ -143,7 +154,7 @@ def _written(title: str, model: type[BaseModel]) -> Schema:
 
 
 def _device(*, installed: bool) -> Schema:
-    connections = _plugins("connections", installed=installed)
+    connections = _plugins(Connection, installed=installed)
     refs, definitions = _generated([Device, *connections.values()])
     definitions["connection"] = _entry(connections, refs)
     top = _follow(refs[Device], definitions)
@@ -153,14 +164,16 @@ def _device(*, installed: bool) -> Schema:
     del keys["connection"]["anyOf"]
     keys["connection"]["allOf"] = [{"$ref": "#/definitions/connection"}]
     runtime = _known(runtime_names())
-    keys["runtimes"] |= {"properties": dict.fromkeys(SUFFIXES, runtime), "additionalProperties": runtime}
+    keys["runtimes"]["anyOf"][0] |= {
+        "properties": dict.fromkeys(artifact_formats(), runtime),
+        "additionalProperties": runtime,
+    }
     return _document("edgeopt device", refs[Device], definitions)
 
 
 def _recipe(*, installed: bool) -> Schema:
-    datasets, metrics, stages = (
-        _plugins(kind, installed=installed) for kind in ("datasets", "metrics", "stages")
-    )
+    datasets, metrics = _plugins(Dataset, installed=installed), _plugins(Metric, installed=installed)
+    stages = _plugins(Stage, installed=installed)
     refs, definitions = _generated([Document, *datasets.values(), *metrics.values(), *stages.values()])
     definitions |= {
         "dataset": _entry(datasets, refs),
@@ -183,11 +196,11 @@ def _recipe(*, installed: bool) -> Schema:
         "additionalProperties": {"$ref": "#/definitions/variant"},
         "propertyNames": {"pattern": "^[A-Za-z0-9._-]+$"},
     }
-    formats, devices = _known(SUFFIXES), _open(known_devices())
+    formats, devices = _known(artifact_formats()), _open(known_devices())
     keys["formats"]["anyOf"] = _one_or_more(formats, minItems=1)
     keys["devices"]["anyOf"] = _one_or_more(devices)
     gate = _follow(keys["gates"]["items"], definitions)
-    gate["properties"]["metric"] |= _open([*metrics, *UNITS, *ALWAYS])
+    gate["properties"]["metric"] |= _open([*metrics, *MEASUREMENTS, *ALWAYS])
     gate["properties"]["formats"]["anyOf"] = _one_or_more(formats)
     gate["properties"]["devices"]["anyOf"] = _one_or_more(devices)
     for one, several in GatePart.ALONE.items():
@@ -196,12 +209,10 @@ def _recipe(*, installed: bool) -> Schema:
     return _document("edgeopt recipe", refs[Document], definitions)
 
 
-def _plugins(kind: registry.Kind, *, installed: bool) -> dict[str, type[Plugin]]:
-    package = import_module(registry.HOMES[kind])
-    shipped = sorted(
-        module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"
-    )
-    return {name: registry.find(kind, name) for name in (registry.names(kind) if installed else shipped)}
+def _plugins(base: type[P], *, installed: bool) -> dict[str, type[P]]:
+    if installed:
+        return registry.plugins(base)
+    return {name: registry.find(base, name) for name in registry.shipped(base.plugin_kind)}
 
 
 def _entry(plugins: Mapping[str, type[Plugin]], refs: Mapping[type[BaseModel], Schema]) -> Schema:
@@ -238,12 +249,11 @@ def _entry(plugins: Mapping[str, type[Plugin]], refs: Mapping[type[BaseModel], S
 
 
 def _variant(
-    stages: Mapping[str, type[Plugin]], definitions: Schema, refs: Mapping[type[BaseModel], Schema]
+    stages: Mapping[str, type[Stage]], definitions: Schema, refs: Mapping[type[BaseModel], Schema]
 ) -> Schema:
     """What a variant may ask for: every intent that some stage fulfils, or the stages themselves."""
     intents: dict[str, list[type[Stage]]] = {}
     for stage in stages.values():
-        assert issubclass(stage, Stage)  # the registry has found it among the stages
         for intent in stage.fulfils:
             intents.setdefault(intent, []).append(stage)
     keys: Schema = {
@@ -276,7 +286,7 @@ def _intent(
     alone = {"description": "options for one format alone"}
     definitions[f"{intent}_alone"] = {**alone, **kind, "properties": dict(merged)}
     told = {"$ref": f"#/definitions/{intent}_alone"}
-    mapping = {**kind, "properties": merged | dict.fromkeys(SUFFIXES, told), "minProperties": 1}
+    mapping = {**kind, "properties": merged | dict.fromkeys(artifact_formats(), told), "minProperties": 1}
     switch = len(schemes) == 1 or any(intent in stage.by_default for stage in stages)
     return {"anyOf": [{"enum": schemes}, *([{"type": "boolean"}] if switch else []), mapping]}
 

@@ -1,9 +1,8 @@
-"""The program that measures on the device itself, packed into one file and sent there.
+"""The program that measures on the device, packed into one file and sent there.
 
-Standard library and numpy only, Python 3.8 and newer. Inside the packed file this package is
-called ``edgeopt_agent`` and stands alone: it imports nothing of edgeopt, and edgeopt talks to it
-through ``job.json`` and ``result.json`` only.
+Standard library and numpy only, Python 3.8 or newer. In the packed file this package is named
+``edgeopt_agent`` and is self-contained: it imports nothing of edgeopt, and they communicate only
+through ``job.json`` and ``result.json``, whose types are in ``protocol``.
 """
 
-PROTOCOL = 1
 VERSION = "1"

@@ -1,6 +1,6 @@
-"""An Android device as the ``adb`` client reaches it, and a program there that measures a model.
+"""An Android device connected through the ``adb`` client, and a program on it that measures a model.
 
-Commands and states are those of https://developer.android.com/tools/adb.
+Commands and states: https://developer.android.com/tools/adb.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession
 
 FOLDER = "/data/local/tmp"
-"""The one place where adb may write, and run what it wrote, on every Android."""
+"""The one folder in which adb may write and execute files on every Android version."""
 SECONDS = 600.0
 CLEANING_SECONDS = 30.0
 VERSION_SECONDS = 10.0
@@ -29,15 +30,15 @@ ABSENT, NO_PROGRAM = 3, 4
 HINTS = {
     "unauthorized": "unlock its screen and allow USB debugging for this computer",
     "offline": "reconnect it, or run 'adb reconnect'",
-    "no permissions": "this user may not open it: add udev rules for it, or join the group plugdev",
+    "no permissions": "this user may not open the device: add udev rules for it, or join the group plugdev",
 }
 
 
 class Phone:
-    """One Android device. ``seconds`` limits every single command.
+    """One Android device. ``seconds`` limits each command.
 
     Raises:
-        AgentError: kind ``runtime``: no client, no device, several to choose from, or not ready.
+        AgentError: kind ``runtime``: no client, no device, an ambiguous choice, or a device not ready.
     """
 
     def __init__(self, adb: str, serial: str | None, seconds: float) -> None:
@@ -46,32 +47,32 @@ class Phone:
             raise AgentError(
                 "runtime",
                 f"no adb client {adb!r} on this machine: install Android's platform-tools, "
-                "or give its path with the option 'adb'",
+                "or set the option 'adb' to its path",
             )
         self.client = client
         self.seconds = seconds
         self.serial = self._choose(serial or os.environ.get("ANDROID_SERIAL"))
 
     def shell(self, command: str, seconds: float | None = None) -> tuple[int, str]:
-        """Run a command of the device's shell; returns its exit status and all that it printed.
+        """Run a command in the device's shell; returns its exit status and its output.
 
-        Before Android 7 ``adb shell`` does not pass the status on, so the command prints it itself.
+        Before Android 7, ``adb shell`` does not return the status: the command prints it.
 
         Raises:
-            AgentError: the time limit is over, or the connection is gone.
+            AgentError: the time limit is exceeded, or the connection is lost.
         """
         line = f"({command}) 2>&1; s=$?; echo; echo {STATUS}$s"
         _, text = self._call(["-s", self.serial, "shell", line], seconds)
         printed, found, status = text.rpartition(STATUS)
         if not found or not status.strip().isdigit():
-            raise AgentError("runtime", f"the device {self.serial} did not answer: {last_line(text)}")
+            raise AgentError("runtime", f"the device {self.serial} did not respond: {last_line(text)}")
         return int(status), printed
 
     def push(self, local: Path, remote: str) -> None:
         """Copy a file to the device.
 
         Raises:
-            AgentError: it does not fit there, or the connection is gone.
+            AgentError: the device's storage is full, or the connection is lost.
         """
         code, text = self._call(["-s", self.serial, "push", str(local), remote])
         if code != 0:
@@ -79,29 +80,30 @@ class Phone:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[str]:
-        """A folder on the device that is gone afterwards, with the program that still runs in it."""
+        """A temporary folder on the device; on exit, a program still running in it is killed."""
         path = f"{FOLDER}/edgeopt-{secrets.token_hex(8)}"
         try:
             status, text = self.shell(f"mkdir {shlex.quote(path)}")
             if status != 0:
-                raise AgentError("runtime", f"cannot make a folder on {self.serial}: {last_line(text)}")
+                raise AgentError("runtime", f"cannot create a folder on {self.serial}: {last_line(text)}")
             yield path
         except BaseException as error:
             try:
                 self._remove(path)
-            except AgentError as left:
+            except AgentError as leftover:
                 if isinstance(error, AgentError):
-                    raise AgentError(error.kind, f"{error.message}; {left.message}") from error
+                    raise AgentError(error.kind, f"{error.message}; {leftover.message}") from error
             raise
         self._remove(path)
 
     def name(self) -> str:
-        """What it is, as it says itself: model, Android version, serial number."""
+        """The device's own description: model, Android version, serial number."""
         status, text = self.shell("getprop ro.product.model; getprop ro.build.version.release")
-        told = [line.strip() for line in text.splitlines() if line.strip()]
-        if status != 0 or len(told) != 2:
+        properties = [line.strip() for line in text.splitlines() if line.strip()]
+        if status != 0 or len(properties) != 2:
             return self.serial
-        return f"{told[0]} with Android {told[1]} ({self.serial})"
+        model, android = properties
+        return f"{model} with Android {android} ({self.serial})"
 
     def _remove(self, path: str) -> None:
         folder, pid = shlex.quote(path), shlex.quote(f"{path}/pid")
@@ -111,7 +113,7 @@ class Phone:
         except AgentError as error:
             raise AgentError("runtime", f"{path} may be left on {self.serial}") from error
         if status != 0:
-            raise AgentError("runtime", f"{path} is left on {self.serial}: {last_line(text)}")
+            raise AgentError("runtime", f"{path} could not be removed from {self.serial}: {last_line(text)}")
 
     def _choose(self, serial: str | None) -> str:
         code, text = self._call(["devices"])
@@ -124,26 +126,26 @@ class Phone:
         if not states:
             raise AgentError(
                 "runtime",
-                "adb sees no device: connect one with USB debugging switched on, or start an emulator; "
+                "adb finds no device: connect one with USB debugging enabled, or start an emulator; "
                 "'adb devices' must list it",
             )
         if serial is None and len(states) > 1:
             raise AgentError(
-                "runtime", f"adb sees {len(states)} devices, say which with the option 'serial': {seen}"
+                "runtime", f"adb finds {len(states)} devices, select one with the option 'serial': {seen}"
             )
         chosen = serial if serial is not None else next(iter(states))
         if chosen not in states:
-            raise AgentError("runtime", f"adb sees no device {chosen!r}; it sees: {seen}")
+            raise AgentError("runtime", f"adb finds no device {chosen!r}; it finds: {seen}")
         state = states[chosen]
         if state != "device":
             hints = [hint for word, hint in HINTS.items() if state.startswith(word)]
             hint = hints[0] if hints else "start Android on it"
-            raise AgentError("runtime", f"the device {chosen} is not ready, adb calls it {state!r}: {hint}")
+            raise AgentError("runtime", f"the device {chosen} is not ready, adb reports {state!r}: {hint}")
         return chosen
 
     def _call(self, arguments: list[str], seconds: float | None = None) -> tuple[int, str]:
         limit = self.seconds if seconds is None else seconds
-        # A file, not a pipe: the server that adb may start in passing would keep a pipe open.
+        # A file, not a pipe: adb may start its server, which would keep a pipe open.
         with tempfile.TemporaryFile() as file:
             try:
                 done = subprocess.run(
@@ -157,7 +159,7 @@ class Phone:
             except subprocess.TimeoutExpired as error:
                 raise AgentError(
                     "runtime",
-                    f"'adb {_verb(arguments)}' did not end within {limit:g} s: "
+                    f"'adb {_verb(arguments)}' did not finish within {limit:g} s: "
                     "raise the option 'seconds', or lower 'runs'",
                 ) from error
             except OSError as error:
@@ -167,15 +169,15 @@ class Phone:
 
 
 class PhoneSession(ModelSession):
-    """A model that a program on an Android device measures; the agent itself runs beside the adb client.
+    """A model measured by a program on an Android device; the agent runs on the adb client's machine.
 
-    The program is not given the samples and its outputs are not fetched, so nothing can be judged:
-    there are measurements only. They are taken when they are first asked for.
+    The program does not get the samples and its outputs are not fetched: there are measurements, but no
+    accuracy. They are taken on first use.
     """
 
     executes = False
     program: str
-    """The option that says where the program lies on the device; its file name by default, too."""
+    """The option for the path of the program on the device."""
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         self.path, self.threads, self.options = path, threads, options
@@ -189,7 +191,7 @@ class PhoneSession(ModelSession):
 
     @classmethod
     def version(cls) -> str | None:
-        """Version of the adb client on the PATH; what the device has, its programs do not tell."""
+        """Version of the adb client on the PATH; the programs on the device do not report theirs."""
         client = shutil.which("adb")
         if client is None:
             return None
@@ -216,20 +218,20 @@ class PhoneSession(ModelSession):
         raise NotImplementedError
 
     def read(self, text: str) -> dict[str, tuple[float, str]]:
-        """Measurements from what the program printed: name -> value and unit."""
+        """Parse the program's output into measurements: name -> value and unit."""
         raise NotImplementedError
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
-        """Send the model, run the program once, and remove everything again."""
+    def measurements(self) -> dict[str, Measured]:
+        """Send the model, run the program once, and remove the files from the device."""
         if self.found is None:
             self.where = self.phone.name()
             self.found = self.read(self._run())
         return {name: {"value": value, "unit": unit} for name, (value, unit) in self.found.items()}
 
     def notes(self) -> list[str]:
-        """What must stand beside the figures."""
+        """Caveats of the measurements."""
         name = os.path.basename(self.tool)
-        return [f"measured by {name} on {self.where}, on inputs of its own: accuracy is not measured there"]
+        return [f"measured by {name} on {self.where}, on its own inputs: accuracy is not measured there"]
 
     def _run(self) -> str:
         tool, name = shlex.quote(self.tool), os.path.basename(self.tool)
@@ -237,53 +239,53 @@ class PhoneSession(ModelSession):
         make = f"adb -s {self.phone.serial} shell chmod +x {tool}"
         if status == ABSENT:
             push = f"adb -s {self.phone.serial} push {name} {tool} && {make}"
-            raise AgentError("runtime", f"there is no {self.tool} on {self.phone.serial}: {push}")
+            raise AgentError("runtime", f"{self.tool} not found on {self.phone.serial}; run: {push}")
         if status != 0:
-            raise AgentError("runtime", f"{self.tool} on {self.phone.serial} is no program: {make}")
+            raise AgentError("runtime", f"{self.tool} on {self.phone.serial} is not executable; run: {make}")
         with self.phone.folder() as folder:
             model = f"{folder}/model{self.path.suffix}"
             self.phone.push(self.path, model)
             command = " ".join(shlex.quote(part) for part in [self.tool, *self.flags(model)])
-            # The number of the process is kept, since it may outlive the connection.
+            # The pid is recorded: the process may outlive the connection.
             started = shlex.quote(f"echo $$ > pid; exec {command}")
             status, text = self.phone.shell(
                 f"cd {shlex.quote(folder)} || exit; sh -c {started}; s=$?; rm -f pid; exit $s"
             )
         if status != 0:
-            died = f"died with signal {status - 128}" if status > 128 else f"failed with exit status {status}"
-            raise AgentError("model", f"{name} {died} on {self.phone.serial}: {last_line(text)}")
+            how = f"died with signal {status - 128}" if status > 128 else f"failed with exit status {status}"
+            raise AgentError("model", f"{name} {how} on {self.phone.serial}: {last_line(text)}")
         return text
 
 
 def positive(options: dict[str, Any], name: str, default: float, least: float) -> float:
-    """A number among the options.
+    """The value of a numeric option.
 
     Raises:
-        AgentError: kind ``runtime``, when it is none or too small.
+        AgentError: kind ``runtime``: the value is not a number, or is too small.
     """
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise AgentError("runtime", f"option {name!r} is {value!r}, not a number of at least {least:g}")
+        raise AgentError("runtime", f"option {name!r} is {value!r}, but must be a number of at least {least:g}")
     return value
 
 
 def finite(figures: dict[str, tuple[float, str]], program: str) -> dict[str, tuple[float, str]]:
-    """The same figures, if all are numbers that time and memory can have.
+    """Return ``figures`` after checking that every value is finite and not negative.
 
     Raises:
-        AgentError: kind ``runtime``.
+        AgentError: kind ``runtime``: a value is not.
     """
     for name, (value, _) in figures.items():
         if not math.isfinite(value) or value < 0:
-            raise AgentError("runtime", f"{program} printed rubbish on the device: {name} would be {value}")
+            raise AgentError("runtime", f"{program} printed an invalid value on the device: {name} is {value}")
     return figures
 
 
 def last_line(text: str) -> str:
-    """The last line that speaks of an error, or the last one at all."""
+    """The last line that mentions an error, otherwise the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    return (telling or lines or ["no message"])[-1][:150]
+    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (errors or lines or ["no message"])[-1][:150]
 
 
 def _verb(arguments: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""``agent.pyz probe`` tells what the device is; ``agent.pyz run job.json`` carries out a job."""
+"""``agent.pyz probe`` describes the device; ``agent.pyz run job.json`` runs a job."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent import PROTOCOL
 from edgeopt_agent.failure import AgentError, one_line, trace_tail
+from edgeopt_agent.protocol import PROTOCOL, Job, JobFailure, JobResult, ProtocolError, checked
 
 USAGE = "usage: agent.pyz probe | agent.pyz run JOB.json"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when done, 1 when the job failed (``result.json`` says why), 2 for wrong usage."""
+    """Run the command; exit code 0: done, 1: the job failed (see ``result.json``), 2: wrong usage."""
     if arguments == ["probe"]:
         from edgeopt_agent.probe import probe
 
@@ -29,48 +29,47 @@ def main(arguments: list[str]) -> int:
 
 
 def run(path: Path) -> int:
-    """Carry out the job in ``path`` and write ``result.json`` beside it, whatever happens."""
+    """Run the job in ``path`` and write ``result.json`` next to it, also after a failure."""
     report = Report(path.parent)
     with report:
         job = read_job(path)
         for variable in THREAD_VARIABLES:
-            # Read once, when numpy and the runtimes are imported: hence before those imports.
-            os.environ[variable] = str(job.get("threads", 1))
-        from edgeopt_agent.job import carry_out
+            # Read once, when numpy and the runtimes are imported: hence set before those imports.
+            os.environ[variable] = str(job["threads"])
+        from edgeopt_agent.job import run_job
 
-        report.result = carry_out(job, path.parent)
+        report.result = run_job(job, path.parent)
     write_json(path.parent / "result.json", report.result)
-    if report.result["ok"]:
+    if report.error is None:
         return 0
-    print(report.result["error"], file=sys.stderr)
+    print(report.error, file=sys.stderr)
     return 1
 
 
-def read_job(path: Path) -> dict[str, Any]:
-    """The job as a dictionary.
+def read_job(path: Path) -> Job:
+    """Read and validate a job.
 
     Raises:
-        AgentError: kind ``input``, when it is no job or speaks another protocol.
+        AgentError: kind ``input``: the file is not a job, or uses another protocol version.
     """
     try:
         job = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise AgentError("input", f"{path.name} cannot be read: {one_line(error)}") from error
-    if not isinstance(job, dict) or job.get("protocol") != PROTOCOL:
-        spoken = job.get("protocol") if isinstance(job, dict) else None
-        raise AgentError("input", f"{path.name} speaks protocol {spoken}, this agent speaks {PROTOCOL}")
-    for key in ("runtime", "model"):
-        if not isinstance(job.get(key), str):
-            raise AgentError("input", f"{path.name} has no {key!r}")
-    return job
+    try:
+        found: Job = checked(job, Job)
+    except ProtocolError as error:
+        raise AgentError("input", f"{path.name}: {error}") from error
+    return found
 
 
 class Report:
-    """Turns whatever ends the block into a result, so that the other end always gets an answer."""
+    """Turns any failure of the block into a result, so that the caller always gets a response."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.result: dict[str, Any] = {}
+        self.result: JobResult | JobFailure
+        self.error: str | None = None
 
     def __enter__(self) -> Report:
         return self
@@ -81,20 +80,21 @@ class Report:
         if not isinstance(error, Exception):
             return False
         known = isinstance(error, AgentError)
-        # The job folder is gone when this is read, so its path would only mislead.
+        # The job folder no longer exists when the message is read: its path would mislead.
         message = one_line(error).replace(str(self.folder) + os.sep, "")
-        self.result = {
+        failure: JobFailure = {
             "protocol": PROTOCOL,
             "ok": False,
             "error": message if known else f"{type(error).__name__}: {message}",
             "kind": error.kind if isinstance(error, AgentError) else "internal",
             "detail": trace_tail(error),
         }
+        self.result, self.error = failure, failure["error"]
         return True
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write completely or not at all."""
+def write_json(path: Path, value: Any) -> None:
+    """Write the file atomically."""
     scratch = path.with_name(path.name + ".part")
     scratch.write_text(json.dumps(value, indent=1), "utf-8")
     os.replace(scratch, path)

@@ -1,27 +1,29 @@
-"""What the machine was doing while something was timed: clocks, heat, other programs, energy."""
+"""The state of the machine during a timed run: clocks, temperature, other programs, energy."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 from edgeopt_agent.cuda import gpu_states
+from edgeopt_agent.protocol import Moment, Spell
 
 PROC = Path("/proc")
 SYS = Path("/sys")
 BUSY_FIELDS = (0, 1, 2, 5, 6)
-"""Of the line ``cpu`` in /proc/stat: user, nice, system, irq, softirq. Ticks; guests are part of user."""
+"""In the line ``cpu`` of /proc/stat: user, nice, system, irq, softirq. In ticks; user includes guests."""
 STEAL_FIELD = 7
 ENERGY_SECONDS = 1.0
 
 
-def conditions() -> dict[str, Any]:
-    """The machine at this moment; ``None`` for what it does not tell.
+def conditions(*, gpus: bool = False) -> Moment:
+    """The current state of the machine; ``None`` for values that it does not report.
 
     ``load``: mean number of running programs in the last minute. ``frequency_mhz``: of the fastest core.
-    ``temperature_c``: of the hottest sensor. ``throttled``: what a Raspberry Pi says of itself.
+    ``temperature_c``: of the hottest sensor. ``throttled``: as a Raspberry Pi reports it.
+    ``gpus``: include the clocks of the GPUs.
     """
     return {
         "load": _load(),
@@ -29,28 +31,29 @@ def conditions() -> dict[str, Any]:
         "frequency_mhz": _frequency_mhz(),
         "temperature_c": _temperature_c(),
         "throttled": _throttled(),
+        "gpus": gpu_states() if gpus else [],
     }
 
 
 class Watch:
-    """Looks at the machine before and after a timed run; ``begin`` when all is warm, then ``end``.
+    """Records the machine's state before and after a timed run; ``begin`` after the warm-up, then ``end``.
 
-    ``gpus``: look at the clocks of the GPUs as well.
+    ``gpus``: include the clocks of the GPUs.
     """
 
     def __init__(self, *, gpus: bool = False) -> None:
         self.gpus = gpus
-        self.spells: list[dict[str, Any]] = []
+        self.spells: list[Spell] = []
 
     def begin(self) -> None:
-        """Start one spell of timing; there may be several."""
+        """Start a timed interval; there may be several."""
         self.before = self._now()
         self.ticks = _ticks()
         self.own = time.process_time()
         self.start = time.perf_counter()
 
     def end(self) -> None:
-        """End the spell: how many cores' worth of time others took, and the machine afterwards."""
+        """End the interval: record the CPU time of other programs, in cores, and the machine's state."""
         seconds = time.perf_counter() - self.start
         own = time.process_time() - self.own
         ticks = _ticks()
@@ -71,14 +74,14 @@ class Watch:
             }
         )
 
-    def _now(self) -> dict[str, Any]:
-        return {**conditions(), "gpus": gpu_states()} if self.gpus else conditions()
+    def _now(self) -> Moment:
+        return conditions(gpus=self.gpus)
 
 
 def energy_per_run(call: Callable[[int], float], seconds: float = ENERGY_SECONDS) -> float | None:
-    """Joules that the processor packages take per call, idle power included; ``None`` where it is not told.
+    """Joules per call used by the processor packages, including idle power; ``None`` if not available.
 
-    Counters: RAPL (Intel SDM volume 3, 15.10) as Linux shows them under powercap. They often need root.
+    Counters: RAPL (Intel SDM volume 3, 15.10), exposed by Linux under powercap. They often need root.
     """
     before = _energy_uj()
     if not before:
@@ -94,14 +97,14 @@ def energy_per_run(call: Callable[[int], float], seconds: float = ENERGY_SECONDS
         last = after.get(domain)
         if last is None:
             return None
-        if last < first:  # the counter began again
+        if last < first:  # the counter wrapped around
             last += int(read_text(domain / "max_energy_range_uj") or 0)
         total += last - first
     return total / 1e6 / runs
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file of the system, ``None`` if it cannot be read."""
+    """The text of a system file, ``None`` if it cannot be read."""
     try:
         return path.read_text("utf-8", "replace").strip("\0 \n")
     except OSError:
@@ -111,7 +114,7 @@ def read_text(path: Path) -> str | None:
 def _load() -> float | None:
     try:
         return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):  # not on every system
+    except (AttributeError, OSError):  # not available on every system
         return None
 
 
@@ -143,21 +146,21 @@ def _temperature_c() -> float | None:
 
 
 def _throttled() -> bool | None:
-    told = read_text(SYS / "devices/platform/soc/soc:firmware/get_throttled")
+    mask = read_text(SYS / "devices/platform/soc/soc:firmware/get_throttled")
     try:
-        # The low bits are the present: under-voltage, capped, throttled, soft temperature limit.
-        return bool(int(told, 16) & 0xF) if told else None
+        # The low bits are current: under-voltage, frequency capped, throttled, soft temperature limit.
+        return bool(int(mask, 16) & 0xF) if mask else None
     except ValueError:
         return None
 
 
 def _energy_uj() -> dict[Path, int]:
-    """Counters of the packages; subdomains such as cores are part of them."""
+    """Counters of the packages; they include their subdomains, such as cores."""
     found = {}
     for domain in sorted((SYS / "class/powercap").glob("intel-rapl:*")):
-        told = read_text(domain / "energy_uj")
-        if told and told.isdigit() and (read_text(domain / "name") or "").startswith("package"):
-            found[domain] = int(told)
+        text = read_text(domain / "energy_uj")
+        if text and text.isdigit() and (read_text(domain / "name") or "").startswith("package"):
+            found[domain] = int(text)
     return found
 
 

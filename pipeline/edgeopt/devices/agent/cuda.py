@@ -1,7 +1,7 @@
-"""What the runtimes on NVIDIA GPUs share: what ``nvidia-smi`` tells, and how their options are checked.
+"""Shared by the runtimes on NVIDIA GPUs: queries to ``nvidia-smi``, and checks of their options.
 
-Nothing but the standard library is imported. The fields are those of ``nvidia-smi --help-query-gpu`` that
-every driver knows: one unknown field makes it refuse the whole question.
+Imports only the standard library. The fields are those of ``nvidia-smi --help-query-gpu`` that every driver
+supports: it rejects a query with one unknown field.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import subprocess
 from typing import Any
 
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import GpuState
 
 PROGRAM = "nvidia-smi"
 SECONDS = 20.0
-"""The first question after a start takes seconds where the driver is not kept loaded."""
+"""The first query after a start takes seconds if the driver is not kept loaded."""
 LASTING = {"name": "name", "driver_version": "driver", "memory.total": "memory_mib"}
 PASSING = {
     "clocks.sm": "clock_mhz",
@@ -27,30 +28,31 @@ TEXTS = ("name", "driver")
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, driver and memory of each GPU; an empty list where there is none, or no ``nvidia-smi``."""
-    return parse(_ask("--query-gpu=" + ",".join(LASTING)), list(LASTING.values()))
+    """Name, driver and memory of each GPU; an empty list without a GPU or without ``nvidia-smi``."""
+    return parse(_query("--query-gpu=" + ",".join(LASTING)), list(LASTING.values()))
 
 
-def gpu_states() -> list[dict[str, Any]]:
-    """Clocks, temperature and power of each GPU at this moment; ``None`` for what it does not tell."""
-    return parse(_ask("--query-gpu=" + ",".join(PASSING)), list(PASSING.values()))
+def gpu_states() -> list[GpuState]:
+    """Current clocks, temperature and power of each GPU; ``None`` for values that it does not report."""
+    rows: list[Any] = parse(_query("--query-gpu=" + ",".join(PASSING)), list(PASSING.values()))
+    return rows
 
 
 def gpu_memory_bytes(pid: int | None = None) -> int | None:
-    """GPU memory that a process holds, on all GPUs together; ``None`` if the driver does not list it.
+    """GPU memory that a process holds, summed over all GPUs; ``None`` if the driver does not list it.
 
-    In a container the driver may know the process under another number, and lists nothing then.
+    In a container, the driver may know the process under another pid and then lists nothing.
     """
-    rows = parse(_ask("--query-compute-apps=pid,used_memory"), ["pid", "memory_mib"])
+    rows = parse(_query("--query-compute-apps=pid,used_memory"), ["pid", "memory_mib"])
     own = os.getpid() if pid is None else pid
     held = [row["memory_mib"] for row in rows if row["pid"] == own and row["memory_mib"] is not None]
     return int(sum(held) * 2**20) if held else None
 
 
 def parse(text: str, names: list[str]) -> list[dict[str, Any]]:
-    """Rows of ``--format=csv,noheader,nounits`` under ``names``; lines of another form are left out.
+    """Rows of ``--format=csv,noheader,nounits`` under ``names``; other lines are skipped.
 
-    What stands in brackets, such as ``[N/A]``, is a value that the GPU does not tell.
+    A value in brackets, such as ``[N/A]``, is not reported by the GPU.
     """
     rows = []
     for line in text.splitlines():
@@ -61,30 +63,30 @@ def parse(text: str, names: list[str]) -> list[dict[str, Any]]:
 
 
 def chosen(options: dict[str, Any], name: str, known: tuple[Any, ...]) -> Any:
-    """The value of an option that has few; the first is the default.
+    """The value of an option with the values ``known``; the first is the default.
 
     Raises:
-        AgentError: kind ``runtime``, when it is none of them.
+        AgentError: kind ``runtime``: the value is not among them.
     """
     value = options.get(name, known[0])
-    if not any(value == one and type(value) is type(one) for one in known):
-        told = ", ".join(str(one).lower() for one in known)
-        raise AgentError("runtime", f"option {name!r} is {value!r}; it can be: {told}")
+    if not any(value == each and type(value) is type(each) for each in known):
+        choices = ", ".join(str(each).lower() for each in known)
+        raise AgentError("runtime", f"option {name!r} is {value!r}; choose from: {choices}")
     return value
 
 
 def without_tf32() -> None:
-    """Let no NVIDIA library round float32 to TensorFloat-32; to be called before any of them is loaded."""
+    """Forbid NVIDIA libraries to round float32 to TensorFloat-32; call before any of them is loaded."""
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 
-def _ask(question: str) -> str:
+def _query(argument: str) -> str:
     program = shutil.which(PROGRAM)
     if program is None:
         return ""
     try:
         answer = subprocess.run(
-            [program, question, "--format=csv,noheader,nounits"],
+            [program, argument, "--format=csv,noheader,nounits"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -93,7 +95,7 @@ def _ask(question: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    # A driver that cannot be reached says so on standard output.
+    # If the driver cannot be reached, the error is on standard output.
     return answer.stdout.decode("utf-8", "replace") if answer.returncode == 0 else ""
 
 

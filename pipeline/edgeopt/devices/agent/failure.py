@@ -1,4 +1,4 @@
-"""What can go wrong on the device, in words that reach the person at the other end."""
+"""Errors on the device, with messages that are passed on to the user."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class AgentError(Exception):
 
 
 class explained:
-    """Turns whatever a runtime raises inside the block into an ``AgentError``.
+    """Turns any exception of a runtime in the block into an ``AgentError``.
 
-    Runtimes share no base class for their exceptions, so the block cannot name them.
+    Runtimes share no base class of exceptions: every exception has to be caught.
     """
 
     def __init__(self, kind: str, what: str) -> None:
@@ -42,7 +42,7 @@ class explained:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message that says anything, shortened."""
+    """The first non-empty line of an exception's message, shortened."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     text = next((line for line in lines if line), type(error).__name__)
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""Carries out one job: load the model, run all samples, time it, and say what was found."""
+"""Runs one job: loads the model, runs all samples, times it, and reports the results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Callable
 
 import numpy as np
 
-from edgeopt_agent import PROTOCOL
 from edgeopt_agent.conditions import Watch, energy_per_run
 from edgeopt_agent.failure import AgentError, explained
 from edgeopt_agent.memory import Peak
 from edgeopt_agent.outputs import OutputFile
 from edgeopt_agent.probe import probe
+from edgeopt_agent.protocol import PROTOCOL, Job, JobResult, LayerInfo, Probe, Tensor, Timing
 from edgeopt_agent.session import ModelSession, Spec, fit, prepare_runtime
 from edgeopt_agent.timing import take_turns
 
@@ -25,25 +25,25 @@ NULL_RUNS = 200
 TIMES = "times.npz"
 COMPILED = "compiled.bin"
 LAYERS = "layers.npz"
-MADE_UP_SAMPLES = 16
+RANDOM_SAMPLES = 16
 
 
-def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The result of a job whose files lie in ``folder``.
+def run_job(job: Job, folder: Path) -> JobResult:
+    """Run a job whose files are in ``folder``.
 
     Raises:
-        AgentError: with its kind, for everything that can be explained.
+        AgentError: the job failed for a known reason, which its kind classifies.
     """
     path = folder / job["model"]
-    threads, options = int(job.get("threads", 1)), dict(job.get("options") or {})
+    threads, options = job["threads"], dict(job["options"])
     if not path.exists():
-        raise AgentError("input", f"the job's model {job['model']} is not there")
+        raise AgentError("input", f"the job's model {job['model']} does not exist")
     environment = probe()
-    # Made before memory is looked at: its first use brings in some megabytes.
+    # Created before memory is measured: its first use allocates some megabytes.
     random = np.random.RandomState(0)
     kind = prepare_runtime(job["runtime"], path, threads, options)
-    # The model's own code. Only now: a file beside it may have the name of a module of the runtime's.
-    for place in reversed(job.get("python_path") or []):
+    # The model's own code. After the runtime: a file next to it may shadow one of the runtime's modules.
+    for place in reversed(job["python_path"]):
         sys.path.insert(0, str(folder / place))
 
     memory = Peak()
@@ -51,20 +51,22 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     session = _load(kind, job["runtime"], path, threads, options)
     load_seconds = time.perf_counter() - start
     if not session.executes:
-        return _looked_at(session, kind, job, folder, environment)
-    inputs = (
-        _made_up(session, path, random) if job.get("inputs") is None else _open_inputs(job["inputs"], folder)
-    )
+        return _without_running(session, kind, job, folder, environment)
+    names = job["inputs"]
+    inputs = _random_inputs(session, path, random) if names is None else _open_inputs(names, folder)
     check_inputs(inputs, session.inputs, path.name)
     with _running(path, inputs):
         for index in range(FIRST_RUNS):
             session.run(_chunk(inputs, index, _latency_batch(session)))
         peak_memory = memory.bytes()
-        non_finite = _run_all(session, inputs, int(job.get("batch") or 1), folder, job.get("outputs"))
+        non_finite = _run_all(session, inputs, job["batch"], folder, job["outputs"])
 
-    result: dict[str, Any] = {
+    timed, turns = job["latency"], job["baseline"]
+    result: JobResult = {
         "protocol": PROTOCOL,
         "ok": True,
+        "executed": True,
+        "compiled": False,
         "runtime": {"name": job["runtime"], "version": kind.version()},
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
@@ -75,42 +77,44 @@ def carry_out(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_memory_method": memory.method,
         "non_finite": non_finite,
         "measurements": session.measurements(),
-        "details": session.details() if job.get("latency") else [],
+        "details": session.details() if timed else [],
         "notes": session.notes(),
+        "conditions": [],
+        "layers": [],
         "environment": environment,
     }
-    if job.get("latency"):
+    if timed is not None:
         baseline = None
-        if job.get("baseline"):
-            baseline_path = folder / job["baseline"]
+        if turns is not None:
+            baseline_path = folder / turns
             baseline = _load(kind, job["runtime"], baseline_path, threads, options)
             check_inputs(inputs, baseline.inputs, baseline_path.name)
         watch = Watch(gpus=session.on_gpu)
         with _running(path, inputs):
-            times = _latencies(session, baseline, inputs, job["latency"], watch)
+            times = _latencies(session, baseline, inputs, timed, watch)
             energy = energy_per_run(_caller(session, inputs))
         result["conditions"] = watch.spells
         if energy is not None:
             result["measurements"]["energy_mj"] = {"value": energy * 1e3, "unit": "mJ"}
-        # A small model runs a hundred thousand times in two seconds: too many numbers for JSON.
+        # Not JSON: a small model runs a hundred thousand times in two seconds.
         np.savez(folder / TIMES, **times)
-    if job.get("layers"):
+    if job["layers"]:
         with _running(path, inputs):
             result["layers"] = _keep_layers(session, inputs, job["layers"], folder)
     return result
 
 
-def _looked_at(
+def _without_running(
     session: ModelSession,
     kind: type[ModelSession],
-    job: dict[str, Any],
+    job: Job,
     folder: Path,
-    environment: dict[str, Any],
-) -> dict[str, Any]:
+    environment: Probe,
+) -> JobResult:
     """The result of a runtime that compiles the model instead of running it."""
-    # A job without data only asks what the model takes: nothing is measured for it.
-    asked = job.get("inputs") is not None
-    compiled = session.compiled() if asked else None
+    # A job without data only queries the model's inputs: nothing is measured.
+    measured = job["inputs"] is not None
+    compiled = session.compiled() if measured else None
     if compiled is not None:
         shutil.copyfile(compiled, folder / COMPILED)
     return {
@@ -121,10 +125,17 @@ def _looked_at(
         "runtime": {"name": job["runtime"], "version": kind.version()},
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
+        "output_scales": [],
         "n": 0,
-        "measurements": session.measurements() if asked else {},
-        "details": session.details() if asked else [],
-        "notes": session.notes() if asked else [],
+        "load_seconds": None,
+        "peak_memory_bytes": None,
+        "peak_memory_method": "",
+        "non_finite": 0,
+        "measurements": session.measurements() if measured else {},
+        "details": session.details() if measured else [],
+        "notes": session.notes() if measured else [],
+        "conditions": [],
+        "layers": [],
         "environment": environment,
     }
 
@@ -133,8 +144,8 @@ def _load(
     kind: type[ModelSession], runtime: str, path: Path, threads: int, options: dict[str, Any]
 ) -> ModelSession:
     if not path.exists():
-        raise AgentError("input", f"the job's model {path.name} is not there")
-    with explained("model", f"{runtime} refused {path.name}"):
+        raise AgentError("input", f"the job's model {path.name} does not exist")
+    with explained("model", f"{runtime} rejected {path.name}"):
         return kind(path, threads, options)
 
 
@@ -151,13 +162,13 @@ def _open_inputs(names: list[str], folder: Path) -> list[Any]:
     return arrays
 
 
-def _made_up(session: ModelSession, path: Path, random: Any) -> list[Any]:
+def _random_inputs(session: ModelSession, path: Path, random: Any) -> list[Any]:
     """Random inputs for a job without data: real numbers are standard normal, integers uniform."""
     if session.inputs is None:
-        raise AgentError("input", f"{path.name} does not tell what it takes: the job must give data")
+        raise AgentError("input", f"{path.name} does not declare its inputs: the job must provide data")
     arrays = []
     for spec in session.inputs:
-        shape = (MADE_UP_SAMPLES, *(1 if size is None else size for size in spec.shape[1:]))
+        shape = (RANDOM_SAMPLES, *(1 if size is None else size for size in spec.shape[1:]))
         dtype = np.dtype(spec.dtype)
         if np.issubdtype(dtype, np.floating):
             arrays.append(random.standard_normal(shape).astype(dtype))
@@ -165,30 +176,30 @@ def _made_up(session: ModelSession, path: Path, random: Any) -> list[Any]:
             limits = np.iinfo(dtype)
             arrays.append(random.randint(limits.min, limits.max + 1, shape).astype(dtype))
         else:
-            # Indices into a table of unknown size: small ones are the safest guess.
+            # Possibly indices into a table of unknown size: small ones are the safest guess.
             arrays.append(random.randint(0, 2, shape).astype(dtype))
     return arrays
 
 
 def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None:
-    """Hold the data against what the model takes.
+    """Check that the data fits the model's inputs.
 
     Raises:
-        AgentError: kind ``input``, with both shapes in its message.
+        AgentError: kind ``input``: it does not; the message has both shapes.
     """
     given = ", ".join(_shape(array.shape) for array in arrays)
     if specs is not None and len(arrays) != len(specs):
         wanted = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in specs)
         raise AgentError(
             "input",
-            f"{name} takes {len(specs)} input(s): {wanted}; the job gives {len(arrays)}: {given or 'none'}",
+            f"{name} takes {len(specs)} input(s): {wanted}; the job has {len(arrays)}: {given or 'none'}",
         )
     if not arrays:
-        raise AgentError("input", f"the job gives no inputs for {name}")
+        raise AgentError("input", f"the job has no inputs for {name}")
     if any(array.ndim == 0 for array in arrays) or len({len(array) for array in arrays}) != 1:
         raise AgentError("input", f"the inputs differ in their number of samples: {given}")
     if len(arrays[0]) == 0:
-        raise AgentError("input", f"the inputs hold no samples: {given}")
+        raise AgentError("input", f"the inputs contain no samples: {given}")
     for array, spec in zip(arrays, specs or ()):
         fits = len(spec.shape) == array.ndim and all(
             wanted is None or wanted == size for wanted, size in zip(spec.shape[1:], array.shape[1:])
@@ -197,12 +208,12 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
             raise AgentError(
                 "input",
                 f"input {spec.name!r} of {name} has shape {_shape(spec.shape)}, "
-                f"but the data have shape {_shape(('n', *array.shape[1:]))}",
+                f"but the data has shape {_shape(('n', *array.shape[1:]))}",
             )
 
 
 def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path, outputs: str | None) -> int:
-    """Run every sample and write the outputs; returns how many values are NaN or infinite."""
+    """Run every sample and write the outputs; returns the number of NaN or infinite values."""
     total = len(inputs[0])
     size = session.fixed_batch or min(batch, session.max_batch or batch)
     non_finite = 0
@@ -219,7 +230,7 @@ def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path,
 
 
 def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
-    """``size`` samples from ``start`` on, beginning again at the first where the data end."""
+    """``size`` samples from ``start`` on, wrapping around at the end of the data."""
     total = len(inputs[0])
     if start + size <= total:
         return [np.array(array[start : start + size]) for array in inputs]
@@ -229,18 +240,23 @@ def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
 
 def _keep_layers(
     session: ModelSession, inputs: list[Any], samples: list[int], folder: Path
-) -> list[dict[str, Any]] | None:
-    """Every operator's outputs for some samples, as the model stores them: ``layer_0`` … with n samples."""
+) -> list[LayerInfo]:
+    """Write every operator's outputs for some samples, as stored by the model: ``layer_0`` … of n samples.
+
+    Writes nothing if the runtime does not expose them.
+    """
     kept: list[list[Any]] = []
-    described: list[dict[str, Any]] = []
+    described: list[LayerInfo] = []
     for sample in samples:
         chunk = _chunk(inputs, sample % len(inputs[0]), _latency_batch(session))
         if session.inputs is not None:
             chunk = [fit(array, spec) for array, spec in zip(chunk, session.inputs)]
         layers = session.layers(chunk)
         if layers is None:
-            return None
-        described = [{key: getattr(layer, key) for key in ("name", "operator", "scale")} for layer in layers]
+            return []
+        described = [
+            {"name": layer.name, "operator": layer.operator, "scale": layer.scale} for layer in layers
+        ]
         kept.append([layer.values for layer in layers])
     arrays: dict[str, Any] = {f"layer_{index}": np.stack(values) for index, values in enumerate(zip(*kept))}
     np.savez(folder / LAYERS, **arrays)
@@ -255,25 +271,25 @@ def _latencies(
     session: ModelSession,
     baseline: ModelSession | None,
     inputs: list[Any],
-    wanted: dict[str, Any],
+    wanted: Timing,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Seconds of each run of the model, of the baseline between its runs, and of a session that does nothing.
+    """Seconds of each run of the model, of the baseline in turns with it, and of a session that does nothing.
 
-    ``repeats`` holds how many runs each repetition of the whole has.
+    ``repeats``: number of runs in each repetition.
     """
     sessions = [session] if baseline is None else [session, baseline]
-    repeats = int(wanted.get("repeats", 1))
-    # Where a protocol fixes how long a model runs, the time of the one it takes turns with does not count.
+    repeats = wanted["repeats"]
+    # A protocol (repeats > 1) fixes how long the model itself runs: the baseline's turns come on top.
     share = len(sessions) if repeats > 1 else 1
     results: list[list[float]] = [[] for _ in sessions]
     counts = []
     for _ in range(repeats):
         spell = take_turns(
             [_caller(of, inputs) for of in sessions],
-            int(wanted.get("min_runs", 50)),
-            float(wanted.get("min_seconds", 2.0)) * share,
-            float(wanted.get("max_seconds", 30.0)) * share,
+            wanted["min_runs"],
+            wanted["min_seconds"] * share,
+            wanted["max_seconds"] * share,
             watch.begin,
         )
         watch.end()
@@ -294,12 +310,23 @@ def _latencies(
 
 
 def _caller(of: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
-    """Runs one sample and returns the seconds by the session's own clock."""
+    """A function that runs one sample and returns the seconds by the session's clock."""
     return lambda index: of.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(of)))[1]
 
 
-def _described(specs: list[Spec] | None) -> list[dict[str, Any]] | None:
-    return None if specs is None else [dict(spec._asdict(), shape=list(spec.shape)) for spec in specs]
+def _described(specs: list[Spec] | None) -> list[Tensor] | None:
+    if specs is None:
+        return None
+    return [
+        {
+            "name": spec.name,
+            "shape": list(spec.shape),
+            "dtype": spec.dtype,
+            "scale": spec.scale,
+            "zero_point": spec.zero_point,
+        }
+        for spec in specs
+    ]
 
 
 def _shape(shape: tuple[Any, ...]) -> str:

@@ -1,9 +1,9 @@
-"""Keeps a job folder on the device while a connection lasts, and takes everything away when it ends.
+"""Manages a job folder on the device for the lifetime of a connection, and removes everything afterwards.
 
-It is not started as part of the agent: its source is sent through the connection and carried out at once, so
-that nothing has to be on the device but Python. Requests come on stdin, answers go to stdout: one line of
-JSON each, followed by as many bytes as it announces. The end of stdin, in the middle of a job too, means that
-the other side is gone: the job is killed and the folder removed.
+It is not part of the packed agent: its source is sent through the connection and executed directly, so that
+the device needs only Python. Requests arrive on stdin, responses go to stdout: one line of JSON each,
+followed by as many bytes as it announces. The end of stdin, even during a job, means that the client is
+gone: the job is killed and the folder is removed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import time
 from typing import Any, Callable, Iterator
 
 MARKER = b"edgeopt-keeper "
-"""Begins the first line: what a login shell prints before it is no answer."""
+"""Prefix of the first line, to skip what a login shell prints before it."""
 PREFIX = "edgeopt-ssh-"
 LOCK = ".keeper"
 DEVICE = "\0edgeopt-device"
-"""A socket name without a file, held while a job runs: whoever measures has the device alone."""
+"""An abstract socket name, bound while a job runs: only one job at a time may measure."""
 CHUNK = 1 << 18
 LINE = 1 << 20
 KEPT_OUTPUT = 4 << 20
@@ -41,7 +41,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Gone(Exception):
-    """The other side is no longer there."""
+    """The client is gone."""
 
 
 class Wire:
@@ -50,7 +50,7 @@ class Wire:
     def __init__(self) -> None:
         self.buffer = b""
         self.sink = os.dup(1)
-        os.dup2(2, 1)  # whatever prints now does not end up among the answers
+        os.dup2(2, 1)  # prints must not mix with the responses
 
     def line(self) -> dict[str, Any]:
         while b"\n" not in self.buffer:
@@ -95,7 +95,7 @@ class Wire:
 
 
 class Keeper:
-    """One job folder, and what is asked for in it."""
+    """A job folder, and the requests for it."""
 
     def __init__(self, wire: Wire, place: str | None) -> None:
         self.wire = wire
@@ -143,7 +143,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             for _ in parts:
-                pass  # it is under way already
+                pass  # the client is already sending it
             self.wire.answer(**failure(error))
             return
         self.wire.answer(sha256=digest.hexdigest())
@@ -180,10 +180,10 @@ class Keeper:
                 alone.close()
 
     def _alone(self) -> socket.socket | None:
-        """Wait until no other job runs on this device, whoever started it from wherever."""
+        """Wait until no other job runs on this device, from any client."""
         if not sys.platform.startswith("linux"):
             return None
-        told = 0.0
+        last_report = 0.0
         while True:
             held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -193,9 +193,9 @@ class Keeper:
                 held.close()
                 if error.errno != errno.EADDRINUSE:
                     return None
-            if time.monotonic() - told > WAITING_SECONDS:
+            if time.monotonic() - last_report > WAITING_SECONDS:
                 self.wire.answer(waiting=True)
-                told = time.monotonic()
+                last_report = time.monotonic()
             if select.select([0], [], [], 0.3)[0]:
                 raise Gone
 
@@ -238,7 +238,7 @@ class Keeper:
     def close(self) -> None:
         os.chdir("/")
         for _ in range(5):
-            # A process that has just been killed may still have been writing.
+            # A process that was just killed may still be writing.
             shutil.rmtree(self.folder, ignore_errors=True)
             if not os.path.lexists(self.folder):
                 break
@@ -246,10 +246,10 @@ class Keeper:
 
 
 def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, bytearray]]:
-    """Collect what a process prints until it ends; False when the time is up before.
+    """Collect the output of a process until it ends; False if the time is up first.
 
     Raises:
-        Gone: when the other side went away, or spoke out of turn.
+        Gone: the client is gone, or sent a request out of turn.
     """
     outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     first, second = outputs.values()
@@ -265,7 +265,7 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
             if descriptor == wake:
                 ended = True
                 kill_group(process.pid)
-                # Something may still be in the pipes, and what escaped the group may hold them open.
+                # The pipes may still contain data, and a process outside the group may keep them open.
                 end = time.monotonic() + 1.0
                 continue
             data = os.read(descriptor, CHUNK)
@@ -278,8 +278,8 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
 
 
 def watch(process: int, woken: int) -> None:
-    """Wake the other end of a pipe when a process ends, and leave the process to be waited for."""
-    # Until it is waited for its number stands for nobody else, so that its group can be killed.
+    """Wake the other end of a pipe when a process ends, without reaping the process."""
+    # Until it is reaped, its pid is not reused, so that its group can be killed safely.
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
     with contextlib.suppress(OSError):
         os.write(woken, b"!")
@@ -291,7 +291,7 @@ def kill_group(process: int) -> None:
 
 
 def kill_orphans() -> None:
-    """Kill what a job left behind outside its group: it has become a child of this process."""
+    """Kill processes that a job left outside its group: they became children of this process."""
     while True:
         orphans = children()
         for process in orphans:
@@ -303,10 +303,10 @@ def kill_orphans() -> None:
 
 
 def children() -> list[int]:
-    """Processes of Linux that this one is the parent of."""
+    """The child processes of this one, on Linux."""
     found = []
     for name in os.listdir("/proc") if sys.platform.startswith("linux") else []:
-        # The name of a program, between brackets, may hold anything.
+        # The name of a program, in parentheses, may contain anything, also a parenthesis.
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
             if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
                 found.append(int(name))
@@ -314,13 +314,13 @@ def children() -> list[int]:
 
 
 def dying_with_us() -> Callable[[], Any] | None:
-    """What makes a new process die with this one, even where this one is killed outright."""
+    """A hook that makes a new process die with this one, even if this one is killed."""
     prctl = control()
     return None if prctl is None else lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def control() -> Any:
-    """Linux's ``prctl``, None elsewhere."""
+    """``prctl`` on Linux, None elsewhere."""
     try:
         import ctypes
 
@@ -330,10 +330,10 @@ def control() -> Any:
 
 
 def locked(path: str) -> int:
-    """An open file that is locked for as long as this process lives.
+    """Open a file and lock it for the lifetime of this process.
 
     Raises:
-        OSError: another process has locked it.
+        OSError: another process holds the lock.
     """
     import fcntl
 
@@ -347,7 +347,7 @@ def locked(path: str) -> int:
 
 
 def sweep(place: str) -> None:
-    """Remove the folders of keepers that were killed before they could do it themselves."""
+    """Remove the folders of keepers that were killed before they could remove them."""
     try:
         names = [name for name in os.listdir(place) if name.startswith(PREFIX)]
     except OSError:
@@ -355,11 +355,11 @@ def sweep(place: str) -> None:
     for name in names:
         folder = os.path.join(place, name)
         try:
-            about = os.lstat(folder)
-            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+            info = os.lstat(folder)
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
                 continue
             if not os.path.lexists(os.path.join(folder, LOCK)):
-                continue  # just being made
+                continue  # still being created
             held = locked(os.path.join(folder, LOCK))
         except OSError:
             continue
@@ -376,11 +376,11 @@ def leave(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Make the folder, say so, and serve until the other side has had enough or is gone."""
+    """Create the folder, report it, and serve requests until the client closes or is gone."""
     wire = Wire()
     prctl = control()
     if prctl is not None:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a job come to this process
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a job become children of this process
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, leave)
     with contextlib.suppress(Gone):

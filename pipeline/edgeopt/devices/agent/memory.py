@@ -1,4 +1,4 @@
-"""How much memory the process holds, and held at most."""
+"""Current and peak resident memory of the process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RESET_PEAK = "5"
 
 
 class Peak:
-    """Peak resident memory since it was made, above what was resident then.
+    """Peak resident memory since creation of the object, relative to what was resident then.
 
-    Linux resets its high-water mark for this. Elsewhere only the highest mark of the whole process
-    is known, so the figure is a lower bound there; ``method`` says which one it is.
+    Linux can reset its high-water mark. Elsewhere, only the peak of the whole process is known, so the
+    value is a lower bound; ``method`` names the source.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,13 @@ class Peak:
         """Bytes above the start; never negative."""
         highest = _highest()
         if self.method == "VmHWM":
-            # The mark is kept in coarse steps per thread; the sum over all pages is exact.
+            # The kernel updates the mark in coarse steps per thread; the sum over all pages is exact.
             highest = max(_status("VmHWM"), _resident())
         return max(0, highest - self.before)
 
 
 def _give_back_freed() -> None:
-    """Hand freed heap back to the system, or a model could live in it without being seen."""
+    """Return freed heap memory to the system: a model placed in it would not be counted."""
     if sys.platform.startswith("linux"):
         try:
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Outputs go to disk as they come, so that a large data set does not have to fit in memory."""
+"""Writes outputs to disk as they are produced, so that a large data set need not fit in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITING = "the outputs cannot be written"
 class OutputFile:
     """Writes ``output_0``, ``output_1`` … of shape ``[n, ...]`` to one ``.npz``; a context manager.
 
-    With ``path`` ``None`` nothing is written, only the shapes are checked.
+    With ``path`` ``None``, nothing is written and only the shapes are checked.
     """
 
     def __init__(self, path: Path | None, total: int) -> None:
@@ -33,7 +33,7 @@ class OutputFile:
         """Append the first ``count`` samples of a run of ``size``.
 
         Raises:
-            AgentError: when an output has no batch axis or changes its shape, or the disk is full.
+            AgentError: an output has no batch axis or changes its shape, or the disk is full.
         """
         values = [_batched(value, size, index) for index, value in enumerate(results)]
         shapes = [(value.shape[1:], value.dtype) for value in values]
@@ -46,7 +46,7 @@ class OutputFile:
             if now != first:
                 raise AgentError(
                     "model",
-                    f"output {index} changes between samples: {first[0]} {first[1]}, {now[0]} {now[1]}",
+                    f"output {index} differs between samples: {first[0]} {first[1]}, then {now[0]} {now[1]}",
                 )
         with explained("internal", WRITING):
             for stream, value in zip(self.streams, values):
@@ -87,7 +87,7 @@ class OutputFile:
 
 
 def _batched(value: Any, size: int, index: int) -> Any:
-    """The value with its batch axis, which models of one sample sometimes leave out."""
+    """The value with its batch axis, which models for a single sample may omit."""
     value = np.asarray(value)
     if value.ndim and value.shape[0] == size:
         return value

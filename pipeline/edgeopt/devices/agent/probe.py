@@ -1,4 +1,4 @@
-"""What the device is: processor, memory, system, and which runtimes it has. Imports no framework."""
+"""Describes the device: processor, memory, system and installed runtimes. Imports no framework."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 from edgeopt_agent import VERSION
 from edgeopt_agent.conditions import conditions, read_text
 from edgeopt_agent.cuda import gpus
+from edgeopt_agent.protocol import Probe
 
 FLAGS = {
     "avx2": "avx2",
@@ -22,14 +22,14 @@ FLAGS = {
     "asimddp": "dotprod",
     "i8mm": "i8mm",
 }
-"""The processor's own name of a feature -> ours; those that decide how fast and how exact int8 is."""
+"""The kernel's name of a CPU feature -> ours; those that affect the speed and exactness of int8."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
 
 
-def probe() -> dict[str, Any]:
-    """Everything that a measurement depends on and that the device can tell."""
+def probe() -> Probe:
+    """Everything that a measurement depends on and that the device can report."""
     from edgeopt_agent.session import find_runtime, runtime_names
 
     cpu, flags = _cpu()
@@ -45,7 +45,9 @@ def probe() -> dict[str, Any]:
         "gpus": gpus(),
         "os": f"{platform.system()} {platform.release()}",
         "numpy": importlib.metadata.version("numpy"),
-        **{name: now[name] for name in ("governor", "load", "temperature_c")},
+        "governor": now["governor"],
+        "load": now["load"],
+        "temperature_c": now["temperature_c"],
         "runtimes": {name: find_runtime(name).version() for name in runtime_names()},
     }
 
@@ -58,7 +60,7 @@ def _cpu() -> tuple[str, list[str]]:
     name = fields.get("model name") or read_text(BOARD) or fields.get("hardware")
     present = (fields.get("flags") or fields.get("features") or "").split()
     if platform.machine().startswith(("aarch64", "arm")) and "flags" in fields:
-        # Only x86 calls them flags: an emulated program sees the file of the machine it is emulated on.
+        # Only x86 names them flags: an emulated program sees the cpuinfo of the machine that emulates it.
         return f"{os.environ.get('QEMU_CPU') or platform.machine()}, emulated on {name or 'x86'}", []
     return name or platform.processor() or "unknown", sorted({FLAGS[f] for f in present if f in FLAGS})
 

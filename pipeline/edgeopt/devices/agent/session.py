@@ -1,6 +1,6 @@
-"""What a runtime looks like to the agent: load a model, run it, tell how long that took.
+"""The agent's interface to a runtime: load a model, run it, and time the run.
 
-A runtime is one file in ``runtimes/`` with one class ``Session``; its file name is its name.
+A runtime is a file in ``runtimes/`` with one class ``Session``; it is named after its file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from edgeopt_agent.failure import AgentError, explained
+from edgeopt_agent.protocol import Measured
 
 
 class Spec(NamedTuple):
-    """One input or output. ``shape`` includes the batch axis; ``None`` is a free dimension."""
+    """An input or output. ``shape`` includes the batch axis; ``None`` is a dynamic dimension."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -28,7 +29,7 @@ class Spec(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What one operator of a model gave, as the model stores it."""
+    """The output of one operator, as the model stores it."""
 
     name: str
     operator: str
@@ -37,19 +38,19 @@ class Layer(NamedTuple):
 
 
 class ModelSession:
-    """One loaded model. Subclasses are called ``Session`` and override ``__init__`` and ``invoke``.
+    """A loaded model. Subclasses are named ``Session`` and override ``__init__`` and ``invoke``.
 
-    ``inputs`` is ``None`` where the file does not tell what it takes. ``requires`` names the
-    distributions that bring the runtime, the one whose version counts first.
+    ``inputs`` is ``None`` if the file does not declare its inputs. ``requires`` names the
+    distributions that contain the runtime; the first one's version is the runtime's.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
     known_options: ClassVar[tuple[str, ...]] = ()
     executes: ClassVar[bool] = True
-    """False for a compiler for a device: it looks at the model, and ``measurements`` is all it gives."""
+    """False for a compiler for a device: it does not run the model and returns only ``measurements``."""
 
     on_gpu: ClassVar[bool] = False
-    """Whether the clocks of the GPUs belong to what was measured."""
+    """Whether to record the clocks of the GPUs with the measurements."""
 
     inputs: list[Spec] | None = None
     outputs: list[Spec] | None = None
@@ -71,35 +72,35 @@ class ModelSession:
         """Load the model; may raise whatever the runtime raises."""
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
-        """Run once on inputs of the model's own dtypes.
+        """Run once on inputs of the model's dtypes.
 
-        Returns the outputs as the model gives them, and the seconds the run alone took by the
-        session's own clock, without copies in and out of Python where the runtime lets these apart.
+        Returns the model's raw outputs, and the seconds of the run alone by the session's clock, without
+        copies in and out of Python if the runtime can separate them.
         """
         raise NotImplementedError
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
-        """What only this runtime can tell, after the runs: ``{name: {"value": number, "unit": unit}}``."""
+    def measurements(self) -> dict[str, Measured]:
+        """Runtime-specific measurements after the runs: ``{name: {"value": number, "unit": unit}}``."""
         return {}
 
     def compiled(self) -> Path | None:
-        """The file made of the model for the device, where the runtime is a compiler."""
+        """The compiled file for the device, if the runtime is a compiler."""
         return None
 
     def details(self) -> list[dict[str, Any]]:
-        """One row per layer, where the runtime tells."""
+        """One row per layer, if the runtime reports them."""
         return []
 
     def output_scales(self) -> list[float | None]:
-        """The step of each output, also of a real one that the model makes of stored integers at its end."""
+        """The quantization step of each output, also of a float output that the model dequantizes."""
         return [spec.scale for spec in self.outputs or ()]
 
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
-        """What every operator gives for one run, in the order of execution; ``None`` if it is not told."""
+        """Every operator's outputs for one run, in execution order; ``None`` if not exposed."""
         return None
 
     def notes(self) -> list[str]:
-        """What must stand beside the figures, such as that they are estimates."""
+        """Caveats of the measurements, such as that they are estimates."""
         return []
 
     @property
@@ -113,11 +114,11 @@ class ModelSession:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The number of samples every run must have, if the file fixes it."""
+        """The number of samples that every run must have, if the file fixes it."""
         return self.max_batch
 
     def run(self, arrays: list[Any]) -> tuple[list[Any], float]:
-        """``invoke``, with quantized inputs made from real numbers and quantized outputs turned back."""
+        """``invoke``, with real inputs quantized and quantized outputs dequantized."""
         if self.inputs is not None:
             arrays = [fit(array, spec) for array, spec in zip(arrays, self.inputs)]
         results, seconds = self.invoke(arrays)
@@ -130,12 +131,12 @@ class ModelSession:
 
 
 def fit(array: Any, spec: Spec) -> Any:
-    """Give an array the dtype of an input: quantize real numbers, widen or check plain ones.
+    """Convert an array to the dtype of an input: quantize real numbers, widen or range-check others.
 
-    Values of a quantized input's own dtype are taken as already quantized.
+    Values that already have a quantized input's dtype are taken as quantized.
 
     Raises:
-        AgentError: kind ``input``, when values would be lost.
+        AgentError: kind ``input``: the conversion would lose values.
     """
     target = np.dtype(spec.dtype)
     if array.dtype == target:
@@ -148,34 +149,34 @@ def fit(array: Any, spec: Spec) -> Any:
         limits = np.iinfo(target)
         if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
             return np.ascontiguousarray(array, dtype=target)
-    raise AgentError("input", f"input {spec.name!r} takes {target} but the data are {array.dtype}")
+    raise AgentError("input", f"input {spec.name!r} takes {target}, but the data is {array.dtype}")
 
 
 def quantize(array: Any, spec: Spec) -> Any:
-    """Real numbers to stored ones: divide by the scale, round half to even, add the zero point, clip."""
+    """Real to stored numbers: divide by the scale, round half to even, add the zero point, clip."""
     real = np.asarray(array, np.float32)
     if not np.isfinite(real).all():
-        raise AgentError("input", f"the data for the quantized input {spec.name!r} hold NaN or infinity")
+        raise AgentError("input", f"the data for the quantized input {spec.name!r} contains NaN or infinity")
     limits = np.iinfo(spec.dtype)
     stored = np.rint(real / np.float32(spec.scale)) + np.float32(spec.zero_point or 0)
     return np.clip(stored, limits.min, limits.max).astype(spec.dtype)
 
 
 def dequantize(array: Any, spec: Spec) -> Any:
-    """Stored integers to the real numbers they stand for, float32; anything else stays as it is."""
+    """Stored integers to the real numbers they represent, as float32; other arrays are unchanged."""
     if not spec.scale or not np.issubdtype(array.dtype, np.integer):
         return array
     return (array.astype(np.float32) - np.float32(spec.zero_point or 0)) * np.float32(spec.scale)
 
 
 def runtime_names() -> list[str]:
-    """All runtimes of this agent, by the names of their files."""
+    """Names of this agent's runtimes: the names of their files."""
     package = importlib.import_module("edgeopt_agent.runtimes")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def find_runtime(name: str) -> type[ModelSession]:
-    """The session class of a runtime; the runtime itself is not imported yet."""
+    """The session class of a runtime, without importing the runtime itself."""
     known = runtime_names()
     if name not in known:
         raise AgentError("runtime", f"this agent has no runtime {name!r}; it has: {', '.join(known)}")
@@ -184,10 +185,10 @@ def find_runtime(name: str) -> type[ModelSession]:
 
 
 def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]) -> type[ModelSession]:
-    """Find a runtime, check what it is asked for, and import it.
+    """Find a runtime, check the options, and import it.
 
     Raises:
-        AgentError: kind ``runtime``, when it is not installed or does not know an option.
+        AgentError: kind ``runtime``: it is not installed, or an option is unknown.
     """
     kind = find_runtime(name)
     unknown = sorted(set(options) - set(kind.known_options))
@@ -195,11 +196,11 @@ def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]
         known = ", ".join(kind.known_options) or "none"
         raise AgentError("runtime", f"runtime {name!r} has no option {unknown[0]!r}; known: {known}")
     try:
-        with explained("runtime", f"runtime {name!r} cannot be used"):
+        with explained("runtime", f"runtime {name!r} is unusable"):
             kind.prepare(path, threads, options)
     except AgentError as error:
         if kind.version() is not None or error.__cause__ is None:
-            raise  # also what the runtime itself has to say, which tells more
+            raise  # also the runtime's own error, which is more specific
         packages = " ".join(kind.requires)
         message = f"runtime {name!r} needs {packages}, which is not installed for {sys.executable}"
         raise AgentError("runtime", message) from error

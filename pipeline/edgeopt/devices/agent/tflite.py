@@ -1,4 +1,4 @@
-"""The TensorFlow Lite interpreter, which several distributions bring under different names."""
+"""The TensorFlow Lite interpreter, which several distributions contain under different names."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class TfliteSession(ModelSession):
 
     @property
     def max_batch(self) -> int | None:
-        # A free batch is there in many files that were converted without fixing it, but planned
-        # and delegated for the shape they are stored with: that is what gets measured.
+        # Many files are converted with a dynamic batch, but memory and delegates are planned for the
+        # stored shape: that shape is measured.
         return min((shape[0] for shape in self.shapes if shape), default=1)
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
@@ -57,18 +57,19 @@ class TfliteSession(ModelSession):
 
     def output_scales(self) -> list[float | None]:
         details = {detail["index"]: detail for detail in self.model.get_tensor_details()}
-        made_real = {}
+        dequantized = {}
         for operator in self.model._get_ops_details():
             if operator["op_name"] == "DEQUANTIZE" and operator["inputs"][0] in details:
-                made_real[operator["outputs"][0]] = _spec(details[operator["inputs"][0]]).scale
+                dequantized[operator["outputs"][0]] = _spec(details[operator["inputs"][0]]).scale
         return [
-            spec.scale or made_real.get(index) for spec, index in zip(self.outputs or (), self.output_indices)
+            spec.scale or dequantized.get(index)
+            for spec, index in zip(self.outputs or (), self.output_indices)
         ]
 
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
         """Every operator's outputs, from a second interpreter that keeps them.
 
-        Keeping them costs memory and may take other kernels: LiteRT 2 still delegates to XNNPACK,
+        Keeping them costs memory and may select other kernels: LiteRT 2 still delegates to XNNPACK,
         tflite-runtime 2.14 does not.
         """
         if self.preserving is None:
@@ -83,7 +84,7 @@ class TfliteSession(ModelSession):
         details = {detail["index"]: detail for detail in model.get_tensor_details()}
         found = []
         for operator in model._get_ops_details():
-            if operator["op_name"] == "DELEGATE":  # stands for operators that are listed themselves
+            if operator["op_name"] == "DELEGATE":  # its operators are also listed individually
                 continue
             for index in operator["outputs"]:
                 if index not in details:
@@ -94,8 +95,8 @@ class TfliteSession(ModelSession):
 
 
 def _spec(detail: dict[str, Any]) -> Spec:
-    free = detail.get("shape_signature", detail["shape"])
-    shape = tuple(None if size < 0 else int(size) for size in free)
+    signature = detail.get("shape_signature", detail["shape"])
+    shape = tuple(None if size < 0 else int(size) for size in signature)
     if shape and shape[0] is None:
         shape = (int(detail["shape"][0]), *shape[1:])
     scale, zero_point = detail["quantization"]

@@ -1,4 +1,4 @@
-"""Timing: warm up until steady, then take turns, with the garbage collector off."""
+"""Timing: warm-up until steady, then interleaved runs, with the garbage collector off."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAX_WARM_UP_SHARE = 0.25
 
 
 def warm_up(call: Callable[[int], float], max_seconds: float) -> int:
-    """Call until the median of the last ten runs is within 5 % of that of the ten before.
+    """Call until the median of the last ten runs is within 5 % of that of the ten runs before.
 
-    Stops after ``max_seconds`` or 500 calls in any case. Returns the number of calls.
+    Stops after ``max_seconds`` or 500 calls at the latest. Returns the number of calls.
     """
     seconds: list[float] = []
     end = time.perf_counter() + max_seconds
@@ -38,11 +38,11 @@ def take_turns(
     max_seconds: float,
     warm: Callable[[], None] = lambda: None,
 ) -> list[list[float]]:
-    """Seconds of each run of each call, run A B A B so that a drift of the machine meets all alike.
+    """Seconds of each run of each call, interleaved A B A B so that machine drift affects all alike.
 
-    Goes on until there are ``min_runs`` rounds *and* ``min_seconds`` have passed, but no longer than
-    ``max_seconds``. ``call(index)`` runs once on sample ``index`` and returns its own seconds.
-    ``warm()`` is called when all are warm, right before the first round.
+    Stops after at least ``min_runs`` rounds *and* ``min_seconds``, or after ``max_seconds``.
+    ``call(index)`` runs once on sample ``index`` and returns its own seconds. ``warm()`` is called after
+    the warm-up, right before the first round.
     """
     collecting = gc.isenabled()
     gc.collect()

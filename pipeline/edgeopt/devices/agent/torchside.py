@@ -1,4 +1,4 @@
-"""What the runtimes built on torch share: loading, threads, tensors, and flattening of outputs."""
+"""Shared by the runtimes built on torch: loading, threads, tensors, and flattening of outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeopt_agent.session import Spec
 
 
 def limit_threads(threads: int) -> None:
-    """Import torch and hold it to ``threads`` threads."""
+    """Import torch and limit it to ``threads`` threads."""
     import torch
 
     torch.set_num_threads(threads)
@@ -31,7 +31,7 @@ def as_tensors(arrays: list[Any]) -> list[Any]:
 
 
 def as_arrays(value: Any) -> list[Any]:
-    """Tensors, however nested, as a flat list of arrays of their own memory."""
+    """Nested tensors as a flat list of arrays that share no memory with them."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -43,30 +43,30 @@ def as_arrays(value: Any) -> list[Any]:
         return [array for item in value.values() for array in as_arrays(item)]
     if isinstance(value, (list, tuple)):
         return [array for item in value for array in as_arrays(item)]
-    raise AgentError("model", f"the model gives a {type(value).__name__}, which is not a tensor")
+    raise AgentError("model", f"the model returns a {type(value).__name__}, which is not a tensor")
 
 
 def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
-    """A module made by its own code with stored weights, and what its ``model.json`` says that it takes.
+    """A module built by its own code with stored weights, and the inputs that its ``model.json`` declares.
 
-    The code is found on the Python path, which the job may have made longer.
+    The code is imported from the Python path, which the job may have extended.
     """
     from safetensors.torch import load_file
 
-    about = json.loads((folder / "model.json").read_text("utf-8"))
-    target = about["factory"]
+    config = json.loads((folder / "model.json").read_text("utf-8"))
+    target = config["factory"]
     module_name, _, name = target.partition(":")
-    with explained("model", f"the model's own code {target!r} cannot be used"):
+    with explained("model", f"the model's own code {target!r} failed"):
         factory: Any = importlib.import_module(module_name)
         for part in name.split("."):
             factory = getattr(factory, part)
-        arguments = about.get("arguments") or {}
+        arguments = config.get("arguments") or {}
         module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
     with explained("model", f"{folder.name}/weights.safetensors does not fit {target!r}"):
         weights = load_file(folder / "weights.safetensors")
-        _resize(module, about.get("resized") or {}, weights)
+        _resize(module, config.get("resized") or {}, weights)
         module.load_state_dict(weights)
-    specs = about.get("inputs")
+    specs = config.get("inputs")
     if not specs:
         return module.eval(), None
     return module.eval(), [
@@ -75,7 +75,7 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
 
 
 def _resize(module: Any, resized: dict[str, dict[str, int]], weights: dict[str, Any]) -> None:
-    """Give layers the sizes they were pruned to, and their tensors the shapes of the stored weights."""
+    """Set layers to their pruned sizes, and their tensors to the shapes of the stored weights."""
     import torch
 
     for name, sizes in resized.items():
@@ -92,10 +92,10 @@ def _resize(module: Any, resized: dict[str, dict[str, int]], weights: dict[str, 
 
 
 def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
-    """The program of a ``.pt2`` file, and what it takes.
+    """The program of a ``.pt2`` file, and its inputs.
 
     Raises:
-        AgentError: kind ``model``, no archive, or one with pickled objects that is not to be trusted.
+        AgentError: kind ``model``: not an archive, or an untrusted one with pickled objects.
     """
     if not zipfile.is_zipfile(path):
         raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
@@ -108,8 +108,8 @@ def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
     if objects and not trust:
         raise AgentError(
             "model",
-            f"{path.name} holds pickled objects ({objects[0]}), which can run any code; "
-            "set the runtime's option 'trust' to load it all the same",
+            f"{path.name} contains pickled objects ({objects[0]}), which can run any code; "
+            "set the runtime's option 'trust' to load it anyway",
         )
     import torch
 

@@ -1,0 +1,1 @@
+"""Connections to devices, one plug-in per file."""

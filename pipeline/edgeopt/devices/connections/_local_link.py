@@ -1,4 +1,4 @@
-"""A job folder among the temporary files of this machine, and processes that run in it."""
+"""A temporary job folder on this machine, and processes that run in it."""
 
 import contextlib
 import os
@@ -13,33 +13,33 @@ from edgeopt.errors import DeviceError
 from edgeopt.plugin import Link
 
 INTERPRETER_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-"""Settings of the running interpreter that would mislead another one."""
+"""Settings of the running interpreter that would break another one."""
 
 
 def foreign_environment() -> dict[str, str]:
-    """The environment variables for another interpreter than the running one."""
+    """Environment variables for an interpreter other than the running one."""
     return {name: value for name, value in os.environ.items() if name not in INTERPRETER_VARIABLES}
 
 
 class LocalLink(Link):
-    """A job folder among the temporary files, and processes that run in it."""
+    """A temporary job folder, and processes that run in it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """``command`` starts the interpreter, with ``environment`` as its variables."""
+        """``command`` starts the interpreter, with the variables ``environment``."""
         self.command = tuple(command)
         self.environment = dict(environment)
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="edgeopt-job-")).resolve()
         except OSError as error:
             raise DeviceError(
-                f"cannot make a job folder: {error}", fix="free space, or set TMPDIR"
+                f"cannot create a job folder: {error}", fix="free space, or set TMPDIR"
             ) from error
 
     def put(self, source: Path, name: str) -> None:
         """Hard-link or copy a file, or all files of a folder, to ``name``.
 
         Raises:
-            DeviceError: it cannot be read, or does not fit on the disk.
+            DeviceError: the source cannot be read, or the disk is full.
         """
         target = self._inside(name)
         try:
@@ -49,7 +49,7 @@ class LocalLink(Link):
             else:
                 _link_or_copy(source, target)
         except (OSError, shutil.Error) as error:
-            raise DeviceError(f"cannot put {source} into {self.folder}: {error}") from error
+            raise DeviceError(f"cannot copy {source} to {self.folder}: {error}") from error
 
     def python(self, arguments: Sequence[str], timeout: float) -> "subprocess.CompletedProcess[str]":
         command = [*self.command, *arguments]
@@ -71,11 +71,11 @@ class LocalLink(Link):
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(
-                f"the job did not end within {timeout:g} s on this machine and was killed",
+                f"the job did not finish within {timeout:g} s on this machine and was killed",
                 fix="raise the time limit, or measure with fewer samples",
             ) from error
         finally:
-            # Also what the job itself started, and also when the wait is interrupted from the keyboard.
+            # The whole group: the job's own child processes, too. Also after a keyboard interrupt.
             if process.poll() is None:
                 _kill_group(process)
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
@@ -84,7 +84,7 @@ class LocalLink(Link):
         """Copy a file of the job folder.
 
         Raises:
-            DeviceError: the job did not write it, or the target cannot be written.
+            DeviceError: the job did not write the file, or the target cannot be written.
         """
         source = self._inside(name)
         if not source.is_file():
@@ -101,7 +101,7 @@ class LocalLink(Link):
     def _inside(self, name: str) -> Path:
         path = Path(os.path.normpath(self.folder / name))
         if path == self.folder or self.folder not in path.parents:
-            raise DeviceError(f"{name!r} does not lie in the job folder")
+            raise DeviceError(f"{name!r} is outside the job folder")
         return path
 
 

@@ -1,4 +1,4 @@
-"""The OpenSSH client as a stream of bytes to a program on another machine, and what its complaints mean."""
+"""The OpenSSH client as a byte stream to a program on another machine, and its errors explained."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from edgeopt.plugin import ConnectionCutError
 CHUNK = 1 << 18
 LONGEST_LINE = 1 << 20
 STALL_SECONDS = 60.0
-"""A transfer that has not moved for so long is over."""
+"""A transfer without progress for this long is considered dead."""
 CLOSE_SECONDS = 10.0
 CUT = (
     r"closed by remote host|[Cc]onnection (?:to \S+ )?(?:closed|reset)|[Bb]roken pipe|not responding|"
@@ -24,14 +24,14 @@ CUT = (
 
 
 class StreamCutError(Exception):
-    """The stream ended, or does not move any more."""
+    """The stream ended or stalled."""
 
 
 class Stream:
     """Standard input and output of a command that this process started."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        # A file, not a pipe: nobody has to read it while something else is waited for.
+        # A file, not a pipe: a pipe must be drained while this process waits for something else.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the stream
         try:
             self._process = subprocess.Popen(
@@ -40,7 +40,7 @@ class Stream:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 bufsize=0,
-                # Without a terminal, neither ssh nor one that it starts for a jump host can ask anything.
+                # Without a terminal, neither ssh nor an ssh that it starts for a jump host can prompt.
                 start_new_session=True,
                 env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
             )
@@ -55,13 +55,13 @@ class Stream:
         self._input, self._output = self._process.stdin, self._process.stdout
         os.set_blocking(self._input.fileno(), False)
         self._buffer = b""
-        self._said = ""
+        self._stderr = ""
 
     def send(self, data: bytes) -> None:
-        """Write everything.
+        """Write all of ``data``.
 
         Raises:
-            StreamCutError: nobody takes it.
+            StreamCutError: the other side does not read it.
         """
         view = memoryview(data)
         if self._input.closed:
@@ -76,16 +76,16 @@ class Stream:
                 raise StreamCutError from error
 
     def line(self, seconds: float) -> bytes:
-        """The next line without its end; what lies before the end of the stream counts as none.
+        """The next line without its newline; an unterminated last line does not count.
 
         Raises:
-            StreamCutError: there is none within ``seconds``.
-            ValueError: it is too long to be an answer.
+            StreamCutError: no line arrives within ``seconds``.
+            ValueError: the line is too long to be a response.
         """
         end = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             if len(self._buffer) > LONGEST_LINE:
-                raise ValueError("a line without end")
+                raise ValueError(f"a line of more than {LONGEST_LINE:,} bytes")
             self._buffer += self._more(end - time.monotonic())
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
@@ -94,7 +94,7 @@ class Stream:
         """The next ``size`` bytes, in parts.
 
         Raises:
-            StreamCutError: they do not come.
+            StreamCutError: they do not arrive.
         """
         while size:
             if not self._buffer:
@@ -112,11 +112,11 @@ class Stream:
         return data
 
     def close(self, *, at_once: bool = False) -> tuple[int, str]:
-        """End the input, wait until the other side has done the same, and let go.
+        """Close the input, wait until the other side closes its end, and release everything.
 
-        With ``at_once``, nothing is waited for: the other side may not stop talking.
+        ``at_once`` does not wait: the other side may never stop writing.
 
-        Returns the exit code and what the command wrote to stderr.
+        Returns the exit code and the command's stderr.
         """
         if not self._input.closed:
             if at_once:
@@ -133,13 +133,13 @@ class Stream:
                 self._process.wait()
             self._output.close()
             self._errors.seek(0)
-            self._said = self._errors.read(1 << 16).decode("utf-8", "replace")
+            self._stderr = self._errors.read(1 << 16).decode("utf-8", "replace")
             self._errors.close()
-        return self._process.returncode, self._said
+        return self._process.returncode, self._stderr
 
 
 def settings_of(command: Sequence[str]) -> dict[str, str]:
-    """What ``ssh -G`` says the client would do with these arguments: ``{"hostname": ..., "port": ...}``."""
+    """The client's effective settings for these arguments, from ``ssh -G``: ``{"hostname": ..., "port": ...}``."""
     try:
         done = subprocess.run(
             [command[0], "-G", *command[1:]],
@@ -156,30 +156,30 @@ def settings_of(command: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def explain(said: str, host: str, settings: Mapping[str, str], by_hand: str) -> DeviceError | None:
-    """What ssh's own complaint means, and what to do about it; None where it is none.
+def explain(stderr: str, host: str, settings: Mapping[str, str], by_hand: str) -> DeviceError | None:
+    """Translate an error of ssh into a DeviceError with a fix; None if it is not an error of ssh.
 
     Args:
-        said: what ssh wrote to stderr.
-        host: the name that the device file gives.
-        settings: what ``settings_of`` found.
-        by_hand: the command with which a person reaches the device.
+        stderr: the client's stderr.
+        host: the name in the device file.
+        settings: the result of ``settings_of``.
+        by_hand: the command that connects to the device manually.
     """
     where = f"{settings.get('hostname', host)}, port {settings.get('port', '22')}"
     named = f"{host} ({where})"
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
-        offending = re.search(r"Offending .*key in (\S+?):\d+", said)
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
+        offending = re.search(r"Offending .*key in (\S+?):\d+", stderr)
         file = offending[1] if offending else _known_hosts(settings)
         return DeviceError(
-            f"the host key of {named} is not the one that is known: the connection was refused, because "
-            "somebody may be in between",
-            fix="ask who runs the machine; only if its key was really replaced, remove the old one with "
+            f"the host key of {named} differs from the known key: the connection was refused, because "
+            "it may be intercepted",
+            fix="ask the machine's administrator; only if its key was replaced, remove the old one with "
             f"'ssh-keygen -f {file} -R {_lookup(host, settings)}', "
             f"then {_how_to_add(host, settings, by_hand)}",
         )
-    if "Host key verification failed" in said or re.search(r"No \S+ host key is known for", said):
+    if "Host key verification failed" in stderr or re.search(r"No \S+ host key is known for", stderr):
         return DeviceError(
-            f"the host key of {named} is not known, so it cannot be told from an impostor",
+            f"the host key of {named} is unknown, so its identity cannot be verified",
             fix=_how_to_add(host, settings, by_hand),
         )
     for pattern, what, fix in (
@@ -195,41 +195,43 @@ def explain(said: str, host: str, settings: Mapping[str, str], by_hand: str) -> 
         ),
         (
             r"No route to host|Network is unreachable|timed out",
-            f"{named} does not answer",
-            f"switch it on and look at the network; try: {by_hand}",
+            f"{named} does not respond",
+            f"check that it is on and connected to the network; try: {by_hand}",
         ),
         (
             r"Permission denied|Too many authentication failures|no mutual signature",
-            f"{host} does not let {settings.get('user', 'this user')} in: it refused every key offered",
-            "give the right 'user' and 'identity' (a key without a passphrase, or one in ssh-agent), and add "
+            f"{host} rejected every key offered for {settings.get('user', 'this user')}",
+            "set the correct 'user' and 'identity' (a key without a passphrase, or one in ssh-agent), and add "
             f"the public key there with ssh-copy-id; try: {by_hand}",
         ),
         (
             r"[Bb]ad (?:configuration|owner)|[Cc]an't open user config|terminating, \d+ bad|line \d+:",
-            f"ssh refuses its configuration: {first_line(said)}",
+            f"ssh rejects its configuration: {first_line(stderr)}",
             f"correct it; try: {by_hand}",
         ),
         (
             r"banner exchange|[Nn]o matching|kex_exchange_identification: (?:banner|client sent)",
-            f"{named} does not speak ssh as this machine does: {first_line(said)}",
-            f"look at what listens there; try: {by_hand}",
+            f"{named} does not speak a compatible ssh protocol: {first_line(stderr)}",
+            f"check which service listens on that port; try: {by_hand}",
         ),
     ):
-        if re.search(pattern, said):
+        if re.search(pattern, stderr):
             return DeviceError(what, fix=fix)
-    if re.search(CUT, said):
-        return ConnectionCutError(f"{named} closed the connection: {first_line(said)}", fix=f"try: {by_hand}")
+    if re.search(CUT, stderr):
+        return ConnectionCutError(
+            f"{named} closed the connection: {first_line(stderr)}", fix=f"try: {by_hand}"
+        )
     return None
 
 
 def first_line(text: str) -> str:
-    """The first line that says anything, without what a terminal would obey."""
+    """The first line with content, without control characters."""
     lines = [line.strip() for line in printable(text).splitlines() if line.strip(" @")]
     return lines[0][:300] if lines else "no message"
 
 
 def printable(text: str) -> str:
-    """Text of a device without control characters, so that it can be shown on a terminal."""
+    """Text from a device without control characters, safe to show on a terminal."""
     return "".join(c for c in text if c in "\n\t" or c.isprintable())
 
 
@@ -246,11 +248,11 @@ def _lookup(host: str, settings: Mapping[str, str]) -> str:
 def _how_to_add(host: str, settings: Mapping[str, str], by_hand: str) -> str:
     if {"proxyjump", "proxycommand", "hostkeyalias"} & set(settings):
         return (
-            f"connect once by hand, compare the fingerprint with the device's own, and accept it: {by_hand}"
+            f"connect manually once, compare the fingerprint with the device's own, and accept it: {by_hand}"
         )
     scan = f"ssh-keyscan -p {settings.get('port', '22')} {settings.get('hostname', host)}"
     return (
         f"compare the fingerprint from '{scan} | ssh-keygen -lf -' with the one that "
-        "'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' shows on the device itself; if they agree, add "
+        "'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' shows on the device itself; if they match, add "
         f"the key with '{scan} >> {_known_hosts(settings)}'"
     )

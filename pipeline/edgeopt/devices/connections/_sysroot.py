@@ -1,7 +1,7 @@
-"""A system for programs of another processor, in one folder: qemu, Debian's libraries and Python, wheels.
+"""A system for another processor in one folder: qemu, Debian's libraries and Python, wheels.
 
-Nothing is installed on this machine and no root rights are needed: apt works on a state of its own,
-and its packages are unpacked, never configured. apt checks their signatures.
+Nothing is installed on this machine and no root privileges are needed: apt uses a separate state
+directory, and its packages are unpacked, never configured. apt checks their signatures.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 from urllib.parse import unquote
 
+from edgeopt.config.files import write_text
 from edgeopt.devices.environments import HOME_VARIABLE, MARKER, environment_folder
 from edgeopt.errors import DeviceError, UsageError
 
@@ -32,7 +33,7 @@ PACKAGES = (
     "gcc-12-base libbz2-1.0 libc6 libexpat1 libffi8 libgcc-s1 liblzma5 libpython3.11-minimal "
     "libpython3.11-stdlib libssl3 libstdc++6 python3.11-minimal zlib1g"
 ).split()
-"""What Python 3.11 and compiled wheels load; not all that its Debian package asks for."""
+"""Packages that Python 3.11 and compiled wheels load; fewer than its Debian package depends on."""
 SECONDS = 900
 
 TRY = """
@@ -46,7 +47,7 @@ for distribution in importlib.metadata.distributions(path=[folder]):
     found[distribution.metadata["Name"]] = distribution.version
 print(json.dumps(found))
 """
-"""Imports every package there is, and prints the versions."""
+"""Imports every installed package, and prints the versions."""
 
 _MIRROR = re.compile(r"https?://[^\s\"\[\]]+")
 
@@ -70,16 +71,16 @@ class Sysroot(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """Starts its Python.
+        """Command that starts its Python.
 
-        ``-S``: a folder that its root does not have is looked up on this machine, and ``site`` would
-        find this machine's packages there.
+        ``-S``: qemu looks up a path that is missing below the root on this machine, where ``site`` would
+        find this machine's packages.
         """
         python = self.root / "usr/bin" / f"python{PYTHON}"
         return [str(self.emulator), "-L", str(self.root), str(python), "-s", "-S"]
 
     def environment(self, cpu: str) -> dict[str, str]:
-        """Its Python's own variables: bytecode, too, must stay out of this machine's folders."""
+        """Variables of its Python: bytecode, too, must stay out of this machine's folders."""
         return {
             "PYTHONPATH": str(self.packages),
             "PYTHONPYCACHEPREFIX": str(self.folder / "pycache"),
@@ -92,7 +93,7 @@ def find_sysroot(name: str) -> Sysroot:
     """The emulated system of an environment.
 
     Raises:
-        DeviceError: it has not been set up, or not completely.
+        DeviceError: the system is not set up, or only partly.
     """
     sysroot = Sysroot(environment_folder(name))
     if not (sysroot.folder / MARKER).is_file():
@@ -103,14 +104,16 @@ def find_sysroot(name: str) -> Sysroot:
 
 
 def setup_sysroot(name: str, requirements: Sequence[str], mirror: str, say: Callable[[str], None]) -> None:
-    """Make the emulated system ``name`` with ``requirements`` as wheels; nothing to do if it is there.
+    """Create the emulated system ``name`` with ``requirements`` as wheels; a no-op if it exists.
 
     Raises:
-        UsageError: ``mirror`` is no address of a Debian mirror.
-        DeviceError: a tool is missing, or the packages cannot be had.
+        UsageError: ``mirror`` is not an address of a Debian mirror.
+        DeviceError: a tool is missing, or the packages cannot be downloaded or unpacked.
     """
     if not _MIRROR.fullmatch(mirror):
-        raise UsageError(f"{mirror!r} is no address of a Debian mirror", fix=f"such as {MIRROR}")
+        raise UsageError(
+            f"{mirror!r} is not an address of a Debian mirror", fix=f"use an address such as {MIRROR}"
+        )
     sysroot = Sysroot(environment_folder(name))
     folder = sysroot.folder
     wanted = {"requirements": sorted(requirements), "release": RELEASE, "packages": PACKAGES}
@@ -119,39 +122,37 @@ def setup_sysroot(name: str, requirements: Sequence[str], mirror: str, say: Call
         return
     _check_tools()
     say(
-        f"{name}: making {folder}: {len(PACKAGES)} {ARCHITECTURE} packages of Debian {RELEASE} and "
+        f"{name}: creating {folder}: {len(PACKAGES)} {ARCHITECTURE} packages of Debian {RELEASE} and "
         f"{EMULATOR_PACKAGE} from {mirror}, then {', '.join(requirements) or 'no wheels'}; "
-        "about 90 MB are downloaded, nothing is installed on this machine"
+        "downloads about 90 MB, installs nothing on this machine"
     )
     try:
-        # pycache and the marker hold the folder's own path, so it is made where it will stay.
+        # pycache and the marker contain the folder's own path: it is created in place.
         if folder.exists():
             shutil.rmtree(folder)
         sysroot.root.mkdir(parents=True)
     except OSError as error:
         raise DeviceError(
-            f"cannot make {folder}: {error}", fix=f"choose a writable place with {HOME_VARIABLE}"
+            f"cannot create {folder}: {error}", fix=f"set {HOME_VARIABLE} to a writable folder"
         ) from error
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
         found = _unpack_debian(sysroot, mirror, Path(scratch), say)
     if requirements:
-        say(f"{name}: unpacking the wheels of {', '.join(requirements)}")
+        say(f"{name}: installing the wheels of {', '.join(requirements)}")
         _install_wheels(sysroot, requirements)
-    say(f"{name}: trying it")
+    say(f"{name}: importing every package under the emulator")
     record = {"wanted": wanted, "debian": found, "python": _try(sysroot)}
-    part = folder / f"{MARKER}.part"
-    part.write_text(json.dumps(record, indent=1), "utf-8")
-    os.replace(part, folder / MARKER)
+    write_text(folder / MARKER, json.dumps(record, indent=1))
     say(f"{name}: ready")
 
 
 def unpack(archive: IO[bytes], root: Path) -> None:
-    """Unpack a tar stream below ``root``; links into the system are made to point below ``root``.
+    """Unpack a tar stream below ``root``; absolute links are rewritten to point below ``root``.
 
-    Ownership and special rights are not taken over.
+    Ownership and special permission bits are dropped.
 
     Raises:
-        DeviceError: an entry would come to lie outside, or is no file, folder or link.
+        DeviceError: an entry would be outside ``root``, or is not a file, folder or link.
     """
     top = Path(os.path.realpath(root))
     with tarfile.open(fileobj=archive, mode="r|") as members:
@@ -160,11 +161,11 @@ def unpack(archive: IO[bytes], root: Path) -> None:
             parts = [part for part in relative.parts if part not in ("/", ".")]
             if not parts:
                 continue
-            # Links unpacked before may lead elsewhere, hence the real path.
+            # A link unpacked earlier may lead elsewhere, hence the real path.
             parent = Path(os.path.realpath(top.joinpath(*parts[:-1])))
             target = parent / parts[-1]
             if ".." in parts or not parent.is_relative_to(top):
-                raise DeviceError(f"the package's entry {member.name!r} would lie outside {root}")
+                raise DeviceError(f"the package's entry {member.name!r} would be outside {root}")
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
@@ -179,43 +180,43 @@ def unpack(archive: IO[bytes], root: Path) -> None:
                 absolute = member.linkname.startswith("/")
                 pointed = Path(f"{top}{member.linkname}") if absolute else parent / member.linkname
                 if not Path(os.path.normpath(pointed)).is_relative_to(top):
-                    raise DeviceError(f"the package's link {member.name!r} would lead outside {root}")
+                    raise DeviceError(f"the package's link {member.name!r} would point outside {root}")
                 target.symlink_to(os.path.relpath(pointed, parent))
             elif member.islnk():
                 first = Path(os.path.realpath(top / member.linkname.lstrip("/")))
                 if not first.is_relative_to(top) or not first.is_file():
-                    raise DeviceError(f"the package's link {member.name!r} would lead outside {root}")
+                    raise DeviceError(f"the package's link {member.name!r} would point outside {root}")
                 os.link(first, target)
             else:
-                raise DeviceError(f"the package's entry {member.name!r} is no file, folder or link")
+                raise DeviceError(f"the package's entry {member.name!r} is not a file, folder or link")
 
 
 def _check_tools() -> None:
     missing = [tool for tool in ("apt-get", "apt-config", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise DeviceError(
-            f"{', '.join(missing)} is not on this machine: the packages come through Debian's tools",
-            fix="set it up on Debian or Ubuntu",
+            f"{', '.join(missing)} not found on this machine: the setup needs Debian's tools",
+            fix="run the setup on Debian or Ubuntu",
         )
     if not KEYRING.is_file():
         raise DeviceError(
             f"{KEYRING} is missing: packages cannot be verified",
-            fix="install it: apt install debian-archive-keyring",
+            fix="run: apt install debian-archive-keyring",
         )
 
 
 def _unpack_debian(
     sysroot: Sysroot, mirror: str, scratch: Path, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Download and unpack; returns package -> version."""
+    """Download and unpack the packages; returns package -> version."""
     environment = _private_apt(mirror, scratch)
     say(f"{sysroot.folder.name}: reading the package lists of {mirror}")
-    _carry_out(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"], scratch, environment)
+    _run(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"], scratch, environment)
     debs = scratch / "debs"
     debs.mkdir()
     say(f"{sysroot.folder.name}: downloading {len(PACKAGES) + 1} packages")
     emulator = f"{EMULATOR_PACKAGE}:{_host_architecture()}"
-    _carry_out(["apt-get", "-q", "download", *PACKAGES, emulator], debs, environment)
+    _run(["apt-get", "-q", "download", *PACKAGES, emulator], debs, environment)
     found = {}
     for deb in sorted(debs.glob("*.deb")):
         package, version, _ = unquote(deb.stem).split("_")
@@ -227,31 +228,31 @@ def _unpack_debian(
             try:
                 unpack(reading.stdout, root)
             except tarfile.TarError as error:
-                raise DeviceError(f"cannot unpack {deb.name}: {error}", fix="set it up again") from error
+                raise DeviceError(f"cannot unpack {deb.name}: {error}", fix="run the setup again") from error
             finally:
                 reading.stdout.close()
     absent = sorted({*PACKAGES, EMULATOR_PACKAGE} - set(found))
     if absent:
-        raise DeviceError(f"apt did not bring {', '.join(absent)}", fix="set it up again")
-    # The package brings emulators of thirty processors, some 300 MB.
+        raise DeviceError(f"apt did not download {', '.join(absent)}", fix="run the setup again")
+    # Only one emulator is kept: the package contains those of thirty processors, some 300 MB.
     os.replace(scratch / "emulator/usr/bin" / EMULATOR, sysroot.emulator)
     return found
 
 
 def _private_apt(mirror: str, scratch: Path) -> dict[str, str]:
-    """The variables of an apt that keeps everything below ``scratch`` and knows of this mirror alone.
+    """Variables of an apt that keeps everything below ``scratch`` and uses this mirror only.
 
-    Of the machine's own configuration only what says how to download is taken over, such as a proxy.
-    Hooks that other programs put there are not run.
+    Of the machine's configuration, only the download settings are kept, such as a proxy. Hooks that other
+    programs installed there do not run.
     """
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (scratch / folder).mkdir(parents=True)
     (scratch / "status").touch()
     (scratch / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {RELEASE} main\n", "utf-8")
-    told = _carry_out(["apt-config", "dump"], scratch, dict(os.environ))
+    configuration = _run(["apt-config", "dump"], scratch, dict(os.environ))
     architectures = "; ".join(f'"{name}"' for name in dict.fromkeys((ARCHITECTURE, _host_architecture())))
     lines = [
-        *(line for line in told.splitlines() if line.startswith("Acquire::")),
+        *(line for line in configuration.splitlines() if line.startswith("Acquire::")),
         'Acquire::Languages "none";',
         f'Dir::State "{scratch}/state";',
         f'Dir::State::status "{scratch}/status";',
@@ -261,7 +262,7 @@ def _private_apt(mirror: str, scratch: Path) -> dict[str, str]:
         'Dir::Etc::preferencesparts "-";',
         f'APT::Architecture "{ARCHITECTURE}";',
         f"APT::Architectures {{ {architectures}; }};",
-        # The scratch folder is the user's own: apt's own user could not write there.
+        # The scratch folder belongs to the user: apt's own user could not write to it.
         'APT::Sandbox::User "root";',
     ]
     (scratch / "apt.conf").write_text("\n".join(lines) + "\n", "utf-8")
@@ -287,14 +288,14 @@ def _install_wheels(sysroot: Sysroot, requirements: Sequence[str]) -> None:
     variables = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")
     }
-    _carry_out(command, sysroot.folder, variables)
+    _run(command, sysroot.folder, variables)
 
 
 def _try(sysroot: Sysroot) -> dict[str, str]:
     """Import every package under the emulator; returns the versions of Python and of all distributions."""
     variables = os.environ | sysroot.environment("max")
-    told = _carry_out([*sysroot.command, "-c", TRY, str(sysroot.packages)], sysroot.folder, variables)
-    versions = json.loads(told)
+    printed = _run([*sysroot.command, "-c", TRY, str(sysroot.packages)], sysroot.folder, variables)
+    versions = json.loads(printed)
     return {str(name): str(version) for name, version in versions.items()}
 
 
@@ -305,11 +306,11 @@ def _recorded(folder: Path, key: str) -> object:
         return None
 
 
-def _carry_out(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
+def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
     """stdout of a command that must succeed.
 
     Raises:
-        DeviceError: with its last words.
+        DeviceError: the command failed; includes its last line of output.
     """
     what = " ".join(command[:3])
     try:
@@ -325,13 +326,13 @@ def _carry_out(command: Sequence[str], folder: Path, environment: Mapping[str, s
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"{what} did not end within {SECONDS} s", fix="set it up again") from error
+        raise DeviceError(f"{what} did not finish within {SECONDS} s", fix="run the setup again") from error
     except OSError as error:
         raise DeviceError(f"cannot start {what}: {error}") from error
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise DeviceError(
             f"{what} failed: {lines[-1].strip()[:300] if lines else f'exit code {done.returncode}'}",
-            fix="it needs a Debian mirror and the index that pip is set up for; then set it up again",
+            fix="check that the Debian mirror and pip's package index are reachable; then run the setup again",
         )
     return done.stdout

@@ -1,4 +1,4 @@
-"""This machine itself: the running interpreter, another one, or an environment of its own."""
+"""This machine: the running interpreter, another one, or a separate environment."""
 
 import os
 import shutil
@@ -14,36 +14,36 @@ from edgeopt.plugin import Connection, Link
 
 
 class Local(Connection):
-    """Run jobs in processes of this machine."""
+    """Run jobs as processes on this machine."""
 
     python: str | None = Field(
         default=None, description="another interpreter: a path, or a command on the PATH"
     )
     environment: str | None = Field(
-        default=None, description="an environment made by 'edgeopt devices setup'"
+        default=None, description="an environment created by 'edgeopt devices setup'"
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Local":
+    def _only_one(self) -> "Local":
         if self.python is not None and self.environment is not None:
             raise ValueError("give either 'python' or 'environment', not both")
         return self
 
     def open(self) -> Link:
-        """Make a job folder among the temporary files.
+        """Create a temporary job folder.
 
         Raises:
-            DeviceError: the interpreter or the environment is not there.
+            DeviceError: the interpreter or the environment does not exist.
         """
         own = self.python is None and self.environment is None
         return LocalLink([self._interpreter()], dict(os.environ) if own else foreign_environment())
 
     def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
-        """Make the environment, where one is named.
+        """Create the environment that the option names.
 
         Raises:
-            UsageError: none is named: there is nothing to make.
-            DeviceError: it cannot be made, with pip's last words.
+            UsageError: the option is not set: there is nothing to create.
+            DeviceError: the environment cannot be created; includes pip's last line of output.
         """
         if self.environment is None:
             super().setup(requirements, say)

@@ -1,4 +1,4 @@
-"""Another processor on this one: a Python for arm64, carried out instruction by instruction by qemu."""
+"""Another processor emulated on this machine: a Python for arm64 that runs under qemu."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,21 +10,21 @@ from edgeopt.plugin import Connection, Link
 
 
 class QemuUser(Connection):
-    """Run jobs in processes of this machine, under qemu's user-mode emulation of arm64."""
+    """Run jobs as processes on this machine, under qemu's user-mode emulation of arm64."""
 
-    environment: str = Field(description="a system made by 'edgeopt devices setup'")
+    environment: str = Field(description="a system created by 'edgeopt devices setup'")
     cpu: str = Field(
         default="cortex-a72",
         pattern=r"^[A-Za-z0-9_.-]+$",
-        description="the processor that qemu plays; it decides which kernels a runtime takes",
+        description="the processor that qemu emulates; it determines which kernels a runtime selects",
     )
-    mirror: str = Field(default=MIRROR, description="where the setup takes Debian's packages from")
+    mirror: str = Field(default=MIRROR, description="Debian mirror that the setup downloads packages from")
 
     def open(self) -> Link:
-        """Make a job folder among the temporary files.
+        """Create a temporary job folder.
 
         Raises:
-            DeviceError: the system has not been set up.
+            DeviceError: the system is not set up.
         """
         sysroot = find_sysroot(self.environment)
         return LocalLink(sysroot.command, foreign_environment() | sysroot.environment(self.cpu))
@@ -33,7 +33,7 @@ class QemuUser(Connection):
         """Download and unpack the system and its wheels; this machine is not changed.
 
         Raises:
-            UsageError: the mirror's address is wrong.
-            DeviceError: the packages cannot be had.
+            UsageError: the mirror's address is invalid.
+            DeviceError: the packages cannot be downloaded or unpacked.
         """
         setup_sysroot(self.environment, requirements, self.mirror, say)

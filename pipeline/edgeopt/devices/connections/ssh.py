@@ -1,4 +1,4 @@
-"""Another machine, reached with the OpenSSH client: keys, aliases and jump hosts are those of ssh_config."""
+"""Another machine, reached with the OpenSSH client: keys, aliases and jump hosts come from ssh_config."""
 
 import base64
 import hashlib
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import Field
 
+from edgeopt.config.files import replacing
 from edgeopt.devices.connections._openssh import (
     CHUNK,
     Stream,
@@ -32,7 +33,7 @@ OLDEST_PYTHON = (3, 8)
 TOO_OLD = "edgeopt needs a newer Python than"
 MARKER = b"edgeopt-keeper "
 NOISE = 1 << 16
-"""Bytes that a login shell may print before the answer."""
+"""Bytes that a login shell may print before the first response."""
 START_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 GRACE_SECONDS = 30.0
@@ -41,11 +42,11 @@ LARGEST_FILE = 1 << 32
 LARGEST_OUTPUT = 1 << 24
 FORCED = (
     "BatchMode=yes",  # never prompts
-    "StrictHostKeyChecking=yes",  # never believes
+    "StrictHostKeyChecking=yes",  # never accepts an unknown key
     "NoHostAuthenticationForLocalhost=no",
     "UpdateHostKeys=no",
     "ControlMaster=no",
-    "ControlPath=none",  # a connection of its own, whose host key has been looked at
+    "ControlPath=none",  # a separate connection, whose host key has been verified
     "RemoteCommand=none",
     "RequestTTY=no",
     "ClearAllForwardings=yes",
@@ -62,29 +63,29 @@ _LOG = logging.getLogger("edgeopt")
 
 
 class Ssh(Connection):
-    """Run jobs on another machine with Python 3.8 or newer and numpy, over ssh.
+    """Run jobs over ssh on another machine with Python 3.8 or newer and numpy.
 
-    One connection carries everything. Host keys are always verified, and nothing is ever asked.
+    Everything uses one connection. Host keys are always verified, and ssh never prompts.
     """
 
     host: str = Field(pattern=NAME, description="name, address, or a Host of ~/.ssh/config")
-    user: str | None = Field(default=None, pattern=USER, description="user there; else as ssh_config says")
-    port: int | None = Field(default=None, ge=1, le=65535, description="port; else as ssh_config says")
-    identity: str | None = Field(default=None, description="file of a private key; else as ssh_config says")
+    user: str | None = Field(default=None, pattern=USER, description="user name; default from ssh_config")
+    port: int | None = Field(default=None, ge=1, le=65535, description="port; default from ssh_config")
+    identity: str | None = Field(default=None, description="private key file; default from ssh_config")
     config: str | None = Field(default=None, description="an ssh_config file instead of ~/.ssh/config")
     python: str = Field(
-        default="python3", min_length=1, description="the Python of the device: a command or a path there"
+        default="python3", min_length=1, description="Python on the device: a command or a path"
     )
     folder: str | None = Field(
-        default=None, description="where job folders are made; default the device's temporary folder"
+        default=None, description="parent of the job folders; default: the device's temporary folder"
     )
     connect_timeout: int = Field(default=10, ge=1, description="seconds until a device counts as unreachable")
 
     def open(self) -> Link:
-        """Connect, and make a job folder that lasts as long as the connection.
+        """Connect, and create a job folder that lasts as long as the connection.
 
         Raises:
-            DeviceError: the device cannot be reached, is not who it was, or lacks Python or numpy.
+            DeviceError: the device is unreachable, its host key changed, or it lacks Python or numpy.
         """
         for option, file in (("identity", self.identity), ("config", self.config)):
             if file is not None and not Path(file).expanduser().is_file():
@@ -94,11 +95,11 @@ class Ssh(Connection):
         return SshLink(self)
 
     def client(self) -> list[str]:
-        """The command that reaches the device, up to its name."""
+        """The command that connects to the device, up to its name."""
         return [*self._short(), *(f"-o{setting}" for setting in self._forced()), "--", self.host]
 
     def by_hand(self) -> str:
-        """The command with which a person reaches the device."""
+        """The command that connects to the device manually."""
         return shlex.join([*self._short(), self.host])
 
     def _short(self) -> list[str]:
@@ -117,26 +118,26 @@ class Ssh(Connection):
 
 
 class SshLink(Link):
-    """A job folder on the device, kept there by a small program that ends with the connection."""
+    """A job folder on the device, managed by a small program that ends with the connection."""
 
     def __init__(self, way: Ssh) -> None:
         self.way = way
         self.folder = ""
-        source = (resources.files("edgeopt.devices") / "agent" / "keeper.py").read_bytes()
+        source = (resources.files("edgeopt") / "devices" / "agent" / "keeper.py").read_bytes()
         oldest = ",".join(map(str, OLDEST_PYTHON))
-        # One line without exclamation marks: the login shell may be any. It also runs in Python 2, to say so.
-        # The keeper is read without a buffer, which would also take what follows it.
+        # One line without exclamation marks: any login shell must accept it. It also runs in Python 2, to
+        # report the version. The keeper is read unbuffered: a buffer would swallow the requests after it.
         code = (
             f'import sys;sys.version_info<({oldest}) and sys.exit("{TOO_OLD} "+sys.version.split()[0]);'
             "import base64,zlib;"
             'exec(zlib.decompress(base64.b64decode(open(0,"rb",0,closefd=False).readline())))'
         )
         keeper = base64.b64encode(zlib.compress(source)) + b"\n"
-        # A login shell starts in the home folder, and nothing is expanded between quotes.
+        # A login shell starts in the home folder, and does not expand '~' between quotes.
         python = way.python.removeprefix("~/")
         self._stream = Stream([*way.client(), f"exec {shlex.quote(python)} -c {shlex.quote(code)}"])
         try:
-            with self._watched("connecting"):
+            with self._explained("connecting"):
                 self._stream.send(keeper + _line(folder=way.folder))
                 self._begin(self._hello())
         except BaseException:
@@ -147,8 +148,8 @@ class SshLink(Link):
         """Send a file, or all files of a folder, to ``name``.
 
         Raises:
-            DeviceError: it cannot be read, or does not fit on the device.
-            ConnectionCutError: the connection ended meanwhile.
+            DeviceError: the source cannot be read, or the device's disk is full.
+            ConnectionCutError: the connection was cut.
         """
         name = _inside(name)
         if not source.is_dir():
@@ -163,101 +164,97 @@ class SshLink(Link):
                 self._put_file(Path(place, file), f"{here}/{file}")
 
     def _make_folder(self, name: str) -> None:
-        with self._watched(f"making {name!r}"):
+        with self._explained(f"creating {name!r}"):
             self._stream.send(_line(do="folder", name=name))
-            self._refused(self._answer(), name)
+            self._raise_failure(self._answer(), name)
 
     def _put_file(self, source: Path, name: str) -> None:
         digest = hashlib.sha256()
         try:
-            with source.open("rb") as file, self._watched(f"sending {name!r}"):
+            with source.open("rb") as file, self._explained(f"sending {name!r}"):
                 size = left = os.fstat(file.fileno()).st_size
                 self._stream.send(_line(do="put", name=name, size=size))
                 while left:
                     part = file.read(min(CHUNK, left))
                     if not part:
                         self._stream.close(at_once=True)
-                        raise DeviceError(f"{source} became shorter while it was sent")
+                        raise DeviceError(f"{source} was truncated while it was sent")
                     digest.update(part)
                     self._stream.send(part)
                     left -= len(part)
                 answer = self._answer()
         except OSError as error:
             raise DeviceError(f"cannot read {source}: {error.strerror}") from error
-        self._refused(answer, name, f"{size:,} bytes")
+        self._raise_failure(answer, name, f"{size:,} bytes")
         if answer.get("sha256") != digest.hexdigest():
-            raise DeviceError(f"{name!r} is not on {self.way.host} what it was here: its sha256 differs")
+            raise DeviceError(f"{name!r} was corrupted on its way to {self.way.host}: its sha256 differs")
 
     def python(self, arguments: Sequence[str], timeout: float) -> "CompletedProcess[str]":
-        with self._watched("a job"):
+        with self._explained("a job"):
             self._stream.send(_line(do="run", arguments=list(arguments), seconds=timeout))
-            self._wait_for_its_turn()
+            self._wait_for_turn()
             answer = self._answer(timeout + GRACE_SECONDS)
             if answer.get("expired"):
                 raise DeviceError(
-                    f"the job did not end within {timeout:g} s on {self.way.host} and was killed",
+                    f"the job did not finish within {timeout:g} s on {self.way.host} and was killed",
                     fix="raise the time limit, or measure with fewer samples",
                 )
-            self._refused(answer, "a job")
+            self._raise_failure(answer, "a job")
             code = self._number(answer, "returncode", -256, 256)
             sizes = [self._number(answer, name, 0, LARGEST_OUTPUT) for name in ("stdout", "stderr")]
             texts = [b"".join(self._stream.data(size)).decode("utf-8", "replace") for size in sizes]
         return CompletedProcess([self.way.python, *arguments], code, *map(printable, texts))
 
-    def _wait_for_its_turn(self) -> None:
-        """One job at a time on a device, whoever asks from wherever."""
-        told = 0.0
+    def _wait_for_turn(self) -> None:
+        """Wait until the device runs no other job, from any client."""
+        waited = 0.0
         while True:
             answer = self._answer()
             if answer.get("started"):
                 return
             if not answer.get("waiting"):
-                self._rubbish(answer)
-            if not told:
-                _LOG.warning("%s is busy with another job: waiting for its end", self.way.host)
-            told += 5.0
-            if told > WAIT_SECONDS:
-                raise DeviceError(f"{self.way.host} has been busy with other jobs for {told:g} s")
+                self._reject(answer)
+            if not waited:
+                _LOG.warning("%s is busy with another job: waiting for it to finish", self.way.host)
+            waited += 5.0
+            if waited > WAIT_SECONDS:
+                raise DeviceError(f"{self.way.host} has been busy with other jobs for {waited:g} s")
 
     def get(self, name: str, target: Path) -> None:
-        """Fetch a file of the job folder; ``target`` is complete or as it was.
+        """Fetch a file of the job folder; ``target`` is replaced only by the complete file.
 
         Raises:
-            DeviceError: the job did not write it, or the target cannot be written.
-            ConnectionCutError: the connection ended meanwhile.
+            DeviceError: the job did not write the file, or the target cannot be written.
+            ConnectionCutError: the connection was cut.
         """
         name = _inside(name)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
         digest = hashlib.sha256()
-        with self._watched(f"fetching {name!r}"):
+        with self._explained(f"fetching {name!r}"):
             self._stream.send(_line(do="get", name=name))
             answer = self._answer()
             if answer.get("errno") == "ENOENT":
                 raise DeviceError(f"the job wrote no file {name!r}")
-            self._refused(answer, name)
+            self._raise_failure(answer, name)
             size = self._number(answer, "size", 0, LARGEST_FILE)
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with scratch.open("wb") as file:
-                    for part in self._stream.data(size):
-                        digest.update(part)
-                        file.write(part)
-                if self._answer().get("sha256") != digest.hexdigest():
-                    raise DeviceError(
-                        f"{name!r} is not here what it was on {self.way.host}: its sha256 differs"
-                    )
-                os.replace(scratch, target)
+                with replacing(target) as scratch:
+                    with scratch.open("wb") as file:
+                        for part in self._stream.data(size):
+                            digest.update(part)
+                            file.write(part)
+                    if self._answer().get("sha256") != digest.hexdigest():
+                        raise DeviceError(
+                            f"{name!r} was corrupted on its way from {self.way.host}: its sha256 differs"
+                        )
             except OSError as error:
-                self._stream.close(at_once=True)  # the rest of the file is still on its way
+                self._stream.close(at_once=True)  # the rest of the file is still being sent
                 raise DeviceError(f"cannot copy {name!r} to {target}: {error}") from error
-            finally:
-                scratch.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._stream.close()
 
     def _hello(self) -> dict[str, Any]:
-        """The first answer, after whatever the login shell had to say."""
+        """The first response, after any output of the login shell."""
         noise = 0
         end = self.way.connect_timeout + START_SECONDS
         while noise < NOISE:
@@ -265,21 +262,21 @@ class SshLink(Link):
             if line.startswith(MARKER):
                 return self._parsed(line.removeprefix(MARKER))
             noise += len(line) + 1
-        self._rubbish(f"{noise} bytes of something else")
+        self._reject(f"{noise} bytes of other output")
 
     def _begin(self, hello: dict[str, Any]) -> None:
         host = self.way.host
         if "failure" in hello:
             raise DeviceError(
-                f"cannot make a job folder on {host}: {first_line(str(hello['failure']))}",
-                fix="free space there, or name a writable place with the option 'folder'",
+                f"cannot create a job folder on {host}: {first_line(str(hello['failure']))}",
+                fix="free space on it, or set the option 'folder' to a writable folder",
             )
         if hello.get("numpy") is not True:
             python, version = (first_line(str(hello.get(name))) for name in ("executable", "python"))
             raise DeviceError(
                 f"the Python {version} of {host} ({python}) has no numpy",
-                fix=f"install it there: {self.way.by_hand()} {python} -m pip install numpy; "
-                "or name another Python with the option 'python'",
+                fix=f"run: {self.way.by_hand()} {python} -m pip install numpy; "
+                "or set the option 'python' to another Python",
             )
         self.folder = str(hello.get("folder"))
 
@@ -289,86 +286,87 @@ class SshLink(Link):
     def _parsed(self, line: bytes) -> dict[str, Any]:
         answer = json.loads(line)
         if not isinstance(answer, dict):
-            self._rubbish(answer)
+            self._reject(answer)
         return answer
 
     def _number(self, answer: dict[str, Any], name: str, low: int, high: int) -> int:
         value = answer.get(name)
         if not isinstance(value, int) or not low <= value <= high:
-            self._rubbish(answer)
+            self._reject(answer)
         return value
 
-    def _refused(self, answer: dict[str, Any], name: str, what: str = "") -> None:
+    def _raise_failure(self, answer: dict[str, Any], name: str, what: str = "") -> None:
         if "failure" not in answer:
             return
         if answer.get("errno") in ("ENOSPC", "EDQUOT", "EFBIG"):
             raise DeviceError(
-                f"the disk of {self.way.host} is full: no room for {name!r} ({what or 'a folder'}) in "
+                f"the disk of {self.way.host} is full: no space for {name!r} ({what or 'a folder'}) in "
                 f"{printable(self.folder)}",
-                fix="free space there, or name a larger place with the option 'folder'",
+                fix="free space on it, or set the option 'folder' to a folder on a larger disk",
             )
         reason = first_line(str(answer["failure"]))
         raise DeviceError(f"{self.way.host} refused {name!r}: {reason}", fix=f"try: {self.way.by_hand()}")
 
-    def _rubbish(self, answer: object) -> NoReturn:
+    def _reject(self, answer: object) -> NoReturn:
         self._stream.close(at_once=True)
         shown = first_line(answer if isinstance(answer, str) else repr(answer))[:100]
         raise DeviceError(
-            f"{self.way.host} answered rubbish: {shown}",
-            fix=f"see that the option 'python' names a Python, and what it prints: {self.way.by_hand()} true",
+            f"{self.way.host} returned a malformed response: {shown}",
+            fix="check that the option 'python' names a Python, and what the login shell prints: "
+            f"{self.way.by_hand()} true",
         )
 
     @contextmanager
-    def _watched(self, doing: str) -> Iterator[None]:
-        """Tells why the stream ended, in words that help.
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn errors of the stream into errors with a cause and a fix.
 
         Raises:
-            DeviceError: the stream ended, or what came is no answer.
+            DeviceError: the stream ended, or a response is malformed.
         """
         try:
             yield
         except StreamCutError as error:
-            raise self._why(doing) from error
+            raise self._cause(doing) from error
         except ValueError as error:
             self._stream.close(at_once=True)
             raise DeviceError(
-                f"{self.way.host} answered rubbish: {error}",
-                fix=f"see that the option 'python' names a Python; try: {self.way.by_hand()}",
+                f"{self.way.host} returned a malformed response: {error}",
+                fix=f"check that the option 'python' names a Python; try: {self.way.by_hand()}",
             ) from error
 
-    def _why(self, doing: str) -> DeviceError:
-        code, said = self._stream.close()
+    def _cause(self, doing: str) -> DeviceError:
+        code, stderr = self._stream.close()
         way, host = self.way, self.way.host
         if not self.folder:
-            if TOO_OLD in said:
-                version = first_line(said.partition(TOO_OLD)[2])
-                wanted = ".".join(map(str, OLDEST_PYTHON))
+            if TOO_OLD in stderr:
+                version = first_line(stderr.partition(TOO_OLD)[2])
+                oldest = ".".join(map(str, OLDEST_PYTHON))
                 return DeviceError(
-                    f"{way.python} on {host} is Python {version}; {wanted} is the oldest that will do",
-                    fix="install a newer one, and name it with the option 'python'",
+                    f"{way.python} on {host} is Python {version}, but {oldest} or newer is required",
+                    fix="install a newer Python, and set the option 'python' to it",
                 )
             if code == 255:
-                complaint = explain(said, host, settings_of(way.client()), way.by_hand())
-                if complaint is not None:
-                    return complaint
+                explanation = explain(stderr, host, settings_of(way.client()), way.by_hand())
+                if explanation is not None:
+                    return explanation
             if code in (126, 127):
                 return DeviceError(
-                    f"there is no Python {way.python!r} on {host}: {first_line(said)}",
-                    fix="install Python there, or name it with the option 'python'",
+                    f"no Python {way.python!r} on {host}: {first_line(stderr)}",
+                    fix="install Python on it, or set the option 'python' to its path",
                 )
             if code < 0:
                 return DeviceError(
-                    f"{host} did not answer within {way.connect_timeout + START_SECONDS:g} s",
+                    f"{host} did not respond within {way.connect_timeout + START_SECONDS:g} s",
                     fix=f"try: {way.by_hand()}",
                 )
             return DeviceError(
-                f"{host} did not answer as a device does (exit code {code}): {first_line(said)}",
-                fix=f"see that the option 'python' names a Python; try: {way.by_hand()}",
+                f"{host} returned no valid response (exit code {code}): {first_line(stderr)}",
+                fix=f"check that the option 'python' names a Python; try: {way.by_hand()}",
             )
-        detail = f": {first_line(said)}" if said.strip() else ""
+        detail = f": {first_line(stderr)}" if stderr.strip() else ""
         return ConnectionCutError(
             f"the connection to {host} was cut during {doing}{detail}",
-            fix=f"look at the network and at the power of the device; try: {way.by_hand()}",
+            fix=f"check the network and the power supply of the device; try: {way.by_hand()}",
         )
 
 
@@ -377,8 +375,8 @@ def _line(**fields: Any) -> bytes:
 
 
 def _inside(name: str) -> str:
-    """A normal relative name; what leaves the job folder is refused."""
+    """Normalize a relative name; a path that leaves the job folder is rejected."""
     path = os.path.normpath(name)
     if not name or path in (".", "..") or path.startswith(("/", "../")) or "\0" in name:
-        raise DeviceError(f"{name!r} does not lie in the job folder")
+        raise DeviceError(f"{name!r} is outside the job folder")
     return path

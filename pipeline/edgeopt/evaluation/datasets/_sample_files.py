@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
+from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array
 
 Color: TypeAlias = Literal["rgb", "gray"]
@@ -20,7 +21,7 @@ def read_array(path: Path, where: str) -> Array:
     """
     try:
         array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *MALFORMED) as error:
         raise UsageError(f"{where}: cannot read {path}: {error}", fix="save it with numpy.save") from error
     return array
 

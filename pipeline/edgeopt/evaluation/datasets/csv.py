@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
+from edgeopt.config.files import file_digest
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.datasets._sample_files import Color, read_array, read_image
-from edgeopt.model import Array, file_digest
+from edgeopt.model import Array
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
 

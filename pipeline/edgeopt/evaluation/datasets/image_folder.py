@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
+from edgeopt.config.files import file_digest
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.datasets._sample_files import Color, read_image
-from edgeopt.model import file_digest
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})

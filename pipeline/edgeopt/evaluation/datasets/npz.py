@@ -1,7 +1,6 @@
 """Arrays of an ``.npz`` file, row by row."""
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from difflib import get_close_matches
@@ -14,11 +13,13 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import Field
 
+from edgeopt.config.files import CHUNK, file_digest
 from edgeopt.errors import UsageError
-from edgeopt.model import CHUNK, Array, file_digest
+from edgeopt.formats.wire.bounded import MALFORMED
+from edgeopt.model import Array
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+DAMAGED = (OSError, *MALFORMED)
 
 
 class Npz(Dataset):

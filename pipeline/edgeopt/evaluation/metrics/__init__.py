@@ -1,0 +1,1 @@
+"""How good outputs are. One plug-in per file."""

@@ -8,6 +8,7 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.class_scores import class_scores
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class Agreement(Metric):
@@ -19,6 +20,7 @@ class Agreement(Metric):
     outputs are not all finite counts as 0.
     """
 
+    kind: ClassVar[Kind] = "fraction"
     against: ClassVar[Literal["labels", "source"]] = "source"
 
     def score(self, outputs: Array, target: Array) -> Score:

@@ -7,8 +7,7 @@ import numpy as np
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
-
-LIMIT_DB = 200.0
+from edgeopt.results import Kind, snr_db
 
 
 class FidelitySnrDb(Metric):
@@ -18,6 +17,8 @@ class FidelitySnrDb(Metric):
     given as 200 dB, the highest value; outputs that are not finite are given as -200 dB.
     """
 
+    kind: ClassVar[Kind] = "decibel"
+    title: ClassVar[str] = "SNR"
     against: ClassVar[Literal["labels", "source"]] = "source"
     unit: ClassVar[str] = "dB"
 
@@ -31,8 +32,4 @@ class FidelitySnrDb(Metric):
         reference = target.astype(np.float64)
         noise = float(np.square(reference - outputs.astype(np.float64)).sum())
         signal = float(np.square(reference).sum())
-        if noise == 0.0:
-            return Score(LIMIT_DB)
-        if signal == 0.0 or not np.isfinite([noise, signal]).all():
-            return Score(-LIMIT_DB)
-        return Score(float(np.clip(10 * np.log10(signal / noise), -LIMIT_DB, LIMIT_DB)))
+        return Score(snr_db(signal, noise))

@@ -1,6 +1,6 @@
 """The user's own metric, from a function of theirs."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -8,6 +8,7 @@ from pydantic import Field
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Code, Metric, Score
+from edgeopt.results import Kind
 
 
 class Function(Metric):
@@ -17,10 +18,13 @@ class Function(Metric):
     The target is the labels, or the source model's outputs with ``compare_with: source``.
     """
 
+    runs_code: ClassVar[bool] = True
+
     function: Code = Field(description="the function, as module:name")
     arguments: dict[str, Any] = Field({}, description="further keyword arguments for the function")
     compare_with: Literal["labels", "source"] = Field("labels", description="what the target is")
     lower_is_better: bool = Field(False, description="for errors and losses")
+    shown_as: Kind = Field("number", description="how values are shown, such as fraction for a percentage")
 
     @property
     def against(self) -> Literal["labels", "source"]:  # type: ignore[override]
@@ -29,6 +33,10 @@ class Function(Metric):
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
         return not self.lower_is_better
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        return self.shown_as
 
     def score(self, outputs: Array, target: Array) -> Score:
         result = self.function.load()(outputs, target, **self.arguments)

@@ -7,6 +7,7 @@ import numpy as np
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class MaxAbsError(Metric):
@@ -16,6 +17,8 @@ class MaxAbsError(Metric):
     sixth digit. Outputs that are not finite differ by the largest number there is.
     """
 
+    kind: ClassVar[Kind] = "error"
+    title: ClassVar[str] = "largest error"
     against: ClassVar[Literal["labels", "source"]] = "source"
     higher_is_better: ClassVar[bool] = False
 

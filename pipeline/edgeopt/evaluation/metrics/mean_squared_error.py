@@ -7,6 +7,7 @@ import numpy as np
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class MeanSquaredError(Metric):
@@ -17,6 +18,7 @@ class MeanSquaredError(Metric):
     saved as the model takes it. Outputs that are not finite make the value infinite.
     """
 
+    kind: ClassVar[Kind] = "error"
     higher_is_better: ClassVar[bool] = False
 
     def score(self, outputs: Array, target: Array) -> Score:

@@ -1,5 +1,7 @@
 """Area under the receiver operating characteristic."""
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,7 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.class_scores import class_labels
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class RocAuc(Metric):
@@ -16,6 +19,8 @@ class RocAuc(Metric):
     the plain mean of these. Computed from ranks, ties counted half (H. B. Mann and D. R. Whitney,
     1947). Outputs that are not finite rank lowest.
     """
+
+    kind: ClassVar[Kind] = "number"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

@@ -1,14 +1,19 @@
 """Share of samples whose highest score is the right class."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from edgeopt.evaluation.class_scores import class_labels
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class Top1(Metric):
     """Top-1 accuracy, 0..1. A sample whose outputs are not all finite counts as wrong."""
+
+    kind: ClassVar[Kind] = "fraction"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

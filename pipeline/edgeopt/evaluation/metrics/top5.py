@@ -1,15 +1,20 @@
 """Share of samples whose right class is among the five highest scores."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.class_scores import class_labels
 from edgeopt.model import Array
 from edgeopt.plugin import Metric, Score
+from edgeopt.results import Kind
 
 
 class Top5(Metric):
     """Top-5 accuracy, 0..1. Between equal scores the lower class goes first, as in top1."""
+
+    kind: ClassVar[Kind] = "fraction"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

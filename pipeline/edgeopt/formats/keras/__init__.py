@@ -1,1 +1,1 @@
-"""Keras models: reading, taking apart, pruning, training."""
+"""Keras models: reading, graph traversal, pruning, clustering, training."""

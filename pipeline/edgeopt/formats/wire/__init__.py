@@ -1,0 +1,1 @@
+"""Encodings that several formats share: flatbuffers, protobuf, safetensors, zip archives."""

@@ -2,13 +2,16 @@
 
 import json
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any
 
+from edgeopt.plugin.format import MEMBERS
+
 JSON_LIMIT = 64 << 20
 """Bytes of configuration that are read; the largest public models stay under a tenth of it."""
-ENTRY_LIMIT = 100_000
+ENTRY_LIMIT = MEMBERS
 """Members of an archive, or files of a folder."""
 MALFORMED = (
     ValueError,
@@ -18,12 +21,16 @@ MALFORMED = (
     IndexError,
     RuntimeError,
     EOFError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading damaged or hostile content raises; zipfile answers an encrypted member
-and json too deep a nesting with a RuntimeError."""
+"""What reading damaged or hostile content raises: zipfile answers an encrypted member, and json too deep a
+nesting, with a RuntimeError; numpy reads the header of an array as Python, and allocates what that says."""
 
 
 def member_names(archive: zipfile.ZipFile) -> set[str]:

@@ -1,1 +1,1 @@
-"""What a bundle holds beside the model: a card, golden vectors, C for firmware, example programs."""
+"""The files next to the model in a bundle: model card, golden vectors, C for firmware, example programs."""

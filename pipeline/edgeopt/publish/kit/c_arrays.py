@@ -1,4 +1,4 @@
-"""Numbers as C writes them: every value comes back exactly."""
+"""Numbers as C literals that reproduce every value exactly."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,37 +20,35 @@ TYPES = {
     "float32": "float",
     "float64": "double",
 }
-"""numpy's name of a type -> C's."""
+"""numpy dtype name -> C type."""
 
 _SUFFIX = {"uint16_t": "u", "uint32_t": "u", "uint64_t": "u"}
 
 
 def c_type(dtype: str, what: str) -> str:
-    """The type of C for a type of numpy.
+    """The C type for a numpy dtype.
 
     Raises:
-        CannotRunError: there is none.
+        CannotRunError: no C type represents it.
     """
     if dtype not in TYPES:
         raise CannotRunError(
-            f"{what} is of type {dtype}, for which there is no C code",
-            fix=f"types that can be had: {', '.join(TYPES)}",
+            f"{what} has type {dtype}, for which no C code can be generated",
+            fix=f"supported types: {', '.join(TYPES)}",
         )
     return TYPES[dtype]
 
 
 def float_literal(value: float) -> str:
-    """A float32 of C, in decimal digits that name no other."""
+    """A C float literal with the digits that identify the float32 uniquely."""
     exact = np.float32(value)
     if not np.isfinite(exact):
-        raise CannotRunError(
-            f"{value} cannot be written in C", fix="look at the data and at the model's outputs"
-        )
+        raise CannotRunError(f"{value} has no C literal", fix="check the data and the model's outputs")
     return f"{np.format_float_scientific(exact, unique=True, trim='0', exp_digits=1)}f"
 
 
 def literals(values: Array) -> list[str]:
-    """The values of an array, in its order, as C writes them."""
+    """The values of an array as C literals, in row-major order."""
     flat = values.reshape(-1)
     if flat.dtype.kind == "f" and flat.dtype.itemsize <= 4:
         return [float_literal(value) for value in flat.tolist()]
@@ -59,14 +57,14 @@ def literals(values: Array) -> list[str]:
     ctype = TYPES[flat.dtype.name]
     if ctype in ("int64_t", "uint64_t"):
         return [f"{'U' if ctype[0] == 'u' else ''}INT64_C({value})" for value in flat.tolist()]
-    # The smallest number has no literal of its own: its sign is an operator.
+    # INT32_MIN has no literal: the minus sign is an operator, and 2147483648 does not fit int.
     lowest = -(2**31)
     suffix = _SUFFIX.get(ctype, "")
     return [f"({lowest + 1} - 1)" if v == lowest else f"{int(v)}{suffix}" for v in flat.tolist()]
 
 
 def rows(items: Iterable[str], indent: int = 4, width: int = 100) -> str:
-    """Items separated by commas, in lines of about ``width``."""
+    """Comma-separated items in lines of about ``width`` characters."""
     listed: Sequence[str] = list(items)
     longest = max(map(len, listed), default=1) + 2
     per_line = max(1, (width - indent) // longest)
@@ -75,5 +73,5 @@ def rows(items: Iterable[str], indent: int = 4, width: int = 100) -> str:
 
 
 def hexadecimal(data: bytes) -> str:
-    """Bytes in lines."""
+    """Bytes as lines of hexadecimal literals."""
     return rows(f"0x{byte:02x}" for byte in data)

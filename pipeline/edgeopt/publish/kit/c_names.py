@@ -1,11 +1,11 @@
-"""Names and text that are safe wherever they end up: in C, in a comment, in a file system."""
+"""Names and text that are safe in C code, in C comments and as file names."""
 
 import hashlib
 import re
 import unicodedata
 
 LONGEST = 40
-"""Characters of an identifier; C99 promises that 63 are looked at, and each gets something added."""
+"""Characters of an identifier: C99 guarantees 63 significant ones, and every name gets a suffix."""
 LONGEST_FILE = 64
 
 _KEYWORDS = frozenset(
@@ -18,65 +18,65 @@ _KEYWORDS = frozenset(
     thread_local throw true try typeid typename using virtual wchar_t xor xor_eq main std
     """.split()
 )
-"""Of C99 and C++17, and two names that a program has already."""
+"""Keywords of C99 and C++17, and two names that every program already has."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices, with any suffix."""
+"""Device names that Windows reserves, with any suffix."""
 
 
 def identifier(name: str) -> str:
-    """An identifier of C and C++ in lower case, whatever the name is.
+    """A lower-case C and C++ identifier for any name.
 
-    Names of letters, digits and punctuation stay readable. Of one that is too long, or whose letters are not
-    ASCII, a hash keeps it apart from others.
+    Names of letters, digits and punctuation stay readable. Names that are too long, or have letters that are
+    not ASCII, get a hash that keeps them distinct.
     """
     ascii_only = _ascii(name)
-    words = re.sub(r"[^a-z0-9]+", "_", ascii_only.lower()).strip("_")
-    lost = any(sign.isalnum() for sign in name if not sign.isascii()) and not _same_letters(name, ascii_only)
-    if lost or len(words) > LONGEST:
-        words = f"{words[: LONGEST - 9].rstrip('_')}_{_hash(name)}".lstrip("_")
-    if not words or words[0].isdigit() or words in _KEYWORDS:
-        words = f"model_{words}".rstrip("_")
-    return words
+    slug = re.sub(r"[^a-z0-9]+", "_", ascii_only.lower()).strip("_")
+    lost = any(char.isalnum() for char in name if not char.isascii()) and not _same_letters(name, ascii_only)
+    if lost or len(slug) > LONGEST:
+        slug = f"{slug[: LONGEST - 9].rstrip('_')}_{_hash(name)}".lstrip("_")
+    if not slug or slug[0].isdigit() or slug in _KEYWORDS:
+        slug = f"model_{slug}".rstrip("_")
+    return slug
 
 
 def file_name(name: str) -> str:
-    """A file name without suffix that every file system takes, whatever the name is."""
+    """A file name without suffix that every file system accepts, for any name."""
     ascii_only = _ascii(name)
-    words = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-.")
-    words = re.sub(r"\.{2,}", ".", words)
-    lost = any(sign.isalnum() for sign in name if not sign.isascii()) and not _same_letters(name, ascii_only)
-    if lost or len(words) > LONGEST_FILE:
-        words = f"{words[: LONGEST_FILE - 9].rstrip('-.')}-{_hash(name)}".lstrip("-")
-    if not words or _RESERVED.fullmatch(words):
-        words = f"model-{words}".rstrip("-")
-    return words
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-.")
+    slug = re.sub(r"\.{2,}", ".", slug)
+    lost = any(char.isalnum() for char in name if not char.isascii()) and not _same_letters(name, ascii_only)
+    if lost or len(slug) > LONGEST_FILE:
+        slug = f"{slug[: LONGEST_FILE - 9].rstrip('-.')}-{_hash(name)}".lstrip("-")
+    if not slug or _RESERVED.fullmatch(slug):
+        slug = f"model-{slug}".rstrip("-")
+    return slug
 
 
 def one_line(text: str) -> str:
     """Text without line breaks and control characters."""
-    return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
+    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
 
 
 def comment(text: str) -> str:
-    """Text that neither ends a comment of C nor goes on in the next line of the file."""
-    plain = "".join(sign if " " <= sign <= "~" else "?" for sign in one_line(text)[:200])
+    """Text that neither ends a C comment nor continues in the next line."""
+    plain = "".join(char if " " <= char <= "~" else "?" for char in one_line(text)[:200])
     return re.sub(r"\?(?=\?)", "? ", plain.replace("\\", "/").replace("*/", "* /").replace("/*", "/ *"))
 
 
 def string(text: str) -> str:
-    """A string of C, in UTF-8; no digit or trigraph is taken for part of an escape."""
-    signs = []
+    """A C string literal in UTF-8; no digit or trigraph is read as part of an escape."""
+    chars = []
     for byte in text.encode("utf-8", "replace"):
-        sign = chr(byte)
-        if sign in '"\\?':
-            signs.append(f"\\{sign}")
+        char = chr(byte)
+        if char in '"\\?':
+            chars.append(f"\\{char}")
         else:
-            signs.append(sign if " " <= sign <= "~" else f"\\{byte:03o}")
-    return f'"{"".join(signs)}"'
+            chars.append(char if " " <= char <= "~" else f"\\{byte:03o}")
+    return f'"{"".join(chars)}"'
 
 
 def _ascii(name: str) -> str:
-    """Letters with accents lose these; what has no ASCII form is left out."""
+    """The ASCII form of a name: accents are stripped, other non-ASCII characters dropped."""
     return unicodedata.normalize("NFKD", name[:10_000]).encode("ascii", "ignore").decode("ascii")
 
 

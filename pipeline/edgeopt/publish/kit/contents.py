@@ -1,4 +1,4 @@
-"""What the model card says of the files beside it, and of how they are used."""
+"""The section of the model card on the files of the bundle and their use."""
 
 from collections.abc import Collection
 
@@ -6,44 +6,50 @@ from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit.c_names import identifier, one_line
 
 PARTS = {
-    "manifest.json": "inputs, outputs, preprocessing, measurements and digests, for programs",
+    "manifest.json": "inputs, outputs, preprocessing, measurements and digests, machine-readable",
     "labels.txt": "class names, in the order of the outputs",
-    "golden": "samples with their answers, as .npy: `raw_…` before preprocessing, `input_…`, `output_…`",
-    "firmware": "the model, preprocessing and a self test as C and C++; its README.md tells how to use it",
-    "example": "programs that load the model, run it and check the golden answers",
+    "golden": "samples with their outputs, as .npy: `raw_…` before preprocessing, `input_…`, `output_…`",
+    "firmware": "the model, preprocessing and a self-test as C and C++; see its README.md",
+    "example": "programs that load the model, run it and check the golden outputs",
 }
 ADDED = {
-    "recipe.yaml": "what `edgeopt optimize` carried out to make the model",
-    "provenance.intoto.json": "what it was made of, with what, and by whom (in-toto, SLSA)",
-    "bom.cdx.json": "the software it was made with (CycloneDX)",
-    "model.sig": "signature of this folder, where somebody signed it: `edgeopt artifacts verify`",
+    "recipe.yaml": "the recipe that `edgeopt optimize` ran to build the model",
+    "provenance.intoto.json": "source model, datasets, tools and publisher (in-toto, SLSA)",
+    "bom.cdx.json": "the software that built it (CycloneDX)",
+    "model.sig": "signature of this folder, if it is signed: `edgeopt artifacts verify`",
 }
-"""What a release adds to a bundle."""
+"""Files that a release adds to a bundle."""
 
 
-def contents(contract: Contract, there: Collection[str]) -> str:
-    """The section about the folder; ``there``: what has been written to it, with ``/``."""
-    listed = {name: what for name, what in PARTS.items() if name in there or name == "manifest.json"} | ADDED
+def contents(contract: Contract, present: Collection[str]) -> str:
+    """The section about the folder; ``present``: the paths written to it so far, with ``/``."""
+    listed = {
+        name: what for name, what in PARTS.items() if name in present or name == "manifest.json"
+    } | ADDED
+    others = ", ".join(f"`{part.name}`" for part in contract.model_files[1:6])
+    more = f" and {len(contract.model_files) - 6} more" if len(contract.model_files) > 6 else ""
     lines = ["## In this folder", "", f"- `{contract.file.name}`: the model"]
+    if others:
+        lines[-1] += f", with {others}{more}"
     lines += [
         f"- `{name}{'/' if name in ('golden', 'firmware', 'example') else ''}`: {what}"
         for name, what in listed.items()
     ]
-    if "firmware" in there:
-        lines += ["", *_firmware(identifier(contract.name), "firmware/self_test.c" in there)]
-    if "example/run_model.py" in there:
-        lines += ["", "`python example/run_model.py` runs it; exit code 0: the golden answers came out."]
+    if "firmware" in present:
+        lines += ["", *_firmware(identifier(contract.name), "firmware/self_test.c" in present)]
+    if "example/run_model.py" in present:
+        lines += ["", "`python example/run_model.py` runs it; exit code 0: the golden outputs match."]
     return "\n".join(lines)
 
 
 def golden(contract: Contract) -> str:
-    """Whose answers the golden vectors hold; empty if there are none."""
+    """The origin of the golden outputs; empty if there are none."""
     about = contract.golden
     if about is None:
         return ""
     where = f"{one_line(about.device)}{' (emulated)' if about.emulated else ''}"
     runtime = one_line(about.runtime) or "a runtime"
-    return f"{about.count} golden samples with the answers of {runtime} on {where}."
+    return f"{about.count} golden samples with the outputs of {runtime} on {where}."
 
 
 def _firmware(p: str, tested: bool) -> list[str]:
@@ -51,12 +57,12 @@ def _firmware(p: str, tested: bool) -> list[str]:
         f"Add it to the build: `add_subdirectory(firmware)` and link `{p}` and TensorFlow Lite Micro, or "
         "compile `firmware/*.c` (C99, without `-ffast-math`).",
         f"Prepare a sample: `{p}_preprocess_0_float(raw, inputs.input_0)`; `preprocess.h` has the others.",
-        "Run it: `firmware/main_tflm.cc` is a whole program of resolver, arena and interpreter.",
+        "Run it: `firmware/main_tflm.cc` is a complete program with resolver, arena and interpreter.",
     ]
     if tested:
         steps.append(
             f"Test it on the board: `{p}_self_test(invoke)` returns 0, or step × 10000 + vector × 100 + "
-            "tensor of what failed first. Step 1: preprocessing (float), 2: preprocessing (fixed), 3: an "
-            "output is too far off, 4: the run itself; `main_tflm.cc` has 5 (operators) and 6 (arena), too."
+            "tensor of the first failure. Step 1: preprocessing (float), 2: preprocessing (fixed), 3: an "
+            "output is out of tolerance, 4: the run itself; `main_tflm.cc` adds 5 (operators), 6 (arena)."
         )
     return ["On a microcontroller:", "", *(f"{number}. {step}" for number, step in enumerate(steps, 1))]

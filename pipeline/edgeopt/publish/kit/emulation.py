@@ -1,4 +1,4 @@
-"""Whether what was measured came about on the device itself, or on another processor in its place."""
+"""Whether measurements come from the device itself or from another processor in its place."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from edgeopt.results import EMULATED, Report
 
 
 def emulated(device: str, report: Report) -> bool:
-    """Whether what is known of a device came about on another processor: its results say so, or its file."""
+    """Whether a device is emulated, according to its results or its device file."""
     if any(EMULATED in row.notes for row in report.results if row.device == device):
         return True
     try:
         return load_device(device, (Path("devices"),)).emulated
     except UsageError:
-        return False  # described elsewhere, and its results say nothing of the kind
+        return False  # its device file is elsewhere, and its results do not say that it is emulated
 
 
 def named(device: str, report: Report) -> str:
-    """A device as people should read it."""
+    """The display name of a device."""
     return f"{device} (emulated)" if emulated(device, report) else device

@@ -1,32 +1,25 @@
 """Short programs that load a model, prepare samples, run it and check the golden vectors.
 
-For a device with Python they are run as they are; the C++ and Kotlin ones are to be copied into a project.
+On a device with Python they run as they are; the C++ and Kotlin ones are meant to be copied into a project.
+The folder ``templates/runtimes/<runtime>`` holds the programs of one runtime.
 """
 
-from pathlib import Path
+from collections.abc import Container
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit import firmware
 from edgeopt.publish.kit.c_arrays import TYPES
 from edgeopt.publish.kit.c_names import identifier
-from edgeopt.publish.kit.rendering import render
+from edgeopt.publish.kit.rendering import render, templates
 from edgeopt.publish.kit.vectors import Vectors
 
 FOLDER = "example"
 
 
-class Runtime(NamedTuple):
-    """How one runtime is used: the package that brings it, and the template of each language."""
-
-    package: str
-    python: bool
-    native: str
-    """Template of the program in C++ or Kotlin; empty where there is none."""
-
-
 class Kotlin(NamedTuple):
-    """How Kotlin puts a value of one type into a ``ByteBuffer``."""
+    """How Kotlin writes a value of one type to a ``ByteBuffer``."""
 
     size: int
     put: str
@@ -43,23 +36,22 @@ KOTLIN = {
     "int64": Kotlin(8, "putLong", ".toLong()", ".asLongBuffer()"),
 }
 
-RUNTIMES = {
-    "litert": Runtime("ai-edge-litert", True, "run_tflite.cpp"),
-    "tflite_runtime": Runtime("tflite-runtime", True, "run_tflite.cpp"),
-    "onnxruntime": Runtime("onnxruntime", True, "run_onnx.cpp"),
-    "onnxruntime_cuda": Runtime("onnxruntime-gpu", True, "run_onnx.cpp"),
-    "executorch": Runtime("executorch", True, ""),
-    "torchscript": Runtime("torch", True, ""),
-    "adb_litert": Runtime("com.google.ai.edge.litert:litert", False, "RunTflite.kt"),
-    "adb_executorch": Runtime("org.pytorch:executorch-android", False, "RunExecutorch.kt"),
-}
+C_TYPES: dict[str, Container[str]] = {".cpp": TYPES, ".kt": KOTLIN}
+"""Per suffix of a program that is not Python: the tensor types that it supports."""
 
 
 def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
-    """Write the examples for the runtime that was measured, if it is one of Linux or Android."""
+    """Write the examples for the measured runtime, if it is a Linux or Android runtime."""
     name = contract.runtime.partition(" ")[0]
-    runtime = RUNTIMES.get(name)
-    if runtime is None:
+    specs = (*contract.inputs, *contract.outputs)
+    programs = {
+        program: template
+        for program, template in templates(f"runtimes/{name}").items()
+        if all(spec.dtype in C_TYPES.get(PurePath(program).suffix, (spec.dtype,)) for spec in specs)
+        # C++ needs golden vectors to compare with; if there are none, the contract says why.
+        and (vectors is not None or not program.endswith(".cpp"))
+    }
+    if not programs:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     prefix = identifier(contract.name)
@@ -69,28 +61,19 @@ def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) ->
         "contract": contract,
         "golden": contract.golden,
         "has_raw": vectors is not None and bool(vectors.raw),
-        "runtime": name,
-        "package": runtime.package,
         "vectors": 0 if vectors is None else vectors.samples,
         "kotlin": KOTLIN,
     }
-    names = ["run_model.py"] if runtime.python else []
-    specs = (*contract.inputs, *contract.outputs)
-    known = KOTLIN if runtime.native.endswith(".kt") else TYPES
-    native = bool(runtime.native) and all(spec.dtype in known for spec in specs)
-    if runtime.native.endswith(".cpp") and vectors is None:
-        native = False  # it compares with the golden vectors, and the contract says why there are none
-    if native:
-        names.append(runtime.native)
+    if any(PurePath(program).suffix in C_TYPES for program in programs):
         values |= {
             "inputs": firmware.inputs(contract, vectors),
             "outputs": firmware.outputs(contract, vectors),
         }
     written = []
-    for template in names:
-        path = folder / template
+    for program, template in programs.items():
+        path = folder / program
         path.write_text(render(template, **values), "utf-8", newline="\n")
         written.append(path)
-    if native and runtime.native.endswith(".cpp"):
+    if any(program.endswith(".cpp") for program in programs):
         written += firmware.write_preprocessing(folder, contract, vectors)
     return written

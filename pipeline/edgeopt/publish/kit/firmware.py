@@ -21,11 +21,13 @@ from edgeopt.publish.kit.vectors import Vectors
 
 FOLDER = "firmware"
 BUDGET = 64
-"""KiB of flash that golden vectors may take; one is always kept."""
+"""KiB of flash for golden vectors; one vector is always kept."""
 MOST = 99
-"""Vectors and tensors that a code of the self-test can name."""
+"""Vectors and tensors that a self-test code can number."""
+OPERATORS = "tflite-micro"
+"""The operator table of TensorFlow Lite Micro."""
 RUNTIMES = ("tflm", "vela")
-"""What runs on, or compiles for, a microcontroller."""
+"""Runtimes that run on, or compile for, a microcontroller."""
 
 _NAMES = {
     "CUMSUM": "CumSum",
@@ -37,7 +39,7 @@ _NAMES = {
     "TFLM_DECODE": "Decode",
     "ethos-u": "EthosU",
 }
-"""Operators whose method in TFLM's ``MicroMutableOpResolver`` is not made of their words."""
+"""Operators whose method in TFLM's ``MicroMutableOpResolver`` does not follow from their name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class OutputCode:
     step: str
     zero_point: int
     difference: str
-    """Type of C in which two answers are subtracted."""
+    """C type in which two outputs are subtracted."""
     tolerance: str
 
 
@@ -65,17 +67,17 @@ class _RawCode:
 def write_kit(
     folder: Path, contract: Contract, model: bytes, vectors: Vectors | None, *, variables: int = 0
 ) -> list[Path]:
-    """Write the kit to ``folder``; returns its files. ``variables``: resource variables of the model.
+    """Write the kit to ``folder`` and return its files. ``variables``: resource variables of the model.
 
     Raises:
-        CannotRunError: the model has a type or an operator for which there is no C code.
+        CannotRunError: no C code can be generated for a type or an operator of the model.
     """
     prefix = identifier(contract.name)
     codes = inputs(contract, vectors)
     kept = _kept(vectors) if vectors is not None else 0
     results = outputs(contract, vectors)
     sources = ["model_data.c", "preprocess.c"]
-    wanted = [
+    others = [
         "model_data.h",
         "model_contract.h",
         "preprocess.h",
@@ -85,7 +87,7 @@ def write_kit(
     ]
     if kept:
         sources += ["golden_vectors.c", "self_test.c"]
-        wanted += ["golden_vectors.h", "self_test.h"]
+        others += ["golden_vectors.h", "self_test.h"]
     values: dict[str, Any] = {
         "p": prefix,
         "P": prefix.upper(),
@@ -104,7 +106,7 @@ def write_kit(
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in [*sources, *wanted, "CMakeLists.txt"]:
+    for name in [*sources, *others, "CMakeLists.txt"]:
         path = folder / name
         path.write_text(render(name, **values), "utf-8", newline="\n")
         written.append(path)
@@ -146,7 +148,7 @@ def inputs(contract: Contract, vectors: Vectors | None) -> list[InputCode]:
 
 def outputs(contract: Contract, vectors: Vectors | None) -> list[OutputCode]:
     """The code of every output."""
-    found = []
+    codes = []
     for index, spec in enumerate(contract.outputs):
         shape = shape_of(spec, vectors.outputs[index] if vectors is not None else None)
         ctype = c_type(spec.dtype, f"output {spec.name!r}")
@@ -154,7 +156,7 @@ def outputs(contract: Contract, vectors: Vectors | None) -> list[OutputCode]:
         tolerance = str(golden.tolerance) if golden is not None else "0"
         if golden is not None and ctype in ("float", "double"):
             tolerance = float_literal(golden.tolerance * golden.units[index])
-        found.append(
+        codes.append(
             OutputCode(
                 spec=spec,
                 shape=(1, *shape),
@@ -167,13 +169,13 @@ def outputs(contract: Contract, vectors: Vectors | None) -> list[OutputCode]:
                 tolerance=tolerance,
             )
         )
-    return found
+    return codes
 
 
-def shape_of(spec: TensorSpec, seen: Array | None) -> tuple[int, ...]:
-    """The shape of one sample; what the model leaves open is as in the golden vectors, or 1."""
-    if seen is not None:
-        return tuple(int(size) for size in seen.shape[1:])
+def shape_of(spec: TensorSpec, sample: Array | None) -> tuple[int, ...]:
+    """The shape of one sample; dynamic dimensions are those of the golden vectors, or 1."""
+    if sample is not None:
+        return tuple(int(size) for size in sample.shape[1:])
     return tuple(1 if size is None else size for size in spec.shape[1:])
 
 
@@ -183,11 +185,11 @@ def resolver_method(kind: str) -> str:
     Raises:
         CannotRunError: TFLM has no such operator.
     """
-    table = json.loads(operator_tables()["tflite-micro"].read_text("utf-8"))
+    table = json.loads(operator_tables()[OPERATORS].read_text("utf-8"))
     if kind not in table["operators"] and kind not in table["custom"] and kind != "ethos-u":
         raise CannotRunError(
             f"TensorFlow Lite Micro has no operator {kind}",
-            fix="'edgeopt lint' names what stands in the way on a device",
+            fix="'edgeopt lint' lists the operators that a device does not support",
         )
     if kind in table["custom"] and kind not in _NAMES:
         return f"Add{kind.removeprefix('Signal')}"
@@ -196,14 +198,14 @@ def resolver_method(kind: str) -> str:
 
 
 def _kept(vectors: Vectors) -> int:
-    """Vectors that fit the budget."""
+    """The number of vectors that fit the budget."""
     arrays = (*vectors.raw, *vectors.inputs, *vectors.outputs)
     size = sum(int(array[0].nbytes) for array in arrays)
     return max(1, min(vectors.samples, MOST, BUDGET * 1024 // max(size, 1)))
 
 
 def _samples(vectors: Vectors | None, kept: int, codes: Sequence[InputCode]) -> dict[str, Any]:
-    """The values of the golden vectors as C writes them."""
+    """The golden vectors as C literals."""
     if vectors is None:
         return {"raw": [], "golden_inputs": [], "golden_outputs": []}
     raw = [

@@ -1,7 +1,7 @@
-"""The model card of a bundle, in the form that the Hugging Face Hub reads.
+"""The model card of a bundle, in the format of the Hugging Face Hub.
 
-Source of the form: https://huggingface.co/docs/hub/model-cards and its ``model-index``. It says what was
-measured and nothing else: no licence, no training data, no intended use that nobody told.
+Source of the format: https://huggingface.co/docs/hub/model-cards and its ``model-index``. The card states
+measurements only: licence, training data and intended use are unknown to a run.
 """
 
 import re
@@ -11,44 +11,38 @@ from typing import Any
 import yaml
 
 from edgeopt.config.units import show_bytes
+from edgeopt.formats.known import format_named
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit.c_names import one_line
 from edgeopt.publish.kit.contents import contents, golden
-from edgeopt.results import ALWAYS, SPARSE, UNITS, Measurement, Report
+from edgeopt.results import MEASUREMENTS, SPARSE, Measurement, Report
 
 FILE = "MODEL_CARD.md"
-LIBRARIES = {"tflite": "litert", "onnx": "onnx", "torchscript": "pytorch", "executorch": "executorch"}
 HUB_NAMES = {"top1": "accuracy", "top5": "top_5_accuracy", "roc_auc": "roc_auc", "mean_squared_error": "mse"}
-"""Metrics that the Hub has a name of its own for."""
-MEANINGS = {
-    "size_bytes": "the file",
-    "gzip_bytes": "the file, compressed",
-    "arena_bytes": "memory for tensors and bookkeeping",
-    "arena_head_bytes": "tensors and scratch, which share memory by turns",
-    "arena_tail_bytes": "what lives as long as the model",
-    "npu_share": "share of the operators that the NPU carries out",
-    "latency_ratio": "time of one run, as a share of the float artifact's",
-    "macs": "multiply-accumulates of one run",
-    "parameters": "numbers in the weights",
-    "sparsity": "share of the weights that are zero",
-    "fidelity_snr_db": "signal to noise of the outputs against the source model",
-    "agreement": "share of samples with the same largest output as the source model",
-    "max_abs_error": "largest difference of an output from the source model's",
+"""Metrics for which the Hub has its own name."""
+MEANINGS = {name: shown.meaning for name, shown in MEASUREMENTS.items()} | {
+    "fidelity_snr_db": "signal-to-noise ratio of the outputs relative to the source model",
+    "agreement": "fraction of samples with the same largest output as the source model",
+    "max_abs_error": "largest difference between an output and the source model's",
 }
-"""In words, what a name alone does not tell."""
+"""Descriptions of measurements whose name does not explain itself."""
+OF_DROPS = {
+    "worst_class_drop": "drop of the class with the largest drop",
+    "drop": "drop relative to the source model; negative: gain",
+}
 ELSEWHERE = re.compile(r"device \S+ has no runtime for |\S+ (is built, but not measured|will fail) on \S+: ")
-"""Notes of a run about what was not measured: never about the artifact of a bundle."""
+"""Notes of a run about missing measurements: they never concern the artifact of a bundle."""
 
 
-def model_card(contract: Contract, report: Report, there: Collection[str] = ()) -> str:
-    """The text of ``MODEL_CARD.md``; ``there``: what else lies in the folder."""
+def model_card(contract: Contract, report: Report, present: Collection[str] = ()) -> str:
+    """The text of ``MODEL_CARD.md``; ``present``: the other files in the folder."""
     parts = [
         _front_matter(contract, report),
         f"# {text(contract.name)} {text(contract.version)}",
-        f"`{text(contract.file.name)}` ({contract.file.size_bytes:,} bytes), "
+        f"`{text(contract.file.name)}` ({contract.size_bytes:,} bytes), "
         f"variant **{text(contract.variant)}** in format {contract.format}, "
         f"for the device **{text(contract.device)}**.",
-        contents(contract, there),
+        contents(contract, present),
         _inputs(contract),
         _measured(contract),
         _made(contract, report),
@@ -58,26 +52,21 @@ def model_card(contract: Contract, report: Report, there: Collection[str] = ()) 
 
 
 def quality(contract: Contract) -> dict[str, Measurement]:
-    """The metrics that judge the answers themselves."""
-    helpers = ("_drop", "_error", "_steps", "_flips")
-    return {
-        name: value
-        for name, value in contract.measured.items()
-        if name not in UNITS and name not in ALWAYS and not name.endswith(helpers)
-    }
+    """The metrics that judge the outputs themselves."""
+    return {name: value for name, value in contract.measured.items() if value.role == "quality"}
 
 
 def _front_matter(contract: Contract, report: Report) -> str:
     metrics = quality(contract)
     about: dict[str, Any] = {
-        "library_name": LIBRARIES.get(contract.format, contract.format),
+        "library_name": format_named(contract.format).library or contract.format,
         "tags": ["edgeopt", contract.format, one_line(contract.variant), one_line(contract.device)],
     }
     if metrics:
         digest = report.run.evaluation_digest
         about["metrics"] = [HUB_NAMES.get(name, name) for name in metrics]
         results = {
-            # The recipe does not tell what kind of task it is.
+            # The recipe does not declare the kind of task.
             "task": {"type": "other"},
             "dataset": {
                 "name": f"evaluation data of the recipe {one_line(report.recipe)}",
@@ -106,19 +95,22 @@ def _inputs(contract: Contract) -> str:
     ]
     for side, specs in (("input", contract.inputs), ("output", contract.outputs)):
         for spec in specs:
-            shape = " × ".join("free" if size is None else str(size) for size in spec.shape)
+            shape = " × ".join("dynamic" if size is None else str(size) for size in spec.shape)
             lines.append(
                 f"| {side} {text(spec.name)} | {shape} | {spec.dtype} | {spec.layout or '–'} | "
                 f"{'–' if spec.scale is None else f'{spec.scale:.9g}'} | "
                 f"{'–' if spec.zero_point is None else spec.zero_point} |"
             )
-    how = contract.preprocessing
-    steps = [f"× {how.scale:.9g}"] if how.scale != 1.0 else []
-    steps += [f"− {_numbers(how.mean)}"] if how.mean else []
-    steps += [f"÷ {_numbers(how.std)}"] if how.std else []
+    preprocessing = contract.preprocessing
+    steps = [f"× {preprocessing.scale:.9g}"] if preprocessing.scale != 1.0 else []
+    steps += [f"− {_numbers(preprocessing.mean)}"] if preprocessing.mean else []
+    steps += [f"÷ {_numbers(preprocessing.std)}"] if preprocessing.std else []
     raw = ", ".join(f"{' × '.join(map(str, r.shape)) or 'one value'} {r.dtype}" for r in contract.raw)
-    lines += ["", f"Raw samples: {raw or 'not known'}{f', {how.layout}' if how.layout else ''}."]
-    lines.append(f"Preprocessing: {', then '.join(steps) or 'none: values are taken as they are'}.")
+    lines += [
+        "",
+        f"Raw samples: {raw or 'unknown'}{f', {preprocessing.layout}' if preprocessing.layout else ''}.",
+    ]
+    lines.append(f"Preprocessing: {', then '.join(steps) or 'none, values are used unchanged'}.")
     if contract.labels:
         named = ", ".join(text(label) for label in contract.labels[:20])
         more = f" and {len(contract.labels) - 20} more, see labels.txt" if len(contract.labels) > 20 else ""
@@ -127,7 +119,7 @@ def _inputs(contract: Contract) -> str:
 
 
 def _measured(contract: Contract) -> str:
-    estimated = any(name.startswith("estimated_") for name in contract.measured)
+    estimated = "estimated_latency_ms" in contract.measured
     heading = "Estimated for" if estimated else "Measured on"
     lines = [
         f"## {heading} {text(contract.device)}{' (emulated)' if contract.emulated else ''}",
@@ -135,17 +127,17 @@ def _measured(contract: Contract) -> str:
     ]
     if estimated:
         lines += [
-            "Cycles, time and memory: what the device's compiler says of this file. Nothing was run on it.",
+            "Cycles, time and memory are estimates of the device's compiler; nothing was run on the device.",
             "",
         ]
     if contract.emulated:
         lines += [
-            "Emulated: the runtime's own kernels, carried out on another processor. Accuracy and memory "
-            "count; no time was measured.",
+            "Emulated: the runtime's own kernels, run on another processor. Accuracy and memory are valid; "
+            "latency was not measured.",
             "",
         ]
     lines += [
-        f"Runtime: {text(contract.runtime) or 'not known'}.",
+        f"Runtime: {text(contract.runtime) or 'unknown'}.",
         "",
     ]
     lines += ["| measurement | value | 95 % interval | samples or runs |", "|---|---:|---|---:|"]
@@ -154,7 +146,7 @@ def _measured(contract: Contract) -> str:
             continue
         interval = "–" if value.ci95 is None else " … ".join(_value(value, end) for end in value.ci95)
         count = "–" if value.n is None else f"{value.n:,}"
-        lines.append(f"| {_explained(name)} | {_value(value, value.value)} | {interval} | {count} |")
+        lines.append(f"| {_explained(name, value)} | {_value(value, value.value)} | {interval} | {count} |")
     if contract.arena is not None:
         arena = contract.arena
         lines += [
@@ -176,10 +168,10 @@ def _measured(contract: Contract) -> str:
 
 def _made(contract: Contract, report: Report) -> str:
     source = report.source
-    lines = ["## How it was made", ""]
+    lines = ["## Provenance", ""]
     if source is not None:
         lines.append(
-            f"From the {source.format} model `{text(source.path)}` (sha256 `{source.digest}`), "
+            f"Built from the {source.format} model `{text(source.path)}` (sha256 `{source.digest}`) "
             "by these stages:"
         )
     lines += ["", *(f"{number}. {stage}" for number, stage in enumerate(contract.chain, 1))]
@@ -199,32 +191,28 @@ def _limits(contract: Contract, report: Report) -> str:
         smallest = contract.measured.get(f"{name}_detectable_drop")
         if smallest is not None:
             lines.append(
-                f"- A drop of {name} smaller than {smallest.value:.2%} would not have been shown by "
-                f"{smallest.n:,} samples (probability 80 %, confidence 95 %)."
+                f"- {smallest.n:,} samples cannot detect a drop of {name} smaller than {_size(smallest)} "
+                "(power 80 %, confidence 95 %)."
                 if smallest.n is not None
-                else f"- A drop of {name} smaller than {smallest.value:.2%} would not have been shown."
+                else f"- A drop of {name} smaller than {_size(smallest)} cannot be detected."
             )
     lines.append(
         f"- Evaluation data: {report.run.samples:,} samples, digest `{report.run.evaluation_digest or '–'}`."
     )
     lines += [f"- {text(note)}" for note in (*contract.notes, *report.run.notes) if not ELSEWHERE.match(note)]
-    lines.append("- Nothing is known of data that differ from the evaluation data.")
+    lines.append("- The behaviour on data that differ from the evaluation data is unknown.")
     return "\n".join(lines)
 
 
 def _readable(name: str, value: Measurement) -> bool:
-    """Whether a number tells a reader of one bundle anything: others compare devices, or stand in words."""
-    if name.startswith("parity_") or name.endswith("_detectable_drop"):
+    """Whether a number is useful to the reader of one bundle: others compare devices or appear as text."""
+    if value.role in ("parity", "detectable_drop"):
         return False
     return name != "sparsity" or value.value > SPARSE
 
 
-def _explained(name: str) -> str:
-    meaning = MEANINGS.get(name, "")
-    if name.endswith("_worst_class_drop"):
-        meaning = "lost in the class that lost most"
-    elif name.endswith("_drop"):
-        meaning = "lost against the source model; negative: gained"
+def _explained(name: str, value: Measurement) -> str:
+    meaning = OF_DROPS.get(value.role) or MEANINGS.get(name, "")
     return f"{text(name)}: {meaning}" if meaning else text(name)
 
 
@@ -234,6 +222,10 @@ def text(value: str) -> str:
     for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
         flat = flat.replace(sign, escaped)
     return flat
+
+
+def _size(smallest: Measurement) -> str:
+    return smallest.text.lstrip("+")
 
 
 def _numbers(values: tuple[float, ...]) -> str:

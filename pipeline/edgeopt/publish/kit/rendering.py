@@ -1,4 +1,4 @@
-"""Text from the templates beside this module."""
+"""Renders the templates next to this module."""
 
 from functools import cache
 from importlib.resources import files
@@ -10,11 +10,12 @@ from edgeopt.publish.kit import c_arrays, c_names
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+FOLDER = files("edgeopt.publish.kit").joinpath("templates")
 SUFFIX = ".j2"
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of ``templates/<template>.j2``; a value that a template names and nobody gave is an error.
+    """Render ``templates/<template>.j2``; a missing value is an error.
 
     Raises:
         MissingPackageError: jinja2 is not installed.
@@ -23,19 +24,27 @@ def render(template: str, **values: Any) -> str:
     return text.strip("\n") + "\n"
 
 
+def templates(folder: str) -> dict[str, str]:
+    """The templates in a subfolder of ``templates``, by output file; empty if the folder does not exist."""
+    path = FOLDER.joinpath(folder)
+    if not path.is_dir():
+        return {}
+    names = sorted(file.name for file in path.iterdir() if file.name.endswith(SUFFIX))
+    return {name.removesuffix(SUFFIX): f"{folder}/{name}".removesuffix(SUFFIX) for name in names}
+
+
 @cache
 def _environment() -> "Environment":
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise MissingPackageError(
-            "bundles are made with jinja2, which is not installed", fix="pip install 'edgeopt[publish]'"
+            "bundles require jinja2, which is not installed", fix="pip install 'edgeopt[publish]'"
         ) from error
-    folder = files("edgeopt.publish.kit").joinpath("templates")
     environment = Environment(
-        # What is written is code: there is nothing in it to escape for a browser.
+        # The output is source code and Markdown, not HTML.
         autoescape=False,
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        loader=FunctionLoader(lambda name: FOLDER.joinpath(name).read_text("utf-8")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,1 +1,1 @@
-"""Whether an artifact is what it should be: signatures, where it comes from, what it is made of."""
+"""Trust in artifacts: signatures, provenance and bills of materials."""

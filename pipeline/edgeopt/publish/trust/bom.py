@@ -1,7 +1,7 @@
 """A bill of materials of an artifact: CycloneDX 1.6, as JSON.
 
-The model is the subject, the datasets that it was made and judged with and the packages that built it are
-components. The library has no model cards yet; the one of the model is put into its document afterwards.
+The model is the subject; its datasets and the packages that built it are components. The library does not
+support model cards yet: the card is inserted into its JSON afterwards.
 
 Source: https://cyclonedx.org/docs/1.6/json/, https://cyclonedx.org/capabilities/mlbom/
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FILE: Final = "bom.cdx.json"
 PREFIX: Final = "edgeopt:"
-"""Of the names of properties that CycloneDX has no field for."""
+"""Prefix of properties for which CycloneDX has no field."""
 _USES: Final = {
-    "calibration": "Finds the ranges of values for quantization, and what searches choose by.",
+    "calibration": "For the value ranges of quantization, and for the choices of searches.",
     "train": "For fine-tuning.",
-    "validation": "What searches and early stopping choose by.",
-    "evaluation": "Judges; never used to make the model.",
+    "validation": "For the choices of searches and early stopping.",
+    "evaluation": "For the measured quality; never used to build the model.",
 }
 
 
@@ -39,15 +39,15 @@ def bom(
     version: str,
     record: Mapping[str, Any] | None = None,
 ) -> str:
-    """The document of one artifact. The same run gives the same bytes.
+    """The bill of materials of one artifact. The same run gives the same bytes.
 
     Args:
-        report: of the run that made it.
+        report: of the run that built the artifact.
         result: the artifact's row in it.
-        name: under which it is published.
-        version: likewise.
-        record: what the run wrote beside the file that its stages built (``models/<variant>.<suffix>.json``):
-            versions of packages, inputs and outputs.
+        name: its published name.
+        version: its published version.
+        record: the run's record of the built file (``models/<variant>.<suffix>.json``): versions of packages,
+            inputs and outputs.
 
     Raises:
         MissingPackageError: cyclonedx-python-lib is not installed.
@@ -58,23 +58,23 @@ def bom(
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
         raise MissingPackageError(
-            "a bill of materials needs cyclonedx-python-lib", fix="pip install 'edgeopt[publish]'"
+            "a bill of materials requires cyclonedx-python-lib", fix="pip install 'edgeopt[publish]'"
         ) from error
     if result.artifact is None:
-        raise ValueError("a result without an artifact has no materials")
+        raise ValueError("a result without an artifact has no bill of materials")
     record = record or {}
     model = _model(report, result, name, version)
     source, data, packages = _source(report), _data(report), _packages(record.get("versions") or {})
     used = [*([source] if source else []), *data]
-    made = Bom(
+    document_model = Bom(
         serial_number=uuid.uuid5(
             uuid.NAMESPACE_URL, f"{name}@{version}/{result.device}/{result.artifact.digest}"
         ),
         components=[*used, *packages],
         metadata=BomMetaData(component=model, timestamp=datetime.datetime.fromisoformat(report.run.started)),
     )
-    made.register_dependency(model, [*used, *packages])
-    document: dict[str, Any] = json.loads(JsonV1Dot6(made).output_as_string())
+    document_model.register_dependency(model, [*used, *packages])
+    document: dict[str, Any] = json.loads(JsonV1Dot6(document_model).output_as_string())
     document["metadata"]["component"]["modelCard"] = _card(result, record, data)
     document["metadata"]["tools"] = {
         "components": [{"type": "application", "name": "edgeopt", "version": report.run.edgeopt}]
@@ -86,8 +86,8 @@ def _model(report: Report, result: Result, name: str, version: str) -> "Componen
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
 
-    assert result.artifact is not None  # bom() has looked
-    told = {
+    assert result.artifact is not None  # checked by bom()
+    properties = {
         "variant": result.variant,
         "format": result.format,
         "device": result.device,
@@ -102,12 +102,12 @@ def _model(report: Report, result: Result, name: str, version: str) -> "Componen
         version=version,
         bom_ref="model",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=result.artifact.digest)],
-        properties=[Property(name=PREFIX + key, value=value) for key, value in told.items() if value],
+        properties=[Property(name=PREFIX + key, value=value) for key, value in properties.items() if value],
     )
 
 
 def _source(report: Report) -> "Component | None":
-    """The trained model that it all began with."""
+    """The trained source model."""
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
 
@@ -125,7 +125,7 @@ def _source(report: Report) -> "Component | None":
 
 
 def _data(report: Report) -> "list[Component]":
-    """The datasets, by their use. Their digests are over samples and options, not those of a file."""
+    """The datasets, by use. Their digests cover samples and options, not a file."""
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component, ComponentType
 
@@ -144,7 +144,7 @@ def _data(report: Report) -> "list[Component]":
 
 
 def _packages(versions: Mapping[str, str]) -> "list[Component]":
-    """What built the model; nothing of it is in the file, so it counts as excluded."""
+    """The packages that built the model. They are not part of the file: scope excluded."""
     from cyclonedx.model.component import Component, ComponentScope, ComponentType
     from packageurl import PackageURL
 
@@ -163,7 +163,7 @@ def _packages(versions: Mapping[str, str]) -> "list[Component]":
 
 
 def _licences(package: str, version: str) -> list[Any]:
-    """The licence that a package declares as an SPDX expression, if this is the version that is installed."""
+    """The declared licence of a package as an SPDX expression, if this version is installed."""
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 
@@ -171,16 +171,20 @@ def _licences(package: str, version: str) -> list[Any]:
         about = importlib.metadata.metadata(package)
     except importlib.metadata.PackageNotFoundError:
         return []
-    told = next((about[field] for field in ("License-Expression", "License") if field in about), "")
-    if about["Version"] != version or not told or len(told) > 64:  # some put the whole text there
+    declared = next((about[field] for field in ("License-Expression", "License") if field in about), "")
+    if (
+        about["Version"] != version or not declared or len(declared) > 64
+    ):  # some packages declare the full text
         return []
-    made = LicenseFactory().make_from_string(told)
-    known = isinstance(made, LicenseExpression) or (isinstance(made, DisjunctiveLicense) and made.id)
-    return [made] if known else []
+    license_ = LicenseFactory().make_from_string(declared)
+    known = isinstance(license_, LicenseExpression) or (
+        isinstance(license_, DisjunctiveLicense) and license_.id
+    )
+    return [license_] if known else []
 
 
 def _card(result: Result, record: Mapping[str, Any], data: "list[Component]") -> dict[str, Any]:
-    """The model card: what goes in and comes out, the datasets, and what was measured on the device."""
+    """The model card: inputs, outputs, datasets and the measurements on the device."""
     card: dict[str, Any] = {
         "modelParameters": {
             "datasets": [{"ref": str(each.bom_ref.value)} for each in data],
@@ -209,8 +213,8 @@ def _format(spec: Mapping[str, Any]) -> str:
 
 def _metric(name: str, measured: Measurement, device: str) -> dict[str, Any]:
     unit = f" {measured.unit}" if measured.unit else ""
-    told: dict[str, Any] = {"type": name, "value": f"{measured.value!r}{unit}", "slice": f"on {device}"}
+    metric: dict[str, Any] = {"type": name, "value": f"{measured.value!r}{unit}", "slice": f"on {device}"}
     if measured.ci95 is not None:
         low, high = measured.ci95
-        told["confidenceInterval"] = {"lowerBound": repr(low), "upperBound": repr(high)}
-    return told
+        metric["confidenceInterval"] = {"lowerBound": repr(low), "upperBound": repr(high)}
+    return metric

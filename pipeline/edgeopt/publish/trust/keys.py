@@ -1,4 +1,4 @@
-"""The elliptic keys of signatures: files in PEM, and what to say when they are something else."""
+"""Elliptic-curve keys of signatures in PEM files, with errors for everything else."""
 
 import hashlib
 import os
@@ -10,57 +10,57 @@ from edgeopt.errors import UsageError
 PASSWORD: Final = "EDGEOPT_KEY_PASSWORD"
 """Environment variable with the password of an encrypted private key."""
 MAKE_KEYS: Final = (
-    "make a pair with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out private.pem "
+    "create a key pair: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out private.pem "
     "&& openssl pkey -in private.pem -pubout -out public.pem"
 )
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 
 
 def check_private(key: Path) -> bytes | None:
-    """See that a private key can be used; gives the password that opens it, None where it needs none.
+    """Check a private key; return its password, or None if it is not encrypted.
 
     Raises:
-        UsageError: there is no such file, it is no such key, or its password is missing or wrong.
+        UsageError: the file is missing, the key is invalid, or its password is missing or wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = _read_key(
-        key, "PRIVATE KEY", "a private key", "sign with the private key, and give others the public one"
+        key, "PRIVATE KEY", "a private key", "sign with the private key, and distribute the public one"
     )
     password: bytes | None = None
     try:
         try:
             found = load_pem_private_key(content, None)
         except TypeError as error:
-            given = os.environ.get(PASSWORD)
-            if not given:
+            variable = os.environ.get(PASSWORD)
+            if not variable:
                 raise UsageError(
-                    f"the private key {key} is encrypted", fix=f"give its password in {PASSWORD}"
+                    f"the private key {key} is encrypted", fix=f"set its password in {PASSWORD}"
                 ) from error
-            password = given.encode()
+            password = variable.encode()
             found = load_pem_private_key(content, password)
     except (ValueError, UnsupportedAlgorithm) as error:
-        wrong = f"{PASSWORD} does not open it" if password else f"cannot be read: {error}"
-        raise UsageError(f"the private key {key}: {wrong}", fix=MAKE_KEYS) from error
+        reason = f"the password in {PASSWORD} is wrong" if password else f"it cannot be read: {error}"
+        raise UsageError(f"the private key {key}: {reason}", fix=MAKE_KEYS) from error
     if not isinstance(found, ec.EllipticCurvePrivateKey) or found.curve.name not in CURVES:
         raise _wrong_kind(key)
     return password
 
 
 def fingerprint(key: Path) -> str:
-    """sha256 of a public key: how signatures call their signer.
+    """sha256 of a public key, by which signatures identify their signer.
 
     Raises:
-        UsageError: there is no such file, or it is no such key.
+        UsageError: the file is missing, or the key is invalid.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-    other = f"take its public half: openssl pkey -in {key} -pubout -out public.pem"
-    content = _read_key(key, "PUBLIC KEY", "a public key", other)
+    extract = f"extract the public key: openssl pkey -in {key} -pubout -out public.pem"
+    content = _read_key(key, "PUBLIC KEY", "a public key", extract)
     try:
         found = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -71,7 +71,7 @@ def fingerprint(key: Path) -> str:
 
 
 def _read_key(key: Path, header: str, what: str, otherwise: str) -> bytes:
-    """The content of a PEM file with the expected header; ``otherwise`` is what to do with its other half."""
+    """The content of a PEM file with the expected header; ``otherwise`` is the fix for the other key type."""
     try:
         with key.open("rb") as file:
             content = file.read(1 << 20)
@@ -79,12 +79,12 @@ def _read_key(key: Path, header: str, what: str, otherwise: str) -> bytes:
         raise UsageError(f"cannot read the key {key}: {error.strerror}", fix=MAKE_KEYS) from error
     if f"{header}-----".encode() in content:
         return content
-    half = b" PRIVATE KEY-----" in content or b" PUBLIC KEY-----" in content
+    other = b" PRIVATE KEY-----" in content or b" PUBLIC KEY-----" in content
     raise UsageError(
-        f"{key} is not {what} in PEM" + (", but its other half" if half else ""),
-        fix=otherwise if half else MAKE_KEYS,
+        f"{key} is not {what} in PEM" + (", but the other key of the pair" if other else ""),
+        fix=otherwise if other else MAKE_KEYS,
     )
 
 
 def _wrong_kind(key: Path) -> UsageError:
-    return UsageError(f"{key} is not an elliptic key of P-256, P-384 or P-521", fix=MAKE_KEYS)
+    return UsageError(f"{key} is not an elliptic-curve key (P-256, P-384 or P-521)", fix=MAKE_KEYS)

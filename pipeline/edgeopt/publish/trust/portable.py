@@ -1,4 +1,4 @@
-"""A recipe as others may read it: without the folders of the machine on which it was carried out."""
+"""Portable recipes: without the folders of the machine on which they ran."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
@@ -9,13 +9,13 @@ import yaml
 from edgeopt.config.yaml_source import read_yaml
 
 _WORDS: Final = (("model", "labels"), ("gates",))
-"""Where a recipe has texts that are no paths, whatever they look like."""
+"""Parts of a recipe whose texts are never paths."""
 
 
 def portable(document: str) -> str:
-    """A recipe without what is true on one machine only: of absolute paths, the last part is left.
+    """Shorten the absolute paths of a recipe to their last part.
 
-    Two that would become the same keep as many parts as tell them apart.
+    Paths that would become equal keep as many parts as distinguish them.
     """
     data, _ = read_yaml(document, "the recipe of the run")
     absolute = {text for text in _texts(data, ()) if _is_absolute(text)}
@@ -26,7 +26,7 @@ def portable(document: str) -> str:
 
 
 def _texts(value: object, path: tuple[object, ...]) -> Iterator[str]:
-    """All texts of a recipe that may be paths."""
+    """All texts of a recipe that can be paths."""
     if path in _WORDS:
         return
     if isinstance(value, str):

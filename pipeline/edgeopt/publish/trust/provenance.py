@@ -1,14 +1,14 @@
-"""Where a bundle comes from: an in-toto statement with a SLSA provenance predicate.
+"""Provenance of a bundle: an in-toto statement with a SLSA provenance predicate.
 
-It tells nothing of the machine and its user: absolute paths lose their folders, and who published it stands
-there only if it was given.
+It does not identify the machine or its user: absolute paths lose their folders, and the publisher is recorded
+only if given.
 
 Sources: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
 """
 
 import datetime
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
@@ -21,17 +21,15 @@ from edgeopt.results import Report, Result
 
 FILE: Final = "provenance.intoto.json"
 BUILD_TYPE: Final = "urn:edgeopt:build:recipe:v1"
-"""What `Definition.external_parameters` and the rest mean: a recipe was carried out."""
+"""The build type that defines the meaning of `Definition`: the execution of a recipe."""
 LARGEST: Final = 16 << 20
 CONTENT: Final = "edgeoptContent"
-"""Name of digests that are not the sha256 of one file: of datasets and of folders."""
+"""Algorithm name of digests that are not the sha256 of one file: those of datasets and folders."""
 DATA: Final = ("calibration", "train", "validation", "evaluation")
-FOLDERS: Final = ("saved_model",)
-"""Formats of source models that are a folder."""
 
 
 class _Part(BaseModel):
-    # Others may add what the specifications allow; what is not known is left alone.
+    # Other tools may add fields that the specifications allow: ignore unknown ones.
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
 
 
@@ -44,12 +42,12 @@ class Resource(_Part):
     annotations: dict[str, str] | None = None
 
     def only_digest(self) -> str:
-        """Its digest, by whatever algorithm; '' if it has none."""
+        """The digest, of any algorithm; empty if it has none."""
         return next(iter((self.digest or {}).values()), "")
 
 
 class RecipeText(_Part):
-    """The recipe as it was carried out. ``settings`` is the digest that reports give, of its values."""
+    """The executed recipe. ``settings`` is the digest of its values, as in reports."""
 
     name: str
     text: str
@@ -58,7 +56,7 @@ class RecipeText(_Part):
 
 
 class External(_Part):
-    """What was asked for."""
+    """The parameters of the build."""
 
     name: str
     version: str
@@ -69,13 +67,13 @@ class External(_Part):
 
 
 class Internal(_Part):
-    """What came of it."""
+    """The stages that ran."""
 
     chain: tuple[str, ...]
 
 
 class Definition(_Part):
-    """All that went into the build."""
+    """All inputs of the build."""
 
     build_type: Literal["urn:edgeopt:build:recipe:v1"] = BUILD_TYPE
     external_parameters: External
@@ -84,21 +82,21 @@ class Definition(_Part):
 
 
 class Builder(_Part):
-    """Which edgeopt it was."""
+    """The edgeopt version that ran the build."""
 
     id: str
     version: dict[str, str]
 
 
 class Metadata(_Part):
-    """When the run was, in UTC."""
+    """Start and end of the run, in UTC."""
 
     started_on: str
     finished_on: str
 
 
 class Details(_Part):
-    """How it was built. ``byproducts``: the file before a device's own compiler, where there is one."""
+    """Details of the build. ``byproducts``: the file before a device's own compiler, if it has one."""
 
     builder: Builder
     metadata: Metadata
@@ -106,7 +104,7 @@ class Details(_Part):
 
 
 class Gate(_Part):
-    """What a gate of the recipe said about this artifact."""
+    """The verdict of one gate of the recipe on this artifact."""
 
     gate: str
     status: str
@@ -115,7 +113,7 @@ class Gate(_Part):
 
 
 class Predicate(_Part):
-    """SLSA's provenance, and under names of our own what it has no place for."""
+    """The SLSA provenance, extended with ``edgeopt_`` fields."""
 
     build_definition: Definition
     run_details: Details
@@ -125,7 +123,7 @@ class Predicate(_Part):
 
 
 class Statement(_Part):
-    """The record. The first of ``subject`` is the model file, the others lie beside it in its bundle."""
+    """The statement. The first ``subject`` is the model file, the others are the other files of its bundle."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field("https://in-toto.io/Statement/v1", alias="_type")
     subject: tuple[Resource, ...] = Field(min_length=1)
@@ -134,12 +132,12 @@ class Statement(_Part):
 
     @property
     def asked(self) -> External:
-        """What was asked for."""
+        """The parameters of the build."""
         return self.predicate.build_definition.external_parameters
 
     @property
     def packages(self) -> dict[str, str]:
-        """Versions of the packages that built it."""
+        """Versions of the packages that built the artifact."""
         found = self.predicate.build_definition.resolved_dependencies
         return {
             each.name: each.uri.rpartition("@")[2]
@@ -149,13 +147,13 @@ class Statement(_Part):
 
     @property
     def ingredients(self) -> dict[str, str]:
-        """Digests of ``source`` (the model) and of the datasets, by their use in the recipe."""
+        """Digests of ``source`` (the source model) and of the datasets, by their use in the recipe."""
         found = self.predicate.build_definition.resolved_dependencies
         return {each.name: each.only_digest() for each in found if each.digest}
 
     @property
     def built(self) -> str:
-        """sha256 of what the stages built: the model file, or what a device's compiler was then given."""
+        """sha256 of the file that the stages built: the model, or the input of a device's compiler."""
         return (*self.predicate.run_details.byproducts, *self.subject)[0].only_digest()
 
 
@@ -165,6 +163,7 @@ def statement(
     *,
     name: str,
     version: str,
+    models: Sequence[str],
     files: Mapping[str, str],
     who: str | None = None,
     record: Mapping[str, Any] | None = None,
@@ -172,23 +171,23 @@ def statement(
     """The provenance of one artifact, as JSON values.
 
     Args:
-        report: of the run that made it.
+        report: of the run that built the artifact.
         result: the artifact's row in it.
-        name: under which it is published.
-        version: likewise.
-        files: sha256 of every file of the bundle, by its name there; the model file is among them.
-        who: publishes it; left out if it is not given.
-        record: what the run wrote beside the file that its stages built (``models/<variant>.<suffix>.json``).
+        name: its published name.
+        version: its published version.
+        models: names of the model's files, the main one first.
+        files: sha256 of every file of the bundle, by name.
+        who: the publisher; omitted if None.
+        record: the run's record of the built file (``models/<variant>.<suffix>.json``).
 
     Raises:
         ValueError: the artifact is not among ``files``.
     """
     artifact, record = result.artifact, record or {}
-    models = [file for file, digest in files.items() if artifact and digest == artifact.digest]
-    if not models or artifact is None:
+    if not models or artifact is None or not set(models) <= set(files):
         raise ValueError(f"the artifact of {result.variant}.{result.format} is not among the files")
     ordered = [models[0], *sorted(set(files) - {models[0]})]
-    before = str(record.get("digest") or artifact.digest)
+    built = str(record.get("digest") or artifact.digest)
     made = Statement(
         subject=tuple(Resource(name=file, digest={"sha256": files[file]}) for file in ordered),
         predicate=Predicate(
@@ -209,8 +208,8 @@ def statement(
                     id=f"pkg:generic/edgeopt@{report.run.edgeopt}", version={"edgeopt": report.run.edgeopt}
                 ),
                 metadata=_times(report),
-                byproducts=(Resource(name="built", digest={"sha256": before}),)
-                if before != artifact.digest
+                byproducts=(Resource(name="built", digest={"sha256": built}),)
+                if built != files[models[0]]
                 else (),
             ),
             gates=tuple(
@@ -229,23 +228,23 @@ def read_statement(path: Path) -> Statement:
     """Read a provenance record.
 
     Raises:
-        VerificationError: there is none, or it is not one that edgeopt writes.
+        VerificationError: the record is missing, or was not written by edgeopt.
     """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise VerificationError(f"{path} is larger than any provenance", fix="pull it again")
+            raise VerificationError(f"{path} is too large for a provenance record", fix="pull it again")
         return Statement.model_validate_json(content)
     except OSError as error:
         raise VerificationError(
-            f"cannot read the provenance {path}: {error.strerror}", fix="give the folder of a whole bundle"
+            f"cannot read the provenance {path}: {error.strerror}", fix="give the folder of a complete bundle"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise VerificationError(
-            f"{path} is no provenance of edgeopt: {where + ': ' if where else ''}{first['msg']}",
+            f"{path} is not a provenance record of edgeopt: {where + ': ' if where else ''}{first['msg']}",
             fix="pull it again",
         ) from error
 
@@ -259,9 +258,9 @@ def _recipe(report: Report) -> RecipeText:
 def _ingredients(report: Report, versions: Mapping[str, str]) -> Iterator[Resource]:
     source = report.source
     if source is not None and source.digest:
-        kind = CONTENT if source.format in FOLDERS else "sha256"
-        told = {"format": source.format, "file": PurePosixPath(source.path).name}
-        yield Resource(name="source", digest={kind: source.digest}, annotations=told)
+        kind = CONTENT if source.is_folder else "sha256"
+        annotations = {"format": source.format, "file": PurePosixPath(source.path).name}
+        yield Resource(name="source", digest={kind: source.digest}, annotations=annotations)
     for part in DATA:
         if digest := str(getattr(report.run, f"{part}_digest")):
             yield Resource(name=part, digest={CONTENT: digest})
@@ -270,7 +269,7 @@ def _ingredients(report: Report, versions: Mapping[str, str]) -> Iterator[Resour
 
 
 def package_url(package: str, version: str) -> str:
-    """How a Python package is named among those of all languages.
+    """The package URL of a Python package.
 
     Source: https://github.com/package-url/purl-spec
     """

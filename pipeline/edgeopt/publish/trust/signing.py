@@ -1,7 +1,7 @@
-"""Signatures over a whole folder, in the form of OpenSSF model signing: a Sigstore bundle in ``model.sig``.
+"""Signatures over a whole folder, in the format of OpenSSF model signing: a Sigstore bundle in ``model.sig``.
 
-The bundle holds an in-toto statement with the sha256 of every file. The package ``model-signing`` writes
-and verifies it; here is said what is covered (everything), and what is wrong when it does not verify.
+The bundle contains an in-toto statement with the sha256 of every file. The package ``model-signing`` writes
+and verifies it; this module makes it cover every file, and explains why a verification failed.
 
 Source: https://github.com/sigstore/model-transparency, https://github.com/ossf/model-signing-spec
 """
@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from edgeopt.config.files import file_digest, replacing
 from edgeopt.errors import UsageError, VerificationError
-from edgeopt.model import file_digest
 from edgeopt.publish.trust.keys import check_private, fingerprint
 
 SIGNATURE: Final = "model.sig"
@@ -31,78 +31,79 @@ _NAMED: Final = 5
 
 
 def prepare() -> None:
-    """Begin to load what `verify` needs, beside whatever goes on: half a second of work."""
+    """Import the packages of `verify` in the background, which takes half a second."""
     threading.Thread(target=importlib.import_module, args=("model_signing",), daemon=True).start()
 
 
 def sign(folder: Path, key: Path) -> None:
-    """Write ``model.sig`` over every other file of a folder, hidden ones too.
+    """Write ``model.sig`` over every other file of a folder, including hidden ones.
 
-    The name of the folder becomes part of the signature; it may be renamed afterwards.
+    The name of the folder becomes part of the signature, but the folder may be renamed afterwards.
 
     Args:
-        folder: holds files and folders only, no links.
-        key: private elliptic key in PEM (P-256, P-384 or P-521); ``EDGEOPT_KEY_PASSWORD`` opens it where
-            it is encrypted.
+        folder: contains files and folders only, no links.
+        key: private elliptic-curve key in PEM (P-256, P-384 or P-521); ``EDGEOPT_KEY_PASSWORD`` has the
+            password of an encrypted one.
 
     Raises:
-        UsageError: the key is none, or the folder holds what cannot be signed.
+        UsageError: the key is invalid, or a file of the folder cannot be signed.
     """
     password = check_private(key)
-    strange = [path for path in _files(folder).values() if not _regular(path)]
+    unsignable = [path for path in _files(folder).values() if not _regular(path)]
     if (folder / SIGNATURE).is_dir():
-        strange.append(folder / SIGNATURE)
-    if strange:
+        unsignable.append(folder / SIGNATURE)
+    if unsignable:
         raise UsageError(
-            f"{strange[0]} cannot be signed: it is a link or no plain file", fix="put a copy in its place"
+            f"{unsignable[0]} cannot be signed: it is a link or a special file", fix="replace it with a copy"
         )
     from model_signing import signing
 
     class Offline(signing.Config):
-        """Some versions go to the internet as soon as a configuration is made."""
+        """A configuration that does not access the network, as some versions do on creation."""
 
         def use_sigstore_signer(self, **_: Any) -> Any:
             return self
 
-    make: Any = Offline  # its annotations are incomplete
+    make: Any = Offline  # the library's annotations are incomplete
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / SIGNATURE
         config = make().use_elliptic_key_signer(private_key=key, password=password)
         config.set_hashing_config(_everything_of(folder)).sign(folder, written)
         content = written.read_bytes()
-    beside = folder / f".{SIGNATURE}.{os.getpid()}"
-    beside.write_bytes(content)
-    beside.replace(folder / SIGNATURE)
+    with replacing(folder / SIGNATURE) as temporary:
+        temporary.write_bytes(content)
 
 
 def verify(folder: Path, key: Path) -> None:
-    """Hold every file of a folder against its ``model.sig``.
+    """Verify every file of a folder against its ``model.sig``.
 
-    Nothing is left out: what a signature says should be ignored counts as any other file.
+    No file is left out: files that a signature declares as ignored are checked as well.
 
     Args:
-        folder: what was signed.
+        folder: the signed folder.
         key: the signer's public key in PEM.
 
     Raises:
-        VerificationError: there is no signature, it is damaged or by another key, or files were changed,
-            added or lost since, which are named.
-        UsageError: the key is none.
+        VerificationError: the signature is missing, damaged or by another key, or files were changed, added
+            or removed since; the error names them.
+        UsageError: the key is invalid.
     """
     wanted = fingerprint(key)
     files = _files(folder)
     for name, path in files.items():
         if not _regular(path):
-            raise VerificationError(f"{folder} is not what was signed: {name} is a link or no plain file")
+            raise VerificationError(
+                f"{folder} differs from the signed folder: {name} is a link or a special file"
+            )
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise VerificationError(
-            f"{folder} is not signed: there is no {SIGNATURE}",
-            fix="ask whoever published it for a signed version",
+            f"{folder} is not signed: it has no {SIGNATURE}",
+            fix="ask the publisher for a signed version",
         )
     bundle = _bundle(signature)
-    _demand_signer(bundle, wanted, signature, key)
+    _check_signer(bundle, wanted, signature, key)
     _verify_with_library(folder, key, bundle, files)
 
 
@@ -111,49 +112,49 @@ def _verify_with_library(folder: Path, key: Path, bundle: Mapping[str, Any], fil
     from model_signing import verifying
 
     absolute = folder.resolve()
-    make: Any = verifying.Config  # its annotations are incomplete
+    make: Any = verifying.Config  # the library's annotations are incomplete
     config = make().use_elliptic_key_verifier(public_key=key).set_hashing_config(_everything_of(absolute))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints remarks on older signatures
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints notes on older signatures
             config.verify(absolute, absolute / SIGNATURE)
     except InvalidSignature as error:
         raise VerificationError(
-            f"{folder / SIGNATURE} is not a signature by the key {key}: it was tampered with or damaged",
-            fix="fetch it again; if that does not help, ask whoever published it",
+            f"{folder / SIGNATURE} is not a signature by the key {key}: it is damaged or was tampered with",
+            fix="fetch it again; if that does not help, ask the publisher",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # The signature itself is checked before any file is.
+        # The library checks the signature before the files, so the files are what differs.
         changes = list(_changes(bundle, files))
         if not changes:
             raise _damaged(folder / SIGNATURE, str(error)) from error
         more = f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
         raise VerificationError(
-            f"{folder} is not what was signed: {', '.join(changes[:_NAMED])}{more}",
-            fix="fetch it again; if that does not help, somebody changed it on the way",
+            f"{folder} differs from the signed folder: {', '.join(changes[:_NAMED])}{more}",
+            fix="fetch it again; if that does not help, it was modified in transit",
         ) from error
 
 
 def _everything_of(folder: Path) -> Any:
-    """How files are hashed: sha256 of each, whatever it is called, but for the signature itself."""
+    """The hashing configuration: sha256 of every file except the signature itself."""
     from model_signing import hashing
 
     class Everything(hashing.Config):
         def add_ignored_paths(self, **_: Any) -> None:
-            """What a signature wants to have ignored is looked at all the same."""
+            """Do nothing: files that a signature declares as ignored are checked as well."""
 
     make: Any = Everything
     return make().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Everything in a folder but other folders and the signature, by its relative name."""
+    """All files and links of a folder except the signature, by relative name."""
     found: dict[str, Path] = {}
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
 
     if not folder.is_dir():
-        raise UsageError(f"no folder {folder}")
+        raise UsageError(f"{folder} is not a folder")
     for place, folders, names in os.walk(folder, onerror=refuse):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in (*names, *links):
@@ -169,10 +170,10 @@ def _regular(path: Path) -> bool:
 
 
 def _bundle(signature: Path) -> dict[str, Any]:
-    """The Sigstore bundle, as far as messages need it; the library checks it again.
+    """The parts of the Sigstore bundle that messages need; the library checks it again.
 
     Raises:
-        VerificationError: it is none.
+        VerificationError: it is invalid.
     """
     try:
         with signature.open("rb") as file:
@@ -181,7 +182,7 @@ def _bundle(signature: Path) -> dict[str, Any]:
             raise ValueError(f"it is larger than {LARGEST_SIGNATURE >> 20} MiB")
         bundle: dict[str, Any] = json.loads(text)
         if not isinstance(bundle["verificationMaterial"], dict):
-            raise ValueError("its material is no mapping")
+            raise ValueError("verificationMaterial is not a mapping")
         envelope = bundle["dsseEnvelope"]
         bundle["statement"] = json.loads(base64.b64decode(envelope["payload"], validate=True))
         resources = bundle["statement"]["predicate"]["resources"]
@@ -193,38 +194,36 @@ def _bundle(signature: Path) -> dict[str, Any]:
 
 
 def _damaged(signature: Path, why: str) -> VerificationError:
-    return VerificationError(
-        f"{signature} is damaged, or no signature of a model: {why}", fix="fetch it again"
-    )
+    return VerificationError(f"{signature} is damaged, or not a model signature: {why}", fix="fetch it again")
 
 
-def _demand_signer(bundle: Mapping[str, Any], wanted: str, signature: Path, key: Path) -> None:
-    """Refuse a signature that says itself that it is by another key."""
+def _check_signer(bundle: Mapping[str, Any], wanted: str, signature: Path, key: Path) -> None:
+    """Refuse a signature that declares another key."""
     material = bundle["verificationMaterial"]
     if "x509CertificateChain" in material or "certificate" in material:
         raise VerificationError(
-            f"{signature} is by a certificate or a Sigstore identity, not by the key {key}",
-            fix="verify it with: model_signing verify sigstore, or certificate; docs/trust.md tells how",
+            f"{signature} was made with a certificate or a Sigstore identity, not with the key {key}",
+            fix="use 'model_signing verify sigstore' or 'model_signing verify certificate'; see docs/trust.md",
         )
-    told = material.get("publicKey")
-    if not isinstance(told, dict):
-        return  # then the signature itself decides
-    if "rawBytes" in told:
+    declared = material.get("publicKey")
+    if not isinstance(declared, dict):
+        return  # no key is declared: the library checks the signature
+    if "rawBytes" in declared:
         try:
-            found = hashlib.sha256(base64.b64decode(told["rawBytes"])).hexdigest()
+            found = hashlib.sha256(base64.b64decode(declared["rawBytes"])).hexdigest()
         except (ValueError, TypeError) as error:
             raise _damaged(signature, str(error)) from error
     else:
-        found = str(told.get("hint") or wanted)
+        found = str(declared.get("hint") or wanted)
     if found != wanted:
         raise VerificationError(
-            f"{signature} is by another key ({found[:16]}…) than {key} ({wanted[:16]}…)",
-            fix="give the public key of whoever published it, if you trust them",
+            f"{signature} was made with another key ({found[:16]}…) than {key} ({wanted[:16]}…)",
+            fix="use the public key of the publisher, if you trust them",
         )
 
 
 def _changes(bundle: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[str]:
-    """What differs between a folder and what its signature covers, in words."""
+    """Differences between a folder and its signature, as text."""
     signed = dict(bundle["resources"])
     for name in files:
         if name not in signed:

@@ -1,24 +1,26 @@
-"""What runs inside a worker process: one stage on one model, with everything it prints kept in a log."""
+"""What runs inside a worker process: a task, with everything that it prints kept in a log."""
 
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.formats.arithmetic import Ledger
-from edgeopt.formats.inspection import inspect
-from edgeopt.model import SUFFIXES, Model
-from edgeopt.plugin import Context, Feed, Stage, Trial, Worker
+from edgeopt.formats.known import formats
+from edgeopt.formats.wire.bounded import MALFORMED
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Feed, SizeBreakdown, Stage, Trial, Worker
 from edgeopt.results import Breakdown, LayerBytes
+from edgeopt.run.executors.executor import Say
 
 BREAKDOWN = "breakdown.json"
 """Beside a finished file: where its bytes go."""
+FAILURE_LETTERS = 4000
 LAYERS = 200
 """Operators whose weights are listed."""
 
@@ -34,7 +36,8 @@ ENVIRONMENT: dict[Worker, dict[str, str]] = {
 def prepare(worker: Worker, parent: int) -> None:
     """Set the worker's environment, and make sure that it does not outlive its parent."""
     os.environ.update(ENVIRONMENT[worker])
-    os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0")
+    # ONNX Runtime otherwise reports every session to its maker, and leaves a file among the temporary ones.
+    os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
     # The pool ends its workers with this signal, often while the interpreter is already leaving. A handler
     # written in Python (pebble sets one) would then be found missing, and a traceback printed to the user.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -47,7 +50,49 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-class Supplies(NamedTuple):
+class Returned(NamedTuple):
+    """What a task returned, or the one line that says why it did not."""
+
+    value: Any
+    failure: str = ""
+    expected: bool = True
+    """Whether the failure is explained; the task's last words help with one that is not."""
+
+
+def work(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> Returned:
+    """Call ``function(say, *args)``; whatever it raises comes back as text.
+
+    Three files are left for whoever watches: ``stem.pid`` (process, and when it started by the monotonic
+    clock, which all processes of a machine share), ``stem.log`` (all that was printed) and
+    ``stem.progress`` (one line per call of ``say``).
+    """
+    stem.with_suffix(".pid").write_text(f"{os.getpid()} {time.monotonic()}")
+    with (
+        _captured(stem.with_suffix(".log")),
+        stem.with_suffix(".progress").open("w", encoding="utf-8") as file,
+    ):
+
+        def say(message: str) -> None:
+            file.write(" ".join(message.split()) + "\n")
+            file.flush()
+
+        try:
+            return Returned(function(say, *args))
+        except EdgeoptError as error:
+            return Returned(None, _bounded(str(error)))
+        except SystemExit as error:
+            return Returned(None, _bounded(f"it left its process with exit code {error.code}"), False)
+        except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
+            return Returned(None, _bounded(f"{type(error).__name__}: {error}"), False)
+
+
+def _bounded(text: str) -> str:
+    """A message of at most ``FAILURE_LETTERS``, which can be written in any encoding of Unicode."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= FAILURE_LETTERS else text[:FAILURE_LETTERS] + " …"
+
+
+class StageInputs(NamedTuple):
     """What a stage is given beside the model and an empty folder."""
 
     calibration: Feed | None = None
@@ -57,8 +102,8 @@ class Supplies(NamedTuple):
     checkpoints: Path | None = None
 
 
-class Finished(NamedTuple):
-    """What a stage made, remarked and tried."""
+class StageResult(NamedTuple):
+    """What a stage made, noted and tried."""
 
     model: Model
     notes: tuple[str, ...]
@@ -66,47 +111,39 @@ class Finished(NamedTuple):
     arithmetic: dict[str, float]
 
 
-def carry_out(stage: Stage, model: Model, supplies: Supplies, folder: Path, job: Path) -> Finished:
-    """Run one stage; ``job`` is the file stem beside which process id, log and progress are left."""
-    job.with_suffix(".pid").write_text(str(os.getpid()))
+def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder: Path) -> StageResult:
+    """Run one stage on one model; every file of the result lies below ``folder``."""
     notes: list[str] = []
     trials: list[Trial] = []
-    with _captured(job.with_suffix(".log")), job.with_suffix(".progress").open("w", encoding="utf-8") as file:
-
-        def say(message: str) -> None:
-            file.write(" ".join(message.split()) + "\n")
-            file.flush()
-
-        context = Context(
-            folder=folder, progress=say, note=notes.append, trial=trials.append, **supplies._asdict()
-        )
-        made = stage.run(model, context)
-        # Here and not where the report is made, which imports no framework.
-        told = _inspected(made) if made.format in SUFFIXES else None
-    if told is not None:
+    context = Context(folder=folder, progress=say, note=notes.append, trial=trials.append, **inputs._asdict())
+    made = stage.run(model, context)
+    # Here and not where the report is made, which imports no framework.
+    found = _measured(made)
+    if found is not None:
         # Kept beside the file: whoever finds it in the store finds this as well.
-        (folder / BREAKDOWN).write_text(breakdown(told).model_dump_json(), "utf-8")
-    return Finished(made, tuple(notes), tuple(trials), arithmetic(told) if told is not None else {})
+        (folder / BREAKDOWN).write_text(breakdown(found).model_dump_json(), "utf-8")
+    return StageResult(made, tuple(notes), tuple(trials), arithmetic(found) if found is not None else {})
 
 
-def _inspected(model: Model) -> Ledger | None:
-    """What a finished file is made of; None for one that does not tell."""
+def _measured(model: Model) -> SizeBreakdown | None:
+    """Where the bytes of an artifact go; None where it does not tell, and for a step on the way."""
+    kind = formats().get(model.format)
     try:
-        return inspect(model.path)
-    except EdgeoptError:
+        return kind.breakdown(model.path) if kind is not None and kind.artifact else None
+    except (EdgeoptError, *MALFORMED):
         return None
 
 
-def arithmetic(ledger: Ledger) -> dict[str, float]:
+def arithmetic(found: SizeBreakdown) -> dict[str, float]:
     """MACs, parameters and sparsity, where the file tells."""
-    values = {"macs": ledger.macs, "parameters": ledger.parameters, "sparsity": ledger.sparsity}
+    values = {"macs": found.macs, "parameters": found.parameters, "sparsity": found.sparsity}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def breakdown(ledger: Ledger) -> Breakdown:
+def breakdown(found: SizeBreakdown) -> Breakdown:
     """Where the bytes go: by part, and the operators with the most."""
     weighted = sorted(
-        (each for each in ledger.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
+        (each for each in found.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
     )
     layers = (
         LayerBytes(
@@ -118,7 +155,7 @@ def breakdown(ledger: Ledger) -> Breakdown:
         )
         for each in weighted[:LAYERS]
     )
-    return Breakdown(parts=ledger.parts, layers=tuple(layers))
+    return Breakdown(parts=found.parts, layers=tuple(layers))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Session(ModelSession):
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports every session to its maker otherwise
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.cuda import chosen, gpu_memory_bytes, gpus, without_tf32
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -40,6 +42,7 @@ class Session(ModelSession):
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
         settings(options)
         without_tf32()
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports every session to its maker otherwise
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
@@ -82,7 +85,7 @@ class Session(ModelSession):
         seconds = time.perf_counter() - start
         return binding.copy_outputs_to_cpu(), seconds
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
+    def measurements(self) -> dict[str, Measured]:
         """What the driver lists for this process: the model, its arena and the CUDA context."""
         held = gpu_memory_bytes()
         return {"gpu_memory_bytes": {"value": held, "unit": "bytes"}} if held else {}

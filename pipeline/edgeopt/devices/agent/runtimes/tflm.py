@@ -15,6 +15,7 @@ from typing import Any, Callable
 import numpy as np
 
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import Layer, ModelSession, Spec
 
 ARENA = 64 << 20
@@ -61,7 +62,7 @@ class Session(ModelSession):
         assert self.outputs is not None
         return [np.array(self.model.get_output(index)) for index in range(len(self.outputs))], seconds
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
+    def measurements(self) -> dict[str, Measured]:
         """Bytes of the arena as TFLM records them: tensors (head), and what lives as long as the model."""
         found = ALLOCATION.findall(_printed(self.model.print_allocations))
         return {NAMES[part]: {"value": int(count), "unit": "bytes"} for part, count in found}

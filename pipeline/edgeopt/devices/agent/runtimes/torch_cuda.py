@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeopt_agent.cuda import chosen, gpu_memory_bytes, without_tf32
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
 from edgeopt_agent.torchside import as_arrays, as_tensors, eager_module, exported_program, limit_threads
 
@@ -86,7 +87,7 @@ class Session(ModelSession):
             torch.cuda.synchronize()
         return raised(as_arrays(results), self.precision), start.elapsed_time(end) / 1e3
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
+    def measurements(self) -> dict[str, Measured]:
         """The most GPU memory that tensors took at once; else what the driver lists for the process."""
         import torch
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
 
 KIB = 1024
@@ -73,7 +74,7 @@ class Session(ModelSession):
         self.rows = self._rows()
         self.share = self._share(done.stdout)
 
-    def measurements(self) -> dict[str, dict[str, Any]]:
+    def measurements(self) -> dict[str, Measured]:
         """Cycles and memory by Vela's model of the NPU; bytes are those of its memory areas."""
         figures = self.summary
         flash = _number(figures, "on_chip_flash_memory_used") + _number(figures, "off_chip_flash_memory_used")

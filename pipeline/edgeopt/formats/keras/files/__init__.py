@@ -1,0 +1,1 @@
+"""Reading and writing `.keras`, `.h5` and SavedModel files."""

@@ -1,7 +1,7 @@
-"""Writing ``.keras`` archives: the same model gives the same bytes, and a record of what must stay.
+"""Reproducible ``.keras`` archives, with a record of the constraints that training has to keep.
 
-The record is one more member of the archive, which Keras does not look at. It names the weights whose
-zeros or shared values training has to keep; which zeros and values these are, the weights say themselves.
+The record is an additional member of the archive, which Keras ignores. It names the weights whose zeros or
+shared values training has to preserve; the zeros and values themselves are read from the weights.
 """
 
 import io
@@ -20,18 +20,18 @@ from edgeopt.model import TensorSpec
 
 RECORD = "edgeopt.json"
 DENSE = "edgeopt.dense.npz"
-"""Weights from before pruning, by name: training goes from there to the zeros step by step."""
+"""Weights from before pruning, by name: training starts from them and prunes gradually."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Weights, as ``layer path#index``, that training may change only within bounds."""
+    """Constrained weights, as ``layer path#index``."""
 
     sparse: Mapping[str, float] = field(default_factory=dict)
-    """Their zeros stay zero; the share of zeros."""
+    """Weights whose zeros stay zero, and their fraction of zeros."""
     clustered: Mapping[str, int] = field(default_factory=dict)
-    """Equal values stay equal; the number of different values."""
+    """Weights whose equal values stay equal, and their number of distinct values."""
 
     def __or__(self, other: "Kept") -> "Kept":
         return replace(
@@ -40,12 +40,12 @@ class Kept:
 
 
 def weight_name(path: str, index: int) -> str:
-    """How records call a weight: the layer's path and the weight's place in it."""
+    """The name of a weight in records: the layer's path and the weight's index in the layer."""
     return f"{path}#{index}"
 
 
 def weight_place(name: str) -> tuple[str, int]:
-    """Path and index from ``weight_name``."""
+    """Path and index of a name from ``weight_name``."""
     path, _, index = name.rpartition("#")
     return path, int(index)
 
@@ -53,7 +53,7 @@ def weight_place(name: str) -> tuple[str, int]:
 def save(
     network: Any, path: Path, kept: Kept | None = None, dense: Mapping[str, NDArray[np.float32]] | None = None
 ) -> None:
-    """Save a Keras 3 model without the date, with what training must keep and may start from."""
+    """Save a Keras 3 model without timestamps, with its training constraints and its dense weights."""
     network.save(path)
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in sorted(archive.namelist())}
@@ -75,7 +75,7 @@ def save(
 
 
 def kept_in(path: Path) -> Kept:
-    """What training must keep of the model in this file; nothing for models from elsewhere."""
+    """The training constraints of the model in this file; none for models not written by edgeopt."""
     if not zipfile.is_zipfile(path):
         return Kept()
     with zipfile.ZipFile(path) as archive:
@@ -86,7 +86,7 @@ def kept_in(path: Path) -> Kept:
 
 
 def dense_in(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The weights from before pruning, where the file has them."""
+    """The weights from before pruning, if the file contains them."""
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:
@@ -97,10 +97,10 @@ def dense_in(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def specs(
-    network: Any, told: tuple[TensorSpec, ...]
+    network: Any, declared: tuple[TensorSpec, ...]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a Keras 3 model; ``told`` are the inputs before, whose layouts stay."""
-    layouts = [spec.layout for spec in told] if len(told) == len(network.inputs) else []
+    """Inputs and outputs of a Keras 3 model; ``declared`` are its inputs so far, whose layouts are kept."""
+    layouts = [spec.layout for spec in declared] if len(declared) == len(network.inputs) else []
     layouts = layouts or [None] * len(network.inputs)
     inputs = [
         _spec(tensor, str(tensor.name), layout)

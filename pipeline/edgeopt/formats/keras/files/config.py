@@ -1,6 +1,6 @@
-"""The configuration that Keras stores in its files: inputs, layers, and what would run code.
+"""The configuration that Keras stores in its files: inputs, layers, and objects that would run code.
 
-Keras 3: https://keras.io/api/models/model_saving_apis/. Keras 2 writes the same without modules.
+Keras 3: https://keras.io/api/models/model_saving_apis/. Keras 2 writes the same keys, except ``module``.
 """
 
 import json
@@ -18,7 +18,7 @@ MODELS = ("Functional", "Sequential", "Model")
 
 def objects(config: Any) -> Iterator[dict[str, Any]]:
     """Every serialized object of a configuration, outermost first."""
-    # Not recursive: a hostile file may nest deeper than Python's stack.
+    # Iterative: a hostile file may nest deeper than Python's recursion limit.
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -36,82 +36,84 @@ def is_lambda(value: dict[str, Any]) -> bool:
 
 
 def is_custom(value: dict[str, Any]) -> bool:
-    """Whether an object's class is not one of Keras."""
+    """Whether an object's class is not part of Keras."""
     if "module" not in value:
-        # Keras 2 writes no module, but the registration package: 'mine>Layer'.
+        # Keras 2 writes the registration package instead of a module: 'mine>Layer'.
         return ">" in str(value["class_name"])
     module = str(value["module"])
     return module not in ("keras", "builtins") and not module.startswith("keras.")
 
 
 def allowed_by_trust(path: Path, config: Any, trust: bool) -> Iterator[str]:
-    """Notes on what would run code, which ``trust`` lets through.
+    """Notes on the layers that run code, which ``trust`` allows.
 
     Raises:
-        UsageError: naming the layer, when it is not trusted or could not be loaded even so.
+        UsageError: a layer runs code without ``trust``, or cannot be loaded even with it.
     """
     for value in objects(config):
         if is_lambda(value):
             if not trust:
                 raise UsageError(
-                    f"{path} has a Lambda layer, {_called(value)}: loading it would run code from the file",
-                    fix="replace it by a layer of Keras; or, if you trust where the file comes from, "
+                    f"{path} has a Lambda layer, {_label(value)}: loading it would run code from the file",
+                    fix="replace it with a built-in layer; or, if you trust the origin of the file, "
                     "set model.trust: true",
                 )
-            yield f"Lambda layer {_called(value)} runs code from the file; model.trust allows it"
+            yield f"Lambda layer {_label(value)} runs code from the file; model.trust allows it"
         elif is_custom(value):
             fix = "export the model with its graph: model.export('folder'), and give that folder"
             if not value.get("module"):
-                # Registered in a script: no import brings it back, so trusting the file does not help.
-                raise UsageError(f"{path} needs a custom class that is not in it, {_called(value)}", fix=fix)
+                # Registered in a script: it cannot be imported, so trusting the file does not help.
+                raise UsageError(
+                    f"{path} needs a custom class that it does not contain, {_label(value)}", fix=fix
+                )
             if not trust:
                 raise UsageError(
-                    f"{path} needs a custom class from {value['module']!r}, {_called(value)}",
+                    f"{path} needs a custom class from {value['module']!r}, {_label(value)}",
                     fix=f"{fix}; or, if you trust that module, set model.trust: true",
                 )
-            yield f"custom class {_called(value)} is imported from {value['module']!r}; model.trust allows it"
+            yield f"custom class {_label(value)} is imported from {value['module']!r}; model.trust allows it"
 
 
-def _called(value: dict[str, Any]) -> str:
-    """The name of a layer, as the user knows it, and its class."""
+def _label(value: dict[str, Any]) -> str:
+    """The name of a layer, as its author sees it, and its class."""
     config = value.get("config")
     name = config.get("name") if isinstance(config, dict) else None
-    known = str(value.get("registered_name") or value["class_name"])
-    return f"{name!r} ({known})" if name else f"({known})"
+    kind = str(value.get("registered_name") or value["class_name"])
+    return f"{name!r} ({kind})" if name else f"({kind})"
 
 
 def rebuildable(config: Any) -> dict[str, Any] | None:
-    """The configuration, if it is that of a model made of layers."""
+    """The configuration, if it describes a model made of layers."""
     if isinstance(config, dict) and config.get("class_name") in MODELS and _top_layers(config):
         return config
     return None
 
 
 def layers(config: dict[str, Any]) -> dict[str, int]:
-    """How many layers of each class there are, those of nested models included."""
-    waiting, found = [config], Counter[str]()
+    """The number of layers of each class, including those of nested models."""
+    waiting, counts = [config], Counter[str]()
     while waiting:
         for layer in _top_layers(waiting.pop(0)):
             if layer.get("class_name") in MODELS:
                 waiting.append(layer)
             elif layer.get("class_name") != "InputLayer":
-                found[str(layer.get("class_name"))] += 1
-    return dict(found)
+                counts[str(layer.get("class_name"))] += 1
+    return dict(counts)
 
 
 def _top_layers(config: dict[str, Any]) -> list[dict[str, Any]]:
     inner = config.get("config")
-    found = inner.get("layers") if isinstance(inner, dict) else inner
-    return [layer for layer in found if isinstance(layer, dict)] if isinstance(found, list) else []
+    entries = inner.get("layers") if isinstance(inner, dict) else inner
+    return [layer for layer in entries if isinstance(layer, dict)] if isinstance(entries, list) else []
 
 
 def inputs(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
-    """Inputs in the order in which the model takes them; empty where the configuration does not tell."""
+    """Inputs in the order of the model's signature; empty if the configuration does not declare them."""
     inner = config.get("config")
-    found = _top_layers(config)
-    layout: Layout = "NCHW" if '"channels_first"' in json.dumps(found) else "NHWC"
+    entries = _top_layers(config)
+    layout: Layout = "NCHW" if '"channels_first"' in json.dumps(entries) else "NHWC"
     specs = {}
-    for layer in found:
+    for layer in entries:
         options = layer.get("config")
         if layer.get("class_name") == "InputLayer" and isinstance(options, dict):
             shape = options.get("batch_shape", options.get("batch_input_shape"))
@@ -121,8 +123,9 @@ def inputs(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
     order = list(_input_names(inner.get("input_layers"))) if isinstance(inner, dict) else []
     if specs:
         return tuple(specs[name] for name in order or specs if name in specs)
-    # A Sequential model without an InputLayer tells the shape on its first layer, or once it is built.
-    options = found[0].get("config") if found else None
+    # A Sequential model without an InputLayer stores the shape in its first layer or, if it was saved after
+    # it was built, at the top.
+    options = entries[0].get("config") if entries else None
     shape = options.get("batch_input_shape") if isinstance(options, dict) else None
     if shape is None and isinstance(inner, dict):
         shape = inner.get("build_input_shape")
@@ -152,5 +155,5 @@ def _dtype(options: dict[str, Any]) -> str:
     dtype = options.get("dtype") or "float32"
     if isinstance(dtype, dict):
         dtype = dtype.get("config", {}).get("name", "float32")
-    # A mixed policy computes in another type than it takes in.
+    # A mixed-precision policy describes the computation: its inputs are float32.
     return "float32" if str(dtype).startswith("mixed_") else str(dtype)

@@ -1,7 +1,7 @@
-"""Reading Keras models (Keras 3, Keras 2 through tf_keras, SavedModel) without running code hidden in them.
+"""Loading Keras models (Keras 3, Keras 2 through tf_keras, SavedModel) without running embedded code.
 
 A Lambda layer is Python bytecode inside a data file. The configuration is searched for such layers before
-anything is loaded, because the ``.h5`` and SavedModel readers of tf_keras know no safe mode.
+the model is loaded, because the ``.h5`` and SavedModel loaders of tf_keras have no safe mode.
 """
 
 import json
@@ -17,13 +17,13 @@ from edgeopt.model import Model, TensorSpec
 
 CODE = frozenset({"Lambda", "__lambda__"})
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError)
-"""What the readers of Keras raise for files that they cannot rebuild; which one depends on the layer."""
+"""Exceptions that Keras raises for models that it cannot rebuild; the type depends on the layer."""
 
 _IN_TEXT = re.compile(rb'"class_name":\s*"(?:\w+>)?Lambda",\s*"config":\s*\{"name":\s*"([^"]+)"')
 
 
 class Program(NamedTuple):
-    """A model as one TensorFlow function of batch 1 that takes its inputs by position.
+    """A model as one TensorFlow function of batch 1 with positional inputs.
 
     The function returns a dictionary from output name to tensor; ``owner`` holds the variables.
     """
@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
 
 def lambda_layers(path: Path) -> list[str]:
-    """Names of the layers that carry Python code, found without loading the model."""
+    """Names of the layers that contain Python code, found without loading the model."""
     if path.is_dir():
         content = b"".join(
             (path / name).read_bytes()
@@ -50,13 +50,13 @@ def configuration(path: Path) -> Any:
     """The architecture stored in a ``.keras`` or ``.h5`` file, as plain values.
 
     Raises:
-        StageError: when the file is neither, or holds weights only.
+        StageError: the file is neither, or contains weights only.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if "config.json" in archive.namelist():
                 return json.loads(archive.read("config.json"))
-        raise StageError(f"{path.name} is a zip archive without config.json, so not a Keras model")
+        raise StageError(f"{path.name} is a zip archive without config.json, not a Keras model")
     import h5py
 
     if not h5py.is_hdf5(path):
@@ -67,7 +67,7 @@ def configuration(path: Path) -> Any:
         text = file.attrs.get("model_config")
     if text is None:
         raise StageError(
-            f"{path.name} holds weights without an architecture",
+            f"{path.name} contains weights without an architecture",
             fix="save the whole model with model.save(...), not model.save_weights(...)",
         )
     return json.loads(text)
@@ -78,8 +78,8 @@ def _code_layers(value: object) -> Iterator[str]:
         kind = value.get("class_name")
         if isinstance(kind, str) and kind.rpartition(">")[2] in CODE:
             config = value.get("config")
-            named = config.get("name") if isinstance(config, dict) else None
-            yield str(named or value.get("name") or kind)
+            name = config.get("name") if isinstance(config, dict) else None
+            yield str(name or value.get("name") or kind)
             return
         for inner in value.values():
             yield from _code_layers(inner)
@@ -89,16 +89,16 @@ def _code_layers(value: object) -> Iterator[str]:
 
 
 def refuse_code(path: Path) -> None:
-    """Refuse a model with Python code inside.
+    """Reject a model that contains Python code.
 
     Raises:
-        StageError: naming the layers and the option that allows them.
+        StageError: the model has Lambda layers; the message names them and the option that allows them.
     """
-    found = lambda_layers(path)
-    if found:
+    layers = lambda_layers(path)
+    if layers:
         raise StageError(
-            f"{path.name} carries Python code in Lambda layer{'s' if len(found) > 1 else ''} "
-            f"{', '.join(repr(name) for name in found)}; loading it would run that code",
+            f"{path.name} contains Python code in Lambda layer{'s' if len(layers) > 1 else ''} "
+            f"{', '.join(repr(name) for name in layers)}; loading the model would run that code",
             fix="if you trust the file, set the option 'trust: true' of this stage",
         )
 
@@ -144,10 +144,10 @@ def load_tf_keras(path: Path, trust: bool) -> Any:
 def load_program(model: Model, trust: bool) -> Program:
     """Load a ``keras``, ``tf_keras`` or ``saved_model`` model as a TensorFlow function of batch 1.
 
-    Free dimensions other than the batch are taken from ``model.inputs``.
+    Open dimensions other than the batch take their size from ``model.inputs``.
 
     Raises:
-        StageError: when the model cannot be loaded, or a dimension is left open.
+        StageError: the model cannot be loaded, or a dimension remains open.
     """
     if model.format == "saved_model":
         return _signature(model)
@@ -158,23 +158,24 @@ def load_program(model: Model, trust: bool) -> Program:
 
 @contextmanager
 def layer_scopes() -> Iterator[None]:
-    """Within this, Keras 3 names the operators of a layer after the layer alone, as tf_keras does.
+    """Context in which Keras 3 names the operators of a layer after the layer alone, as tf_keras does.
 
-    Keras 3 opens the scope of a layer twice, to build it and to call it, and TensorFlow numbers the second:
-    ``conv2d_1`` for ``conv2d``, which may be the name of the next layer. A scope that is given as a whole
-    path, with a slash at its end, is opened as it is; the operators of further calls are numbered instead.
+    Keras 3 enters the name scope of a layer twice, to build it and to call it, and TensorFlow numbers the
+    second scope: ``conv2d_1`` for ``conv2d``, which may be the name of the next layer. A scope given as a
+    full path with a trailing slash is entered without numbering; the operators of further calls are
+    numbered instead.
     """
     import tensorflow as tf
 
     numbering: Any = tf.name_scope
 
-    class Whole(numbering):
+    class FullPathScope(numbering):
         def __init__(self, name: str) -> None:
             outer = tf.get_current_name_scope()
             relative = bool(name) and not name.endswith("/")
             super().__init__((f"{outer}/{name}/" if outer else f"{name}/") if relative else name)
 
-    tf.name_scope = Whole
+    tf.name_scope = FullPathScope
     try:
         yield
     finally:
@@ -199,7 +200,7 @@ def _traced(network: Any, model: Model, scopes: Callable[[], AbstractContextMana
             result = network(tf.nest.pack_sequence_as(structure, list(tensors)), training=False)
         return dict(zip(outputs, tf.nest.flatten(result), strict=True))
 
-    # The variables themselves: a SavedModel of a Keras 3 model object would leave them without values.
+    # The variables themselves: a SavedModel of a Keras 3 model object would lose their values.
     owner = tf.Module()
     owner.held = [v if isinstance(v, tf.Variable) else v.value for v in network.variables]
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in inputs]
@@ -207,15 +208,15 @@ def _traced(network: Any, model: Model, scopes: Callable[[], AbstractContextMana
 
 
 def input_structure(network: Any) -> Any:
-    """What the network is called with: one tensor, or a list or dictionary of them."""
+    """The structure of the network's argument: one tensor, or a list or dictionary of tensors."""
     try:
         return network.input
-    except AttributeError:  # a Sequential model of Keras 3 that has not been called
+    except AttributeError:  # a Keras 3 Sequential model that has not been called
         return network.inputs[0]
 
 
 def output_names(network: Any) -> list[str]:
-    """The names of the layers that give the outputs."""
+    """The names of the output layers."""
     names = getattr(network, "output_names", None)
     return [str(name) for name in names] if names else [str(network.layers[-1].name)]
 
@@ -234,9 +235,9 @@ def _signature(model: Model) -> Program:
             fix="save it with tf.saved_model.save(model, path, signatures=...)",
         )
     serving = signatures.get("serving_default") or signatures[sorted(signatures)[0]]
-    taken = serving.structured_input_signature[1]
-    names = _order(list(taken), model)
-    inputs = _fixed(model, names, [(taken[name].shape, taken[name].dtype.name) for name in names])
+    arguments = serving.structured_input_signature[1]
+    names = _order(list(arguments), model)
+    inputs = _fixed(model, names, [(arguments[name].shape, arguments[name].dtype.name) for name in names])
     outputs = tuple(sorted(serving.structured_outputs))
 
     def call(*tensors: Any) -> dict[str, Any]:
@@ -248,26 +249,26 @@ def _signature(model: Model) -> Program:
 
 
 def _order(names: list[str], model: Model) -> list[str]:
-    """Inputs in the order of ``model.inputs`` where it names them all, else sorted."""
-    wanted = [spec.name for spec in model.inputs]
-    return wanted if sorted(wanted) == sorted(names) else sorted(names)
+    """Inputs in the order of ``model.inputs`` if it names all of them, otherwise sorted."""
+    declared = [spec.name for spec in model.inputs]
+    return declared if sorted(declared) == sorted(names) else sorted(names)
 
 
 def _fixed(model: Model, names: list[str], found: list[tuple[Any, str]]) -> tuple[TensorSpec, ...]:
-    given = model.inputs if len(model.inputs) == len(names) else (None,) * len(names)
+    declared_specs = model.inputs if len(model.inputs) == len(names) else (None,) * len(names)
     specs = []
-    for name, (shape, dtype), told in zip(_unique(names), found, given, strict=True):
+    for name, (shape, dtype), declared in zip(_unique(names), found, declared_specs, strict=True):
         sizes: list[int | None] = [1, *list(shape)[1:]]
-        if told is not None and len(told.shape) == len(sizes):
-            pairs = zip(sizes[1:], told.shape[1:], strict=True)
+        if declared is not None and len(declared.shape) == len(sizes):
+            pairs = zip(sizes[1:], declared.shape[1:], strict=True)
             sizes = [1, *(size if size is not None else other for size, other in pairs)]
         if None in sizes:
-            shown = ", ".join("?" if size is None else str(size) for size in sizes)
+            text = ", ".join("?" if size is None else str(size) for size in sizes)
             raise StageError(
-                f"input {name!r} of {model.path.name} has the shape [{shown}] with open dimensions",
+                f"input {name!r} of {model.path.name} has open dimensions: [{text}]",
                 fix="give the full input shape in the recipe, such as inputs: [{shape: [1, 96, 96, 3]}]",
             )
-        layout = (told.layout if told is not None else None) or "NHWC"
+        layout = (declared.layout if declared is not None else None) or "NHWC"
         specs.append(
             TensorSpec(name=name, shape=tuple(sizes), dtype=dtype, layout=layout if len(sizes) == 4 else None)
         )
@@ -285,7 +286,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def reason(error: BaseException) -> str:
-    """The line of Keras' long messages that says what is wrong."""
+    """The line of a long Keras message that states the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith("Exception encountered:")]
-    return (telling or lines or [type(error).__name__])[0].removeprefix("Exception encountered: ")[:400]
+    causes = [line for line in lines if line.startswith("Exception encountered:")]
+    return (causes or lines or [type(error).__name__])[0].removeprefix("Exception encountered: ")[:400]

@@ -1,0 +1,1 @@
+"""The network as a graph: layers, layer names, and transformations that preserve the outputs."""

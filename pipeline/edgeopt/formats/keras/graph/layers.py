@@ -1,7 +1,7 @@
-"""The layers of a Keras 3 model in the order in which they run, models inside models taken apart.
+"""The layers of a Keras 3 model in execution order, with nested models flattened.
 
-Sequential and functional models alike become one list of calls between numbered tensors, which is what
-pruning, counting and rebuilding work on.
+Sequential and functional models become the same structure: a list of calls between numbered tensors.
+Pruning, cost counting and rebuilding work on that list.
 """
 
 import math
@@ -12,11 +12,11 @@ from edgeopt.errors import StageError
 
 
 class Call(NamedTuple):
-    """One use of a layer, or of a bare operation such as ``x + y``."""
+    """One call of a layer, or of a bare operation such as ``x + y``."""
 
     layer: Any
     path: str
-    """Names of the models around it and its own, joined by '/': unique, and the same for each use."""
+    """Names of the enclosing models and of the layer, joined by '/': unique, the same for every call."""
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     node: Any
@@ -27,21 +27,21 @@ class Call(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """All calls, first to last; tensors are numbers, ``shapes`` are theirs with the batch axis."""
+    """All calls in execution order; tensors are indices into ``shapes``, which include the batch axis."""
 
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     shapes: tuple[tuple[int | None, ...], ...]
     entries: tuple[tuple[str, int], ...]
-    """Paths of the input layers of inner models, and the tensors that they are given."""
+    """Paths of the input layers of nested models, and the tensors that they receive."""
 
 
 def graph_of(network: Any, name: str) -> Graph:
-    """Walk a Keras 3 model; ``name`` is how messages call it.
+    """Flatten a Keras 3 model; ``name`` identifies it in messages.
 
     Raises:
-        StageError: for a subclassed model, whose layers cannot be followed.
+        StageError: the model is subclassed, so its layers cannot be traced.
     """
     shapes: list[tuple[int | None, ...]] = []
     calls: list[Call] = []
@@ -51,27 +51,31 @@ def graph_of(network: Any, name: str) -> Graph:
         shapes.append(tuple(tensor.shape))
         return len(shapes) - 1
 
-    def expand(model: Any, prefix: str, given: list[int] | None) -> list[int]:
-        inner = _functional(model, prefix + model.name if given else name)
-        numbers = given or [fresh(tensor) for tensor in inner.inputs]
+    def expand(model: Any, prefix: str, arguments: list[int] | None) -> list[int]:
+        """Append the calls of one model; ``arguments`` are its inputs, None for the outermost model."""
+        inner = _functional(model, prefix + model.name if arguments else name)
+        numbers = arguments or [fresh(tensor) for tensor in inner.inputs]
+        # A nested model keeps the symbolic tensors of its own definition: `known` is local to each call of
+        # it, so that two calls of one model do not share tensor numbers.
         known = {id(tensor): number for tensor, number in zip(inner.inputs, numbers, strict=True)}
-        if given:
+        if arguments:
             entries.extend(
                 (prefix + str(tensor._keras_history.operation.name), number)
                 for tensor, number in zip(inner.inputs, numbers, strict=True)
             )
+        # Keras counts depth from the outputs, so execution order is by decreasing depth.
         for depth in sorted(inner._nodes_by_depth, reverse=True):
             for node in inner._nodes_by_depth[depth]:
                 if node.is_input:
                     continue
                 layer = node.operation
-                taken = [known[id(tensor)] for tensor in node.input_tensors]
+                inputs = [known[id(tensor)] for tensor in node.input_tensors]
                 if is_model(layer):
-                    made = expand(layer, f"{prefix}{layer.name}/", taken)
+                    outputs = expand(layer, f"{prefix}{layer.name}/", inputs)
                 else:
-                    made = [fresh(tensor) for tensor in node.outputs]
-                    calls.append(Call(layer, prefix + str(layer.name), tuple(taken), tuple(made), node))
-                known |= {id(tensor): number for tensor, number in zip(node.outputs, made, strict=True)}
+                    outputs = [fresh(tensor) for tensor in node.outputs]
+                    calls.append(Call(layer, prefix + str(layer.name), tuple(inputs), tuple(outputs), node))
+                known |= {id(tensor): number for tensor, number in zip(node.outputs, outputs, strict=True)}
         return [known[id(tensor)] for tensor in inner.outputs]
 
     outputs = expand(network, "", None)
@@ -80,7 +84,7 @@ def graph_of(network: Any, name: str) -> Graph:
 
 
 def is_model(layer: Any) -> bool:
-    """Whether a layer is a Sequential or functional model itself."""
+    """Whether a layer is itself a Sequential or functional model."""
     import keras
 
     return isinstance(layer, keras.Model) and (
@@ -91,17 +95,18 @@ def is_model(layer: Any) -> bool:
 def _functional(model: Any, name: str) -> Any:
     import keras
 
+    # A Sequential model builds a functional one internally; it is None until the input shape is known.
     inner = model._functional if isinstance(model, keras.Sequential) else model
     if not hasattr(inner, "_nodes_by_depth"):
         raise StageError(
-            f"{name} is a subclassed or unbuilt model, whose layers cannot be followed",
+            f"{name} is a subclassed or unbuilt model: its layers cannot be traced",
             fix="build it as a Sequential or functional model with known input shapes",
         )
     return inner
 
 
 def weighted(graph: Graph) -> Iterator[Call]:
-    """The first use of every layer that has weights."""
+    """The first call of every layer that has weights."""
     seen: set[str] = set()
     for call in graph.calls:
         if call.path not in seen and getattr(call.layer, "weights", None):
@@ -110,24 +115,26 @@ def weighted(graph: Graph) -> Iterator[Call]:
 
 
 class Costs(NamedTuple):
-    """What one inference costs: multiply-accumulate operations, and all parameters."""
+    """Multiply-accumulate operations of one inference, and the number of parameters."""
 
     macs: int
     parameters: int
 
 
 def costs(network: Any, graph: Graph) -> Costs:
-    """MACs of convolutions and dense layers for one sample (free dimensions count 1), and parameters."""
+    """MACs of convolutions and dense layers for one sample (open dimensions count as 1), and parameters."""
     return Costs(sum(_macs(call, graph) for call in graph.calls), int(network.count_params()))
 
 
 def _macs(call: Call, graph: Graph) -> int:
-    """Every kernel value works once per position: of the output, or of the input where that is spread out."""
     layer = call.layer
+    # Every kernel value is used once per output position; a transposed convolution scatters its input
+    # instead, so every kernel value is used once per input position.
     transposed = "Transpose" in call.kind
-    at = graph.shapes[call.inputs[0] if transposed else call.outputs[0]]
-    first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    positions = math.prod(size or 1 for size in (at[2:] if first else at[1:-1]))
+    shape = graph.shapes[call.inputs[0] if transposed else call.outputs[0]]
+    channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    positions = math.prod(size or 1 for size in (shape[2:] if channels_first else shape[1:-1]))
+    # Separable convolutions name their two kernels; all other layers have `kernel`.
     kernels = [getattr(layer, name, None) for name in ("depthwise_kernel", "pointwise_kernel")]
     if all(kernel is None for kernel in kernels):
         kernels = [getattr(layer, "kernel", None)]

@@ -1,4 +1,4 @@
-"""Keras networks, of either library, as functions from inputs to class scores and features."""
+"""Keras 3 and tf_keras networks as functions from inputs to class scores and features."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -14,16 +14,16 @@ Loss: TypeAlias = Literal["kl", "mse"]
 
 NONLINEAR = frozenset({"ReLU", "LeakyReLU", "PReLU", "ELU"})
 FLOOR = 1e-7
-"""Smallest probability whose logarithm is taken."""
+"""Lower bound for probabilities before the logarithm."""
 
 
 class Scorer:
-    """A network as a function from inputs to its first output, for ``kl`` to class scores before softmax.
+    """A network as a function from inputs to its first output; with ``kl``, to class scores before softmax.
 
-    Networks end in softmax more often than not, and imitating at a temperature needs what comes before.
-    Where the last layer applies the softmax itself, it is told not to until ``restore``. Else the logarithm
-    of the probabilities serves: log p differs from the scores by one number per sample, which
-    softmax(scores / T) does not see.
+    Most networks end in softmax, and distillation at a temperature needs the logits. Where the last layer
+    applies the softmax as its activation, the activation is removed until ``restore``. Otherwise the
+    logarithm of the probabilities is used: log p differs from the logits by a constant per sample, and
+    softmax(scores / T) is invariant to it.
     """
 
     def __init__(self, network: Any, loss: Loss, features: Sequence[str] = ()) -> None:
@@ -32,10 +32,11 @@ class Scorer:
         self.network = network
         self._with_features = _with_features(network, features) if features else None
         self._structure = input_structure(network)
-        named = self._with_features.outputs[1:] if self._with_features is not None else []
-        self.feature_shapes = [(None, *tensor.shape[1:]) for tensor in named]
+        feature_tensors = self._with_features.outputs[1:] if self._with_features is not None else []
+        self.feature_shapes = [(None, *tensor.shape[1:]) for tensor in feature_tensors]
         self._last = _softmax_layer(network) if loss == "kl" else None
         self._activation = getattr(self._last, "activation", None)
+        # Before any tracing: tf.function keeps the activation that the layer had when it was traced.
         if self._last is not None:
             self._last.activation = _linear(network)
         self._takes_log = False
@@ -44,33 +45,33 @@ class Scorer:
             for tensor in tf.nest.flatten(self._structure)
         ]
         self.signature = signature
-        self._infer = tf.function(lambda *given: self(given, training=False), input_signature=signature)
+        self._infer = tf.function(lambda *inputs: self(inputs, training=False), input_signature=signature)
         if loss == "kl" and self._last is None:
-            self._takes_log = self._gives_probabilities()
+            self._takes_log = self._outputs_probabilities()
 
     def __call__(self, inputs: Sequence[Any], training: bool) -> tuple[Any, list[Any]]:
-        """Scores, and the outputs of the layers named in ``features``."""
+        """The scores, and the outputs of the layers in ``features``."""
         import tensorflow as tf
 
         if self._with_features is None:
-            given = tf.nest.pack_sequence_as(self._structure, list(inputs))
-            first, features = tf.nest.flatten(self.network(given, training=training))[0], []
+            structured = tf.nest.pack_sequence_as(self._structure, list(inputs))
+            first, features = tf.nest.flatten(self.network(structured, training=training))[0], []
         else:
             first, *features = self._with_features(list(inputs), training=training)
         return tf.math.log(tf.maximum(first, FLOOR)) if self._takes_log else first, features
 
     def infer(self, inputs: Batch) -> tuple[Scores, list[Any]]:
-        """The same of a batch of arrays, in inference mode."""
+        """Scores and features of a batch of arrays, in inference mode."""
         scores, features = self._infer(*inputs)
         return np.asarray(scores, np.float32), features
 
     def restore(self) -> None:
-        """Give the last layer its softmax back."""
+        """Restore the softmax of the last layer."""
         if self._last is not None:
             self._last.activation = self._activation
 
-    def _gives_probabilities(self) -> bool:
-        """Whether the outputs of random inputs are non-negative and sum to one."""
+    def _outputs_probabilities(self) -> bool:
+        """Whether the outputs for random inputs are non-negative and sum to 1."""
         import tensorflow as tf
 
         random = np.random.default_rng(0)
@@ -78,18 +79,19 @@ class Scorer:
             tf.cast(random.random([4, *(size or 16 for size in spec.shape[1:])]), spec.dtype)
             for spec in self.signature
         ]
-        given = tf.nest.pack_sequence_as(self._structure, values)
-        found = np.asarray(tf.nest.flatten(self.network(given, training=False))[0])
-        if found.ndim != 2 or found.shape[1] < 2:
+        structured = tf.nest.pack_sequence_as(self._structure, values)
+        output = np.asarray(tf.nest.flatten(self.network(structured, training=False))[0])
+        if output.ndim != 2 or output.shape[1] < 2:
             return False
-        return bool(np.all(found >= 0) and np.allclose(found.sum(axis=1), 1, atol=1e-3))
+        return bool(np.all(output >= 0) and np.allclose(output.sum(axis=1), 1, atol=1e-3))
 
 
 def _softmax_layer(network: Any) -> Any:
-    """The last layer, if its ``activation`` is softmax over the classes."""
+    """The output layer, if its ``activation`` is softmax and nothing else reads it."""
     name = (getattr(network, "output_names", None) or [network.layers[-1].name])[0]
     last = next((layer for layer in network.layers if layer.name == name), None)
     activation = getattr(last, "activation", None)
+    # A layer that is called elsewhere too needs its softmax there.
     if getattr(activation, "__name__", "") != "softmax" or not _used_once(last):
         return None
     return last
@@ -100,7 +102,7 @@ def _used_once(layer: Any) -> bool:
 
 
 def _linear(network: Any) -> Any:
-    """No activation, as the library of the network calls it: it is looked up by name in rebuilding."""
+    """The identity activation of the network's own library: rebuilding a layer looks it up by name."""
     import keras
 
     if isinstance(network, keras.Model):
@@ -111,28 +113,29 @@ def _linear(network: Any) -> Any:
 
 
 def shared_features(student: Any, teacher: Any) -> list[str]:
-    """Names of layers that apply a nonlinear activation to tensors of the same shape in both networks.
+    """Names of nonlinear layers whose outputs have the same shape in both networks.
 
-    Pruning leaves them where a layer keeps its channels, such as at the end of residual blocks.
+    After channel pruning these are the layers that kept all channels, such as the ends of residual blocks.
     """
-    theirs = _activated(teacher)
-    return [name for name, shape in _activated(student).items() if theirs.get(name) == shape]
+    teacher_shapes = _nonlinear_outputs(teacher)
+    return [name for name, shape in _nonlinear_outputs(student).items() if teacher_shapes.get(name) == shape]
 
 
-def _activated(network: Any) -> dict[str, tuple[int | None, ...]]:
-    """Layers with a nonlinear activation and the shapes of their outputs, without the last layer."""
+def _nonlinear_outputs(network: Any) -> dict[str, tuple[int | None, ...]]:
+    """Output shapes of the layers with a nonlinear activation, except the output layer."""
     last = (getattr(network, "output_names", None) or [network.layers[-1].name])[0]
-    found = {}
+    shapes = {}
     for layer in network.layers:
         activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
         nonlinear = activation != "linear" or type(layer).__name__ in NONLINEAR
+        # `layer.output` is ambiguous, and raises, for a layer that is called more than once.
         if nonlinear and layer.name != last and len(getattr(layer, "_inbound_nodes", ())) == 1:
-            found[str(layer.name)] = tuple(layer.output.shape)
-    return found
+            shapes[str(layer.name)] = tuple(layer.output.shape)
+    return shapes
 
 
 def _with_features(network: Any, names: Sequence[str]) -> Any:
-    """A model of the same layers that gives its first output and those of the layers named."""
+    """A model of the same layers with the first output and the outputs of the named layers."""
     import keras
 
     outputs = [network.outputs[0], *(network.get_layer(name).output for name in names)]

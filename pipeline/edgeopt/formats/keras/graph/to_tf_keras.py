@@ -1,4 +1,4 @@
-"""Keras 3 models rebuilt in tf_keras, which older tools need: from configuration and weights."""
+"""Rebuild Keras 3 models in tf_keras, which tfmot requires, from configuration and weights."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -13,27 +13,27 @@ from edgeopt.formats.keras.graph.layers import Call, Graph, graph_of
 TOLERANCE = 1e-5
 KERAS_3_ONLY = frozenset({"module", "registered_name", "build_config", "shared_object_id"})
 NEEDLESS = ("_initializer", "_regularizer", "_constraint")
-"""Settings of weights that are copied anyway."""
+"""Settings that only matter where Keras itself creates or trains the weights; here they are copied."""
 RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
 BARE = frozenset({"Add", "Subtract", "Multiply", "Maximum", "Minimum"})
-"""Operations without a layer that have a layer of the same name."""
+"""Bare operations that have a layer of the same name."""
 
 
 class Rebuilt(NamedTuple):
-    """The model in tf_keras, and its layers by the path of what they were made from."""
+    """The model in tf_keras, and its layers by the path of the source layer."""
 
     network: Any
     layers: dict[str, Any]
 
 
 def rebuild(network: Any, name: str) -> Rebuilt:
-    """Rebuild a Keras 3 model in tf_keras; models inside it are taken apart.
+    """Rebuild a Keras 3 model in tf_keras; nested models are flattened.
 
-    Outputs are held to those of the source on random inputs (max \\|error\\| < 1e-5, relative to the largest
-    output where that is above 1).
+    The outputs are compared with those of the source on random inputs (max \\|error\\| < 1e-5, relative to
+    the largest output where that is above 1).
 
     Raises:
-        StageError: naming the layer that cannot cross, or that differs first.
+        StageError: a layer has no tf_keras equivalent, or the outputs differ; the message names the layer.
     """
     import tf_keras
 
@@ -47,11 +47,12 @@ def rebuild(network: Any, name: str) -> Rebuilt:
     for call in graph.calls:
         if call.path not in layers:
             layers[call.path] = _layer(call, name)
-        taken = [tensors[number] for number in call.inputs]
-        made = layers[call.path](taken[0] if len(taken) == 1 else taken)
-        (tensors[call.outputs[0]],) = made if isinstance(made, list | tuple) else (made,)
+        inputs = [tensors[number] for number in call.inputs]
+        result = layers[call.path](inputs[0] if len(inputs) == 1 else inputs)
+        (tensors[call.outputs[0]],) = result if isinstance(result, list | tuple) else (result,)
         if len(call.outputs) != 1:
-            raise _stays(call, name, "it has several outputs")
+            raise _unconvertible(call, name, "it has several outputs")
+    # Only now: a layer creates its weights when it is first called.
     for call in graph.calls:
         if getattr(call.layer, "weights", None):
             layers[call.path].set_weights(call.layer.get_weights())
@@ -69,58 +70,63 @@ def _layer(call: Call, name: str) -> Any:
 
     kind = getattr(tf_keras.layers, call.kind, None)
     bare = not isinstance(call.layer, keras.layers.Layer)
+    # With one tensor the other operand is a Python number or an array, which merge layers do not take.
     if bare and (call.kind not in BARE or len(call.inputs) != 2):
-        raise _stays(call, name, "it is an operation without a layer")
+        raise _unconvertible(call, name, "it is an operation without a layer")
     if kind is None:
-        raise _stays(call, name, "tf_keras has no such layer")
+        raise _unconvertible(call, name, "tf_keras has no such layer")
     if bare:
         return kind(name=_flat_name(call))
-    given = {
+    source = {
         RENAMED.get(call.kind, {}).get(key, key): value for key, value in call.layer.get_config().items()
     }
-    known = _settings(kind)
+    supported = _settings(kind)
     config = {
-        key: _older(value) for key, value in given.items() if key in known and not key.endswith(NEEDLESS)
+        key: _to_keras_2(value)
+        for key, value in source.items()
+        if key in supported and not key.endswith(NEEDLESS)
     }
     try:
         return kind.from_config(config | {"name": _flat_name(call)})
     except UNREADABLE as error:
-        raise _stays(call, name, reason(error)) from error
+        raise _unconvertible(call, name, reason(error)) from error
 
 
 def _settings(kind: Any) -> set[str]:
-    """What a class can be configured with; the comparison of outputs tells if the rest mattered."""
-    known = {"trainable", "dtype"}
+    """The settings that a class accepts. Others are dropped: `_compare` detects whether they mattered."""
+    names = {"trainable", "dtype"}
+    # Layers pass unknown keywords on to their base class, so all constructors count.
     for base in kind.__mro__:
         if "__init__" in vars(base):
-            known |= set(inspect.signature(base.__init__).parameters)
-    return known
+            names |= set(inspect.signature(base.__init__).parameters)
+    return names
 
 
-def _older(value: Any) -> Any:
-    """A configuration value without what only Keras 3 writes; a dtype policy becomes its name."""
+def _to_keras_2(value: Any) -> Any:
+    """A configuration value in the form of Keras 2: no keys of Keras 3, a dtype policy by its name."""
     if isinstance(value, dict):
         if value.get("class_name") == "DTypePolicy":
             return value["config"]["name"]
-        return {key: _older(inner) for key, inner in value.items() if key not in KERAS_3_ONLY}
+        return {key: _to_keras_2(inner) for key, inner in value.items() if key not in KERAS_3_ONLY}
     if isinstance(value, list | tuple):
-        return type(value)(_older(inner) for inner in value)
+        return type(value)(_to_keras_2(inner) for inner in value)
     return value
 
 
 def _flat_name(call: Call) -> str:
+    """A layer name without '/', which TensorFlow would read as nested name scopes."""
     return call.path.replace("/", "_")
 
 
-def _stays(call: Call, name: str, why: str) -> StageError:
+def _unconvertible(call: Call, name: str, why: str) -> StageError:
     return StageError(
-        f"layer {call.path!r} ({call.kind}) of {name} cannot cross to tf_keras: {why}",
-        fix="train without quantization_aware, or replace the layer by a built-in one",
+        f"layer {call.path!r} ({call.kind}) of {name} cannot be converted to tf_keras: {why}",
+        fix="train without quantization_aware, or replace the layer with a built-in one",
     )
 
 
 def _compare(network: Any, other: Any, tensors: dict[int, Any], graph: Graph, name: str) -> None:
-    """Run both on two random samples; open dimensions are given the size 16."""
+    """Compare both models on two random samples, with open dimensions set to 16."""
     import keras
     import tensorflow as tf
     import tf_keras
@@ -133,8 +139,8 @@ def _compare(network: Any, other: Any, tensors: dict[int, Any], graph: Graph, na
 
     def outputs(model: Any) -> list[NDArray[np.float32]]:
         structure = input_structure(model)
-        found = model(tf.nest.pack_sequence_as(structure, values), training=False)
-        return [np.asarray(value) for value in tf.nest.flatten(found)]
+        result = model(tf.nest.pack_sequence_as(structure, values), training=False)
+        return [np.asarray(value) for value in tf.nest.flatten(result)]
 
     def error(one: Any, two: Any) -> float:
         return float(np.abs(one - two).max()) / max(1.0, float(np.abs(one).max()))
@@ -142,18 +148,20 @@ def _compare(network: Any, other: Any, tensors: dict[int, Any], graph: Graph, na
     worst = max(error(one, two) for one, two in zip(outputs(network), outputs(other), strict=True))
     if worst < TOLERANCE:
         return
-    told = ""
-    plain = [call for call in graph.calls if "/" not in call.path]
-    if plain:
-        before = outputs(keras.Model(network.inputs, [call.node.outputs[0] for call in plain]))
-        after = outputs(tf_keras.Model(other.inputs, [tensors[call.outputs[0]] for call in plain]))
+    location = ""
+    # Tensors inside a nested model are not connected to the inputs of the outer one.
+    outer = [call for call in graph.calls if "/" not in call.path]
+    if outer:
+        before = outputs(keras.Model(network.inputs, [call.node.outputs[0] for call in outer]))
+        after = outputs(tf_keras.Model(other.inputs, [tensors[call.outputs[0]] for call in outer]))
+        # `not ... <`, so that NaN counts as a difference.
         differ = (
-            c for c, one, two in zip(plain, before, after, strict=True) if not error(one, two) < TOLERANCE
+            c for c, one, two in zip(outer, before, after, strict=True) if not error(one, two) < TOLERANCE
         )
         first = next(differ, None)
-        told = f"; the first layer that differs is {first.path!r} ({first.kind})" if first else ""
+        location = f"; the first layer that differs is {first.path!r} ({first.kind})" if first else ""
     raise StageError(
-        f"{name} rebuilt in tf_keras gives other outputs: max |error| {worst:.2g}, "
-        f"allowed {TOLERANCE:g}{told}",
+        f"{name} rebuilt in tf_keras has different outputs: max |error| {worst:.2g}, "
+        f"allowed {TOLERANCE:g}{location}",
         fix="train without quantization_aware",
     )

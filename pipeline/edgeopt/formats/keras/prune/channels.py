@@ -1,13 +1,12 @@
-"""Which channels of a Keras 3 model belong together, so that they can only be removed together.
+"""Channel dependencies of a Keras 3 model: which channels can only be removed together.
 
-Every channel of every tensor carries the number of the place that it was made in. A convolution makes new
-numbers; batch normalization, activations and pooling pass them on; Flatten repeats them, Concatenate puts
-them side by side; Add ties the numbers of its inputs, position by position (union-find). What a layer does
-with the weights along a numbered axis is noted on the way, so that removing a number removes the right
-slices everywhere. A layer that is not known here keeps every channel that it touches: the channels of its
-inputs are frozen, with its name as the reason.
+Every channel of every tensor has a number that identifies where it is produced. A convolution creates new
+numbers; batch normalization, activations and pooling propagate them; Flatten repeats them; Concatenate
+concatenates them; Add ties the numbers of its inputs, position by position (union-find). The weight axes that
+belong to numbered channels are recorded along the way, so that removing a number removes the right slices
+everywhere. An unsupported layer freezes the channels of its inputs, with its name as the reason.
 
-Channels lie on the last axis; a layer with ``channels_first`` freezes what it touches.
+Channels are on the last axis; a layer with ``channels_first`` counts as unsupported.
 """
 
 import math
@@ -22,7 +21,7 @@ from edgeopt.formats.keras.graph.layers import Call, Graph
 Atoms: TypeAlias = NDArray[np.int64]
 """One number per channel of an axis."""
 Axes: TypeAlias = dict[int, Atoms]
-"""For one weight array: the axes that channels lie on."""
+"""The channel axes of one weight array, with the numbers along each."""
 
 CHANNELWISE = frozenset(
     """
@@ -36,7 +35,10 @@ CHANNELWISE = frozenset(
     Relu Relu6 Sigmoid Silu Tanh HardSigmoid HardSilu Elu Gelu
     """.split()
 )
-"""Layers and bare operations that treat every channel alike and have no weights."""
+"""Layers and bare operations that treat every channel alike and have no weights.
+
+The pooled or padded axes are spatial: the channels pass through unchanged.
+"""
 TIES = frozenset({"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"})
 CONVOLUTIONS = frozenset({"Conv1D", "Conv2D", "Conv3D", "Dense"})
 TRANSPOSED = frozenset({"Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"})
@@ -49,24 +51,24 @@ ELEMENTWISE = frozenset(
     log_sigmoid threshold
     """.split()
 )
-"""Activations whose value on one channel depends on that channel alone: softmax and the like do not."""
+"""Activations that compute each channel from that channel alone, unlike softmax."""
 
 
 class Producer(NamedTuple):
-    """A layer whose number of output channels can be set, and the setting that says it."""
+    """A layer with a configurable number of output channels, and the setting that configures it."""
 
     path: str
     setting: str
     atoms: Atoms
     weight: int
-    """Which of its weights makes the channels, and along which axis."""
+    """Index of the weight that produces the channels; ``axis`` is its axis of output channels."""
     axis: int
 
 
 class Bundle(NamedTuple):
-    """Channels that are made by the same layers: one number each, to be kept or removed by itself.
+    """Channels that are produced by the same layers; each can be kept or removed independently.
 
-    ``channels`` are the tied numbers. ``frozen`` says why none of them may go; empty if they may.
+    ``channels`` are the tied numbers. ``frozen`` is the reason why none may be removed; empty if they may.
     """
 
     producers: tuple[str, ...]
@@ -82,9 +84,9 @@ class Channels:
         self.graph = graph
         self.producers: dict[str, Producer] = {}
         self.weights: dict[str, dict[int, Axes]] = {}
-        """For every layer with weights along channels: by the weight's index, its axes."""
+        """For every layer with channel axes in its weights: the axes, by weight index."""
         self.settings: dict[str, tuple[str, Atoms]] = {}
-        """Settings that follow the number of channels: ``filters``, ``units``, shapes."""
+        """Settings that depend on the number of channels: ``filters``, ``units``, shapes."""
         self.normalized: dict[str, str] = {}
         """Producer to the batch normalization that directly follows it."""
         self._parent: list[int] = []
@@ -95,36 +97,41 @@ class Channels:
             self._tensors[number] = self._new(graph.shapes[number][-1], "the model's input")
         for call in graph.calls:
             self._follow(call)
+        # The input layer of a nested model stores a shape, and it receives pruned channels.
         for path, number in graph.entries:
             self.settings[path] = ("batch_shape", self._tensors[number])
         for number in graph.outputs:
             self._freeze(self._tensors[number], "the model's output")
 
     def root(self, atoms: Atoms) -> Atoms:
-        """The number that stands for each channel and all that are tied to it."""
+        """The representative number of each channel and of all channels tied to it."""
         return np.array([self._find(int(atom)) for atom in atoms], np.int64)
 
     def bundles(self) -> list[Bundle]:
-        """All channels that layers make, grouped by the layers that make them, in the model's order."""
-        makers: dict[int, list[str]] = {}
+        """All produced channels, grouped by the layers that produce them, in the order of the model."""
+        producers: dict[int, list[str]] = {}
         for producer in self.producers.values():
             for root in dict.fromkeys(self.root(producer.atoms).tolist()):
-                makers.setdefault(root, []).append(producer.path)
-        users: dict[int, list[str]] = {}
+                producers.setdefault(root, []).append(producer.path)
+        members: dict[int, list[str]] = {}
         for path, axes in self.weights.items():
-            # The last axes of a layer with an output setting are its own; a consumer is no member.
-            made = self.producers[path].atoms if path in self.producers else None
-            for atoms in (made,) if made is not None else (a for w in axes.values() for a in w.values()):
+            # Patterns in 'keep' and 'layers' select by output channels: a convolution is a member by those
+            # that it produces, not by those that it reads. Layers without an output setting, such as batch
+            # normalization, have the same channels on both sides.
+            produced = self.producers[path].atoms if path in self.producers else None
+            own = (produced,) if produced is not None else (a for w in axes.values() for a in w.values())
+            for atoms in own:
                 for root in dict.fromkeys(self.root(atoms).tolist()):
-                    users.setdefault(root, []).append(path)
+                    members.setdefault(root, []).append(path)
         grouped: dict[tuple[str, ...], list[int]] = {}
-        for root, paths in makers.items():
+        for root, paths in producers.items():
             grouped.setdefault(tuple(paths), []).append(root)
+        # Only now: channels may have been tied after one of them was frozen.
         frozen = {self._find(atom): reason for atom, reason in self._frozen.items()}
         return [
             Bundle(
                 paths,
-                tuple(dict.fromkeys(path for root in roots for path in users.get(root, ()))),
+                tuple(dict.fromkeys(path for root in roots for path in members.get(root, ()))),
                 np.array(roots, np.int64),
                 next((frozen[root] for root in roots if root in frozen), ""),
             )
@@ -132,28 +139,31 @@ class Channels:
         ]
 
     def _follow(self, call: Call) -> None:
-        taken = [self._tensors[number] for number in call.inputs]
-        known = self._handler(call)
-        if known is None or len(call.outputs) != 1 or not taken:
-            for atoms in taken:
+        inputs = [self._tensors[number] for number in call.inputs]
+        handler = self._handler(call)
+        if handler is None or len(call.outputs) != 1 or not inputs:
+            for atoms in inputs:
                 self._freeze(atoms, f"{call.kind} {call.path!r}")
+            # Frozen as well: no producer is known whose setting would change their number.
             for number in call.outputs:
                 shape = self.graph.shapes[number]
                 self._tensors[number] = self._new(
                     shape[-1] if len(shape) > 1 else 0, f"{call.kind} {call.path!r}"
                 )
             return
-        self._tensors[call.outputs[0]] = known(call, taken)
+        self._tensors[call.outputs[0]] = handler(call, inputs)
 
     def _handler(self, call: Call) -> Callable[[Call, list[Atoms]], Atoms] | None:
         layer, kind = call.layer, call.kind
         if getattr(layer, "data_format", "channels_last") == "channels_first":
             return None
         if kind in CONVOLUTIONS | TRANSPOSED:
+            # Every group has to keep the same number of input channels, which union-find does not express.
             return self._convolution if getattr(layer, "groups", 1) == 1 else None
         if kind in SEPARABLE:
             return self._separable
         if kind in DEPTHWISE:
+            # An activation across channels sees every channel, so none may be removed before it.
             return self._depthwise if _elementwise(layer) else None
         if kind == "BatchNormalization":
             return self._normalization if layer.axis in (-1, len(call.node.outputs[0].shape) - 1) else None
@@ -166,25 +176,28 @@ class Channels:
         if kind in TIES:
             return self._tie if _plain_arguments(call) else None
         if kind == "Concatenate" and hasattr(layer, "axis"):
-            last = layer.axis in (-1, len(call.node.outputs[0].shape) - 1)
-            return _side_by_side if last else self._tie
+            # Along another axis every input contributes to all channels: they must stay in step.
+            on_channels = layer.axis in (-1, len(call.node.outputs[0].shape) - 1)
+            return _side_by_side if on_channels else self._tie
         if kind in {"Flatten", "Reshape"}:
             return self._reshape if hasattr(layer, "compute_output_spec") else None
         return None
 
     def _convolution(self, call: Call, taken: list[Atoms]) -> Atoms:
         rank = len(call.layer.kernel.shape)
-        back = call.kind in TRANSPOSED
+        # Keras stores transposed kernels as [..., output, input], all others as [..., input, output].
+        transposed = call.kind in TRANSPOSED
         setting = "units" if call.kind == "Dense" else "filters"
-        made = self._made(call, setting, 0, rank - 2 if back else rank - 1)
-        axes = {rank - 1: taken[0], rank - 2: made} if back else {rank - 2: taken[0], rank - 1: made}
+        made = self._produced(call, setting, 0, rank - 2 if transposed else rank - 1)
+        axes = {rank - 1: taken[0], rank - 2: made} if transposed else {rank - 2: taken[0], rank - 1: made}
         self._bind(call.path, [axes, {0: made}])
         return made
 
     def _separable(self, call: Call, taken: list[Atoms]) -> Atoms:
         rank = len(call.layer.pointwise_kernel.shape)
+        # The depthwise part makes `depth_multiplier` outputs of each channel, next to each other.
         wide = np.repeat(taken[0], call.layer.depth_multiplier)
-        made = self._made(call, "filters", 1, rank - 1)
+        made = self._produced(call, "filters", 1, rank - 1)
         self._bind(call.path, [{rank - 2: taken[0]}, {rank - 2: wide, rank - 1: made}, {0: made}])
         return made
 
@@ -196,12 +209,13 @@ class Channels:
 
     def _normalization(self, call: Call, taken: list[Atoms]) -> Atoms:
         self._bind(call.path, [{0: taken[0]}] * len(call.layer.weights))
-        if maker := self._made_by.get(call.inputs[0]):
-            self.normalized[maker] = call.path
+        if producer := self._made_by.get(call.inputs[0]):
+            self.normalized[producer] = call.path
         return taken[0]
 
     def _slopes(self, call: Call, taken: list[Atoms]) -> Atoms:
         shape = tuple(call.layer.alpha.shape)
+        # A last size of 1 is a slope that all channels share (`shared_axes`).
         if shape[-1] == len(taken[0]) and shape[-1] > 1:
             self._bind(call.path, [{len(shape) - 1: taken[0]}])
         return taken[0]
@@ -210,10 +224,12 @@ class Channels:
         before, after = self.graph.shapes[call.inputs[0]][1:], self.graph.shapes[call.outputs[0]][1:]
         atoms = taken[0]
         if after and before and after[-1] == before[-1]:
-            made = atoms  # channels stay on the last axis, which varies fastest
+            made = atoms  # only the axes before the channels change, which vary more slowly
         elif len(after) == 1 and None not in before:
+            # Flattened in row-major order: the channels repeat once per position.
             made = np.tile(atoms, math.prod(size or 1 for size in before[:-1]))
         else:
+            # Channels mix with other axes: removing one leaves no rectangular tensor.
             reason = f"{call.kind} {call.path!r}"
             self._freeze(atoms, reason)
             return self._new(after[-1] if after else 0, reason)
@@ -226,12 +242,12 @@ class Channels:
         for atoms in taken:
             if len(atoms) == len(widest):
                 self._union(atoms, widest)
-            else:  # one channel that is spread over all others
+            else:  # broadcast: one channel is combined with all others
                 self._freeze(atoms, f"{call.kind} {call.path!r}")
         return widest
 
-    def _made(self, call: Call, setting: str, weight: int, axis: int) -> Atoms:
-        """New numbers for the channels that a layer makes; a second use makes the same ones."""
+    def _produced(self, call: Call, setting: str, weight: int, axis: int) -> Atoms:
+        """New numbers for the channels that a layer produces; a second call returns the same ones."""
         if call.path not in self.producers:
             count = int(call.layer.weights[weight].shape[axis])
             reason = "" if _elementwise(call.layer) else f"the activation of {call.kind} {call.path!r}"
@@ -242,10 +258,13 @@ class Channels:
         return self.producers[call.path].atoms
 
     def _bind(self, path: str, axes: list[Axes]) -> None:
-        """Note what lies along the axes of a layer's weights; a second use of the layer ties both."""
+        """Record the channels along the axes of a layer's weights.
+
+        A second call of the layer uses the same weights, which ties its channels to those of the first.
+        """
         bound = self.weights.setdefault(path, {})
-        for index, atoms_of in enumerate(axes):
-            for axis, atoms in atoms_of.items():
+        for index, weight_axes in enumerate(axes):
+            for axis, atoms in weight_axes.items():
                 before = bound.setdefault(index, {}).setdefault(axis, atoms)
                 self._union(before, atoms)
 
@@ -263,6 +282,7 @@ class Channels:
 
     def _find(self, atom: int) -> int:
         while self._parent[atom] != atom:
+            # Path halving keeps the trees flat without recursion.
             self._parent[atom] = self._parent[self._parent[atom]]
             atom = self._parent[atom]
         return atom
@@ -270,6 +290,7 @@ class Channels:
     def _union(self, first: Atoms, second: Atoms) -> None:
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             a, b = self._find(one), self._find(other)
+            # The earliest number represents the set: the result does not depend on the order of unions.
             self._parent[max(a, b)] = min(a, b)
 
 
@@ -287,7 +308,10 @@ def _elementwise(layer: Any) -> bool:
 
 
 def _plain_arguments(call: Call) -> bool:
-    """Whether a call takes nothing but tensors of the graph and numbers: arrays would have to be cut too."""
+    """Whether a call has only tensors of the graph and numbers as arguments.
+
+    A constant array would need slicing too, and it is part of the configuration, not of the weights.
+    """
     arguments = call.node.arguments
     values = [*arguments.args, *arguments.kwargs.values()]
     flat = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]

@@ -1,8 +1,8 @@
-"""What training must keep of a Keras model's weights: zeros, patterns of zeros, shared values.
+"""Constraints on the weights of a Keras model during training: zeros, N:M patterns, shared values.
 
-Which zeros and which values these are is read off the weights themselves. Gradient descent is projected on
-what is free: weights that share a value share the mean of their gradients, so that they stay equal to the
-last bit, and masks hold the zeros.
+The zeros and shared values are read from the weights themselves. Gradient descent is projected onto the
+weights that remain free: weights that share a value receive the mean of their gradients, so that they stay
+bit-identical, and masks preserve the zeros.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ Values: TypeAlias = NDArray[np.float32]
 
 
 class Keeping:
-    """Holds ``weights``, by name, to what a record says; all are TensorFlow variables.
+    """Enforces a record of constraints on ``weights``, TensorFlow variables by name.
 
-    Where ``dense`` has the weights from before pruning, training starts with these, and the zeros come by
-    the cubic schedule of Zhu & Gupta 2017 (arXiv:1710.01878) over the first half of the epochs, each time
-    the weights that are the smallest by then.
+    Where ``dense`` has the weights from before pruning, training starts from these and prunes gradually: the
+    sparsity follows the cubic schedule of Zhu & Gupta 2017 (arXiv:1710.01878) over the first half of the
+    epochs, and the smallest weights of the moment are set to zero.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class Keeping:
         for name, variable in weights.items():
             values = np.asarray(variable)
             if name in kept.sparse:
+                # The mask is a variable, not a constant: the training step is traced once, and the mask
+                # changes between epochs.
                 if name in dense:
                     variable.assign(dense[name])
                 mask = np.ones_like(values) if name in dense else (values != 0).astype(np.float32)
@@ -47,7 +49,7 @@ class Keeping:
         self._names = {id(variable): name for name, variable in weights.items()}
 
     def begin(self, epoch: int) -> bool:
-        """Bring in the zeros that are due by this epoch; whether all are there."""
+        """Apply the sparsity scheduled for this epoch; whether the final sparsity is reached."""
         if 0 < epoch <= self._settled_at:
             progress = epoch / self._settled_at
             for name, share in self._shares.items():
@@ -58,7 +60,7 @@ class Keeping:
         return epoch >= self._settled_at
 
     def guide(self, variable: Any, gradient: Any) -> Any:
-        """The gradient of a weight, as far as the weight may follow it."""
+        """The gradient of a weight, projected onto its constraints."""
         import tensorflow as tf
 
         name = self._names.get(id(variable), "")
@@ -70,11 +72,11 @@ class Keeping:
         return gradient * self._masks[name] if name in self._masks else gradient
 
     def hold(self, variable: Any) -> None:
-        """After a step: momentum may have carried on what has become zero."""
+        """Restore the zeros after a step: momentum from before a weight was pruned still moves it."""
         name = self._names.get(id(variable), "")
         if name in self._masks:
             variable.assign(variable * self._masks[name])
 
     def state(self) -> Sequence[Any]:
-        """The variables that tell how far it has come."""
+        """The variables that a checkpoint needs to resume."""
         return list(self._masks.values())

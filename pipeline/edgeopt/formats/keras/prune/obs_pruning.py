@@ -1,9 +1,10 @@
-"""Removing the channels that are missed least, and making up for them in the layers that read them.
+"""Optimal-brain-surgeon pruning: remove channels with the least effect, compensate in the layers reading them.
 
-The outputs of a layer that reads channels are a linear function of its inputs. With the second moments of
-these inputs over sample data it is known, for every channel, by how much the outputs must change if it goes
-and all others take over what they can (optimal brain surgeon: Hassibi & Stork 1992; for groups of weights,
-Frantar & Alistarh 2022, arXiv:2208.11580). Channels are removed one by one, the least missed first.
+The outputs of a layer that reads channels are a linear function of its inputs. The second moments of these
+inputs over sample data determine, for every channel, the smallest possible change of the outputs when the
+channel is removed and the weights of all others are adjusted (optimal brain surgeon: Hassibi & Stork 1992;
+for groups of weights, Frantar & Alistarh 2022, arXiv:2208.11580). Channels are removed one by one, the one
+with the smallest change first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,27 +15,29 @@ from numpy.typing import NDArray
 
 from edgeopt.formats.keras.graph.layers import Call, graph_of
 from edgeopt.formats.keras.prune.channels import Bundle, Channels
+from edgeopt.formats.second_moments import SecondMoments
 
 Matrix: TypeAlias = NDArray[np.float64]
 Batch: TypeAlias = Sequence[NDArray[np.float32]]
 
 READERS = frozenset({"Conv1D", "Conv2D", "Dense"})
 DAMPING = 1e-3
-"""Added to the moments' diagonal, as a share of its mean: channels may be copies of each other."""
+"""Added to the diagonal of the moments, as a fraction of its mean: linearly dependent channels, such as
+copies of each other, make the matrix singular."""
 
 
 class Reader(NamedTuple):
-    """A layer that reads channels: the moments of its inputs, and where each channel lies in them."""
+    """A layer that reads channels: the second moments of its inputs, and the channel of every input."""
 
     call: Call
     moments: Matrix
-    """Of one row per kernel value of an output, and a constant for the bias; shape ``[rows, rows]``."""
+    """One row per kernel value of an output, and one for the constant input of the bias; ``[rows, rows]``."""
     roots: NDArray[np.int64]
-    """The tied channel of every row; -1 for the constant."""
+    """The tied channel of every row; -1 for the constant input."""
 
     @property
     def weights(self) -> Matrix:
-        """Shape ``[rows, outputs]``, the bias last."""
+        """Shape ``[rows, outputs]``, with the bias as the last row."""
         kernel = np.asarray(self.call.layer.kernel, np.float64)
         rows = kernel.reshape(-1, kernel.shape[-1])
         return np.vstack([rows, np.asarray(self.call.layer.bias)]) if self.call.layer.use_bias else rows
@@ -43,54 +46,60 @@ class Reader(NamedTuple):
 def readers(
     network: Any, channels: Channels, wanted: Sequence[Bundle], batches: Iterable[Batch], name: str
 ) -> list[Reader]:
-    """Run the data through the model and gather the moments before every layer that reads ``wanted``.
+    """Run the data through the model and accumulate the input moments of every layer that reads ``wanted``.
 
-    Layers that are used more than once, or lie in a model of their own, are passed over.
+    Skips layers that are called more than once and layers of nested models.
     """
     import keras
 
     graph = graph_of(network, name)
     uses = [call.path for call in graph.calls]
-    sought = {root for bundle in wanted for root in bundle.channels.tolist()}
-    found = [
+    roots = {root for bundle in wanted for root in bundle.channels.tolist()}
+    # A layer called several times would need the moments of all its calls together. The tensors of a nested
+    # model are not connected to the inputs of the outer one, so `keras.Model` below cannot compute them.
+    # Grouped convolutions read a slice of the channels per output, which one moment matrix does not express.
+    calls = [
         call
         for call in graph.calls
         if call.kind in READERS
         and uses.count(call.path) == 1
         and "/" not in call.path
         and getattr(call.layer, "groups", 1) == 1
-        and not sought.isdisjoint(_roots(call, channels).tolist())
+        and not roots.isdisjoint(_roots(call, channels).tolist())
     ]
-    if not found:
+    if not calls:
         return []
-    before = keras.Model(network.inputs, [call.node.input_tensors[0] for call in found])
-    sums: list[Matrix | float] = [0.0] * len(found)
+    reader_inputs = keras.Model(network.inputs, [call.node.input_tensors[0] for call in calls])
+    sums = [SecondMoments() for _ in calls]
     for batch in batches:
-        taken = before(list(batch), training=False)
-        taken = taken if isinstance(taken, list | tuple) else [taken]
-        for number, (call, tensor) in enumerate(zip(found, taken, strict=True)):
-            rows = _rows(call, tensor)
-            sums[number] = sums[number] + (rows.T @ rows).astype(np.float64)
+        tensors = reader_inputs(list(batch), training=False)
+        tensors = tensors if isinstance(tensors, list | tuple) else [tensors]
+        for number, (call, tensor) in enumerate(zip(calls, tensors, strict=True)):
+            sums[number].add(_rows(call, tensor)[np.newaxis])
     return [
-        Reader(call, np.asarray(moments), _roots(call, channels))
-        for call, moments in zip(found, sums, strict=True)
+        Reader(call, moments.matrix[0], _roots(call, channels))
+        for call, moments in zip(calls, sums, strict=True)
+        if moments.matrix is not None
     ]
 
 
 def missed(bundle: Bundle, found: Sequence[Reader]) -> NDArray[np.float64] | None:
-    """How late each channel of a bundle is removed if all go, one by one; None if nothing is known of it."""
-    able = _reading(bundle, found)
-    if not able:
+    """The position of each channel in the order of removal; None if no reader of the bundle was measured."""
+    measured = _reading(bundle, found)
+    if not measured:
         return None
-    order = [root for root, _ in _removal(able, bundle.channels.tolist(), len(bundle.channels) - 1)]
+    # The last channel need not be removed to be known as the most important one.
+    order = [root for root, _ in _removal(measured, bundle.channels.tolist(), len(bundle.channels) - 1)]
     return np.array([order.index(root) if root in order else len(order) for root in bundle.channels], float)
 
 
 def make_up(found: Sequence[Reader], removed: NDArray[np.int64]) -> None:
-    """Change the weights of every reader, in place, so that its outputs miss the removed channels least."""
+    """Adjust the weights of every reader, in place, to compensate for the removed channels."""
     for reader in found:
         gone = [root for root in removed.tolist() if root in reader.roots]
         weights = reader.weights
+        # Each layer separately: the order of elimination does not change its final weights, which solve the
+        # least-squares problem with all of these rows fixed to zero.
         for _, changed in _removal([reader], gone, len(gone)):
             (weights,) = changed
         if gone:
@@ -106,25 +115,28 @@ def _reading(bundle: Bundle, found: Sequence[Reader]) -> list[Reader]:
 
 
 def _removal(
-    able: Sequence[Reader], candidates: Sequence[int], count: int
+    readers: Sequence[Reader], candidates: Sequence[int], count: int
 ) -> Iterator[tuple[int, list[Matrix]]]:
-    """Remove ``count`` of the channels, the least missed first; yields each and the weights then."""
-    states = [(_inverse(reader.moments), reader.weights.copy()) for reader in able]
-    energies = [float(np.sum(w * (r.moments @ w))) or 1.0 for r, (_, w) in zip(able, states, strict=True)]
-    places = [{root: np.flatnonzero(reader.roots == root) for root in candidates} for reader in able]
+    """Remove ``count`` channels, the smallest loss first; yields each with the weights after its removal."""
+    states = [(_inverse(reader.moments), reader.weights.copy()) for reader in readers]
+    # The loss is relative to the energy of a reader's outputs: otherwise the reader with the largest
+    # activations would decide alone.
+    energies = [float(np.sum(w * (r.moments @ w))) or 1.0 for r, (_, w) in zip(readers, states, strict=True)]
+    rows = [{root: np.flatnonzero(reader.roots == root) for root in candidates} for reader in readers]
     left = list(candidates)
     for _ in range(count):
+        # All losses again: each removal changes the weights and inverse moments of those that remain.
         losses = {
             root: sum(
-                _loss(inverse, weights, place[root]) / energy
-                for (inverse, weights), place, energy in zip(states, places, energies, strict=True)
+                _loss(inverse, weights, rows_of[root]) / energy
+                for (inverse, weights), rows_of, energy in zip(states, rows, energies, strict=True)
             )
             for root in left
         }
         root = min(left, key=lambda candidate: losses[candidate])
         left.remove(root)
-        for (inverse, weights), place in zip(states, places, strict=True):
-            _remove(inverse, weights, place[root])
+        for (inverse, weights), rows_of in zip(states, rows, strict=True):
+            _remove(inverse, weights, rows_of[root])
         yield root, [weights for _, weights in states]
 
 
@@ -134,47 +146,53 @@ def _inverse(moments: Matrix) -> Matrix:
 
 
 def _loss(inverse: Matrix, weights: Matrix, rows: NDArray[np.intp]) -> float:
-    """Squared error of the outputs if these rows go and the others make up for it."""
+    """Squared error of the outputs when these rows are removed and the others compensate."""
     lost = weights[rows]
     return float(np.sum(lost * np.linalg.solve(inverse[np.ix_(rows, rows)], lost)))
 
 
 def _remove(inverse: Matrix, weights: Matrix, rows: NDArray[np.intp]) -> None:
-    """Take rows out of the weights and of the inverse moments, in place."""
-    towards = np.linalg.solve(inverse[np.ix_(rows, rows)], inverse[rows])
-    weights -= towards.T @ weights[rows]
+    """Eliminate rows from the weights and from the inverse moments, in place."""
+    update = np.linalg.solve(inverse[np.ix_(rows, rows)], inverse[rows])
+    weights -= update.T @ weights[rows]
+    # These rows are zero up to rounding errors; exact zeros keep the errors out of later steps.
     weights[rows] = 0
-    inverse -= inverse[:, rows] @ towards
+    inverse -= inverse[:, rows] @ update
     inverse[rows] = 0
     inverse[:, rows] = 0
 
 
 def _roots(call: Call, channels: Channels) -> NDArray[np.int64]:
+    """The tied channel of every row of a layer's weights; -1 for the bias."""
     kernel = call.layer.kernel
-    taken = channels.root(channels.weights[call.path][0][len(kernel.shape) - 2])
-    rows = np.tile(taken, int(np.prod(kernel.shape[:-2])))
+    inputs = channels.root(channels.weights[call.path][0][len(kernel.shape) - 2])
+    # In the order of `kernel.reshape(-1, outputs)`: the input channels vary fastest.
+    rows = np.tile(inputs, int(np.prod(kernel.shape[:-2])))
     return np.append(rows, -1) if call.layer.use_bias else rows
 
 
 def _rows(call: Call, tensor: Any) -> NDArray[np.float32]:
-    """What every output of a layer is computed from, one row each."""
+    """The inputs of every output position of a layer, one row per position."""
     import tensorflow as tf
 
     layer = call.layer
     if call.kind != "Dense":
-        flat = call.kind == "Conv1D"
+        one_dimensional = call.kind == "Conv1D"
+        # TensorFlow has no causal padding: Keras pads the beginning and convolves with VALID.
         if layer.padding == "causal":
             tensor = tf.pad(
                 tensor, [[0, 0], [layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0], [0, 0]]
             )
-        tensor = tf.expand_dims(tensor, 2) if flat else tensor
-        one = (1,) if flat else ()
+        # extract_patches takes images only, so a sequence becomes an image of width 1.
+        tensor = tf.expand_dims(tensor, 2) if one_dimensional else tensor
+        width = (1,) if one_dimensional else ()
         tensor = tf.image.extract_patches(
             tensor,
-            sizes=(1, *layer.kernel_size, *one, 1),
-            strides=(1, *layer.strides, *one, 1),
-            rates=(1, *layer.dilation_rate, *one, 1),
+            sizes=(1, *layer.kernel_size, *width, 1),
+            strides=(1, *layer.strides, *width, 1),
+            rates=(1, *layer.dilation_rate, *width, 1),
             padding="SAME" if layer.padding == "same" else "VALID",
         )
     rows = np.asarray(tf.reshape(tensor, [-1, tensor.shape[-1]]), np.float32)
+    # The bias is the weight of a constant input: it can compensate for the mean of a removed channel.
     return np.hstack([rows, np.ones((len(rows), 1), np.float32)]) if layer.use_bias else rows

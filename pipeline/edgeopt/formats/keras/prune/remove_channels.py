@@ -1,4 +1,4 @@
-"""Cutting channels out of a Keras 3 model: a smaller model from the same configuration and weights."""
+"""Removal of channels from a Keras 3 model: a smaller model from the edited configuration and weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.formats.keras.files import loading as keras_files
+from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.graph.layers import weighted
 from edgeopt.formats.keras.prune.channels import Atoms, Bundle, Channels
 
 
 def importance(channels: Channels, bundle: Bundle) -> NDArray[np.float64]:
-    """How much each channel of a bundle matters, shape ``[channels]``; only the order has a meaning.
+    """Importance of each channel of a bundle by weight norm, shape ``[channels]``; only the order matters.
 
-    L2 norm of the weights that make the channel, times the scale of the batch normalization that directly
-    follows (what the convolution would have if both were folded), relative to the layer's mean; the mean
-    over all layers that make it (Li et al. 2017, arXiv:1608.08710, extended to tied channels).
+    The L2 norm of the weights that produce the channel, times the scale of a directly following batch
+    normalization, relative to the layer's mean; averaged over all layers that produce the channel
+    (Li et al. 2017, arXiv:1608.08710, extended to tied channels).
     """
     layers = {call.path: call.layer for call in weighted(channels.graph)}
     totals = np.zeros(len(bundle.channels))
@@ -25,9 +25,12 @@ def importance(channels: Channels, bundle: Bundle) -> NDArray[np.float64]:
         producer = channels.producers[path]
         kernel = np.moveaxis(np.asarray(layers[path].weights[producer.weight], np.float64), producer.axis, -1)
         norms = np.sqrt((kernel.reshape(-1, kernel.shape[-1]) ** 2).sum(axis=0))
+        # The normalization rescales the channel: the norm is that of the folded convolution.
         if path in channels.normalized:
             norms = norms * _scale(layers[channels.normalized[path]])
+        # Relative to the layer: tied channels are averaged over layers with weights of different magnitude.
         norms = norms / (norms.mean() or 1.0)
+        # A layer can produce a tied channel several times, for example when it adds its own output to itself.
         per_root: dict[int, float] = {}
         for root, norm in zip(channels.root(producer.atoms).tolist(), norms.tolist(), strict=True):
             per_root[root] = per_root.get(root, 0.0) + norm
@@ -44,11 +47,11 @@ def _scale(normalization: Any) -> NDArray[np.float64]:
 def without(network: Any, channels: Channels, removed: Atoms, name: str) -> Any:
     """The model without the channels ``removed`` (tied numbers, as in ``Bundle.channels``).
 
-    Layers keep their names, order and options. The smaller model gives what the larger one gives when
-    every weight that reads a removed channel is zero.
+    Layers keep their names, order and options. The outputs equal those of the original model with zeros in
+    every weight that reads a removed channel.
 
     Raises:
-        StageError: when Keras cannot rebuild the model.
+        StageError: Keras cannot rebuild the model.
     """
     gone = frozenset(removed.tolist())
 
@@ -58,16 +61,16 @@ def without(network: Any, channels: Channels, removed: Atoms, name: str) -> Any:
     sizes = {path: (setting, int(stays(atoms).sum())) for path, (setting, atoms) in channels.settings.items()}
     try:
         smaller = type(network).from_config(resized(network.get_config(), sizes))
-    except keras_files.UNREADABLE as error:
+    except keras_loading.UNREADABLE as error:
         raise StageError(
-            f"Keras cannot rebuild {name} with fewer channels: {keras_files.reason(error)}",
-            fix="name the layer in 'keep', so that its channels stay",
+            f"Keras cannot rebuild {name} with fewer channels: {keras_loading.reason(error)}",
+            fix="add the layer to 'keep', so that its channels remain",
         ) from error
     old, new = layers_by_path(network), layers_by_path(smaller)
     for path, layer in old.items():
         arrays = [np.asarray(weight) for weight in layer.weights]
         for index, axes in channels.weights.get(path, {}).items():
-            if index < len(arrays):  # no bias: one array less
+            if index < len(arrays):  # a layer without bias has one array less
                 for axis, atoms in axes.items():
                     arrays[index] = np.compress(stays(atoms), arrays[index], axis=axis)
         if arrays:
@@ -76,7 +79,7 @@ def without(network: Any, channels: Channels, removed: Atoms, name: str) -> Any:
 
 
 def layers_by_path(network: Any, prefix: str = "") -> dict[str, Any]:
-    """Every layer that is no model itself, by the path that ``keras_graph`` gives it."""
+    """Every layer that is not itself a model, by its path as in ``graph_of``."""
     from edgeopt.formats.keras.graph.layers import is_model
 
     found: dict[str, Any] = {}
@@ -89,7 +92,7 @@ def layers_by_path(network: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def resized(config: Any, sizes: Mapping[str, tuple[str, int]], prefix: str = "") -> Any:
-    """A model's configuration with other channel counts. ``sizes``: path to setting and new count."""
+    """A model's configuration with new channel counts. ``sizes``: path to setting and new count."""
     layers = []
     for entry in config["layers"]:
         inner = entry["config"]
@@ -100,7 +103,7 @@ def resized(config: Any, sizes: Mapping[str, tuple[str, int]], prefix: str = "")
             setting, count = sizes[path]
             value = inner[setting]
             inner = inner | {setting: count if isinstance(value, int) else _last(value, count)}
-        # What a layer was built with counts the old channels.
+        # The recorded build shapes have the old number of channels, and Keras would build with them.
         layers.append(
             {key: value for key, value in entry.items() if key != "build_config"} | {"config": inner}
         )
@@ -108,4 +111,5 @@ def resized(config: Any, sizes: Mapping[str, tuple[str, int]], prefix: str = "")
 
 
 def _last(shape: Any, count: int) -> tuple[Any, ...]:
+    """A shape with another last size; -1 in a ``target_shape`` is inferred and stays."""
     return (*shape[:-1], -1 if shape[-1] == -1 else count)

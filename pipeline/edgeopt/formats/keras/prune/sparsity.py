@@ -1,4 +1,4 @@
-"""Zeros in the weights of a Keras 3 model: the smallest go, one by one or so many of every few."""
+"""Weight pruning of a Keras 3 model by magnitude: unstructured, or N of every M weights (N:M)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files.archive import Kept, weight_name
 from edgeopt.formats.keras.graph.layers import graph_of, weighted
-from edgeopt.formats.keras.prune.selection import matching
+from edgeopt.formats.layer_names import matching
 
 Weights = NDArray[np.float32]
 
@@ -18,21 +18,21 @@ KERNELS = {
     **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), (0, -1)),
     **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), (1, -2)),
 }
-"""Layers with a kernel that is worth thinning out: which of its weights, and its axis of input channels.
+"""Layers with a kernel worth pruning: the index of the weight, and its axis of input channels.
 
-Depthwise kernels stay dense: they have few weights, and every one of them is the whole view of a channel.
+Depthwise kernels stay dense: they have few weights, and each channel has no other weights.
 """
 
 
 class Kernel(NamedTuple):
-    """One kernel that may be thinned out."""
+    """One kernel that can be pruned."""
 
     layer: Any
     path: str
     place: int
-    """Which of the layer's weights it is."""
+    """Its index among the layer's weights."""
     axis: int
-    """Of the input channels."""
+    """The axis of the input channels."""
 
     @property
     def name(self) -> str:
@@ -44,41 +44,42 @@ class Kernel(NamedTuple):
 
 
 def kernels(network: Any, name: str) -> list[Kernel]:
-    """The kernels of a model that may be thinned out, in the order in which they work.
+    """The kernels of a model that can be pruned, in execution order.
 
     Raises:
-        StageError: there are none.
+        StageError: the model has none.
     """
-    found = [
+    result = [
         Kernel(call.layer, call.path, *KERNELS[call.kind])
         for call in weighted(graph_of(network, name))
         if call.kind in KERNELS
     ]
-    if not found:
+    if not result:
         raise StageError(
-            f"{name} has no convolution or dense layer whose weights could be thinned out or shared",
-            fix=f"the layers that can are {', '.join(sorted(KERNELS))}",
+            f"{name} has no convolution or dense layer whose weights could be pruned or clustered",
+            fix=f"supported layers: {', '.join(sorted(KERNELS))}",
         )
-    return found
+    return result
 
 
 def chosen(found: Sequence[Kernel], keep: Sequence[str]) -> list[Kernel]:
     """The kernels that no pattern of ``keep`` matches.
 
     Raises:
-        StageError: a pattern matches none, or all are kept.
+        StageError: a pattern matches no layer, or all layers are kept.
     """
     kept = matching(keep, [kernel.path for kernel in found], "keep")
     rest = [kernel for kernel in found if kernel.path not in kept]
     if not rest:
-        raise StageError("keep: every layer is kept, so nothing is left to do", fix="keep fewer layers")
+        raise StageError("'keep' matches every layer: nothing to do", fix="keep fewer layers")
     return rest
 
 
 def smallest_zeroed(values: Weights, share: float) -> Weights:
-    """The array without the ``share`` of its values that are the smallest by magnitude."""
+    """The array with its smallest values by magnitude, a fraction of ``share``, set to zero."""
     count = round(share * values.size)
     flat = values.ravel().copy()
+    # By rank, not by a threshold: equal magnitudes would make the number of zeros inexact.
     flat[np.argsort(np.abs(flat), kind="stable")[:count]] = 0
     return flat.reshape(values.shape)
 
@@ -89,29 +90,30 @@ def thin_out(found: Sequence[Kernel], share: float, layers: Mapping[str, float])
     Raises:
         StageError: a pattern matches no layer, or a layer would lose all its weights.
     """
-    names = matching(layers, [kernel.path for kernel in found], "layers")
+    patterns = matching(layers, [kernel.path for kernel in found], "layers")
     sparse = {}
     for kernel in found:
-        asked = layers[names[kernel.path]] if kernel.path in names else share
+        layer_share = layers[patterns[kernel.path]] if kernel.path in patterns else share
         before = kernel.values
-        if round(asked * before.size) >= before.size:
+        if round(layer_share * before.size) >= before.size:
             raise StageError(
-                f"a sparsity of {asked:g} would remove all {before.size} weights of layer {kernel.path!r}",
-                fix=f"ask for less, or give the layer its own share: layers: {{{kernel.path}: 0.5}}",
+                f"a sparsity of {layer_share:g} would remove all {before.size} weights of layer "
+                f"{kernel.path!r}",
+                fix=f"use a lower share, or set one for the layer: layers: {{{kernel.path}: 0.5}}",
             )
-        if asked:
-            sparse[kernel.name] = _set(kernel, smallest_zeroed(before, asked))
+        if layer_share:
+            sparse[kernel.name] = _set(kernel, smallest_zeroed(before, layer_share))
     return Kept(sparse=sparse)
 
 
 def thin_out_pattern(found: Sequence[Kernel], n: int, m: int) -> tuple[Kept, list[str]]:
     """Keep the ``n`` largest of every ``m`` weights along the input channels, in place.
 
-    Mishra et al. 2021 (arXiv:2104.08378). Layers whose input channels do not divide by ``m`` stay dense;
-    their paths are returned.
+    N:M sparsity: Mishra et al. 2021 (arXiv:2104.08378). Layers whose number of input channels is not a
+    multiple of ``m`` stay dense; their paths are returned.
 
     Raises:
-        StageError: no layer can have the pattern.
+        StageError: no layer supports the pattern.
     """
     sparse, dense = {}, []
     for kernel in found:
@@ -122,14 +124,14 @@ def thin_out_pattern(found: Sequence[Kernel], n: int, m: int) -> tuple[Kept, lis
         sparse[kernel.name] = _set(kernel, largest_of(values, kernel.axis, n, m))
     if not sparse:
         raise StageError(
-            f"n_m [{n}, {m}]: no layer has a number of input channels that divides by {m}",
+            f"n_m [{n}, {m}]: no layer has a number of input channels that is a multiple of {m}",
             fix="use 'weights' instead",
         )
     return Kept(sparse=sparse), dense
 
 
 def largest_of(values: Weights, axis: int, n: int, m: int) -> Weights:
-    """The array with only the ``n`` largest of every ``m`` values along ``axis``."""
+    """The array with all but the ``n`` largest of every ``m`` values along ``axis`` set to zero."""
     moved = np.moveaxis(values, axis, -1)
     blocks = moved.reshape(*moved.shape[:-1], -1, m).copy()
     small = np.argsort(np.abs(blocks), axis=-1, kind="stable")[..., : m - n]
@@ -138,13 +140,13 @@ def largest_of(values: Weights, axis: int, n: int, m: int) -> Weights:
 
 
 def _set(kernel: Kernel, values: Weights) -> float:
-    """Write a kernel back; the share of zeros it has now."""
+    """Store the values of a kernel and return their fraction of zeros."""
     kernel.layer.weights[kernel.place].assign(values)
     return float(np.mean(values == 0))
 
 
 def kept_weights(network: Any, name: str, kept: Kept) -> Iterator[tuple[str, Any]]:
-    """The variables that a record names."""
+    """The variables named in a record of constraints."""
     named = set(kept.sparse) | set(kept.clustered)
     for call in weighted(graph_of(network, name)):
         for index, variable in enumerate(call.layer.weights):

@@ -1,4 +1,4 @@
-"""The byte ledger of an ONNX file, by message, and the arithmetic of its layers."""
+"""Where the bytes of an ONNX file go, by message, and the arithmetic of its layers."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import MissingPackageError
-from edgeopt.formats.arithmetic import Layer, Ledger, product, sparsity, total_macs
+from edgeopt.formats.arithmetic import product, sparsity, total_macs
 from edgeopt.formats.onnx.files.model_file import load
+from edgeopt.plugin.contents import LayerSize, SizeBreakdown
 
 _ROLES: dict[str, dict[int, str]] = {
     "Conv": {1: "weights", 2: "biases"},
@@ -46,8 +47,8 @@ class _Value(NamedTuple):
     shape: tuple[int | None, ...]
 
 
-def read(path: Path) -> Ledger:
-    """The ledger of the file at ``path``.
+def read(path: Path) -> SizeBreakdown:
+    """The breakdown of the file at ``path``.
 
     Raises:
         StageError: it is no ONNX model.
@@ -74,7 +75,7 @@ def read(path: Path) -> Ledger:
     if any(layer.macs is None for layer in layers):
         notes.append("MACs are not told for layers with a free dimension")
     kinds = ("weights", "biases")
-    return Ledger(
+    return SizeBreakdown(
         file=path.name,
         format="onnx",
         size_bytes=size,
@@ -194,11 +195,11 @@ def _dtype(number: int) -> str:
         return f"type {number}"
 
 
-def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str], stored: dict[str, int]) -> Layer:
+def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str], stored: dict[str, int]) -> LayerSize:
     inputs = [values.get(name) for name in node.input]
     output = values.get(node.output[0]) if node.output else None
     kept = [name for name in node.input if roles.get(name) in ("weights", "biases") and name in values]
-    return Layer(
+    return LayerSize(
         name=node.name or (node.output[0] if node.output else ""),
         kind=node.op_type,
         types=tuple(value.dtype for value in (*inputs, output) if value is not None),

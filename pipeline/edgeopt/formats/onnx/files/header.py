@@ -6,9 +6,10 @@ Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 from collections import Counter
 from pathlib import Path
 
-from edgeopt.formats.specs import Source, tensor
+from edgeopt.formats.specs import tensor
 from edgeopt.formats.wire.protobuf import fields, mapped, messages, number, text
 from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin.contents import Source
 
 FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 TYPES = {
@@ -45,7 +46,7 @@ def is_onnx(path: Path) -> bool:
     return 0 < version < 1000 and graph
 
 
-def read(path: Path, trust: bool) -> Source:
+def read(path: Path) -> Source:
     """The model in an ONNX file."""
     with mapped(path) as data:
         graph = next(messages(data, 7))

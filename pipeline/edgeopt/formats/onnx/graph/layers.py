@@ -1,12 +1,11 @@
 """The layers of an ONNX file that hold weights: names, sizes, types, and patterns over the names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import fitting, means, means_part
+from edgeopt.formats.layer_names import matching
 from edgeopt.formats.onnx.files.model_file import WEIGHTED
 
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
@@ -118,25 +117,8 @@ def chosen(names: Sequence[str], usual: str, patterns: Mapping[str, str]) -> dic
     Raises:
         StageError: a pattern fits no layer.
     """
-    plan = dict.fromkeys(names, usual)
-    for pattern, precision in patterns.items():
-        plan |= dict.fromkeys(matching(names, pattern), precision)
-    return plan
-
-
-def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """The layers that a pattern (as of `fnmatch`) means: by name, with all calls of a layer; where there is
-    none, by a part of the name between slashes; and last, those in whose names it occurs.
-
-    Raises:
-        StageError: there are none; it names the nearest.
-    """
-    tests: tuple[Callable[[str], bool], ...] = (
-        lambda name: means(pattern, name),
-        lambda name: means_part(pattern, name),
-        lambda name: fnmatchcase(name, f"*{pattern}*"),
-    )
-    return fitting(names, tests, names, pattern, "the ONNX file")
+    said = {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
+    return dict.fromkeys(names, usual) | said
 
 
 def refuse(wrong: Iterable[str], scheme: str, fix: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph.graph_index import (
     WEIGHTED,
     EditedSession,
@@ -37,8 +37,8 @@ class OnnxPair:
     """Both graphs, and the sessions made from them on demand."""
 
     def __init__(self, reference: Path, quantized: Path) -> None:
-        self.float_file = Wires(onnx_files.load(reference))
-        self.int_file = Wires(with_real_ends(onnx_files.load(quantized)))
+        self.float_file = Wires(onnx_model_file.load(reference))
+        self.int_file = Wires(with_real_ends(onnx_model_file.load(quantized)))
         self.tensors = _tensors(self.float_file, self.int_file)
         self.layers = [
             Layer(

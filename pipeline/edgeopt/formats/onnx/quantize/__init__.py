@@ -1,0 +1,1 @@
+"""Calibration, precision per layer, quantized weights."""

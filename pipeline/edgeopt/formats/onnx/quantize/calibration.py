@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.model import Array, TensorSpec
 
 FUSED = "/MatMulAddFusion"
@@ -46,7 +46,7 @@ def prepare(source: Path, target: Path) -> None:
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
     except (Fail, InvalidGraph, NotImplemented, RuntimeError, ValueError) as error:
         raise StageError(f"onnxruntime cannot prepare {source.name} for quantization: {error}") from error
-    proto = onnx_files.load(target)
+    proto = onnx_model_file.load(target)
     taken: set[str] = set()
     for node in proto.graph.node:
         name = node.name.removesuffix(FUSED)

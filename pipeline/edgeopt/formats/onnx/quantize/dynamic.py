@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph.layers import DYNAMIC_SUFFIX
 from edgeopt.formats.onnx.quantize.overflow import rows_of, safe_scales
 
@@ -43,9 +43,9 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
         )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise StageError(f"onnxruntime cannot quantize {prepared.name}: {error}") from error
-    proto = onnx_files.load(target)
-    onnx_files.strip(proto)
-    source = onnx_files.load(prepared)
+    proto = onnx_model_file.load(target)
+    onnx_model_file.strip(proto)
+    source = onnx_model_file.load(prepared)
     for gemm in (node.name for node in source.graph.node if node.op_type == "Gemm"):
         for node in proto.graph.node:
             if node.name in (gemm + MATMUL_SUFFIX, gemm + MATMUL_SUFFIX + DYNAMIC_SUFFIX):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.quantize.calibration import Samples, session
+from edgeopt.formats.second_moments import SecondMoments
 from edgeopt.model import Array
 
 MOST_BYTES = 256 << 20
@@ -59,23 +60,21 @@ class Reader(NamedTuple):
 
 def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
     """``[groups, width, width]`` for each layer that can have them, by the layer's name."""
-    found: dict[str, Moments] = {}
-    readers = _affordable(_readers(onnx_files.load(prepared)))
+    readers = _affordable(_readers(onnx_model_file.load(prepared)))
+    sums = {reader.name: SecondMoments() for reader in readers}
     run = _Run(prepared, readers)
     for sample in samples:
         values = run(sample)
         for reader in readers:
-            rows = reader.rows(values[reader.node.input[0]]).astype(np.float32)
-            moments = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
-            found[reader.name] = found.get(reader.name, 0.0) + moments
-    return found
+            sums[reader.name].add(reader.rows(values[reader.node.input[0]]).astype(np.float32))
+    return {name: each.matrix for name, each in sums.items() if each.matrix is not None}
 
 
 class _Run:
     def __init__(self, prepared: Path, readers: Sequence[Reader]) -> None:
         import onnx
 
-        proto = onnx_files.load(prepared)
+        proto = onnx_model_file.load(prepared)
         given = {value.name for value in proto.graph.input}
         have = {value.name for value in proto.graph.output}
         self.wanted = [n for n in dict.fromkeys(reader.node.input[0] for reader in readers) if n not in given]

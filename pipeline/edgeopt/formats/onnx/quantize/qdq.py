@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 
 Activation: TypeAlias = Literal["uint8", "int8", "int16"]
@@ -61,11 +61,11 @@ def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], ma
         )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise StageError(f"onnxruntime cannot quantize {prepared.name}: {error}") from error
-    proto = onnx_files.load(target)
-    onnx_files.strip(proto)
+    proto = onnx_model_file.load(target)
+    onnx_model_file.strip(proto)
     raised = {name for name, precision in plan.items() if precision == "float32"}
     if raised:
-        _read_float(proto, onnx_files.load(prepared), raised)
+        _read_float(proto, onnx_model_file.load(prepared), raised)
     return proto
 
 
@@ -128,7 +128,7 @@ def _overrides(
     prepared: Path, plan: Mapping[str, str], special: set[str], kind: Any, usual: Any
 ) -> dict[str, list[dict[str, Any]]]:
     """Tensors around the special layers get ``kind``, and are converted for everybody else who reads them."""
-    model = onnx_files.load(prepared)
+    model = onnx_model_file.load(prepared)
     constants = {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, set[str]] = {}
     touched: dict[str, None] = {}

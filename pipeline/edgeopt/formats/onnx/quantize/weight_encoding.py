@@ -8,7 +8,7 @@ graph back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import log10, prod, sqrt
+from math import prod, sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize.weights import Form
+from edgeopt.results import snr_db
 
 SNR_LOSS_DB = 2.0
 AGREEMENT_LOSS = 0.01
@@ -46,9 +47,8 @@ def fidelity(reference: Outputs, found: Outputs) -> Fidelity:
     """Outputs ``[n, values]`` against the float model's; one value per sample has no answers to agree on."""
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(reference.astype(np.float64) - found).sum())
-    snr = 10 * log10(max(signal, 1e-300) / max(noise, 1e-300 + signal * 1e-20))
     agreement = float((reference.argmax(1) == found.argmax(1)).mean()) if reference.shape[1] > 1 else 1.0
-    return Fidelity(snr, agreement, len(reference))
+    return Fidelity(snr_db(signal, noise), agreement, len(reference))
 
 
 def choose(

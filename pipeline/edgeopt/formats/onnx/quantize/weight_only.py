@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.formats.onnx.files import model_file as onnx_files
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize.overflow import Numbers, axis_of, rows_of
 
@@ -29,7 +29,7 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
     Raises:
         StageError: a layer's weights are not constant, or the graph cannot be brought to opset 21.
     """
-    model = onnx_files.at_opset(onnx_files.load(prepared), OPSET, "4 bits")
+    model = onnx_model_file.at_opset(onnx_model_file.load(prepared), OPSET, "4 bits")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, int] = {}
     for node in model.graph.node:
@@ -38,7 +38,7 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
     nodes = []
     for node in model.graph.node:
         precision = plan.get(node.name or node.output[0], "float32")
-        if node.op_type not in onnx_files.WEIGHTED or precision == "float32":
+        if node.op_type not in onnx_model_file.WEIGHTED or precision == "float32":
             nodes.append(node)
             continue
         tensor = constants.get(node.input[1])
@@ -54,7 +54,7 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]
         field.extend(copies)
-    onnx_files.strip(model)
+    onnx_model_file.strip(model)
     return model
 
 

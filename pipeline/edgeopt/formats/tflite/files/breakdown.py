@@ -1,4 +1,4 @@
-"""The byte ledger of a TFLite file, exact to the byte, and the arithmetic of its layers."""
+"""Where the bytes of a TFLite file go, exact to the byte, and the arithmetic of its layers."""
 
 from collections.abc import Iterator
 from math import prod
@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.formats.arithmetic import Layer, Ledger, product, sparsity, total_macs
-from edgeopt.formats.tflite.files.model_file import TfliteFile, data_of, kind_of, load
-from edgeopt.formats.tflite.reading import DTYPES
-from edgeopt.formats.wire.flatbuffer import Extent, Table
+from edgeopt.formats.arithmetic import product, sparsity, total_macs
+from edgeopt.formats.tflite.files.graphs import Tensor, graphs_of
+from edgeopt.formats.tflite.files.model_file import TfliteFile, load
+from edgeopt.formats.wire.flatbuffer import Extent
+from edgeopt.plugin.contents import LayerSize, SizeBreakdown
 
 PARTS = (
     "weights", "biases", "constants", "quantization parameters", "min/max statistics", "names", "signatures",
@@ -63,29 +64,30 @@ _ROLES = ("unused buffers", "metadata", "constants", "biases", "weights")
 
 
 class _Tensor(NamedTuple):
-    """A tensor as a layer sees it. ``buffer`` is 0 where it is no constant."""
+    """A tensor as a layer sees it. ``data`` is empty where it is no constant."""
 
     number: int
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     buffer: int
+    data: bytes
 
 
-def read(path: Path) -> Ledger:
-    """The ledger of the file at ``path``.
+def read(path: Path) -> SizeBreakdown:
+    """The breakdown of the file at ``path``.
 
     Raises:
-        StageError: as `tflite_file.load`.
+        StageError: as `model_file.load`.
     """
-    return ledger(load(path))
+    return size_breakdown(load(path))
 
 
-def ledger(file: TfliteFile) -> Ledger:
-    """The ledger of a file that has been read."""
-    roles, layers, parameters, weights = _graphs(file.model)
+def size_breakdown(file: TfliteFile) -> SizeBreakdown:
+    """The breakdown of a file that has been read."""
+    roles, layers, parameters, weights = _graphs(file)
     free = any(layer.macs is None for layer in layers)
-    return Ledger(
+    return SizeBreakdown(
         file=file.name,
         format="tflite",
         size_bytes=len(file.content),
@@ -137,12 +139,12 @@ def _part(extent: Extent, used: dict[int, int]) -> str:
     return _OWNERS.get(extent.owner) or (_TABLES.get(table) if dot else None) or "graph structure"
 
 
-def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int, list[NDArray[np.generic]]]:
+def _graphs(
+    file: TfliteFile,
+) -> tuple[dict[int, int], tuple[LayerSize, ...], int, list[NDArray[np.generic]]]:
     """The role of each buffer, the layers of all graphs, the number of parameters, and the weights' bits."""
-    buffers = model.tables("buffers")
-    sizes = [len(data_of(buffer)) for buffer in buffers]
+    model = file.model
     weights: dict[int, NDArray[np.generic]] = {}
-    kinds = [kind_of(code) for code in model.tables("operator_codes")]
     roles: dict[int, int] = {}
     # Counted by tensor: that equal ones share their bytes in the file makes no difference to the model.
     counted: dict[tuple[int, int], int] = {}
@@ -156,37 +158,35 @@ def _graphs(model: Table) -> tuple[dict[int, int], tuple[Layer, ...], int, list[
         *model.numbers("metadata_buffer"),
     ):
         mark(number, "metadata")
-    for graph, subgraph in enumerate(model.tables("subgraphs")):
-        tensors = [_tensor(tensor, index, sizes) for index, tensor in enumerate(subgraph.tables("tensors"))]
+    for place, graph in enumerate(graphs_of(file)):
+        tensors = [_tensor(tensor) for tensor in graph.tensors]
         for tensor in tensors:
             mark(tensor.buffer, "constants")
-        for operator in subgraph.tables("operators"):
-            kind = kinds[operator.integer("opcode_index")]
-            inputs = [tensors[n] if n >= 0 else None for n in operator.numbers("inputs")]
-            results = [n for n in operator.numbers("outputs") if n >= 0]
+        for operation in graph.operations:
+            kind = operation.kind
+            inputs = [None if given is None else tensors[given.number] for given in operation.inputs]
             constants = list(_constants(kind, inputs))
             for constant, role in constants:
                 mark(constant.buffer, role)
                 if role == "weights" and constant.dtype in _BITS:
-                    weights[constant.buffer] = np.frombuffer(
-                        data_of(buffers[constant.buffer]), _BITS[constant.dtype]
-                    )
-                counted[graph, constant.number] = product(constant.shape) or 0
-            if kind in UNPACKING and results and inputs and inputs[0] is not None:
+                    weights[constant.buffer] = np.frombuffer(constant.data, _BITS[constant.dtype])
+                counted[place, constant.number] = product(constant.shape) or 0
+            if kind in UNPACKING and operation.outputs and inputs and inputs[0] is not None:
                 # Unpacked when the model is loaded: whoever reads the result, reads the constant.
-                tensors[results[0]] = tensors[results[0]]._replace(
-                    buffer=inputs[0].buffer, number=inputs[0].number
+                result = operation.outputs[0].number
+                tensors[result] = tensors[result]._replace(
+                    buffer=inputs[0].buffer, number=inputs[0].number, data=inputs[0].data
                 )
-            outputs = [tensors[n] for n in results]
+            outputs = [tensors[made.number] for made in operation.outputs]
             layers.append(
-                Layer(
+                LayerSize(
                     name=outputs[0].name if outputs else "",
                     kind=kind,
                     types=tuple(tensor.dtype for tensor in (*inputs, *outputs[:1]) if tensor is not None),
                     shape=outputs[0].shape if outputs else (),
                     macs=_macs(kind, inputs, outputs),
                     parameters=sum(product(constant.shape) or 0 for constant, _ in constants),
-                    weight_bytes=sum(sizes[constant.buffer] for constant, _ in constants),
+                    weight_bytes=sum(len(constant.data) for constant, _ in constants),
                 )
             )
     return roles, tuple(layers), sum(counted.values()), list(weights.values())
@@ -196,22 +196,20 @@ def _constants(kind: str, inputs: list[_Tensor | None]) -> Iterator[tuple[_Tenso
     """The constant weights and biases of an operator."""
     weights, biases = WEIGHTS.get(kind, ((), ()))
     for place, tensor in enumerate(inputs):
-        if tensor is not None and tensor.buffer and place in weights + biases:
+        if tensor is not None and tensor.data and place in weights + biases:
             yield tensor, "weights" if place in weights else "biases"
 
 
-def _tensor(tensor: Table, index: int, sizes: list[int]) -> _Tensor:
-    shape: tuple[int | None, ...] = tuple(tensor.numbers("shape"))
+def _tensor(tensor: Tensor) -> _Tensor:
     # A free batch counts as the one that is stored; any other free dimension makes the size unknown.
-    free = [index for index, size in enumerate(tensor.numbers("shape_signature")) if size < 0 and index]
-    shape = tuple(None if place in free else size for place, size in enumerate(shape))
-    number = tensor.integer("buffer")
+    free = [index for index, size in enumerate(tensor.signature) if size < 0 and index]
     return _Tensor(
-        index,
-        tensor.text("name") or f"tensor {index}",
-        DTYPES.get(tensor.integer("type"), f"type {tensor.integer('type')}"),
-        shape,
-        number if sizes[number] else 0,
+        tensor.number,
+        tensor.name or f"tensor {tensor.number}",
+        tensor.dtype if tensor.dtype != "unknown" else f"type {tensor.table.integer('type')}",
+        tuple(None if place in free else size for place, size in enumerate(tensor.shape)),
+        tensor.buffer if tensor.is_constant else 0,
+        tensor.data,
     )
 
 

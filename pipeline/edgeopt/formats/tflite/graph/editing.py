@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite.layers import BETWEEN_TYPES
-from edgeopt.formats.tflite.reading import DTYPES, IDENTIFIER
+from edgeopt.formats.tflite.files.graphs import BETWEEN_TYPES, DTYPES
+from edgeopt.formats.tflite.files.model_file import IDENTIFIER
 from edgeopt.model import Array
 from edgeopt.plugin.layer_pair import Grid, Weights
 

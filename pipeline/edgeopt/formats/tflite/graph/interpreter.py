@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.formats.tflite import reading as tflite
+from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.model import Array, Model
 
 
@@ -81,20 +81,23 @@ def finished(path: Path, model: Model) -> Model:
     Raises:
         StageError: LiteRT has no kernel for it, which shows only when it runs.
     """
-    graph = tflite.read(path)
-    if all(spec.dtype != "string" for spec in graph.inputs):
-        zeros = [np.zeros([size or 1 for size in spec.shape], np.dtype(spec.dtype)) for spec in graph.inputs]
+    signature = read_signature(path)
+    if all(spec.dtype != "string" for spec in signature.inputs):
+        zeros = [
+            np.zeros([size or 1 for size in spec.shape], np.dtype(spec.dtype)) for spec in signature.inputs
+        ]
         outputs(path.read_bytes(), path.name, [zeros])
-    layouts = [spec.layout for spec in model.inputs] or [None] * len(graph.inputs)
+    layouts = [spec.layout for spec in model.inputs] or [None] * len(signature.inputs)
     inputs = (
-        spec.model_copy(update={"layout": layout}) for spec, layout in zip(graph.inputs, layouts, strict=True)
+        spec.model_copy(update={"layout": layout})
+        for spec, layout in zip(signature.inputs, layouts, strict=True)
     )
     return Model(
         format="tflite",
         path=path,
         inputs=tuple(inputs),
-        outputs=graph.outputs,
-        transposes=graph.count("TRANSPOSE"),
+        outputs=signature.outputs,
+        transposes=signature.graph.count("TRANSPOSE"),
     )
 
 

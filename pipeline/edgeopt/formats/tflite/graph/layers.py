@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.formats.layer_names import calls, keras_layer, layer_told
-from edgeopt.formats.tflite.files.model_file import TfliteFile, data_of, kind_of, load
-from edgeopt.formats.tflite.reading import DTYPES, WEIGHTED
-from edgeopt.formats.wire.flatbuffer import Table
+from edgeopt.formats.tflite.files.graphs import WEIGHTED, Graph, Operation, Tensor, graphs_of
+from edgeopt.formats.tflite.files.model_file import TfliteFile, load
 
 WEIGHTS_AT = {
     **dict.fromkeys(sorted(WEIGHTED), 1),
@@ -91,23 +90,18 @@ def read(path: Path) -> list[WeightedLayer]:
     Raises:
         StageError: when it is no TFLite file, or a damaged one.
     """
-    file = load(path)
-    codes = [kind_of(code) for code in file.model.tables("operator_codes")]
-    constant = [bool(data_of(buffer)) for buffer in file.model.tables("buffers")]
-    graphs = file.model.tables("subgraphs")
     return _named(
         [
             layer._replace(inner=number > 0)
-            for number, graph in enumerate(graphs)
-            for layer in _of_graph(graph, codes, constant)
+            for number, graph in enumerate(graphs_of(load(path)))
+            for layer in _of_graph(graph)
         ]
     )
 
 
 def inner_tensors(file: TfliteFile) -> list[str]:
     """Names of the tensors of all graphs but the main one."""
-    inner = file.model.tables("subgraphs")[1:]
-    return [tensor.text("name") for graph in inner for tensor in graph.tables("tensors")]
+    return [tensor.name for graph in graphs_of(file)[1:] for tensor in graph.tensors]
 
 
 def _named(layers: list[WeightedLayer]) -> list[WeightedLayer]:
@@ -121,59 +115,55 @@ def _named(layers: list[WeightedLayer]) -> list[WeightedLayer]:
     return [layer._replace(name=name) for layer, name in zip(layers, calls(names), strict=True)]
 
 
-def _of_graph(graph: Table, codes: list[str], constant: list[bool]) -> list[WeightedLayer]:
+def _of_graph(graph: Graph) -> list[WeightedLayer]:
     """The layers of one graph, called what their weights are called in Keras, or nothing."""
-    tensors, operators = graph.tables("tensors"), graph.tables("operators")
     layers: list[WeightedLayer] = []
     followers: list[list[Step]] = []
     before: list[Step] = []
     owner: dict[int, int] = {}
-    unpacked: dict[int, int] = {}
-    for operator in operators:
-        kind = codes[operator.integer("opcode_index")]
-        inputs = operator.numbers("inputs")
-        outputs = [index for index in operator.numbers("outputs") if index >= 0]
-        step = Step(kind, tuple(tensors[index].text("name") for index in outputs))
-        if kind == "DEQUANTIZE":
-            unpacked[outputs[0]] = inputs[0]
-        weights = _weights(kind, inputs, tensors, unpacked, constant)
+    unpacked: dict[int, Tensor] = {}
+    for operation in graph.operations:
+        inputs, outputs = operation.inputs, operation.outputs
+        step = Step(operation.kind, tuple(tensor.name for tensor in outputs))
+        if operation.kind == "DEQUANTIZE" and inputs[0] is not None:
+            unpacked[outputs[0].number] = inputs[0]
+        weights = _weights(operation, unpacked)
         if weights is None or not outputs:
-            place = max((owner[index] for index in inputs if index in owner), default=None)
+            owners = (owner[tensor.number] for tensor in operation.present if tensor.number in owner)
+            place = max(owners, default=None)
             (before if place is None else followers[place]).append(step)
         else:
             place = len(layers)
-            shape = weights.numbers("shape") if constant[weights.integer("buffer")] else [0]
-            data = tensors[inputs[DATA_AT.get(kind, 0)]]
-            name = _known(weights.text("name"))
+            shape = weights.shape if weights.is_constant else (0,)
+            data = inputs[DATA_AT.get(operation.kind, 0)]
             layers.append(
                 WeightedLayer(
-                    name,
+                    _known(weights.name),
                     step,
-                    _dtype(weights),
+                    weights.dtype,
                     prod(shape),
                     shape[-1],
-                    _dtype(data),
-                    _dtype(tensors[outputs[0]]),
+                    data.dtype if data is not None else "none",
+                    outputs[0].dtype,
                 )
             )
             followers.append(before)
             before = []
         if place is not None:
-            owner |= dict.fromkeys(outputs, place)
+            owner |= dict.fromkeys((tensor.number for tensor in outputs), place)
     return [layer._replace(followers=tuple(steps)) for layer, steps in zip(layers, followers, strict=True)]
 
 
-def _weights(
-    kind: str, inputs: list[int], tensors: tuple[Table, ...], unpacked: dict[int, int], constant: list[bool]
-) -> Table | None:
+def _weights(operation: Operation, unpacked: dict[int, Tensor]) -> Tensor | None:
     """The tensor with the weights of an operator as they are stored; None if it has none."""
-    place = WEIGHTS_AT.get(kind)
-    if place is None or len(inputs) <= place or inputs[place] < 0:
+    kind, place = operation.kind, WEIGHTS_AT.get(operation.kind)
+    given = operation.inputs[place] if place is not None and place < len(operation.inputs) else None
+    if given is None:
         return None
-    stored = tensors[unpacked.get(inputs[place], inputs[place])]
-    if not constant[stored.integer("buffer")]:
-        return tensors[inputs[place]] if kind in WEIGHTED else None
-    numbers_of_places = kind == "GATHER" and _dtype(stored) in ("int32", "int64", "bool", "string")
+    stored = unpacked.get(given.number, given)
+    if not stored.is_constant:
+        return given if kind in WEIGHTED else None
+    numbers_of_places = kind == "GATHER" and stored.dtype in ("int32", "int64", "bool", "string")
     return None if numbers_of_places else stored
 
 
@@ -181,7 +171,3 @@ def _known(tensor: str) -> str:
     """What a tensor's name tells of the layer that gives it, or that it is the weights of; else empty."""
     parts = reversed(tensor.split(";"))
     return next((name for part in parts if (name := layer_told(part) or keras_layer(part))), "")
-
-
-def _dtype(tensor: Table) -> str:
-    return DTYPES.get(tensor.integer("type"), "unknown")

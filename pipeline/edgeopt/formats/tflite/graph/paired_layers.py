@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph.editing import EditedFile, EditedInterpreter, cut, whole, with_errors
 from edgeopt.model import Array
 from edgeopt.plugin.layer_pair import INPUT, Each, Layer, Values, in_step
@@ -20,7 +20,7 @@ class TflitePair:
 
     def __init__(self, reference: Path, quantized: Path) -> None:
         self.float_file, self.int_file = EditedFile(reference), EditedFile(quantized)
-        self.names = {layer.tensor: layer.name for layer in tflite_weighted.read(reference)}
+        self.names = {layer.tensor: layer.name for layer in tflite_layers.read(reference)}
         self.matched = _matched(self.float_file, self.int_file)
         inputs = zip(self.float_file.graph.inputs, self.int_file.graph.inputs, strict=True)
         self.layers = [

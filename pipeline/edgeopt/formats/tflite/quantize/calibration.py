@@ -6,21 +6,20 @@ import numpy as np
 
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import Calibrator, Histogram
-from edgeopt.formats.tflite.files.model_file import TfliteFile, data_of, parse
+from edgeopt.formats.tflite.files.graphs import Signature, graphs_of
+from edgeopt.formats.tflite.files.model_file import TfliteFile, parse
 from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
-from edgeopt.formats.tflite.reading import Graph
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context
 
-FLOAT32 = 0
 FEW = 32
 """Fewer samples than this are worth a remark."""
 LARGEST = 3e38
 """Beyond are stand-ins for infinity, such as the padding before a maximum: not values to be represented."""
 
 
-def samples(model: Model, source: Graph, context: Context) -> Iterator[tuple[Array, ...]]:
+def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple[Array, ...]]:
     """The calibration samples as the file takes them, checked one by one.
 
     Raises:
@@ -52,7 +51,7 @@ def samples(model: Model, source: Graph, context: Context) -> Iterator[tuple[Arr
         context.note(f"ranges come from {count} calibration {plural}: values that these lack will be clipped")
 
 
-def extremes(content: bytes, source: Graph, values: Iterable[Sequence[Array]]) -> Ranges:
+def extremes(content: bytes, source: Signature, values: Iterable[Sequence[Array]]) -> Ranges:
     """Least and largest value of every tensor over all samples."""
     from ai_edge_quantizer import calibrator, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
@@ -117,10 +116,9 @@ def calibrated(
 
 def _activations(file: TfliteFile) -> Iterator[tuple[str, int]]:
     """Name and number of the tensors of the main graph that hold other values with every sample."""
-    buffers = file.model.tables("buffers")
-    for number, tensor in enumerate(file.model.tables("subgraphs")[0].tables("tensors")):
-        if tensor.integer("type") == FLOAT32 and not data_of(buffers[tensor.integer("buffer")]):
-            yield tensor.text("name"), number
+    for tensor in graphs_of(file)[0].tensors:
+        if tensor.dtype == "float32" and not tensor.is_constant:
+            yield tensor.name, tensor.number
 
 
 def _refuse(tensor: str) -> None:

@@ -1,13 +1,12 @@
 """Which layer of a TFLite file gets which precision: patterns over names, and whether the file obeyed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import fitting, means, means_part
-from edgeopt.formats.tflite.graph import layers as tflite_weighted
+from edgeopt.formats.layer_names import matching
+from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph.layers import WeightedLayer
 
 Plan: TypeAlias = dict[str, str]
@@ -24,7 +23,7 @@ def float_layers(path: Path) -> list[WeightedLayer]:
         StageError: when the file has no layers, when one is quantized already, or when its tensors have no
             names of their own, by which the quantizer tells them apart.
     """
-    layers = tflite_weighted.read(path)
+    layers = tflite_layers.read(path)
     done = [layer for layer in layers if layer.weight != "float32" or "float32" not in layer.activation]
     if done:
         raise StageError(
@@ -49,37 +48,15 @@ def float_layers(path: Path) -> list[WeightedLayer]:
 def chosen(layers: Sequence[WeightedLayer], usual: str, patterns: Mapping[str, str]) -> Plan:
     """The precision of every layer: ``usual``, unless a pattern says otherwise; the last that fits counts.
 
-    A pattern (as of `fnmatch`) means the layers whose name it fits, with all their calls. Where there is
-    none, it means those of whose name it fits a part, between ``/``; then those of whose output in the file
-    it fits a part, between ``/`` and ``;``, such as the batch normalization that was folded into the layer;
-    and last, those in whose names it occurs.
+    Beside its name, a layer goes by those of its output in the file, such as the batch normalization that
+    was folded into it.
 
     Raises:
         StageError: a pattern fits no layer.
     """
-    plan = {layer.name: usual for layer in layers}
-    for pattern, precision in patterns.items():
-        plan |= {layer.name: precision for layer in matching(layers, pattern)}
-    return plan
-
-
-def matching(layers: Sequence[WeightedLayer], pattern: str) -> list[WeightedLayer]:
-    """The layers that a pattern means.
-
-    Raises:
-        StageError: there are none; it names the nearest.
-    """
-    wide = f"*{pattern}*"
-    tests: tuple[Callable[[WeightedLayer], bool], ...] = (
-        lambda layer: means(pattern, layer.name),
-        lambda layer: means_part(pattern, layer.name),
-        lambda layer: (
-            fnmatchcase(layer.tensor, pattern) or any(means_part(pattern, n) for n in layer.tensor.split(";"))
-        ),
-        lambda layer: fnmatchcase(layer.name, wide),
-        lambda layer: fnmatchcase(layer.tensor, wide),
-    )
-    return fitting(layers, tests, [layer.name for layer in layers], pattern, "the TFLite file")
+    names = {layer.name: (layer.tensor, *layer.tensor.split(";")) for layer in layers}
+    said = {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
+    return dict.fromkeys(names, usual) | said
 
 
 def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types, scheme: str) -> None:
@@ -88,7 +65,7 @@ def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types
     Raises:
         StageError: with the layers that the quantizer passed over.
     """
-    found = {layer.tensor: layer for layer in tflite_weighted.read(path)}
+    found = {layer.tensor: layer for layer in tflite_layers.read(path)}
     wrong = []
     for asked in layers:
         precision = plan[asked.name]

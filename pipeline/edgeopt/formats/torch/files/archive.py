@@ -7,11 +7,19 @@ every operator with paths of the machine, and stores constants of the lite inter
 import hashlib
 import re
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeopt.config.files import CHUNK
+from edgeopt.errors import StageError
+from edgeopt.formats.wire import bounded
+
 MANGLED = re.compile(r"___torch_mangle_\d+")
+_NOISE = (".data/serialization_id", ".data/version", ".debug_pkl", "mobile_debug_handles.pkl")
+"""Members that say nothing about what is computed."""
 WRITTEN_BY_TORCH = frozenset({"version", ".data/version", ".data/serialization_id"})
 
 
@@ -86,3 +94,25 @@ def rename_in_pickle(content: bytes, rename: Callable[[str], str]) -> bytes:
             piece = f"c{rename(module)}\n{rename(name)}\n".encode()
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def member_digests(path: Path) -> dict[str, str]:
+    """The digests of an archive's members but for noise, by their names without the archive's own.
+
+    Raises:
+        StageError: the archive is damaged.
+    """
+    found: dict[str, str] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in bounded.member_names(archive):
+                inner = name.partition("/")[2] or name
+                if not inner.endswith(_NOISE):
+                    content = hashlib.sha256()
+                    with archive.open(name) as member:
+                        while piece := member.read(CHUNK):
+                            content.update(piece)
+                    found[inner] = content.hexdigest()
+    except (*bounded.MALFORMED, zlib.error) as error:
+        raise StageError(f"{path.name} is damaged: {error}", fix="fetch or export the file again") from error
+    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, zeros
 from edgeopt.formats.torch.files.untrusted import refuse_code, weights_only
-from edgeopt.formats.torch.graph import simplify as torch_graph
+from edgeopt.formats.torch.graph import simplify as torch_simplify
 from edgeopt.formats.torch.lab.engine import brief, quiet, run
 from edgeopt.model import Model, TensorSpec
 
@@ -107,7 +107,7 @@ def _plain(
         with quiet():
             program = program.run_decompositions({})  # no decomposition: only makes the graph functional
     module: Any = program.module(check_guards=False)
-    return torch_graph.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
+    return torch_simplify.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
 
 
 def save_plain(graph: "GraphModule", path: Path, model: Model, inputs: Sequence[TensorSpec]) -> Model:

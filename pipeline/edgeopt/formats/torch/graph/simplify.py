@@ -10,7 +10,7 @@ the program computed, up to float rounding.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgeopt.formats.torch.graph import canonicalize as torch_spelling
+from edgeopt.formats.torch.graph import canonicalize as torch_canonicalize
 from edgeopt.formats.torch.graph import folding as torch_folding
 from edgeopt.formats.torch.graph import permutes as torch_permutes
 from edgeopt.formats.torch.graph.graph_editor import Draft
@@ -24,8 +24,8 @@ ROUNDS = 64
 """More rewriting rounds than any graph seen needed; a rule that undoes another must not hang a run."""
 
 RULES: "tuple[Callable[[Draft, Node], bool], ...]" = (
-    torch_spelling.drop_nothing,
-    torch_spelling.respell,
+    torch_canonicalize.drop_nothing,
+    torch_canonicalize.respell,
     torch_folding.fold_constant,
     torch_folding.fold_batch_norm,
     torch_folding.fold_affine,

@@ -1,0 +1,1 @@
+"""Running programs to look inside: engines, runtimes, layer by layer."""

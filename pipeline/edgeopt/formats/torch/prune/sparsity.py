@@ -1,8 +1,7 @@
 """Setting weights of a PyTorch module to zero: by magnitude, or n of every m."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.prune.counting import is_depthwise, weighted
@@ -77,24 +76,3 @@ def thin_in_blocks(module: "torch.nn.Module", names: list[str], n: int, m: int) 
             weight.copy_(thinned)
         kept[f"{name}.weight"] = {"kind": "n_m", "n": n, "m": m}
     return kept, dense
-
-
-def matching(patterns: Any, names: list[str], what: str) -> dict[str, str]:
-    """Each name -> the last pattern that it matches (``*`` and ``?``, at any place of the name).
-
-    Raises:
-        StageError: a pattern matches nothing; the message gives the nearest names.
-    """
-    from difflib import get_close_matches
-
-    found: dict[str, str] = {}
-    for pattern in patterns:
-        hits = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"*{pattern}*")]
-        if not hits:
-            near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
-            raise StageError(
-                f"{what}: {pattern!r} matches no layer; nearest: {', '.join(near)}",
-                fix="use a name from this list, or a pattern such as 'layer3.*'",
-            )
-        found |= dict.fromkeys(hits, pattern)
-    return found

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch.graph import to_modules as torch_lifting
+from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KERNELS = frozenset({"add", "mul", "cat"})
 """Operators with an int8 kernel: one that reads a value that was int8 was missed."""
 
-KINDS = WEIGHTED | frozenset(torch_lifting.RECURRENT)
+KINDS = WEIGHTED | frozenset(torch_to_modules.RECURRENT)
 
 SMALLEST_SCALE = 2**-12
 """The smallest that qnnpack's requantization takes."""
@@ -79,7 +79,7 @@ def _activations(lifted: "GraphModule", exempt: set[str]) -> list[tuple[str, Any
     found = []
     for node in lifted.graph.nodes:
         name = str(node.target)
-        if node.op == "call_module" and name.removeprefix(torch_lifting.PREFIX) in exempt:
+        if node.op == "call_module" and name.removeprefix(torch_to_modules.PREFIX) in exempt:
             reader = next(iter(node.users)) if len(node.users) == 1 else node
             fits = reader in place_of and reader.target in (F.relu, F.relu6, F.hardtanh)
             found.append((name, reader.target, place_of[reader]) if fits else (name, None, 0))
@@ -148,7 +148,7 @@ def refuse_float(
         if node.op == "call_module":
             # The quantized modules with a float class as base are the references that no kernel took over.
             if isinstance(modules[str(node.target)], kinds):
-                left.append(str(node.target).removeprefix(torch_lifting.PREFIX))
+                left.append(str(node.target).removeprefix(torch_to_modules.PREFIX))
         elif operator_name(node) in KINDS:
             left.append(next(names))  # aten's own operator, where a quantized layer should be
         elif node.op == "call_function" and _float_call(node, beside_float=bool(exempt)):

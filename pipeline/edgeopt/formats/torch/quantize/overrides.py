@@ -1,11 +1,9 @@
 """Which layers of a plain graph there are, what users call them, and which of them a pattern means."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from edgeopt.formats.layer_names import calls, fitting, means, means_part
+from edgeopt.formats.layer_names import calls, matching
 from edgeopt.formats.torch.graph.layers import layer_name
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 
@@ -73,31 +71,13 @@ def _elements(node: Any, graph: "GraphModule") -> int:
 def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, Said]) -> dict[str, Said]:
     """What ``patterns`` says of each layer, by name; the last one that fits counts. Others are left out.
 
-    A pattern (as of `fnmatch`) means the layers whose name it is, with all their calls, in the model's
-    spelling (``layer1.0.conv1``, ``head/conv2d``) or the graph's (``layer1_0_conv1``); where there is none,
-    those of which it is a part of the name, between slashes; then by operator (``conv2d_1``); and last, those
-    in whose names it occurs.
+    Beside its name, a layer goes by that of its operator in the graph: ``conv2d_1``.
 
     Raises:
         StageError: a pattern means no layer; it names the nearest.
     """
-    found: dict[str, Said] = {}
-    several = tuple(layers)
-    for pattern, precision in patterns.items():
-        found |= {layer.name: precision for layer in _fitting(several, pattern)}
-    return found
-
-
-def _fitting(layers: Sequence[Quantizable], pattern: str) -> list[Quantizable]:
-    wanted = pattern.replace(".", "_")
-    spelled = re.sub(r"[^\w/:]", "_", pattern)
-    tests: tuple[Callable[[Quantizable], bool], ...] = (
-        lambda layer: means(wanted, layer.name) or means(spelled, layer.name),
-        lambda layer: means_part(wanted, layer.name),
-        lambda layer: fnmatchcase(layer.node, wanted),
-        lambda layer: any(fnmatchcase(name, f"*{wanted}*") for name in (layer.name, layer.node)),
-    )
-    return fitting(layers, tests, [layer.name for layer in layers], pattern, "the model")
+    names = {layer.name: (layer.node,) for layer in layers}
+    return {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
 
 
 def named(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats.torch.files import program as torch_program
-from edgeopt.formats.torch.graph import to_modules as torch_lifting
+from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
 from edgeopt.model import TensorSpec
@@ -42,7 +42,7 @@ def quantize(
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    lifted = torch_lifting.with_modules(graph)
+    lifted = torch_to_modules.with_modules(graph)
     order = [node.name for node in graph.graph.nodes if operator_name(node) in WEIGHTED]
     grouped = {
         name
@@ -64,7 +64,7 @@ def quantize(
 
 
 def _inputs(lifted: "GraphModule", name: str) -> int:
-    return int(lifted.get_submodule(f"{torch_lifting.PREFIX}{name}").in_features)
+    return int(lifted.get_submodule(f"{torch_to_modules.PREFIX}{name}").in_features)
 
 
 def _group(lifted: "GraphModule", names: set[str], group_size: int) -> Any:
@@ -76,7 +76,7 @@ def _group(lifted: "GraphModule", names: set[str], group_size: int) -> Any:
     config = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4, weight_granularity=PerGroup(group_size)
     )
-    wanted = {f"{torch_lifting.PREFIX}{name}" for name in names}
+    wanted = {f"{torch_to_modules.PREFIX}{name}" for name in names}
     quantize_(lifted, config, filter_fn=lambda _, name: name in wanted)
     return unwrap_tensor_subclass(lifted)
 

@@ -1,0 +1,1 @@
+"""Fine-tuning by distillation, with fake quantization."""

@@ -1,0 +1,32 @@
+"""HDF5 files, read in a separate process: a damaged file can crash or hang the library."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import MissingPackageError
+
+SECONDS = 20
+
+
+def ask(path: Path, program: str, *arguments: str) -> Any:
+    """Run a Python program with ``path`` as its first argument and return the JSON that it prints.
+
+    Raises:
+        MissingPackageError: h5py is not installed.
+        ValueError: the file cannot be read.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise MissingPackageError(f"reading {path.name} needs h5py", fix="pip install 'edgeopt[keras]'")
+    command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"reading its structure takes longer than {SECONDS} seconds") from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["the HDF5 library crashed while reading it"]
+        raise ValueError(last[0])
+    return json.loads(done.stdout)

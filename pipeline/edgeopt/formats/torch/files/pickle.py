@@ -1,0 +1,132 @@
+"""What a torch checkpoint would run when it is loaded, found by reading its pickles without loading them.
+
+The measure is ``torch.load(weights_only=True)``: torch/_weights_only_unpickler.py of torch 2.13.
+"""
+
+import pickletools
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from edgeopt.formats.wire.bounded import member_names
+
+PICKLE_LIMIT = 64 << 20
+"""Bytes of pickle that are looked through: tensors lie outside of it, so real ones are small."""
+INSTRUCTION = "the pickle instruction "
+
+
+def refused(path: Path, *, legacy: bool) -> list[str]:
+    """Globals and instructions in a checkpoint that ``weights_only=True`` does not take.
+
+    ``legacy`` is the format before torch 1.6: pickles one after the other instead of an archive.
+    An instruction is named after ``INSTRUCTION``.
+    """
+    found: dict[str, None] = {}
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # about odd escapes in the pickle's texts
+        if legacy:
+            stream = _Bounded(stack.enter_context(path.open("rb")))
+            # Magic number, protocol, machine, the object itself, and the keys of its storages.
+            for _ in range(5):
+                found.update(_scan(stream))
+            return list(found)
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        for name in sorted(member_names(archive)):
+            if name.partition("/")[2] == "data.pkl":
+                with archive.open(name) as member:
+                    found.update(_scan(_Bounded(member)))
+    return list(found)
+
+
+class _Bounded:
+    """A stream for ``pickletools`` that stops a pickle from growing without end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = PICKLE_LIMIT
+
+    def _count(self, piece: bytes) -> bytes:
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ValueError(f"the pickle is larger than the {PICKLE_LIMIT >> 20} MiB allowed")
+        return piece
+
+    def read(self, size: int = -1) -> bytes:
+        return self._count(self._stream.read(self._left + 1 if size < 0 else min(size, self._left + 1)))
+
+    def readline(self) -> bytes:
+        return self._count(self._stream.readline(self._left + 1))
+
+
+def _scan(stream: _Bounded) -> dict[str, None]:
+    found: dict[str, None] = {}
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            if opcode.name == "STACK_GLOBAL":
+                # The names were pushed as text just before; a memo lookup would hide them.
+                module, name = strings[-2:] if len(strings) > 1 else ["an unknown module", "unknown"]
+            else:
+                module, _, name = str(argument).partition(" ")
+            full = _python_3_name(module, name)
+            if full not in ALLOWED_GLOBALS:
+                found[full] = None
+            elif opcode.name != "GLOBAL":
+                found[INSTRUCTION + opcode.name] = None
+        elif opcode.name not in ALLOWED_INSTRUCTIONS:
+            # Text in another encoding than torch writes may still name what is fetched next.
+            found[INSTRUCTION + opcode.name] = None
+        if isinstance(argument, str):
+            strings = [*strings[-1:], argument]
+    return found
+
+
+def _python_3_name(module: str, name: str) -> str:
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+ALLOWED_INSTRUCTIONS = frozenset(
+    "NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWFALSE "
+    "NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET BININT BININT1 BININT2 BINFLOAT BINUNICODE "
+    "SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT LONG1 PROTO STOP".split()
+)
+_PLAIN = (
+    "_codecs.encode builtins.bytearray builtins.complex builtins.set collections.Counter "
+    "collections.OrderedDict torch.Size torch.Tensor torch.device torch.nn.parameter.Parameter "
+    "torch.serialization._get_layout torch._tensor._rebuild_from_type_v2 torch.storage.TypedStorage "
+    "torch.storage.UntypedStorage"
+)
+_REBUILD = (
+    "device_tensor_from_cpu_tensor device_tensor_from_numpy meta_tensor_no_storage nested_tensor parameter "
+    "parameter_with_state qtensor sparse_tensor tensor tensor_v2 tensor_v3 wrapper_subclass"
+)
+_DTYPES = (
+    "bfloat16 bits16 bits1x8 bits2x4 bits4x2 bits8 bool complex128 complex32 complex64 float16 float32 "
+    "float64 float4_e2m1fn_x2 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu "
+    "int16 int32 int64 int8 qint32 qint8 quint2x4 quint4x2 quint8 uint16 uint32 uint64 uint8 "
+    "per_channel_affine per_channel_affine_float_qparams per_channel_symmetric per_tensor_affine "
+    "per_tensor_symmetric"
+)
+_STORED = tuple("BFloat16 Bool Byte Char Double Float Half Int Long Short".split())
+_COMPLEX = ("ComplexDouble", "ComplexFloat")
+_QUANTIZED = tuple("QInt32 QInt8 QUInt8 QUInt2x4 QUInt4x2".split())
+_SPARSE = tuple(name for name in _STORED if name != "Bool")
+ALLOWED_GLOBALS = frozenset(
+    (
+        *_PLAIN.split(),
+        *(f"torch._utils._rebuild_{name}" for name in _REBUILD.split()),
+        *(f"torch.{name}" for name in _DTYPES.split()),
+        *(f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+        *(f"torch.{name}Storage" for name in (*_STORED, *_COMPLEX, *_QUANTIZED)),
+        *(f"torch.cuda.{name}Storage" for name in (*_STORED, *_COMPLEX)),
+        *(f"torch.{place}{name}Tensor" for place in ("", "cuda.") for name in _STORED),
+        *(f"torch.{place}sparse.{name}Tensor" for place in ("", "cuda.") for name in _SPARSE),
+    )
+)
+"""What ``torch.load(weights_only=True)`` of torch 2.13 takes (torch/_weights_only_unpickler.py)."""

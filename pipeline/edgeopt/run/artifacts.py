@@ -1,0 +1,86 @@
+"""Finished models on their way into the folder of a report: copied whole, with a record beside each."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from edgeopt.config.files import file_digest, replacing
+from edgeopt.errors import UsageError
+from edgeopt.formats.known import format_named
+from edgeopt.plugin import Format
+from edgeopt.recipe.planner import Built, Plan
+from edgeopt.results import Artifact
+
+
+def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
+    """Copy a finished file to ``models/`` with a record of what it takes and gives beside it."""
+    branch, step = built.branch, built.steps[-1]
+    model = step.model
+    kind = format_named(branch.format)
+    relative = f"models/{branch.variant}{kind.suffix}"
+    target = out / relative
+    parts = place(kind, model.path, target)
+    digest = kind.digest(target)
+    record = {
+        "recipe": plan.recipe.name,
+        "variant": branch.variant,
+        "format": branch.format,
+        "digest": digest,
+        "inputs": [spec.model_dump(mode="json") for spec in model.inputs],
+        "outputs": [spec.model_dump(mode="json") for spec in model.outputs],
+        "preprocessing": plan.recipe.model.preprocess.model_dump(mode="json"),
+        "labels": plan.recipe.model.labels,
+        "chain": list(built.branch.names),
+        "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
+    }
+    replace(
+        target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
+    )
+    return Artifact(
+        path=relative,
+        digest=digest,
+        size_bytes=kind.size_bytes(target),
+        breakdown=step.breakdown,
+        parts=tuple(part.relative_to(out).as_posix() for part in parts),
+    )
+
+
+def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:
+    """Copy what a device's compiler made of an artifact to ``models/``, under the device's name."""
+    relative = f"models/{built.branch.variant}.{device}{format_named(built.branch.format).suffix}"
+    target = out / relative
+    replace(target, lambda scratch: shutil.copyfile(compiled, scratch))
+    return Artifact(path=relative, digest=file_digest(target), size_bytes=target.stat().st_size)
+
+
+def place(kind: Format, path: Path, target: Path) -> list[Path]:
+    """Copy a model to ``target``, each file complete or as it was; returns its further files there.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    if path.is_dir():
+        # As a whole: of an earlier run's folder nothing stays.
+        replace(target, lambda scratch: kind.copy_to(path, scratch))
+        return list(kind.files(target))
+    placed = kind.placed(path, target)
+    for source, there in placed.items():
+        replace(there, partial(shutil.copyfile, source))
+    return [there for there in placed.values() if there != target]
+
+
+def replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, then rename: complete or as it was.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        with replacing(target) as scratch:
+            write(scratch)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {target}: {error.strerror}", fix="choose another folder with --out DIR"
+        ) from error

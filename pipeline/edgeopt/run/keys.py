@@ -1,0 +1,67 @@
+"""What names a step in the store: everything that its result depends on, and nothing else."""
+
+from edgeopt.config import registry
+from edgeopt.formats.known import model_digest
+from edgeopt.plugin import Dataset, Feed, Stage, digest_of
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.planner import Built, Plan
+
+
+class Keys:
+    """The keys of a plan's steps; digests of its model and data are taken once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.source = digest_of(
+            [model_digest(plan.source), plan.source.model_dump(mode="json", exclude={"path", "code"})]
+        )
+        preprocess = plan.recipe.model.preprocess
+        self.feeds = {part: Feed(dataset, preprocess) for part, dataset in building_data(plan.recipe).items()}
+        self.data = {
+            part: digest_of([feed.dataset.digest(), preprocess.model_dump()])
+            for part, feed in self.feeds.items()
+        }
+
+    def of_next(self, built: Built) -> str:
+        """The key of the next step of a branch."""
+        stage = built.next_stage
+        return digest_of(
+            {
+                "input": built.steps[-1].digest if built.steps else self.source,
+                "stage": registry.plugin_name(stage),
+                "revision": stage.revision,
+                "options": stage.options(),
+                "code": registry.code_digest(stage),
+                "parts": stage.key_parts(),
+                "calibration": self.data.get("calibration", "") if stage.needs_calibration else "",
+                "versions": stage.versions(),
+                **self._further_parts(built, stage),
+            }
+        )
+
+    def _further_parts(self, built: Built, stage: Stage) -> dict[str, str]:
+        """What else the result of a stage depends on; nothing for most stages."""
+        parts = {part: self.data[part] for part in data_used(stage) if part in self.data}
+        if stage.needs_calibration or stage.needs_training:
+            parts.pop("calibration", None)  # part of every key, or only looked at for a remark
+        if stage.needs_source:
+            source_step = built.source_step
+            parts["source"] = source_step.digest if source_step else self.source
+        return parts
+
+
+def building_data(recipe: Recipe) -> dict[str, Dataset]:
+    """The datasets that building may look at: never the one that judges."""
+    parts = {
+        "calibration": recipe.calibration,
+        "training": recipe.train,
+        "validation": recipe.validation,
+    }
+    return {part: dataset for part, dataset in parts.items() if dataset is not None}
+
+
+def data_used(stage: Stage) -> list[str]:
+    """The datasets that a stage is given."""
+    searches = stage.extra_minutes > 0
+    used = ["calibration"] if stage.needs_calibration or stage.needs_training or searches else []
+    used += ["training"] if stage.needs_training else []
+    return [*used, "validation"] if stage.needs_training or searches else used

@@ -1,0 +1,119 @@
+"""What the two ways of quantizing an exported program to int8 have in common: options, and the search."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from edgeopt.errors import StageError
+from edgeopt.formats.calibration import Calibrator
+from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.model import Array, Model, TensorSpec
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._search import Searching, evidence, search
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+
+class TorchInt8(Searching):
+    """Options of static int8, and of ``mixed``: int8 with as few layers in float as keep the accuracy."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
+    fulfils: ClassVar[dict[str, frozenset[str]]] = {"quantize": frozenset({"int8", "mixed"})}
+    needs_calibration: ClassVar[bool] = True
+    worker: ClassVar[Worker] = "torch"
+
+    scheme: Literal["int8", "mixed"] = Field(
+        "int8", description="int8 weights and activations; mixed: int8 with max_drop"
+    )
+    io: Literal["float32", "int8"] = Field(
+        "float32", description="dtype of inputs and outputs; int8 programs of PyTorch have float32 only"
+    )
+    per_channel: bool = Field(True, description="a scale per output channel of each weight, not per layer")
+    calibrator: Calibrator = Field(
+        "mse",
+        description="how activation ranges are found; mse: of least squared error, by torch's search",
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="share of values, in percent, that 'percentile' covers"
+    )
+    layers: dict[str, Literal["int8", "float32"]] = Field(
+        {}, description="precision by layer name or pattern, such as {layer1.0.*: float32}"
+    )
+
+    @field_validator("io")
+    @classmethod
+    def _float_only(cls, io: str) -> str:
+        if io != "float32":
+            raise ValueError(f"int8 programs of PyTorch take and give float32 only, not {io}")
+        return io
+
+    def kept_in_float(self, program: "Program", model: Model, context: Context) -> frozenset[str]:
+        """The layers that a search leaves in float; none where no search was asked for."""
+        if self.allowed_drop is None:
+            return frozenset()
+        program.samples, labels = evidence(model, context)
+        return search(program, labels, max_drop=self.allowed_drop, budget=self.budget, context=context)
+
+
+class Program(ABC):
+    """One program, to be quantized again and again with other layers left in float."""
+
+    def __init__(
+        self,
+        options: TorchInt8,
+        graph: "GraphModule",
+        inputs: Sequence[TensorSpec],
+        trial: Path,
+        kinds: Iterable[str],
+    ) -> None:
+        """``trial``: the file of each candidate; ``kinds``: operators whose layers are quantized."""
+        self.options = options
+        self.graph = graph
+        self.inputs = inputs
+        self.trial = trial
+        self.samples: list[tuple[Array, ...]] = []
+        self.all = torch_overrides.quantizable(graph, kinds)
+        asked = torch_overrides.precisions(self.all, options.layers)
+        self.float = frozenset(name for name, precision in asked.items() if precision == "float32")
+
+    @abstractmethod
+    def make(self, raised: frozenset[str]) -> Path:
+        """Write a candidate with the layers of the options and ``raised`` in float."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """A candidate as something that can be called."""
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        return {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What users call the layers, by their nodes."""
+        return {layer.node: layer.name for layer in self.all}
+
+    def exempt(self, raised: frozenset[str]) -> set[str]:
+        """Nodes of the layers that stay in float."""
+        return {layer.node for layer in self.all if layer.name in self.float | raised}
+
+    def outputs(self, path: Path | None) -> NDArray[np.float32]:
+        return torch_runtimes.first_outputs(self.graph if path is None else self.load(path), self.samples)
+
+
+def calibration(context: Context) -> Any:
+    """The calibration data.
+
+    Raises:
+        StageError: there are none.
+    """
+    if context.calibration is None:
+        raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
+    return context.calibration

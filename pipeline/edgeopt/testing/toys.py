@@ -1,0 +1,192 @@
+"""Stages that do to their process what real converters sometimes do: abort, hang, eat memory, lie."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.model import Model
+from edgeopt.plugin import Context, Stage, Trial
+
+
+class Toy(Stage):
+    """Writes the bytes of its input and its own mark: a stage whose work can be read back."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"keras", "toy"})
+    produces: ClassVar[str] = "toy"
+
+    mark: str = "x"
+    calls: Path | None = None
+
+    def run(self, model: Model, context: Context) -> Model:
+        if self.calls is not None:
+            with self.calls.open("a") as file:
+                file.write(self.mark)
+        data = model.path.read_bytes()[-64:] if model.path.is_file() else b""
+        path = context.folder / "model.toy"
+        path.write_bytes(data + self.mark.encode())
+        return Model(format=self.produces, path=path, inputs=model.inputs)
+
+
+class Finish(Toy):
+    """Makes what claims to be a .tflite file."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy", "keras"})
+    produces: ClassVar[str] = "tflite"
+
+
+class Abort(Toy):
+    """Dies as a converter does on a failed native assertion."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        os.write(2, b"F0000 converter.cc:42] Check failed: rank == 4\n")
+        os.kill(os.getpid(), signal.SIGABRT)
+        return model
+
+
+class Hang(Toy):
+    """Never comes back."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        time.sleep(600)
+        return model
+
+
+class Hungry(Toy):
+    """Takes memory until it is stopped."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        hoard = []
+        for _ in range(4000):
+            hoard.append(bytearray(os.urandom(1 << 20)))
+            time.sleep(0.001)
+        return model
+
+
+class Refuse(Toy):
+    """Fails with an explanation."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        raise StageError("layer 'odd' cannot be converted", fix="replace it")
+
+
+class Bug(Toy):
+    """Fails without one."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        raise KeyError("surprise")
+
+
+class Liar(Toy):
+    """Returns what it was given, under another name."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        return model.model_copy(update={"format": self.produces})
+
+
+class Onnx(Stage):
+    """Gives an ONNX file as it is: what its subclasses do beside that is what they are for."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    produces: ClassVar[str] = "onnx"
+
+    def run(self, model: Model, context: Context) -> Model:
+        path = context.folder / "model.onnx"
+        path.write_bytes(model.path.read_bytes())
+        return model.model_copy(update={"path": path})
+
+
+class Elsewhere(Onnx):
+    """Writes a file beside its input."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        (model.path.parent / "cache.txt").write_text("mine")
+        return super().run(model, context)
+
+
+class Random(Onnx):
+    """Gives other bytes each time."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        made = super().run(model, context)
+        with made.path.open("ab") as file:
+            file.write(b"\x7a\x10" + os.urandom(16))  # a field of protobuf that nobody knows
+        return made
+
+
+class Blind(Onnx):
+    """Tells other outputs than its file has."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        outputs = tuple(spec.model_copy(update={"shape": (1, 7)}) for spec in model.outputs)
+        return super().run(model, context).model_copy(update={"outputs": outputs})
+
+
+class Ruin(Stage):
+    """Sets every weight of an ONNX file to zero: the file is valid, the model is gone."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    produces: ClassVar[str] = "onnx"
+
+    def run(self, model: Model, context: Context) -> Model:
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(model.path)
+        for tensor in graph.graph.initializer:
+            value = numpy_helper.to_array(tensor)
+            if value.dtype == "float32":
+                tensor.CopyFrom(numpy_helper.from_array(value * 0, tensor.name))
+        path = context.folder / "model.onnx"
+        onnx.save(graph, path)
+        return model.model_copy(update={"path": path})
+
+
+class Thin(Toy):
+    """Carries out an intent, and leaves the model in need of training."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"thin": frozenset({"much"})}
+    needs_finetuning: ClassVar[bool] = True
+
+
+class Train(Toy):
+    """Says what it was given, and can be killed in the middle without losing the beginning."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"train": frozenset({"training"})}
+    after: ClassVar[frozenset[str]] = frozenset({"thin"})
+    needs_training: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
+
+    die: bool = False
+
+    def run(self, model: Model, context: Context) -> Model:
+        assert context.source is not None
+        assert context.checkpoints is not None
+        assert context.training is not None
+        record = context.checkpoints / "epochs"
+        before = len(record.read_text()) if record.exists() else 0
+        context.note(f"source {context.source.path.read_bytes()[-1:].decode()}")
+        context.note(f"begun after {before} epochs, {sum(1 for _ in context.training.inputs(model))} samples")
+        context.trial(Trial(name="one", size_bytes=7, drop=0.5, status="chosen"))
+        for epoch in range(before + 1, 4):
+            with record.open("a") as file:
+                file.write("e")
+            context.progress(f"epoch {epoch} of 3")
+            if self.die and epoch == 2 and not before:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(model, context)
+
+
+class Slow(Toy):
+    """Tells of its progress for longer than the patience of whoever watches."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        for second in range(8):
+            context.progress(f"second {second}")
+            time.sleep(1)
+        return super().run(model, context)
