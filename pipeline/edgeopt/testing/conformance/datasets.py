@@ -1,0 +1,53 @@
+"""Datasets: the same samples each time, and a digest of them that every process gives."""
+
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+
+from edgeopt.plugin import Dataset
+from edgeopt.run.executors.executor import Say
+from edgeopt.testing.conformance.options import check_options, demand, instance_of
+from edgeopt.testing.workshop import Workshop
+
+SAMPLES = 50
+"""How many are looked at."""
+
+
+def check_dataset(dataset: Dataset | type[Dataset], workshop: Workshop) -> None:
+    """The same samples each time, of one kind, and a digest that another process gives as well.
+
+    Raises:
+        Nonconformance: it does not keep to this.
+    """
+    data = instance_of(dataset)
+    check_options(data)
+    name = type(data).__name__
+    samples, again = list(islice(data.samples(), SAMPLES)), list(islice(data.samples(), SAMPLES))
+    demand(bool(samples), f"{name} has no samples")
+    demand(len(samples) == len(again), f"{name} has another number of samples when it is asked again")
+    for index, (one, other) in enumerate(zip(samples, again, strict=True)):
+        demand(
+            all(map(_same, (*one.inputs, one.label), (*other.inputs, other.label))),
+            f"{name}: sample {index} is another one when it is asked for again",
+        )
+        demand(
+            all(isinstance(value, np.ndarray) for value in one.inputs),
+            f"{name}: sample {index} has inputs that are no arrays",
+        )
+        demand(
+            len(one.inputs) == len(samples[0].inputs) and type(one.label) is type(samples[0].label),
+            f"{name}: sample {index} has other inputs, or another kind of label, than the first",
+        )
+    digest = data.digest()
+    demand(len(digest) == 64 and int(digest, 16) >= 0, f"{name}: its digest is not a sha256")
+    elsewhere = workshop.call(_digest_of, (data,), "plain", 1)
+    demand(digest == elsewhere, f"{name} has another digest in another process")
+
+
+def _digest_of(say: Say, dataset: Dataset) -> str:
+    return dataset.digest()
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or bool(np.array_equal(cast(Any, one), cast(Any, other)))

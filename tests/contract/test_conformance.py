@@ -1,0 +1,164 @@
+"""The tests that every plug-in passes, ours like everybody's."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from edgeopt.config import registry
+from edgeopt.config.references import Code
+from edgeopt.evaluation.datasets.csv import Csv
+from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.datasets.function import Function
+from edgeopt.evaluation.datasets.image_folder import ImageFolder
+from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.metrics.function import Function as FunctionMetric
+from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.plugin import Dataset, Sample, Stage
+from edgeopt.recipe.document import Latency
+from edgeopt.run.bench import Bench, timing_of
+from edgeopt.run.store import Store
+from edgeopt.stages.finetune_keras import FinetuneKeras
+from edgeopt.stages.finetune_torch import FinetuneTorch
+from edgeopt.stages.prune_keras import PruneKeras
+from edgeopt.stages.prune_torch import PruneTorch
+from edgeopt.stages.quantize_weights_tflite import QuantizeWeightsTflite
+from edgeopt.testing import Case, Nonconformance, Workshop, cases, null_device, toys
+from edgeopt.testing.conformance.datasets import check_dataset
+from edgeopt.testing.conformance.metrics import check_metric
+from edgeopt.testing.conformance.stages import check_stage
+
+INSTANCES = [
+    FinetuneKeras(epochs=1),
+    FinetuneTorch(epochs=1),
+    *(kind(channels=0.5) for kind in (PruneKeras, PruneTorch)),
+    *(kind(weights=0.5) for kind in (PruneKeras, PruneTorch)),
+    *(QuantizeWeightsTflite(scheme=scheme) for scheme in ("float16", "dynamic_int8")),
+]
+ELSEWHERE = {
+    ("metrics", "function"),  # needs a file, as datasets do: below
+    ("runtimes", "null"),  # answers whatever it is given, which is what it is for
+}
+ELSEWHERE = {
+    ("metrics", "function"),  # needs a file, as datasets do: below
+    ("runtimes", "null"),  # answers whatever it is given, which is what it is for
+}
+CODE = """
+import numpy as np
+
+def data():
+    return [(np.full((4, 4, 1), index, np.float32), index % 3) for index in range(6)]
+
+def right(outputs, labels):
+    return (outputs.argmax(axis=1) == labels).astype(float)
+"""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in cases("edgeopt", INSTANCES)
+        if case.kind != "datasets" and (case.kind, case.name) not in ELSEWHERE
+    ],
+    ids=str,
+)
+def test_shipped_plugins(case: Case, workshop: Workshop) -> None:
+    if reason := case.unavailable(workshop):
+        pytest.skip(reason)
+    case.check(workshop)
+
+
+def _npz(folder: Path) -> Dataset:
+    np.savez(folder / "data.npz", x=np.arange(48.0).reshape(3, 4, 4), y=np.arange(3))
+    return Npz(path=folder / "data.npz")
+
+
+def _csv(folder: Path) -> Dataset:
+    for index in range(3):
+        np.save(folder / f"{index}.npy", np.full((4, 4), index, np.float32))
+    (folder / "data.csv").write_text("file,label\n0.npy,0\n1.npy,1\n2.npy,0\n")
+    return Csv(path=folder / "data.csv")
+
+
+def _image_folder(folder: Path) -> Dataset:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = np.full((8, 8, 3), 40 * index + len(name), np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
+    return ImageFolder(path=folder / "images", size=(8, 8))
+
+
+def _function(folder: Path) -> Dataset:
+    (folder / "own_data.py").write_text(CODE)
+    return Function(function=Code.model_validate("own_data:data", context={"roots": (folder,)}))
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "csv": _csv,
+    "digits": lambda folder: Digits(part="calibration"),
+    "function": _function,
+    "image_folder": _image_folder,
+    "npz": _npz,
+}
+
+
+@pytest.mark.parametrize("name", registry.shipped("datasets"))
+def test_shipped_datasets(name: str, workshop: Workshop, tmp_path: Path) -> None:
+    check_dataset(DATASETS[name](tmp_path), workshop)
+
+
+def test_a_metric_of_a_users_own(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "own_metric.py").write_text(CODE)
+    function = Code.model_validate("own_metric:right", context={"roots": (tmp_path,)})
+    check_metric(FunctionMetric(function=function), workshop)
+
+
+def test_the_null_device_answers_at_once(workshop: Workshop, tmp_path: Path) -> None:
+    bench = Bench(null_device(), workshop.bench.agent, Store(tmp_path)).open()
+    model = workshop.model("tflite")
+    outcome = bench.run(model, workshop.evaluation, latency=timing_of(Latency(min_runs=5, min_seconds=0)))
+    assert not outcome.error and not outcome.outputs[0].any() and outcome.outputs[0].shape[1:] == (8, 8, 1)
+    assert len(outcome.times["latency"]) >= 5
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"),
+    [
+        (toys.Elsewhere(), "writes outside of its folder: .*cache.txt"),
+        (toys.Random(), "gives other bytes in another process"),
+        (toys.Blind(), r"tells outputs of shapes \[\(7,\)\], it gives \[\(10,\)\]"),
+        (toys.Ruin(), "fulfils no intent, so it must keep the outputs; output 0: .*broke the model"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_a_stage_does_wrong_is_found(stage: Stage, what: str, workshop: Workshop) -> None:
+    with pytest.raises(Nonconformance, match=what):
+        check_stage(stage, workshop)
+
+
+def test_what_a_metric_does_wrong_is_found(workshop: Workshop) -> None:
+    class Backwards(Top1):
+        """Tells wrong outputs to be the better ones."""
+
+        higher_is_better: ClassVar[bool] = False
+
+    with pytest.raises(Nonconformance, match="right outputs score 1, wrong ones"):
+        check_metric(Backwards(), workshop)
+
+
+def test_what_a_dataset_does_wrong_is_found(workshop: Workshop) -> None:
+    class Restless(Digits):
+        """Gives other samples each time."""
+
+        def samples(self) -> Iterator[Sample]:
+            for sample in super().samples():
+                yield sample._replace(inputs=(sample.inputs[0] + np.random.default_rng().integers(9),))
+
+    with pytest.raises(Nonconformance, match="sample 0 is another one"):
+        check_dataset(Restless(part="calibration"), workshop)
