@@ -1,0 +1,1 @@
+"""Models as two files: ``.layers`` lists the operators, ``.weights`` holds their numbers."""
