@@ -1,4 +1,4 @@
-"""Layouts in folders, in buckets and on the web: what lies there, what others read, who dies meanwhile."""
+"""Layouts in folders, in buckets and on the web: content, concurrent readers, and killed writers."""
 
 import fcntl
 import functools
@@ -88,7 +88,7 @@ def refused(error: EdgeoptError, *words: str, code: int = 3) -> None:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """A server that speaks S3."""
+    """An S3 server."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -101,7 +101,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an empty bucket, which the environment says how to reach."""
+    """The name of an empty bucket, reachable through environment variables."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-a-test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
@@ -129,7 +129,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def travels(remote: Remote, tmp_path: Path) -> None:
-    """What every remote that can be written does."""
+    """Behaviour of every writable remote."""
     assert remote.tags() == []
     assert remote.resolve("1.0.0") is None
     assert not remote.has(BLOB.digest)
@@ -152,7 +152,7 @@ def travels(remote: Remote, tmp_path: Path) -> None:
     assert target.read_bytes() == MODEL_BYTES
     assert sum(steps) == len(MODEL_BYTES)
     source, steps = tmp_path / "source", []
-    source.write_bytes(b"other" * 3_500_000)  # more than one part of a bucket's
+    source.write_bytes(b"other" * 3_500_000)  # more than one part of a multipart upload
     other = describe(source.read_bytes(), MODEL)
     remote.push_blob(other, source, steps.append)
     assert sum(steps) == 17_500_000
@@ -275,7 +275,7 @@ def test_damage_is_named_and_a_push_mends_it(damage: str, tmp_path: Path) -> Non
     with pytest.raises(VerificationError) as caught:
         remote.resolve("1.0.0")
     refused(caught.value, "tag 1.0.0", "push it again", code=1)
-    push(remote, "1.0.1")  # is not kept from it
+    push(remote, "1.0.1")  # is not blocked by it
     assert [
         each["annotations"]["org.opencontainers.image.ref.name"]
         for each in json.loads((root / "index.json").read_text())["manifests"]
@@ -336,7 +336,7 @@ def pushing(root: Path, name: str, times: int) -> "subprocess.Popen[bytes]":
 
 
 def sound(root: Path) -> list[str]:
-    """All tags, after everything that they lead to was read."""
+    """All tags, after reading everything that they refer to."""
     remote = library(root)
     for digest in remote.blobs():
         remote.check(digest)
@@ -374,7 +374,7 @@ def test_a_killed_writer_leaves_nothing_half(tmp_path: Path) -> None:
             process.stdout.readline()
             time.sleep(0.011 * turn)
             process.send_signal(signal.SIGKILL)
-            # A number was printed before each push; the last one may or may not have come through.
+            # A number is printed before each push; the last push may or may not have completed.
             begun += 1 + len(process.stdout.read().split())
         tags = sound(tmp_path)
         assert begun - turn - 1 <= len([tag for tag in tags if tag != "shared"]) <= begun
@@ -415,7 +415,7 @@ def test_locks_end_with_their_process(tmp_path: Path, caplog: pytest.LogCaptureF
         with library(tmp_path).locked(exclusive=False):
             assert 0.2 < time.monotonic() - began < 5
         killer.join()
-    assert "another process works in" in caplog.text
+    assert "waiting for another process that is using" in caplog.text
 
 
 def test_a_bucket(bucket: str, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_bucket(bucket: str, tmp_path: Path) -> None:
     remote.check(BLOB.digest)
     remote.delete_ref("1.0.0")
     assert remote.tags() == ["stable"]
-    with pytest.raises(UsageError, match="know no locks"), remote.locked(exclusive=True):
+    with pytest.raises(UsageError, match="buckets have no locks"), remote.locked(exclusive=True):
         pass
     with remote.locked(exclusive=False):
         assert open_remote(f"s3://{bucket}").tags() == []
@@ -475,7 +475,7 @@ def test_a_bucket_that_is_not_there_or_down(
     assert absent.tags() == []
     with pytest.raises(RemoteError) as caught:
         absent.push_blob(BLOB, MODEL_BYTES)
-    refused(caught.value, "there is no bucket 'no-such-bucket'")
+    refused(caught.value, "bucket 'no-such-bucket' does not exist")
     with server(lambda request: Reply(403, b"")) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
         with pytest.raises(RemoteError) as caught:
@@ -513,7 +513,7 @@ def test_a_bucket_that_cuts_off_goes_on_where_it_was(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
         with pytest.raises(RemoteError) as caught:
             quick(bucket).fetch(BLOB, tmp_path / "none")
-        refused(caught.value, f"s3://{bucket}/kws broke off", "2 attempts")
+        refused(caught.value, f"s3://{bucket}/kws: the transfer was interrupted", "2 attempts")
     assert not (tmp_path / "none").exists()
 
 
@@ -560,7 +560,7 @@ def test_a_folder_on_the_web(
             assert open_remote(f"{url}/none").tags() == []
             with pytest.raises(UsageError) as caught:
                 remote.push_blob(describe(b"new", MODEL), b"new")
-            refused(caught.value, "can only be read", code=2)
+            refused(caught.value, "is read-only", code=2)
         finally:
             running.shutdown()
             thread.join()
@@ -579,7 +579,7 @@ def test_a_web_server_that_cuts_off_and_one_that_refuses(tmp_path: Path) -> None
         at(running.host).fetch(BLOB, tmp_path / "came")
         assert [each.headers.get("range") for each in running.asked] == [None, "bytes=1000000-"]
     assert (tmp_path / "came").read_bytes() == MODEL_BYTES
-    for status, words in {403: "does not let us read", 500: "5 attempts", 418: "answers 418"}.items():
+    for status, words in {403: "denies access to", 500: "5 attempts", 418: "returned 418"}.items():
         replies = functools.partial(Reply, status)
         with server(lambda request, replies=replies: replies()) as running:  # type: ignore[misc]
             for ask in (Layout.tags, functools.partial(Layout.fetch, blob=BLOB, target=tmp_path / "none")):
@@ -599,42 +599,42 @@ def test_a_web_server_that_cuts_off_and_one_that_refuses(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("url", "word"),
     [
-        ("", "is no address"),
-        ("kws", "is no address"),
-        ("/some/folder", "is no address"),
-        ("ftp://host/kws", "'ftp' is no kind of remote"),
-        ("oci://", "is no host"),
-        ("oci://host", "can be no repository"),
-        ("oci://host/", "can be no repository"),
+        ("", "is not a remote URL"),
+        ("kws", "is not a remote URL"),
+        ("/some/folder", "is not a remote URL"),
+        ("ftp://host/kws", "'ftp' is not a supported URL scheme"),
+        ("oci://", "is not a valid host"),
+        ("oci://host", "is not a valid repository name"),
+        ("oci://host/", "is not a valid repository name"),
         ("oci://host/Kws", "lowercase"),
-        ("oci://host/a//b", "can be no repository"),
-        ("oci://host/../etc", "can be no repository"),
-        ("oci://host/kws%2f", "can be no repository"),
-        ("oci://host/kws ", "can be no repository"),
-        ("oci://host/ключ", "can be no repository"),
-        ("oci://host/" + "a" * 260, "can be no repository"),
-        ("oci://host/team/kws:1.0.0", "write oci://host/team/kws"),
-        ("oci://host:99999/kws", "is no host"),
-        ("oci://ho_st/kws", "is no host"),
-        ("oci://-/kws", "is no host"),
-        ("oci://[::1/kws", "is no host"),
-        ("oci://host\n/kws", "cannot be read"),
-        ("oci://host/kws\0", "cannot be read"),
-        ("oci://host/\ud800", "cannot be read"),
-        ("oci://host/kws?x=1", "can be no repository"),
-        ("oci://user:pass-word@host/kws", "holds no user or password"),
-        ("https://user:pass-word@host/kws", "holds no user or password"),
+        ("oci://host/a//b", "is not a valid repository name"),
+        ("oci://host/../etc", "is not a valid repository name"),
+        ("oci://host/kws%2f", "is not a valid repository name"),
+        ("oci://host/kws ", "is not a valid repository name"),
+        ("oci://host/ключ", "is not a valid repository name"),
+        ("oci://host/" + "a" * 260, "is not a valid repository name"),
+        ("oci://host/team/kws:1.0.0", "use oci://host/team/kws"),
+        ("oci://host:99999/kws", "is not a valid host"),
+        ("oci://ho_st/kws", "is not a valid host"),
+        ("oci://-/kws", "is not a valid host"),
+        ("oci://[::1/kws", "is not a valid host"),
+        ("oci://host\n/kws", "contains unprintable characters"),
+        ("oci://host/kws\0", "contains unprintable characters"),
+        ("oci://host/\ud800", "contains unprintable characters"),
+        ("oci://host/kws?x=1", "is not a valid repository name"),
+        ("oci://user:pass-word@host/kws", "must not contain a user name or password"),
+        ("https://user:pass-word@host/kws", "must not contain a user name or password"),
         ("file://relative/folder", "three slashes"),
-        ("file:///folder%00", "is no folder"),
-        ("s3://", "can be no bucket"),
-        ("s3://UPPER/kws", "can be no bucket"),
-        ("s3://models/*", "can be no prefix"),
-        ("s3://models/a/../b", "can be no prefix"),
-        ("s3://models/a b", "can be no prefix"),
-        ("https://", "is no host"),
-        ("https://host/kws?x", "can be no path"),
-        ("https://host/a b", "can be no path"),
-        ("http://host/kws", "write https://host/"),
+        ("file:///folder%00", "is not an absolute path"),
+        ("s3://", "is not a valid bucket name"),
+        ("s3://UPPER/kws", "is not a valid bucket name"),
+        ("s3://models/*", "is not a valid bucket prefix"),
+        ("s3://models/a/../b", "is not a valid bucket prefix"),
+        ("s3://models/a b", "is not a valid bucket prefix"),
+        ("https://", "is not a valid host"),
+        ("https://host/kws?x", "is not a valid URL path"),
+        ("https://host/a b", "is not a valid URL path"),
+        ("http://host/kws", "use https://host/"),
     ],
 )
 def test_an_address_that_cannot_be_is_explained(url: str, word: str) -> None:
@@ -671,9 +671,9 @@ def test_opening_a_remote_imports_no_framework(tmp_path: Path) -> None:
         "import sys\n"
         "from edgeopt.publish.remotes import open_remote\n"
         "from edgeopt.publish.remotes import bucket, registry, web\n"
-        "heavy = {'oras', 'requests', 'fsspec', 's3fs', 'botocore', 'aiohttp'} & set(sys.modules)\n"
+        "heavy = {'requests', 'fsspec', 's3fs', 'botocore', 'aiohttp'} & set(sys.modules)\n"
         "open_remote('file:///none').tags()\n"
-        "print(heavy, {'requests', 'oras', 'fsspec'} & set(sys.modules))\n"
+        "print(heavy, {'requests', 'fsspec'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set() set()\n"

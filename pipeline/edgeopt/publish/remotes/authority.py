@@ -1,12 +1,14 @@
-"""Who is there: how a registry is answered that asks, with basic authentication or with tokens.
+"""Authentication to a registry: basic, or with tokens as the distribution project's specification has it.
 
-The protocols are those of the ``oras`` package; here lies what it leaves open: which of them a registry asks
-for, expired and too narrow tokens, identity tokens, and that nothing secret goes where it should not.
+Registries choose the scheme in the ``WWW-Authenticate`` header of a refusal (RFC 9110, section 11.6.1).
+Tokens may expire or be too narrow, so each refusal fetches a new one. Secrets are sent to the registry and to
+its token service only.
 """
 
+import base64
 import re
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode, urlsplit
 
 from edgeopt.errors import RemoteError
 from edgeopt.publish.remotes.credentials import Credentials, credentials_for
@@ -17,37 +19,38 @@ if TYPE_CHECKING:
     from edgeopt.publish.remotes.http import Http
 
 _CLIENT = "edgeopt"
+_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 class StoredLogin:
-    """Answers a registry with what ``docker login`` has stored, or anonymously.
+    """Authenticates with the credentials that ``docker login`` has stored, or anonymously.
 
-    ``host`` is the registry as people write it, ``origin`` its ``scheme://host:port``, ``provider`` the
-    registry of oras whose token authentication is used.
+    ``host`` is the registry as people write it, ``origin`` its ``scheme://host:port``. ``http`` sends the
+    requests to token services.
     """
 
-    def __init__(self, host: str, origin: str, provider: Any, http: "Http") -> None:
+    def __init__(self, host: str, origin: str, http: "Http") -> None:
         self._host = host
         self._origin = origin
-        self._tokens = provider.auth
-        self._tokens.session = _TokenService(http, origin)
+        self._http = http
         self._headers: dict[str, str] = {}
         self._credentials: Credentials | None = None
-        self._looked = False
+        self._looked_up = False
 
     def headers(self, url: str) -> dict[str, str]:
-        """What goes along with a request: nothing, where it leads to another server."""
+        """The headers that authenticate a request to ``url``: none for another server."""
         return dict(self._headers) if _origin(url) == self._origin else {}
 
     def answer(self, response: "Response") -> bool:
-        """Get what a refusal asks for; False if there is nothing (else) to say."""
-        schemes = _schemes(response.headers.get("Www-Authenticate", ""))
+        """Authenticate as a refusal demands; False if that is impossible or was tried already."""
+        challenge = response.headers.get("Www-Authenticate", "")
+        schemes = _schemes(challenge)
         if _origin(response.url) != self._origin or not schemes:
             return False
-        return self._bearer(response) if "bearer" in schemes else self._basic()
+        return self._bearer(challenge) if "bearer" in schemes else self._basic()
 
     def concealed(self, text: str) -> str:
-        """A server's text, in case it repeats what it was told."""
+        """A server's text without the secrets that it may repeat."""
         secrets = [value.partition(" ")[2] for value in self._headers.values()]
         if self._credentials:
             secrets.append(self._credentials.secret)
@@ -56,93 +59,81 @@ class StoredLogin:
         return text
 
     def _stored(self) -> Credentials | None:
-        if not self._looked:
-            self._credentials, self._looked = credentials_for(self._host), True
+        if not self._looked_up:
+            self._credentials, self._looked_up = credentials_for(self._host), True
         return self._credentials
 
     def _basic(self) -> bool:
-        import oras.auth.basic
-
         login = self._stored()
         if login is None or login.identity or self._headers:
-            return False  # or what we said was not believed
-        basic = oras.auth.basic.BasicAuth()
-        basic.set_basic_auth(login.user, login.secret)
-        self._headers = basic.get_auth_header()
+            return False  # no password to send, or it was refused
+        self._headers = _basic_header(login)
         return True
 
-    def _bearer(self, response: "Response") -> bool:
-        import oras.auth.utils
-
-        asked = oras.auth.utils.parse_auth_header(response.headers["Www-Authenticate"])
-        _check_realm(asked.realm, self._origin, self._host)
+    def _bearer(self, challenge: str) -> bool:
+        parameters = _bearer_parameters(challenge)
+        realm = _checked_realm(parameters.get("realm"), self._origin, self._host)
         login = self._stored()
         if login is not None and login.identity:
-            token = self._exchanged(asked, login)
+            token = self._exchange(realm, parameters, login)
         else:
-            if login is not None:
-                self._tokens.set_basic_auth(login.user, login.secret)
-            # A token in hand was not enough: it has expired, or is for reading only.
-            self._tokens.authenticate_request(response, {}, refresh=True)
-            token = self._tokens.token
+            token = self._fetch(realm, parameters, login)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         return bool(token)
 
-    def _exchanged(self, asked: Any, login: Credentials) -> str | None:
-        """An identity token buys tokens as OAuth 2 says (grant type ``refresh_token``)."""
+    def _fetch(self, realm: str, parameters: dict[str, str], login: Credentials | None) -> str | None:
+        """A token for the password, or an anonymous one."""
+        query = {name: parameters[name] for name in ("service", "scope") if parameters.get(name)}
+        headers = _basic_header(login) if login else {}
+        return _token(
+            self._http.request("GET", realm, headers, params={**query, "client_id": _CLIENT}, authorize=False)
+        )
+
+    def _exchange(self, realm: str, parameters: dict[str, str], login: Credentials) -> str | None:
+        """A token for an identity token: the OAuth 2 grant type ``refresh_token`` (RFC 6749, section 6)."""
         form = {
             "grant_type": "refresh_token",
             "refresh_token": login.secret,
             "client_id": _CLIENT,
-            "service": asked.service or self._host,
-            "scope": asked.scope or "",
+            "service": parameters.get("service") or self._host,
+            "scope": parameters.get("scope", ""),
         }
-        answer = self._tokens.session.post(asked.realm, form)
-        if answer.status_code != 200:
-            return None
-        fields = answer.json()
-        return cast(str, fields.get("access_token") or fields.get("token"))
-
-
-class _TokenService:
-    """The session that oras asks for tokens: as patient as all requests, and sure of what came."""
-
-    def __init__(self, http: "Http", origin: str) -> None:
-        self._http = http
-        self._origin = origin
-
-    def get(self, url: str, **options: Any) -> "Response":
-        return self.request("GET", url, **options)
-
-    def request(
-        self,
-        method: str,
-        url: str,
-        params: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        verify: object = None,  # settled for all requests alike
-    ) -> "Response":
-        return self._checked(self._http.request(method, url, headers, params=params, authorize=False))
-
-    def post(self, url: str, form: dict[str, str]) -> "Response":
-        from urllib.parse import urlencode
-
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
         data = urlencode(form).encode()
-        return self._checked(self._http.request("POST", url, headers, data=data, authorize=False))
+        return _token(self._http.request("POST", realm, _FORM, data=data, authorize=False))
 
-    def _checked(self, response: "Response") -> "Response":
-        if response.status_code != 200:
-            return response
-        try:
-            fields = response.json()
-        except ValueError:
-            fields = None
-        token = isinstance(fields, dict) and (fields.get("token") or fields.get("access_token"))
-        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            host = urlsplit(response.url).netloc.rpartition("@")[2]
-            raise RemoteError(f"{host} was asked for a token and gave none", fix="try again later")
-        return response
+
+def _basic_header(login: Credentials) -> dict[str, str]:
+    # As UTF-8 (RFC 7617): requests itself would encode text as Latin-1.
+    pair = f"{login.user}:{login.secret}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _bearer_parameters(challenge: str) -> dict[str, str]:
+    """``realm``, ``service`` and ``scope`` of a ``Bearer`` challenge; further challenges may follow it."""
+    from requests.utils import parse_dict_header
+
+    found = re.search(r"(?:^|,)\s*bearer\s+(.*)", challenge, re.IGNORECASE | re.DOTALL)
+    fields = parse_dict_header(found[1]) if found else {}
+    return {name.lower(): value for name, value in fields.items() if value}
+
+
+def _token(response: "Response") -> str | None:
+    """The token in a token service's response; None if it refused.
+
+    Raises:
+        RemoteError: it accepted, but sent no token, or one that does not fit into a header.
+    """
+    if response.status_code != 200:
+        return None
+    try:
+        fields = response.json()
+    except ValueError:
+        fields = None
+    token = isinstance(fields, dict) and (fields.get("token") or fields.get("access_token"))
+    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+        host = urlsplit(response.url).netloc.rpartition("@")[2]
+        raise RemoteError(f"{host} sent a response without a valid token", fix="try again later")
+    return token
 
 
 def _origin(url: str) -> str:
@@ -156,12 +147,13 @@ def _schemes(challenge: str) -> set[str]:
     }
 
 
-def _check_realm(realm: str | None, origin: str, host: str) -> None:
-    """A password that came over TLS does not leave without it."""
+def _checked_realm(realm: str | None, origin: str, host: str) -> str:
+    """The address of the token service: with TLS, if the registry itself has it."""
     secure = origin.startswith("https:")
     allowed = ("https://",) if secure else ("https://", "http://")
     if not realm or not realm.startswith(allowed):
         raise RemoteError(
-            f"{host} wants a token from where no password should go: {(realm or 'nowhere')[:80]!r}",
-            fix="ask who runs the registry",
+            f"{host} names an insecure token service: no password is sent to {(realm or 'none')[:80]!r}",
+            fix="ask the administrator of the registry",
         )
+    return realm

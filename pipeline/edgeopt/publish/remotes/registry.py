@@ -34,14 +34,14 @@ _REMEMBERED = 64
 class Registry(Remote):
     """One repository of a registry.
 
-    ``host`` is ``name[:port]``; ``secure`` says whether TLS is spoken: by default yes, but on the loopback.
-    The answers to who is there come from what ``docker login`` stored, when they are asked for.
+    ``host`` is ``name[:port]``. ``secure`` turns TLS on or off; by default it is off on the loopback only.
+    Credentials are those that ``docker login`` stored; they are read when the registry demands them.
     """
 
     def __init__(
         self, host: str, repository: str, *, secure: bool | None = None, patience: Patience | None = None
     ) -> None:
-        import oras.provider
+        import requests
 
         loopback = is_loopback(host)
         secure = not loopback if secure is None else secure
@@ -49,12 +49,12 @@ class Registry(Remote):
         self._host = host
         self._origin = f"{'https' if secure else 'http'}://{_api_host(host)}".lower()
         self._base = f"{self._origin}/v2/{repository}"
-        provider = oras.provider.Registry(hostname=host, insecure=not secure)
-        # A ~/.netrc would overrule what docker login stored; on the loopback there is no proxy.
-        provider.session.auth = lambda request: request
-        provider.session.trust_env = not loopback
-        self._http = Http(provider.session, host, patience or usual_patience())
-        self._login = self._http.authority = StoredLogin(host, self._origin, provider, self._http)
+        session = requests.Session()
+        # A ~/.netrc would override the credentials of docker login; the loopback has no proxy.
+        session.auth = lambda request: request
+        session.trust_env = not loopback
+        self._http = Http(session, host, patience or usual_patience())
+        self._login = self._http.authority = StoredLogin(host, self._origin, self._http)
         self._manifests: dict[str, tuple[bytes, str]] = {}
 
     def tags(self) -> list[str]:
@@ -74,17 +74,17 @@ class Registry(Remote):
 
     def resolve(self, reference: str) -> Descriptor | None:
         check_reference(reference)
-        answer = self._manifest(reference)
-        if answer is None:
+        stored = self._manifest(reference)
+        if stored is None:
             return None
-        data, media_type = answer
+        data, media_type = stored
         return describe(data, media_type)
 
     def manifest(self, digest: str) -> bytes:
-        answer = self._manifests.get(digest) or self._manifest(digest)
-        if answer is None:
+        stored = self._manifests.get(digest) or self._manifest(digest)
+        if stored is None:
             raise self._absent(digest)
-        return answer[0]
+        return stored[0]
 
     def has(self, digest: str) -> bool:
         response = self._http.request("HEAD", f"{self._base}/blobs/{check_digest(digest)}")
@@ -114,7 +114,7 @@ class Registry(Remote):
         while True:
             with _opened(source) as (file, size):
                 if size != blob.size:
-                    raise mismatch(blob.digest, "what is pushed", f"it has {size} bytes, not {blob.size}")
+                    raise mismatch(blob.digest, "the uploaded data", f"it has {size} bytes, not {blob.size}")
                 try:
                     return self._upload(blob, file, progress)
                 except TransientError as failure:
@@ -138,13 +138,15 @@ class Registry(Remote):
         self._expect(response, (202,), f"an upload to {self.url}")
         place = response.headers.get("Location")
         if not place:
-            raise RemoteError(f"{self._host} opens an upload and does not say where", fix="report it there")
+            raise RemoteError(
+                f"{self._host} started an upload without a Location header", fix="report it to the registry"
+            )
         place = self._same_server(urljoin(response.url, place))
         place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": blob.digest})
         body = Upload(file, blob.size, progress)
         response = self._http.once("PUT", place, _OCTETS, data=body)
         if response.status_code == 400 and _digest_of(file) != blob.digest:
-            raise mismatch(blob.digest, "what is pushed", "its bytes have another digest")
+            raise mismatch(blob.digest, "the uploaded data", "its bytes have another digest")
         self._expect(response, (201,), blob.digest)
 
     def _manifest(self, reference: str) -> tuple[bytes, str] | None:
@@ -157,13 +159,13 @@ class Registry(Remote):
         if len(data) > LARGEST_MANIFEST:
             raise VerificationError(
                 f"the manifest {reference} in {self.url} is longer than {LARGEST_MANIFEST} bytes",
-                fix="it is no release: look at what was pushed there",
+                fix="it is not a release: check what was pushed there",
             )
         digest = digest_of_bytes(data)
         if is_digest(reference) and digest != reference:
             raise VerificationError(
                 f"{reference} in {self.url} is damaged: its bytes have another digest",
-                fix="push it again, then pull again; nothing was kept",
+                fix="push it again, then pull again; nothing was stored",
             )
         self._same_digest(response, digest, reference)
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
@@ -176,15 +178,15 @@ class Registry(Remote):
         self._manifests[digest] = (data, media_type)
 
     def _same_digest(self, response: "Response", digest: str, reference: str) -> None:
-        told = response.headers.get("Docker-Content-Digest", digest)
-        if is_digest(told) and told != digest:
+        declared = response.headers.get("Docker-Content-Digest", digest)
+        if is_digest(declared) and declared != digest:
             raise VerificationError(
-                f"{self.url} says that {reference} is {told}, but its bytes are {digest}",
-                fix="nothing was kept; pull again, and if it stays so, ask who runs the registry",
+                f"{self.url} declares {declared} for {reference}, but its bytes have {digest}",
+                fix="nothing was stored; pull again; if it still fails, ask the registry's administrator",
             )
 
     def _same_server(self, url: str) -> str:
-        """Registries behind a proxy that speaks TLS for them do not know that it does."""
+        """The URL with our scheme: a registry behind a proxy that terminates TLS sends ``http://``."""
         parts = urlsplit(url)
         mine = urlsplit(self._origin)
         return parts._replace(scheme=mine.scheme).geturl() if parts.netloc == mine.netloc else url
@@ -195,7 +197,7 @@ class Registry(Remote):
             return [name for name in names if isinstance(name, str)]
         except (ValueError, KeyError, TypeError) as error:
             raise RemoteError(
-                f"{self._host} answers a question for tags with something else",
+                f"{self._host} returned a malformed list of tags",
                 fix="check that this is the address of a registry",
             ) from error
 
@@ -205,24 +207,24 @@ class Registry(Remote):
         )
 
     def _expect(self, response: "Response", statuses: tuple[int, ...], what: str, data: bytes = b"") -> None:
-        """Nothing if the status is one of these; else what the status means, and what can be done."""
+        """Raise an error that explains the status and its fix, unless it is one of ``statuses``."""
         status = response.status_code
         if status in statuses:
             if response.request.method != "GET":
                 self._http.ending(response)
             return
-        said = self._login.concealed(_said(data or self._http.ending(response)))
+        reply = self._login.concealed(_error_line(data or self._http.ending(response)))
         if status == 401:
-            message, fix = f"{self._host} wants to know who asks (401)", f"docker login {self._host}"
+            message, fix = f"{self._host} requires authentication (401)", f"docker login {self._host}"
         elif status == 403:
-            message = f"{self._host} does not allow this in {self.url} (403)"
-            fix = f"docker login {self._host} with an account that may, or check the repository's name"
+            message = f"{self._host} denies access to {self.url} (403)"
+            fix = f"docker login {self._host} with an account that has access, or check the repository's name"
         elif status == 404:
             message, fix = f"{self.url} does not exist (404)", "check the repository's name"
-        elif "HTTP request to an HTTPS server" in said:
-            message, fix = f"{self._host} speaks TLS, and was asked without", "write oci+https://…"
+        elif "HTTP request to an HTTPS server" in reply:
+            message, fix = f"{self._host} requires TLS", "write oci+https://…"
         else:
-            message, fix = f"{self._host} refuses {what}: {status} {said}".rstrip(), "see the registry's log"
+            message, fix = f"{self._host} refuses {what}: {status} {reply}".rstrip(), "see the registry's log"
         raise RemoteError(message, fix=fix)
 
 
@@ -246,8 +248,8 @@ def _api_host(host: str) -> str:
     return "registry-1.docker.io" if host == DOCKER_HUB else host
 
 
-def _said(data: bytes) -> str:
-    """What a registry says about an error, on one printable line."""
+def _error_line(data: bytes) -> str:
+    """The error message of a registry's response, on one printable line."""
     text = data[:4096].decode("utf-8", "replace")
     try:
         first = json.loads(text)["errors"][0]
