@@ -1,8 +1,8 @@
-"""Pulling from a real registry on the loopback: time, memory, and what a killed process leaves behind.
+"""Pulling from a real registry on the loopback: time, memory, and consistency after killed processes.
 
     python benchmarks/artifacts.py [time memory kills] [--kills 200] [--gigabytes 2]
 
-Needs docker-registry (on Debian: apt install docker-registry). Without words all three are done.
+Needs docker-registry (on Debian: apt install docker-registry). Without arguments, all three parts run.
 """
 
 import argparse
@@ -53,28 +53,28 @@ def main() -> None:
 
 
 def pulling(folder: Path, host: str, keys: tuple[Path, Path]) -> None:
-    """5 MB, signed and verified, against the bare bytes over HTTP; alternating."""
+    """Time of a signed and verified pull of 5 MB and of a plain HTTP download, alternating."""
     url = push(folder, host, "five", os.urandom(5_000_000), keys[0])
     blobs = layers(url)
-    whole, bare, start = [], [], []
+    signed, bare, start = [], [], []
     for turn in range(ROUNDS):
         began = time.perf_counter()
         for digest in blobs:
             with urllib.request.urlopen(f"http://{host}/v2/five/blobs/{digest}") as answer:
                 (folder / "bare").write_bytes(answer.read())
         bare.append(time.perf_counter() - began)
-        whole.append(timed([*pull(url, folder, turn), "--require-signature", str(keys[1])]))
+        signed.append(timed([*pull(url, folder, turn), "--require-signature", str(keys[1])]))
         start.append(timed(["--help"]))
-    spent, plain, help_ = (statistics.median(each) for each in (whole, bare, start))
+    spent, plain, help_ = (statistics.median(each) for each in (signed, bare, start))
     print(
-        f"pull of 5 MB, signed and verified: {spent:.2f} s; the bytes alone over HTTP: {plain:.3f} s; "
-        f"--help alone: {help_:.2f} s (goal: at most {1.5 * plain + 1:.2f} s; medians of {ROUNDS})"
+        f"pull of 5 MB, signed and verified: {spent:.2f} s; plain HTTP download: {plain:.3f} s; "
+        f"--help: {help_:.2f} s (goal: at most {1.5 * plain + 1:.2f} s; medians of {ROUNDS})"
     )
 
 
 def streaming(folder: Path, host: str, keys: tuple[Path, Path], size: int) -> None:
-    """Peak memory of pulling a large artifact against a small one."""
-    found = {}
+    """Peak memory of pulling a large artifact and a small one."""
+    peaks = {}
     for name, length in (("small", 5_000_000), ("large", size)):
         model = folder / f"{name}.bin"
         folder.mkdir(exist_ok=True)
@@ -86,15 +86,15 @@ def streaming(folder: Path, host: str, keys: tuple[Path, Path], size: int) -> No
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, name
-        found[name] = usage.ru_maxrss / 1024
+        peaks[name] = usage.ru_maxrss / 1024
     print(
-        f"peak memory of a signed pull: {found['large']:.0f} MB for {size / 1e9:.1f} GB, "
-        f"{found['small']:.0f} MB for 5 MB ({found['large'] / found['small']:.2f}x)"
+        f"peak memory of a signed pull: {peaks['large']:.0f} MB for {size / 1e9:.1f} GB, "
+        f"{peaks['small']:.0f} MB for 5 MB ({peaks['large'] / peaks['small']:.2f}x)"
     )
 
 
 def killing(folder: Path, host: str, kills: int) -> None:
-    """Push, pull, promote and gc, each killed at a random moment; then everything is looked at."""
+    """Push, pull, promote and gc, each killed at a random moment; then all content is verified."""
     for version in ("1.1", "1.2"):
         write_run(folder / version, measured={"top1": 0.9 if version == "1.1" else 0.91})
     url, shelf, board = f"oci://{host}/kills", folder / "shelf", folder / "board"
@@ -132,12 +132,12 @@ def killing(folder: Path, host: str, kills: int) -> None:
             stands = place.resolve("stable")
             sound &= bool(moves) and place.resolve(moves[-1].release) is not None and stands is not None
         unsound += not sound
-    print(f"{kills} of {turn} processes killed while they worked: {unsound} left something unsound")
+    print(f"{kills} of {turn} processes killed at work: {unsound} left an inconsistent state")
 
 
 @contextmanager
 def quiet() -> Iterator[int]:
-    """A file descriptor that swallows."""
+    """A file descriptor that discards output."""
     with open(os.devnull, "wb") as nothing:
         yield nothing.fileno()
 
@@ -154,14 +154,14 @@ def timed(arguments: Sequence[str]) -> float:
 
 
 def pull(url: str, folder: Path, turn: int) -> list[str]:
-    """Each time to a library and a folder of its own: nothing is there already."""
+    """Arguments of a pull into a fresh library and a fresh folder."""
     name = url.rpartition("/")[2]
     place = ["--out", str(folder / f"{name}-{turn}"), "--library", str(folder / f"library-{name}-{turn}")]
     return ["pull", f"{url}@1.0", "--device", "host", *place]
 
 
 def push(folder: Path, host: str, name: str, model: bytes | Path, key: Path) -> str:
-    """Publish a run whose artifact has these bytes; nothing looks into it."""
+    """Publish a run whose artifact has these bytes, which are never parsed."""
     content = model if isinstance(model, bytes) else b"to be replaced"
     report = write_run(folder / name, format_name="onnx", device="host", model=content, golden_of=None)
     if isinstance(model, Path):
@@ -171,10 +171,10 @@ def push(folder: Path, host: str, name: str, model: bytes | Path, key: Path) -> 
         model.replace(target)
         (row,) = report.results
         assert row.artifact is not None
-        told = row.artifact.model_copy(
+        artifact = row.artifact.model_copy(
             update={"digest": file_digest(target), "size_bytes": target.stat().st_size}
         )
-        changed = report.model_copy(update={"results": (row.model_copy(update={"artifact": told}),)})
+        changed = report.model_copy(update={"results": (row.model_copy(update={"artifact": artifact}),)})
         (folder / name / "report.json").write_text(changed.model_dump_json(by_alias=True))
     url = f"oci://{host}/{name}"
     to = ["--to", f"{url}:1.0", "--sign", str(key), "--library", str(folder / "maker")]
@@ -185,18 +185,18 @@ def push(folder: Path, host: str, name: str, model: bytes | Path, key: Path) -> 
 def layers(url: str) -> list[str]:
     """Digests of all content of a release with one bundle."""
     remote = open_remote(url)
-    found = remote.resolve("1.0")
-    assert found is not None
-    bundle = read_index(remote.manifest(found.digest), url).manifests[0]
+    release = remote.resolve("1.0")
+    assert release is not None
+    bundle = read_index(remote.manifest(release.digest), url).manifests[0]
     return [layer.digest for layer in read_manifest(remote.manifest(bundle.digest), url).layers]
 
 
 def key_pair(folder: Path) -> tuple[Path, Path]:
     private, public = folder / "release.pem", folder / "release.pub"
-    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
-    subprocess.run(make, check=True, capture_output=True)
-    tell = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
-    subprocess.run(tell, check=True, capture_output=True)
+    generate = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(generate, check=True, capture_output=True)
+    export = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
+    subprocess.run(export, check=True, capture_output=True)
     return private, public
 
 

@@ -1,4 +1,4 @@
-"""Build a recipe's artifacts and measure nothing: ``build_only.py RECIPE FORMATS STORE``."""
+"""Build the artifacts of a recipe without measuring them: ``build_only.py RECIPE FORMATS STORE``."""
 
 import sys
 from pathlib import Path

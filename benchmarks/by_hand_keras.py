@@ -1,4 +1,4 @@
-"""The library calls behind ``digits-keras`` as TFLite and ONNX, by hand: ``by_hand_keras.py OUT``."""
+"""The library calls of ``digits-keras`` for TFLite and ONNX as a plain script: ``by_hand_keras.py OUT``."""
 
 import sys
 from pathlib import Path

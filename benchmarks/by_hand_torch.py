@@ -1,4 +1,4 @@
-"""The library calls behind ``digits-torch``, written by hand in one script: ``by_hand_torch.py OUT``."""
+"""The library calls of ``digits-torch`` for all formats as a plain script: ``by_hand_torch.py OUT``."""
 
 import copy
 import sys

@@ -1,7 +1,7 @@
 """Peak memory in MB of one quantizer: ``calibration_peak.py STAGE SAMPLES FOLDER``.
 
-An untrained ResNet20 is brought to the form the stage takes; then the stage alone runs in a process of
-its own on seeded random images.
+An untrained ResNet20 is converted to the input format of the stage; then the stage alone runs in a separate
+process on seeded random images.
 """
 
 import os
@@ -36,7 +36,7 @@ formats: [{format}]
 
 
 def images(count: int) -> Iterator[tuple[np.ndarray]]:
-    """Random images, made one by one, so that the data itself takes no memory."""
+    """Random images, generated one by one so that the data itself needs no memory."""
     random = np.random.default_rng(0)
     for _ in range(count):
         yield (random.integers(0, 256, (32, 32, 3)).astype(np.uint8),)
@@ -58,7 +58,7 @@ def main(stage: str, count: int, folder: Path) -> None:
     made = plan(recipe, data_root=shipped("recipes"))
     (branch,) = [branch for branch in made.branches if branch.variant == "int8"]
     index = next(i for i, s in enumerate(branch.stages) if registry.plugin_name(s) == stage)
-    if len(sys.argv) == 4:  # first bring the model there, in workers; then measure in a process without them
+    if len(sys.argv) == 4:  # build the input in workers first; then measure in a process without them
         few = plan(
             recipe, data_root=shipped("recipes"), overrides=["data.calibration.with.arguments.count=2"]
         )

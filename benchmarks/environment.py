@@ -1,4 +1,4 @@
-"""What the environment that this runs in takes on disk.
+"""Disk space of the environment that runs this program.
 
 .venv/bin/python benchmarks/environment.py
 """

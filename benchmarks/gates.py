@@ -1,11 +1,11 @@
-"""How often a confident gate is wrong: simulated pairs of models, with no true drop and with a real one.
+"""Error rates of a gate with ``confidence``, on simulated pairs of models with and without a true drop.
 
     python benchmarks/gates.py [--pairs 2000]
 
-For evaluation sets of several sizes, in which a share of answers changes for no reason (half of them for the
-better), it prints how often a gate ``max_drop: 0, confidence: 0.95`` fails wrongly, the smallest drop that
-the set can show, and how often the gate fails when the true drop is that large, and twice as large. Beside
-them the time of ``edgeopt check`` against a baseline of 10,000 samples.
+For evaluation sets of several sizes, in which a fraction of answers changes at random (half of them for the
+better), it prints the false alarm rate of a gate ``max_drop: 0, confidence: 0.95``, the smallest drop that
+the set can detect, and how often the gate fails if the true drop is that large, and twice as large. It also
+prints the time of ``edgeopt check`` against a baseline of 10,000 samples.
 """
 
 import argparse
@@ -26,21 +26,21 @@ CHANGING = (0.01, 0.05, 0.1)
 
 
 def fails(samples: int, changing: float, drop: float, pairs: int, seed: int) -> float:
-    """Share of simulated comparisons in which a gate on no drop at all fails."""
+    """Fraction of simulated comparisons in which a gate that allows no drop fails."""
     random = np.random.default_rng(seed)
     worse, better = changing / 2 + drop, changing / 2
     draws = random.multinomial(samples, [worse, better, 1 - worse - better], pairs)
-    found, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    outcomes, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
     wrong = sum(
         int(count)
-        for (lost, won), count in zip(found.tolist(), counts, strict=True)
+        for (lost, won), count in zip(outcomes.tolist(), counts, strict=True)
         if score_bounds(lost, won, samples, 0.95).low > 0 and mcnemar(lost, won) <= 0.05
     )
     return wrong / pairs
 
 
 def expected(samples: int, changing: float) -> Paired:
-    """The pair whose changes are as many as are expected without a drop."""
+    """A pair with the expected number of changes if there is no drop."""
     before, after = np.ones(samples), np.ones(samples)
     half = round(samples * changing / 2)
     after[:half] = 0
@@ -49,7 +49,7 @@ def expected(samples: int, changing: float) -> Paired:
 
 
 def check_seconds(samples: int) -> float:
-    """Best of three: ``edgeopt check`` of a run with so many samples and 16 artifacts."""
+    """Time of ``edgeopt check`` for a run with this many samples and 16 artifacts, best of three."""
     right = np.random.default_rng(0).random(samples) < 0.9
     rows = tuple(
         Result(
@@ -88,8 +88,8 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     print(f"{pairs} simulated pairs per row\n")
     print(
-        "| samples | change for no reason | fails without a drop | smallest detectable "
-        "| fails at it | at twice it |"
+        "| samples | random changes | fails without a drop | smallest detectable drop "
+        "| fails at this drop | at twice this drop |"
     )
     print("|---:|---:|---:|---:|---:|---:|")
     for samples in SIZES:

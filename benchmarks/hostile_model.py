@@ -1,8 +1,8 @@
-"""Write ResNet20 with its channels rescaled by up to 100x, and a recipe for it, into a folder.
+"""Write ResNet20 with its channels rescaled by up to 100x, and a recipe for it, to a folder.
 
     python benchmarks/hostile_model.py FOLDER
 
-The function is the trained network's; per-tensor int8 of it collapses.
+The rescaled network computes the same function, but its accuracy collapses with per-tensor int8.
 """
 
 import os

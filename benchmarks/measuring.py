@@ -1,13 +1,13 @@
-"""How well edgeopt measures: every figure about it that the README and the guide state.
+"""Quality of edgeopt's measurements: the related figures of the README and the guide.
 
     python benchmarks/measuring.py                 # all parts
     python benchmarks/measuring.py null repeat     # some
 
-Parts: ``null`` (what the harness itself costs), ``peer`` (p50 against litert-benchmark of the
+Parts: ``null`` (overhead of the harness), ``peer`` (p50 compared with litert-benchmark of the
 ai-edge-litert wheel), ``repeat`` (one file measured twice in one run, on a quiet and on a busy machine),
-``emulated`` (1,000 samples on arm64-emulated, set up before), ``ssh`` (what reaching a device adds; the
-device is named by EDGEOPT_SSH_DEVICE, such as a file that leads to this machine). Real models and data:
-EDGEOPT_DATA.
+``emulated`` (1,000 samples on arm64-emulated, which must be set up), ``ssh`` (overhead of the connection;
+EDGEOPT_SSH_DEVICE names the device, for example a device file for this machine). Real models and data are
+read from EDGEOPT_DATA.
 """
 
 import json
@@ -38,14 +38,14 @@ MODELS = {"KWS int8": "kws_reference_int8.tflite", "ResNet8 int8": "resnet8_refe
 ROUNDS = 7
 PEER = """
 import ai_edge_litert.tools.benchmark_litert_model as tool
-tool.round = lambda value, digits: value  # it rounds to 0.01 ms, a tenth of the time of a small model
+tool.round = lambda value, digits: value  # it rounds to 0.01 ms, a tenth of the latency of a small model
 tool.main()
 """
 SPIN = "while True: pass"
 
 
 class Session:
-    """A device and a folder for its jobs; nothing is taken from a store of earlier runs."""
+    """A device and a folder for its jobs; no earlier results are reused."""
 
     def __init__(self, device: Device, folder: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=folder))
@@ -54,12 +54,12 @@ class Session:
             raise CannotRunError(self.bench.failure)
 
     def model(self, path: Path) -> Model:
-        """A file, and what it takes as this device's runtime tells."""
+        """A model file with its inputs, from the file or from this device's runtime."""
         model = inspect(path).model
         return model.model_copy(update={"inputs": model.inputs or self.bench.describe(model)})
 
     def run(self, model: Model, data: Path | None = None, **options: object) -> Outcome:
-        """Run a file afresh; ``options`` are those of ``Bench.run``."""
+        """Run a file without cached results; ``options`` are those of ``Bench.run``."""
         self.bench.store = Store(Path(tempfile.mkdtemp(dir=self.folder)))
         dataset = None if data is None else Npz(path=data, label=None)
         evaluation = Evaluation(dataset, Preprocessing(), Path(tempfile.mkdtemp(dir=self.folder)))
@@ -72,7 +72,7 @@ class Session:
 
 
 def real(name: str) -> Path:
-    """A file of the real models and data."""
+    """Path of a real model or data file."""
     root = os.environ.get("EDGEOPT_DATA")
     if not root:
         raise CannotRunError("EDGEOPT_DATA is not set: skipped")
@@ -85,7 +85,7 @@ def protocol(seconds: float) -> dict[str, float]:
 
 @contextmanager
 def busy(cores: int) -> Iterator[None]:
-    """Programs that do nothing but take a core each."""
+    """Busy loops on this many cores."""
     others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(cores)]
     try:
         yield
@@ -96,7 +96,7 @@ def busy(cores: int) -> Iterator[None]:
 
 
 def nothing(device: str, folder: Path) -> tuple[Model, Session, dict[str, object]]:
-    """KWS, a session on a device that does not run it, and the options that make it look as if."""
+    """KWS, a session on a device with the null runtime, and the specs that the null runtime imitates."""
     here = Session(load_device("host"), folder)
     model = here.model(real("mlperf-tiny/kws_reference_int8.tflite"))
     result = here.run(model).result
@@ -106,19 +106,19 @@ def nothing(device: str, folder: Path) -> tuple[Model, Session, dict[str, object
 
 
 def null(folder: Path) -> None:
-    model, session, told = nothing("host", folder)
-    outcome = session.run(model, real("kws/evaluation400.npz"), latency=protocol(1.0), options=told)
-    (spell,) = outcome.spells
+    model, session, specs = nothing("host", folder)
+    outcome = session.run(model, real("kws/evaluation400.npz"), latency=protocol(1.0), options=specs)
+    (spell,) = outcome.intervals
     inside = float(np.median(outcome.times["latency"])) * 1e6
     whole = spell["seconds"] / len(outcome.times["latency"]) * 1e6
     print("a call of the null runtime, with the inputs and outputs of KWS int8       µs   goal")
-    print(f"inside the clock, so part of every latency                          {inside:8.2f}   5")
+    print(f"inside the clock, included in every latency                         {inside:8.2f}   5")
     print(f"with fetching the sample, quantizing and dequantizing: outside it   {whole:8.2f}")
 
 
 def peer(folder: Path) -> None:
     session = Session(load_device("host"), folder)
-    told = folder / "peer.json"
+    peer_result = folder / "peer.json"
     print(
         f"p50 ms, median of {ROUNDS} turns, 1 thread   edgeopt   litert-benchmark    ratio   goal 0.95 … 1.05"
     )
@@ -130,9 +130,9 @@ def peer(folder: Path) -> None:
             ours.append(float(np.median(outcome.times["latency"])) * 1e3)
             runs = str(len(outcome.times["latency"]))
             command = [sys.executable, "-c", PEER, "--model", str(path), "--num_threads", "1"]
-            command += ["--num_runs", runs, "--warmup_runs", "200", "--result_json", str(told)]
+            command += ["--num_runs", runs, "--warmup_runs", "200", "--result_json", str(peer_result)]
             subprocess.run(command, check=True, capture_output=True)
-            theirs.append(float(json.loads(told.read_text())["latency"]["median_ms"]))
+            theirs.append(float(json.loads(peer_result.read_text())["latency"]["median_ms"]))
         ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
         middle = statistics.median(ours), statistics.median(theirs)
         print(f"{name:<38} {middle[0]:9.4f} {middle[1]:18.4f} {ratio:8.3f}")
@@ -151,7 +151,7 @@ def repeat(folder: Path) -> None:
             ratio = latency(outcome)["latency_ratio"]
             low, high = ratio.ci95 or (float("nan"), float("nan"))
             title = f"{name}, {cores or 'no'} busy core"
-            notes = "; ".join(conditions(outcome.spells))
+            notes = "; ".join(conditions(outcome.intervals))
             print(f"{title:<38} {ratio.value:12.4f}   {low:.4f} … {high:.4f}   {notes}")
 
 
@@ -176,10 +176,10 @@ def ssh(folder: Path) -> None:
         raise CannotRunError("EDGEOPT_SSH_DEVICE is not set: skipped")
     taken: dict[str, list[float]] = {}
     for device in ("host", name):
-        model, session, told = nothing(device, folder)
+        model, session, specs = nothing(device, folder)
         for _ in range(3):
             start = time.perf_counter()
-            session.run(model, real("kws/evaluation400.npz"), options=told)
+            session.run(model, real("kws/evaluation400.npz"), options=specs)
             taken.setdefault(device, []).append(time.perf_counter() - start)
     here, there = (statistics.median(seconds) for seconds in taken.values())
     print("a job of 400 KWS samples without a model   host s   over ssh s   added s   goal 2")

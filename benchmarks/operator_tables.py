@@ -1,12 +1,12 @@
-"""Asks the runtimes which operators they have, and writes `pipeline/edgeopt/devices/limits/`.
+"""Determine the operators of each runtime, and write `pipeline/edgeopt/devices/limits/`.
 
     EDGEOPT_HOME=... edgeopt devices setup cortex-m            (and host-tflite-runtime, ethos-u55-128)
     python benchmarks/operator_tables.py tflite-micro | tflite-runtime-2.14 | ethos-u55-u65
 
-A file with one operator and nothing else is made for every built-in operator (and version), and loaded by the
-runtime in a process of its own: a resolver that lacks the operator says so in words before anything else can
-go wrong. Vela writes a report of what it supports. Which types TFLM's kernels take is found by running small
-files of each; operators that cannot be had so small are left without a list of types, and take any.
+For each built-in operator (and version), the runtime loads a single-operator file in a separate process: a
+resolver that lacks the operator reports this before any other error can occur. Vela writes a report of its
+supported operators. The types of TFLM's kernels are determined by running small files; operators that cannot
+be reduced to such a file get no list of types and are assumed to accept any.
 """
 
 import itertools
@@ -41,9 +41,9 @@ CUSTOM_CODES = (
     "FlexAddV2",
     "Convolution2DTransposeBias", "MaxPoolingWithArgmax2D", "MaxUnpooling2D", "RandomStandardNormal",
 )  # fmt: skip
-"""Custom operators that TensorFlow's own runtimes are known to bring, and one of Flex that none may claim."""
+"""Custom operators known in TensorFlow's own runtimes, and a Flex operator that none of them may have."""
 
-# Operators that are complete with inputs of shape [1, 1, 1, 1] alone: how many, and their options.
+# Operators that need only inputs of shape [1, 1, 1, 1]: the number of inputs, and the options.
 UNARY = "ABS CEIL COS ELU EXP FLOOR HARD_SWISH LOG LOGISTIC NEG RELU RELU6 ROUND RSQRT SIN SQRT SQUARE TANH"
 POOL = ("Pool2DOptions", {"stride_w": 1, "stride_h": 1, "filter_width": 1, "filter_height": 1})
 PLAIN: dict[str, tuple[int, tuple[str, dict[str, float]] | None]] = {
@@ -95,7 +95,7 @@ Interpreter(sys.argv[1], num_threads=1).allocate_tensors()
 
 
 def model(code: dict[str, object], tensors: list[Table], inputs: int, operator: dict[str, object]) -> bytes:
-    """A file with one operator: the first tensors are inputs of the graph, the last is its output."""
+    """A file with one operator. The first ``inputs`` tensors are graph inputs, the last is the output."""
     everything = _numbers(*range(len(tensors) - 1))
     operator = {"opcode_index": 0, "inputs": everything, "outputs": _numbers(len(tensors) - 1), **operator}
     graph = {
@@ -118,7 +118,7 @@ def _numbers(*values: int) -> Vector:
 
 
 def tensor(dtype: str, shape: tuple[int, ...], constant: bool = False) -> Table:
-    """A tensor; a quantized one has scale 1/256 and zero point 0, as every operator accepts."""
+    """A tensor; a quantized one has scale 1/256 and zero point 0, which every operator accepts."""
     code = next(number for number, name in DTYPES.items() if name == dtype)
     fields = {"shape": _numbers(*shape), "type": code, "buffer": int(constant)}
     if dtype in ("int8", "int16", "int4", "uint8"):
@@ -153,14 +153,14 @@ def run(python: Path, script: str, content: bytes, *arguments: str) -> "subproce
 
 
 def has(python: Path, script: str, number: int, version: int = 1, custom: str = "") -> bool:
-    """Whether the resolver finds the operator."""
-    one = [tensor("float32", (1,)), tensor("float32", (1,))]
-    done = run(python, script, model(code_of(number, version, custom), one, 1, {}))
+    """Whether the resolver has the operator."""
+    tensors = [tensor("float32", (1,)), tensor("float32", (1,))]
+    done = run(python, script, model(code_of(number, version, custom), tensors, 1, {}))
     return not any(words in done.stderr for words in MISSING)
 
 
 def types_of(python: Path, name: str) -> list[str]:
-    """Types of the first input with which a small file of the operator runs."""
+    """Types of the first input for which a single-operator file runs."""
     inputs, options = PLAIN[name]
     found = []
     for dtype in TYPES:
@@ -168,14 +168,14 @@ def types_of(python: Path, name: str) -> list[str]:
         tensors.append(tensor("float32" if name == "DEQUANTIZE" else dtype, (1, 1, 1, 1)))
         content = model(code_of(OPERATORS.index(name)), tensors, inputs, options_of(options))
         done = run(python, TFLM_RUN, content, str(inputs))
-        # Some demand a scale or zero point of their own; they look at these after the type.
+        # Some operators require a particular scale or zero point, and check it after the type.
         if dtype != "int4" and ("it ran" in done.stdout or re.search("zero_point|scale", done.stderr)):
             found.append(dtype)
     return found
 
 
 def pairs_of(python: Path, name: str) -> list[str]:
-    """Types of the input and of the weights with which it runs."""
+    """Pairs of input and weight types for which a single-operator file runs."""
     found = []
     shape = (1, 1) if name == "FULLY_CONNECTED" else (1, 1, 1, 1)
     for dtype, weights in itertools.product(("float32", "int8", "int16", "uint8"), TYPES):
@@ -243,12 +243,12 @@ def ethos_u(table: dict[str, object]) -> None:
     for name, body in re.findall(
         r"### Ethos-U55 and Ethos-U65 TFLite (\w+) Constraints\n(.*?)(?=\n###? )", text, re.S
     ):
-        told = [kind for kind in types if kind != "int64" or name == "ARG_MAX"]
+        supported = [kind for kind in types if kind != "int64" or name == "ARG_MAX"]
         if "32-bit feature-maps are not supported" in body:
-            told.remove("int32")
+            supported.remove("int32")
         if match := re.search(r"IFM and OFM datatypes must match, and must be ([\w ]+)", body):
-            told = [word.lower() for word in match[1].split(" or ")]
-        exact[name] = told
+            supported = [word.lower() for word in match[1].split(" or ")]
+        exact[name] = supported
     usual = [kind for kind in types if kind != "int64"]
     table["operators"] = {name: {"types": exact.get(name, usual)} for name in sorted(names)}
     for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"):
@@ -269,11 +269,11 @@ TABLES = {
 
 def main() -> None:
     for name in sys.argv[1:]:
-        ask, device = TABLES[name]
+        fill, device = TABLES[name]
         path = LIMITS / f"{name}.json"
         table = json.loads(path.read_text("utf-8"))
         table["runtime"] = versions(device)
-        ask(table)
+        fill(table)
         operators = table.pop("operators")
         head = json.dumps(table, indent=1, ensure_ascii=False)[:-2]
         rows = ",\n".join(

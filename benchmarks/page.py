@@ -1,10 +1,10 @@
-"""How large the report's page is, and how soon a browser has it ready: 6 variants, 4 formats, 4 devices.
+"""Size of the report page, and time until it is interactive: 6 variants, 4 formats, 4 devices.
 
     python benchmarks/page.py [--loads 10]
 
-Prints the bytes of the page, without thumbnails and with as many as a report may hold, and for a fresh
-Chromium context each time the milliseconds until the page can be sorted, filtered and hovered (median, least
-and most). Needs Debian's chromium and the extra ``test``.
+Prints the bytes of the page, without thumbnails and with the maximum number, and the milliseconds until the
+page can be sorted, filtered and hovered, in a fresh Chromium context each time (median, minimum and maximum).
+Needs Debian's chromium and the extra ``test``.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Every figure about quality, on real models: accuracy, agreement, SNR, bytes, MACs and latency.
+"""Quality of the artifacts of real models: accuracy, agreement, SNR, bytes, MACs and latency.
 
     EDGEOPT_DATA=<folder> python benchmarks/quality.py [1 2 3 4 5 6 7] [--store FOLDER]
 
-Without numbers all seven parts are printed, as Markdown. Parts 4 and 5 train networks, which takes about two
-hours on two cores; a store that holds them already gives the same numbers in a minute. Part 2 compares in
-tflite-runtime 2.14 as well once ``edgeopt devices setup host-tflite-runtime`` was called. What is printed of
-peers was measured once with their own defaults, on the same models.
+Without numbers, all seven parts are printed, as Markdown. Parts 4 and 5 train networks, which takes about two
+hours on two cores; with a store that already contains them, the same numbers take a minute. Part 2 also
+compares in tflite-runtime 2.14 after ``edgeopt devices setup host-tflite-runtime``. The figures of peers were
+measured once, with their own defaults, on the same models.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FORMATS = "[tflite,onnx,torchscript,executorch]"
 
 
 class Runs:
-    """Carries recipes out in one store, and says on stderr what is going on."""
+    """Runs recipes in one store, with progress on stderr."""
 
     def __init__(self, folder: Path, store: Path, without: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Runs:
         self.seconds: dict[str, float] = {}
 
     def training(self, recipe: str) -> Report:
-        """A shipped recipe that trains, less the variants that were not asked for."""
+        """Run a shipped recipe with training, without the variants to be left out."""
         if not self.without:
             return self(recipe)
         variants = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["optimize"]
@@ -50,8 +50,8 @@ class Runs:
         out = self.folder / f"{Path(recipe).stem}-{len(list(self.folder.iterdir()))}"
         report = edgeopt.optimize(recipe, out=out, store=self.store, overrides=overrides, watch=self._watch)
         if report.source is None or report.source.status != "ok":
-            why = "" if report.source is None else f": {report.source.reason}"
-            raise SystemExit(f"{recipe}: the source model was not measured{why}")
+            reason = "" if report.source is None else f": {report.source.reason}"
+            raise SystemExit(f"{recipe}: the source model was not measured{reason}")
         return report
 
     def _watch(self, event: Event) -> None:
@@ -63,14 +63,14 @@ class Runs:
 
 
 def rows(report: Report, *variants: str) -> Iterator[Result]:
-    """The results of variants; of all but float without any."""
+    """The results of the given variants; by default, of all except float."""
     for row in report.results:
         if row.variant in variants or (not variants and row.variant != "float"):
             yield row
 
 
 def cell(row: Result, name: str, form: str = "{:.2f}", factor: float = 1.0) -> str:
-    """One measurement, or why there is none."""
+    """One measurement, or the status of a result without measurements."""
     if row.status != "ok":
         return row.status
     value = row.measurements.get(name)
@@ -104,7 +104,7 @@ def labelled(report: Report, *variants: str) -> list[tuple[str, Result]]:
 
 
 def printed(program: str, *arguments: str) -> str:
-    """What another benchmark prints."""
+    """The output of another benchmark."""
     command = [sys.executable, str(ROOT / "benchmarks" / program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip()
@@ -115,15 +115,15 @@ ACCURACY = ("top-1 %", "drop pt", "agreement %", "SNR dB", "bytes")
 
 def keywords(run: Runs) -> None:
     """1. int8 of the keyword model in every format, and the smallest TFLite file"""
-    print("Goal: at most 1.0 point under float, agreement 97 %; a TFLite file of at most 29,000 bytes.\n")
-    found = run("mlperf-tiny-kws", f"formats={FORMATS}")
+    print("Goal: at most 1.0 point below float, agreement 97 %; a TFLite file of at most 29,000 bytes.\n")
+    report = run("mlperf-tiny-kws", f"formats={FORMATS}")
     small = run(
         "mlperf-tiny-kws",
         "formats=[tflite]",
         "optimize={per_tensor: {quantize: {scheme: int8, per_channel: false, io: int8}}}",
         "gates=[]",
     )
-    table(labelled(found, "int8") + labelled(small, "per_tensor"), *ACCURACY)
+    table(labelled(report, "int8") + labelled(small, "per_tensor"), *ACCURACY)
     print(
         "Peers: TFLiteConverter per channel 48,480 B, per tensor 34,584 B; the published file 53,936 B and "
         "89.0 %;\nonnxruntime 1.32 per channel with its defaults, on AVX2 without VNNI, 1,000 samples: 8.5 %."
@@ -138,7 +138,7 @@ def slimming(run: Runs) -> None:
 def residual(run: Runs) -> None:
     """3. int8 of ResNet8 and ResNet20 in every format, and its speed on this CPU"""
     print(
-        "Goal: at most 0.7 point under float; ResNet20 at least 25 dB; no format slower than its own float "
+        "Goal: at most 0.7 point below float; ResNet20 at least 25 dB; no format slower than its own float "
         "where a faster int8 form of equal accuracy exists.\n"
     )
     for recipe in ("mlperf-tiny-resnet8", "resnet20-cifar10"):
@@ -151,7 +151,7 @@ def residual(run: Runs) -> None:
 
 
 def pruned(run: Runs) -> None:
-    """4. Channel pruning with distillation, and int8 on top; the control is fine-tuned alike, unpruned"""
+    """4. Channel pruning with distillation, then int8; the control is fine-tuned alike but not pruned"""
     print(
         "Goal: ResNet20 45 % fewer MACs (22,303,072), latency 0.72, drop 1.5 points, int8 0.5 more; "
         "ResNet8 35 % fewer (8,126,060), drop 2 points.\n"
@@ -182,7 +182,7 @@ def quoted(run: Runs) -> None:
 
 
 def searching(run: Runs) -> None:
-    """6. Accuracy-aware: a hostile model held to 0.5 points within 20 trials"""
+    """6. Accuracy-aware: a hostile model kept within 0.5 points in at most 20 trials"""
     printed("hostile_model.py", str(run.folder))
     for scheme in (
         "{scheme: int8, per_channel: false}",
@@ -193,13 +193,13 @@ def searching(run: Runs) -> None:
         table(labelled(report), *ACCURACY)
         for row in rows(report):
             for note in row.notes:
-                if "latency" not in note:  # which this part does not print
+                if "latency" not in note:  # this part prints no latencies
                     print(f"- {row.format}: {note}")
         print()
 
 
 def memory(run: Runs) -> None:
-    """7. Peak memory of calibration with 4,096 samples against 256"""
+    """7. Peak memory of calibration with 4,096 samples relative to 256"""
     print("Goal: at most 1.2.\n")
     print(f"```\n{printed('spine.py', 'memory')}\n```")
 
@@ -208,7 +208,7 @@ PARTS = {"1": keywords, "2": slimming, "3": residual, "4": pruned, "5": quoted, 
 
 
 def processor() -> str:
-    """The CPU's name and what it can do with 8 bits."""
+    """The name of the CPU and its instructions for 8-bit products."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     known = {key.strip(): value.strip() for key, value in lines.items()}
@@ -220,8 +220,10 @@ def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="1 to 7; all by default")
-    parser.add_argument("--store", type=Path, help="a store to use and to keep; default: a new one")
-    parser.add_argument("--without", action="append", default=[], help="leave a variant out, such as control")
+    parser.add_argument("--store", type=Path, help="store to use and keep; default: a temporary one")
+    parser.add_argument(
+        "--without", action="append", default=[], help="variant to leave out, such as control"
+    )
     given = parser.parse_args()
     if not os.environ.get("EDGEOPT_DATA"):
         parser.error("set EDGEOPT_DATA to the folder of models and data")

@@ -1,11 +1,11 @@
-"""What slimming saves, and that it loses nothing: bytes of real files, and outputs compared bit by bit.
+"""Bytes saved by slimming real files, and a bitwise comparison of the outputs.
 
     python benchmarks/slimming.py [--inputs 1000] [--json] [FILE...]
 
-Without files, the four published files of MLPerf Tiny under EDGEOPT_DATA are taken. Each is run before and
-after on the same random inputs: in LiteRT, and in tflite-runtime 2.14 where that has been set up
+Without files, the four published files of MLPerf Tiny under EDGEOPT_DATA are used. The original and the
+slimmed file run on the same random inputs: in LiteRT, and in tflite-runtime 2.14 if it has been set up
 (``edgeopt devices setup host-tflite-runtime``, or ``--python`` with the interpreter of an environment that
-has it). Exit code 1: an output differs, or a file is larger than it should be.
+contains it). Exit code 1: an output differs, or a file exceeds its goal.
 """
 
 import argparse
@@ -29,9 +29,9 @@ GOALS = {
     "resnet8_reference_int8.tflite": 86_700,
     "vww_reference_int8.tflite": 254_000,
 }
-"""Bytes that the published files should at most have afterwards."""
+"""Maximum size of the published files after slimming, in bytes."""
 
-# Runs in the environment of either runtime: sha256 of all outputs of one file on random inputs.
+# Runs in the environment of each runtime: sha256 of all outputs of one file on random inputs.
 RUN = """
 import hashlib, sys
 import numpy as np
@@ -59,7 +59,7 @@ print(digest.hexdigest())
 
 
 def outputs(python: Path, runtime: str, file: Path, inputs: int) -> str:
-    """Digest of the outputs of ``file`` on random inputs, or why there are none."""
+    """Digest of the outputs of ``file`` on random inputs, or the reason of a failure."""
     command = [str(python), "-c", RUN, runtime, str(file), str(inputs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -69,7 +69,7 @@ def outputs(python: Path, runtime: str, file: Path, inputs: int) -> str:
 
 
 def runtimes(python: Path | None) -> dict[str, Path]:
-    """The runtimes that are there, and the Python that has each."""
+    """The available runtimes, each with its Python interpreter."""
     found = {"litert": Path(sys.executable)}
     try:
         found["tflite-runtime"] = python or environment_python("host-tflite-runtime")

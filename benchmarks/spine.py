@@ -1,10 +1,10 @@
-"""What the main job costs and what its artifacts are worth: every figure about it that the README states.
+"""Time, memory and accuracy of ``edgeopt optimize``: the related figures of the README.
 
     python benchmarks/spine.py                  # all parts
     python benchmarks/spine.py start overhead   # some
 
-Parts: ``start`` (how fast the commands answer), ``digits`` (cold and cached runs of the shipped
-recipes), ``overhead`` (against the same library calls in one script), ``accuracy`` (real models, needs
+Parts: ``start`` (start-up time of the commands), ``digits`` (cold and cached runs of the shipped recipes),
+``overhead`` (compared with the same library calls in one script), ``accuracy`` (real models, needs
 EDGEOPT_DATA), ``memory`` (peak memory of calibration with 256 and with 4,096 samples).
 """
 
@@ -23,7 +23,7 @@ REAL = ("mlperf-tiny-kws", "mlperf-tiny-resnet8", "resnet20-cifar10")
 
 
 def seconds(command: list[str], runs: int = 1, **environment: str) -> float:
-    """Median wall time of a command, which must succeed."""
+    """Median wall time of a command in seconds; the command must succeed."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -39,8 +39,8 @@ def start(folder: Path) -> None:
         ("edgeopt plan digits-keras", ["plan", "digits-keras"], 1.0),
         ("edgeopt plan digits-torch", ["plan", "digits-torch"], 1.0),
     ):
-        took = seconds([*EDGEOPT, *arguments], 7, EDGEOPT_STORE=str(folder / "none"))
-        print(f"{name:<32} {took:13.2f}   {goal}")
+        median = seconds([*EDGEOPT, *arguments], 7, EDGEOPT_STORE=str(folder / "none"))
+        print(f"{name:<32} {median:13.2f}   {goal}")
 
 
 def digits(folder: Path) -> None:
@@ -60,14 +60,14 @@ def digits(folder: Path) -> None:
 
 
 def overhead(folder: Path) -> None:
-    """Building alone, in a cold store, against one script that makes the same files by hand."""
+    """Building only, in a cold store, compared with a plain script that writes the same files."""
     print("recipe         formats                             edgeopt s   by hand s   ratio   goal 1.3")
     for recipe, formats, script in (
         ("digits-torch", "tflite,onnx,torchscript,executorch", "by_hand_torch.py"),
         ("digits-keras", "tflite,onnx", "by_hand_keras.py"),
     ):
         ours, theirs = [], []
-        for index in range(3):  # interleaved, so that a slow minute of the machine meets both
+        for index in range(3):  # interleaved, so that drift of the machine affects both
             arguments = [recipe, formats, str(folder / f"overhead-{recipe}-{index}")]
             ours.append(seconds([sys.executable, str(ROOT / "benchmarks" / "build_only.py"), *arguments]))
             out = folder / f"by-hand-{recipe}-{index}"

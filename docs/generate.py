@@ -1,7 +1,7 @@
-"""Writes what can be told by the program itself: the JSON Schemas, and the generated parts of the documents.
+"""Generate the JSON Schemas, and the parts of the documents that come from code.
 
-A generated part stands between ``<!-- generated: name -->`` and ``<!-- end -->``. Run it as
-``make docs``; with ``--check`` nothing is written, and the exit code is 1 if something is stale.
+A generated part is delimited by ``<!-- generated: name -->`` and ``<!-- end -->``. Run it as ``make docs``;
+with ``--check`` nothing is written, and the exit code is 1 if a file is stale.
 """
 
 import ast
@@ -49,18 +49,18 @@ FORMAT_NAMES = {
 
 
 def documents() -> dict[Path, str]:
-    """Every generated file with the text it should have."""
-    wanted = {schemas.shipped_file(name): schemas.text(name) for name in schemas.NAMES}
+    """The expected text of each file with generated parts."""
+    expected = {schemas.shipped_file(name): schemas.text(name) for name in schemas.NAMES}
     for path in (*sorted(HERE.glob("*.md")), HERE.parent / "CONTRIBUTING.md"):
         text = path.read_text("utf-8")
         if MARK.search(text):
-            wanted[path] = MARK.sub(lambda m: f"{m[1]}\n{_part(m[2]).strip()}\n\n{m[3]}", text)
-    return wanted
+            expected[path] = MARK.sub(lambda m: f"{m[1]}\n{_part(m[2]).strip()}\n\n{m[3]}", text)
+    return expected
 
 
-def stale(wanted: dict[Path, str]) -> list[Path]:
-    """Generated files that do not say what the program says."""
-    return [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
+def stale(expected: dict[Path, str]) -> list[Path]:
+    """Files that differ from their expected text."""
+    return [path for path, text in expected.items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
 def _part(name: str) -> str:
@@ -79,11 +79,11 @@ def _part(name: str) -> str:
     }[kind]()
 
 
-# The rooms, from the contract that keeps them apart
+# The rooms, from the import contract
 
 
 def rooms() -> str:
-    """Every room, from the top layer to the bottom, with what its docstring says in the first line."""
+    """Every room, from the top layer to the bottom, with the first line of its docstring."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
     contracts = project["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
@@ -94,13 +94,13 @@ def rooms() -> str:
     return "\n".join(["```", *lines, "```"])
 
 
-def _room(place: Path, depth: int) -> Iterator[str]:
-    is_folder = place.is_dir()
-    file = place / "__init__.py" if is_folder else place.with_suffix(".py")
-    first = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-    inner = sorted(each for each in place.iterdir() if (each / "__init__.py").is_file()) if is_folder else []
-    called = "  " * depth + (f"{place.name}/" if is_folder else file.name)
-    yield f"{called:<16} {first}"
+def _room(path: Path, depth: int) -> Iterator[str]:
+    is_folder = path.is_dir()
+    file = path / "__init__.py" if is_folder else path.with_suffix(".py")
+    summary = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+    inner = sorted(each for each in path.iterdir() if (each / "__init__.py").is_file()) if is_folder else []
+    label = "  " * depth + (f"{path.name}/" if is_folder else file.name)
+    yield f"{label:<16} {summary}"
     if not depth:
         for each in inner:
             yield from _room(each, 1)
@@ -110,27 +110,26 @@ def _room(place: Path, depth: int) -> Iterator[str]:
 
 
 def keys(name: schemas.Name) -> str:
-    """One table per mapping of a schema, beginning with the top one."""
-    whole = schemas.schema(name)
-    definitions = whole["definitions"]
-    read = name == "report"  # nobody writes it, so nobody asks for defaults
+    """One table per mapping of a schema, from the outermost inwards."""
+    schema = schemas.schema(name)
+    definitions = schema["definitions"]
+    read_only = name == "report"  # written by edgeopt alone, so defaults do not matter
     lines: list[str] = []
-    for path, mapping in _mappings("", whole, definitions):
+    for path, mapping in _mappings("", schema, definitions):
         if path:
             lines += [f"### `{path}`", "", _prose(mapping.get("description", "")), ""]
         lines += (
             ["| key | type | |", "|---|---|---|"]
-            if read
+            if read_only
             else ["| key | type | default | |", "|---|---|---|---|"]
         )
         for key, value in mapping["properties"].items():
             default = "**required**" if key in mapping.get("required", []) else _default(value, definitions)
-            kind, told = _cell(_type(value, definitions)), _cell(_told(value, definitions))
-            if read:
+            kind, about = _cell(_type(value, definitions)), _cell(_description(value, definitions))
+            if read_only:
                 kind += " or null" if {"type": "null"} in value.get("anyOf", []) else ""
-            lines.append(
-                f"| `{key}` | {kind} | {told} |" if read else f"| `{key}` | {kind} | {default} | {told} |"
-            )
+            cells = (f"`{key}`", kind, about) if read_only else (f"`{key}`", kind, default, about)
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -146,10 +145,10 @@ def _mappings(
 
 
 def _inside(value: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mappings that a key holds: itself, in a list, or under names of their own."""
+    """The mappings in a value: the value itself, items of a list, or values under arbitrary names."""
     name = value.get("$ref", "").rpartition("/")[2]
     if name:
-        if name[0].isupper():  # the others are plugins, which have chapters of their own
+        if name[0].isupper():  # lower case: a kind of plugin, which has its own chapter
             yield "", definitions[name]
         return
     for form in value.get("anyOf", []):
@@ -164,7 +163,7 @@ def _inside(value: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tupl
 
 
 def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """What a value may be, as a person says it."""
+    """The type of a value, in words."""
     if name := value.get("$ref", "").rpartition("/")[2]:
         if name[0].islower():
             return name if name == "variant" else f"[{name}](#{name}s)"
@@ -176,7 +175,7 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
             return "name"
         forms = [_type(form, definitions) for form in value["anyOf"] if form != {"type": "null"}]
         plain = [form for form in forms if f"list of {form}" not in forms]
-        return " or ".join(dict.fromkeys([*plain, *(["one alone"] if len(plain) < len(forms) else [])]))
+        return " or ".join(dict.fromkeys([*plain, *(["a single item"] if len(plain) < len(forms) else [])]))
     if "const" in value:
         return f"`{value['const']}`"
     if "enum" in value:
@@ -195,16 +194,16 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     if value.get("type") == "object":
         inner = value.get("additionalProperties")
         return f"mapping of name to {_type(inner, definitions)}" if isinstance(inner, dict) else "mapping"
-    usual = {"string": "text", "boolean": "true or false", "integer": "whole number", "number": "number"}
-    told = "path" if value.get("format") == "path" else usual.get(value.get("type", ""), "anything")
+    names = {"string": "string", "boolean": "true or false", "integer": "integer", "number": "number"}
+    text = "path" if value.get("format") == "path" else names.get(value.get("type", ""), "any")
     for limit, sign in (("minimum", "≥"), ("maximum", "≤"), ("exclusiveMinimum", ">")):
         if limit in value:
-            told += f" {sign} {value[limit]:g}"
-    return told
+            text += f" {sign} {value[limit]:g}"
+    return text
 
 
-def _told(value: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """What a key is for: its own description, or what it holds."""
+def _description(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """The description of a key, or else of the mapping in it."""
     if "description" in value:
         return str(value["description"])
     first = next((inner for _, inner in _inside(value, definitions)), {})
@@ -246,9 +245,9 @@ def _facts(plugin: type[Plugin]) -> Iterator[str]:
     if issubclass(plugin, Stage):
         yield f"from {_code(sorted(plugin.accepts))} to `{plugin.produces}`"
         for intent, schemes in plugin.fulfils.items():
-            yield f"carries out {_code(f'{intent}: {scheme}' for scheme in sorted(schemes))}"
+            yield f"implements {_code(f'{intent}: {scheme}' for scheme in sorted(schemes))}"
         if plugin.needs_calibration:
-            yield "reads `data.calibration`"
+            yield "uses `data.calibration`"
     if issubclass(plugin, Metric) and isinstance(plugin.against, str):
         labels = plugin.against == "labels"
         yield f"compared with {'the labels' if labels else 'the outputs of the source model'}"
@@ -260,16 +259,18 @@ def _facts(plugin: type[Plugin]) -> Iterator[str]:
 
 
 def _options(plugin: type[Plugin]) -> list[str]:
-    whole = plugin.model_json_schema(schema_generator=schemas.Generator, ref_template="#/definitions/{model}")
-    definitions = whole.get("$defs", {})
-    if not whole.get("properties"):
+    schema = plugin.model_json_schema(
+        schema_generator=schemas.Generator, ref_template="#/definitions/{model}"
+    )
+    definitions = schema.get("$defs", {})
+    if not schema.get("properties"):
         return []
-    required = whole.get("required", [])
+    required = schema.get("required", [])
     lines = ["| option | type | default | |", "|---|---|---|---|"]
-    for name, value in whole["properties"].items():
+    for name, value in schema["properties"].items():
         default = "**required**" if name in required else _default(value, definitions)
-        told = _cell(value.get("description", ""))
-        lines.append(f"| `{name}` | {_cell(_type(value, definitions))} | {default} | {told} |")
+        about = _cell(value.get("description", ""))
+        lines.append(f"| `{name}` | {_cell(_type(value, definitions))} | {default} | {about} |")
     return [*lines, ""]
 
 
@@ -277,25 +278,25 @@ def _options(plugin: type[Plugin]) -> list[str]:
 
 
 def matrix() -> str:
-    """Which variants each format can have from each kind of source model, as the planner finds them."""
-    wanted: list[tuple[str, tuple[Intent, ...]]] = [("float", ())]
+    """The variants that the planner finds for each kind of source model and each format."""
+    variants: list[tuple[str, tuple[Intent, ...]]] = [("float", ())]
     schemes = {
         (intent, scheme)
         for stage in registry.plugins(Stage).values()
-        for intent, known in stage.fulfils.items()
-        for scheme in known
+        for intent, implemented in stage.fulfils.items()
+        for scheme in implemented
     }
-    wanted += [(f"{intent}: {scheme}", (Intent(intent, scheme, {}),)) for intent, scheme in sorted(schemes)]
+    variants += [(f"{intent}: {scheme}", (Intent(intent, scheme, {}),)) for intent, scheme in sorted(schemes)]
     lines = [
         f"| from | {' | '.join(FORMAT_NAMES.get(name, name) for name in artifact_formats())} |",
         "|---|" + "---|" * len(artifact_formats()),
     ]
-    for source, told in SOURCES.items():
+    for source, title in SOURCES.items():
         cells = []
         for target in artifact_formats():
-            reached = [name for name, intents in wanted if target in reachable(source, intents)]
-            cells.append(", ".join(reached) or "–")
-        lines.append(f"| {told} | {' | '.join(cells)} |")
+            available = [name for name, intents in variants if target in reachable(source, intents)]
+            cells.append(", ".join(available) or "–")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -306,15 +307,15 @@ def measurements() -> str:
 
 
 def units() -> str:
-    lines = ["| of | units | alone it means |", "|---|---|---|"]
-    told = {"bytes": "sizes and memory", "ms": "times", "": "shares and ratios"}
-    for unit, known in FACTORS.items():
-        lines.append(f"| {told.get(unit, unit)} | {_code(known)} | {unit or 'the number itself'} |")
+    lines = ["| quantity | units | default unit |", "|---|---|---|"]
+    quantities = {"bytes": "sizes and memory", "ms": "times", "": "fractions and ratios"}
+    for unit, factors in FACTORS.items():
+        lines.append(f"| {quantities.get(unit, unit)} | {_code(factors)} | {unit or 'none'} |")
     return "\n".join(lines)
 
 
 def devices() -> str:
-    lines = ["| device | what it is | formats |", "|---|---|---|"]
+    lines = ["| device | description | formats |", "|---|---|---|"]
     for name in known_devices():
         device = load_device(name)
         formats = _code(target for target in artifact_formats() if target in device.runtimes)
@@ -325,23 +326,23 @@ def devices() -> str:
 def hops() -> str:
     lines = ["| step | broken when |", "|---|---|"]
     lines.append(
-        f"| converts | SNR below {comparison.LOSSLESS_SNR_DB:g} dB, and some value off by more than "
+        f"| converts | SNR below {comparison.LOSSLESS_SNR_DB:g} dB, and a largest error above "
         f"{comparison.LOSSLESS_MAX_ERROR:g} |"
     )
     lines.append(
-        f"| quantizes or prunes | SNR below {comparison.BROKEN_SNR_DB:g} dB, or fewer than "
-        f"{comparison.BROKEN_AGREEMENT:.0%} of the answers the same |"
+        f"| quantizes or prunes | SNR below {comparison.BROKEN_SNR_DB:g} dB, or agreement below "
+        f"{comparison.BROKEN_AGREEMENT:.0%} |"
     )
     return "\n".join(lines)
 
 
 def extras() -> str:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = ["| extra | brings |", "|---|---|"]
+    lines = ["| extra | packages |", "|---|---|"]
     for name, requirements in project["optional-dependencies"].items():
         if name != "test":
-            brought = [re.split(r"[<>=~! ]", requirement)[0] for requirement in requirements]
-            lines.append(f"| `{name}` | {', '.join(brought)} |")
+            packages = [re.split(r"[<>=~! ]", requirement)[0] for requirement in requirements]
+            lines.append(f"| `{name}` | {', '.join(packages)} |")
     return "\n".join(lines)
 
 
@@ -349,7 +350,7 @@ def extras() -> str:
 
 
 def commands() -> str:
-    """Every command with its arguments and options, from what ``--help`` is made of."""
+    """Every command with its arguments and options, from the source of ``--help``."""
     return "\n".join(_command("edgeopt", typer.main.get_command(app)))
 
 
@@ -397,14 +398,14 @@ def _option(parameter: Any) -> str:
 
 
 def _about(parameter: Any) -> str:
-    told = _cell(parameter.help or "")
+    text = _cell(parameter.help or "")
     if parameter.multiple:
-        told += " May be given several times."
-    if parameter.default not in (None, False) and not parameter.required and "[default" not in told:
-        told += f" Default: `{parameter.default}`."
+        text += " May be given several times."
+    if parameter.default not in (None, False) and not parameter.required and "[default" not in text:
+        text += f" Default: `{parameter.default}`."
     if parameter.envvar:
-        told += f" Environment: `{parameter.envvar}`."
-    return told
+        text += f" Environment: `{parameter.envvar}`."
+    return text
 
 
 # Text
@@ -423,15 +424,15 @@ def _code(words: Any) -> str:
 
 
 def main() -> int:
-    """Write or check; says what it did."""
+    """Update or check the files; prints the names of the stale ones."""
     check = "--check" in sys.argv
-    wanted = documents()
-    found = stale(wanted)
-    for path in found:
+    expected = documents()
+    stale_files = stale(expected)
+    for path in stale_files:
         sys.stdout.write(f"{'stale' if check else 'written'}: {path.name}\n")
         if not check:
-            path.write_text(wanted[path], "utf-8")
-    return 1 if found and check else 0
+            path.write_text(expected[path], "utf-8")
+    return 1 if stale_files and check else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What many tests need: recipes written in place, and where the real models lie."""
+"""Shared fixtures: recipes written in place, and the folder of real models and data."""
 
 import os
 import subprocess
@@ -12,25 +12,24 @@ import pytest
 if TYPE_CHECKING:
     from edgeopt.testing import Workshop
 
-# As in edgeopt's own torch processes: threads that spin while they wait take the cores from each other, here
-# from the other half of the tests.
+# As in edgeopt's own torch processes: spinning threads would take the cores from the other half of the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-collect_ignore = ["distributions"]  # of other authors: tests install them first
+collect_ignore = ["distributions"]  # plug-ins of other authors: tests install them first
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long first: at the end one of them would keep one worker busy, and the others idle."""
+    """Slow files first: at the end, one of them would keep a single worker busy and the others idle."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.parent.name != "integration", item.path not in long))
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds the store or the environments of whoever runs it."""
+    """Isolate tests from the store and the environments of the user."""
     monkeypatch.delenv("EDGEOPT_STORE", raising=False)
-    # The agent sets it for its own process; tests that load its runtimes here would leave it to others.
+    # The agent sets it for its own process; tests that load its runtimes here would leak it to others.
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
@@ -38,11 +37,11 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Workshop]":
-    """Toys of every format, made once per run of the tests, and processes to run stages in."""
+    """Toys of every format, built once per test run, and processes for stages."""
     from edgeopt.testing import Workshop
 
     here = tmp_path_factory.getbasetemp()
-    # Each of several test processes has a folder of its own in one that is common to them.
+    # Each of several test processes has its own folder inside a common one.
     common = here.parent if os.environ.get("PYTEST_XDIST_WORKER") else here
     with Workshop(common / "workshop") as made:
         yield made
@@ -50,12 +49,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Workshop]":
 
 @pytest.fixture(scope="session")
 def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    """Carry out 'edgeopt devices setup' for a shipped device, once per session.
+    """Run 'edgeopt devices setup' for a shipped device, once per session.
 
-    A test is skipped if the package index cannot be reached; any other failure is one.
+    A test is skipped if the package index is unreachable; any other failure fails it.
     """
     home = tmp_path_factory.getbasetemp() / "home"
-    probe = "flatbuffers==25.12.19"  # small, and without requirements of its own
+    probe = "flatbuffers==25.12.19"  # small, without dependencies
 
     def make(device: str) -> None:
         from edgeopt.devices.device import load_device
@@ -81,7 +80,7 @@ def made_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 @pytest.fixture(scope="session")
 def needs_real_data() -> Path:
-    """The folder of real models and data; a test is skipped where there is none."""
+    """The folder of real models and data; without it, the test is skipped."""
     root = os.environ.get("EDGEOPT_DATA")
     if not root:
         pytest.skip("EDGEOPT_DATA is not set: no real models here")
@@ -96,7 +95,7 @@ def real_data(needs_real_data: Path) -> Path:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Write a recipe about the shipped digits model; lines given replace or follow the usual ones."""
+    """Write a recipe for the shipped digits model; the given lines replace or follow the default ones."""
 
     def write(text: str = "", **parts: str) -> Path:
         usual = {

@@ -1,4 +1,4 @@
-"""Float TFLite files to be quantized: a toy and the keyword model, and what tests ask of the results."""
+"""Float TFLite files for quantization tests: a toy and the keyword model, and checks of the results."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from edgeopt.formats.wire.flatbuffer_writer import pack
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
 
-# The float models are made in a process of their own: TensorFlow stays out of this one.
+# The float models are built in a separate process: TensorFlow must not be loaded in this one.
 TOY = """
 import sys, keras
 from pathlib import Path
@@ -66,7 +66,7 @@ print(KerasToTflite().run(model, Context(Path(sys.argv[2]), None, print)).model_
 
 
 class Noise(Dataset):
-    """Random images, made one by one."""
+    """Random images, generated one by one."""
 
     count: int = 64
     shape: tuple[int, ...] = (16, 16, 3)
@@ -99,7 +99,7 @@ class Stored(Dataset):
 
 
 def python(script: str, *arguments: object, seed: int = 0) -> str:
-    """The last line that a script prints in a process of its own."""
+    """The last line of output of a script in a separate process."""
     run = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={
@@ -127,7 +127,7 @@ def toy_model(name: str, factory: pytest.TempPathFactory) -> Model:
 
 
 def real_model(name: str, data: Path, factory: pytest.TempPathFactory) -> Model:
-    """A model of MLPerf Tiny as float TFLite, made once per session."""
+    """A model of MLPerf Tiny as float TFLite, built once per session."""
     folder = factory.getbasetemp() / f"float-{name}"
     note = folder / "model.json"
     if not note.exists():
@@ -137,7 +137,7 @@ def real_model(name: str, data: Path, factory: pytest.TempPathFactory) -> Model:
 
 
 class Told:
-    """What a stage says while it runs."""
+    """Messages of a stage."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -165,7 +165,7 @@ def inputs_of(data: Dataset) -> list[np.ndarray]:
 
 
 def outputs(path: Path, samples: Iterable[np.ndarray]) -> np.ndarray:
-    """In LiteRT, sample by sample, as real numbers."""
+    """Outputs in LiteRT, sample by sample, dequantized."""
     return tflite_interpreter.outputs(path.read_bytes(), path.name, [(s[np.newaxis],) for s in samples])
 
 

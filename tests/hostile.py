@@ -1,8 +1,8 @@
-"""Models made hostile on purpose: trained networks whose channels are rescaled so that they quantize badly.
+"""Hostile models: trained networks whose channels are rescaled so that they quantize badly.
 
-Between two layers that are joined by a ReLU each channel may be scaled up by any positive factor and down
-again in the next layer: the function stays, and the weights spread over as many orders of magnitude as
-one likes. A network may come out of training like this (batch norm puts such factors there), only less so.
+Between two layers joined by a ReLU, each channel can be scaled up by any positive factor and down again in
+the next layer: the function is preserved, and the weights spread over any number of orders of magnitude.
+Training produces milder cases of this, because batch norm contributes such factors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ class Joint(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A trained network of the recipes, and where it can be rescaled."""
+    """A trained network of the recipes, and the joints where it can be rescaled."""
 
     factory: str
     weights: str
@@ -57,7 +57,7 @@ DIGITS = Network(
 def rescaled(
     state: Mapping[str, Any], joints: Iterable[Joint], *, factor: float, seed: int = 0
 ) -> dict[str, Any]:
-    """The same function with every channel between the joints scaled by a factor of its own.
+    """The same function with every channel between the joints scaled by an individual factor.
 
     Args:
         state: a PyTorch state dict.
@@ -81,7 +81,7 @@ def rescaled(
 
 
 def exported(network: Network, folder: Path, *, data: Path | None = None, factor: float = 1.0) -> Model:
-    """The network as an exported program below ``folder``; ``factor`` 1 leaves it as it was trained."""
+    """The network as an exported program below ``folder``; ``factor`` 1 leaves it unchanged."""
     from edgeopt.stages.load_torch import LoadTorch
     from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 
@@ -101,6 +101,6 @@ def exported(network: Network, folder: Path, *, data: Path | None = None, factor
 
 
 def context(folder: Path) -> Context:
-    """An empty folder, and nothing else."""
+    """A context with an empty folder and no data."""
     folder.mkdir(parents=True)
     return Context(folder, None, lambda line: None)

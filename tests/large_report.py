@@ -1,4 +1,4 @@
-"""A made-up report of a given width: many variants, formats and devices, with everything a page can show."""
+"""A synthetic report: many variants, formats and devices, with everything that the page can show."""
 
 import hashlib
 from typing import Any
@@ -52,7 +52,7 @@ RUN = Run(
 def large_report(
     variants: int = 6, formats: int = 4, devices: int = 4, layers: int = 80, pictures: int = 0
 ) -> Report:
-    """Every combination, one of them failed and one skipped, with gates of all three verdicts."""
+    """All combinations, one failed and one skipped, with gates of all three verdicts."""
     results = [
         _result(variant, form, device, at, layers)
         for at, (variant, form, device) in enumerate(
@@ -167,7 +167,7 @@ def _result(variant: str, form: str, device: str, at: int, layers: int) -> Resul
             }
             for number in range(layers)
         ),
-        notes=("the machine was busy: other programs took 1.0 cores while latency was measured",),
+        notes=("the machine was busy: other programs used 1.0 cores while latency was measured",),
         flips=tuple(
             Flip(sample=7 * number, label=number % 5, answer=(number + 1) % 6, margin=1 - number / 70)
             for number in range(60)
@@ -220,7 +220,7 @@ def _verdicts(result: Result) -> list[Verdict]:
     drop = result.measurements["top1_drop"].value
     bounds = (drop - 0.009, drop + 0.009)
     status = "fail" if bounds[0] > 0.02 else "pass" if bounds[1] < 0.02 else "undecided"
-    reason = {"pass": "", "fail": f"top1 fell by {drop:.3f}", "undecided": "the interval holds the limit"}
+    reason = {"pass": "", "fail": f"top1 dropped by {drop:.3f}", "undecided": "the interval holds the limit"}
     size = Verdict(
         gate="size_bytes max 524288",
         **place,

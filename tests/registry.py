@@ -1,4 +1,4 @@
-"""Servers on the loopback: Debian's docker-registry, a service of tokens, one that does everything wrong."""
+"""Servers on the loopback: Debian's docker-registry, a token service, and a misbehaving registry."""
 
 import base64
 import datetime
@@ -30,7 +30,7 @@ _HTPASSWD = f"{USER}:$2b$04$bKE/VnJ4KOSMosOs46pFJeaCrvgcBkMcURQ/2PNwmMo6YrnMxGAi
 
 
 class Authority(NamedTuple):
-    """Certificates of a test's own."""
+    """Certificates for a test."""
 
     bundle: Path
     certificate: Path
@@ -38,7 +38,7 @@ class Authority(NamedTuple):
 
 
 def make_authority(folder: Path) -> Authority:
-    """An authority, and a certificate by it for the loopback."""
+    """A certificate authority, and a certificate by it for the loopback."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
@@ -87,13 +87,13 @@ def make_authority(folder: Path) -> Authority:
 def docker_registry(
     folder: Path, *, password: bool = False, authority: Authority | None = None, tokens: str = ""
 ) -> Iterator[str]:
-    """Start a registry; gives ``127.0.0.1:port``.
+    """Start a registry; yields ``127.0.0.1:port``.
 
     Args:
-        folder: where it keeps everything.
-        password: it asks for ``USER`` and ``PASSWORD``.
-        authority: it speaks TLS with this certificate.
-        tokens: address of the service that it takes tokens of; its certificate is ``tokens.pem`` in folder.
+        folder: its configuration and storage.
+        password: require ``USER`` and ``PASSWORD``.
+        authority: use TLS with this certificate.
+        tokens: address of the token service to trust; its certificate is ``tokens.pem`` in ``folder``.
     """
     assert DOCKER_REGISTRY
     folder.mkdir(exist_ok=True)
@@ -148,19 +148,19 @@ def docker_registry(
 
 
 class Request(NamedTuple):
-    """What a test's server was asked."""
+    """A request received by a test server."""
 
     method: str
     path: str
     headers: dict[str, str]
-    """By their names in lower case."""
+    """By lower-case name."""
     body: bytes
     count: int
-    """How often this method and path were asked before."""
+    """Number of earlier requests with this method and path."""
 
 
 class Reply(NamedTuple):
-    """What it answers. ``cut`` is after how many bytes of the body it hangs up, ``pause`` seconds before."""
+    """A response, sent after ``pause`` seconds. ``cut``: bytes of the body before the connection closes."""
 
     status: int = 200
     body: bytes = b""
@@ -168,7 +168,7 @@ class Reply(NamedTuple):
     cut: int | None = None
     pause: float = 0.0
     length: bool = True
-    """Whether it tells how long the body is."""
+    """Whether to send Content-Length."""
 
 
 class Server(NamedTuple):
@@ -180,7 +180,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def server(answer: Callable[[Request], Reply | None]) -> Iterator[Server]:
-    """A server of one function; None: it hangs up without a word."""
+    """A server of one function; for None, it closes the connection without a response."""
     asked: list[Request] = []
     closing = threading.Event()
 
@@ -219,7 +219,7 @@ def server(answer: Callable[[Request], Reply | None]) -> Iterator[Server]:
             pass
 
         def handle(self) -> None:
-            # A client that was killed, or gave up.
+            # The client was killed or gave up.
             with suppress(ConnectionError, TimeoutError):
                 super().handle()
 
@@ -237,19 +237,19 @@ def server(answer: Callable[[Request], Reply | None]) -> Iterator[Server]:
 
 
 def part(request: Request, body: bytes, **more: object) -> Reply:
-    """A body, or the part of it that was asked for."""
-    wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
-    if not wanted:
+    """A body, or the requested range of it."""
+    requested = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+    if not requested:
         return Reply(200, body)._replace(**more)
-    start = int(wanted[1])
-    told = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-    return Reply(206, body[start:], told)._replace(**more)
+    start = int(requested[1])
+    headers = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+    return Reply(206, body[start:], headers)._replace(**more)
 
 
 class Tokens:
-    """A service of tokens as the distribution project describes it (JWT, RS256).
+    """A token service as specified by the distribution project (JWT, RS256).
 
-    ``anonymous`` are the actions that everybody may do; who knows the password may do all.
+    ``anonymous`` are the actions allowed without a login; with the password, all are allowed.
     """
 
     def __init__(self, folder: Path, anonymous: tuple[str, ...] = ()) -> None:
@@ -270,7 +270,7 @@ class Tokens:
         (folder / "tokens.pem").write_bytes(pem)
 
     def answer(self, request: Request) -> Reply:
-        """Give a token for the scope that is asked for, or refuse."""
+        """Return a token for the requested scope, or refuse."""
         if request.method == "POST":
             asked = parse_qs(request.body.decode())
             known = asked.get("refresh_token") == [PASSWORD] and asked.get("grant_type") == ["refresh_token"]

@@ -1,4 +1,4 @@
-"""The GitHub action: its steps, run as a runner would, in a shell that has nothing else."""
+"""The GitHub action: its steps, run as by a runner, in a minimal shell."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def steps(folder: Path, **inputs: str) -> dict[str, int]:
-    """Exit codes of the steps that run, by their id; a step that fails ends the job."""
+    """Exit codes of the executed steps, by id; a failing step ends the job."""
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     given = {name: entry.get("default", "") for name, entry in action["inputs"].items()} | inputs
     codes = {}
@@ -59,7 +59,7 @@ def test_the_steps_run_in_a_clean_shell(tmp_path: Path) -> None:
     with_baseline = recipe | {"baseline": "baseline.json", "check-arguments": "--undecided pass"}
     assert steps(tmp_path, **with_baseline) == {"optimize": 0, "check": 0}
     assert (tmp_path / "edgeopt-run" / "comment.md").exists()
-    # What was right is wrong now: the same job blocks.
+    # A correct answer is now wrong: the same job blocks.
     report = json.loads((tmp_path / "baseline.json").read_text())
     for entry in report["entries"]:
         entry["measurements"]["size_bytes"] = 10

@@ -1,7 +1,7 @@
-"""Android through adb, against a stand-in: no phone and no adb client are here.
+"""Android through adb, with a stand-in: there is no phone and no adb client.
 
-The stand-in ``adb`` takes the commands of the real one as documented and keeps a folder as the phone's
-storage. The stand-in programs on that phone print what the sources of the real ones say they print.
+The stand-in ``adb`` accepts the documented commands of the real one, with a folder as the phone's storage.
+The stand-in programs on that phone print the output defined in the sources of the real ones.
 """
 
 import json
@@ -20,7 +20,7 @@ from edgeopt.errors import DeviceError
 from edgeopt.results import Result
 from toy_operators import operator, write
 
-# Shell protocol 1, as before Android 7: the status of a command is lost, lines end in CR LF.
+# Shell protocol 1, before Android 7: the status of a command is lost, lines end in CR LF.
 ADB = """#!{python}
 import os, subprocess, sys
 from pathlib import Path
@@ -88,7 +88,7 @@ echo "I 00:00:00 executorch:executor_runner.cpp:298] Model executed successfully
 
 
 class ToyPhone:
-    """A folder that stands for a phone, and the stand-in client that reaches it."""
+    """A folder that represents a phone, and the stand-in client for it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -139,7 +139,7 @@ def program_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ``.pte`` file."""
     torch = pytest.importorskip("torch")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ExecuTorch about PyTorch's own future
+        warnings.simplefilter("ignore")  # ExecuTorch warns about future versions of PyTorch
         exir = pytest.importorskip("executorch.exir")
         exported = torch.export.export(torch.nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))
         content = exir.to_edge(exported).to_executorch().buffer
@@ -177,7 +177,7 @@ def test_the_command_line_measures_on_the_phone(phone: ToyPhone, model: Path) ->
     assert "latency_p50_ms" not in found and "top1" not in found
     assert result["notes"][0] == (
         "measured by benchmark_model on Toy Phone with Android 13 (emulator-5554), "
-        "on inputs of its own: accuracy is not measured there"
+        "on its own inputs: accuracy is not measured there"
     )
     assert result["runtime"] == "adb_litert adb 1.0.41"
     graph, *flags = phone.arguments()
@@ -237,7 +237,7 @@ def test_executor_runner(
     assert {
         name: found[name] for name in found if name.startswith("latency") and "std" not in name
     } == expected
-    assert ("the mean includes the first ones" in " ".join(result.notes)) is (program is EXECUTORCH_OLD)
+    assert ("the mean includes the warm-up runs" in " ".join(result.notes)) is (program is EXECUTORCH_OLD)
     if program is EXECUTORCH:
         assert found["load_ms"] == 1.5
         assert phone.arguments()[1:] == ["--num_executions=4", "--cpu_threads=1"]
@@ -247,8 +247,8 @@ def test_executor_runner(
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], "adb sees no device: connect one with USB debugging"),
-        (["a\tdevice", "b\toffline"], r"adb sees 2 devices, .*'serial': a \(device\), b \(offline\)"),
+        ([], "adb finds no device: connect one with USB debugging"),
+        (["a\tdevice", "b\toffline"], r"adb finds 2 devices, .*'serial': a \(device\), b \(offline\)"),
         (["a\tunauthorized"], "'unauthorized': unlock its screen and allow USB debugging"),
         (["a\toffline"], "'offline': reconnect it"),
         (["a\tno permissions; see [http://developer.android.com]"], "no permissions.*udev rules"),
@@ -267,7 +267,7 @@ def test_no_client(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_serial_number_that_is_not_there(phone: ToyPhone, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"no device 'other'; it sees: emulator-5554 \(device\)"):
+    with pytest.raises(DeviceError, match=r"no device 'other'; it finds: emulator-5554 \(device\)"):
         profile(model, device=device(tmp_path, "adb_litert: {serial: other}"))
 
 
@@ -277,7 +277,7 @@ def test_the_program_is_not_on_the_phone(phone: ToyPhone, model: Path) -> None:
         profile(model, device="android-adb")
     phone.install(LITERT)
     (phone.storage / "benchmark_model").chmod(0o644)
-    with pytest.raises(DeviceError, match="is no program: adb -s emulator-5554 shell chmod"):
+    with pytest.raises(DeviceError, match="is not executable; run: adb -s emulator-5554 shell chmod"):
         profile(model, device="android-adb")
 
 
@@ -288,11 +288,11 @@ def test_the_program_is_not_on_the_phone(phone: ToyPhone, model: Path) -> None:
             "echo 'ERROR: Failed to load model'; exit 1",
             "exit status 1 on emulator-5554: ERROR: Failed",
         ),
-        ("kill -9 $$", "died with signal 9"),
+        ("kill -9 $$", "was killed by signal 9"),
         ("echo hello", "printed no timings"),
-        ("echo count=0; echo Inference timings in us: Init: 3,", "made no run"),
-        ("echo count=5 min=1 max=2 avg=nan; echo Inference timings in us: Init: 3,", "rubbish"),
-        ("echo count=5 min=1 max=2 avg=1e; echo Inference timings in us: Init: 3,", "rubbish"),
+        ("echo count=0; echo Inference timings in us: Init: 3,", "completed no run"),
+        ("echo count=5 min=1 max=2 avg=nan; echo Inference timings in us: Init: 3,", "invalid value"),
+        ("echo count=5 min=1 max=2 avg=1e; echo Inference timings in us: Init: 3,", "malformed number"),
     ],
 )
 def test_programs_that_fail_leave_nothing(phone: ToyPhone, model: Path, program: str, words: str) -> None:
@@ -312,7 +312,7 @@ def test_a_full_phone(phone: ToyPhone, model: Path) -> None:
 
 def test_a_connection_that_is_gone(phone: ToyPhone, model: Path) -> None:
     (phone.root / "cut").touch()
-    with pytest.raises(DeviceError, match="emulator-5554 did not answer: error: closed"):
+    with pytest.raises(DeviceError, match="emulator-5554 did not respond: error: closed"):
         profile(model, device="android-adb")
 
 
@@ -326,7 +326,7 @@ def test_a_connection_that_is_cut_under_way_names_what_is_left(phone: ToyPhone, 
 def test_the_time_limit_ends_the_program_on_the_phone(phone: ToyPhone, model: Path, tmp_path: Path) -> None:
     beats = tmp_path / "beats"
     phone.install(f"#!/bin/sh\nwhile true; do echo beat >> '{beats}'; sleep 0.1; done\n")
-    with pytest.raises(DeviceError, match="'adb shell' did not end within 1 s: raise the option 'seconds'"):
+    with pytest.raises(DeviceError, match="'adb shell' did not finish within 1 s: raise the option"):
         profile(model, device=device(tmp_path, "adb_litert: {seconds: 1}"))
     assert phone.left() == []
     size = beats.stat().st_size
@@ -335,7 +335,7 @@ def test_the_time_limit_ends_the_program_on_the_phone(phone: ToyPhone, model: Pa
 
 
 def test_a_wrong_option(phone: ToyPhone, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="option 'runs' is 'many', not a number of at least 1"):
+    with pytest.raises(DeviceError, match="option 'runs' is 'many', but must be a number >= 1"):
         profile(model, device=device(tmp_path, "adb_litert: {runs: many}"))
 
 

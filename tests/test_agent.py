@@ -1,4 +1,4 @@
-"""The agent, packed as it is sent to devices and run in processes of its own."""
+"""The agent, packed as for a device and run in separate processes."""
 
 import ast
 import importlib
@@ -173,7 +173,7 @@ def test_wrong_usage_exits_2(agent: Path) -> None:
     assert done.returncode == 2 and "usage" in done.stderr
 
 
-# Its parts
+# Modules
 
 
 def test_quantize_rounds_half_to_even_and_clips(inside: Any) -> None:
@@ -192,7 +192,7 @@ def test_values_are_never_lost_without_a_word(inside: Any) -> None:
     session, failure = inside("session"), inside("failure")
     small = session.Spec("x", (None, 2), "uint8")
     assert session.fit(np.array([[0, 255]]), small).dtype == np.uint8
-    with pytest.raises(failure.AgentError, match="'x' takes uint8 but the data are int64"):
+    with pytest.raises(failure.AgentError, match="'x' has dtype uint8, but the data has int64"):
         session.fit(np.array([[0, 256]]), small)
     with pytest.raises(failure.AgentError, match="float32"):
         session.fit(np.zeros((1, 2), np.float32), small)
@@ -239,7 +239,7 @@ def test_outputs_are_streamed_to_disk(inside: Any, tmp_path: Path) -> None:
 
 def test_outputs_that_change_their_shape_are_refused(inside: Any, tmp_path: Path) -> None:
     outputs, failure = inside("outputs"), inside("failure")
-    refused = pytest.raises(failure.AgentError, match="changes between samples")
+    refused = pytest.raises(failure.AgentError, match="differs between samples")
     with refused, outputs.OutputFile(tmp_path / "o.npz", 2) as file:
         file.write(1, 1, [np.zeros((1, 2))])
         file.write(1, 1, [np.zeros((1, 3))])
@@ -290,7 +290,7 @@ def test_shape_that_does_not_fit_names_both(agent: Path, tmp_path: Path, nothing
 def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Path, nothing: Path) -> None:
     values = np.ones((4, 2, 3))
     answer = run_job(agent, tmp_path, "null", nothing, [values, values], options=SPECS)
-    assert "takes 1 input(s): x [?, 2, 3]; the job gives 2: [4, 2, 3], [4, 2, 3]" in answer.result["error"]
+    assert "has 1 input(s): x [?, 2, 3]; the job has 2: [4, 2, 3], [4, 2, 3]" in answer.result["error"]
 
 
 @pytest.mark.parametrize(
@@ -299,11 +299,11 @@ def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Pat
         ({"runtime": "nul"}, [np.ones((1, 1))], "runtime", "no runtime 'nul'; it has: "),
         ({"options": {"fast": 1}}, [np.ones((1, 1))], "runtime", "no option 'fast'; known: inputs, outputs"),
         ({"protocol": 9}, [np.ones((1, 1))], "input", "protocol: expected 2, got 9"),
-        ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin is not there"),
-        ({}, [np.ones((0, 2))], "input", "hold no samples"),
+        ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin does not exist"),
+        ({}, [np.ones((0, 2))], "input", "contain no samples"),
         ({}, [np.ones((1, 2)), np.ones((2, 2))], "input", "differ in their number of samples"),
         ({}, [np.array([None])], "input", "input0.npy cannot be read"),
-        ({}, None, "input", "does not tell what it takes"),
+        ({}, None, "input", "does not declare its inputs"),
     ],
 )
 def test_bad_jobs_are_explained(
@@ -321,7 +321,7 @@ def test_bad_jobs_are_explained(
     assert words in result["error"] and "\n" not in result["error"]
 
 
-# Jobs with every runtime, on toys that these scripts make
+# Jobs with every runtime, on toys built by these scripts
 
 MAKE_TORCH = """
     import importlib, json, sys
@@ -546,7 +546,7 @@ def test_damaged_archives_are_named(inside: Any, tmp_path: Path, runtime: str, f
 def test_objects_pickled_into_an_exported_program_are_refused(inside: Any, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "evil.pt2", "w") as archive:
         archive.writestr("m/data/constants/opaque_obj_0", b"anything")
-    with pytest.raises(inside("failure").AgentError, match=r"evil.pt2 holds .*opaque_obj_0.*'trust'"):
+    with pytest.raises(inside("failure").AgentError, match=r"evil.pt2 contains .*opaque_obj_0.*'trust'"):
         inside("runtimes.torch").Session(tmp_path / "evil.pt2", 1, {})
 
 

@@ -1,4 +1,4 @@
-"""arm64 without arm64: the system that the setup makes, and real kernels under qemu."""
+"""arm64 without arm64 hardware: the system created by the setup, and real kernels under qemu."""
 
 import io
 import json
@@ -30,7 +30,7 @@ NAME = "arm64-emulated"
 
 
 def archive(*members: tuple[str, dict[str, Any], bytes]) -> io.BytesIO:
-    """A tar stream with entries as given, whatever they may be."""
+    """A tar stream with arbitrary entries."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as writer:
         for name, fields, content in members:
@@ -61,9 +61,9 @@ def test_packages_are_unpacked_below_their_root(tmp_path: Path) -> None:
         ),
         root,
     )
-    assert (root / "usr/bin/tool").stat().st_mode & 0o7777 == 0o755  # no right to become another user
+    assert (root / "usr/bin/tool").stat().st_mode & 0o7777 == 0o755  # no setuid bit
     assert (root / "usr/bin/same").read_bytes() == b"run me"
-    assert (root / "usr/lib/settings").read_bytes() == b"a=1"  # not the file of this machine
+    assert (root / "usr/lib/settings").read_bytes() == b"a=1"  # not this machine's file
     assert (root / "usr/lib/late").read_bytes() == b"through a link"
 
 
@@ -108,25 +108,25 @@ def test_system_that_is_not_there() -> None:
 
 def test_setup_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="no address of a Debian mirror"):
+    with pytest.raises(UsageError, match="is not an address of a Debian mirror"):
         QemuUser(environment="x", mirror='http://a] evil "').setup([], print)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeviceError, match="apt-get, apt-config, dpkg-deb is not on this machine"):
+    with pytest.raises(DeviceError, match="apt-get, apt-config, dpkg-deb not found on this machine"):
         QemuUser(environment="x").setup([], print)
     assert not (tmp_path / "environments").exists()
 
 
 def test_a_device_that_needs_no_setting_up() -> None:
-    with pytest.raises(UsageError, match="needs no setting up"):
+    with pytest.raises(UsageError, match="needs no setup"):
         connection_of(load_device("host")).setup([], print)
 
 
-# What follows runs on the real thing: Debian's packages, qemu, and wheels for arm64.
+# The following tests use Debian's packages, qemu and wheels for arm64.
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """The shipped device, set up once; skipped where Debian's packages cannot be had."""
+    """The shipped device, set up once; skipped if Debian's packages are unavailable."""
     device = load_device(NAME)
     if shutil.which("apt-get") is None or not KEYRING.is_file():
         pytest.skip("this machine has no apt, or not Debian's keys")
@@ -174,13 +174,13 @@ def test_it_is_another_processor(system: Device, tmp_path: Path) -> None:
     assert found["runtimes"]["tflite_runtime"] == "2.14.0"
     with connection_of(system).open() as session:
         told = session.python(["-c", "import sys; print([p for p in sys.path if p.startswith('/usr')])"], 60)
-    assert told.stdout == "[]\n"  # nothing of this machine's own Python
+    assert told.stdout == "[]\n"  # no path of this machine's Python
 
 
 @pytest.mark.slow
 def test_a_job_that_hangs_is_killed(system: Device) -> None:
     start = time.monotonic()
-    with connection_of(system).open() as session, pytest.raises(DeviceError, match="did not end within 2 s"):
+    with connection_of(system).open() as session, pytest.raises(DeviceError, match="not finish within 2 s"):
         session.python(["-c", "import time; time.sleep(60)"], 2)
     assert time.monotonic() - start < 20
 
@@ -197,7 +197,7 @@ def test_no_latency_of_an_emulator(system: Device, toy_file: Path) -> None:
 def test_integer_kernels_agree_with_the_host(system: Device, toy_file: Path) -> None:
     row = parity(toy_file, ["host", NAME]).devices[1]
     assert row.status == "ok" and row.emulated
-    # XNNPACK and TensorFlow Lite's own kernels round another way; the second layer sums that up.
+    # XNNPACK and TensorFlow Lite's own kernels round differently; the second layer accumulates this.
     assert row.layer is None or row.layer.max_steps == 1
     assert row.max_steps is not None and row.max_steps <= 5
 
@@ -216,7 +216,7 @@ def test_published_kws_on_arm64_kernels(system: Device, real_data: Path, tmp_pat
     assert there.value == pytest.approx(here.value, abs=0.02) and there.value >= 0.85
     row = parity(model, ["host", NAME], dataset=Npz(path=data, label=None)).devices[1]
     assert row.differing is not None and row.differing < 60
-    assert row.layer is not None and row.layer.max_steps == 1  # XNNPACK rounds another way
+    assert row.layer is not None and row.layer.max_steps == 1  # XNNPACK rounds differently
 
 
 @pytest.mark.slow

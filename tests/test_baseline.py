@@ -1,4 +1,4 @@
-"""Baselines: small, diff-friendly, and a paired comparison that says how sure it is."""
+"""Baselines: small, diff-friendly, and compared in pairs with a confidence."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_values_of_samples_come_back_exactly(count: int) -> None:
 @pytest.mark.parametrize("wrong", [{"data": "!!"}, {"data": "AAAA"}, {"count": 99}, {"encoding": "float32"}])
 def test_damaged_values_are_told(wrong: dict[str, Any]) -> None:
     packed = Samples.pack(right(40)).model_copy(update=wrong)
-    with pytest.raises(ValueError, match="damaged values"):
+    with pytest.raises(ValueError, match="damaged per-sample values"):
         packed.unpack()
 
 
@@ -68,7 +68,7 @@ def test_a_baseline_is_small_and_the_same_run_writes_the_same_file(tmp_path: Pat
     values = np.random.default_rng(0).random(10_000) < 0.9
     for name in ("one.json", "two.json"):
         write_baseline(baseline_of(run(values)), tmp_path / name)
-    # Latency differs from run to run and is not kept.
+    # Latency differs between runs and is not stored.
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert (tmp_path / "one.json").stat().st_size < 3000
     assert read_baseline(tmp_path / "one.json").entries[0].measurements == {
@@ -81,7 +81,7 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
     baseline = baseline_of(run(right()))
     same = check(run(right()), baseline, Limits())
     assert [verdict.status for verdict in same] == ["pass", "pass"]
-    assert same[0].reason == "no sample is answered differently (400 samples)"
+    assert same[0].reason == "the predictions are identical (400 samples)"
     assert (same[0].p_value, same[0].bounds) == (1.0, pytest.approx((-0.0067, 0.0067), abs=1e-4))
     worse, size = check(run(right(wrong=60)), baseline, Limits())
     assert (worse.status, worse.blocks, worse.measured) == ("fail", True, pytest.approx(0.05))
@@ -94,7 +94,7 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
 def test_forty_samples_do_not_decide() -> None:
     verdict, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits())
     assert (verdict.status, verdict.blocks, verdict.samples_needed) == ("undecided", True, 268)
-    told = "no sample is answered differently (40 samples); about 268 samples would decide"
+    told = "the predictions are identical (40 samples); about 268 samples would decide it"
     assert verdict.reason == told
     lenient, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits(undecided="pass"))
     assert (lenient.status, lenient.blocks) == ("undecided", False)
@@ -124,17 +124,17 @@ def test_what_does_not_fit_is_refused() -> None:
         check(run(right(), data="e" * 64), baseline, Limits())
     with pytest.raises(UsageError, match="1 results of this run are not ok"):
         baseline_of(run(right(), status="failed", reason="x"))
-    with pytest.raises(UsageError, match="judged no samples"):
+    with pytest.raises(UsageError, match="evaluated no samples"):
         baseline_of(run(right(), samples={}))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[: len(text) // 2], "no complete baseline"),
-        (lambda text: text.replace('"schema": 1', '"schema": 9'), "version 9, this edgeopt reads 1"),
-        (lambda text: "[]", "no complete baseline"),
-        (lambda text: text.replace('"data": "', '"data": "AAAA'), "damaged values of samples"),
+        (lambda text: text[: len(text) // 2], "is not a complete baseline"),
+        (lambda text: text.replace('"schema": 1', '"schema": 9'), "version 9, this edgeopt reads version 1"),
+        (lambda text: "[]", "is not a complete baseline"),
+        (lambda text: text.replace('"data": "', '"data": "AAAA'), "damaged per-sample values"),
         (lambda text: text.replace('"recipe"', '"recept"'), "recipe field required"),
     ],
 )
@@ -171,7 +171,7 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert edgeopt("baseline", "write", tmp_path / "good", "--out", file).returncode == 0
     fine = edgeopt("check", tmp_path / "good", "--against", file)
     assert (fine.returncode, fine.stderr) == (0, "")
-    assert fine.stdout.splitlines()[-1] == f"no worse than {file}: 2 of 2 hold"
+    assert fine.stdout.splitlines()[-1] == f"no worse than {file}: 2 of 2 pass"
     files = ("--junit", tmp_path / "junit.xml", "--comment", tmp_path / "comment.md")
     blocked = edgeopt("check", tmp_path / "bad", "--against", file, *files)
     assert (blocked.returncode, blocked.stderr) == (1, "")
@@ -185,7 +185,7 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert [verdict["measured"] for verdict in both] == [pytest.approx(0.05)]
     unsure = edgeopt("check", tmp_path / "good", "--against", file, "--max-drop", 0)
     assert unsure.returncode == 1
-    last = f"cannot tell whether it is worse than {file}: 1 of 2 hold, 1 undecided"
+    last = f"undecided whether worse than {file}: 1 of 2 pass, 1 undecided"
     assert unsure.stdout.splitlines()[-1] == last
     updated = edgeopt("check", tmp_path / "bad", "--against", file, "--update")
     assert updated.returncode == 0
@@ -208,7 +208,7 @@ def test_two_runs_are_compared_and_what_is_gone_is_shown(tmp_path: Path) -> None
         (verdict,) = json.loads(done.stdout)
         return verdict["status"], verdict["reason"]
 
-    assert compared("b") == ("pass", "no sample is answered differently (40 samples)")
+    assert compared("b") == ("pass", "the predictions are identical (40 samples)")
     assert compared("gone") == ("fail", "the run has no such artifact")
     assert compared("broken") == ("fail", "failed: no memory")
 

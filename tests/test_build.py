@@ -22,7 +22,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def plan_of(write_recipe: Write) -> Callable[..., Plan]:
-    """A plan whose branches are the given chains of toys."""
+    """A plan with the given chains of toys as branches."""
 
     def plan(*chains: tuple[Stage, ...], limits: str = "{}", **parts: str) -> Plan:
         made = make(write_recipe(limits=limits, **parts))
@@ -50,10 +50,10 @@ def test_chains_are_built_and_common_steps_only_once(plan_of: Callable[..., Plan
     builds = run(plan, tmp_path / "store", events)
     assert [contents(built) for built in builds] == ["b", "c", "a"]
     assert sorted(calls.read_text()) == ["a", "b", "c"]
-    # Once the time that it took; for the others, whose it is.
+    # The duration once; for the others, the branch that built it.
     told = [(each.status, each.message) for each in events if each.step.endswith("Toy")]
     of = builds[0].branch.name
-    assert told == [("started", ""), ("done", ""), *[("shared", f"made for {of}")] * 2]
+    assert told == [("started", ""), ("done", ""), *[("shared", f"built for {of}")] * 2]
 
 
 def test_a_second_run_takes_everything_from_the_store(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_crash_costs_its_branch_only_and_its_last_words_are_kept(
 
 def test_a_stage_is_held_to_what_it_promises(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     (liar,) = run(plan_of((toys.Liar(),)), tmp_path / "store")
-    assert "which it did not write below context.folder" in liar.failure
+    assert "which is not a file below context.folder" in liar.failure
 
 
 def test_a_failure_is_never_cached(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
@@ -215,11 +215,11 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
 def test_a_worker_that_is_ended_while_it_leaves_says_nothing(tmp_path: Path) -> None:
     script = (
         "import atexit, ctypes, os, signal\n"
-        # Registered first, so called last: when no Python follows, and before Python takes its handlers away.
+        # Registered first, so called last: after all Python code, and before Python removes its handlers.
         "atexit.register(getattr(ctypes.CDLL(None), 'raise'), signal.SIGTERM)\n"
         "import logging\n"
         "from edgeopt.run.executors.worker import prepare\n"
-        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"  # as the pool does before it prepares
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"  # as the pool does before its setup
         "prepare('plain', os.getppid())\n"
         "handler = logging.StreamHandler()\n"
     )

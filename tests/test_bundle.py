@@ -1,4 +1,4 @@
-"""Bundles: what is in them, that they are the same each time, and that their examples run."""
+"""Bundles: contents, determinism, and examples that run."""
 
 import importlib.util
 import re
@@ -37,7 +37,7 @@ def bundle_of(report: Report, folder: Path, variant: str, format_name: str) -> t
     return folder, make_bundle(report.folder, report, row, folder, name="digits", version="1.0.0")
 
 
-# What is in it
+# Contents
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_contract_says_what_was_measured(tmp_path: Path, digits: Report) -> 
     assert contract.gates_pass
     assert contract.golden is not None
     assert (contract.golden.count, contract.golden.device) == (8, "host")
-    # What is real at the end was made of int8 there: a step of the softmax is 1/256.
+    # The float output was dequantized from int8: a step of the softmax is 1/256.
     assert contract.golden.units == (1 / 256,)
     assert contract.arena is None
     assert not (folder / "firmware").exists()
@@ -106,7 +106,7 @@ def test_what_lies_in_the_folder_already_belongs_to_it(tmp_path: Path) -> None:
         tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1"
     )
     assert "recipe.yaml" in {file.name for file in contract.files}
-    with pytest.raises(UsageError, match="holds a bundle already"):
+    with pytest.raises(UsageError, match="already contains a bundle"):
         make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
 
 
@@ -127,12 +127,12 @@ def test_only_gates_about_the_row_are_told(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_a_later_schema_is_told_apart_from_a_damaged_one() -> None:
-    with pytest.raises(VerificationError, match="has schema 7, only 1 is known") as caught:
+    with pytest.raises(VerificationError, match="has schema 7; this edgeopt supports only") as caught:
         read_contract('{"schema": 7, "what": "is not known"}', "manifest.json")
     assert caught.value.exit_code == 1
-    with pytest.raises(VerificationError, match="is no contract of a bundle: name"):
+    with pytest.raises(VerificationError, match="is not a valid bundle contract: name"):
         read_contract('{"schema": 1}', "manifest.json")
-    with pytest.raises(VerificationError, match="is no contract"):
+    with pytest.raises(VerificationError, match="is not a valid bundle contract"):
         read_contract(b"\xff\x00", "manifest.json")
 
 
@@ -149,7 +149,7 @@ def test_a_device_that_executes_nothing_has_the_vectors_of_another(tmp_path: Pat
         operators=["QUANTIZE", "ethos-u"],
     )
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "## Estimated for ethos-u55-128" in card and "Nothing was run on it" in card
+    assert "## Estimated for ethos-u55-128" in card and "nothing was run on the device" in card
     assert contract.golden is not None
     assert (contract.golden.device, contract.golden.tolerance) == ("cortex-m", 3)
     assert contract.golden.emulated and not contract.emulated
@@ -177,7 +177,7 @@ def test_damaged_vectors_are_told(tmp_path: Path) -> None:
         make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
 
 
-# What cannot be published
+# Refusals
 
 
 def test_only_what_is_whole_is_published(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_report_does_not_lead_out_of_its_run(tmp_path: Path) -> None:
     (row,) = report.results
     assert row.artifact is not None
     away = row.model_copy(update={"artifact": row.artifact.model_copy(update={"path": "../secret"})})
-    with pytest.raises(UsageError, match="lies outside of the run"):
+    with pytest.raises(UsageError, match="is outside the run"):
         make_bundle(tmp_path / "run", report, away, tmp_path / "b", name="toy", version="1")
 
 
@@ -242,10 +242,10 @@ def test_the_card_is_in_the_hubs_form(tmp_path: Path) -> None:
         "In this folder",
         "Intended input",
         "Measured on cortex-m (emulated)",
-        "How it was made",
+        "Provenance",
         "Limits of the evaluation",
     ]
-    assert "A drop of top1 smaller than 1.52 pt would not have been shown by 100 samples" in text
+    assert "100 samples cannot detect a drop of top1 smaller than 1.52" in text
     assert "k\\|w&lt;s>" in text
     assert "2. quantize_tflite" in text
 
@@ -258,7 +258,7 @@ def test_the_card_is_all_that_somebody_with_the_folder_needs(tmp_path: Path) -> 
         assert f"\n- `{name}`: " in card
     assert "`example/`" not in card
     assert "`toy_self_test(invoke)` returns 0, or step × 10000 + vector × 100 + tensor" in card
-    assert "carried out on another processor" in card
+    assert "run on another processor" in card
     assert "| macs: multiply-accumulates of one run | 2,656,770 |" in card
     assert "parity" not in card
     assert contract.emulated
@@ -318,7 +318,7 @@ def test_the_example_runs(tmp_path: Path, digits: Report, variant: str, format_n
     folder, contract = bundle_of(digits, tmp_path / "b", variant, format_name)
     done = run_example(folder)
     assert done.returncode == 0, done.stderr
-    assert re.match(r"8 golden vectors, at most 0(\.\d+)? units off, 1 allowed", done.stdout)
+    assert re.match(r"8 golden vectors: largest deviation 0(\.\d+)? units, tolerance 1", done.stdout)
     assert contract.golden is not None
     output = folder / "golden" / "output_0.npy"
     values = np.load(output)
@@ -326,7 +326,7 @@ def test_the_example_runs(tmp_path: Path, digits: Report, variant: str, format_n
     assert run_example(folder).returncode == 1
     raw = folder / "golden" / "raw_0.npy"
     np.save(raw, np.load(raw)[:, ::-1])
-    assert "preprocessing gives another input" in run_example(folder).stderr
+    assert "preprocessing does not reproduce the golden input" in run_example(folder).stderr
 
 
 TORCH = """
@@ -387,7 +387,7 @@ def test_the_example_for_torch_runs(tmp_path: Path, format_name: str, suffix: st
     make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version="1")
     done = run_example(tmp_path / "b")
     assert done.returncode == 0, done.stderr
-    assert re.match(r"3 golden vectors, at most \S+ units off, 1 allowed", done.stdout)
+    assert re.match(r"3 golden vectors: largest deviation \S+ units, tolerance 1", done.stdout)
 
 
 LITE_API = {
@@ -463,7 +463,7 @@ def test_the_example_in_cpp_fits_the_api(tmp_path: Path, runtime: str) -> None:
         header = tmp_path / "api" / "tensorflow" / "lite" / name
         header.parent.mkdir(parents=True, exist_ok=True)
         header.write_text(text)
-    # The library's own header brings these, and the example does not lean on it.
+    # The library's own header includes these; the example must not depend on this.
     (tmp_path / "api" / "onnxruntime_cxx_api.h").write_text(f"#include <vector>\n{ONNX_API}")
     source = "run_onnx.cpp" if format_name == "onnx" else "run_tflite.cpp"
     build(CPP17, "-I", tmp_path / "api", "-fsyntax-only", source, where=folder / "example")

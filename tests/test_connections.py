@@ -1,4 +1,4 @@
-"""Reaching this machine, and the environments that runtimes of their own live in."""
+"""The local connection, and the separate environments of runtimes."""
 
 import json
 import os
@@ -45,9 +45,9 @@ def test_what_the_job_prints_and_how_it_ends_comes_back() -> None:
 def test_names_stay_in_the_job_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_text("")
     with Local().open() as link:
-        with pytest.raises(DeviceError, match="does not lie in the job folder"):
+        with pytest.raises(DeviceError, match="is outside the job folder"):
             link.put(tmp_path / "x", name)
-        with pytest.raises(DeviceError, match="does not lie in the job folder"):
+        with pytest.raises(DeviceError, match="is outside the job folder"):
             link.get(name, tmp_path / "y")
 
 
@@ -68,7 +68,7 @@ def test_a_job_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid)); time.sleep(60)"
     )
     start = time.monotonic()
-    with Local().open() as link, pytest.raises(DeviceError, match="did not end within 2 s"):
+    with Local().open() as link, pytest.raises(DeviceError, match="did not finish within 2 s"):
         link.python(["-c", code], 2)
     assert time.monotonic() - start < 20
     child = int(note.read_text())
@@ -117,7 +117,7 @@ def test_environment_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_environment_names_are_checked() -> None:
     for name in ("", "..", "a/b", ".hidden"):
-        with pytest.raises(UsageError, match="cannot name an environment"):
+        with pytest.raises(UsageError, match="is not a valid environment name"):
             environment_folder(name)
 
 
@@ -152,5 +152,5 @@ def test_environments_are_made_once_and_redone_when_incomplete(
 def test_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "file"))
-    with pytest.raises(DeviceError, match="cannot make"):
+    with pytest.raises(DeviceError, match="cannot create"):
         setup_environment("small", [], lambda line: None)

@@ -1,4 +1,4 @@
-"""Diagnosis: each cause on a model that was made to have it, with numbers, and what the command does."""
+"""Diagnosis: each cause on a model constructed to have it, with numbers, and the command."""
 
 import fnmatch
 import importlib.util
@@ -39,7 +39,7 @@ needs_executorch = pytest.mark.skipif(not has("torch", "executorch"), reason="ne
 
 
 class Images(Dataset):
-    """Random images of one brightness; the first may have one value that is far out."""
+    """Random images of one brightness; the first may contain one outlier."""
 
     count: int = 24
     brightness: float = 1.0
@@ -63,7 +63,7 @@ def data(**options: Any) -> Data:
     return Data(name, Feed(Images(**options), Preprocessing()))
 
 
-# What a layer of a healthy int8 network looks like.
+# A layer of a healthy int8 network.
 HEALTHY = LayerStatistics(
     name="conv",
     operator="Conv",
@@ -117,12 +117,12 @@ def test_saturation_is_told_from_the_runtime_against_the_file_as_written() -> No
     assert kinds(found) == ["saturation"]
     assert found[0].layers == ("functional_1/conv2d/BiasAdd_2",)
     assert "saturating 8-bit accumulation on this CPU" in found[0].text
-    assert "-10.9 dB apart" in found[0].text or "-11.0 dB apart" in found[0].text
+    assert "(-10.9 dB" in found[0].text or "(-11.0 dB" in found[0].text
     assert found[0].remedies[:2] == (
         {"quantize": {"weight_type": "auto"}},
         {"quantize": {"reduce_range": True}},
     )
-    # The same file on a processor with VNNI: the runtime does what is written.
+    # The same file on a processor with VNNI: the runtime follows the file exactly.
     with_vnni = SATURATING.model_copy(
         update={"own_snr_db": 30.9, "alone_snr_db": 28.0, "runtime_snr_db": 200.0, "runtime_noise": 0.0}
     )
@@ -139,11 +139,11 @@ def test_a_healthy_model_costs_what_8_bits_cost() -> None:
     parts = [HEALTHY.model_copy(update={"name": f"conv_{i}", "share": 0.2}) for i in range(5)]
     found = causes(comparison(*parts))
     assert kinds(found) == ["cost"]
-    assert "this is what 8 bits cost: outputs at 30.0 dB" in found[0].text
+    assert "this is the cost of 8 bits: outputs at 30.0 dB" in found[0].text
     assert not found[0].remedies
-    # What the layers do alone does not add up to so much.
+    # The errors of the single layers do not add up to this.
     assert kinds(causes(comparison(*parts, snr_db=1.0, agreement=0.3))) == ["unknown"]
-    # Without a culprit, but not good enough: let the search decide which layers stay in float.
+    # No single cause, but not good enough: the search decides which layers stay in float.
     found = causes(comparison(*parts, snr_db=15.0, agreement=0.9))
     assert found[0].remedies == ({"quantize": {"max_drop": 0.005}},)
 
@@ -153,7 +153,7 @@ def test_a_step_that_should_have_kept_the_outputs_is_named_before_any_layer() ->
     pruned = Hop(stage="prune_torch", produced="torch", lossless=False, snr_db=3.0, status="broken")
     found = causes(comparison(HEALTHY), [pruned, broken])
     assert found[0].kind == "export"
-    assert found[0].text.startswith("bad export, not quantization: my_stage should keep the outputs")
+    assert found[0].text.startswith("bad export, not quantization: my_stage should preserve the outputs")
     assert "0.0 dB" in found[0].text
 
 
@@ -285,7 +285,7 @@ def quantized_onnx(model: Model, folder: Path, calibration: Dataset | None = Non
     from edgeopt.stages.quantize_onnx import QuantizeOnnx
 
     folder.mkdir()
-    # Not chosen for the processor at hand: the figures are the same everywhere.
+    # Independent of this processor: the figures are the same everywhere.
     options.setdefault("weight_type", "uint8")
     feed = Feed(calibration or Images(), Preprocessing())
     return QuantizeOnnx(**options).run(model, Context(folder, feed, lambda line: None))
@@ -301,7 +301,7 @@ def test_onnx_layers_add_up_and_a_sound_model_has_no_culprit(tmp_path: Path) -> 
     assert not found.unmatched
     assert sum(layer.share for layer in found.layers) == pytest.approx(1.0)
     assert all(layer.own_snr_db > 30 for layer in found.layers)
-    # Errors of independent roundings add up to the whole, within what correlation makes of it.
+    # Errors of independent roundings add up to the total, apart from correlation.
     alone = sum(10 ** (-layer.alone_snr_db / 10) for layer in found.layers)
     assert -10 * np.log10(alone) == pytest.approx(found.snr_db, abs=3.0)
     assert layers["first"].low == 0.0, "the range expresses the ReLU"
@@ -320,13 +320,13 @@ def test_channel_ranges_that_spread_are_named_and_per_channel_scales_repair_them
     named = {cause.kind: cause for cause in found}
     assert named["weight_spread"].layers[0] == "first"
     assert named["weight_spread"].remedies[0] == {"quantize": {"per_channel": True}}
-    assert "under one scale per tensor" in named["weight_spread"].text
+    assert "with one scale per tensor" in named["weight_spread"].text
     first = next(layer for layer in per_tensor.layers if layer.name == "first")
     assert first.weight_spread is not None
     assert first.weight_spread > 60
     assert first.weight_levels is not None
     assert first.weight_levels <= 2
-    # Per channel the weights are fine, and what is left is that the activations share one scale.
+    # Per channel, the weights are fine; the remaining cause is the common scale of the activations.
     options["per_channel"] = True
     per_channel = compare(model, quantized_onnx(model, tmp_path / "channel", **options), [data()], 8)
     found = causes(per_channel)
@@ -351,7 +351,7 @@ def test_one_value_far_out_is_named_and_a_percentile_leaves_it_out(tmp_path: Pat
     image = next(layer for layer in seen.layers if layer.name == "image")
     assert image.maximum == 300.0
     assert image.outlier > 50
-    # Judged without that value, as most samples are.
+    # Judged without that value, like most samples.
     before = compare(model, quantized, [data()], 24)
     repaired = quantized_onnx(
         model, tmp_path / "percentile", spiked, calibrator="percentile", percentile=99.9
@@ -370,7 +370,7 @@ def test_a_clipped_calibration_shows_on_other_data_and_calibrating_there_repairs
     found = causes(seen, recalibrate=recalibrate)
     assert found[0].kind == "clipping"
     assert found[0].remedies[0] == recalibrate
-    assert "lie beyond the calibrated range" in found[0].text
+    assert "are outside the calibrated range" in found[0].text
     assert seen.clipped_by_data["calibration"] < 0.001
     assert seen.clipped_by_data["train"] > 0.5
     image = next(layer for layer in seen.layers if layer.name == "image")
@@ -412,7 +412,7 @@ def test_without_samples_or_for_another_format_it_says_so(tmp_path: Path) -> Non
 
 
 @needs_executorch
-@pytest.mark.filterwarnings("ignore")  # torch and ExecuTorch warn about their own deprecated parts
+@pytest.mark.filterwarnings("ignore")  # torch and ExecuTorch warn about their own deprecations
 def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
     import torch
 
@@ -456,7 +456,7 @@ def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
 
 
 def edgeopt(store: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run the command with the tests' toys importable, as a user's own stages would be."""
+    """Run the command with the toys of the tests importable, like a user's own stages."""
     done = subprocess.run(
         [sys.executable, "-c", "from edgeopt.cli import main; main()", *arguments, "--store", str(store)],
         capture_output=True,
@@ -500,7 +500,7 @@ def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(store: Path) -
 @needs_onnx
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
 def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp_path: Path) -> None:
-    """Calibrated on images eight times too dark: training data tell, and calibrating on them repairs it."""
+    """Calibrated on images eight times too dark: training data reveal and fix it."""
     from edgeopt.evaluation.datasets.digits import Digits
 
     images = np.stack([sample.inputs[0] for sample in Digits(part="calibration").samples()])
@@ -515,7 +515,7 @@ def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp
     assert code == 0, err
     found = json.loads(out)
     assert found["causes"][0]["kind"] == "clipping"
-    assert "lie beyond the calibrated range" in found["causes"][0]["text"]
+    assert "are outside the calibrated range" in found["causes"][0]["text"]
     assert found["patch"]["data"]["calibration"]["with"]["path"] == str(tmp_path / "right.npz")
     before, after = found["applied"]
     assert before["measurements"]["top1"]["value"] < 0.8
@@ -532,7 +532,7 @@ def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: P
     code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", broken)
     assert code == 0, err
     assert (
-        "bad export, not quantization: edgeopt.testing.toys:Ruin should keep the outputs and changed them"
+        "bad export, not quantization: edgeopt.testing.toys:Ruin should preserve the outputs but changed them"
         in out
     )
     assert "change in the recipe" not in out

@@ -1,6 +1,6 @@
-"""Fine-tuning Keras models: it brings accuracy back, keeps zeros and shared values, and survives kill -9.
+"""Fine-tuning Keras models: it restores accuracy, keeps zeros and shared values, and survives kill -9.
 
-Everything runs in processes of their own, so that TensorFlow does not meet torch here.
+Everything runs in separate processes, so that TensorFlow and torch are never loaded together.
 """
 
 import importlib.util
@@ -135,7 +135,7 @@ for name, layer in {
     model = Model(format="keras", path=root / f"{name}.keras")
     report[name] = refused(FinetuneKeras(epochs=1, quantization_aware=True), model, name)
 
-# Every kind of layer that crosses to tf_keras, and one that computes otherwise there
+# Every kind of layer that is converted to tf_keras, and one that computes differently there
 x = image = L.Input((8, 8, 3))
 x = L.LeakyReLU(negative_slope=0.2)(L.SeparableConv2D(6, 3, padding="same")(x))
 x = L.PReLU(shared_axes=[1, 2])(L.DepthwiseConv2D(3, depth_multiplier=2)(x))
@@ -231,7 +231,7 @@ def test_zeros_and_shared_values_stay(report: Any) -> None:
 def test_zeros_come_step_by_step(report: Any) -> None:
     gradual = report["gradual"]
     assert all(before == after for before, after in gradual["shares"])
-    assert gradual["elsewhere"] > 0  # chosen as training goes, not all at once beforehand
+    assert gradual["elsewhere"] > 0  # chosen during training, not all in advance
     assert gradual["accuracy"][1] > gradual["accuracy"][0]
     assert gradual["dense"] == [True, False]
 
@@ -247,10 +247,11 @@ def test_quantization_aware_training_comes_back_in_float(report: Any) -> None:
 
 def test_layers_that_cannot_be_trained_for_int8_are_named(report: Any) -> None:
     assert (
-        "layer 'apart' (SeparableConv2D) of separable.keras cannot be trained for int8" in report["separable"]
+        "layer 'apart' (SeparableConv2D) of separable.keras cannot be trained with fake quantization"
+        in report["separable"]
     )
     assert (
-        "layer 'grouped' (GroupNormalization) of unknown.keras cannot be trained for int8"
+        "layer 'grouped' (GroupNormalization) of unknown.keras cannot be trained with fake quantization"
         in report["unknown"]
     )
 
@@ -270,7 +271,7 @@ def test_killed_training_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     killed = start(RESUME, tmp_path, MODEL, "killed")
     assert killed.returncode == -9
     said = python(RESUME, tmp_path, MODEL, "resumed")
-    assert said[0] == "going on after epoch 2"
+    assert said[0] == "resuming after epoch 2"
     assert len(said) == 3
     assert (tmp_path / "resumed" / "model.keras").read_bytes() == (
         tmp_path / "whole" / "model.keras"

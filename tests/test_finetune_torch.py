@@ -1,4 +1,4 @@
-"""Fine-tuning PyTorch modules: what is kept, what survives a killed process, and int8 in the loop."""
+"""Fine-tuning PyTorch modules: preserved constraints, killed processes, and quantization-aware training."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.prune.masks import DENSE, Keeper
 from edgeopt.formats.torch.train.distillation import Hints
-from edgeopt.formats.torch.train.fake_quant import Rounder
+from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch
@@ -26,12 +26,13 @@ from edgeopt.stages.finetune_torch import FinetuneTorch
 from edgeopt.stages.load_torch import LoadTorch
 from edgeopt.stages.prune_torch import PruneTorch
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
+from needs import needs
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torch_pruning")
+needs("torch_pruning")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # torch, torchao and torch-pruning warn about their own parts
+    pytest.mark.filterwarnings("ignore"),  # torch, torchao and torch-pruning warn about their own code
 ]
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -87,7 +88,7 @@ def test_distillation_brings_a_pruned_model_back(digits: Model, tmp_path: Path) 
     assert accuracy(pruned) < 0.5 and accuracy(tuned) > 0.95
     assert weight(tuned, "conv2").shape == (16, 16, 3, 3)
     assert "epoch 6/6: loss" in said[-1] and "agreement" in notes[-1]
-    # Batch norm has learned too.
+    # Batch norm statistics changed as well.
     before, after = (torch_module.build(model).bn1.running_mean for model in (pruned, tuned))
     assert not torch.equal(before, after)
 
@@ -107,7 +108,7 @@ def test_zeros_come_step_by_step_and_stay(digits: Model, tmp_path: Path) -> None
         assert (weight(tuned, name) == 0).mean() == pytest.approx(0.8, abs=0.01)
     assert accuracy(tuned) > accuracy(pruned) and accuracy(tuned) > 0.94
     assert not (tuned.path / DENSE).exists()
-    # Trained once more, the same weights are zero.
+    # After more training, the same weights are zero.
     again = FinetuneTorch(**TUNE | {"epochs": 1, "held_out": 0}).run(
         tuned, context(tmp_path / "g", source=digits)
     )
@@ -122,7 +123,7 @@ def test_patterns_and_clusters_stay(digits: Model, tmp_path: Path) -> None:
     before, after = weight(shared, "conv2"), weight(tuned, "conv2")
     assert np.array_equal(before == 0, after == 0) and (after == 0).mean() == pytest.approx(0.5, abs=0.01)
     assert len(np.unique(after)) == len(np.unique(before)) <= 9
-    # Who shared a value still does, and the values have moved.
+    # Shared values are still shared, and have changed.
     for value in np.unique(before):
         assert len(np.unique(after[before == value])) == 1
     assert np.abs(after - before).max() > 1e-3
@@ -162,7 +163,7 @@ def test_a_killed_process_costs_one_epoch_and_no_bit(digits: Model, tmp_path: Pa
     said: list[str] = []
     parts = {"source": digits, "progress": said.append, "checkpoints": checkpoints}
     resumed = FinetuneTorch(**options).run(pruned, context(tmp_path / "resumed", **parts))
-    assert f"going on after epoch {done}" in said
+    assert f"resuming after epoch {done}" in said
     whole = FinetuneTorch(**options).run(pruned, context(tmp_path / "whole", source=digits))
     files = [model.path / torch_module.WEIGHTS for model in (resumed, whole)]
     assert file_digest(files[0]) == file_digest(files[1])
@@ -195,7 +196,7 @@ def test_blocks_that_kept_their_shape_are_imitated(digits: Model, tmp_path: Path
     teacher, student = torch_module.build(resnet), torch_module.build(resnet)
     hints = Hints(student, teacher, resnet.inputs, 10.0)
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
-    # Each stage gives what its last block gives, and is compared once.
+    # A stage has the output of its last block, and is compared once.
     assert sorted(hints.names) == blocks
     assert float(hints.loss()) == 0
     with torch.no_grad():
@@ -208,23 +209,23 @@ def test_blocks_that_kept_their_shape_are_imitated(digits: Model, tmp_path: Path
     assert Hints(torch_module.build(pruned), torch_module.build(digits), digits.inputs, 1.0).names == []
 
 
-# int8 in the loop
+# Quantization-aware training
 
 
 def test_rounding_is_what_int8_does(digits: Model) -> None:
     """Weights on 255 levels, activations on 256, and the gradient passes."""
     module = torch_module.build(digits)
-    rounder = Rounder(10)
+    fake_quantizer = FakeQuantizer(10)
     values, _ = evaluation(digits)
     with torch.no_grad():
-        exact, rounded = module(values), rounder.compute(module, [values])
+        exact, rounded = module(values), fake_quantizer.compute(module, [values])
     noise = float(((rounded - exact) ** 2).sum() / (exact**2).sum())
     assert 1e-7 < noise < 1e-2
     assert len(torch.unique(rounded)) <= 256
     # Input, relu1, depthwise, pointwise, both sides of both sums, ... and the output.
-    assert len(rounder.ranges) == 13
+    assert len(fake_quantizer.ranges) == 13
     module.train()
-    rounder.compute(module, [values[:32]]).sum().backward()
+    fake_quantizer.compute(module, [values[:32]]).sum().backward()
     assert all(float(parameter.grad.abs().max()) > 0 for parameter in module.parameters())
 
 
@@ -240,7 +241,7 @@ def test_training_with_int8_in_the_loop_saves_a_hostile_model(digits: Model, tmp
 
 
 def spread(model: Model) -> Any:
-    """The same function with the channels of its first stream up to 100 times apart."""
+    """The same function with channel ranges of its first stream up to 100 times apart."""
     module = torch_module.build(model)
     factors = torch.logspace(0, 2, 32)[torch.randperm(32, generator=torch.Generator().manual_seed(0))]
     with torch.no_grad():
@@ -253,7 +254,7 @@ def spread(model: Model) -> Any:
 
 
 def int8_accuracy(model: Model, folder: Path) -> float:
-    """Of the exported program in int8, one scale per tensor."""
+    """Accuracy of the exported program in int8, one scale per tensor."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

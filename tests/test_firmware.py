@@ -1,4 +1,4 @@
-"""The firmware kit: it compiles without a warning, and it says the same as Python, to the last unit."""
+"""The firmware kit: it compiles without warnings, and agrees with Python to the last unit."""
 
 import ctypes
 import re
@@ -49,7 +49,7 @@ def needs(tool: str) -> None:
 
 
 def build(command: Sequence[str], *arguments: str | Path, where: Path) -> None:
-    """Run a compiler; what it says becomes the failure."""
+    """Run a compiler; its output becomes the failure message."""
     needs(command[0])
     done = subprocess.run(
         [*command, *map(str, arguments)], cwd=where, capture_output=True, text=True, check=False
@@ -106,7 +106,7 @@ def test_labels_come_back_from_c(tmp_path: Path) -> None:
 
 
 def shared(kit: Path, *sources: str, options: Sequence[str] = ("-O2",)) -> ctypes.CDLL:
-    """Sources of a kit as a library of this machine."""
+    """Sources of a kit as a shared library for this machine."""
     target = kit / "kit.so"
     build((*C99, *options), "-shared", "-fPIC", *sources, "-o", target, where=kit)
     return ctypes.CDLL(str(target))
@@ -162,7 +162,7 @@ def test_preprocessing_in_c_is_preprocessing_in_python(
 @pytest.mark.parametrize(("source", "target"), LAYOUTS)
 @pytest.mark.parametrize("changes", [{}, REAL], ids=["int8", "float32"])
 def test_whatever_the_layouts(tmp_path: Path, source: Any, target: Any, changes: dict[str, Any]) -> None:
-    # Not square, so that height and width cannot be taken for each other.
+    # Not square, so that height and width cannot be confused.
     image, planar = (1, 16, 18, 3), (1, 3, 16, 18)
     spec = like(PIXELS, shape=image if target == "NHWC" else planar, layout=target, **changes)
     raw = every_value("uint8", image[1:])
@@ -172,7 +172,7 @@ def test_whatever_the_layouts(tmp_path: Path, source: Any, target: Any, changes:
 
 
 def agrees(folder: Path, raw: Array, spec: TensorSpec, how: Preprocessing, kind: str) -> None:
-    """Both versions of the C code, made with everything that could fuse operations, give Python's bytes."""
+    """Both versions of the C code, compiled with options that may fuse operations, match Python."""
     bundle, _ = toy_bundle(folder, inputs=[spec], how=how, raw=[raw])
     options = ("-O3", "-ffp-contract=fast", "-march=native")
     library = shared(bundle / "firmware", "preprocess.c", options=options)
@@ -209,7 +209,7 @@ def test_why_there_is_no_fixed_version_is_told(tmp_path: Path) -> None:
 
 
 def test_a_type_without_c_code_is_named() -> None:
-    with pytest.raises(CannotRunError, match="'x' is of type complex64"):
+    with pytest.raises(CannotRunError, match="'x' has type complex64"):
         input_code(0, TensorSpec(name="x", shape=(1, 2), dtype="complex64"), (2,), None, Preprocessing())
 
 
@@ -254,7 +254,7 @@ int main(void)
 def self_test(
     kit: Path, change: str = "(void)0", vector: int = 99, broken: int = 99, name: str = "toy"
 ) -> int:
-    """What the kit's self test says of a model that gives the golden answers, but for one change."""
+    """Code of the kit's self-test for a model that returns the golden outputs with one change."""
     code = MAIN.replace("NAME", name).replace("UPPER", name.upper())
     (kit / "main.c").write_text("#include <stddef.h>\n" + code)
     defined = (f"-DCHANGE={change}", f"-DVECTOR={vector}", f"-DBROKEN={broken}")
@@ -407,7 +407,7 @@ class MicroInterpreter {
 
 
 def write_tflm(folder: Path) -> None:
-    """As much of TFLM's headers as the program needs."""
+    """The parts of TFLM's headers that the program needs."""
     for name, text in TFLM.items():
         header = (folder / "tensorflow" / "lite" / "micro").resolve() / name
         header.parent.mkdir(parents=True, exist_ok=True)
@@ -452,7 +452,7 @@ __attribute__((destructor)) static void tell() { std::printf("%ld", static_cast<
         ("ADD", "", 50000),
         ("ALLOCATE", "", 60000),
         ("INVOKE", "", 40000),
-        ("", "", 30000),  # what comes out is what went in
+        ("", "", 30000),  # the output equals the input
         ("INVOKE", None, 40000),
         ("", None, 0),
     ],

@@ -1,7 +1,7 @@
-"""GPU hosts without a GPU: what is skipped and why, what nvidia-smi tells, and all that needs no CUDA.
+"""GPU hosts without a GPU: skipped results, the output of nvidia-smi, and everything that needs no CUDA.
 
-``nvidia-smi`` is a stand-in here, a script on the PATH with answers written down from the documentation
-of the real one. Only the last test runs on CUDA, where there is a GPU.
+``nvidia-smi`` is a stand-in, a script on the PATH with output taken from the documentation of the real one.
+Only the last test runs on CUDA, if there is a GPU.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from edgeopt.cli import main
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device, read_device
 from edgeopt.errors import DeviceError, RecipeError
-from edgeopt.run.bench import ask, lasting, require
+from edgeopt.run.bench import check_requirements, fetch_probe, stable_fields
 from edgeopt.run.readings import conditions
 from toy_results import PROBE, spell
 
 STAND_IN = """#!/bin/sh
-# A stand-in for nvidia-smi: two GPUs, one of which does not tell its power.
+# A stand-in for nvidia-smi: two GPUs, one of which does not report its power.
 case "$1 $2" in
   "--query-gpu=name,driver_version,memory.total --format=csv,noheader,nounits")
     echo "NVIDIA H100 80GB HBM3, 570.86.15, 81559"
@@ -121,13 +121,13 @@ def test_no_program_is_no_gpu(inside: Any, monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_probe_lists_gpus_and_they_identify_the_device(agent: Path, smi: Any) -> None:
     smi(STAND_IN)
     device = load_device("gpu-host")
-    found = ask(device, agent)
+    found = fetch_probe(device, agent)
     assert [gpu["name"] for gpu in found["gpus"]] == ["NVIDIA H100 80GB HBM3", "NVIDIA T4"]
-    assert lasting(found)["gpus"] == found["gpus"]
-    require(device, found)
+    assert stable_fields(found)["gpus"] == found["gpus"]
+    check_requirements(device, found)
     with pytest.raises(DeviceError, match="gpu-host has no NVIDIA GPU: nvidia-smi is not on its PATH"):
-        require(device, found | {"gpus": []})
-    require(load_device("host"), PROBE)
+        check_requirements(device, found | {"gpus": []})
+    check_requirements(load_device("host"), PROBE)
 
 
 def test_clocks_are_looked_at_only_where_a_gpu_runs(inside: Any, smi: Any) -> None:
@@ -136,8 +136,8 @@ def test_clocks_are_looked_at_only_where_a_gpu_runs(inside: Any, smi: Any) -> No
     for watch in watches:
         watch.begin()
         watch.end()
-    assert watches[0].spells[0]["before"]["gpus"] == []
-    assert watches[1].spells[0]["after"]["gpus"][0]["clock_mhz"] == 1980
+    assert watches[0].intervals[0]["before"]["gpus"] == []
+    assert watches[1].intervals[0]["after"]["gpus"][0]["clock_mhz"] == 1980
     assert inside("session").find_runtime("torch_cuda").on_gpu
     assert inside("session").find_runtime("onnxruntime_cuda").on_gpu
     assert not inside("session").find_runtime("litert").on_gpu
@@ -148,7 +148,7 @@ def test_clocks_before_and_after_stand_beside_the_latency() -> None:
         return conditions([spell({"gpus": [{"clock_mhz": before}]}, {"gpus": [{"clock_mhz": after}]})])
 
     assert told(1980, 1965) == ("GPU 0: clock 1980 MHz before and 1965 MHz after the runs",)
-    assert told(1980, 1200)[0].endswith("after the runs: it was throttled, or idle meanwhile")
+    assert told(1980, 1200)[0].endswith("after the runs: it was throttled or idle")
     assert told(None, 1200) == ()
 
 
@@ -200,13 +200,13 @@ def test_a_run_skips_what_has_no_gpu_and_measures_the_rest(
 @pytest.mark.parametrize(
     ("runtime", "options", "words"),
     [
-        ("torch_cuda", {"precision": "int8"}, "'precision' is 'int8'; it can be: fp32, fp16, bf16"),
-        ("torch_cuda", {"compile": "yes"}, "'compile' is 'yes'; it can be: false, true"),
-        ("torch_cuda", {"compile": 1}, "'compile' is 1; it can be: false, true"),
+        ("torch_cuda", {"precision": "int8"}, "'precision' is 'int8'; choose from: fp32, fp16, bf16"),
+        ("torch_cuda", {"compile": "yes"}, "'compile' is 'yes'; choose from: false, true"),
+        ("torch_cuda", {"compile": 1}, "'compile' is 1; choose from: false, true"),
         ("torch_cuda", {"provider": "cuda"}, "no option 'provider'"),
-        ("onnxruntime_cuda", {"provider": "cpu"}, "'provider' is 'cpu'; it can be: cuda, tensorrt"),
-        ("onnxruntime_cuda", {"precision": "fp16"}, "cannot make it fp16: set provider: tensorrt"),
-        ("onnxruntime_cuda", {"cpu_nodes": "no"}, "'cpu_nodes' is 'no'; it can be: true, false"),
+        ("onnxruntime_cuda", {"provider": "cpu"}, "'provider' is 'cpu'; choose from: cuda, tensorrt"),
+        ("onnxruntime_cuda", {"precision": "fp16"}, "cannot convert it to fp16: set provider: tensorrt"),
+        ("onnxruntime_cuda", {"cpu_nodes": "no"}, "'cpu_nodes' is 'no'; choose from: true, false"),
     ],
 )
 def test_options_are_checked_before_anything_is_imported(
@@ -218,7 +218,7 @@ def test_options_are_checked_before_anything_is_imported(
 
 
 def test_providers_are_asked_for_in_order(inside: Any) -> None:
-    settings = inside("runtimes.onnxruntime_cuda").settings
+    settings = inside("runtimes.onnxruntime_cuda").provider_settings
     assert settings({}) == [("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})]
     names, given = zip(*settings({"provider": "tensorrt", "precision": "fp16"}), strict=True)
     assert names == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
@@ -228,19 +228,19 @@ def test_providers_are_asked_for_in_order(inside: Any) -> None:
 def test_falling_back_to_the_cpu_is_refused(inside: Any) -> None:
     module, error = inside("runtimes.onnxruntime_cuda"), inside("failure").AgentError
     with pytest.raises(error, match="CUDAExecutionProvider could not be started and ONNX Runtime fell back"):
-        module.in_use("CUDAExecutionProvider", ["CPUExecutionProvider"])
+        module.check_active("CUDAExecutionProvider", ["CPUExecutionProvider"])
     with pytest.raises(error, match=r"TensorrtExecutionProvider could not .* fell back to CUDA"):
-        module.in_use("TensorrtExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    module.in_use("CUDAExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        module.check_active("TensorrtExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    module.check_active("CUDAExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
 def test_inputs_and_outputs_are_bound(inside: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # The same calls as for a GPU, with the processor's memory in the place of the GPU's.
+    # The same calls as for a GPU, on the memory of the processor.
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     module = inside("runtimes.onnxruntime_cuda")
     monkeypatch.setattr(module, "DEVICE", "cpu")
-    monkeypatch.setattr(module, "settings", lambda options: ["CPUExecutionProvider"])
+    monkeypatch.setattr(module, "provider_settings", lambda options: ["CPUExecutionProvider"])
     monkeypatch.setitem(module.PROVIDERS, "cuda", "CPUExecutionProvider")
     file = tmp_path / "m.onnx"
     specs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in "abc"]
@@ -273,7 +273,7 @@ def test_a_torch_for_the_cpu_says_so(inside: Any, tmp_path: Path) -> None:
 
 
 def exported(path: Path) -> tuple[Path, Any, Any]:
-    """A small exported program that also makes a tensor by itself, an input for it, and its output."""
+    """A small exported program that also creates a tensor itself, an input for it, and its output."""
     import torch
 
     class Net(torch.nn.Module):
@@ -292,7 +292,7 @@ def exported(path: Path) -> tuple[Path, Any, Any]:
     return path, x, net(x).detach()
 
 
-# A program of another device's type makes torch warn about its own loading code.
+# For a program of another device type, torch warns about its own loading code.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 2e-2), ("fp16", 4e-3)])
 def test_precisions_are_cast_alike_on_every_device(
@@ -303,20 +303,20 @@ def test_precisions_are_cast_alike_on_every_device(
     path, x, wanted = exported(tmp_path / "m.pt2")
     net, specs = module.load(path, False, "cpu")
     assert [(spec.shape, spec.dtype) for spec in specs] == [((1, 3, 8, 8), "float32")]
-    net = module.cast(net, "cpu", precision)
+    net = module.cast_module(net, "cpu", precision)
     types = {value.dtype for value in net.state_dict().values() if value.is_floating_point()}
     assert types == {getattr(torch, module.DTYPES[precision])}
-    (given, index) = module.lowered([x, torch.zeros(2, dtype=torch.int64)], "cpu", precision)
+    (given, index) = module.cast_inputs([x, torch.zeros(2, dtype=torch.int64)], "cpu", precision)
     assert given.dtype in types and index.dtype == torch.int64
     with torch.no_grad():
-        (out,) = module.raised(torchside.as_arrays(net(given)), precision)
+        (out,) = module.widen_outputs(torchside.as_arrays(net(given)), precision)
     assert out.dtype == np.float32
     error = float(np.abs(out - wanted.numpy()).max())
     assert error < tolerance
     assert precision == "fp32" or error > 0
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.jit tells that it is deprecated
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 def test_torchscript_is_loaded_and_what_cannot_be_used_is_refused(inside: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     module, error = inside("runtimes.torch_cuda"), inside("failure").AgentError
@@ -324,10 +324,10 @@ def test_torchscript_is_loaded_and_what_cannot_be_used_is_refused(inside: Any, t
     net.save(str(tmp_path / "m.pt"))
     loaded, specs = module.load(tmp_path / "m.pt", False, "cpu")
     assert specs is None and loaded(torch.zeros(1, 4)).shape == (1, 2)
-    with pytest.raises(error, match=r"TorchScript, which torch\.compile does not take"):
-        module.compiled(loaded, "m.pt")
+    with pytest.raises(error, match=r"torch\.compile does not support TorchScript"):
+        module.compile_module(loaded, "m.pt")
     net._save_for_lite_interpreter(str(tmp_path / "m.ptl"))
-    with pytest.raises(error, match="for the lite interpreter, which runs on the CPU alone"):
+    with pytest.raises(error, match="for the lite interpreter, which runs only on the CPU"):
         module.load(tmp_path / "m.ptl", False, "cpu")
     (tmp_path / "text.pt").write_text("no archive")
     with pytest.raises(error, match="neither TorchScript nor an exported program"):

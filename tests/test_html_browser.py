@@ -1,4 +1,4 @@
-"""The report's page in a real browser: what a reader does with it, and what a screen reader finds."""
+"""The report page in a real browser: interaction and accessibility."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that the large one has, less often."""
+    """All elements of the large one, fewer times."""
     path = tmp_path_factory.mktemp("page") / "small.html"
     path.write_text(
         html.render(large_report(variants=4, formats=3, devices=2, layers=5, pictures=4)), "utf-8"
@@ -48,7 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Opened:
-    """Opens pages, and fails the test when one of them complains or wants something from elsewhere."""
+    """Opens pages, and fails the test if one logs an error or requests an external resource."""
 
     def __init__(self, browser: Any) -> None:
         self.browser = browser
@@ -87,14 +87,14 @@ def opened(browser: Any) -> Iterator[Opened]:
 
 def column(page: Page, title: str) -> list[str]:
     """Texts of a column of the table of all branches."""
-    titles = page.locator("#branches thead th").all_inner_texts()
+    titles = page.locator("#results thead th").all_inner_texts()
     at = next(at for at, text in enumerate(titles, 1) if text.strip() == title)
-    found: list[str] = page.locator(f"#branches tbody tr > :nth-child({at})").all_inner_texts()
+    found: list[str] = page.locator(f"#results tbody tr > :nth-child({at})").all_inner_texts()
     return found
 
 
 def place(page: Page, chart: str, number: int) -> tuple[float, float, int]:
-    """Where on the screen the cheapest point but ``number`` is, and how many there are."""
+    """Screen position of the ``number``-th cheapest point, from 0, and the number of points."""
     page.locator(f"#{chart}").scroll_into_view_if_needed()
     found = page.evaluate(
         """([id, number]) => {
@@ -111,7 +111,7 @@ def place(page: Page, chart: str, number: int) -> tuple[float, float, int]:
 
 def test_sorting(opened: Opened, large: Path) -> None:
     page = opened(large)
-    head = page.locator("#branches thead th", has_text="size")
+    head = page.locator("#results thead th", has_text="size")
     assert head.get_attribute("aria-sort") == "none"
     recipe_order = column(page, "size")
     head.get_by_role("button").click()
@@ -130,18 +130,18 @@ def test_sorting(opened: Opened, large: Path) -> None:
 
 def test_filters_narrow_table_and_charts(opened: Opened, large: Path) -> None:
     page = opened(large)
-    assert page.locator("#count").inner_text() == f"{COMBINATIONS} of {COMBINATIONS} branches"
+    assert page.locator("#count").inner_text() == f"{COMBINATIONS} of {COMBINATIONS} results"
     page.get_by_label("variant", exact=True).select_option("int8")
     page.get_by_label("device", exact=True).select_option("phone")
-    assert page.locator("#count").inner_text() == f"4 of {COMBINATIONS} branches"
+    assert page.locator("#count").inner_text() == f"4 of {COMBINATIONS} results"
     assert column(page, "format") == ["tflite", "onnx", "torchscript", "executorch"]
     assert page.locator("#size-front").get_attribute("aria-label") == "top1 against size, 4 points"
-    # Times are those of the device that the filter names.
+    # Latencies are those of the filtered device.
     assert page.locator("#timed").input_value() == "phone"
     page.get_by_label("text", exact=True).fill("TORCH int8")
     assert column(page, "format") == ["torchscript", "executorch"]
     page.get_by_label("text", exact=True).fill("no such thing")
-    assert "No branch matches" in page.locator("#branches tbody").inner_text()
+    assert "No result matches" in page.locator("#results tbody").inner_text()
     assert page.locator("#fronts .empty").first.is_visible()
     page.get_by_role("button", name="Reset").click()
     page.get_by_label("status", exact=True).select_option("skipped")
@@ -164,7 +164,7 @@ def test_hovering_names_a_point_and_a_click_goes_to_its_row(opened: Opened, larg
         f"pruned-int8.tflite on {name}" for name in ("host", "raspberry-pi-4", "phone", "cortex-m")
     ]
     page.mouse.click(x, y)
-    focused = page.locator("#branches tr:focus")
+    focused = page.locator("#results tr:focus")
     assert focused.inner_text().split()[:3] == ["pruned-int8", "tflite", "host"]
     playwright.expect(focused).to_be_in_viewport()
     assert "found" in (focused.get_attribute("class") or "")
@@ -178,10 +178,10 @@ def test_the_keyboard_does_what_the_mouse_does(opened: Opened, large: Path) -> N
     chart.focus()
     page.keyboard.press("End")
     page.keyboard.press("ArrowLeft")
-    said = page.locator("#said").inner_text()
+    said = page.locator("#announcement").inner_text()
     assert said.startswith("Point 23 of 24: ")
     page.keyboard.press("Enter")
-    row = page.locator("#branches tr:focus")
+    row = page.locator("#results tr:focus")
     variant, form = row.inner_text().split()[:2]
     assert f"{variant}.{form} on host" in said
     row.get_by_role("link").press("Enter")
@@ -193,12 +193,12 @@ def test_the_keyboard_does_what_the_mouse_does(opened: Opened, large: Path) -> N
         "quantize_tflite",
         "95 % interval",
         "DEPTHWISE_CONV_2D",
-        "most certain mistakes",
+        "Correct in the original model",
         "sha256",
     ):
         assert part in told
-    details.get_by_role("link", name="Back to its row").click()
-    playwright.expect(page.locator("#branches tr:focus")).to_be_in_viewport()
+    details.get_by_role("link", name="Back to the table").click()
+    playwright.expect(page.locator("#results tr:focus")).to_be_in_viewport()
 
 
 def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small: Path) -> None:
@@ -214,15 +214,15 @@ def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small:
     assert inside.locator(".gallery li").first.inner_text().split() == ["down", "→", "go"]
     told = inside.inner_text()
     assert "edgeopt diagnose recipes/words.yaml --variant int8 --format onnx" in told
-    worst = inside.locator("table", has_text="Right answers per class").locator("tbody tr").first
+    worst = inside.locator("table", has_text="Correct predictions per class").locator("tbody tr").first
     assert worst.inner_text().split() == ["down", "160", "93.8", "%", "87.5", "%", "−10"]
     matrix = inside.locator("table.matrix")
     assert matrix.locator("tbody tr").count() == 6
     assert matrix.locator("td.right .fewer").count() == 5
-    layer = inside.locator("table", has_text="How sensitive each layer").locator("tbody tr").first
+    layer = inside.locator("table", has_text="Sensitivity of the layers").locator("tbody tr").first
     assert layer.inner_text().split() == ["model/block_1", "29.2", "%", "+1,000", "B"]
-    assert inside.locator("table", has_text="Where the bytes").locator("svg.bar").count() == 3
-    own = inside.locator("table", has_text="How its latency is distributed").locator("tbody tr")
+    assert inside.locator("table", has_text="Size breakdown").locator("svg.bar").count() == 3
+    own = inside.locator("table", has_text="Latency distribution").locator("tbody tr")
     assert [line.split()[0] for line in own.all_inner_texts()] == ["float.onnx", "int8.onnx"]
     page.locator("#made summary").click()
     assert "name: words" in page.locator("#made pre").inner_text()
@@ -230,7 +230,7 @@ def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small:
 
 def test_latencies_of_a_device_stand_on_one_scale(opened: Opened, small: Path) -> None:
     page = opened(small)
-    page.locator("#device-0 summary", has_text="How latency is distributed").click()
+    page.locator("#device-0 summary", has_text="Latency distribution").click()
     bars = page.locator("#device-0 svg.spread rect")
     assert bars.count() == 11
     left = [float(bar.get_attribute("x")) for bar in bars.all()]
@@ -242,7 +242,7 @@ def test_latencies_of_a_device_stand_on_one_scale(opened: Opened, small: Path) -
 def test_trials_of_searches_are_shown_when_asked_for(opened: Opened, large: Path) -> None:
     page = opened(large)
     assert place(page, "size-front", 0)[2] == 24
-    page.get_by_label("what searches tried").check()
+    page.get_by_label("search trials").check()
     assert place(page, "size-front", 0)[2] == 24 + 4 * 12
 
 
@@ -269,7 +269,7 @@ def test_a_phone_needs_no_sideways_scrolling(opened: Opened, large: Path) -> Non
     page = opened(large, width=380)
     page.get_by_role("button", name="Open all").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") == 380
-    width = page.locator("#branches .scroll").evaluate("box => [box.scrollWidth, box.clientWidth]")
+    width = page.locator("#results .scroll").evaluate("box => [box.scrollWidth, box.clientWidth]")
     assert width[0] > width[1]
     assert page.locator("#size-front").bounding_box()["width"] < 380
 
@@ -284,7 +284,7 @@ def test_printing_is_light_and_whole(opened: Opened, large: Path) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") is None
     page.emulate_media(media="print")
     assert not page.locator(".filters").is_visible()
-    assert page.locator("#branches .scroll").evaluate("box => getComputedStyle(box).overflowY") == "visible"
+    assert page.locator("#results .scroll").evaluate("box => getComputedStyle(box).overflowY") == "visible"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (380, "dark")])
@@ -299,7 +299,7 @@ def test_axe_finds_nothing_serious(opened: Opened, small: Path, width: int, sche
 
 
 def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> None:
-    # How soon that is: benchmarks/page.py.
+    # The time is measured by benchmarks/page.py.
     assert opened(large).evaluate("Number(document.documentElement.dataset.ready)") > 0
 
 
@@ -343,5 +343,5 @@ def test_an_empty_report_opens(opened: Opened, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(html.render(Report(recipe="nothing", run=RUN)), "utf-8")
     page = opened(path)
-    assert "Not judged" in page.locator("#verdict").inner_text()
+    assert "No gates" in page.locator("#verdict").inner_text()
     assert page.locator("#fronts .empty").count() == 2

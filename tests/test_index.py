@@ -1,4 +1,4 @@
-"""The page of all runs: what is on it, what is wrong with a folder, and how it looks in a browser."""
+"""The page of all runs: its content, unreadable folders, and its rendering in a browser."""
 
 import datetime
 import json
@@ -23,7 +23,7 @@ FIRST = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 def keep(folder: Path, number: int, report: Report | None = None, **changes: Any) -> Path:
-    """A run that was made ``number`` days after the first."""
+    """A run ``number`` days after the first."""
     whole = report or large_report(variants=2, formats=2, devices=2, layers=2)
     run = whole.run.model_copy(update={"started": (FIRST + datetime.timedelta(days=number)).isoformat()})
     whole = whole.model_copy(update={"run": run, **changes})
@@ -79,8 +79,8 @@ def test_a_damaged_run_is_told_and_costs_nothing_else(tmp_path: Path) -> None:
     assert [run.folder.name for run in found] == ["run-001"]
     told = {bad.folder.name: bad.reason for bad in damaged}
     assert set(told) == {*broken, "empty"}
-    assert told["empty"] == "no report.json: not finished yet, or interrupted"
-    assert told["newer"] == "report.json is of version 9, this edgeopt reads 1"
+    assert told["empty"] == "no report.json: the run is not finished, or was interrupted"
+    assert told["newer"] == "report.json has version 9, this edgeopt reads version 1"
     assert told["cut"].startswith("report.json is not a complete report: invalid json: eof")
     assert told["undated"].startswith("report.json is not a complete report: run.started input should be")
     assert len(data(write_index(tmp_path))["damaged"]) == 6
@@ -154,7 +154,7 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture
 def opened(tmp_path: Path) -> "Callable[..., Any]":
-    """Six runs: the data changes after the third, the processor after the fourth; and one that is damaged."""
+    """Six runs, and a damaged one: the data changes after the third, the processor after the fourth."""
     for number in range(6):
         report = large_report(variants=2, formats=2, devices=2, layers=2)
         run = report.run.model_copy(update={"evaluation_digest": ("aa" if number < 3 else "bb") * 32})

@@ -1,6 +1,7 @@
-"""A Keras layer is called by its name in every format, and a pattern with that name means it and no other.
+"""A Keras layer keeps its name in every format, and a pattern with that name matches only this layer.
 
-Every layer of the toys has another number of weights, so files tell by their contents which one stayed float.
+Each layer of the toys has a different number of weights, so the content of a file shows which one stayed
+float.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import StageError
-from edgeopt.formats.layer_names import calls, keras_layer, layer_told, matching, told
+from edgeopt.formats.layer_names import calls, keras_layer, layer_of_scope, matching, scope_name
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.tflite.graph import layers as tflite_layers
@@ -35,7 +36,7 @@ needs_keras = pytest.mark.skipif(
 needs_onnx = pytest.mark.skipif(missing("tf2onnx", "onnxruntime"), reason="needs the extra 'onnx'")
 needs_torch = pytest.mark.skipif(missing("keras", "torch", "executorch"), reason="extra 'executorch'")
 pytestmark = pytest.mark.slow
-# torch, torchao and ExecuTorch warn about their own deprecated parts while they work.
+# torch, torchao and ExecuTorch warn about their own deprecations.
 quiet = pytest.mark.filterwarnings("ignore")
 
 MODELS = """
@@ -153,7 +154,7 @@ def python(script: str, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """Files that TensorFlow made."""
+    """Files written by TensorFlow."""
     folder = tmp_path_factory.mktemp("keras")
     python(FROM_KERAS, folder, "" if missing("tf2onnx") else "onnx")
     return lambda name: Model.model_validate_json((folder / name / "model.json").read_text())
@@ -161,7 +162,7 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 
 @pytest.fixture(scope="module")
 def torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
-    """Files that torch made."""
+    """Files written by torch."""
     folder = tmp_path_factory.mktemp("torch")
     python(
         FROM_TORCH,
@@ -284,7 +285,7 @@ def test_torchscript(
 def test_layers_keep_their_names_from_torch_to_onnx_and_tflite(
     torch: Callable[[str], Model], toy: str
 ) -> None:
-    """The way of a Keras model that is equalized first."""
+    """The path of a Keras model that is equalized first."""
     expected = list(WEIGHTS[toy].items())
     if not missing("onnxscript"):
         assert [found[:2] for found in in_onnx(torch(f"torch-{toy}-onnx").path)] == expected
@@ -334,8 +335,8 @@ def test_layers_are_found_in_the_names_of_operations() -> None:
         "StatefulPartitionedCall/model/conv2d/Conv2D": "conv2d",
     }
     assert {name: keras_layer(name) for name in found} == found
-    assert layer_told("outer.Wrapper/" + told("inner/conv2d_1")) == "inner/conv2d_1"
-    assert layer_told("outer.Wrapper") == ""
+    assert layer_of_scope("outer.Wrapper/" + scope_name("inner/conv2d_1")) == "inner/conv2d_1"
+    assert layer_of_scope("outer.Wrapper") == ""
 
 
 def test_calls_are_counted_for_each_layer() -> None:
@@ -343,7 +344,7 @@ def test_calls_are_counted_for_each_layer() -> None:
 
 
 def test_a_layer_whose_operator_took_over_another_is_not_meant_with_it() -> None:
-    """The converter puts the bias of one layer into the next, and both names into that of the tensor."""
+    """The converter merges the bias of one layer into the next, and both names into that of the tensor."""
     step = tflite_layers.Step("FULLY_CONNECTED", ("m/head/out/BiasAdd;m/dense/Tensordot;m/norm/add",))
     other = tflite_layers.Step("FULLY_CONNECTED", ("m/head/out/MatMul",))
     layers = [
@@ -367,7 +368,7 @@ NAMES = ["conv1", "conv1:2", "block1_conv1", "layer1.0.conv1", "layer1.0.bn", "h
         ("layer1_0_conv1", ["layer1.0.conv1"]),
         ("layer1.0.*", ["layer1.0.conv1", "layer1.0.bn"]),
         ("head.conv1", ["head/conv1"]),
-        ("head", ["head/conv1"]),  # a model within the model
+        ("head", ["head/conv1"]),  # a nested model
         ("*conv1", ["conv1", "conv1:2", "block1_conv1", "layer1.0.conv1", "head/conv1"]),
         ("layer[12].0.bn", ["layer1.0.bn"]),
     ],
@@ -387,7 +388,7 @@ def test_the_last_pattern_that_fits_counts() -> None:
 def test_a_pattern_that_means_nothing_is_refused_with_the_nearest_names(pattern: str) -> None:
     with pytest.raises(StageError, match=f"keep: no layer is called '{pattern}'") as caught:
         matching([pattern], NAMES, "keep")
-    assert f"the pattern '*{pattern}*', which fits" in caught.value.fix
+    assert f"the pattern '*{pattern}*', which matches" in caught.value.fix
 
 
 def test_a_layer_goes_by_the_other_names_that_its_file_has_for_it() -> None:

@@ -1,4 +1,4 @@
-"""What stands beside a latency: the machine's clock, heat and other programs; protocols; energy."""
+"""Conditions of a latency measurement: clock, temperature and other programs; protocols; energy."""
 
 import importlib
 import os
@@ -31,7 +31,7 @@ from toy_tflite import toy
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The agent's look at a machine that is made of files."""
+    """The agent's view of a machine simulated with files."""
     monkeypatch.syspath_prepend(str(build_agent(tmp_path / "agent.pyz")))
     module = importlib.import_module("edgeopt_agent.conditions")
     monkeypatch.setattr(module, "SYS", tmp_path / "sys")
@@ -77,7 +77,7 @@ def test_a_machine_that_tells_nothing(seen: Any) -> None:
     watch = seen.Watch()
     watch.begin()
     watch.end()
-    assert watch.spells[0]["other_cores"] is None
+    assert watch.intervals[0]["other_cores"] is None
     assert seen.energy_per_run(lambda index: 0.0, 0.01) is None
 
 
@@ -89,13 +89,13 @@ def test_time_of_others_is_told_from_our_own(seen: Any, tmp_path: Path) -> None:
     watch = seen.Watch()
     watch.begin()
     time.sleep(0.3)
-    ticks(1060, 1000, 15)  # in hundredths of a second: 2 cores of others, half a core withheld
+    ticks(1060, 1000, 15)  # in hundredths of a second: 2 cores used by others, half a core stolen
     watch.end()
-    (spell,) = watch.spells
+    (spell,) = watch.intervals
     assert spell["other_cores"] == pytest.approx(0.6 / spell["seconds"], rel=0.1)
     assert spell["stolen_cores"] == pytest.approx(0.15 / spell["seconds"], rel=0.1)
-    notes = conditions(watch.spells)
-    assert len(notes) == 2 and notes[0].startswith("the machine was busy: other programs took")
+    notes = conditions(watch.intervals)
+    assert len(notes) == 2 and notes[0].startswith("the machine was busy: other programs used")
     assert f" of its {os.cpu_count()} cores " in notes[0]
 
 
@@ -122,11 +122,11 @@ def test_what_a_report_says_of_the_machine() -> None:
     throttled = spell({"throttled": False}, {"throttled": True})
     assert conditions([]) == conditions([quiet]) == ()
     assert conditions([quiet, spell(other_cores=1.04)]) == (
-        "the machine was busy: other programs took 1.0 cores while latency was measured",
+        "the machine was busy: other programs used 1.0 cores while latency was measured",
     )
     (note,) = conditions([slower])
     assert "its clock fell from 1500 to 600 MHz" in note
-    assert conditions([throttled] * 2) == ("the machine was throttled: it says so itself",)
+    assert conditions([throttled] * 2) == ("the machine was throttled, as its firmware reports",)
 
 
 def test_mlperf_tiny_is_ten_seconds_five_times() -> None:
@@ -175,9 +175,9 @@ def measure(tmp_path: Path) -> Callable[..., Any]:
 
 def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:
     outcome = measure({"min_runs": 20, "min_seconds": 0.1, "max_seconds": 5.0, "repeats": 3}, twice=True)
-    spells = outcome.spells
+    spells = outcome.intervals
     assert len(spells) == 3 and all(spell["before"]["load"] is not None for spell in spells)
-    # Two models take turns, and each of them is to run as long as the protocol says.
+    # Two models alternate, and each must run as long as the protocol requires.
     assert all(spell["seconds"] >= 0.2 for spell in spells)
     assert outcome.times["repeats"].sum() == len(outcome.times["latency"])
     assert len(outcome.times["null"]) > 0
@@ -191,11 +191,11 @@ def test_another_program_is_noticed(measure: Callable[..., Any]) -> None:
     finally:
         other.kill()
         other.wait()
-    assert any("the machine was busy" in note for note in conditions(outcome.spells))
+    assert any("the machine was busy" in note for note in conditions(outcome.intervals))
 
 
 def test_two_models_in_turns_give_a_ratio_with_its_interval(measure: Callable[..., Any]) -> None:
-    # How near to 1 one file comes to itself: benchmarks/measuring.py, since no machine of CI is quiet.
+    # Repeatability is measured by benchmarks/measuring.py, because no CI machine is quiet.
     outcome = measure({"min_runs": 50, "min_seconds": 0.1, "max_seconds": 5.0, "repeats": 1}, twice=True)
     ratio = latency(outcome)["latency_ratio"]
     low, high = ratio.ci95

@@ -1,4 +1,4 @@
-"""The same inputs on several devices: what is a difference, and what is said of it."""
+"""The same inputs on several devices: differences and their description."""
 
 import json
 import sys
@@ -69,9 +69,9 @@ def test_the_first_layer_that_differs_is_named() -> None:
     assert layer is not None and note == ""
     assert (layer.index, layer.name, layer.operator, layer.max_steps) == (1, "b", "OP_b", 3)
     assert first_layer({"x": one, "y": one})[1].startswith("no layer differs")
-    assert first_layer({"x": one, "y": Outcome("r")}) == (None, "y cannot tell what the layers give")
+    assert first_layer({"x": one, "y": Outcome("r")}) == (None, "y cannot return layer outputs")
     assert first_layer({"x": one, "y": layers([0, 0], names="z")})[1].endswith("no layer in common")
-    # An operator that the other runtime has not, or has in another shape, is passed over.
+    # An operator that the other runtime lacks, or has in another shape, is skipped.
     layer, _ = first_layer({"x": one, "y": layers([1], [5, 5], names="ac")})
     assert layer is not None and layer.name == "c"
 
@@ -84,9 +84,9 @@ def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
 
     one = ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 6])
     told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1], [3], [5, 9])}, {"DEQUANTIZE"})
-    assert told == (None, "the outputs differ; the runtimes' inner layers could not be compared")
+    assert told == (None, "the outputs differ; the inner layers of the runtimes could not be compared")
     told = first_layer({"x": one, "y": ends_with("DEQUANTIZE", [1, 2], [3, 4], [5, 9])}, {"DEQUANTIZE"})
-    assert told == (None, "the outputs differ; the 2 inner layers that could be compared are the same")
+    assert told == (None, "the outputs differ; the 2 comparable inner layers are equal")
     inside = ends_with("DEQUANTIZE", [1, 2], [3, 5], [5, 9])
     layer, _ = first_layer({"x": one, "y": inside})
     assert layer is not None and layer.name == "b"
@@ -94,7 +94,7 @@ def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
 
 @pytest.fixture
 def devices(tmp_path: Path) -> Path:
-    """Devices of one's own: the host again, one with nothing on it, and one that is not there."""
+    """Custom devices: the host again, one without runtimes, and one that is unreachable."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "twin.yaml").write_text("runtimes: {tflite: litert}\n")
@@ -117,7 +117,7 @@ def test_equal_devices_are_equal_and_others_say_why_not(toy_file: Path, devices:
     assert found.random_inputs and found.samples == 64
     assert (first.device, first.differing) == ("host", 0)
     assert (twin.status, twin.differing, twin.max_steps, twin.flips, twin.layer) == ("ok", 0, 0, 0, None)
-    assert (bare.status, bare.reason) == ("skipped", "it has no runtime for tflite")
+    assert (bare.status, bare.reason) == ("skipped", "no runtime for tflite")
     assert gone.status == "skipped" and "is not set up" in gone.reason
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of a run while it works, and what everything else gets instead."""
+"""Progress of a run on a terminal, and its plain form elsewhere."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from edgeopt.cli.screen.live import Work, spoken
+from edgeopt.cli.screen.live import Work, duration_text
 from edgeopt.results import Event, Report
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -46,7 +46,7 @@ with Progress() as progress:
 
 
 class Screen:
-    """As much of a terminal as rich needs: lines, a cursor, and erasing."""
+    """The parts of a terminal that rich needs: lines, a cursor, and erasing."""
 
     def __init__(self) -> None:
         self.lines = [""]
@@ -64,7 +64,7 @@ class Screen:
         number, letter = code[2:-1], code[-1]
         if letter == "A":
             self.row -= int(number or 1)
-            # Above the screen nothing can be reached: a tree that is too tall would leave its head behind.
+            # Lines above the screen cannot be redrawn: a tree that is too tall would leave its head behind.
             assert self.row >= 0
         elif letter == "K":
             self.lines[self.row] = ""
@@ -99,7 +99,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def terminal(
     arguments: list[str], rows: int = 24, columns: int = 100, **more: str
 ) -> Iterator[tuple["subprocess.Popen[str]", Callable[[], str]]]:
-    """A process whose stderr is a terminal, and a function that gives what it wrote there."""
+    """A process whose stderr is a terminal, and a function that returns its output there."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "CI", "COLUMNS")}
@@ -115,12 +115,12 @@ def terminal(
     written: list[bytes] = []
 
     def read() -> str:
-        """Everything until the process ends."""
+        """All output until the process ends."""
         try:
             while piece := os.read(master, 65536):
                 written.append(piece)
         except OSError:
-            pass  # Linux tells the end of a terminal so
+            pass  # Linux reports the end of a terminal like this
         return b"".join(written).decode()
 
     try:
@@ -244,7 +244,7 @@ def test_time_left_is_told_from_what_took_how_long() -> None:
 
     def tell(branch: str, step: str, status: str, seconds: float = 0.0, message: str = "") -> None:
         told = {"branch": branch, "step": step, "status": status, "seconds": seconds, "message": message}
-        work.tell(Event.model_validate(told))
+        work.update(Event.model_validate(told))
 
     for branch in "abcd":
         tell(branch, "convert", "planned")
@@ -252,7 +252,7 @@ def test_time_left_is_told_from_what_took_how_long() -> None:
     for branch in "abc":
         assert work.seconds_left() is None
         tell(branch, "convert", "done", seconds=10.0)
-    # One conversion as usual, and four measurements as long as anything took so far.
+    # One conversion of usual duration, and four measurements as long as the longest step so far.
     assert work.seconds_left() == pytest.approx(50.0)
     tell("a", "measure", "done", seconds=2.0)
     assert work.seconds_left() == pytest.approx(10.0 + 3 * 2.0)
@@ -270,7 +270,7 @@ def test_time_left_is_told_from_what_took_how_long() -> None:
 
 def test_names_are_text_and_control_nothing() -> None:
     work = Work()
-    work.tell(Event(branch="[red]a\x1b[2J\x07", step="s[/]\x1b[31m", status="started"))
+    work.update(Event(branch="[red]a\x1b[2J\x07", step="s[/]\x1b[31m", status="started"))
     console = Console(width=80, force_terminal=False)
     with console.capture() as caught:
         console.print(work)
@@ -278,11 +278,16 @@ def test_names_are_text_and_control_nothing() -> None:
     assert "s[/]�[31m" in caught.get()
 
 
-def test_times_are_spoken() -> None:
-    assert [spoken(seconds) for seconds in (0.4, 59.4, 61, 3700)] == [
+def test_durations_as_text() -> None:
+    assert [duration_text(seconds) for seconds in (0.4, 59.4, 61, 3700)] == [
         "0 s",
         "59 s",
         "1 min 01 s",
         "1 h 01 min",
     ]
-    assert [spoken(seconds, rough=True) for seconds in (1, 43, 61, 100)] == ["5 s", "45 s", "1 min", "2 min"]
+    assert [duration_text(seconds, rough=True) for seconds in (1, 43, 61, 100)] == [
+        "5 s",
+        "45 s",
+        "1 min",
+        "2 min",
+    ]

@@ -1,6 +1,6 @@
-"""Pruning and clustering Keras models: the cut is exact, what cannot be cut is named, zeros stay.
+"""Pruning and clustering Keras models: channel removal is exact, unprunable layers are named, zeros stay.
 
-Everything runs in a process of its own, so that TensorFlow does not meet torch here.
+Everything runs in a separate process, so that TensorFlow and torch are never loaded together.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import archive as keras_archive
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.channels import Channels
-from edgeopt.formats.keras.prune.selection import choose, keeping
+from edgeopt.formats.keras.prune.selection import choose, remaining_channels
 from edgeopt.formats.keras.graph.layers import costs, graph_of
 from edgeopt.formats.keras.prune.remove_channels import importance, without
 from edgeopt.model import Model
@@ -57,7 +57,7 @@ def saved(network, name):
     return Model(format="keras", path=root / f"{name}.keras")
 
 def rough(network):
-    # Fresh statistics are all zero and one, which would hide a mix-up.
+    # Initial statistics are all zero and one, which would hide a permutation.
     random = np.random.default_rng(1)
     for layer in network.layers:
         if hasattr(layer, "layers"):
@@ -103,7 +103,9 @@ def exact(network, **options):
     channels = Channels(graph)
     usual = dict(share=0.5, round_to=4, keep=(), layers={})
     bundles = channels.bundles()
-    choice = choose(bundles, keeping(bundles, **usual | options), lambda b: importance(channels, b))
+    choice = choose(
+        bundles, remaining_channels(bundles, **usual | options), lambda b: importance(channels, b)
+    )
     smaller = without(network, channels, choice.removed, "toy")
     silence(network, channels, choice.removed)
     data = values(network)
@@ -149,7 +151,7 @@ x = L.Dropout(0.5)(L.Flatten()(x))
 x = L.Dense(16, activation="tanh", name="hidden")(x)
 report["side_by_side"] = exact(keras.Model(image, L.Dense(3, name="scores")(x)))
 
-# What is concatenated is added to something else: its parts are bound to parts of that
+# A concatenation is added to another tensor: its parts are coupled to parts of that
 x = image = L.Input((4, 4, 8))
 a, b = L.Conv2D(8, 1, name="a")(x), L.Conv2D(16, 1, name="b")(x)
 c = L.Conv2D(24, 1, name="c")(x)
@@ -170,7 +172,7 @@ x = x * L.Reshape((1, 1, 8))(y)
 out = [L.Conv2D(3, 1, name="map")(x), L.Dense(4, name="scores")(L.GlobalMaxPooling2D()(x))]
 report["excite"] = exact(keras.Model([image, other], out))
 
-# A model inside a Sequential model, and one layer that is used twice
+# A model inside a Sequential model, and a layer that is used twice
 inner_in = L.Input((8, 8, 12), name="inner_in")
 shared = L.Conv2D(12, 3, padding="same", name="shared")
 inner = keras.Model(inner_in, L.BatchNormalization()(shared(L.ReLU()(shared(inner_in)))), name="inner")
@@ -179,7 +181,7 @@ report["nested"] = exact(keras.Sequential([
     L.GlobalAveragePooling2D(), L.Dense(2, name="scores"),
 ]))
 
-# A sequence of features, with what is unknown in one place
+# A sequence of features, with an unknown layer at one point
 x = series = L.Input((20, 4))
 x = L.Conv1D(16, 3, name="early")(x)
 x = L.LayerNormalization(name="unknown")(x)
@@ -251,7 +253,7 @@ for weighed in ("weights", "outputs"):
     found = np.argmax(keras.saving.load_model(half.path)(images), axis=1)
     report["by_" + weighed] = float(np.mean(found == labels))
 
-# Every channel twice: eight can go, and nothing is lost.
+# Every channel twice: eight can be removed without loss.
 x = image = L.Input((8, 8, 1))
 x = L.Conv2D(4, 3, name="reader")(L.Conv2D(16, 3, activation="relu", name="twins")(x))
 twins = keras.Model(image, L.Dense(3, name="scores")(L.Flatten()(x)))
@@ -347,7 +349,7 @@ def test_a_channel_that_an_unknown_layer_touches_stays(cut: Any) -> None:
 
 
 def test_models_inside_models_and_layers_used_twice(cut: Any) -> None:
-    # The stem's output goes through the shared layer, whose own output goes through it again.
+    # The shared layer is applied to the stem's output, and then to its own output.
     assert cut["nested"]["kept"] == {"stem+inner/shared": [12, 8], "scores": [2, 2]}
     assert cut["nested"]["sizes"]["inner/shared"] == [[3, 3, 8, 8], [8]]
 
@@ -378,20 +380,20 @@ def test_what_cannot_be_pruned_is_refused_by_name(staged: Any) -> None:
     assert "two_b" in staged["conflict"]
     assert "different shares" in staged["conflict"]
     assert "no channel of residual.keras can be removed" in staged["nothing"]
-    assert "only meets LayerNormalization 'strange'" in staged["unknown"]
+    assert "only reaches LayerNormalization 'strange'" in staged["unknown"]
     assert "no convolution or dense layer" in staged["depthwise_only"]
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"channels": 1.0}, "a share of 1 is not from 0 to below 1"),
-        ({"weights": 1.0}, "a share of 1 is not"),
-        ({"weights": 0.5, "layers": {"dense": 1.0}}, "dense: a share of 1"),
-        ({"channels": 0}, "a share of 0 removes nothing"),
+        ({"channels": 1.0}, "1 is not a fraction from 0 to below 1"),
+        ({"weights": 1.0}, "1 is not a fraction"),
+        ({"weights": 0.5, "layers": {"dense": 1.0}}, "dense: 1"),
+        ({"channels": 0}, "0 removes nothing"),
         ({"n_m": (4, 4)}, "0 < n < m"),
-        ({}, "give one of"),
-        ({"channels": 0.5, "weights": 0.5}, "give one of"),
+        ({}, "set exactly one of"),
+        ({"channels": 0.5, "weights": 0.5}, "set exactly one of"),
     ],
 )
 def test_shares_that_make_no_sense(options: dict[str, Any], told: str) -> None:
@@ -410,7 +412,7 @@ def test_smallest_weights_become_zero(staged: Any) -> None:
     assert found["zeros"].pop("classes") == 0.5
     assert all(share == pytest.approx(0.75, abs=0.01) for share in found["zeros"].values())
     assert set(found["kept"]) == {f"{name}#0" for name in [*found["zeros"], "classes"]}
-    assert any("download size only" in note for note in found["notes"])
+    assert any("the compressed download shrinks" in note for note in found["notes"])
 
 
 def test_a_layer_is_never_emptied(staged: Any) -> None:
@@ -422,7 +424,7 @@ def test_two_of_four_stay_along_the_input_channels(staged: Any) -> None:
     assert found["per_block"] == [2]
     assert found["zeros"].pop("stem") == 0
     assert set(found["zeros"].values()) == {0.5}
-    assert "dense, because their input channels do not fit the pattern: stem" in found["notes"]
+    assert "left dense, because m does not divide their input channels: stem" in found["notes"]
 
 
 def test_clusters_share_values_and_keep_zeros(staged: Any) -> None:

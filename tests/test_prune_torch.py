@@ -1,4 +1,4 @@
-"""Pruning and clustering PyTorch modules, and building what was pruned again."""
+"""Pruning and clustering PyTorch modules, and rebuilding pruned ones."""
 
 import gzip
 import json
@@ -24,10 +24,11 @@ from edgeopt.stages.exported_program_to_onnx import ExportedProgramToOnnx
 from edgeopt.stages.load_torch import LoadTorch
 from edgeopt.stages.prune_torch import PruneTorch
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
+from needs import needs
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torch_pruning")
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torch-pruning warn about their own parts
+needs("torch_pruning")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torch-pruning warn about their own code
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 AGENT = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "devices" / "agent"
@@ -92,7 +93,7 @@ SCALED = Preprocessing(scale=1 / 16, layout="NHWC")
 
 
 class Noise(Digits):
-    """Digits as if they were pictures: three channels."""
+    """Digits as three-channel images."""
 
     def samples(self) -> Any:
         for sample in super().samples():
@@ -166,7 +167,7 @@ def test_channels_are_gone_from_the_file_and_from_the_arithmetic(digits: Model, 
     assert after.total < 0.35 * before.total and after.parameters < 0.35 * before.parameters
     size = (result.path / "weights.safetensors").stat().st_size
     assert size < 0.45 * (digits.path / "weights.safetensors").stat().st_size
-    assert f"{after.total:,} of {before.total:,} multiplications" in notes[-1]
+    assert f"{after.total:,} of {before.total:,} MACs remain" in notes[-1]
     assert "conv1 32 to 16" in notes[0]
 
 
@@ -192,7 +193,7 @@ def test_a_pruned_model_becomes_onnx_and_runs_on_the_device_side(digits: Model, 
     given = [v[None].transpose(0, 2, 3, 1) if shape[-1] == 1 else v[None] for v in values]
     got = np.concatenate([session.run(None, {name: np.ascontiguousarray(v)})[0] for v in given])
     assert np.abs(got - wanted).max() < 1e-4
-    # The agent is a package of its own, and builds the module by itself.
+    # The agent is a separate package, and rebuilds the module itself.
     link = tmp_path / "edgeopt_agent"
     link.symlink_to(AGENT)
     script = (
@@ -215,13 +216,13 @@ def test_a_pruned_model_becomes_onnx_and_runs_on_the_device_side(digits: Model, 
 def test_a_shortcut_that_counts_channels_is_left_alone_and_named(code: Path, tmp_path: Path) -> None:
     model = toy(code, "Padded", tmp_path)
     result, notes = pruned(model, tmp_path / "p", rgb=True, channels=0.5)
-    assert "channels of stem, outer stay" in notes[0]
+    assert "channels of stem, outer kept" in notes[0]
     assert weight(result, "inner").shape == (16, 8, 3, 3) and weight(result, "outer").shape == (16, 16, 3, 3)
     assert weight(result, "stem").shape == (8, 3, 3, 3)
 
 
 def test_a_model_that_cannot_lose_a_channel_is_refused(code: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"no layer of this model can lose channels: conv \("):
+    with pytest.raises(StageError, match=r"no channel of this model can be removed: conv \("):
         pruned(toy(code, "Rigid", tmp_path), tmp_path / "p", rgb=True, channels=0.5)
 
 
@@ -231,7 +232,7 @@ def test_layers_of_every_kind_follow(code: Path, tmp_path: Path) -> None:
     groups, fixed = torch_channels.groups(module, model.inputs, 4)
     assert [(layer.name, layer.reason) for layer in fixed] == [("last", torch_channels.OUTPUT)]
     assert {group.name for group in groups} == {"a", "b", "joined", "up", "linear"}
-    # Removed channels that nobody reads change nothing.
+    # Removing unused channels changes nothing.
     with torch.no_grad():
         module.joined.weight[:, 4:8] = 0
         module.last.weight[:, :8] = 0
@@ -276,7 +277,7 @@ def test_weights_are_zero_and_the_download_shrinks(digits: Model, tmp_path: Path
     assert raw.stat().st_size == dense.stat().st_size
     assert len(gzip.compress(raw.read_bytes())) < 0.5 * len(gzip.compress(dense.read_bytes()))
     assert "compressed download" in notes[-1] and "% of" not in notes[-1] and "zero (" in notes[-1]
-    # What is largest stays as it was.
+    # The largest weights are unchanged.
     kept = weight(result, "conv2")
     assert np.array_equal(kept[kept != 0], weight(digits, "conv2")[kept != 0])
     assert np.abs(weight(digits, "conv2")[kept == 0]).max() <= np.abs(kept[kept != 0]).min()
@@ -297,7 +298,7 @@ def test_two_of_every_four(digits: Model, tmp_path: Path) -> None:
     assert ((blocks != 0).sum(axis=1) == 2).all()
     source = np.abs(weight(digits, "conv2").transpose(0, 2, 3, 1).reshape(-1, 4))
     assert np.array_equal((source * (blocks != 0)).sum(axis=1), np.sort(source, axis=1)[:, 2:].sum(axis=1))
-    assert "conv1, block1.depthwise, block2.depthwise stay dense" in notes[0]
+    assert "conv1, block1.depthwise, block2.depthwise left dense" in notes[0]
     assert accuracy(result) > 0.5
 
 
@@ -310,9 +311,9 @@ def test_shares_that_leave_nothing_are_refused(digits: Model, tmp_path: Path) ->
     ):
         pruned(digits, tmp_path / "p", layers={"linear": 0.999})
     for options, told in (
-        ({}, "say how much"),
-        ({"channels": 0.5, "macs": 0.5}, "give one"),
-        ({"weights": 0.5, "n_m": (2, 4)}, "give one"),
+        ({}, "set one of"),
+        ({"channels": 0.5, "macs": 0.5}, "give only one"),
+        ({"weights": 0.5, "n_m": (2, 4)}, "give only one"),
         ({"n_m": (4, 2)}, "0 < n < m"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -32,7 +32,7 @@ ort = pytest.importorskip("onnxruntime")
 
 
 class Noise(Dataset):
-    """Random images, made one by one."""
+    """Random images, generated one by one."""
 
     count: int = 64
     shape: tuple[int, ...] = (3, 16, 16)
@@ -118,7 +118,7 @@ def weight_types(path: Path) -> set[str]:
 
 
 def test_unsigned_weights_are_the_same_numbers(tmp_path: Path) -> None:
-    """uint8 x uint8 cannot overflow on AVX2, and differs from int8 weights in nothing."""
+    """uint8 x uint8 cannot overflow on AVX2, and is otherwise identical to int8 weights."""
     source = toy(tmp_path / "toy.onnx")
     unsigned = QuantizeOnnx(weight_type="uint8").run(source, context(tmp_path / "u8", Noise()))
     signed = QuantizeOnnx(weight_type="int8").run(source, context(tmp_path / "s8", Noise()))
@@ -133,7 +133,7 @@ def images(count: int) -> list[tuple[np.ndarray, ...]]:
 
 
 def loud(path: Path) -> Model:
-    """A convolution all of whose weights are large: full-range int8 adds up far beyond 16 bits."""
+    """A convolution with only large weights: sums of full-range int8 products far exceed 16 bits."""
     random = np.random.default_rng(7)
     weights = (random.uniform(0.7, 1.0, (8, 16, 3, 3)) * random.choice([-1, 1], (8, 16, 1, 1))).astype(
         np.float32
@@ -195,13 +195,13 @@ def test_no_pair_of_products_can_leave_16_bits(tmp_path: Path, options: dict[str
 
 
 def test_only_the_layers_that_lose_get_the_slow_form() -> None:
-    """Three layers, of which the fast form of one is much worse, and that of another a little."""
+    """Three layers; the fast form of one is much worse, that of another slightly."""
     random = np.random.default_rng(4)
     reference = random.standard_normal((200, 10)).astype(np.float32)
     noise = {name: random.standard_normal(reference.shape) for name in ("a", "b", "c", "rest")}
     loss = {"a": 0.001, "b": 0.2, "c": 0.02, "rest": 0.03}
 
-    def run(forms: onnx_weight_encoding.Forms) -> np.ndarray:
+    def run(forms: onnx_weight_encoding.Encodings) -> np.ndarray:
         return reference + sum(loss[n] * noise[n] for n in loss if forms.get(n) != "unsigned")
 
     forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {"a": 9, "b": 9, "c": 9}, reference, run)
@@ -239,7 +239,7 @@ def test_compensated_rounding_leaves_less_error_in_the_output() -> None:
 def test_moments_are_those_of_what_a_convolution_weighs(
     tmp_path: Path, shape: tuple[int, ...], weights: tuple[int, ...], options: dict[str, object]
 ) -> None:
-    """The patches times the weights are the output, so their moments tell its power."""
+    """The output is patches times weights, so the moments determine its power."""
     random = np.random.default_rng(1)
     values = random.standard_normal(weights).astype(np.float32)
     info = onnx.helper.make_tensor_value_info
@@ -263,7 +263,7 @@ def test_moments_are_those_of_what_a_convolution_weighs(
 
 
 def test_signed_activations_need_signed_weights() -> None:
-    with pytest.raises(ValueError, match="choose int8 both"):
+    with pytest.raises(ValueError, match="choose int8 for both"):
         QuantizeOnnx(activation_type="int8", weight_type="uint8")
 
 
@@ -290,7 +290,7 @@ def test_a_layer_left_float_is_refused_by_name(tmp_path: Path, monkeypatch: pyte
     [
         (None, "needs calibration data"),
         (Noise(count=0), "calibration data is empty"),
-        (Noise(broken=True), "sample 0 holds NaN"),
+        (Noise(broken=True), "sample 0 contains NaN"),
         (Noise(shape=(3, 8, 8)), r"has the shape \[1, 3, 8, 8\]"),
     ],
 )
@@ -313,7 +313,7 @@ print(content_digest(result.path), resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def fresh(folder: Path, count: int, seed: int) -> tuple[str, int]:
-    """Digest and peak kilobytes of one quantization in a process of its own."""
+    """Digest and peak kilobytes of one quantization in a separate process."""
     path = os.pathsep.join(p for p in sys.path if p)
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(folder), str(count)],
@@ -416,7 +416,7 @@ def test_a_run_sees_integers_as_the_numbers_they_stand_for(tmp_path: Path) -> No
 
 
 def test_integer_ends_beside_float_layers(tmp_path: Path) -> None:
-    """The first and the last layer in float: the file still takes and gives 8 bits."""
+    """The first and the last layer in float: inputs and outputs of the file still have 8 bits."""
     stage = QuantizeOnnx(io="int8", layers={"first": "float32", "dense": "float32"})
     result = stage.run(toy(tmp_path / "toy.onnx"), context(tmp_path / "out", Noise()))
     assert (result.inputs[0].dtype, result.outputs[0].dtype) == ("uint8", "uint8")
@@ -459,7 +459,7 @@ def test_a_pattern_that_fits_no_layer_names_the_nearest(tmp_path: Path) -> None:
     [
         ({"scheme": "int8x16", "io": "int8"}, "no 8-bit inputs"),
         ({"scheme": "int8x16", "layers": {"a": "int8"}}, "16 bits between all layers"),
-        ({"weight_type": "uint8", "reduce_range": True}, "cannot overflow anyway"),
+        ({"weight_type": "uint8", "reduce_range": True}, "uint8 weights cannot overflow"),
     ],
 )
 def test_options_that_contradict(options: dict[str, object], message: str) -> None:
@@ -471,7 +471,7 @@ def test_one_calibration_sample_works_and_is_remarked_on(tmp_path: Path) -> None
     notes: list[str] = []
     where = context(tmp_path / "out", Noise(count=1))._replace(note=notes.append)
     result = QuantizeOnnx().run(toy(tmp_path / "toy.onnx"), where)
-    assert any("calibrated on 1 sample:" in note for note in notes)
+    assert any("only 1 calibration sample:" in note for note in notes)
     assert set(layers_of(result).values()) == {("uint8", "int8")}
 
 
@@ -482,7 +482,7 @@ def test_a_quantized_file_is_not_quantized_again(tmp_path: Path) -> None:
 
 
 class Spiky(Noise):
-    """Noise with one value in ten thousand a hundred times as large: its range holds little else."""
+    """Noise with one value in ten thousand a hundred times as large, which dominates the range."""
 
     def samples(self) -> Iterator[Sample]:
         random = np.random.default_rng(9)
@@ -564,7 +564,7 @@ def judged(source: Model, result: Model, file: Path) -> tuple[float, float, floa
 def test_keywords_keep_their_answers_on_any_x86(
     tmp_path: Path, keywords: Model, needs_real_data: Path
 ) -> None:
-    """Below a point lost, and nothing can overflow where full-range int8 answers 8 % right."""
+    """Less than a point lost, and no overflow where full-range int8 has 8 % accuracy."""
     notes: list[str] = []
     where = context(tmp_path / "out", Stored(file=needs_real_data / "kws" / "calibration100.npz"))
     result = QuantizeOnnx().run(keywords, where._replace(note=notes.append))

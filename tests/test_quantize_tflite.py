@@ -74,7 +74,7 @@ def calibration(needs_real_data: Path) -> Stored:
 
 
 class Judged:
-    """A keyword file against the float one, on the evaluation data."""
+    """A keyword file compared with the float one, on the evaluation data."""
 
     def __init__(self, kws: Model, result: Model, data: Path) -> None:
         kept = Stored(file=data / "kws" / "evaluation400.npz")
@@ -125,9 +125,9 @@ def test_layers_are_called_as_in_keras(kws: Model, toy: Model) -> None:
 
 
 def test_a_layer_left_float_is_refused_by_name(tmp_path: Path, volume: Model) -> None:
-    """The library skips what its policy does not cover without a word."""
+    """The library silently skips layers that its policy does not cover."""
     data = Noise(shape=(4, 8, 8, 1))
-    message = "1 layers did not become what int8 means: CONV_3D solid has float32 weights"
+    message = "1 layers do not match the scheme int8: CONV_3D solid has float32 weights"
     with pytest.raises(StageError, match=message):
         QuantizeTflite().run(volume, context(tmp_path / "a", data))
     result = QuantizeTflite(layers={"solid": "float32"}).run(volume, context(tmp_path / "b", data))
@@ -137,7 +137,7 @@ def test_a_layer_left_float_is_refused_by_name(tmp_path: Path, volume: Model) ->
 @pytest.mark.parametrize("calibrator", ["minmax", "mse"])
 def test_a_loop_stays_float(tmp_path: Path, loop: Model, calibrator: Any) -> None:
     data = Noise(shape=(8, 4))
-    with pytest.raises(StageError, match=r"recurrent/lstm_cell lies in a loop .* cannot be int8"):
+    with pytest.raises(StageError, match=r"recurrent/lstm_cell is in a loop .* cannot be int8"):
         QuantizeTflite().run(loop, context(tmp_path / "a", data))
     stage = QuantizeTflite(io="int8", calibrator=calibrator, layers={"recurrent*": "float32"})
     result = stage.run(loop, context(tmp_path / "b", data))
@@ -168,7 +168,7 @@ def test_a_layer_that_is_skipped_is_refused(
 def test_int8_file_is_not_quantized_again(tmp_path: Path, toy: Model) -> None:
     for io in ("int8", "float32"):
         once = QuantizeTflite(io=io).run(toy, context(tmp_path / io, Noise()))
-        with pytest.raises(StageError, match="quantized already"):
+        with pytest.raises(StageError, match="already quantized"):
             QuantizeTflite().run(once, context(tmp_path / f"{io}-again", Noise()))
 
 
@@ -176,8 +176,8 @@ def test_int8_file_is_not_quantized_again(tmp_path: Path, toy: Model) -> None:
     ("data", "message"),
     [
         (None, "needs calibration data"),
-        (Noise(count=0), "calibration data is empty"),
-        (Noise(broken=True), "sample 0 holds NaN"),
+        (Noise(count=0), "calibration data are empty"),
+        (Noise(broken=True), "sample 0 contains NaN"),
         (Noise(shape=(8, 8, 3)), r"has the shape \[1, 8, 8, 3\]"),
     ],
 )
@@ -195,7 +195,7 @@ def test_one_sample_is_enough_and_remarked(tmp_path: Path, toy: Model, calibrato
     stage = QuantizeTflite(calibrator=calibrator)
     result = stage.run(toy, told.context(tmp_path / "out", Noise(count=1)))
     assert set(types(result.path).values()) == {("int8", "int8")}
-    assert told.notes == ["ranges come from 1 calibration sample: values that these lack will be clipped"]
+    assert told.notes == ["only 1 calibration sample: values outside their range will be clipped"]
 
 
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile"])
@@ -218,9 +218,9 @@ def test_not_a_tflite_file(tmp_path: Path) -> None:
 def test_a_slimmed_file_is_refused(tmp_path: Path, toy: Model) -> None:
     path = tmp_path / "slim.tflite"
     path.write_bytes(slimmed(load(toy.path)))
-    with pytest.raises(StageError, match="cannot be told apart") as refused:
+    with pytest.raises(StageError, match="cannot be distinguished") as refused:
         QuantizeTflite().run(toy.model_copy(update={"path": path}), context(tmp_path / "out", Noise()))
-    assert refused.value.fix == "quantize the file before it is slimmed"
+    assert refused.value.fix == "quantize the file before slimming it"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_every_calibrator_keeps_the_keyword_model(
 
 
 def _scales(path: Path) -> list[float]:
-    """Steps of the activations that the layers give."""
+    """Quantization steps of the layer outputs."""
     (graph,) = load(path).model.tables("subgraphs")
     tensors = graph.tables("tensors")
     given = [tensors[o.numbers("outputs")[0]].table("quantization") for o in graph.tables("operators")]
@@ -309,7 +309,7 @@ def test_int8x16_has_16_bit_activations(
     convolutions = [op for op in read_signature(result.path).graph.operations if op.kind in WEIGHTED]
     assert {op.inputs[2].dtype for op in convolutions} == {"int64"}
     if io == "int16":
-        return  # the kernels are slow, and the same
+        return  # the kernels are slow, and identical
     judged = Judged(kws, result, real_data)
     assert judged.drop <= 0.0025
     assert judged.agreement >= 0.99
@@ -338,7 +338,9 @@ def test_a_layer_of_4_bits_takes_half_the_bytes(tmp_path: Path, kws: Model, cali
     assert abs(saved - weights / 2) < 64
     samples = inputs_of(calibration)
     assert snr_db(outputs(kws.path, samples), outputs(halved.path, samples)) > 15
-    with pytest.raises(StageError, match="depthwise_conv2d cannot have int4 weights: no kernel takes them"):
+    with pytest.raises(
+        StageError, match="depthwise_conv2d cannot have int4 weights: no kernel supports them"
+    ):
         QuantizeTflite(layers={"depthwise_conv2d": "int4"}).run(kws, context(tmp_path / "no", calibration))
 
 
@@ -347,7 +349,7 @@ def test_all_in_float_is_the_float_model(tmp_path: Path, kws: Model, calibration
     result = QuantizeTflite(layers={"*": "float32"}).run(kws, told.context(tmp_path / "out", calibration))
     samples = inputs_of(calibration)
     assert np.array_equal(outputs(kws.path, samples), outputs(result.path, samples))
-    assert told.notes == ["in float, without weights: AVERAGE_POOL_2D, SOFTMAX"]
+    assert told.notes == ["operators without weights that stay in float: AVERAGE_POOL_2D, SOFTMAX"]
 
 
 def test_names_in_the_file_fit_where_no_name_of_a_layer_does(

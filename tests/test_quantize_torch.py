@@ -27,10 +27,11 @@ from edgeopt.stages.quantize_fx import QuantizeFx
 from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack, refuse_float
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 from edgeopt.stages.torchscript_to_mobile import TorchscriptToMobile
+from needs import needs
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("executorch")
-# torch, torchao and ExecuTorch warn about their own deprecated parts while they work.
+needs("executorch")
+# torch, torchao and ExecuTorch warn about their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 8, 8), layout="NCHW")
@@ -117,7 +118,7 @@ def quantized(program: tuple[Model, Any], tmp_path_factory: pytest.TempPathFacto
 
 
 def quantize_all(folder: Path, model: Model) -> dict[str, Model]:
-    """Both int8 ways of one program, step by step."""
+    """Both int8 paths of one program, step by step."""
     script = QuantizeFx().run(model, context(folder / "script"))
     program = QuantizeXnnpack().run(model, context(folder / "program"))
     made = [
@@ -160,7 +161,7 @@ def test_xnnpack_is_int8_and_close(program: tuple[Model, Any], quantized: dict[s
     assert sorted(value.numel() for value in weights) == [8 * 9, 5 * 16, 3 * 8 * 9]
     result = quantized["executorch"]
     assert snr_db(run_program(result.path, values()), reference(program[1])) > 25
-    # What is in the file is the int8 weights, in any case those whose order XNNPACK keeps.
+    # The file contains the int8 weights, at least those whose order XNNPACK preserves.
     linear = next(value for value in weights if value.numel() == 5 * 16)
     assert linear.numpy().tobytes() in result.path.read_bytes()
 
@@ -168,7 +169,7 @@ def test_xnnpack_is_int8_and_close(program: tuple[Model, Any], quantized: dict[s
 def test_another_process_writes_the_same_and_takes_keras(
     program: tuple[Model, Any], quantized: dict[str, Model], tmp_path: Path
 ) -> None:
-    """In a process of its own: which backend Keras has is settled once per process, by its first import."""
+    """In a separate process: the first import of Keras fixes its backend."""
     script = """
 import sys
 from pathlib import Path
@@ -228,7 +229,7 @@ def check_keras(folder: Path) -> None:
 
 
 class Computed(torch.nn.Module):
-    """A convolution whose weights are computed: no quantized layer can hold them."""
+    """A convolution with computed weights, which no quantized layer can store."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,14 +266,14 @@ def test_xnnpack_refuses_layers_left_in_float(program: tuple[Model, Any]) -> Non
 
 @pytest.mark.parametrize("stage", [QuantizeFx(), QuantizeXnnpack()])
 def test_no_calibration_data_is_an_error(stage: Any, program: tuple[Model, Any], tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="calibration data are empty"):
+    with pytest.raises(StageError, match="calibration data is empty"):
         stage.run(program[0], context(tmp_path / "a", count=0))
     with pytest.raises(StageError, match="needs calibration data"):
         stage.run(program[0], Context(tmp_path, None, lambda _: None))
 
 
 def test_channels_last_graph_loses_its_permutes() -> None:
-    """What Keras does around each convolution: permute, run-time turned weights, arithmetic batch norm."""
+    """Keras's operations around each convolution: permute, transposed weights, arithmetic batch norm."""
 
     class ChannelsLast(torch.nn.Module):
         def __init__(self) -> None:
@@ -341,7 +342,7 @@ def test_resnet20_keeps_its_answers(real_data: Path, tmp_path: Path) -> None:
 
 
 class Shortcuts(torch.nn.Module):
-    """Two residual blocks; the sum of the first is read by a convolution, and in strides by a shortcut."""
+    """Two residual blocks; the sum of the first feeds a convolution, and a strided shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +360,7 @@ class Shortcuts(torch.nn.Module):
 
 
 def test_a_relu_that_fx_fused_is_not_counted_when_another_layer_stays_in_float(tmp_path: Path) -> None:
-    # FX counts the calls of Relu that are left; counted before, float fell on the sum of another block.
+    # FX numbers the remaining calls of ReLU; numbered earlier, float applied to the sum of another block.
     torch.manual_seed(3)
     module = Shortcuts().eval()
     source = Model(format="torch", path=tmp_path / "model.pt2")

@@ -30,11 +30,11 @@ from edgeopt.stages.quantize_weights_executorch import QuantizeWeightsExecutorch
 from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 from edgeopt.stages.torchscript_to_mobile import TorchscriptToMobile
+from needs import needs
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("executorch")
-pytest.importorskip("sklearn")
-# torch, torchao and ExecuTorch warn about their own deprecated parts while they work.
+needs("executorch", "sklearn")
+# torch, torchao and ExecuTorch warn about their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LOOK = Preprocessing(scale=1 / 16, layout="NHWC")
@@ -42,7 +42,7 @@ STATIC = (QuantizeFx, QuantizeXnnpack)
 
 
 class Net(torch.nn.Module):
-    """Convolutions, one of them depthwise, and linear layers, one with inputs that 32 does not divide."""
+    """Convolutions, one of them depthwise, and linear layers, one with an input size not divisible by 32."""
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Rows(torch.nn.Module):
 
 
 class Faint(Dataset):
-    """Digits 1,000 times too dark, behind a channel of bright noise: one scale cannot serve both."""
+    """Digits 1,000 times too dark, and a channel of bright noise: one scale cannot fit both."""
 
     part: str = "calibration"
 
@@ -156,7 +156,7 @@ def exported(module: Any, folder: Path, channels: int = 1) -> Model:
 
 
 class Told:
-    """What a stage says to the report."""
+    """Notes of a stage for the report."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -171,7 +171,7 @@ class Told:
 
 
 def finished(stage: Stage, model: Model, folder: Path, told: Told, dataset: Dataset | None = None) -> Model:
-    """The file for the device that a stage leads to."""
+    """The device file that follows from the output of a stage."""
     made = stage.run(model, told.context(folder / "quantized", dataset))
     last = TorchscriptToMobile() if made.format == "torchscript_module" else ExportedProgramToExecutorch()
     return last.run(made, told.context(folder / "finished"))
@@ -189,7 +189,7 @@ def runner(model: Model) -> Callable[..., Any]:
 
 
 def top1(model: Model, dataset: Dataset | None = None) -> float:
-    """Share of right answers on the first 200 evaluation images, in the format's own runtime."""
+    """Top-1 accuracy on the first 200 evaluation images, in the format's own runtime."""
     if dataset is None:
         images, labels = (part[:200].numpy() for part in labelled("evaluation"))
         inputs = [(image[np.newaxis],) for image in images]
@@ -253,7 +253,7 @@ def test_dynamic_int8_for_executorch(net: Model, tmp_path: Path) -> None:
     assert types[CONV1] == types[DEPTHWISE] == "float32"
     activations = {t.type for t in xnnpack_tensors.read(result.path) if not t.constant}
     assert activations == {"float32", "int8 at run time"}
-    assert "no such kernel for body_0 (conv2d), body_2 (conv2d), which stay in float" in told.notes[0]
+    assert "no kernel for body_0 (conv2d), body_2 (conv2d), which stay in float" in told.notes[0]
     assert top1(net) - top1(result) <= 0.01
     assert result.path.stat().st_size < 0.5 * 4 * 256 * 63
 
@@ -282,7 +282,7 @@ def test_float16_for_executorch(net: Model, tmp_path: Path) -> None:
     types = weight_types(result)
     assert types[HIDDEN] == "float16"
     assert types[HEAD] == types[CONV1] == "float32"
-    assert "convolutions as float32 in the file" in told.notes[0]
+    assert "convolution weights as float32" in told.notes[0]
     assert "float16" in {t.type for t in xnnpack_tensors.read(result.path) if not t.constant}
     assert result.inputs[0].dtype == result.outputs[0].dtype == "float32"
     assert top1(net) - top1(result) <= 0.005
@@ -307,7 +307,7 @@ def test_every_calibrator(calibrator: Any, net: Model, tmp_path: Path) -> None:
 
 
 def test_calibrators_and_channels_differ(net: Model, tmp_path: Path) -> None:
-    """One that is not carried out would give the same file."""
+    """An ignored option would give the same file."""
     files = set()
     for number, options in enumerate(
         ({}, {"calibrator": "minmax"}, {"calibrator": "percentile", "percentile": 90}, {"per_channel": False})
@@ -361,7 +361,7 @@ def test_one_sample_is_little_and_said(kind: Any, net: Model, tmp_path: Path) ->
 def test_a_sample_that_is_not_finite_is_named(kind: Any, net: Model, tmp_path: Path) -> None:
     good = np.zeros((1, 8, 8), np.float32)
     images = Given(images=(good, np.full_like(good, np.nan)))
-    with pytest.raises(StageError, match="calibration sample 2 is of no use: in image"):
+    with pytest.raises(StageError, match="calibration sample 2 is unusable: in image"):
         kind().run(net, Told().context(tmp_path / "out", images))
 
 
@@ -414,12 +414,12 @@ def test_no_dynamic_kernel_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"no dynamic int8 kernel for 0 \(conv2d\)"):
         QuantizeDynamicTorchscript(layers={"0": "int8"}).run(model, Told().context(tmp_path / "b"))
     depthwise = exported(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, groups=1)).eval(), tmp_path / "depth")
-    with pytest.raises(StageError, match="can give no layer of this model int8 weights"):
+    with pytest.raises(StageError, match="supports int8 weights for no layer of this model"):
         QuantizeWeightsExecutorch(layers={"0": "float32"}).run(depthwise, Told().context(tmp_path / "c"))
 
 
 def test_which_schemes_there_are() -> None:
-    """What is not here is refused by the planner."""
+    """The planner refuses all other schemes."""
     found: dict[str, set[str]] = {}
     for stage in registry.plugins(Stage).values():
         for scheme in stage.fulfils.get("quantize", ()):

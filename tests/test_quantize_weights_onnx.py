@@ -1,4 +1,4 @@
-"""Dynamic int8, float16 and int4 ONNX: types in the file, accuracy, bytes, and what is refused."""
+"""Dynamic int8, float16 and int4 ONNX: types in the file, accuracy, bytes, refusals."""
 
 import importlib.util
 import os
@@ -18,9 +18,10 @@ from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Feed, Trial
 from edgeopt.stages.quantize_weights_onnx import QuantizeWeightsOnnx
+from needs import needs
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+needs("onnxruntime")
 
 
 def toy(path: Path) -> Model:
@@ -176,12 +177,12 @@ def test_a_pattern_that_fits_no_layer_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_precision_that_the_scheme_has_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="'last' cannot be int8 in the scheme float16"):
+    with pytest.raises(ValueError, match="the scheme float16 has no int8 for 'last'"):
         QuantizeWeightsOnnx(scheme="float16", layers={"last": "int8"})
 
 
 def recurrent(path: Path, kind: str) -> Model:
-    """A recurrent layer of 4 units over 6 steps, without a name."""
+    """An unnamed recurrent layer of 4 units over 6 steps."""
     random = np.random.default_rng(2)
     gates = {"LSTM": 4, "GRU": 3}[kind]
     shapes = {"w": (1, 4 * gates, 8), "r": (1, 4 * gates, 4)}
@@ -254,8 +255,8 @@ def keywords(tmp_path_factory: pytest.TempPathFactory, needs_real_data: Path) ->
     [
         ({"scheme": "dynamic_int8"}, {"int8", "uint8"}, 0.97, 50_000, "9 convolutions quantize"),
         ({"scheme": "float16"}, {"float16"}, 0.995, 52_000, "half-precision"),
-        ({"scheme": "int4"}, {"int4"}, 0.85, 27_000, "9 convolutions unpack"),
-        ({"scheme": "int4", "layers": {"*": "int8"}}, {"int8"}, 0.98, 40_000, "9 convolutions unpack"),
+        ({"scheme": "int4"}, {"int4"}, 0.85, 27_000, "9 convolutions dequantize"),
+        ({"scheme": "int4", "layers": {"*": "int8"}}, {"int8"}, 0.98, 40_000, "9 convolutions dequantize"),
     ],
 )
 def test_keywords(

@@ -1,4 +1,4 @@
-"""Float TFLite to small weights: types in the file, accuracy, bytes, what has no kernel, and the search."""
+"""Float TFLite to quantized weights: types in the file, accuracy, bytes, missing kernels, and the search."""
 
 import importlib.util
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_blocks_are_for_dense_layers(tmp_path: Path, kws: Model) -> None:
     with pytest.raises(StageError, match="CONV_2D conv2d cannot have int4 in blocks of 32 weights"):
         QuantizeWeightsTflite(scheme="int4", block=32).run(kws, context(tmp_path / "a", None))
     others = {"conv*": "int8", "depthwise*": "int8"}
-    with pytest.raises(StageError, match=r"dense cannot .* its rows of 64 weights are no multiple of 128"):
+    with pytest.raises(StageError, match=r"dense cannot .* its rows of 64 weights are not a multiple of 128"):
         QuantizeWeightsTflite(scheme="int4", block=128, layers=others).run(kws, context(tmp_path / "b", None))
     finest = QuantizeWeightsTflite(scheme="int4", block=32, layers=others)
     whole = QuantizeWeightsTflite(scheme="int4", layers=others)
@@ -175,16 +175,16 @@ def test_a_layer_without_kernel_is_refused_by_name(
     with pytest.raises(StageError, match=r"CONV_3D solid has float32 weights .* not int8"):
         QuantizeWeightsTflite(scheme="dynamic_int8").run(volume, context(tmp_path / "a", None))
     monkeypatch.setattr(tflite_quantizer, "weights_recipe", lambda *_, **__: [])
-    with pytest.raises(StageError, match="3 layers did not become what float16 means: CONV_2D conv2d has"):
+    with pytest.raises(StageError, match="3 layers do not match the scheme float16: CONV_2D conv2d has"):
         QuantizeWeightsTflite(scheme="float16").run(toy, context(tmp_path / "b", None))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "dynamic_int8", "block": 32}, "block is an option of int4, not of dynamic_int8"),
-        ({"scheme": "float16", "compute": "float32"}, "compute is an option of int4, not of float16"),
-        ({"scheme": "int4", "block": 32, "compute": "float32"}, "blocks cannot be unpacked"),
+        ({"scheme": "dynamic_int8", "block": 32}, "block applies to int4, not to dynamic_int8"),
+        ({"scheme": "float16", "compute": "float32"}, "compute applies to int4, not to float16"),
+        ({"scheme": "int4", "block": 32, "compute": "float32"}, "blocks cannot be dequantized"),
         ({"scheme": "int4", "block": 48}, "32, 64, 128 or 256"),
         ({"scheme": "int4", "layers": {"a": "int2"}}, "'float32', 'float16', 'int8' or 'int4'"),
     ],
@@ -198,7 +198,7 @@ def test_the_search_gives_more_bits_where_they_count(tmp_path: Path, kws: Model,
     told = Told()
     data = Stored(file=real_data / "kws" / "calibration100.npz")
     stage = QuantizeWeightsTflite(scheme="int4", per_channel=False, max_drop=0.05)
-    with pytest.raises(StageError, match="needs data to judge by"):
+    with pytest.raises(StageError, match="needs validation or calibration data"):
         stage.run(kws, context(tmp_path / "a", None))
     result = stage.run(kws, told.context(tmp_path / "b", None, validation=data))
     (chosen,) = [trial for trial in told.trials if trial.status == "chosen"]
@@ -211,6 +211,6 @@ def test_the_search_gives_more_bits_where_they_count(tmp_path: Path, kws: Model,
 
 def test_a_quantized_file_is_not_quantized_again(tmp_path: Path, toy: Model) -> None:
     once = QuantizeWeightsTflite(scheme="float16").run(toy, context(tmp_path / "a", Noise()))
-    with pytest.raises(StageError, match="quantized already: CONV_2D conv2d has float16 weights"):
+    with pytest.raises(StageError, match="already quantized: CONV_2D conv2d has float16 weights"):
         QuantizeWeightsTflite(scheme="int4").run(once, context(tmp_path / "b", Noise()))
     assert len(slimmed(load(once.path))) < once.path.stat().st_size

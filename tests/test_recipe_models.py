@@ -1,4 +1,4 @@
-"""The models that the shipped recipes name: they load, and they are as good as claimed."""
+"""The models of the shipped recipes: they load, and have the documented accuracy."""
 
 import importlib
 import os
@@ -45,7 +45,7 @@ def test_digits_torch_is_as_accurate_as_claimed(networks):
 
 
 def test_digits_keras_is_as_accurate_as_claimed():
-    # In a process of its own: TensorFlow and torch do not share one.
+    # In a separate process: TensorFlow and torch must not share one.
     pytest.importorskip("keras")
     pytest.importorskip("tensorflow")
     file = RECIPES / "digits" / "digits.keras"

@@ -1,4 +1,4 @@
-"""Repairs of the float model before it is quantized: each restores a model made hostile on purpose."""
+"""Repairs of the float model before quantization: each restores a deliberately hostile model."""
 
 import importlib.util
 import re
@@ -41,13 +41,13 @@ DIGITS = Preprocessing(scale=1 / 16, layout="NHWC")
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Batches of 1 are many tiny operators: threads that share them wait for each other."""
+    """Batches of 1 consist of many tiny operators, for which threads only wait for each other."""
     with torch_engine.one_thread():
         yield
 
 
 class Noise(Dataset):
-    """Random values, made one by one."""
+    """Random values, generated one by one."""
 
     count: int = 32
     shape: tuple[int, ...] = (3, 8, 8)
@@ -69,7 +69,7 @@ NEAREST = QuantizeOnnx(rounding="nearest", weight_type="uint8")
 
 
 class Notes(list[str]):
-    """What a stage said in the report."""
+    """Notes of a stage in the report."""
 
     def context(self, folder: Path, feed: Feed | None) -> Context:
         folder.mkdir(parents=True)
@@ -91,7 +91,7 @@ def evaluation(model: Model, limit: int = 500) -> tuple[list[Array], Array]:
 
 
 def outputs(model: Model, inputs: list[Array]) -> Array:
-    """What a model answers, in the runtime of its format."""
+    """Outputs of a model in the runtime of its format."""
     if model.format == "tflite":
         from ai_edge_litert.interpreter import Interpreter
 
@@ -128,7 +128,7 @@ def snr_db(expected: Array, found: Array) -> float:
 
 
 def int8_tflite(model: Model, folder: Path, feed: Feed | None = None) -> Model:
-    """One scale per tensor, not per channel: what some accelerators want."""
+    """One scale per tensor instead of per channel, as required by some accelerators."""
     converted = repaired(ExportedProgramToTflite(), model, folder / "float", feed)
     return repaired(QuantizeTflite(per_channel=False), converted, folder / "int8", feed)
 
@@ -143,7 +143,7 @@ Digit = tuple[Model, Model, Model]
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digit:
-    """The trained digits network: as it was trained, made hostile, and that equalized."""
+    """The trained digits network: original, hostile, and equalized."""
     folder = tmp_path_factory.mktemp("digits")
     trained = hostile.exported(hostile.DIGITS, folder / "trained")
     bad = hostile.exported(hostile.DIGITS, folder / "hostile", factor=100)
@@ -201,13 +201,13 @@ def test_bias_correction_brings_int8_nearer_to_the_source(tmp_path: Path, digits
     accuracy = [np.mean(values.argmax(1) == labels) for values in found]
     assert accuracy[1] > accuracy[0] + 0.02
     assert snr_db(expected, found[1]) > snr_db(expected, found[0]) + 2
-    # The float model in between is shifted against the error that is to come.
+    # The intermediate float model is shifted against the expected error.
     shifted = outputs(corrected, inputs)
     assert 5 < snr_db(expected, shifted) < 40
 
 
 def to_nearest(model: Model, path: Path, bits: int, per_channel: bool) -> Model:
-    """Every weight rounded as a plain quantizer does it."""
+    """All weights rounded to nearest."""
     graph, inputs = torch_program.plain_graph(model)
     for layer in torch_layers.layers(graph):
         layer.set_weight(graph, torch_grid.nearest(layer.weight(graph), bits, per_channel))
@@ -281,7 +281,7 @@ def test_quantizers_find_the_learned_integers(tmp_path: Path, digits: Digit, per
 
 
 def sorted_codes(codes: Array) -> bytes:
-    """The integers of a weight whatever the order of its axes: formats turn them."""
+    """The integers of a weight regardless of its axis order, which differs between formats."""
     return bytes(np.sort(codes.astype(np.int8), axis=None).tobytes())
 
 
@@ -309,7 +309,7 @@ def tflite_codes(path: Path) -> set[bytes]:
             try:
                 found.add(sorted_codes(interpreter.get_tensor(detail["index"])))
             except ValueError:
-                continue  # a tensor of the runtime, without memory of its own
+                continue  # a runtime tensor without its own memory
     return found
 
 
@@ -366,7 +366,7 @@ def test_pairs_end_where_something_else_reads_or_mixes(tmp_path: Path) -> None:
 
         def forward(self, x: Any) -> Any:
             y = self.first(x).relu()
-            y = self.second(y) + y  # two readers
+            y = self.second(y) + y  # two consumers
             y = self.third(y).sigmoid()  # not homogeneous
             return self.shared(self.shared(y).relu())  # one weight, two places
 
@@ -375,7 +375,7 @@ def test_pairs_end_where_something_else_reads_or_mixes(tmp_path: Path) -> None:
     assert torch_chains.pairs(graph) == []
     assert [layer.name for layer in torch_layers.layers(graph)] == ["first", "second", "third"]
     assert torch_layers.others(graph) == ["shared (conv2d)", "shared (conv2d)"]
-    with pytest.raises(StageError, match="no two layers of the model can be equalized"):
+    with pytest.raises(StageError, match="the model has no pair of layers that can be equalized"):
         Equalize().run(model, Notes().context(tmp_path / "out", Feed(Noise(), Preprocessing())))
     notes = Notes()
     RoundWeights(iterations=1).run(model, notes.context(tmp_path / "r", Feed(Noise(), Preprocessing())))
@@ -391,7 +391,7 @@ def test_ceiling_goes_only_where_nothing_reaches_it(tmp_path: Path, size: float)
     result = Equalize().run(model, notes.context(tmp_path / "out", Feed(Noise(size=size), Preprocessing())))
     operators = [str(node.target) for node in torch_program.plain_graph(result)[0].graph.nodes]
     assert sum("relu.default" in name for name in operators) == (2 if size < 1 else 1)
-    expected = "was removed (ReLU in place of ReLU6) between: 0 -> 2" if size < 1 else "not equalized: 0 -> 2"
+    expected = "no calibration sample reaches, by ReLU between: 0" if size < 1 else "not equalized: 0 -> 2"
     assert any(expected in note for note in notes)
     inputs = [sample.inputs[0][None] for sample in Noise(size=size).samples()]
     before, after = outputs(model, inputs), outputs(result, inputs)
@@ -399,7 +399,7 @@ def test_ceiling_goes_only_where_nothing_reaches_it(tmp_path: Path, size: float)
 
 
 def test_a_constant_channel_is_not_scaled_up(tmp_path: Path) -> None:
-    """Tiny weights, large bias: by its weights alone it would outgrow the tensor that it lies in."""
+    """Tiny weights, large bias: scaled by its weights alone, it would dominate its tensor."""
     module = network(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3))
     with torch.no_grad():
         module[0].weight[0] *= 1e-4
@@ -416,7 +416,7 @@ def test_a_constant_channel_is_not_scaled_up(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (Noise(count=0), "calibration data is empty"),
-        (Noise(broken=True), "sample 0 holds NaN"),
+        (Noise(broken=True), "sample 0 contains NaN"),
         (Noise(shape=(3, 9, 9)), r"has the shape \[1, 3, 9, 9\]"),
     ],
 )
@@ -450,7 +450,7 @@ def test_layers_of_every_rank_are_rounded_no_worse_than_nearest(tmp_path: Path) 
     samples = [sample.inputs[0][None] for sample in Noise(shape=(4, 16), count=96).samples()][64:]
     expected = outputs(model, samples)
     assert snr_db(expected, outputs(learned, samples)) > snr_db(expected, outputs(nearest, samples)) + 0.5
-    # The first layer had no bias, and has one now.
+    # The first layer gained a bias.
     assert all(
         layer.node.args[2] is not None
         for layer in torch_layers.layers(torch_program.plain_graph(corrected)[0])

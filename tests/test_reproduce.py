@@ -35,7 +35,7 @@ SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "execut
 def publish(
     recipe: str | Path, branch_name: str, folder: Path, store: Path, data: Path | None = None
 ) -> Path:
-    """Build one artifact of a recipe and write as much of a bundle as reproduction needs."""
+    """Build one artifact of a recipe and write the parts of a bundle that reproduction needs."""
     plan = make_plan(load_recipe(recipe, data_root=data))
     branch = next(branch for branch in plan.branches if branch.name == branch_name)
     (built,) = build(dataclasses.replace(plan, branches=(branch,)), Store(store), lambda event: None)
@@ -84,7 +84,7 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def replace_model(bundle: Path, content: bytes) -> None:
-    """As if the recorded build had given these bytes."""
+    """Pretend that the recorded build produced these bytes."""
     model = bundle / "model.tflite"
     model.write_bytes(content)
     rewrite(bundle, lambda told: told["subject"][0]["digest"].update(sha256=file_digest(model)))
@@ -104,7 +104,7 @@ def bundle(built: tuple[Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def again(built: tuple[Path, Path], bundle: Path) -> Callable[..., Reproduction]:
-    """Reproduce the bundle with the steps that are built already."""
+    """Reproduce the bundle with the steps already built."""
 
     def again(**more: Any) -> Reproduction:
         return reproduce(bundle, **{"store": built[1]} | more)
@@ -174,7 +174,7 @@ def test_what_a_compiler_was_given_is_compared(bundle: Path, again: Callable[...
     rewrite(bundle, compiled)
     found = again()
     assert (found.verdict, found.recorded) == ("same", built)
-    assert found.notes == ("what the compiler of host made of it was not made again",)
+    assert found.notes == ("the output of the compiler of host was not rebuilt",)
     rewrite(bundle, lambda told: compiled(told, "0" * 64))
     assert again().verdict == "different"
 
@@ -211,10 +211,10 @@ def test_a_bundle_that_is_not_what_its_provenance_says_is_refused(
     bundle: Path, again: Callable[..., Reproduction]
 ) -> None:
     (bundle / "recipe.yaml").write_text("version: 1\n")
-    with pytest.raises(VerificationError, match=r"recipe\.yaml is not the file"):
+    with pytest.raises(VerificationError, match=r"recipe\.yaml does not match its digest"):
         again()
     (bundle / "model.tflite").write_bytes(b"other")
-    with pytest.raises(VerificationError, match=r"model\.tflite is not the file"):
+    with pytest.raises(VerificationError, match=r"model\.tflite does not match its digest"):
         again()
     rewrite(bundle, lambda told: told["subject"][0].update(name="../model.tflite"))
     with pytest.raises(VerificationError, match="is refused as a file name"):
@@ -225,7 +225,7 @@ def test_a_bundle_that_is_not_what_its_provenance_says_is_refused(
 
 
 def with_recipe(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Another recipe in the record, as its author may have written it."""
+    """Replace the recorded recipe."""
     told = json.loads((bundle / FILE).read_text())
     recorded = told["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
     document = yaml.safe_load(recorded["text"])
@@ -245,7 +245,7 @@ def test_a_recipe_does_not_run_code_of_its_choice(
     }
     inputs = [{"name": "image", "shape": [1, 1, 8, 8]}]
     for change, told in (
-        (lambda d: d.update(model=evil | {"inputs": inputs}), "not in the folders given: os:system"),
+        (lambda d: d.update(model=evil | {"inputs": inputs}), "from outside the given folders: os:system"),
         (lambda d: d["data"].update(calibration={"uses": "antigravity:geohash"}), "antigravity:geohash"),
         (lambda d: d["model"].update(trust=True), "may run code"),
     ):
@@ -269,7 +269,7 @@ def test_what_is_not_here_is_told_with_the_way_to_name_it(
     with_recipe(
         bundle, lambda d: d["data"]["evaluation"].update(uses="npz", **{"with": {"path": "none.npz"}})
     )
-    assert again().verdict == "same"  # judging is not building
+    assert again().verdict == "same"  # gates do not affect the build
     with_recipe(bundle, lambda d: d["model"].update(path="elsewhere/digits.keras"))
     with pytest.raises(UsageError, match="no such file") as caught:
         again()
@@ -310,7 +310,7 @@ def test_tflite_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
 def network(
     path: Path, *, names: str = "", swap: bool = False, raw: bool = True, weight: float = 1.0, **more: Any
 ) -> Path:
-    """Two branches that are added: ``swap`` writes them in the other order, which computes the same."""
+    """Two added branches; ``swap`` writes them in the other order, which computes the same."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -343,7 +343,7 @@ def test_onnx_files_are_compared_by_what_they_compute(tmp_path: Path) -> None:
     for change, told in (
         ({"weight": 1.5}, "the constant input 1 of operator 0 (MatMul)"),
         ({"transB": 0}, "the options of operator 1 (Gemm)"),
-        ({"minuend": "r"}, "how operators are connected"),
+        ({"minuend": "r"}, "the connections between operators"),
         ({"opset": 18}, "the versions of the operator sets"),
     ):
         other = network(tmp_path / "changed.onnx", **change)

@@ -60,7 +60,7 @@ def test_what_was_signed_verifies_wherever_it_lies(bundle: Path, pair: tuple[Pat
     verify(bundle, pair[1])
     moved = bundle.rename(bundle.with_name("elsewhere"))
     verify(moved, pair[1])
-    sign(moved, pair[0])  # again, in its place
+    sign(moved, pair[0])  # again, in the new location
     verify(moved, pair[1])
     assert sorted(path.name for path in moved.iterdir()) == sorted(
         [".hidden", "golden", "manifest.json", SIGNATURE, "model.tflite"]
@@ -93,7 +93,7 @@ def _many(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "told"),
     [
-        (_change, "not what was signed: model.tflite was changed\n"),
+        (_change, "differs from the signed folder: model.tflite was modified\n"),
         (lambda folder: (folder / "golden" / "new.npz").touch(), "golden/new.npz was added"),
         (lambda folder: (folder / ".gitignore").touch(), ".gitignore was added"),
         (_add_git, ".git/config was added"),
@@ -105,9 +105,9 @@ def _many(folder: Path) -> None:
         ),
         (lambda folder: (folder / "link").symlink_to("manifest.json"), "link is a link or"),
         (lambda folder: (folder / "golden" / "up").symlink_to(".."), "golden/up is a link or"),
-        (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a link or no plain file"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a link or a special file"),
         (_many, "new4 was added and 2 more"),
-        (lambda folder: (folder / SIGNATURE).unlink(), f"not signed: there is no {SIGNATURE}"),
+        (lambda folder: (folder / SIGNATURE).unlink(), f"not signed: it has no {SIGNATURE}"),
     ],
 )
 def test_whatever_was_done_to_the_folder_is_named(
@@ -122,7 +122,7 @@ def test_a_signature_by_another_key_is_refused(bundle: Path, pair: tuple[Path, P
     other = write_pair(tmp_path / "other", ec.generate_private_key(ec.SECP384R1()))
     sign(bundle, other[0])
     verify(bundle, other[1])
-    assert "is by another key" in refused(bundle, pair[1])
+    assert "was made with another key" in refused(bundle, pair[1])
 
 
 def test_a_signature_that_only_claims_to_be_by_the_key_is_refused(
@@ -134,7 +134,7 @@ def test_a_signature_that_only_claims_to_be_by_the_key_is_refused(
     sign(bundle, write_pair(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))[0])
     forged = json.loads((bundle / SIGNATURE).read_text()) | {"verificationMaterial": claimed}
     (bundle / SIGNATURE).write_text(json.dumps(forged))
-    assert "tampered with or damaged" in refused(bundle, pair[1])
+    assert "is damaged or was tampered with" in refused(bundle, pair[1])
 
 
 def test_a_statement_that_was_rewritten_is_refused(bundle: Path, pair: tuple[Path, Path]) -> None:
@@ -144,7 +144,7 @@ def test_a_statement_that_was_rewritten_is_refused(bundle: Path, pair: tuple[Pat
     statement["predicate"]["resources"] = statement["predicate"]["resources"][1:]
     signature["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
     (bundle / SIGNATURE).write_text(json.dumps(signature))
-    assert "tampered with or damaged" in refused(bundle, pair[1])
+    assert "is damaged or was tampered with" in refused(bundle, pair[1])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_damaged_signature_is_told(bundle: Path, pair: tuple[Path, Path], cont
     sign(bundle, pair[0])
     signature = bundle / SIGNATURE
     signature.write_bytes(signature.read_bytes()[:300] if content == b"half" else content)
-    assert "is damaged, or no signature" in refused(bundle, pair[1])
+    assert "is damaged, or not a model signature" in refused(bundle, pair[1])
 
 
 def test_every_byte_of_the_signed_statement_counts(bundle: Path, pair: tuple[Path, Path]) -> None:
@@ -200,7 +200,7 @@ def test_a_signature_that_leaves_files_out_does_not_hide_them(
 
 def test_signing_refuses_links(bundle: Path, pair: tuple[Path, Path]) -> None:
     (bundle / "link").symlink_to("/etc/passwd")
-    with pytest.raises(UsageError, match="link or no plain file"):
+    with pytest.raises(UsageError, match="link or a special file"):
         sign(bundle, pair[0])
     assert not (bundle / SIGNATURE).exists()
 
@@ -210,10 +210,10 @@ def test_an_encrypted_key_is_opened_by_its_password(
 ) -> None:
     private, public = write_pair(tmp_path / "keys", ec.generate_private_key(ec.SECP521R1()), b"secret")
     monkeypatch.delenv("EDGEOPT_KEY_PASSWORD", raising=False)
-    with pytest.raises(UsageError, match="encrypted\n  give its password in EDGEOPT_KEY_PASSWORD"):
+    with pytest.raises(UsageError, match="encrypted\n  set its password in EDGEOPT_KEY_PASSWORD"):
         sign(bundle, private)
     monkeypatch.setenv("EDGEOPT_KEY_PASSWORD", "wrong")
-    with pytest.raises(UsageError, match="EDGEOPT_KEY_PASSWORD does not open it"):
+    with pytest.raises(UsageError, match="the password in EDGEOPT_KEY_PASSWORD is wrong"):
         sign(bundle, private)
     monkeypatch.setenv("EDGEOPT_KEY_PASSWORD", "secret")
     sign(bundle, private)
@@ -229,13 +229,13 @@ def test_a_key_of_the_wrong_kind_is_refused_with_the_way_to_make_one(
     sign(bundle, pair[0])
     openssl = "openssl genpkey -algorithm EC"
     for use, key, told, fix in (
-        (sign, private, "not an elliptic key of P-256", openssl),
-        (verify, public, "not an elliptic key of P-256", openssl),
-        (sign, pair[1], "not a private key in PEM, but its other half", "sign with the private key"),
+        (sign, private, "not an elliptic-curve key (P-256", openssl),
+        (verify, public, "not an elliptic-curve key (P-256", openssl),
+        (sign, pair[1], "not a private key in PEM, but the other key", "sign with the private key"),
         (
             verify,
             pair[0],
-            "not a public key in PEM, but its other half",
+            "not a public key in PEM, but the other key of the pair",
             f"openssl pkey -in {pair[0]} -pubout",
         ),
         (verify, text, "cannot be read", openssl),

@@ -1,4 +1,4 @@
-"""Slimming: how many bytes it saves, that outputs stay bit-identical, and what it refuses."""
+"""Slimming: bytes saved, bit-identical outputs, refusals."""
 
 import importlib.util
 import inspect
@@ -66,7 +66,7 @@ def outputs(content: bytes, count: int) -> bytes:
 
 
 def contents(model: Table) -> list[bytes]:
-    """What each tensor of the main graph holds."""
+    """Content of each tensor of the main graph."""
     buffers = model.tables("buffers")
     return [data_of(buffers[t.integer("buffer")]) for t in model.tables("subgraphs")[0].tables("tensors")]
 
@@ -163,7 +163,7 @@ def test_other_readers_find_the_same_model() -> None:
 
 
 def test_the_schema_is_that_of_the_runtime() -> None:
-    """Every table, slot and type as in the bindings that come with LiteRT."""
+    """Every table, slot and type as in the bindings shipped with LiteRT."""
     from ai_edge_litert import schema_py_generated as bindings
 
     source = inspect.getsource(bindings)
@@ -212,7 +212,7 @@ def test_a_zip_archive_behind_the_model_moves_along(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(after)) as archive:
         assert archive.testzip() is None
         assert archive.read("labels.txt") == b"cat\ndog\n"
-        # As strict readers see it: offsets count from the beginning of the file.
+        # For strict readers, offsets count from the start of the file.
         end = after.rfind(b"PK\5\6")
         size, start = struct.unpack_from("<II", after, end + 12)
         assert start + size == end
@@ -280,12 +280,12 @@ def test_a_small_file_that_stands_for_a_huge_graph_is_refused() -> None:
     parts: Any = {"version": 3, "subgraphs": (graph,) * 150, "buffers": (Table("Buffer", {}),) * 2}
     content = pack(Table("Model", parts), SCHEMA, IDENTIFIER)
     assert len(content) < 2000
-    with pytest.raises(StageError, match="refer to each other more often"):
+    with pytest.raises(StageError, match="reference each other more often"):
         parse(content, "toy")
 
 
 def test_fields_of_a_later_schema_are_refused_not_lost() -> None:
-    with pytest.raises(StageError, match="holds a Model with fields that are not known here"):
+    with pytest.raises(StageError, match="contains a Model with unknown fields"):
         parse(_later(), "toy")
 
 
@@ -306,13 +306,13 @@ def test_the_stage_keeps_inputs_and_outputs(tmp_path: Path) -> None:
 
 
 def _compiled() -> bytes:
-    """A file that cannot be slimmed, because its operators hold places in it."""
+    """A file that cannot be slimmed, because its operators contain file offsets."""
     code = Table("OperatorCode", {"builtin_code": 32, "custom_code": Vector("str", b"DISPATCH_OP")})
     return pack(parse(toy(), "toy").model.but(operator_codes=(code, code)), SCHEMA, IDENTIFIER)
 
 
 def _later() -> bytes:
-    """A file with a field that is not known here."""
+    """A file with an unknown field."""
     tables = TABLES.replace(
         "external_buffers:[ExternalBuffer]", "external_buffers:[ExternalBuffer] novelty:i32"
     )
@@ -320,7 +320,7 @@ def _later() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(_compiled, "compiled for an accelerator"), (_later, "fields that are not known")]
+    ("content", "reason"), [(_compiled, "compiled for an accelerator"), (_later, "with unknown fields")]
 )
 def test_by_default_a_file_that_cannot_be_slimmed_is_kept(
     tmp_path: Path, content: Callable[[], bytes], reason: str

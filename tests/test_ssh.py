@@ -1,4 +1,4 @@
-"""Another machine over ssh: a real sshd on the loopback, and everything that can go wrong on the way."""
+"""Devices over ssh: a real sshd on the loopback, and all kinds of failures."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Connection, ConnectionCutError
-from edgeopt.run.bench import Bench, Evaluation, ask
+from edgeopt.run.bench import Bench, Evaluation, fetch_probe
 from edgeopt.run.store import Store
 from toy_results import PROBE
 
@@ -42,7 +42,7 @@ CUT = (
 
 
 class Server(NamedTuple):
-    """A running sshd and what lies around it."""
+    """A running sshd and its environment."""
 
     process: psutil.Process
     port: int
@@ -88,14 +88,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a home folder of its own; nobody's ~/.ssh is read or written."""
+    """A server with a separate home folder; the user's ~/.ssh is neither read nor written."""
     if SSHD is None or shutil.which("ssh") is None:
         pytest.skip("no sshd here: install openssh-server")
     root = tmp_path_factory.mktemp("ssh")
     device = root / "device"
     device.mkdir()
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, which its service makes otherwise
+        Path("/run/sshd").mkdir(exist_ok=True)  # normally created by the sshd service
     host_key = make_key(root / "host_key")
     (root / "authorized_keys").write_text(make_key(root / "user_key"))
     port = free_port()
@@ -134,7 +134,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(sshd: Server) -> Iterator[Server]:
-    """The server, and after the test the proof that nothing was left on the device."""
+    """The server; after the test, checks that nothing is left on the device."""
     yield sshd
     for _ in range(100):
         left, running = list(sshd.device.iterdir()), at_work(sshd)
@@ -162,7 +162,7 @@ def refused(way: Connection) -> DeviceError:
     return caught.value
 
 
-# What works.
+# Success.
 
 
 def test_files_go_there_and_come_back(server: Server, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_the_job_prints_and_how_it_ends_comes_back(server: Server) -> None:
     with server.way().open() as link:
         code = "import sys; print('o\\x1b[2J'); print('e', file=sys.stderr); sys.exit(7)"
         done = link.python(["-c", code], 30)
-        assert (done.returncode, done.stdout, done.stderr) == (7, "o[2J\n", "e\n")  # nothing a terminal obeys
+        assert (done.returncode, done.stdout, done.stderr) == (7, "o[2J\n", "e\n")  # no control characters
         much = link.python(["-c", "print('x' * 10_000_000); print('end')"], 30)
     assert len(much.stdout) == 1 << 22 and much.stdout.endswith("x\nend\n")
 
@@ -204,9 +204,9 @@ def test_what_the_job_prints_and_how_it_ends_comes_back(server: Server) -> None:
 def test_names_stay_in_the_job_folder(server: Server, tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_text("")
     with server.way().open() as link:
-        with pytest.raises(DeviceError, match="does not lie in the job folder"):
+        with pytest.raises(DeviceError, match="is outside the job folder"):
             link.put(tmp_path / "x", name)
-        with pytest.raises(DeviceError, match="does not lie in the job folder"):
+        with pytest.raises(DeviceError, match="is outside the job folder"):
             link.get(name, tmp_path / "y")
 
 
@@ -229,7 +229,7 @@ def test_a_login_shell_that_talks_is_no_harm(server: Server) -> None:
 
 
 def test_python_in_the_home_folder(server: Server) -> None:
-    home = Path("~").expanduser()  # where a session starts, whatever HOME says
+    home = Path("~").expanduser()  # where a session starts, regardless of HOME
     python = "~/" + os.path.relpath(sys.executable, home)
     with server.way(python=python).open() as link:
         assert link.python(["-c", "print(1)"], 30).stdout == "1\n"
@@ -253,7 +253,7 @@ def test_another_folder(server: Server, tmp_path: Path) -> None:
         assert link.python(["-c", "import os; print(os.getcwd())"], 30).stdout.startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     error = refused(server.way(folder=str(tmp_path / "gone")))
-    assert "cannot make a job folder on linux-ssh: No such file or directory" in error.message
+    assert "cannot create a job folder on linux-ssh: No such file or directory" in error.message
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "a;b", "", "$(x)", "a\nb"])
@@ -271,11 +271,11 @@ def test_host_keys_are_verified_whatever_the_configuration_says(server: Server) 
         "ControlMaster": "auto",
     }
     way = server.way(config=server.config("loose", UserKnownHostsFile=empty, **loose))
-    assert "is not known" in refused(way).message
+    assert "is unknown" in refused(way).message
     assert empty.read_text() == ""
 
 
-# What cannot be reached.
+# Unreachable devices.
 
 
 def test_unknown_host(server: Server) -> None:
@@ -296,23 +296,23 @@ def test_no_answer(server: Server) -> None:
         silent.listen()
         port = silent.getsockname()[1]
         error = refused(server.way(config=server.config("silent", Port=port), connect_timeout=1))
-    assert error.message == f"linux-ssh (127.0.0.1, port {port}) does not answer"
+    assert error.message == f"linux-ssh (127.0.0.1, port {port}) does not respond"
 
 
 def test_refused_key(server: Server) -> None:
     make_key(server.root / "other_key")
     own = server.config("no_key", IdentityFile="none")
     error = refused(server.way(config=own, identity=str(server.root / "other_key")))
-    assert "does not let" in error.message and "ssh-copy-id" in error.fix
+    assert "rejected every key" in error.message and "ssh-copy-id" in error.fix
     assert "no such file" in refused(server.way(identity="/gone")).message
     assert "no such file" in refused(server.way(config="/gone")).message
 
 
 def test_unknown_host_key(server: Server) -> None:
     error = refused(server.way(config=server.config("unknown", UserKnownHostsFile=server.root / "none")))
-    assert f"host key of linux-ssh (127.0.0.1, port {server.port}) is not known" in error.message
+    assert f"host key of linux-ssh (127.0.0.1, port {server.port}) is unknown" in error.message
     assert "compare the fingerprint" in error.fix
-    # What it tells to do helps.
+    # The suggested fix works.
     add = error.fix.rpartition("with '")[2].rstrip("'")
     subprocess.run(add, shell=True, check=True, stderr=subprocess.DEVNULL)
     with server.way(config=str(server.root / "unknown")).open():
@@ -324,13 +324,13 @@ def test_changed_host_key(server: Server) -> None:
     known = server.root / "changed_hosts"
     known.write_text(f"[127.0.0.1]:{server.port} {make_key(server.root / 'old_host_key')}")
     error = refused(server.way(config=server.config("changed", UserKnownHostsFile=known)))
-    assert "is not the one that is known" in error.message and "in between" in error.message
+    assert "differs from the known key" in error.message and "intercepted" in error.message
     assert f"ssh-keygen -f {known} -R '[127.0.0.1]:{server.port}'" in error.fix
 
 
 def test_broken_configuration(server: Server) -> None:
     error = refused(server.way(config=server.config("broken", NoSuchOption="1")))
-    assert "ssh refuses its configuration" in error.message and "nosuchoption" in error.message.lower()
+    assert "ssh rejects its configuration" in error.message and "nosuchoption" in error.message.lower()
 
 
 def test_no_ssh_client(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,21 +338,21 @@ def test_no_ssh_client(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "openssh-client" in refused(server.way()).fix
 
 
-# What is not there.
+# Missing parts.
 
 
 def test_no_python(server: Server) -> None:
     error = refused(server.way(python="python9.9"))
-    assert error.message.startswith("there is no Python 'python9.9' on linux-ssh")
+    assert error.message.startswith("no Python 'python9.9' on linux-ssh")
     assert "'python'" in error.fix
 
 
 def test_python_too_old(server: Server) -> None:
-    # The real interpreter, which says that it is another.
+    # The real interpreter, which reports another version.
     lie = 'import sys; sys.version_info = (3, 6, 9); sys.version = "3.6.9 (old)"; exec(sys.argv[2])'
     old = server.script("old", f'exec {sys.executable} -c {shlex.quote(lie)} "$@"')
     error = refused(server.way(python=old))
-    assert error.message == f"{old} on linux-ssh is Python 3.6.9; 3.8 is the oldest that will do"
+    assert error.message == f"{old} on linux-ssh is Python 3.6.9, but 3.8 or newer is required"
 
 
 def test_no_numpy(server: Server) -> None:
@@ -360,7 +360,7 @@ def test_no_numpy(server: Server) -> None:
     assert error.message.endswith("has no numpy") and "-m pip install numpy" in error.fix
 
 
-# What goes wrong on the way.
+# Failures on the way.
 
 
 def test_full_disk(server: Server, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_full_disk(server: Server, tmp_path: Path) -> None:
         with server.way(folder=str(small)).open() as link:
             with pytest.raises(DeviceError) as caught:
                 link.put(tmp_path / "large", "large")
-            assert "disk of linux-ssh is full: no room for 'large' (5,000,000 bytes)" in caught.value.message
+            assert "disk of linux-ssh is full: no space for 'large' (5,000,000 bytes)" in caught.value.message
             assert "'folder'" in caught.value.fix
             done = link.python(["-c", "open('x', 'wb').write(bytes(1000)); print('room again')"], 30)
             assert done.stdout == "room again\n", done.stderr
@@ -396,7 +396,7 @@ def test_a_job_that_hangs_is_killed_with_its_children(server: Server) -> None:
     )
     with server.way().open() as link:
         start = time.monotonic()
-        with pytest.raises(DeviceError, match="did not end within 1 s on linux-ssh and was killed") as caught:
+        with pytest.raises(DeviceError, match="not finish within 1 s on linux-ssh and was killed") as caught:
             link.python(["-c", code], 1)
         assert time.monotonic() - start < 10 and "time limit" in caught.value.fix
         assert link.python(["-c", "print(1)"], 30).stdout == "1\n"
@@ -408,7 +408,7 @@ def test_a_job_that_ends_takes_its_children_along(server: Server) -> None:
         start = time.monotonic()
         assert link.python(["-c", code], 50).returncode == 0
         assert time.monotonic() - start < 10
-        # It holds the output open, and left the group.
+        # It keeps the output open, and has left the process group.
         escaping = code.replace("])", "], start_new_session=True); print('x')")
         assert link.python(["-c", escaping], 50).stdout == "x\n"
         assert time.monotonic() - start < 20
@@ -428,7 +428,7 @@ def test_a_cut_during_a_run(server: Server, tmp_path: Path) -> None:
             ConnectionCutError, match="connection to linux-ssh was cut during a job"
         ) as caught:
             link.python(["-c", code], 30)
-        assert "power of the device" in caught.value.fix
+        assert "power supply of the device" in caught.value.fix
         with pytest.raises(ConnectionCutError):
             link.get("out.txt", tmp_path / "x")
 
@@ -469,7 +469,7 @@ def test_a_cut_while_fetching_leaves_no_half_file(server: Server, tmp_path: Path
 
 
 def session(server: Server) -> psutil.Process:
-    """The sshd that serves the one connection there is."""
+    """The sshd process of the only connection."""
     found = [p for p in server.process.children(recursive=True) if p.name().startswith("sshd")]
     return found[-1]
 
@@ -494,7 +494,7 @@ def test_a_keeper_that_is_killed_is_cleaned_up_after(server: Server) -> None:
             link.python(["-c", code], 30)
     wait_for(lambda: not at_work(server))
     assert len(list(server.device.iterdir())) == 1
-    with server.way().open(), server.way().open():  # and not what another one still needs
+    with server.way().open(), server.way().open():  # and not the folder that another one still uses
         assert len(list(server.device.iterdir())) == 2
 
 
@@ -507,7 +507,7 @@ def wait_for(condition: object) -> None:
     raise AssertionError("it did not happen")
 
 
-# Devices that answer rubbish, or do not mean well.
+# Devices that return malformed or malicious responses.
 
 HELLO = (
     "import json, sys\n"
@@ -526,14 +526,14 @@ def fake(server: Server, code: str) -> Ssh:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("print('hello')", "did not answer as a device does"),
-        ("import os\nwhile True: os.write(1, b'x' * 65536)", "rubbish"),
-        ("while True: print('yes')", "rubbish"),
-        ("print('edgeopt-keeper {')", "rubbish"),
-        ("print('edgeopt-keeper [1]')", "rubbish"),
+        ("print('hello')", "returned no valid response"),
+        ("import os\nwhile True: os.write(1, b'x' * 65536)", "malformed response"),
+        ("while True: print('yes')", "malformed response"),
+        ("print('edgeopt-keeper {')", "malformed response"),
+        ("print('edgeopt-keeper [1]')", "malformed response"),
     ],
 )
-def test_rubbish_instead_of_an_answer(server: Server, code: str, words: str) -> None:
+def test_malformed_response(server: Server, code: str, words: str) -> None:
     assert words in refused(fake(server, code)).message
 
 
@@ -552,7 +552,7 @@ def test_rubbish_instead_of_an_answer(server: Server, code: str, words: str) -> 
         b"x" * 3_000_000,
     ],
 )
-def test_rubbish_instead_of_a_file(server: Server, tmp_path: Path, answer: bytes) -> None:
+def test_malformed_file(server: Server, tmp_path: Path, answer: bytes) -> None:
     code = HELLO + f"put.write({answer!r} if len({answer!r}) else b''); put.flush(); sys.stdin.read()"
     with fake(server, code).open() as link:
         with pytest.raises(DeviceError) as caught:
@@ -569,13 +569,13 @@ def test_rubbish_instead_of_a_file(server: Server, tmp_path: Path, answer: bytes
         b'{"started": 1}\n{"returncode": 0, "stdout": 99999999, "stderr": 0}\n',
     ],
 )
-def test_rubbish_instead_of_a_run(server: Server, answer: bytes) -> None:
+def test_malformed_run(server: Server, answer: bytes) -> None:
     code = HELLO + f"put.write({answer!r}); put.flush(); sys.stdin.read()"
-    with fake(server, code).open() as link, pytest.raises(DeviceError, match="answered rubbish"):
+    with fake(server, code).open() as link, pytest.raises(DeviceError, match="returned a malformed response"):
         link.python(["-c", ""], 30)
 
 
-# The bench: a failing device costs its own rows, and a cut is retried once.
+# The bench: a failing device costs only its own rows, and a lost connection is retried once.
 
 
 def a_device(way: Ssh) -> Device:
@@ -596,8 +596,8 @@ def a_model(tmp_path: Path) -> Model:
 
 def test_the_agent_answers_through_ssh(server: Server, tmp_path: Path) -> None:
     agent = build_agent(tmp_path / "agent.pyz")
-    found = ask(a_device(server.way()), agent)
-    here = ask(Device(name="host", runtimes={"null": "null"}), agent)
+    found = fetch_probe(a_device(server.way()), agent)
+    here = fetch_probe(Device(name="host", runtimes={"null": "null"}), agent)
     changing = ("load", "memory_available_bytes", "temperature")
     assert {k: v for k, v in found.items() if k not in changing} == {
         k: v for k, v in here.items() if k not in changing
@@ -613,15 +613,15 @@ def test_a_device_that_cannot_be_reached_is_a_failure_not_an_exception(
 
 @pytest.mark.parametrize("always", [False, True])
 def test_a_cut_is_retried_once(server: Server, tmp_path: Path, always: bool) -> None:
-    """The agent of this test cuts the connection that it was sent through: the first time, or each time."""
+    """The agent of this test cuts its own connection: the first time, or each time."""
     agent = tmp_path / "agent.pyz"
     answer = "import json, sys\nif sys.argv[1] == 'probe': print(json.dumps(" + repr(PROBE) + "))\n"
     agent.write_text(CUT.format(note=str(tmp_path / "note"), always=always) + answer)
     if always:
-        with pytest.raises(DeviceError, match=r"was cut during a job.*, and again when it was retried"):
-            ask(a_device(server.way()), agent)
+        with pytest.raises(DeviceError, match=r"was cut during a job.*, and again after a retry"):
+            fetch_probe(a_device(server.way()), agent)
     else:
-        assert ask(a_device(server.way()), agent) == PROBE
+        assert fetch_probe(a_device(server.way()), agent) == PROBE
     assert (tmp_path / "note").exists()
 
 
@@ -632,15 +632,15 @@ def test_a_cut_is_retried_once(server: Server, tmp_path: Path, always: bool) -> 
         ("{", "returned a malformed response: message: is not JSON"),
         ('{"ok": true}', "returned a malformed response: protocol: expected 2, got None"),
         ('{"ok": false, "protocol": 2}', "returned a malformed response: error: is missing"),
-        (None, "ended without a result"),
+        (None, "exited without a result"),
     ],
 )
-def test_a_rubbish_result_costs_one_row(
+def test_a_malformed_result_costs_one_row(
     server: Server, tmp_path: Path, result: str | None, words: str
 ) -> None:
     bench = a_bench(server.way(), tmp_path)
     write = f"open('result.json', 'w').write({result!r})\n" if result is not None else ""
-    bench.agent.write_text("open('outputs.npz', 'w').write('rubbish')\n" + write)
+    bench.agent.write_text("open('outputs.npz', 'w').write('garbage')\n" + write)
     outcome = bench.run(a_model(tmp_path), Evaluation(None, Preprocessing(), tmp_path))
     assert any(word in outcome.error for word in words.split("|")), outcome.error
 
@@ -649,14 +649,14 @@ def test_an_agent_killed_half_way_is_reported(server: Server, tmp_path: Path) ->
     bench = a_bench(server.way(), tmp_path)
     bench.agent.write_text("import os\nos.kill(os.getpid(), 9)\n")
     outcome = bench.run(a_model(tmp_path), Evaluation(None, Preprocessing(), tmp_path))
-    assert "the agent ended without a result (died with signal 9)" in outcome.error
+    assert "the agent exited without a result (killed by signal 9)" in outcome.error
 
 
-# Two that want one device.
+# Two processes, one device.
 
 
 def test_jobs_take_turns_on_the_device(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Also when they come from machines that share no lock: two links that know nothing of each other."""
+    """Even from machines without a common lock: two independent links."""
     spans: list[tuple[float, float]] = []
     code = "import time; a = time.time(); time.sleep(0.7); print(a, time.time())"
 
@@ -673,7 +673,7 @@ def test_jobs_take_turns_on_the_device(server: Server, caplog: pytest.LogCapture
     (_, first_end), (second_begin, _) = sorted(spans)
     assert first_end <= second_begin
     said = {record.getMessage() for record in caplog.records}
-    assert said == {"linux-ssh is busy with another job: waiting for its end"}
+    assert said == {"linux-ssh is busy with another job: waiting for it to finish"}
 
 
 HOLD = (
@@ -693,9 +693,9 @@ def test_two_processes_take_turns() -> None:
         assert first.stdout.readline() == "has\n"
         with subprocess.Popen([sys.executable, "-c", HOLD], **pipes) as second:  # type: ignore[call-overload]
             assert second.stdout.readline() == "waits\n"
-            with device_lock("board", {"uses": "local"}):  # another way: another device
+            with device_lock("board", {"uses": "local"}):  # another connection: another device
                 pass
-            first.kill()  # a lock does not outlive its process
+            first.kill()  # a lock ends with its process
             assert second.stdout.readline() == "has\n"
             said: list[str] = []
             threading.Timer(0.3, lambda: print(file=second.stdin, flush=True)).start()
@@ -706,5 +706,5 @@ def test_two_processes_take_turns() -> None:
 def test_no_place_for_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "file"))
-    with pytest.raises(DeviceError, match="no place for the lock"), device_lock("board", {}):
+    with pytest.raises(DeviceError, match="cannot create the lock file"), device_lock("board", {}):
         pass

@@ -1,6 +1,7 @@
-"""Keras and SavedModel to TFLite, ONNX and Keras 3: outputs, names, order, determinism, and what is refused.
+"""Keras and SavedModel to TFLite, ONNX and Keras 3: outputs, names, order, determinism, refusals.
 
-The stages run in processes of their own, as in the pipeline, so that TensorFlow does not meet torch here.
+The stages run in separate processes, as in the pipeline, so that TensorFlow and torch are never loaded
+together.
 """
 
 import importlib.util
@@ -128,7 +129,7 @@ for stage, run in ((KerasToTflite(), run_tflite), (KerasToOnnx(), run_onnx)):
         "error": error(run(done.path, values), two(values)),
     }
 
-# Open dimensions: asked for, or taken from the model's description
+# Dynamic dimensions: requested, or taken from the model's description
 layers = keras.layers
 open_input = layers.Input((None, None, 1), name="i")
 free = keras.Sequential([open_input, layers.Conv2D(2, 3), layers.GlobalMaxPooling2D()])
@@ -261,7 +262,7 @@ def test_lambda_layer_is_refused_with_the_flag_that_allows_it(report: Any, name:
 
 def test_trusted_lambda_layer_is_converted(report: Any) -> None:
     assert report["trusted"] == 0
-    assert "layer 'doubler' of code.h5 cannot cross to Keras 3" in report["lambda_across"]
+    assert "layer 'doubler' of code.h5 cannot be rebuilt in Keras 3" in report["lambda_across"]
 
 
 def test_a_file_of_another_kind_is_named(report: Any) -> None:
@@ -269,7 +270,7 @@ def test_a_file_of_another_kind_is_named(report: Any) -> None:
 
 
 def test_same_bytes_in_another_process_and_order(folder: Path, report: Any, tmp_path: Path) -> None:
-    """A warm worker has converted other models before: that leaves no trace in a file."""
+    """A warm worker has converted other models before, which must not affect a file."""
     runs = []
     for step in (1, -1):
         scratch = tmp_path / str(step)

@@ -1,4 +1,4 @@
-"""Stages around PyTorch and exported programs, on toy models and on the real ones where there are data."""
+"""Stages for PyTorch and exported programs, on toy models, and on real ones if the data is available."""
 
 import io
 import json
@@ -30,12 +30,12 @@ from edgeopt.stages.load_torch import LoadTorch
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 from edgeopt.stages.torchscript_to_exported_program import TorchscriptToExportedProgram
 from edgeopt.stages.torchscript_to_mobile import TorchscriptToMobile
+from needs import needs
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("executorch")
-pytest.importorskip("litert_torch")
+needs("executorch", "litert_torch")
 pytestmark = [
-    # torch, torchao, litert-torch and ExecuTorch warn about their own deprecated parts while they work.
+    # torch, torchao, litert-torch and ExecuTorch warn about their own deprecations.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -112,7 +112,7 @@ def module_of(code: Path, name: str = "small", seed: int = 3) -> Any:
 
 @pytest.fixture(scope="module")
 def program(code: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Any]:
-    """The toy model as an exported program, and the module it was made from."""
+    """The toy model as an exported program, and its source module."""
     folder = tmp_path_factory.mktemp("program")
     module = module_of(code)
     torch.save(module.state_dict(), folder / "small.pt")
@@ -173,7 +173,7 @@ def test_malicious_pickle_is_refused_and_does_not_run(code: Path, tmp_path: Path
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil(trap)}, protocol=2))
     torch.save({"state_dict": Evil(trap)}, tmp_path / "evil2.pt")
     for name in ("evil.pt", "evil2.pt"):
-        with pytest.raises(StageError, match=r"holds code.*(?s:.*)trust: true"):
+        with pytest.raises(StageError, match=r"contains code.*(?s:.*)trust: true"):
             loader(code, weights=tmp_path / name).run(SOURCE, context(tmp_path / f"{name}-out"))
     assert not trap.exists()
 
@@ -193,7 +193,7 @@ def test_weights_of_another_model_are_named(code: Path, tmp_path: Path) -> None:
 
 def test_wrong_shape_factory_and_arguments(code: Path, tmp_path: Path) -> None:
     wrong = TensorSpec(name="image", shape=(1, 8, 8, 3))
-    with pytest.raises(StageError, match=r"does not take image \[1, 8, 8, 3\].*channels"):
+    with pytest.raises(StageError, match=r"does not accept image \[1, 8, 8, 3\].*channels"):
         loader(code, inputs=(wrong,)).run(SOURCE, context(tmp_path / "a"))
     with pytest.raises(StageError, match="returned a int"):
         loader(code, "number").run(SOURCE, context(tmp_path / "b"))
@@ -236,7 +236,7 @@ def converted(program: tuple[Model, Any], tmp_path_factory: pytest.TempPathFacto
 
 
 def convert_all(folder: Path, model: Model) -> dict[str, Model]:
-    """Every float format of one program that needs no XNNPACK, in one folder."""
+    """All float formats of one program except those with XNNPACK, in one folder."""
     where = context(folder)
     script = ExportedProgramToTorchscript().run(model, where)
     made = [
@@ -327,7 +327,7 @@ def test_users_torchscript_becomes_a_program(code: Path, tmp_path: Path, kind: s
     names = {str(node.target) for node in loaded.graph.nodes if node.op == "call_function"}
     assert not any("batch_norm" in name for name in names)
     assert worst([loaded.module()(torch.from_numpy(v)).detach().numpy() for v in samples()], module) < 1e-5
-    with pytest.raises(StageError, match="no input shapes"):
+    with pytest.raises(StageError, match="does not declare its input shapes"):
         TorchscriptToExportedProgram().run(source.model_copy(update={"inputs": ()}), context(tmp_path / "b"))
 
 
@@ -359,7 +359,7 @@ def test_padding_by_name_becomes_numbers(padding: str, kernel: int) -> None:
 
 
 class Evil:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -369,7 +369,7 @@ class Evil:
 
 
 def repacked(source: Path, target: Path, changes: dict[str, bytes]) -> Model:
-    """A copy of an archive with other or further records; names are relative to its one folder."""
+    """A copy of an archive with changed or added records; names are relative to its only folder."""
     with zipfile.ZipFile(source) as archive:
         folder = archive.namelist()[0].partition("/")[0]
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -381,7 +381,7 @@ def repacked(source: Path, target: Path, changes: dict[str, bytes]) -> Model:
 
 
 def with_json(source: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, bytes]:
-    """The record of the program itself, changed."""
+    """The program's own record, modified."""
     with zipfile.ZipFile(source) as archive:
         name = next(name for name in archive.namelist() if "/models/" in name)
         content = json.loads(archive.read(name))
@@ -452,7 +452,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 def test_same_files_from_another_process(
     tmp_path: Path, program: tuple[Model, Any], converted: dict[str, Model]
 ) -> None:
-    """A fresh process and this one, warm from other tests, write the same bytes."""
+    """A fresh process and this one, warmed up by other tests, write the same bytes."""
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -477,7 +477,7 @@ def test_same_files_from_another_process(
 
 @pytest.mark.slow
 def test_resnet20_is_the_same_in_every_format(real_data: Path, tmp_path: Path) -> None:
-    """Float: within 1e-4 of what the source module answers, on real images."""
+    """Float: within 1e-4 of the outputs of the source module, on real images."""
     program, module = resnet20(real_data, tmp_path)
     images, _ = cifar(real_data, program, 64)
     with torch.no_grad():
@@ -514,7 +514,7 @@ def resnet20(real_data: Path, folder: Path) -> tuple[Model, Any]:
 
 
 def cifar(real_data: Path, model: Model, count: int) -> tuple[list[Array], Array]:
-    """Real test images as the network takes them, and their labels."""
+    """Preprocessed real test images, and their labels."""
     with np.load(real_data / "cifar10" / "test446.npz") as data:
         images, labels = data["x"][:count], data["y"][:count]
     return [CIFAR.apply(image, model.inputs[0]) for image in images], labels

@@ -1,4 +1,4 @@
-"""TensorFlow Lite Micro: its own kernels answer, and its own allocator tells the arena."""
+"""TensorFlow Lite Micro: outputs of its own kernels, and the arena recorded by its allocator."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics that a user wrote: named, tried before anything slow, and never able to take a run down."""
+"""User-defined metrics: named, tried before any slow work, and unable to abort a run."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arm's Vela: what it says of a model is kept, and its silence about a model it cannot use is not."""
+"""Arm's Vela: its estimates are recorded, and models that it silently cannot use are failures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,12 +68,12 @@ def test_success_without_any_use_of_the_npu_is_a_failure(tmp_path: Path, weights
 
 
 def test_the_share_counts_the_models_own_operators(tmp_path: Path) -> None:
-    # Vela makes 26 operators of the softmax, and would call it 96 % where one in two is left out.
+    # Vela counts 26 operators for the softmax, and would report 96 % although one of two is excluded.
     both = operator("SOFTMAX"), operator("FLOOR")
     file = write(tmp_path / "m.tflite", *both, shape=IMAGE, types=("int8", "int8"))
     (result,) = profile(file, device="ethos-u55-128").results
     assert result.measurements["npu_share"].value == 0.5
-    assert result.notes[1].startswith("1 operators are left to the processor beside the NPU: ")
+    assert result.notes[1].startswith("1 operators fall back to the CPU: ")
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_a_run_sends_what_can_run_and_keeps_what_was_compiled(
     for variant in ("float", "int8", "plain"):
         small = results[variant, "tiny"]
         assert small.status == "failed"
-        assert small.reason.startswith("not sent to tiny: [flash] the file has ")
+        assert small.reason.startswith("not sent to tiny: [flash] the file is ")
         assert small.measurements["size_bytes"].value > 1024
         assert "top1" not in small.measurements
     assert ("float", "ethos-u55-128") not in results

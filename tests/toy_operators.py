@@ -1,4 +1,4 @@
-"""TFLite files of one operator each, made without any converter: what runtimes are asked with."""
+"""Single-operator TFLite files, written without a converter, to query runtimes."""
 
 import struct
 from pathlib import Path
@@ -18,7 +18,7 @@ OPTIONS: dict[str, tuple[str, dict[str, int]]] = {
 def write(
     path: Path, *operators: Table, shape: tuple[int, ...], types: tuple[str, str], **given: Any
 ) -> Path:
-    """A file with a chain of operators; those that have weights take the same constant ones."""
+    """A file with a chain of operators; all weights are the same constant."""
     tensors = (
         tensor("x", shape, types[0], **given),
         tensor("w", (1, 1, 1, shape[-1]), given.get("weights", types[0]), buffer=1),

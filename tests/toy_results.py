@@ -1,8 +1,8 @@
-"""What an agent could have answered, for tests of what is made of it."""
+"""Synthetic responses of an agent, for tests of their processing."""
 
 from typing import Any
 
-from edgeopt.run.protocol import PROTOCOL, JobResult, Probe, Spell
+from edgeopt.run.protocol import PROTOCOL, JobResult, Probe, TimedInterval
 
 PROBE: Probe = {
     "agent": "1",
@@ -48,8 +48,10 @@ def job_result(**fields: Any) -> JobResult:
     return result | fields
 
 
-def spell(before: dict[str, Any] | None = None, after: dict[str, Any] | None = None, **fields: Any) -> Spell:
-    """A spell of timing on a machine that does not tell anything but what is given."""
+def spell(
+    before: dict[str, Any] | None = None, after: dict[str, Any] | None = None, **fields: Any
+) -> TimedInterval:
+    """A timing period on a machine that reports only the given values."""
     silent: Any = dict.fromkeys(("load", "governor", "frequency_mhz", "temperature_c", "throttled"))
     silent["gpus"] = []
     found: Any = {

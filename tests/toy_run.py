@@ -1,4 +1,4 @@
-"""Folders as a run leaves them, made without one: a tiny file, its record, golden vectors and a report."""
+"""Synthetic run folders: a tiny model file, its record, golden vectors and a report."""
 
 import json
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def write_run(
     format_name: str = "tflite",
     model: bytes | None = None,
 ) -> Report:
-    """Write a run with one result. ``golden_of``: whose golden vectors it has, None for none."""
+    """Write a run with one result. ``golden_of``: the device of its golden vectors, or None."""
     (folder / "models").mkdir(parents=True)
     suffix = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}[format_name]
     path = folder / "models" / f"int8{suffix}"
@@ -117,7 +117,7 @@ def golden_arrays(
     how: Preprocessing,
     raw: Sequence[Array],
 ) -> dict[str, Any]:
-    """What the pipeline would keep of these samples; the answers are made up."""
+    """Golden arrays for these samples, with synthetic outputs."""
     random = np.random.default_rng(3)
     count = len(raw[0])
     arrays: dict[str, Any] = {f"raw_{index}": values for index, values in enumerate(raw)}

@@ -1,4 +1,4 @@
-"""What several processes put into one store at the same time; found by name in each of them."""
+"""Functions that several processes use to write to one store concurrently; imported by name in each."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from edgeopt.run.store import Store
 
 
 def fill_store(root: Path) -> None:
-    """Put fifty entries, the same ones whoever does it."""
+    """Put fifty entries, the same in every process."""
     store = Store(root)
     for index in range(50):
         with store.scratch() as folder:

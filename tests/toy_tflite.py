@@ -1,4 +1,4 @@
-"""A small int8 TFLite file as a careless converter might write it, made without any converter."""
+"""A small int8 TFLite file as a careless converter might write it, built without a converter."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def toy(*, behind: bool = False) -> bytes:
         if buffer.data is not None:
             contents.append((buffer, bytes(buffer.data)))
             buffer.data, buffer.offset, buffer.size = None, 1 << 20, 1 << 20
-    # Numbers take the same room whatever they are, so the tables keep their size.
+    # Numbers have a fixed size, so the tables keep theirs.
     tail = len(_packed(model)) + 15 & ~15
     stored = bytearray()
     for buffer, data in contents:

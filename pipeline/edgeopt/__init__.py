@@ -4,8 +4,7 @@
     plan = edgeopt.plan("recipe.yaml")
     report = edgeopt.profile("model.tflite", device="host")
 
-Worker processes are spawned, so a script that calls ``optimize`` does so under
-``if __name__ == "__main__":``.
+Worker processes are spawned, so a script must call ``optimize`` under ``if __name__ == "__main__":``.
 """
 
 import importlib
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EdgeoptError", "RecipeError", "Report", "UsageError", "optimize", "plan", "profile"]
 
-_HOMES = {
+_MODULES = {
     "EdgeoptError": "errors",
     "RecipeError": "errors",
     "UsageError": "errors",
@@ -31,11 +30,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up on first use: `edgeopt --help` must not wait for what it does not need.
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"edgeopt.{_HOMES[name]}"), name)
+    # Imported on first use, to keep `edgeopt --help` fast.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"edgeopt.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

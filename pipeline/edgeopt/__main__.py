@@ -1,4 +1,4 @@
-"""``python -m edgeopt`` is the command ``edgeopt``."""
+"""``python -m edgeopt`` runs the ``edgeopt`` command."""
 
 from edgeopt.cli import main
 

@@ -1,15 +1,15 @@
-"""Everything that can go wrong, as seen by the person at the terminal.
+"""The exception hierarchy: failures that are reported to the user with their cause and a fix.
 
-EdgeoptError            one line for the screen, with a fix
+EdgeoptError            base class: a message and a fix
 ├── UsageError          exit 2: the command line, a file or a setting is wrong
-│   └── RecipeError     exit 2: every mistake of a recipe, each with its line and column
-├── VerificationError   exit 1: what was fetched or stored is not what it should be, or is not signed
-└── CannotRunError      exit 3: something that should have worked did not
+│   └── RecipeError     exit 2: all mistakes of a recipe, with line and column
+├── VerificationError   exit 1: a digest, signature or gate check failed
+└── CannotRunError      exit 3: a valid command could not be completed
     ├── MissingPackageError  a plugin's packages are not installed
     ├── StageError      a stage failed, crashed, hung or ran out of memory
     ├── StoreError      the store cannot be read or written
-    ├── RemoteError     a registry, bucket or server cannot be reached, or refuses
-    └── DeviceError     a device cannot be reached or refused the job
+    ├── RemoteError     a registry, bucket or server is unreachable or rejects the request
+    └── DeviceError     a device is unreachable or rejected the job
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class EdgeoptError(Exception):
-    """A failure that is explained to the user instead of shown as a traceback."""
+    """A failure reported to the user as a message and a fix instead of a traceback."""
 
     exit_code = 3
 
@@ -30,12 +30,12 @@ class EdgeoptError(Exception):
         return f"{self.message}\n  {self.fix}" if self.fix else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling between processes.
+        # The default pickling between processes drops keyword-only arguments.
         return (_rebuild, (type(self), self.message, self.fix))
 
 
-def _rebuild(kind: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:
-    return kind(message, fix=fix)
+def _rebuild(error_type: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:
+    return error_type(message, fix=fix)
 
 
 class UsageError(EdgeoptError):
@@ -72,13 +72,13 @@ class RecipeError(UsageError):
 
 
 class VerificationError(EdgeoptError):
-    """What was fetched or stored is not what it should be: digest, signature, or a gate that did not hold."""
+    """A check of fetched or stored data failed: a digest, a signature or a gate."""
 
     exit_code = 1
 
 
 class CannotRunError(EdgeoptError):
-    """Something that should have worked did not."""
+    """A valid command could not be completed."""
 
 
 class MissingPackageError(CannotRunError):
@@ -94,8 +94,8 @@ class StoreError(CannotRunError):
 
 
 class DeviceError(CannotRunError):
-    """A device cannot be reached, or refused the job."""
+    """A device is unreachable or rejected the job."""
 
 
 class RemoteError(CannotRunError):
-    """A registry, bucket or server cannot be reached, or refuses."""
+    """A registry, bucket or server is unreachable or rejects the request."""

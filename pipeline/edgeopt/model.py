@@ -1,7 +1,7 @@
-"""What a model is between two stages: files, a format tag, and what goes in and comes out.
+"""Models as stages exchange them: files, a format tag, and the specs of inputs and outputs.
 
-No live framework object is ever part of it, so a model can be cached, moved to another process
-or host, and picked up again after an interruption.
+A model never holds a live framework object, so it can be cached, sent to another process or host, and reused
+after an interruption.
 """
 
 from fractions import Fraction
@@ -17,7 +17,7 @@ Array: TypeAlias = NDArray[np.generic]
 
 
 def _number(value: object) -> object:
-    """Accept ``1/255`` where a number is expected: exact and readable."""
+    """Parse a fraction such as ``1/255``; other values pass through."""
     if isinstance(value, str) and "/" in value:
         return float(Fraction(value))
     return value
@@ -29,37 +29,39 @@ Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 class TensorSpec(BaseModel):
     """Name, shape and dtype of one input or output.
 
-    ``shape`` includes the batch axis; ``None`` is a free dimension. ``layout`` is set for
-    image-like tensors of rank 4 only. ``scale`` and ``zero_point`` are set for integer tensors
-    that stand for real numbers: ``real = (stored - zero_point) * scale``.
+    ``shape`` includes the batch axis; ``None`` is a dynamic dimension. ``layout`` is set for image-like
+    tensors of rank 4 only. ``scale`` and ``zero_point`` are set for quantized tensors:
+    ``real = (stored - zero_point) * scale``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="how the model calls it")
-    shape: tuple[int | None, ...] = Field(description="with the batch axis; null is a free dimension")
-    dtype: str = Field("float32", description="numpy's name of the type")
-    layout: Layout | None = Field(None, description="for images: where the channels are")
-    scale: float | None = Field(None, description="of quantized values: real = (stored - zero_point) * scale")
-    zero_point: int | None = Field(None, description="of quantized values")
+    name: str = Field(description="name of the tensor in the model")
+    shape: tuple[int | None, ...] = Field(description="including the batch axis; null is a dynamic dimension")
+    dtype: str = Field("float32", description="NumPy dtype name")
+    layout: Layout | None = Field(None, description="position of the channel axis, for images")
+    scale: float | None = Field(None, description="quantization scale: real = (stored - zero_point) * scale")
+    zero_point: int | None = Field(None, description="quantization zero point")
 
 
 class Preprocessing(BaseModel):
-    """How a raw sample becomes model input: ``(x * scale - mean) / std``, per channel.
+    """Conversion of a raw sample to model input: ``(x * scale - mean) / std``, per channel.
 
-    ``layout`` is the layout of the raw data; samples are transposed to the layout of the input
-    they are fed to. ``mean`` and ``std`` are given after scaling, one number or one per channel.
+    ``layout`` is the layout of the raw data; samples are transposed to the layout of the input. ``mean`` and
+    ``std`` apply after scaling: one number, or one per channel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scale: Number = Field(1.0, description="factor applied first; '1/255' is understood")
+    scale: Number = Field(1.0, description="factor applied first; accepts fractions such as '1/255'")
     mean: tuple[Number, ...] = Field((), description="subtracted after scaling, per channel")
-    std: tuple[Number, ...] = Field((), description="divided by, per channel")
-    layout: Layout | None = Field(None, description="layout of the raw data; default: as the model's input")
+    std: tuple[Number, ...] = Field((), description="divisor applied last, per channel")
+    layout: Layout | None = Field(
+        None, description="layout of the raw data; default: that of the model input"
+    )
 
     def apply(self, sample: Array, spec: TensorSpec) -> Array:
-        """Turn one raw sample (no batch axis) into one input of batch 1 for ``spec``."""
+        """Convert a raw sample (no batch axis) to an input of batch 1, dtype and layout as in ``spec``."""
         source = self.layout or spec.layout
         if not np.issubdtype(np.dtype(spec.dtype), np.floating) and not self.changes_values:
             values: Array = sample.astype(spec.dtype)
@@ -87,7 +89,7 @@ class Preprocessing(BaseModel):
 
 
 def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array:
-    """Transpose a batch of rank 4 from one layout to the other; anything else stays as it is."""
+    """Transpose a batch of rank 4 between layouts; other arrays are returned unchanged."""
     if source is None or target is None or source == target or batch.ndim != 4:
         return batch
     axes = (0, 3, 1, 2) if target == "NCHW" else (0, 2, 3, 1)
@@ -95,7 +97,7 @@ def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array
 
 
 class Model(BaseModel):
-    """Files plus a format tag. ``path`` is one file, or a folder that belongs to the model."""
+    """Files and a format tag. ``path`` is the main file, or the folder of the model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,6 +106,7 @@ class Model(BaseModel):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     code: Path | None = Field(
-        None, description="where the Python code lies that builds a PyTorch module; not part of what it is"
+        None,
+        description="folder of the Python code that builds a PyTorch module; not part of its identity",
     )
-    transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, where it was counted")
+    transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, if counted")

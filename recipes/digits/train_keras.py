@@ -1,4 +1,4 @@
-"""Train the network of the recipe digits-keras and write digits.keras beside this file.
+"""Train the network of the recipe digits-keras and write digits.keras next to this file.
 
     python recipes/digits/train_keras.py
 
@@ -47,7 +47,7 @@ def digits_cnn(channels: int = 32) -> keras.Model:
 
 
 def load(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[n, 8, 8, 1]`` in 0..1, as the recipe's preprocessing makes them, and labels."""
+    """Images ``[n, 8, 8, 1]`` in 0..1, preprocessed as in the recipe, and labels."""
     samples = list(Digits(part=part).samples())
     images = np.stack([s.inputs[0] for s in samples]).astype(np.float32) / 16
     return images, np.array([s.label for s in samples])
@@ -61,7 +61,7 @@ def shifted(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def compress(file: Path) -> None:
-    """Deflate the members of a .keras file, which Keras stores as they are: a quarter of the bytes."""
+    """Deflate the members of a .keras file, which Keras stores uncompressed; this saves three quarters."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -73,7 +73,7 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
     images, labels = load("train")
-    # Every epoch sees its own shifts, made beforehand so that one call to fit does it all.
+    # Each epoch has its own shifts, computed in advance so that a single call to fit is enough.
     passes = [random.permutation(len(labels)) for _ in range(EPOCHS)]
     x = np.concatenate([shifted(images[order], random) for order in passes])
     y = np.concatenate([labels[order] for order in passes])
@@ -84,7 +84,7 @@ def main() -> None:
 
     images, labels = load("evaluation")
     accuracy = float((model.predict(images, verbose=0).argmax(1) == labels).mean())
-    # A fresh copy has no optimizer, whose state would triple the file.
+    # A clone has no optimizer, whose state would triple the size of the file.
     trained = keras.models.clone_model(model)
     trained.set_weights(model.get_weights())
     trained.save(HERE / "digits.keras")

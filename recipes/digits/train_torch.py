@@ -1,4 +1,4 @@
-"""Train the network of the recipe digits-torch and write digits.safetensors beside this file.
+"""Train the network of the recipe digits-torch and write digits.safetensors next to this file.
 
     python recipes/digits/train_torch.py
 
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 def load(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images ``[n, 1, 8, 8]`` in 0..1, as the recipe's preprocessing makes them, and labels."""
+    """Images ``[n, 1, 8, 8]`` in 0..1, preprocessed as in the recipe, and labels."""
     samples = list(Digits(part=part).samples())
     images = np.stack([s.inputs[0] for s in samples]).transpose(0, 3, 1, 2).astype(np.float32) / 16
     return torch.from_numpy(images), torch.tensor([s.label for s in samples])

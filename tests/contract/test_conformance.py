@@ -30,6 +30,8 @@ from edgeopt.testing.conformance.datasets import check_dataset
 from edgeopt.testing.conformance.metrics import check_metric
 from edgeopt.testing.conformance.stages import check_stage
 
+pytestmark = pytest.mark.slow
+
 INSTANCES = [
     FinetuneKeras(epochs=1),
     FinetuneTorch(epochs=1),
@@ -130,10 +132,10 @@ def test_the_null_device_answers_at_once(workshop: Workshop, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("stage", "what"),
     [
-        (toys.Elsewhere(), "writes outside of its folder: .*cache.txt"),
-        (toys.Random(), "gives other bytes in another process"),
-        (toys.Blind(), r"tells outputs of shapes \[\(7,\)\], it gives \[\(10,\)\]"),
-        (toys.Ruin(), "fulfils no intent, so it must keep the outputs; output 0: .*broke the model"),
+        (toys.Elsewhere(), "writes outside its folder: .*cache.txt"),
+        (toys.Random(), "writes different bytes in another process"),
+        (toys.Blind(), r"declares the output shapes \[\(7,\)\], not \[\(10,\)\]"),
+        (toys.Ruin(), "fulfils no intent, so it must preserve the outputs; output 0: .*broke the model"),
     ],
     ids=lambda each: type(each).__name__,
 )
@@ -148,7 +150,7 @@ def test_what_a_metric_does_wrong_is_found(workshop: Workshop) -> None:
 
         higher_is_better: ClassVar[bool] = False
 
-    with pytest.raises(Nonconformance, match="right outputs score 1, wrong ones"):
+    with pytest.raises(Nonconformance, match="correct outputs score 1, wrong ones"):
         check_metric(Backwards(), workshop)
 
 
@@ -160,5 +162,5 @@ def test_what_a_dataset_does_wrong_is_found(workshop: Workshop) -> None:
             for sample in super().samples():
                 yield sample._replace(inputs=(sample.inputs[0] + np.random.default_rng().integers(9),))
 
-    with pytest.raises(Nonconformance, match="sample 0 is another one"):
+    with pytest.raises(Nonconformance, match="sample 0 differs on the second pass"):
         check_dataset(Restless(part="calibration"), workshop)

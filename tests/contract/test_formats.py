@@ -9,8 +9,8 @@ from edgeopt.formats.known import formats
 from edgeopt.plugin import Worker
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "pipeline" / "edgeopt"
-OWN = ("formats", "stages", "devices/agent/runtimes")
-"""Rooms of things that belong to one format: the formats, what converts them, what runs them."""
+OWN = ("formats", "stages", "devices/agent/runtimes", "testing/workshop.py")
+"""Code that belongs to single formats: the formats, what converts and runs them, and their toys."""
 
 
 def keyed(tree: ast.AST) -> Iterator[ast.Constant]:

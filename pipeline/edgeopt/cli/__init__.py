@@ -1,7 +1,7 @@
-"""The terminal: options, tables, progress, exit codes. The only code that prints or exits.
+"""The command line: options, tables, progress, exit codes. The only package that prints or exits.
 
-stdout carries the result, stderr the progress. Everything heavy is imported inside the commands, so
-that ``--help`` answers at once.
+stdout carries the result, stderr the progress. Heavy modules are imported inside the commands, to keep
+``--help`` fast.
 """
 
 import os
@@ -28,7 +28,7 @@ from edgeopt.cli import (
     slim,
 )
 from edgeopt.cli import (
-    releases as releases,  # adds its commands to those of artifacts
+    releases as releases,  # registers its commands with those of artifacts
 )
 from edgeopt.errors import EdgeoptError
 
@@ -72,22 +72,22 @@ def _root(
         raise typer.Exit
 
 
-# Typer only shows a version option on the root if a command is optional there.
+# Typer accepts an option without a command only if the root callback may run alone.
 app.info.invoke_without_command = True
 
 
 def main() -> None:
-    """Run the command line; every failure becomes one message and the exit code of its kind."""
+    """Run the command line; every failure ends in one message and its exit code."""
     try:
         app()
     except EdgeoptError as error:
         typer.echo(f"{_red('error:')} {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("interrupted; finished work is in the store, run again to resume", err=True)
+        typer.echo("interrupted; finished work is in the store: repeat the command to resume", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output went away, such as `edgeopt plan | head`.
+        # The reader closed the pipe, as in `edgeopt plan | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - a bug: the traceback goes to a file, never to the screen

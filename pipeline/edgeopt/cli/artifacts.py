@@ -1,4 +1,4 @@
-"""``artifacts``: publish what a run made, and pull the right file for a device."""
+"""``artifacts``: publish the artifacts of a run, and pull the matching one for a device."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from edgeopt.publish.selecting import Facts
 
 app = typer.Typer(
-    help="Publish what a run made; pull the right file for a device, verified.", no_args_is_help=True
+    help="Publish the artifacts of a run; pull and verify the one for a device.", no_args_is_help=True
 )
 
 NAME_HELP = (
-    "NAME, NAME@VERSION or NAME:CHANNEL (default: :stable); or with its place, such as "
+    "NAME, NAME@VERSION or NAME:CHANNEL (default: :stable); or a URL, such as "
     "oci://registry.example.com/team/kws:stable, file:///srv/models/kws, s3://bucket/kws, https://…"
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)]
@@ -25,12 +25,12 @@ Library = Annotated[
     Path | None,
     typer.Option(
         "--library",
-        help="Where releases are kept on this machine (default: artifacts/library).",
+        help="Folder of the local release library (default: artifacts/library).",
         envvar="EDGEOPT_LIBRARY",
     ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Use what is on this machine alone.")]
-Who = Annotated[str, typer.Option("--who", help="Whom to name in the record; nobody by default.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the local library only.")]
+Who = Annotated[str, typer.Option("--who", help="Author to record with the change (default: none).")]
 
 
 @app.command()
@@ -42,34 +42,34 @@ def push(
             "--to",
             metavar="URL",
             help="oci://HOST/NAME[:VERSION], s3://BUCKET/NAME or file:///FOLDER/NAME; default: the project "
-            "file's remote, or this machine alone.",
+            "file's remote, else the local library only.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Default: the recipe's name.")] = None,
     version: Annotated[
-        str | None, typer.Option("--version", help="Default: the run's day and digest.")
+        str | None, typer.Option("--version", help="Default: the date and digest of the run.")
     ] = None,
     key: Annotated[
         Path | None,
         typer.Option("--sign", metavar="KEY", help="Sign every bundle with this private key (PEM)."),
     ] = None,
     channel: Annotated[
-        str | None, typer.Option("--channel", help="Promote it to a channel as well, if its gates hold.")
+        str | None, typer.Option("--channel", help="Also promote it to this channel if its gates pass.")
     ] = None,
     who: Who = "",
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish every finished artifact of a run as one version, which never changes.
+    """Publish every finished artifact of a run as one immutable version.
 
-    A bundle per artifact and device: the model, how to feed it, golden vectors, the firmware kit, where it
-    comes from. What was sent before an interruption is not sent again.
+    One bundle per artifact and device: the model, its input contract, golden vectors, the firmware kit and
+    the provenance. An interrupted upload resumes where it stopped.
     """
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.errors import UsageError
     from edgeopt.publish.channels import follow
-    from edgeopt.publish.channels import promote as promoted
+    from edgeopt.publish.channels import promote as promote_channel
     from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
     from edgeopt.publish.oci import FAILED
     from edgeopt.publish.release import make_release
@@ -84,13 +84,13 @@ def push(
         raise UsageError(f"--to {to}: give a URL", fix="such as oci://registry.example.com/team/kws")
     if reference is not None and reference.version and version and reference.version != version:
         raise UsageError(
-            f"--to names version {reference.version}, --version {version}", fix="give one of them"
+            f"--to names version {reference.version}, --version {version}", fix="give only one of them"
         )
     short = check_name(name) if name else reference.name if reference else as_name(report.recipe)
     version = version or (reference.version if reference else None)
     target = places.remote(reference or parse(short))
     shelf = places.library(short)
-    with Transfer(f"making {short}") as transfer, shelf.locked(exclusive=False):
+    with Transfer(f"packaging {short}") as transfer, shelf.locked(exclusive=False):
         release = make_release(
             run if run.is_dir() else run.parent,
             report,
@@ -104,7 +104,7 @@ def push(
         if target is not None:
             transfer.begin(f"pushing to {target.url}", bytes_of(release, shelf))
             mirror(release, shelf, target, transfer.advance)
-    told = {
+    summary = {
         "name": short,
         "version": release.version,
         "digest": release.descriptor.digest,
@@ -120,46 +120,46 @@ def push(
                 reason = row.reason.partition("\n")[0]
                 typer.echo(f"  not published: {row.variant}.{row.format} on {row.device}: {reason}", err=True)
         if FAILED in release.index.annotations:
-            typer.echo(f"  its gates: {release.index.annotations[FAILED]}", err=True)
+            typer.echo(f"  warning: {release.index.annotations[FAILED]}", err=True)
     if channel is not None:
         with places.held(short):
-            promoted(target or shelf, channel, release.version, who=who)
+            promote_channel(target or shelf, channel, release.version, who=who)
             if target:
                 follow(target, shelf, channel)
-        told["channel"] = channel
+        summary["channel"] = channel
         if not as_json:
             typer.echo(f"  {short}:{channel} is now {release.version}")
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(summary, indent=2))
 
 
 @app.command()
 def pull(
     name: Name,
-    device: Annotated[str, typer.Option("--device", help="The device it is for, or a device file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put it into.")],
-    variant: Annotated[str | None, typer.Option("--variant", help="Take this variant.")] = None,
-    format_name: Annotated[str | None, typer.Option("--format", help="Take this format.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Target device, or a device file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
+    variant: Annotated[str | None, typer.Option("--variant", help="Variant to pull.")] = None,
+    format_name: Annotated[str | None, typer.Option("--format", help="Format to pull.")] = None,
     key: Annotated[
         Path | None,
         typer.Option(
             "--require-signature",
             metavar="KEY",
-            help="Refuse what this public key (PEM) has not signed; default: as the project file says.",
+            help="Require a signature by this public key (PEM); default: the key of the project file.",
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Also replace a folder with files of your own in it.")
+        bool, typer.Option("--replace", help="Replace the folder even if it holds other files.")
     ] = False,
     offline: Offline = False,
     devices: DeviceFolders = None,
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch the artifact that suits a device, with all that firmware needs, verified before it is in place.
+    """Download the artifact for a device with its firmware kit; verified before it is installed.
 
-    Exit code 0: it is in place. 1: a digest or the signature is wrong. 2: there is no such thing. 3: it could
-    not be fetched; what came is kept, and the next attempt goes on from there.
+    Exit code 0: installed. 1: a digest or the signature does not match. 2: no such release, or none for this
+    device. 3: the download failed; received data is kept, and the next attempt resumes.
     """
     from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.publish.channels import follow
@@ -179,8 +179,8 @@ def pull(
     shelf = places.library(reference.name)
     with shelf.locked(exclusive=False):
         release = find_release(source, reference)
-        wanted, board = described(device, folders(devices))
-        choice = pick(release.index, wanted, board, variant, format_name)
+        device_name, board = described(device, folders(devices))
+        choice = pick(release.index, device_name, board, variant, format_name)
         if source is not shelf and source.url != shelf.url:
             manifest = read_manifest(source.manifest(choice.descriptor.digest), str(reference))
             with Transfer(f"pulling {reference.name}@{release.version}") as transfer:
@@ -218,23 +218,23 @@ def pull(
         )
         return
     typer.echo(f"{out / contract.file.name}  {contract.size_bytes:,} bytes")
-    how = " (emulated)" if contract.emulated else ""
-    typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}{how}")
+    emulated = " (emulated)" if contract.emulated else ""
+    typer.echo(f"  {release}, {contract.variant}.{contract.format}: {choice.reason}{emulated}")
     typer.echo(f"  from {source.url}")
     if FAILED in release.index.annotations:
-        told = release.index.annotations[FAILED]
-        typer.echo(f"  the gates of this version did not hold: {told}", err=True)
-    if contract.device != wanted:
+        failed = release.index.annotations[FAILED]
+        typer.echo(f"  warning: {failed}", err=True)
+    if contract.device != device_name:
         typer.echo(
-            f"  what lies beside the model was made for {contract.device}: for its own, add {wanted} to the "
-            "recipe's devices and publish again"
+            f"  the firmware kit and golden vectors were made for {contract.device}: to get those for "
+            f"{device_name}, add it to the recipe's devices and publish again"
         )
     for other in choice.others[:4]:
         typer.echo(
-            f"  also there: --variant {other.variant} --format {other.format} ({other.size_bytes:,} bytes)"
+            f"  available: --variant {other.variant} --format {other.format} ({other.size_bytes:,} bytes)"
         )
-    signature = "signature verified" if pulled.signed else "signature not asked for (--require-signature KEY)"
-    typer.echo(f"  digests verified, {signature}")
+    signature = "verified" if pulled.signed else "not checked (--require-signature KEY)"
+    typer.echo(f"  digests verified, signature {signature}")
 
 
 @app.command("list")
@@ -244,34 +244,34 @@ def list_releases(
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions of a name, newest first, and its channels; without a name, all on this machine."""
+    """List the versions of a name, newest first, with its channels; without a name, the local library."""
     from edgeopt.publish.listing import versions
     from edgeopt.publish.names import parse
 
     places = places_of(library)
-    found = {}
-    for each in [name] if name else places.names():
-        reference = parse(each)
+    releases = {}
+    for listed in [name] if name else places.names():
+        reference = parse(listed)
         source = places.source(reference, offline=offline or name is None)
-        found[reference.name] = (source.url, versions(source))
+        releases[reference.name] = (source.url, versions(source))
     if as_json:
-        told = [
+        listing = [
             {"name": known, "place": place, "versions": [row.model_dump() for row in rows]}
-            for known, (place, rows) in found.items()
+            for known, (place, rows) in releases.items()
         ]
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(listing, indent=2))
         return
-    for known, (place, rows) in found.items():
+    for known, (place, rows) in releases.items():
         typer.echo(f"{known}  {place}")
         for row in rows:
             typer.echo(f"  {row}")
-    if not found:
-        typer.echo("nothing on this machine yet: edgeopt artifacts push RUN")
+    if not releases:
+        typer.echo("the library is empty: publish a run with edgeopt artifacts push RUN")
 
 
 @app.command()
 def show(name: Name, offline: Offline = False, library: Library = None, as_json: AsJson = False) -> None:
-    """Show one version: its bundles with what was measured, and the moves of its channels."""
+    """Show one version: its bundles with their measurements, and the history of its channels."""
     from edgeopt.publish.channels import history, standing
     from edgeopt.publish.names import parse
     from edgeopt.publish.selecting import bundles
@@ -302,10 +302,10 @@ def show(name: Name, offline: Offline = False, library: Library = None, as_json:
     for key, value in sorted(release.index.annotations.items()):
         typer.echo(f"  {key:<36} {value}")
     for _, facts in rows:
-        told = ", ".join(_told(key, facts) for key in facts.measurements)
+        measured = ", ".join(_measurement_text(key, facts) for key in facts.measurements)
         typer.echo(
             f"  {facts.variant + '.' + facts.format:<26} {facts.device:<20} {facts.size_bytes:>11,} bytes  "
-            f"gates {facts.gates:<4}  {told}"
+            f"gates {facts.gates:<4}  {measured}"
         )
     for channel, log in moves.items():
         typer.echo(f"  :{channel}")
@@ -322,10 +322,10 @@ def places_of(library: Path | None) -> "Places":
     return Places(library or settings.library or ARTIFACTS / "library", settings)
 
 
-def _told(name: str, facts: "Facts") -> str:
-    """One measurement in words; the name loses its unit, which stands behind the number."""
+def _measurement_text(name: str, facts: "Facts") -> str:
+    """One measurement as text; the unit moves from the name to the number."""
     from edgeopt.results import Measurement
 
-    words = name.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
-    # An old release keeps the number alone.
-    return f"{words} {facts.texts.get(name) or Measurement.of(name, facts.measurements[name]).text}"
+    title = name.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
+    # Releases of earlier versions record only the number.
+    return f"{title} {facts.texts.get(name) or Measurement.of(name, facts.measurements[name]).text}"

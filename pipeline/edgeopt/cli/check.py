@@ -1,4 +1,4 @@
-"""``baseline``, ``check`` and ``compare``: this run against an earlier one, sample by sample."""
+"""``baseline``, ``check`` and ``compare``: a run compared with an earlier one, sample by sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFold
 if TYPE_CHECKING:
     from edgeopt.results import Report, Verdict
 
-app = typer.Typer(help="A small file of what is good now, to be committed.", no_args_is_help=True)
+app = typer.Typer(help="Record the current results in a small file to commit.", no_args_is_help=True)
 BASELINE = Path("baseline.json")
 
 
@@ -20,7 +20,7 @@ def write(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its report.json.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = BASELINE,
 ) -> None:
-    """Keep what a run found out, to be committed and compared with."""
+    """Write the results of a run to a baseline file, to commit and to compare later runs with."""
     from edgeopt.cli.optimize import read_report
     from edgeopt.evaluation.baseline import baseline_of, write_baseline
 
@@ -31,51 +31,53 @@ def write(
 
 def check(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe, to be carried out, or a run's folder.")
+        str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe to run, or a run's folder.")
     ],
     against: Annotated[Path, typer.Option("--against", help="The baseline file.")] = BASELINE,
-    max_drop: Annotated[float, typer.Option(help="Accuracy that may be lost, as a share.")] = 0.01,
-    confidence: Annotated[float, typer.Option(help="How sure a verdict must be.")] = 0.95,
+    max_drop: Annotated[float, typer.Option(help="Largest accuracy drop allowed, as a fraction.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Confidence level of a verdict.")] = 0.95,
     undecided: Annotated[
-        str, typer.Option(help="What it comes to when there are too few samples to tell: fail or pass.")
+        str, typer.Option(help="Verdict when the samples are inconclusive: fail or pass.")
     ] = "fail",
-    max_size_increase: Annotated[float, typer.Option(help="Growth allowed, as a share.")] = 0.02,
+    max_size_increase: Annotated[
+        float, typer.Option(help="Largest size increase allowed, as a fraction.")
+    ] = 0.02,
     max_latency_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Run the baseline's files, from the store, in turns with the new ones: slower by more than "
-            "this factor fails. Without it, latency is not judged."
+            help="Largest latency ratio allowed to the baseline's artifacts, which are taken from the store "
+            "and timed in turns with the new ones. Default: latency is not judged."
         ),
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Make this run the new baseline, and show what changes.")
+        bool, typer.Option("--update", help="Replace the baseline by this run, and show the differences.")
     ] = False,
     comment: Annotated[
-        Path | None, typer.Option(help="Write a Markdown comment for the pull request here.")
+        Path | None, typer.Option(help="Write a Markdown comment for the pull request to this file.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     sets: Sets = None,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether a run is worse than the baseline, and how sure that is.
+    """Check at a given confidence whether a run is worse than the baseline.
 
-    Accuracy is compared sample by sample. It fails where it is sure that more than --max-drop is lost, and
-    passes where it is sure that no more than that is lost. Anything between is undecided.
+    Accuracy is compared sample by sample. With that confidence, the check fails if the drop exceeds
+    --max-drop, and passes if it does not. Otherwise it is undecided.
 
-    Exit code 0: no worse. 1: worse, or undecided. 2: the baseline does not fit. 3: something could not run.
+    Exit code 0: no worse. 1: worse, or undecided. 2: the baseline does not match. 3: something could not run.
     """
     import json
 
     from pydantic import ValidationError
 
-    from edgeopt.cli.screen.github import tell_github
+    from edgeopt.cli.screen.github import report_to_github
     from edgeopt.cli.screen.tables import show_verdicts
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
-    from edgeopt.evaluation.baseline import check as held_against
+    from edgeopt.evaluation.baseline import check as check_baseline
     from edgeopt.reports import comment as comments
     from edgeopt.reports import junit as junits
 
@@ -91,33 +93,33 @@ def check(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg'].lower()}") from error
-    known = None if update and not against.exists() else read_baseline(against)
+    baseline = None if update and not against.exists() else read_baseline(against)
     report = _report(target, sets, data_root, folders(devices), store)
     if update:
         fresh = baseline_of(report)
-        for line in differences(known, fresh) if known else ["a new baseline"]:
+        for line in differences(baseline, fresh) if baseline else ["a new baseline"]:
             typer.echo(line)
         write_baseline(fresh, against)
-        typer.echo(f"{against} is now this run")
+        typer.echo(f"{against} now records this run")
         return
-    assert known is not None  # only an update does without one
-    verdicts = held_against(report, known, limits)
+    assert baseline is not None  # only --update runs without a baseline
+    verdicts = check_baseline(report, baseline, limits)
     if max_latency_ratio is not None:
         from edgeopt.run.rematch import rematch
         from edgeopt.run.store import store_folder
 
         run = report.folder or (Path(target) if Path(target).is_dir() else Path(target).parent)
-        found = rematch(
+        rematched = rematch(
             report,
             run,
-            known,
+            baseline,
             store_folder(store),
             max_ratio=max_latency_ratio,
             undecided=undecided,
             device_folders=folders(devices),
         )
-        verdicts = [*verdicts, *found.verdicts]
-        for line in found.unjudged:
+        verdicts = [*verdicts, *rematched.verdicts]
+        for line in rematched.unjudged:
             typer.echo(f"latency not judged: {line}", err=True)
     judged = report.model_copy(update={"gates": tuple(verdicts)})
     for path, text in ((comment, comments.render(report, verdicts)), (junit, junits.render(judged))):
@@ -127,7 +129,7 @@ def check(
         typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
     else:
         show_verdicts(verdicts)
-    tell_github(judged)
+    report_to_github(judged)
     if not as_json:
         typer.echo(_conclusion(judged, against))
     raise typer.Exit(judged.exit_code)
@@ -136,49 +138,53 @@ def check(
 def _conclusion(judged: "Report", against: Path) -> str:
     """The verdict on a whole run in one line."""
     gates = judged.gates
-    failed, undecided, held = (
+    failed, undecided, passed = (
         [gate for gate in gates if gate.status == status] for status in ("fail", "undecided", "pass")
     )
     blocking = [gate for gate in gates if gate.blocks]
-    some = f", {len(undecided)} undecided" if undecided else ""
+    rest = f", {len(undecided)} undecided" if undecided else ""
     if any(gate.status == "fail" for gate in blocking):
-        line = f"worse than {against}: {_some(failed, gates)} fail{'s' if len(failed) == 1 else ''}{some}"
+        line = f"worse than {against}: {_ratio(failed, gates)} fail{'s' if len(failed) == 1 else ''}{rest}"
     elif blocking:
-        line = f"cannot tell whether it is worse than {against}: {_some(held, gates)} hold{some}"
+        line = f"undecided whether worse than {against}: {_ratio(passed, gates)} pass{rest}"
     else:
-        line = f"no worse than {against}: {_some(held, gates)} hold{some}"
-    broken = [row for row in judged.results if row.status != "ok"]
-    return f"{line}; {len(broken)} of {len(judged.results)} artifacts could not be had" if broken else line
+        line = f"no worse than {against}: {_ratio(passed, gates)} pass{rest}"
+    missing = [row for row in judged.results if row.status != "ok"]
+    return (
+        f"{line}; {len(missing)} of {len(judged.results)} artifacts could not be produced"
+        if missing
+        else line
+    )
 
 
-def _some(part: "Sequence[Verdict]", of: "Sequence[Verdict]") -> str:
+def _ratio(part: "Sequence[Verdict]", of: "Sequence[Verdict]") -> str:
     return f"{len(part)} of {len(of)}"
 
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder, or its report.json.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The other one.")],
-    confidence: Annotated[float, typer.Option(help="Of the bounds of each drop.")] = 0.95,
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    confidence: Annotated[float, typer.Option(help="Confidence level of the bounds of each drop.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs on the same samples: what was lost from the first to the second, and how surely.
+    """Compare two runs on the same samples: the drop from the first to the second, with its bounds.
 
-    An artifact that RUN_B has not, or that failed there, is shown as failed. Nothing here blocks: the exit
-    code is 0 whatever the comparison shows, and 2 where the runs cannot be compared.
+    An artifact that is missing or failed in RUN_B is shown as failed. The exit code is 0 whatever the
+    comparison shows, and 2 if the runs cannot be compared.
     """
     import json
 
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.screen.tables import show_verdicts
     from edgeopt.evaluation.baseline import Limits, baseline_of
-    from edgeopt.evaluation.baseline import check as held_against
+    from edgeopt.evaluation.baseline import check as check_baseline
 
     before, after = read_report(first), read_report(second)
     limits = Limits(
         max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9, same_passes=True
     )
-    found = held_against(after, baseline_of(before), limits)
-    verdicts = [verdict for verdict in found if not verdict.gate.startswith("size_bytes ")]
+    compared = check_baseline(after, baseline_of(before), limits)
+    verdicts = [verdict for verdict in compared if not verdict.gate.startswith("size_bytes ")]
     if as_json:
         typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
     else:
@@ -192,7 +198,7 @@ def _report(
     device_folders: tuple[Path, ...],
     store: Path | None,
 ) -> "Report":
-    """The report of a run that was made, or of one that is made now."""
+    """The report of an existing run, or of a recipe run now."""
     from edgeopt.cli.optimize import read_report
 
     path = Path(target)

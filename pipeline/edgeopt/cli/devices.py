@@ -1,4 +1,4 @@
-"""``devices``: what can be measured on, and how it is doing."""
+"""``devices``: the known devices, their state and their setup."""
 
 from typing import Annotated
 
@@ -6,9 +6,9 @@ import typer
 
 from edgeopt.cli.options import AsJson, DeviceFolders, folders
 
-app = typer.Typer(help="List, look at, check and set up devices.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check and set up devices.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A device, as shown by 'edgeopt devices list'.")]
+Name = Annotated[str, typer.Argument(help="A device; see 'edgeopt devices list'.")]
 
 
 @app.command("list")
@@ -20,10 +20,10 @@ def list_devices(devices: DeviceFolders = None) -> None:
     places = folders(devices)
     for name in known_devices(places):
         try:
-            told = load_device(name, places).description
+            description = load_device(name, places).description
         except UsageError as error:
-            told = f"cannot be used: {error.message}"
-        typer.echo(f"{name:<24} {told}")
+            description = f"unusable: {error.message}"
+        typer.echo(f"{name:<24} {description}")
 
 
 @app.command()
@@ -39,43 +39,41 @@ def show(name: Name, devices: DeviceFolders = None) -> None:
 
 @app.command()
 def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) -> None:
-    """Connect to a device and show what is there, or what to do about what is not."""
+    """Connect to a device and show its properties and runtimes, with a fix for each that is missing."""
     import json
     import tempfile
     from pathlib import Path
 
     from edgeopt.devices.device import load_device
     from edgeopt.errors import DeviceError
-    from edgeopt.run.bench import probe_device, require
+    from edgeopt.run.bench import check_requirements, probe_device
 
     device = load_device(name, folders(devices))
     with tempfile.TemporaryDirectory() as folder:
-        found = probe_device(device, Path(folder))
+        probe = probe_device(device, Path(folder))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(probe, indent=2))
         return
-    for key, value in found.items():
+    for key, value in probe.items():
         if key != "runtimes" and value not in (None, "", []):
-            typer.echo(f"{_called(key):<14} {_readable(key, value)}")
-    runtimes = found.get("runtimes", {})
+            typer.echo(f"{_title(key):<14} {_readable(key, value)}")
+    runtimes = probe.get("runtimes", {})
     absent = []
     for format_name, runtime in device.runtimes.items():
         version = runtimes.get(runtime)
-        typer.echo(
-            f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed there'}"
-        )
+        typer.echo(f"{'✓' if version else '✗'} {format_name:<20} {runtime} {version or 'is not installed'}")
         absent += [] if version else [runtime]
-    require(device, found)
+    check_requirements(device, probe)
     if absent:
         raise DeviceError(
             f"device {name} lacks {', '.join(dict.fromkeys(absent))}",
-            fix=f"edgeopt devices setup {name}" if device.setup.python else "install them there",
+            fix=f"edgeopt devices setup {name}" if device.setup.python else "install them on the device",
         )
 
 
 @app.command()
 def setup(name: Name, devices: DeviceFolders = None) -> None:
-    """Make what a device runs in, with pinned packages. The only command that installs anything."""
+    """Create a device's Python environment with pinned packages. No other command installs packages."""
     from edgeopt.devices.device import load_device
     from edgeopt.run.bench import connection_of
 
@@ -83,18 +81,18 @@ def setup(name: Name, devices: DeviceFolders = None) -> None:
     connection_of(device).setup(device.setup.python, lambda text: typer.echo(text, err=True))
 
 
-def _called(key: str) -> str:
+def _title(key: str) -> str:
     return key.removesuffix("_bytes").removesuffix("_c").removesuffix("_mhz").replace("_", " ")
 
 
 def _readable(key: str, value: object) -> str:
-    """What a device tells of itself, with its unit; lists as people write them."""
+    """One reported property as text, with its unit."""
     from edgeopt.config.units import show_bytes
 
     if isinstance(value, list | tuple):
         return ", ".join(_readable("", each) for each in value)
     if isinstance(value, dict):
-        return " ".join(f"{_called(name)} {_readable(name, each)}" for name, each in value.items())
+        return " ".join(f"{_title(name)} {_readable(name, each)}" for name, each in value.items())
     if isinstance(value, float | int) and key.endswith("_bytes"):
         return show_bytes(value)
     unit = {"temperature_c": " °C", "frequency_mhz": " MHz"}.get(key, "")

@@ -1,4 +1,4 @@
-"""``diagnose``: why a quantized variant is worse than its float model, and what to change."""
+"""``diagnose``: the layers and causes of a quantized variant's error, and a proposed change."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAME_LENGTH = 44
 EXACT_DB = 200.0
-"""What stands for no noise at all."""
+"""Signal-to-noise ratio that represents the absence of noise."""
 FIGURES = {
     "agreement": "agreement",
     "fidelity_snr_db": "SNR",
@@ -21,17 +21,17 @@ FIGURES = {
     "latency_p50_ms": "p50",
     "latency_ratio": "÷ float",
 }
-"""What is shown of the variant before and after, and what it is called."""
+"""Measurements shown before and after the change, with their column titles."""
 
 
 def diagnose(
     recipe: RecipeName,
-    variant: Annotated[str, typer.Option("--variant", help="A variant of the recipe that is quantized.")],
+    variant: Annotated[str, typer.Option("--variant", help="A quantized variant of the recipe.")],
     format: Annotated[str, typer.Option("--format", help="onnx, tflite or executorch.")],
     layers: Annotated[int, typer.Option("--layers", help="How many layers to show.", min=1)] = 10,
     samples: Annotated[int, typer.Option("--samples", help="How many samples to compare on.", min=1)] = 64,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Build the patched variant too, and measure both.")
+        bool, typer.Option("--apply", help="Also build the patched variant, and measure both.")
     ] = False,
     sets: Sets = None,
     data_root: DataRoot = None,
@@ -40,7 +40,7 @@ def diagnose(
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
-    """Find the layers that make a quantized variant worse, name the cause, and propose a change.
+    """Find the layers that degrade a quantized variant, name the causes, and propose a change.
 
     Exit code 0: diagnosed. 2: the recipe or the command is wrong. 3: something could not run.
     """
@@ -48,7 +48,7 @@ def diagnose(
     from edgeopt.commands.diagnose import diagnose as run
 
     with Progress(quiet=quiet) as progress:
-        found = run(
+        diagnosis = run(
             recipe,
             variant,
             format,
@@ -61,14 +61,14 @@ def diagnose(
             watch=progress,
         )
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(diagnosis.model_dump_json(indent=2))
     else:
-        _show(found, layers)
-    if any("fidelity_snr_db" not in row.measurements for row in found.applied):
-        raise typer.Exit(3)  # an artifact that is bad is a finding, one that does not run is none
+        _show(diagnosis, layers)
+    if any("fidelity_snr_db" not in row.measurements for row in diagnosis.applied):
+        raise typer.Exit(3)  # poor accuracy is a result, an artifact that does not run is a failure
 
 
-def _show(found: "Diagnosis", count: int) -> None:
+def _show(diagnosis: "Diagnosis", count: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -76,16 +76,16 @@ def _show(found: "Diagnosis", count: int) -> None:
     from edgeopt.reports.markdown import show
 
     out = console()
-    whole = found.comparison
-    told = [f"SNR {whole.snr_db:.1f} dB"]
-    if whole.agreement is not None:
-        told.append(f"agreement {whole.agreement:.1%}")
-    if whole.written_snr_db is not None:
-        told.append(f"computed in float {whole.written_snr_db:.1f} dB")
-    title = f"{found.variant}.{found.format} of {found.recipe} against its float model"
-    out.print(Text(f"{title}: {', '.join(told)}, {whole.samples} samples of {found.data}"))
-    ranked = sorted(whole.layers, key=lambda layer: -layer.share)[:count]
-    table = Table(title="layers, the largest part of the error first", title_justify="left")
+    comparison = diagnosis.comparison
+    facts = [f"SNR {comparison.snr_db:.1f} dB"]
+    if comparison.agreement is not None:
+        facts.append(f"agreement {comparison.agreement:.1%}")
+    if comparison.written_snr_db is not None:
+        facts.append(f"computed in float {comparison.written_snr_db:.1f} dB")
+    title = f"{diagnosis.variant}.{diagnosis.format} of {diagnosis.recipe} against its float model"
+    out.print(Text(f"{title}: {', '.join(facts)}, {comparison.samples} samples of {diagnosis.data}"))
+    ranked = sorted(comparison.layers, key=lambda layer: -layer.share)[:count]
+    table = Table(title="layers by their share of the error", title_justify="left")
     table.add_column("layer")
     table.add_column("operator")
     for column in ("share", "alone dB", "own dB", "SNR dB", "mean error", "clipped", "spread", "outlier"):
@@ -93,19 +93,24 @@ def _show(found: "Diagnosis", count: int) -> None:
     for layer in ranked:
         table.add_row(Text(_short(layer.name)), Text(layer.operator), *_cells(layer))
     out.print(table)
-    if len(ranked) < len(whole.layers):
-        out.print(Text(f"{len(whole.layers) - len(ranked)} more layers: --layers {len(whole.layers)}", "dim"))
-    for number, cause in enumerate(found.causes, 1):
+    if len(ranked) < len(comparison.layers):
+        out.print(
+            Text(
+                f"{len(comparison.layers) - len(ranked)} more layers: --layers {len(comparison.layers)}",
+                "dim",
+            )
+        )
+    for number, cause in enumerate(diagnosis.causes, 1):
         share = f" ({cause.share:.0%} of the model's error)" if cause.share and cause.kind != "export" else ""
         out.print(Text(f"{number}. {cause.text}{share}", "green" if cause.kind == "cost" else "red"))
-    if found.patch:
+    if diagnosis.patch:
         out.print(Text("change in the recipe:"))
-        for line in found.patch_text.splitlines():
-            # Printed as it is, so that it can be pasted: a narrow terminal must not break it.
+        for line in diagnosis.patch_text.splitlines():
+            # Not wrapped by rich: the YAML must stay valid when it is copied from a narrow terminal.
             typer.echo(f"  {line}")
-    if found.applied:
-        known = {name: None for row in found.applied for name in row.measurements}
-        quality = [n for row in found.applied for n, v in row.measurements.items() if v.role == "quality"]
+    if diagnosis.applied:
+        known = {name: None for row in diagnosis.applied for name in row.measurements}
+        quality = [n for row in diagnosis.applied for n, v in row.measurements.items() if v.role == "quality"]
         metrics = list(dict.fromkeys(quality))
         drops = [f"{name}_drop" for name in metrics if f"{name}_drop" in known]
         shown = [*metrics, *drops, *(name for name in FIGURES if name in known)]
@@ -113,13 +118,13 @@ def _show(found: "Diagnosis", count: int) -> None:
         table.add_column("variant")
         for name in shown:
             table.add_column(FIGURES.get(name, name.replace("_", " ")), justify="right")
-        for row in found.applied:
+        for row in diagnosis.applied:
             table.add_row(Text(row.variant), *(show(row.measurements.get(name)) for name in shown))
         out.print(table)
-        for row in found.applied:
+        for row in diagnosis.applied:
             if row.reason:
                 out.print(Text(f"{row.variant} {row.status}: {row.reason}", "red"))
-    for note in found.notes:
+    for note in diagnosis.notes:
         out.print(Text(f"note: {note}", "yellow"))
 
 
@@ -143,6 +148,6 @@ def _decibels(value: float) -> str:
 def _short(name: str) -> str:
     from edgeopt.evaluation.diagnosis import short
 
-    # Names of fused operators are lists; the whole is in --json.
-    found = short(name)
-    return found if len(found) <= NAME_LENGTH else "…" + found[1 - NAME_LENGTH :]
+    # Fused operators are named by a list of layers; --json contains all of it.
+    first = short(name)
+    return first if len(first) <= NAME_LENGTH else "…" + first[1 - NAME_LENGTH :]

@@ -1,4 +1,4 @@
-"""``doctor``: what is installed here, and what it makes possible."""
+"""``doctor``: the stages that can run with the installed packages."""
 
 import typer
 
@@ -6,7 +6,7 @@ from edgeopt.cli.options import AsJson
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show which stages can run here and what is missing for the others."""
+    """Show which stages can run here, and the packages that the others need."""
     import json
     import platform
 
@@ -25,5 +25,5 @@ def doctor(as_json: AsJson = False) -> None:
         if missing := stage.missing():
             typer.echo(f"✗ {name}: needs {', '.join(missing)}: pip install 'edgeopt[{stage.extra}]'")
         else:
-            told = ", ".join(f"{package} {version}" for package, version in stage.versions().items())
-            typer.echo(f"✓ {name}: {told or 'nothing needed'}")
+            installed = ", ".join(f"{package} {version}" for package, version in stage.versions().items())
+            typer.echo(f"✓ {name}: {installed or 'no packages needed'}")

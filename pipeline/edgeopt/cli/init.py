@@ -11,16 +11,16 @@ def init(
         Path, typer.Argument(help=".keras, .h5, SavedModel folder, .pt2, TorchScript, or a checkpoint.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:
-    """Look into a model file and write a commented starter recipe for it."""
+    """Inspect a model file and write a commented starter recipe for it."""
     from edgeopt.errors import UsageError
     from edgeopt.recipe.starter import starter_recipe
 
     text = starter_recipe(model, folder=out.parent)
     if out.exists() and not force:
         raise UsageError(
-            f"{out} is there already", fix="choose another with --out, or replace it with --force"
+            f"{out} already exists", fix="choose another with --out, or overwrite it with --force"
         )
     try:
         out.write_text(text, "utf-8")

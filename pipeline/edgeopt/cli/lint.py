@@ -1,4 +1,4 @@
-"""``lint``: will a file run on a device?"""
+"""``lint``: static check of a model file against a device."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,26 +7,22 @@ import typer
 
 from edgeopt.cli.options import AsJson, DeviceFolders, folders
 
-FOUND = 1
+ERRORS_FOUND = 1
 
 
 def lint(
-    file: Annotated[
-        Path, typer.Argument(help="A .tflite file; of other formats only the size is looked at.")
-    ],
-    device: Annotated[
-        str, typer.Option("--device", help="The device it shall run on; see 'edgeopt devices list'.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A .tflite file; for other formats only the size is checked.")],
+    device: Annotated[str, typer.Option("--device", help="Target device; see 'edgeopt devices list'.")],
     devices: DeviceFolders = None,
     sarif: Annotated[
-        Path | None, typer.Option("--sarif", help="Also write SARIF 2.1.0 here, for code scanning.")
+        Path | None, typer.Option("--sarif", help="Also write SARIF 2.1.0 to this file, for code scanning.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether a model file will run on a device, without the device.
+    """Check whether a model file will run on a device, without the device.
 
-    Operators, their versions and types, and the size are held against what the device's runtime has. Exit
-    code 1 when it will not run, 0 when nothing speaks against it; warnings change nothing.
+    Operators, their versions and types, and the size are compared with what the device's runtime supports.
+    Exit code 1: it will not run. 0: no errors; warnings do not change the exit code.
     """
     import json
 
@@ -48,21 +44,21 @@ def lint(
         findings = check(file, target, format_name)
     except StageError as error:
         raise UsageError(error.message, fix=error.fix) from error
-    wrong = errors(findings)
+    failures = errors(findings)
     if sarif is not None:
         try:
             sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {sarif}: {error.strerror}", fix="give another file") from error
     if as_json:
-        told = [finding.model_dump(mode="json") for finding in findings]
-        typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": told}, indent=2))
+        rows = [finding.model_dump(mode="json") for finding in findings]
+        typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": rows}, indent=2))
     else:
         for finding in findings:
             typer.echo(f"{finding.severity}: {shortened(finding.layer) or file.name} [{finding.rule}]")
             typer.echo(f"  {finding.message}\n  {finding.fix}")
         if not findings:
-            known = target.operators or "no table of operators"
-            typer.echo(f"{file.name} on {target.name}: nothing speaks against it ({known})")
-    if wrong:
-        raise typer.Exit(FOUND)
+            operators = target.operators or "no operator table"
+            typer.echo(f"{file.name} on {target.name}: no findings ({operators})")
+    if failures:
+        raise typer.Exit(ERRORS_FOUND)

@@ -1,4 +1,4 @@
-"""``optimize``, ``plan`` and ``report``: the main job, what it would do, and what it found."""
+"""``optimize``, ``plan`` and ``report``: run a recipe, show its plan, show its report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,17 +28,17 @@ def optimize(
     store: StoreFolder = None,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Build what can be had when the recipe also asks for what cannot."),
+        typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),
     ] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
-    """Build, measure and judge everything a recipe asks for.
+    """Build, measure and judge every artifact of a recipe.
 
     Exit code 0: all gates pass. 1: a gate failed. 2: the recipe or the command is wrong.
-    3: something could not run. Interrupted work is resumed by running the same command again.
+    3: something could not run. To resume an interrupted run, repeat the command.
     """
-    from edgeopt.cli.screen.github import tell_github
+    from edgeopt.cli.screen.github import report_to_github
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.optimize import optimize as run
@@ -54,14 +54,14 @@ def optimize(
             keep_going=keep_going,
             watch=progress,
         )
-    assert report.folder is not None  # optimize has written it
+    assert report.folder is not None  # set by optimize
     progress.write_log(report.folder / "run.log")
     if as_json:
         typer.echo((report.folder / "report.json").read_text("utf-8"), nl=False)
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.html'}")
-    tell_github(report)
+    report_to_github(report)
     raise typer.Exit(report.exit_code)
 
 
@@ -73,22 +73,22 @@ def plan(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what optimize would do: every stage, what is cached, what cannot be had and why."""
+    """Show what optimize would do: every stage, cached results, and artifacts that cannot be produced."""
     from edgeopt.cli.screen.tables import plan_as_json, show_plan
-    from edgeopt.commands.optimize import plan as make
+    from edgeopt.commands.optimize import plan as make_plan
     from edgeopt.run.build import look_up
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
-    made = make(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
-    check_data(made)
+    planned = make_plan(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
+    check_data(planned)
     place = store_folder(store)
-    builds = look_up(made, Store(place)) if place.exists() else []
+    builds = look_up(planned, Store(place)) if place.exists() else []
     if as_json:
-        typer.echo(plan_as_json(made, builds))
+        typer.echo(plan_as_json(planned, builds))
     else:
-        show_plan(made, builds)
-    raise typer.Exit(2 if made.impossible else 0)
+        show_plan(planned, builds)
+    raise typer.Exit(2 if planned.impossible else 0)
 
 
 def report(
@@ -98,16 +98,17 @@ def report(
     format: Annotated[str, typer.Option("--format", help="table, md, html, json, junit or csv.")] = "table",
     index: Annotated[
         Path | None,
-        typer.Option("--index", help="Instead, write a page over time of all runs in this folder."),
+        typer.Option("--index", help="Write an overview page of all runs in this folder instead."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where that page goes (default: index.html there).")
+        Path | None,
+        typer.Option("--out", "-o", help="File of the overview page (default: index.html in that folder)."),
     ] = None,
 ) -> None:
-    """Show the report of an earlier run again, or make the page of all runs of a folder.
+    """Show the report of an earlier run, or write the overview page of a folder of runs.
 
-    'edgeopt optimize' keeps artifacts/runs/index.html up to date by itself; --index is for runs that were
-    put elsewhere, or came from CI.
+    'edgeopt optimize' updates artifacts/runs/index.html itself; --index is for runs in other folders, such
+    as those copied from CI.
     """
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.errors import UsageError
@@ -120,22 +121,22 @@ def report(
         return
     if out is not None:
         raise UsageError(
-            "--out belongs to --index", fix="redirect stdout: edgeopt report RUN --format html > FILE"
+            "--out requires --index", fix="redirect stdout: edgeopt report RUN --format html > FILE"
         )
-    found = read_report(run)
+    shown = read_report(run)
     if format == "table":
-        show_report(found)
+        show_report(shown)
     elif format in RENDERERS:
-        typer.echo(RENDERERS[format](found), nl=False)
+        typer.echo(RENDERERS[format](shown), nl=False)
     else:
         raise UsageError(f"no report format {format!r}", fix=f"choose table, {', '.join(RENDERERS)}")
 
 
 def read_report(run: Path) -> "Report":
-    """A report from a run's folder or file.
+    """Read the report of a run from its folder or file.
 
     Raises:
-        UsageError: there is none, or it is not a report of this version.
+        UsageError: the file is missing, or is not a report of this version.
     """
     from pydantic import ValidationError
 
@@ -151,5 +152,5 @@ def read_report(run: Path) -> "Report":
         first = error.errors(include_url=False)[0]
         raise UsageError(
             f"{path} is not a complete report: {'.'.join(map(str, first['loc']))} {first['msg'].lower()}",
-            fix="make it again with edgeopt optimize",
+            fix="run edgeopt optimize again",
         ) from error

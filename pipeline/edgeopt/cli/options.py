@@ -13,24 +13,24 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         "--data-root",
-        help="Where relative paths are looked up when not beside the recipe.",
+        help="Folder for relative paths that are not found beside the recipe.",
         envvar="EDGEOPT_DATA",
     ),
 ]
 DeviceFolders = Annotated[
-    list[Path] | None, typer.Option("--devices", help="A folder with device files of your own.")
+    list[Path] | None, typer.Option("--devices", help="Folder with your own device files.")
 ]
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--store", help="Where finished work is kept (default: artifacts/store).", envvar="EDGEOPT_STORE"
+        "--store", help="Folder of cached results (default: artifacts/store).", envvar="EDGEOPT_STORE"
     ),
 ]
 Protocol = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="Time as a known protocol does: mlperf-tiny (at least 10 s, five times, median).",
+        help="Timing protocol: mlperf-tiny (at least 10 s, five repetitions, median).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

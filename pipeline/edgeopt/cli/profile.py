@@ -1,4 +1,4 @@
-"""``profile``: measure one finished file."""
+"""``profile``: measure one model file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def profile(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .ptl or .pte file, or a source model.")],
     device: Annotated[
-        str, typer.Option("--device", help="Where to measure; see 'edgeopt devices list'.")
+        str, typer.Option("--device", help="Device to measure on; see 'edgeopt devices list'.")
     ] = "host",
     data: Annotated[
         Path | None,
@@ -23,22 +23,24 @@ def profile(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Take data, preprocessing and metric from this recipe.")
     ] = None,
-    metric: Annotated[str, typer.Option("--metric", help="Judged when --data has labels.")] = "top1",
+    metric: Annotated[str, typer.Option("--metric", help="Metric to compute if --data has labels.")] = "top1",
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", help="Shape of an input, such as 1,3,32,32, where the file does not tell."),
+        typer.Option(
+            "--shape", help="Shape of an input, such as 1,3,32,32, if the file does not declare it."
+        ),
     ] = None,
     min_runs: Annotated[int, typer.Option(help="Measure latency at least this many times.", min=2)] = 50,
-    min_seconds: Annotated[float, typer.Option(help="Measure latency at least this long.", min=0)] = 2.0,
+    min_seconds: Annotated[float, typer.Option(help="Measure latency for at least this long.", min=0)] = 2.0,
     protocol: Protocol = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Allow pickles and Lambda layers: they run code.")
+        bool, typer.Option("--trust", help="Allow pickles and Lambda layers, which run code from the file.")
     ] = False,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency, memory, size and accuracy of a model file on a device, whoever made it."""
+    """Measure latency, memory, size and accuracy of any model file on a device."""
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.profile import profile as run
     from edgeopt.config.nearest import nearest
@@ -98,6 +100,6 @@ def _spec(text: str, index: int) -> "TensorSpec":
         shape = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"--shape {text!r} is not a list of whole numbers", fix="write it as 1,3,32,32"
+            f"--shape {text!r} is not a list of integers", fix="write it as 1,3,32,32"
         ) from error
     return TensorSpec(name=f"input_{index}", shape=shape, layout=None)

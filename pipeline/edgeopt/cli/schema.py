@@ -1,4 +1,4 @@
-"""``schema``: the JSON Schema of what people write and read, and of the jobs that a device is sent."""
+"""``schema``: JSON Schemas of recipes, device files, reports, bundles and device jobs."""
 
 from typing import Annotated
 
@@ -10,9 +10,9 @@ def schema(
         str, typer.Argument(metavar="WHAT", help="recipe, device, report, bundle, job or job_result.")
     ],
 ) -> None:
-    """Print a JSON Schema, so that an editor completes and checks what you write.
+    """Print a JSON Schema, for completion and validation in an editor.
 
-    The plugins of other packages that are installed here are part of it.
+    It includes the plugins of other installed packages.
     """
     from edgeopt.commands import schemas
     from edgeopt.config.nearest import nearest

@@ -1,1 +1,1 @@
-"""One module per thing that a user asks for, told in order: optimize, profile, diagnose, reproduce."""
+"""One module per use case: optimize, profile, diagnose, parity, slim, reproduce, and the schemas."""

@@ -1,4 +1,4 @@
-"""Builds a variant, compares it with its float model layer by layer, and says what to change."""
+"""Diagnosis of a quantized variant: layer-by-layer comparison, causes, and a proposed change."""
 
 import json
 import tempfile
@@ -33,17 +33,17 @@ from edgeopt.run.session import PROBE_SAMPLES, SOURCE_BATCH, StepOutputs, judged
 from edgeopt.run.store import Store, store_folder
 
 SAMPLES = 64
-HELD_OUT_LIMIT = 512
-"""Samples of other data that are enough to calibrate with."""
+RECALIBRATION_LIMIT = 512
+"""Samples of training or validation data to calibrate with in a proposed change."""
 
 PRECISIONS = {"float16": "16 bits of float", "int4": "4 bits"}
-"""How schemes are called that are not 8 bits wide."""
+"""Descriptions of the schemes that are not 8 bits wide."""
 
 Watch = Callable[[Event], None]
 
 
-class Asked(NamedTuple):
-    """A recipe, and one variant of it in one format."""
+class Target(NamedTuple):
+    """One variant of a recipe in one format."""
 
     recipe: str | Path
     variant: str
@@ -53,11 +53,11 @@ class Asked(NamedTuple):
     device_folders: tuple[Path, ...]
 
     def load(self, patch: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe for this variant and its baseline alone, on the host."""
-        more = [f"{part}={json.dumps(value)}" for part, value in (patch or {}).items()]
+        """The recipe for this variant and the baseline on the host; ``patch`` replaces parts of it."""
+        changes = [f"{part}={json.dumps(value)}" for part, value in (patch or {}).items()]
         loaded = load_recipe(
             self.recipe,
-            overrides=[*self.overrides, *more],
+            overrides=[*self.overrides, *changes],
             data_root=self.data_root,
             device_folders=self.device_folders,
         )
@@ -70,7 +70,7 @@ class Asked(NamedTuple):
         )
 
     def document(self) -> dict[str, Any]:
-        """The recipe as it is written, with what the command line replaces."""
+        """The text of the recipe as data, with the overrides applied."""
         path = find_recipe(self.recipe)
         data, _ = read_yaml(path.read_text("utf-8"), str(path))
         for assignment in self.overrides:
@@ -91,26 +91,26 @@ def diagnose(
     device_folders: Sequence[Path] = (),
     watch: Watch = lambda event: None,
 ) -> Diagnosis:
-    """Say what is wrong with a quantized variant, and what to change in the recipe.
+    """Find the causes of a quantized variant's error, and propose a change to the recipe.
 
-    Layers are compared on calibration data and, where the recipe gives some, on validation or training
-    data; the evaluation data serve for nothing but the figures before and after.
+    Layers are compared on calibration data and, if the recipe has them, on validation or training data; the
+    evaluation data is used only for the measurements before and after.
 
     Args:
         recipe: a recipe file, or the name of a shipped recipe.
-        variant: one of its variants that is quantized.
+        variant: a quantized variant of the recipe.
         format: onnx, tflite or executorch.
-        samples: how many samples to compare on.
+        samples: number of samples to compare on.
         apply: build and measure the patched variant as well.
-        store: folder of finished work; default ``EDGEOPT_STORE`` or ``artifacts/store``.
-        overrides: ``key.key=value`` settings that replace what the recipe says.
+        store: folder of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
+        overrides: ``key.key=value`` settings that replace those of the recipe.
 
     Raises:
-        UsageError: there is no such variant or format, the variant is not quantized, or cannot be had.
-        StageError: it could not be built or compared.
+        UsageError: the variant or format is unknown, unavailable or not quantized.
+        StageError: the variant could not be built or compared.
     """
-    asked = Asked(recipe, variant, format, tuple(overrides), data_root, tuple(device_folders))
-    loaded = asked.load()
+    target = Target(recipe, variant, format, tuple(overrides), data_root, tuple(device_folders))
+    loaded = target.load()
     view = _check(loaded, variant, format)
     plan = make_plan(loaded)
     plan.demand_possible()
@@ -122,22 +122,22 @@ def diagnose(
         raise StageError(f"{built.branch.name} could not be built: {built.failure}")
     reference, quantized = _pair(builds, variant, view)
     data = _data(loaded)
-    hops = _hops(plan, built, finished, asked.device_folders, watch)
+    hops = _hops(plan, built, finished, target.device_folders, watch)
     comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
-    document = asked.document()
-    found = causes(comparison, hops, _recalibrate(document, loaded), _precision(built))
-    changes = propose(found, partial(_possible, asked, document))
+    document = target.document()
+    found_causes = causes(comparison, hops, _recalibrate(document, loaded), _precision(built))
+    changes = propose(found_causes, partial(_possible, target, document))
     patch = patch_of(document, variant, changes) or {}
     applied: tuple[Before, ...] = ()
     notes = list(_notes(loaded, data))
     if apply and patch:
-        after = asked.load(patch)
+        after = target.load(patch)
         applied = (
-            _measured(loaded, variant, variant, finished, asked.device_folders, watch),
-            _measured(after, variant, f"{variant}, patched", finished, asked.device_folders, watch),
+            _measured(loaded, variant, variant, finished, target.device_folders, watch),
+            _measured(after, variant, f"{variant}, patched", finished, target.device_folders, watch),
         )
     elif apply:
-        notes.append("there is nothing to apply: no change of the recipe would repair it")
+        notes.append("nothing to apply: no change of the recipe is known to fix these causes")
     return Diagnosis(
         recipe=loaded.name,
         variant=variant,
@@ -145,7 +145,7 @@ def diagnose(
         data=", ".join(part.name for part in data),
         comparison=comparison,
         steps=hops,
-        causes=tuple(found),
+        causes=tuple(found_causes),
         patch=shown(patch, variant),
         notes=tuple(notes),
         applied=applied,
@@ -153,16 +153,16 @@ def diagnose(
 
 
 def _precision(built: Built) -> str:
-    """What the variant's weights and values are stored in, in words."""
+    """The precision of the variant's weights and activations, in words."""
     schemes = [step.stage.options().get("scheme", "") for step in built.steps if _quantizes(step.stage)]
     return next((words for scheme in schemes for words in [PRECISIONS.get(str(scheme))] if words), "8 bits")
 
 
 def _check(recipe: Recipe, variant: str, format: str) -> LayerView:
-    """Where the layers of the variant's artifact can be compared.
+    """The layer view of the format, once the request is known to be valid.
 
     Raises:
-        UsageError: they cannot, or there is nothing to compare.
+        UsageError: the layers of the format cannot be compared, or the variant is unknown or not quantized.
     """
     if format not in artifact_formats():
         raise UsageError(f"no format {format!r}{nearest(format, artifact_formats())}")
@@ -173,12 +173,12 @@ def _check(recipe: Recipe, variant: str, format: str) -> LayerView:
     if named is None:
         known = [name for name in _variants(recipe) if name != BASELINE]
         raise UsageError(f"{recipe.file} has no variant {variant!r}{nearest(variant, known)}")
-    asks = any(intent.name == "quantize" for intent in named.intents)
-    lists = any(_quantizes(stage) for stage in named.stages or ())
-    if not asks and not lists:
+    by_intent = any(intent.name == "quantize" for intent in named.intents)
+    by_stage = any(_quantizes(stage) for stage in named.stages or ())
+    if not by_intent and not by_stage:
         raise UsageError(
             f"variant {variant!r} is not quantized: there is nothing to diagnose",
-            fix="choose one with quantize, or see where it lost its accuracy in the hops of edgeopt optimize",
+            fix="choose one with quantize; for others, the report of edgeopt optimize compares every step",
         )
     return kind.layers
 
@@ -193,51 +193,49 @@ def _quantizes(stage: Stage) -> bool:
 
 
 def _pair(builds: Mapping[str, Built], variant: str, view: LayerView) -> tuple[Model, Model]:
-    """The float model and what quantizing made of it, before names were removed.
+    """The float model and the quantized one, as built before names are stripped.
 
-    Where both are steps of the variant, what was pruned or repaired before is in both of them, and only
-    quantization is between. A model that was quantized in its framework is held against the baseline.
+    If both are steps of the variant, earlier pruning and repairs are in both, so that only quantization
+    differs. A model quantized in its framework has no such float step and is compared with the baseline.
     """
     steps = builds[variant].steps
-    at = max(index for index, step in enumerate(steps) if _quantizes(step.stage))
-    made = [step.model for step in steps[at:] if step.model.format in view.quantized]
-    before = [step.model for step in steps[:at] if step.model.format == view.reference]
+    last = max(index for index, step in enumerate(steps) if _quantizes(step.stage))
+    quantized = [step.model for step in steps[last:] if step.model.format in view.quantized]
+    before = [step.model for step in steps[:last] if step.model.format == view.reference]
     before = before or [s.model for s in builds[BASELINE].steps if s.model.format == view.reference]
-    if not made or not before:
+    if not quantized or not before:
         chain = " → ".join(step.model.format for step in steps)
         raise StageError(
-            f"{builds[variant].branch.name} cannot be compared layer by layer: its steps give {chain}",
-            fix=f"it takes a float {view.reference} file and one of {', '.join(view.quantized)}",
+            f"{builds[variant].branch.name} cannot be compared layer by layer: its steps produce {chain}",
+            fix=f"required are a float {view.reference} file and one of {', '.join(view.quantized)}",
         )
-    return before[-1], made[0]
+    return before[-1], quantized[0]
 
 
 def _data(recipe: Recipe) -> list[Data]:
-    """Calibration data, and what else there is that is not for judging: ranges hold on both, or do not."""
+    """Calibration data and one other set, to detect ranges that fit the calibration data only."""
     preprocess = recipe.model.preprocess
     named = [("calibration", recipe.calibration)]
     named.append(("validation", recipe.validation) if recipe.validation else ("train", recipe.train))
-    found = [Data(name, Feed(dataset, preprocess)) for name, dataset in named if dataset is not None]
-    if not found:
-        raise UsageError(
-            f"{recipe.file}: there are no samples to compare layers on", fix="add data.calibration"
-        )
-    return found
+    data = [Data(name, Feed(dataset, preprocess)) for name, dataset in named if dataset is not None]
+    if not data:
+        raise UsageError(f"{recipe.file}: no samples to compare layers on", fix="add data.calibration")
+    return data
 
 
 def _notes(recipe: Recipe, data: Sequence[Data]) -> list[str]:
     if len(data) > 1:
         return []
     return [
-        "only calibration data are there: that they differ from what the model will see cannot be noticed; "
-        "add data.validation, or data.train"
+        "only calibration data is available: whether it represents other data cannot be checked; "
+        "add data.validation or data.train"
     ]
 
 
 def _hops(
     plan: Plan, built: Built, store: Store, device_folders: Sequence[Path], watch: Watch
 ) -> tuple[Hop, ...]:
-    """Every step that the host can run, held against the one before on calibration data."""
+    """Every step that the host can run, compared with the previous one on calibration data."""
     recipe = plan.recipe
     host = load_device(HOST, device_folders)
     name = built.branch.name
@@ -258,35 +256,35 @@ def _hops(
 
 
 def _recalibrate(document: Mapping[str, Any], recipe: Recipe) -> Changes | None:
-    """The change that calibrates on training data, or on validation data where there are none."""
+    """The change that calibrates on training data, or else on validation data."""
     for part in ("train", "validation"):
-        told = document.get("data", {}).get(part)
-        if told is None:
+        entry = document.get("data", {}).get(part)
+        if entry is None:
             continue
-        use = Use.model_validate(told)
+        use = Use.model_validate(entry)
         options = dict(use.options)
         if "limit" in type(getattr(recipe, part)).model_fields:
-            options.setdefault("limit", HELD_OUT_LIMIT)
+            options.setdefault("limit", RECALIBRATION_LIMIT)
         return {"data": {"calibration": {"uses": use.uses, "with": options}}}
     return None
 
 
-def _possible(asked: Asked, document: Mapping[str, Any], changes: Changes) -> bool:
-    """Whether the recipe with these changes can be carried out: every option known, every stage there."""
-    patch = patch_of(document, asked.variant, changes)
+def _possible(target: Target, document: Mapping[str, Any], changes: Changes) -> bool:
+    """Whether the changed recipe has a plan: its options are known and its stages available."""
+    patch = patch_of(document, target.variant, changes)
     if patch is None:
         return False
     try:
-        plan = make_plan(asked.load(patch))
+        plan = make_plan(target.load(patch))
     except UsageError:
         return False
-    return any(branch.variant == asked.variant for branch in plan.branches)
+    return any(branch.variant == target.variant for branch in plan.branches)
 
 
 def _measured(
     recipe: Recipe, variant: str, title: str, store: Store, device_folders: Sequence[Path], watch: Watch
 ) -> Before:
-    """Build a recipe's variant and measure it on the host as ``optimize`` does."""
+    """Build a variant and measure it on the host, as ``optimize`` does."""
     plan = make_plan(recipe)
     plan.demand_possible()
     builds = build(plan, store, watch)

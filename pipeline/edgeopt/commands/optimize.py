@@ -1,4 +1,4 @@
-"""The whole program, top to bottom: recipe, plan, build, measure, judge, report."""
+"""The main use case, in order: recipe, plan, build, measure, judge, report."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
 from edgeopt.run.preflight import preflight
 from edgeopt.run.scoring import Scorer
-from edgeopt.run.session import measure, measuring
+from edgeopt.run.session import measure, measure_step
 from edgeopt.run.store import ARTIFACTS, Store, store_folder
 
 
@@ -35,21 +35,21 @@ def optimize(
     keep_going: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> Report:
-    """Carry a recipe out and write its report; ``report.exit_code`` is the verdict.
+    """Run a recipe and write its report; ``report.exit_code`` is the verdict.
 
     Args:
         recipe: a recipe file, or the name of a shipped recipe.
         out: folder of the report; default ``artifacts/runs/<time>-<recipe>``.
-        store: folder of finished work; default ``EDGEOPT_STORE`` or ``artifacts/store``.
-        overrides: ``key.key=value`` settings that replace what the recipe says.
-        data_root: where relative paths are looked up when not beside the recipe; default ``EDGEOPT_DATA``.
-        device_folders: folders with device files of your own.
-        keep_going: build what can be had when the recipe also asks for what cannot.
-        watch: called with every piece of progress.
+        store: folder of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
+        overrides: ``key.key=value`` settings that replace those of the recipe.
+        data_root: folder for relative paths that are not found beside the recipe; default ``EDGEOPT_DATA``.
+        device_folders: folders with your own device files.
+        keep_going: build the rest if some requested artifacts cannot be produced.
+        watch: called with every progress event.
 
     Raises:
-        UsageError: the recipe, a model, data or a folder is wrong; nothing slow has been started.
-        CannotRunError: the run could not be finished; what was is in the store.
+        UsageError: the recipe, a model, data or a folder is invalid; raised before anything slow starts.
+        CannotRunError: the run could not be finished; completed steps are in the store.
     """
     clock = RunClock()
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
@@ -79,7 +79,7 @@ def optimize(
             document=loaded.document,
             samples=measured.samples,
             notes=(
-                *assemble.doubts(source, measured),
+                *assemble.plausibility_notes(source, measured),
                 *plan.notes,
                 *findings.notes,
                 *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),
@@ -107,28 +107,28 @@ def plan(
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
 ) -> Plan:
-    """What ``optimize`` would do, without doing it; ``plan.impossible`` tells what cannot be had.
+    """Plan a recipe without running it; ``plan.impossible`` lists what cannot be produced.
 
     Raises:
-        UsageError: the recipe or the model file is wrong.
+        UsageError: the recipe or the model file is invalid.
     """
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
     return make_plan(loaded)
 
 
 def announce(plan: Plan, watch: Callable[[Event], None]) -> None:
-    """Tell everything that is to come, in order, before the first of it starts."""
+    """Emit a ``planned`` event for every step, in order, before the first one starts."""
     for branch in plan.branches:
-        steps = [*map(plugin_name, branch.stages), *(measuring(device.name) for device in branch.devices)]
+        steps = [*map(plugin_name, branch.stages), *(measure_step(device.name) for device in branch.devices)]
         for step in steps:
             watch(Event(branch=branch.name, step=step, status="planned"))
 
 
 def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Path:
-    """The folder of a report, made now, so that a folder that cannot be written is told at once.
+    """Create the report's folder early, to fail before the run if it is not writable.
 
     Raises:
-        UsageError: it cannot be made or written.
+        UsageError: the folder cannot be created or written.
     """
     folder = given or ARTIFACTS / "runs" / f"{started:%Y%m%d-%H%M%S}-{name}"
     try:
@@ -144,7 +144,7 @@ def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Pat
 
 
 def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:
-    """Thumbnails of the worst of the samples that flipped, where the model's input is an image."""
+    """Thumbnails of the worst flipped samples, for models with image input."""
     recipe = plan.recipe
     if recipe.evaluation is None:
         return {}
@@ -153,6 +153,6 @@ def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:
 
 
 def point_latest(folder: Path) -> None:
-    """Make ``latest`` beside a run folder point at it, in one step."""
+    """Point the ``latest`` symlink beside a run folder at it, atomically."""
     with replacing(folder.parent / "latest") as scratch:
         scratch.symlink_to(folder.name)

@@ -1,4 +1,4 @@
-"""The same file and inputs on several devices: how far their outputs are apart, and from which layer on."""
+"""Parity of devices: differences between the outputs of one file, and the first layer that differs."""
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -23,25 +23,27 @@ from edgeopt.run.outcome import Outcome
 from edgeopt.run.store import Store
 
 FLOAT_NOISE = 1e-5
-"""Share of a layer's largest value: what another order of float32 sums makes of it, and no more."""
+"""Relative to a layer's largest value: differences up to this come from the order of float32 sums."""
 
 
-class _Value(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LayerDifference(_Value):
-    """The first operator, in the order of execution, whose output is not the same."""
+class LayerDifference(_Frozen):
+    """The first operator, in execution order, whose outputs differ."""
 
-    index: int = Field(description="operators before it gave the same")
+    index: int = Field(description="number of operators before it, whose outputs agree")
     name: str
     operator: str
-    max_error: float | None = Field(None, description="largest difference, for a layer of real numbers")
-    max_steps: int | None = Field(None, description="largest difference in quantized units")
+    max_error: float | None = Field(None, description="largest difference, for a float layer")
+    max_steps: int | None = Field(
+        None, description="largest difference in quantization steps, for an integer layer"
+    )
 
 
-class DeviceParity(_Value):
-    """One device, held against the first."""
+class DeviceParity(_Frozen):
+    """One device, compared with the first."""
 
     device: str
     runtime: str = ""
@@ -50,14 +52,14 @@ class DeviceParity(_Value):
     reason: str = ""
     differing: int | None = Field(None, description="samples with any difference")
     max_error: float | None = None
-    max_steps: int | None = Field(None, description="largest difference of an output in quantized units")
-    flips: int | None = Field(None, description="samples with another largest output")
+    max_steps: int | None = Field(None, description="largest difference of an output in quantization steps")
+    flips: int | None = Field(None, description="samples with another top-1 class")
     layer: LayerDifference | None = None
     layer_note: str = ""
 
 
-class Parity(_Value):
-    """A file on several devices; the first is what the others are held against."""
+class Parity(_Frozen):
+    """A file on several devices; the others are compared with the first."""
 
     file: str
     digest: str
@@ -82,11 +84,11 @@ def parity(
         devices: names of devices or device files, at least two.
         dataset: samples to run; without one, seeded random inputs are used.
         preprocessing: from raw sample to model input; default none.
-        inputs: for formats that do not tell what they take.
+        inputs: specs for formats that do not declare their inputs.
 
     Raises:
-        UsageError: the file is no model, or the first device has no runtime for it.
-        DeviceError: the first device cannot be reached, or refuses the file.
+        UsageError: the file is not a model, or the first device has no runtime for it.
+        DeviceError: the first device is unreachable or rejects the file.
     """
     if len(devices) < 2:
         raise UsageError("parity compares devices: name at least two", fix="--devices host,arm64-emulated")
@@ -96,7 +98,8 @@ def parity(
     model = model.model_copy(update={"inputs": inputs or model.inputs})
     if model.format not in targets[0].runtimes:
         raise UsageError(
-            f"device {targets[0].name} has no runtime for {model.format}", fix="begin with one that has"
+            f"device {targets[0].name} has no runtime for {model.format}",
+            fix="put a device that has one first",
         )
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         folder = Path(name)
@@ -112,8 +115,8 @@ def parity(
         evaluation = Evaluation(dataset, prepared, folder)
         reference = first.run(model, evaluation)
         if reference.error or not reference.outputs:
-            told = reference.error or "it compiles, and gives no outputs"
-            raise DeviceError(f"{path.name} on {targets[0].name}: {told}")
+            reason = reference.error or "the device compiles only and returns no outputs"
+            raise DeviceError(f"{path.name} on {targets[0].name}: {reason}")
         rows = [
             DeviceParity(
                 device=targets[0].name,
@@ -145,7 +148,7 @@ def _row(
 ) -> DeviceParity:
     common: dict[str, Any] = {"device": target.name, "emulated": target.emulated}
     if model.format not in target.runtimes:
-        return DeviceParity(status="skipped", reason=f"it has no runtime for {model.format}", **common)
+        return DeviceParity(status="skipped", reason=f"no runtime for {model.format}", **common)
     bench = Bench(target, agent, store).open()
     outcome = bench.run(model, evaluation)
     common["runtime"] = outcome.runtime
@@ -153,20 +156,24 @@ def _row(
         status = "skipped" if outcome.unreachable else "failed"
         return DeviceParity(status=status, reason=outcome.error, **common)
     if not outcome.outputs:
-        return DeviceParity(status="skipped", reason="it compiles, and gives no outputs", **common)
+        return DeviceParity(
+            status="skipped", reason="the device compiles only and returns no outputs", **common
+        )
     try:
-        found = difference(reference.outputs, outcome.outputs, reference.output_scales)
+        outputs = difference(reference.outputs, outcome.outputs, reference.output_scales)
     except UsageError as error:
         return DeviceParity(status="failed", reason=error.message, **common)
     layer, note = None, ""
-    if found.differing:
-        sides = {side.device.name: side.run(model, evaluation, layers=found.worst) for side in (first, bench)}
+    if outputs.differing:
+        sides = {
+            side.device.name: side.run(model, evaluation, layers=outputs.worst) for side in (first, bench)
+        }
         layer, note = first_layer(sides, format_named(model.format).casts)
     return DeviceParity(
-        differing=found.differing,
-        max_error=found.max_error,
-        max_steps=found.max_steps,
-        flips=found.flips,
+        differing=outputs.differing,
+        max_error=outputs.max_error,
+        max_steps=outputs.max_steps,
+        flips=outputs.flips,
         layer=layer,
         layer_note=note,
         **common,
@@ -176,48 +183,52 @@ def _row(
 def first_layer(
     sides: Mapping[str, Outcome], casts: Collection[str] = ()
 ) -> tuple[LayerDifference | None, str]:
-    """The first layer that differs on the samples that differ most, or why it is not known.
+    """The first layer that differs on the samples that differ most, or the reason why it is unknown.
 
-    ``casts`` are operators that only write values in another type: they make no difference of their own.
+    ``casts`` are operators that only convert types: they cause no difference themselves.
     """
-    silent = [name for name, outcome in sides.items() if not outcome.layers]
-    if silent:
-        return None, f"{' and '.join(silent)} cannot tell what the layers give"
+    opaque = [name for name, outcome in sides.items() if not outcome.layers]
+    if opaque:
+        return None, f"{' and '.join(opaque)} cannot return layer outputs"
     one, other = sides.values()
-    there = {told["name"]: index for index, told in enumerate(other.layer_infos)}
+    positions = {info["name"]: index for index, info in enumerate(other.layer_infos)}
     compared = 0
-    for index, told in enumerate(one.layer_infos):
-        if told["name"] not in there:
-            continue  # the other runtime made one operator of several
-        values, others = one.layers[index], other.layers[there[told["name"]]]
+    for index, info in enumerate(one.layer_infos):
+        if info["name"] not in positions:
+            continue  # fused into another operator by the other runtime
+        values, others = one.layers[index], other.layers[positions[info["name"]]]
         if values.shape != others.shape or values.dtype != others.dtype:
             continue
         compared += 1
-        apart = layer_difference(values, others)
-        if apart is not None:
+        largest = layer_difference(values, others)
+        if largest is not None:
+            # Only conversions follow: the difference arose inside an operator that neither runtime shows.
             if all(later["operator"] in casts for later in one.layer_infos[index:]):
                 return None, _unknown_inside(compared - 1)
             kind = "max_steps" if np.issubdtype(values.dtype, np.integer) else "max_error"
             return LayerDifference(
-                index=index, name=told["name"], operator=told["operator"], **{kind: apart}
+                index=index, name=info["name"], operator=info["operator"], **{kind: largest}
             ), ""
     if not compared:
         return None, "the two runtimes have no layer in common"
-    return None, "no layer differs by more than float rounding; keeping layers may take other kernels"
+    return (
+        None,
+        "no layer differs by more than float rounding; kernels may differ when layer outputs are kept",
+    )
 
 
 def _unknown_inside(same: int) -> str:
-    """What can be said where only the conversion of the outputs differs."""
+    """The note for outputs that differ only in their final conversion."""
     if not same:
-        return "the outputs differ; the runtimes' inner layers could not be compared"
-    return f"the outputs differ; the {same} inner layers that could be compared are the same"
+        return "the outputs differ; the inner layers of the runtimes could not be compared"
+    return f"the outputs differ; the {same} comparable inner layers are equal"
 
 
 def layer_difference(values: Array, others: Array) -> float | int | None:
-    """Largest difference of two arrays of one layer; None if they are the same, but for float rounding."""
+    """Largest difference of two outputs of a layer; None if they are equal up to float rounding."""
     old, new = values.astype(np.float64), others.astype(np.float64)
     worst = float(distance(old, new).max(initial=0.0))
     if np.issubdtype(values.dtype, np.floating):
-        size = float(np.abs(old[np.isfinite(old)]).max(initial=0.0))
-        return worst if worst > FLOAT_NOISE * size else None
+        magnitude = float(np.abs(old[np.isfinite(old)]).max(initial=0.0))
+        return worst if worst > FLOAT_NOISE * magnitude else None
     return int(worst) if worst else None

@@ -1,4 +1,4 @@
-"""Measures one finished file on one device, whoever made it."""
+"""Measurement of one model file on one device."""
 
 import tempfile
 from collections.abc import Sequence
@@ -33,20 +33,20 @@ def profile(
     protocol: Latency | None = None,
     trust: bool = False,
 ) -> Report:
-    """Latency, memory, size and, with labelled data, accuracy of a model file on a device.
+    """Measure latency, memory, size and, with labelled data, accuracy of a model file on a device.
 
     Args:
         file: a .tflite, .onnx, .ptl or .pte file, or any source model.
         device: the name of a device, or a device file.
         dataset: samples to run; without one, seeded random inputs are used.
         preprocessing: from raw sample to model input; default none.
-        metrics: judged against the labels of the dataset.
-        inputs: for formats that do not tell what they take, such as TorchScript.
+        metrics: metrics to compute against the labels of the dataset.
+        inputs: specs for formats that do not declare their inputs, such as TorchScript.
         trust: allow Lambda layers and pickles, which run code from the file.
 
     Raises:
         UsageError: the file is not a model, or the device has no runtime for it.
-        DeviceError: the device cannot be reached or refuses the file.
+        DeviceError: the device is unreachable or rejects the file.
     """
     clock = RunClock()
     path = Path(file)
@@ -65,10 +65,11 @@ def profile(
         if bench.failure:
             raise DeviceError(bench.failure)
         if not model.inputs and not kind.tells_inputs and dataset is not None:
-            model = model.model_copy(update={"inputs": _as_sampled(dataset)})
+            model = model.model_copy(update={"inputs": _specs_of(dataset)})
         if not model.inputs and not kind.tells_inputs:
             raise UsageError(
-                f"{path} does not tell what it takes", fix="give the shape of every input: --shape 1,3,32,32"
+                f"{path} does not declare its input shapes",
+                fix="give the shape of every input: --shape 1,3,32,32",
             )
         if not model.inputs:
             model = model.model_copy(update={"inputs": bench.describe(model)})
@@ -84,14 +85,14 @@ def profile(
         )
         if outcome.error:
             raise DeviceError(f"{path.name} on {device}: {outcome.error}")
-        executed = bool(outcome.outputs)  # a compiler gives figures, and nothing to judge
+        executed = bool(outcome.outputs)  # a compiler returns estimates, but no outputs
         labels = evaluation.labels(model.inputs) if dataset is not None else None
         named = [NamedMetric.of(metric) for metric in metrics]
         _check_metrics(named, labels, executed=executed)
         with Scorer(named, labels) as scorer:
             scores = scorer.source(outcome.outputs[0]) if executed else {}
         findings = lint_artifact(path, target, model.format) + lint_measured(outcome.measurements, target)
-        read = readings(model, target, outcome._replace(remarks=tuple(summary(findings))))
+        read = readings(model, target, outcome._replace(extra_notes=tuple(summary(findings))))
     result = result_of(
         outcome,
         variant=path.stem,
@@ -112,8 +113,8 @@ def profile(
     )
 
 
-def _as_sampled(dataset: Dataset) -> tuple[TensorSpec, ...]:
-    """Inputs in the shapes of the first sample."""
+def _specs_of(dataset: Dataset) -> tuple[TensorSpec, ...]:
+    """Input specs with the shapes of the first sample."""
     sample = next(iter(dataset.samples()), None)
     values = sample.inputs if sample is not None else ()
     return tuple(
@@ -122,10 +123,10 @@ def _as_sampled(dataset: Dataset) -> tuple[TensorSpec, ...]:
 
 
 def _check_metrics(metrics: Sequence[NamedMetric], labels: Array | None, *, executed: bool) -> None:
-    """Refuse metrics that need what is not there.
+    """Check that labels are available for every metric.
 
     Raises:
-        UsageError: naming the first of them.
+        UsageError: a metric needs labels or a source model.
     """
     for name, metric in metrics if executed else ():
         if metric.against != "labels":
@@ -135,20 +136,20 @@ def _check_metrics(metrics: Sequence[NamedMetric], labels: Array | None, *, exec
 
 
 def fit_layout(model: Model, preprocessing: Preprocessing, dataset: Dataset) -> tuple[Model, Preprocessing]:
-    """Tell NHWC from NCHW by holding the first sample against the shapes that the runtime told."""
+    """Infer NHWC or NCHW by comparing the first sample's shape with the runtime's input shapes."""
     sample = next(iter(dataset.samples()), None)
     if sample is None:
         return model, preprocessing
     specs = []
     for value, spec in zip(sample.inputs, model.inputs, strict=False):
-        wanted = spec.shape[1:]
+        expected = spec.shape[1:]
         if spec.layout is None and value.ndim == 3:
-            as_nhwc, as_nchw = (value.shape[2], *value.shape[:2]), (*value.shape[1:], value.shape[0])
-            if value.shape == wanted:
+            from_nhwc, from_nchw = (value.shape[2], *value.shape[:2]), (*value.shape[1:], value.shape[0])
+            if value.shape == expected:
                 spec = _with(spec, preprocessing.layout)
-            elif as_nhwc == wanted and preprocessing.layout in (None, "NHWC"):
+            elif from_nhwc == expected and preprocessing.layout in (None, "NHWC"):
                 spec, preprocessing = _with(spec, "NCHW"), preprocessing.model_copy(update={"layout": "NHWC"})
-            elif as_nchw == wanted and preprocessing.layout in (None, "NCHW"):
+            elif from_nchw == expected and preprocessing.layout in (None, "NCHW"):
                 spec, preprocessing = _with(spec, "NHWC"), preprocessing.model_copy(update={"layout": "NCHW"})
         specs.append(spec)
     return model.model_copy(update={"inputs": (*specs, *model.inputs[len(specs) :])}), preprocessing

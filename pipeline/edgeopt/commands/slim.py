@@ -1,4 +1,4 @@
-"""Makes one file smaller without changing what it computes, by the stage that can do that for its format."""
+"""Lossless size reduction of one file, by the ``slim`` stage of its format."""
 
 import tempfile
 from pathlib import Path
@@ -16,37 +16,39 @@ INTENT = "slim"
 
 
 class Slimmed(NamedTuple):
-    """Where the bytes went before, and where they go now."""
+    """The size breakdown before and after."""
 
     before: SizeBreakdown
     after: SizeBreakdown
 
 
 def slim(file: Path, out: Path) -> Slimmed:
-    """Write the model in ``file`` to ``out`` in fewer bytes; its outputs stay bit-identical.
+    """Write the model in ``file`` to ``out`` in fewer bytes; outputs stay bit-identical.
 
     Raises:
-        UsageError: the file is missing or no model, its format cannot be slimmed, or ``out`` cannot be
+        UsageError: the file is missing or not a model, its format cannot be slimmed, or ``out`` cannot be
             written.
         StageError: the file is damaged or cannot be slimmed.
     """
     kind = recognise(file)
     stages = [stage for stage in registry.plugins(Stage).values() if INTENT in stage.fulfils]
-    able = [stage for stage in stages if kind.name in stage.accepts]
-    if not able:
+    applicable = [stage for stage in stages if kind.name in stage.accepts]
+    if not applicable:
         titles = sorted({format_named(name).title for stage in stages for name in stage.accepts})
         raise UsageError(
-            f"{file} cannot be slimmed: it is {kind.title}", fix=f"what can be slimmed: {', '.join(titles)}"
+            f"{file} cannot be slimmed: it is {kind.title}", fix=f"supported: {', '.join(titles)}"
         )
-    # Here nobody is served by a copy of the file with a remark.
-    strict = {"best_effort": False} if "best_effort" in able[0].model_fields else {}
+    # The best-effort mode of a recipe would return a plain copy and a note: here that is an error.
+    strict = {"best_effort": False} if "best_effort" in applicable[0].model_fields else {}
     before = size_breakdown(file)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         context = Context(Path(scratch), None, lambda text: None)
-        made = able[0].model_validate(strict).run(Model(format=kind.name, path=file, inputs=()), context)
+        slimmed = (
+            applicable[0].model_validate(strict).run(Model(format=kind.name, path=file, inputs=()), context)
+        )
         try:
             with replacing(out) as place:
-                kind.copy_to(made.path, place)
+                kind.copy_to(slimmed.path, place)
         except OSError as error:
-            raise UsageError(f"cannot write {out}: {error.strerror}", fix="choose another place") from error
+            raise UsageError(f"cannot write {out}: {error.strerror}", fix="choose another folder") from error
     return Slimmed(before, size_breakdown(out))

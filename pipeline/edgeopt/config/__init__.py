@@ -1,1 +1,1 @@
-"""Reading what people write: YAML with positions, units, references to code; the registry of plug-ins."""
+"""Reading of user input: YAML with positions, units, references to files and code; the plugin registry."""

@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, known by their content, measured in bytes."""
+"""Files and folders: atomic writes, content digests, sizes."""
 
 import hashlib
 import os
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes read at a time."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside ``target``, to be written; it takes its place when the block ends.
+    """A scratch path beside ``target`` that replaces it atomically when the block ends.
 
-    Whoever reads ``target`` meanwhile, and whatever happens to this process, finds the old content or the
-    new, never a part of it. When the block raises, ``target`` is as it was and nothing is left beside it.
+    Readers of ``target`` see either the old or the new content, even if the process is killed. If the block
+    raises, ``target`` is unchanged and the scratch path is removed.
 
     Raises:
         OSError: the folder of ``target`` cannot be written.
@@ -36,13 +36,13 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace ``target`` by ``text`` in UTF-8, with ``\\n`` at the ends of lines; see `replacing`."""
+    """Write ``text`` to ``target`` atomically, in UTF-8 with ``\\n`` line ends; see `replacing`."""
     with replacing(target) as scratch:
         scratch.write_text(text, "utf-8", newline="\n")
 
 
 def files_of(path: Path) -> Iterator[Path]:
-    """The file at ``path``, or the files of the folder there, in a stable order."""
+    """The file at ``path``, or all files below a folder, in a stable order."""
     if path.is_dir():
         yield from sorted(p for p in path.rglob("*") if p.is_file())
     else:
@@ -50,16 +50,16 @@ def files_of(path: Path) -> Iterator[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of one file, read in pieces."""
+    """sha256 of one file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def content_digest(path: Path) -> str:
-    """sha256 over the names and contents of a file or folder; where it lies does not matter."""
+    """sha256 of a file, or of the relative names and contents of a folder; independent of its location."""
     if not path.is_dir():
         return file_digest(path)
     digest = hashlib.sha256()
@@ -69,5 +69,5 @@ def content_digest(path: Path) -> str:
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """Size in bytes of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in files_of(path))

@@ -1,11 +1,11 @@
-"""The known name that somebody who wrote another one probably meant."""
+"""Suggestions for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the list of what is known."""
+    """The suffix of an error message: ``; did you mean 'x'?``, or the list of known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Every mistake of one recipe, each with its line and column, told in the words of a recipe."""
+"""Collection of all mistakes of a recipe, with line and column; rewording of pydantic's errors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +13,22 @@ from edgeopt.errors import Problem, RecipeError
 
 
 class Problems:
-    """Collects the mistakes of the recipe in ``file``; ``positions`` tells where each key is written."""
+    """Collects the mistakes of the recipe in ``file``; ``positions`` maps each key to line and column."""
 
     def __init__(self, file: Path, positions: Positions) -> None:
         self.file = file
         self.positions = positions
-        self._found: list[Problem] = []
+        self._problems: list[Problem] = []
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._problems)
 
     def error(self) -> RecipeError:
-        """All that was noted, in the order of the file."""
-        return RecipeError(str(self.file), sorted(self._found, key=lambda p: (p.line, p.column)))
+        """All recorded mistakes as one error, in the order of the file."""
+        return RecipeError(str(self.file), sorted(self._problems, key=lambda p: (p.line, p.column)))
 
     def refused(self, error: ValidationError, base: Loc, model: type[BaseModel]) -> None:
-        """Note everything that pydantic found wrong with the value at ``base``, which ``model`` describes."""
+        """Record all validation errors of the value at ``base``, which should match ``model``."""
         for item in error.errors(include_url=False):
             loc = (*base, *item["loc"])
             if item["type"] == "extra_forbidden":
@@ -48,28 +48,28 @@ class Problems:
             self.add(loc, message)
 
     def add(self, loc: Loc, message: str) -> None:
-        """Note one mistake; where ``loc`` is not written in the file, the nearest place above it is told."""
+        """Record one mistake, at the position of ``loc`` or of its nearest parent in the file."""
         known = loc
         while known and known not in self.positions:
             known = known[:-1]
         line, column = self.positions.get(known, (0, 0))
         path = ".".join(str(part) for part in loc if (*known, part) and part in known)
         problem = Problem(message, line, column, path)
-        if problem not in self._found:
-            self._found.append(problem)
+        if problem not in self._problems:
+            self._problems.append(problem)
 
 
 def _keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """The keys that may stand at ``loc`` below ``model``."""
-    here: Any = model
+    """The keys that are valid at ``loc`` below ``model``."""
+    node: Any = model
     for part in (part for part in loc if isinstance(part, str)):
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            fields = {(field.alias or name): field for name, field in here.model_fields.items()}
+        if isinstance(node, type) and issubclass(node, BaseModel):
+            fields = {(field.alias or name): field for name, field in node.model_fields.items()}
             if part not in fields:
                 return []
-            here = _model_in(fields[str(part)].annotation)
-    if isinstance(here, type) and issubclass(here, BaseModel):
-        return [field.alias or name for name, field in here.model_fields.items()]
+            node = _model_in(fields[str(part)].annotation)
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        return [field.alias or name for name, field in node.model_fields.items()]
     return []
 
 
@@ -78,8 +78,8 @@ def _model_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):
-        if (found := _model_in(argument)) is not None:
-            return found
+        if (model := _model_in(argument)) is not None:
+            return model
     return None
 
 

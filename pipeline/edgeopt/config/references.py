@@ -1,6 +1,6 @@
-"""What options refer to: files, and code of the user. Both are looked for beside the recipe first.
+"""References of options to files and to user code; both are looked up beside the recipe first.
 
-The folders to look in come with the validation, as ``context={"roots": (folder, ...)}``.
+The search folders are passed as validation context: ``context={"roots": (folder, ...)}``.
 """
 
 import ast
@@ -28,19 +28,19 @@ def _existing(value: object, info: ValidationInfo) -> object:
     for candidate in candidates:
         if candidate.exists():
             return candidate.resolve()
-    looked = " or ".join(str(c) for c in candidates)
+    searched = " or ".join(str(c) for c in candidates)
     if len(roots) == 1 and not path.is_absolute():
-        looked += " (and there is no other place to look: neither --data-root nor EDGEOPT_DATA is set)"
-    raise ValueError(f"no such file: {looked}")
+        searched += " (no other folder is searched: neither --data-root nor EDGEOPT_DATA is set)"
+    raise ValueError(f"no such file: {searched}")
 
 
 ExistingPath: TypeAlias = Annotated[Path, BeforeValidator(_existing)]
 
 
 class Code(BaseModel):
-    """A user's own function or class, written ``package.module:name`` in a recipe.
+    """A function or class of the user, written ``package.module:name`` in a recipe.
 
-    The module is looked for beside the recipe first. It is imported only when it is used.
+    The module is looked up beside the recipe first, and imported only on use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,28 +64,33 @@ class Code(BaseModel):
                     return {"target": value, "folder": root.resolve()}
             top = module.partition(".")[0]
             if importlib.util.find_spec(top) is None:
-                looked = " or ".join(str(root) for root in roots) or "the Python path"
-                raise ValueError(f"no module {module!r} in {looked}")
+                searched = " or ".join(str(root) for root in roots) or "the Python path"
+                raise ValueError(f"no module {module!r} in {searched}")
             return {"target": value}
         return value
 
     def load(self) -> Any:
-        """Import the module and return what the name stands for."""
+        """Import the module and return the object.
+
+        Raises:
+            UsageError: the module cannot be imported, or has no such attribute.
+        """
         module, _, name = self.target.partition(":")
         if self.folder is not None and str(self.folder) not in sys.path:
             sys.path.insert(0, str(self.folder))
         try:
-            found: Any = importlib.import_module(module)
+            target: Any = importlib.import_module(module)
             for part in name.split("."):
-                found = getattr(found, part)
+                target = getattr(target, part)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"cannot load {self.target!r}: {error}") from error
-        return found
+        return target
 
     def digest(self) -> str:
-        """sha256 of the module's file, or of every Python file of its package, and of what lies beside it.
+        """sha256 of the source code that the reference depends on.
 
-        That is: of every module or package of the same folder that these files import, or that those do.
+        It covers the module's file or all files of its package, and every module or package in the same
+        folder that these import, directly or indirectly.
         """
         if self.folder is None:
             return hashlib.sha256(self.target.encode()).hexdigest()
@@ -95,25 +100,25 @@ class Code(BaseModel):
 
 
 def _files(folder: Path, name: str) -> set[Path]:
-    """The Python files of ``folder`` that importing ``name`` can run."""
-    found: set[Path] = set()
+    """The Python files of ``folder`` that an import of ``name`` can run."""
+    files: set[Path] = set()
     pending, known = [name], set[str]()
     while pending:
         top = folder / (name := pending.pop())
         known.add(name)
-        for file in {top.with_suffix(".py"), *top.rglob("*.py")}:  # a folder of data may have its name
+        for file in {top.with_suffix(".py"), *top.rglob("*.py")}:  # a data folder may have the same name
             if file.is_file():
-                found.add(file)
+                files.add(file)
                 pending += _imported(file) - known
-    return found
+    return files
 
 
 def _imported(file: Path) -> set[str]:
-    """The first words of all that a file imports."""
+    """The top-level names of all imports of a file."""
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
     except (SyntaxError, ValueError):
-        return set()  # importing it will say what is wrong with it
+        return set()  # reported when it is imported
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [
         node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level

@@ -1,7 +1,7 @@
-"""Finds plugins by name. The file name is the name: ``stages/to_onnx.py`` holds ``ToOnnx``.
+"""Look-up of plugins by name. The file name is the plugin name: ``stages/to_onnx.py`` defines ``ToOnnx``.
 
-Look-up order: ``package.module:Class`` (a user's own, no packaging needed), the entry point group
-``edgeopt.<kind>``, the shipped module. There is no table to keep up to date.
+Look-up order: ``package.module:Class`` (user code, no packaging needed), the entry point group
+``edgeopt.<kind>``, the shipped modules. There is no table to maintain.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from edgeopt.errors import UsageError
 
 Kind = Literal["stages", "formats", "datasets", "metrics", "connections", "runtimes"]
 
-HOMES: dict[Kind, str] = {
+PACKAGES: dict[Kind, str] = {
     "stages": "edgeopt.stages",
     "formats": "edgeopt.formats.*",
     "datasets": "edgeopt.evaluation.datasets",
@@ -29,15 +29,15 @@ HOMES: dict[Kind, str] = {
     "connections": "edgeopt.devices.connections",
     "runtimes": "edgeopt.devices.agent.runtimes",
 }
-"""Where the shipped ones lie. A module whose name begins with ``_`` is what several of them share.
+"""Packages of the shipped plugins. A module whose name begins with ``_`` is shared code, not a plugin.
 
-The star stands for every folder with a module of its own name: ``formats/onnx`` has ``onnx.py``, and so its
-modules are formats; ``formats/wire`` has no ``wire.py``, and so they are not.
+The star stands for every subpackage with a module of its own name: ``formats/onnx`` has ``onnx.py``, so its
+modules are formats; ``formats/wire`` has no ``wire.py``, so its modules are not.
 """
 
 
 class Base(Protocol):
-    """What the base class of a kind says of itself."""
+    """The base class of a plugin kind."""
 
     plugin_kind: ClassVar[Kind]
 
@@ -62,18 +62,18 @@ def shipped(kind: Kind) -> tuple[str, ...]:
 
 
 def find(base: type[P], name: str, roots: tuple[Path, ...] = ()) -> type[P]:
-    """The plugin called ``name`` of the kind that ``base`` stands for.
+    """The plugin class called ``name`` of the kind of ``base``.
 
     Raises:
-        UsageError: there is none of that name, or it is not of this kind.
+        UsageError: there is no plugin of that name, or it is of another kind.
     """
     kind = base.plugin_kind
-    found = _load(kind, name, roots)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    plugin = _load(kind, name, roots)
+    if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise UsageError(
             f"{name!r} is not a {kind[:-1]}: it must be a subclass of edgeopt.plugin.{base.__name__}"
         )
-    return found
+    return plugin
 
 
 def plugins(base: type[P]) -> dict[str, type[P]]:
@@ -82,7 +82,7 @@ def plugins(base: type[P]) -> dict[str, type[P]]:
 
 
 def plugin_name(plugin: object) -> str:
-    """The name under which a recipe finds this plugin."""
+    """The name of a plugin in recipes."""
     kind = type(plugin)
     name = kind.__module__.rpartition(".")[2]
     if _modules(kind.plugin_kind).get(name) == kind.__module__:  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def plugin_name(plugin: object) -> str:
 
 
 def code_digest(plugin: object) -> str:
-    """sha256 of the file that a user's own plugin lies in; '' for shipped ones, which have a revision."""
+    """sha256 of the file of a user's plugin; '' for shipped plugins, which have a ``revision``."""
     module = sys.modules.get(type(plugin).__module__)
     if module is None or module.__name__.startswith("edgeopt.") or not module.__file__:
         return ""
@@ -101,25 +101,25 @@ def code_digest(plugin: object) -> str:
 
 @cache
 def _modules(kind: Kind) -> dict[str, str]:
-    """The shipped modules of a kind, by the names of their plugins."""
-    return {name.rpartition(".")[2]: name for name in _walk(HOMES[kind])}
+    """The shipped modules of a kind by plugin name."""
+    return {name.rpartition(".")[2]: name for name in _walk(PACKAGES[kind])}
 
 
-def _walk(home: str) -> Iterator[str]:
-    package = home.removesuffix(".*")
+def _walk(pattern: str) -> Iterator[str]:
+    package = pattern.removesuffix(".*")
     spec = importlib.util.find_spec(package)
-    inside = list(pkgutil.iter_modules(spec.submodule_search_locations if spec else None))
-    if package != home:
-        folders = [f"{package}.{each.name}" for each in inside if each.ispkg]
-        rooms = {folder: list(_walk(folder)) for folder in folders}
+    modules = list(pkgutil.iter_modules(spec.submodule_search_locations if spec else None))
+    if package != pattern:
+        subpackages = [f"{package}.{module.name}" for module in modules if module.ispkg]
+        contents = {subpackage: list(_walk(subpackage)) for subpackage in subpackages}
         yield from (
             name
-            for folder, names in rooms.items()
-            if f"{folder}.{folder.rpartition('.')[2]}" in names
-            for name in names
+            for subpackage, inside in contents.items()
+            if f"{subpackage}.{subpackage.rpartition('.')[2]}" in inside
+            for name in inside
         )
         return
-    for module in inside:
+    for module in modules:
         if not module.ispkg and not module.name.startswith("_"):
             yield f"{package}.{module.name}"
 
@@ -141,6 +141,8 @@ def _load(kind: Kind, name: str, roots: tuple[Path, ...]) -> Any:
 
 @cache
 def entry_points() -> dict[tuple[Kind, str], importlib.metadata.EntryPoint]:
-    """The plugins that other distributions bring. One look opens a file of each of them, so there is one."""
-    every = importlib.metadata.entry_points()
-    return {(kind, point.name): point for kind in HOMES for point in every.select(group=f"edgeopt.{kind}")}
+    """The plugins of other distributions; cached, because the look-up reads a file of each distribution."""
+    installed = importlib.metadata.entry_points()
+    return {
+        (kind, point.name): point for kind in PACKAGES for point in installed.select(group=f"edgeopt.{kind}")
+    }

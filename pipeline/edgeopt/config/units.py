@@ -1,6 +1,7 @@
-"""Numbers with units, as people write them in recipes: ``64 KiB``, ``12 ms``, ``0.5 %``."""
+"""Numbers with units in recipes: ``64 KiB``, ``12 ms``, ``0.5 %``."""
 
 import re
+import sys
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -18,30 +19,30 @@ MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 FRACTIONS = {"%": 1e-2}
 
 FACTORS = {"bytes": BYTES, "ms": MILLISECONDS, "": FRACTIONS}
-"""Unit of a metric -> the units that a limit on it may be written in."""
+"""Accepted units of a limit, by the unit of its metric."""
 
 _QUANTITY = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*")
 
 
 def quantity(value: object, unit: str) -> float:
-    """Read ``value`` as a number of ``unit`` (``bytes``, ``ms`` or ``''`` for a fraction).
+    """Convert ``value`` to a number in ``unit`` (``bytes``, ``ms`` or ``''`` for a fraction).
 
     Raises:
-        ValueError: when it is not a number, or its unit measures something else.
+        ValueError: it is not a number, or its unit is of another dimension.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is not a number with a unit")
-    number, written = match.groups()
-    if not written:
+    number, suffix = match.groups()
+    if not suffix:
         return float(number)
     known = FACTORS.get(unit, {})
-    if written not in known:
-        expected = ", ".join(known) or f"no unit but {unit}"
-        raise ValueError(f"unit {written!r} does not fit; expected {expected}")
-    return float(number) * known[written]
+    if suffix not in known:
+        expected = ", ".join(known) or f"no unit other than {unit}"
+        raise ValueError(f"unit {suffix!r} is not valid here; expected {expected}")
+    return float(number) * known[suffix]
 
 
 def _as_bytes(value: object) -> object:
@@ -52,8 +53,12 @@ Bytes = Annotated[int, BeforeValidator(_as_bytes)]
 
 
 def show_bytes(value: float) -> str:
-    """``86,592 B`` below 10 KiB's worth of reading effort, otherwise KiB or MiB."""
+    """Size as text, in the largest binary unit that it reaches: ``84.6 KiB``."""
     for unit, factor in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
         if abs(value) >= factor:
             return f"{value / factor:.1f} {unit}"
     return f"{value:.0f} B"
+
+
+# Plugins may still import it by its former name.
+sys.modules.setdefault("edgeopt.units", sys.modules[__name__])

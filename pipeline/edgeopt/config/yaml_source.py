@@ -1,4 +1,4 @@
-"""YAML with positions: every value knows its line and column, so every mistake can name them."""
+"""YAML with positions: the line and column of every value, for error messages."""
 
 from typing import Any
 
@@ -9,24 +9,26 @@ from edgeopt.errors import Problem, RecipeError
 Path = tuple[str | int, ...]
 Positions = dict[Path, tuple[int, int]]
 
-DEEPEST = 100
+MAX_DEPTH = 100
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(text: str, file: str) -> tuple[Any, Positions]:
-    """Parse one YAML document safely into plain values and the position of each.
+    """Parse one YAML document safely into plain values and their positions.
 
-    Duplicate keys and aliases are refused: the first hides a mistake, the second lets a small
-    file grow without bound.
+    Duplicate keys and aliases are rejected: the former hide mistakes, the latter allow small files to expand
+    without bound.
 
     Raises:
-        RecipeError: for text that is not YAML, with the parser's own position.
+        RecipeError: the text is not valid YAML, with the position reported by the parser.
     """
     try:
-        _demand_shallow(text, file)
+        _check_depth(text, file)
         root = yaml.compose(text, Loader=_Loader)
     except UnicodeEncodeError as error:
-        raise RecipeError(file, [Problem(f"not text: {error.reason} at letter {error.start + 1}")]) from error
+        raise RecipeError(
+            file, [Problem(f"not text: {error.reason} at character {error.start + 1}")]
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -41,19 +43,19 @@ def read_yaml(text: str, file: str) -> tuple[Any, Positions]:
     return value, reader.positions
 
 
-def _demand_shallow(text: str, file: str) -> None:
-    """Refuse what is nested deeper than anybody writes, before it is read by functions that call themselves.
+def _check_depth(text: str, file: str) -> None:
+    """Bound the nesting depth before recursive functions read the document.
 
     Raises:
-        RecipeError: with the place of the bracket that is too much.
+        RecipeError: with the position of the first collection that is too deep.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 mark = event.start_mark
-                problem = Problem(f"nested more than {DEEPEST} deep", mark.line + 1, mark.column + 1)
+                problem = Problem(f"nested more than {MAX_DEPTH} levels deep", mark.line + 1, mark.column + 1)
                 raise RecipeError(file, [problem])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
@@ -101,27 +103,27 @@ class _Reader:
 
 
 def set_value(document: Any, assignment: str) -> None:
-    """Carry out ``--set a.b.0=value`` on a parsed document; the value is YAML.
+    """Apply ``--set a.b.0=value`` to a parsed document; the value is YAML.
 
     Raises:
-        ValueError: when the path does not lead anywhere, or there is no ``=``.
+        ValueError: the path does not exist, or there is no ``=``.
     """
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {assignment!r} is not of the form key.key=value")
     value, _ = read_yaml(text, f"--set {path}") if text.strip() else (None, {})
     *parents, last = path.split(".")
-    here = document
+    node = document
     for name in parents:
-        if isinstance(here, list) and name.isdigit() and int(name) < len(here):
-            here = here[int(name)]
-        elif isinstance(here, dict):
-            here = here.setdefault(name, {})
+        if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
+        elif isinstance(node, dict):
+            node = node.setdefault(name, {})
         else:
-            raise ValueError(f"--set {assignment!r}: {name!r} leads nowhere")
-    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
+            raise ValueError(f"--set {assignment!r}: {name!r} is not a key or index here")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
     else:
-        raise ValueError(f"--set {assignment!r}: {last!r} leads nowhere")
+        raise ValueError(f"--set {assignment!r}: {last!r} is not a key or index here")

@@ -17,7 +17,7 @@ MODE = 0o100644 << 16
 
 
 def build_agent(target: Path) -> Path:
-    """Write the agent to ``target``, atomically; the same sources give the same bytes.
+    """Write the agent to ``target``, atomically; the same sources result in the same bytes.
 
     Raises:
         OSError: the folder of ``target`` is not writable.
@@ -40,7 +40,7 @@ def build_agent(target: Path) -> Path:
 
 
 def runtime_names() -> list[str]:
-    """Names of the agent's runtimes: those of its own modules and of entry points."""
+    """Names of the agent's runtimes: its own modules, and entry points of installed distributions."""
     return list(registry.names("runtimes"))
 
 
@@ -50,7 +50,7 @@ def _installed_runtimes() -> dict[str, bytes]:
     Raises:
         UsageError: a module is not found, or is not a single Python file.
     """
-    found = {}
+    sources = {}
     for (kind, name), point in registry.entry_points().items():
         if kind != "runtimes":
             continue
@@ -58,7 +58,7 @@ def _installed_runtimes() -> dict[str, bytes]:
         if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
             raise UsageError(
                 f"the entry point {name!r} of edgeopt.runtimes, {point.value!r}, is not a single-file module",
-                fix="let it name a module that defines the class Session and is a single file",
+                fix="register a module that is a single file and defines the class Session",
             )
-        found[name] = Path(spec.origin).read_bytes()
-    return found
+        sources[name] = Path(spec.origin).read_bytes()
+    return sources

@@ -81,9 +81,9 @@ class Device(BaseModel):
     connection: Annotated[str | dict[str, Any], AfterValidator(_connection)] = Field(
         "local", description="connection: a name, or {uses: name, with: {options}}"
     )
-    runtimes: Annotated[dict[str, str], BeforeValidator(_default_runtimes), AfterValidator(_known_runtimes)] = (
-        Field(description="format -> the runtime that executes it; 'default': the default runtime of every format")
-    )
+    runtimes: Annotated[
+        dict[str, str], BeforeValidator(_default_runtimes), AfterValidator(_known_runtimes)
+    ] = Field(description="format -> runtime that runs it; 'default': the default runtime of every format")
     reference: dict[str, dict[str, Any]] = Field(
         {},
         description="runtime -> options with which it executes a quantized file exactly as written; "

@@ -92,10 +92,10 @@ def _installed(folder: Path) -> list[str] | None:
     if not _python_of(folder).exists():
         return None
     try:
-        found = json.loads((folder / MARKER).read_text("utf-8"))["requirements"]
+        requirements = json.loads((folder / MARKER).read_text("utf-8"))["requirements"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, list) else None
+    return requirements if isinstance(requirements, list) else None
 
 
 def _interpreter() -> str:
@@ -115,5 +115,5 @@ def _run(command: list[str], failure: str) -> None:
         lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
         raise DeviceError(
             f"{failure}: {lines[-1].strip() if lines else f'exit code {done.returncode}'}",
-            fix="the index that pip is configured for must offer these packages as wheels",
+            fix="configure pip with a package index that has wheels of these packages",
         )

@@ -123,7 +123,7 @@ def lint_measured(measurements: Mapping[str, Mapping[str, Any]], device: Device)
 
     ``measurements`` are those of the agent: ``{"arena_bytes": {"value": 24272, "unit": "bytes"}}``.
     """
-    found = []
+    findings = []
     for name, limit, what, memory in (
         ("arena_bytes", device.limits.ram, "the arena", "RAM"),
         ("sram_bytes", device.limits.ram, "the SRAM usage", "RAM"),
@@ -133,8 +133,8 @@ def lint_measured(measurements: Mapping[str, Mapping[str, Any]], device: Device)
             value = int(measurements[name]["value"])
             message = f"{what} is {value:,} bytes, but the device has {limit:,} bytes of {memory}"
             fix = "use a smaller model or smaller inputs" if memory == "RAM" else "make the model smaller"
-            found.append(Finding(rule=memory.lower(), severity="error", message=message, fix=fix))
-    return found
+            findings.append(Finding(rule=memory.lower(), severity="error", message=message, fix=fix))
+    return findings
 
 
 def errors(findings: Sequence[Finding]) -> list[Finding]:
@@ -286,7 +286,7 @@ def _shape(layer: Operator, limits: Limits) -> Finding | None:
                 rule="shape",
                 severity="error",
                 layer=layer.label,
-                message=f"an output of shape {text}, but {limits.runtime} plans memory for static shapes only",
+                message=f"an output has shape {text}, but {limits.runtime} supports only static shapes",
                 fix="convert with static input shapes",
             )
     return None

@@ -1,4 +1,4 @@
-"""One job at a time per device: processes on this machine take turns on a device."""
+"""Locks that allow one job at a time per device, across processes on this machine."""
 
 import fcntl
 import logging

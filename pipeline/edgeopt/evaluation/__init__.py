@@ -1,1 +1,1 @@
-"""Pure judging: samples, statistics, comparison of outputs and layers, gates, baselines, diagnosis."""
+"""Evaluation, free of side effects: samples, statistics, comparisons, gates, baselines, diagnosis."""

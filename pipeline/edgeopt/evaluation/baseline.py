@@ -1,8 +1,8 @@
-"""This commit against the last good one: a small file that is committed, and a paired comparison with it.
+"""Regression baselines: a small file under version control, and the paired comparison of a run with it.
 
-A baseline keeps what a run found out about every artifact, the values of single samples included, so
-that a later run can be compared sample by sample although the old artifact is gone. Times are kept to be
-looked at: two runs share no clock, so no verdict ever comes of them.
+A baseline records the measurements of every artifact, including the value of each sample, so that a later
+run can be compared sample by sample without the old artifact. Latencies are recorded for information only:
+two runs share no clock, so they never decide a verdict.
 """
 
 import json
@@ -25,7 +25,7 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """What was known of one artifact on one device."""
+    """Measurements of one artifact on one device."""
 
     variant: str
     format: str
@@ -40,62 +40,62 @@ class Entry(_Part):
 
 
 class Baseline(_Part):
-    """A run, as far as later runs are held against it."""
+    """The part of a run with which later runs are compared."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     recipe: str
     edgeopt: str = ""
-    written: str = Field("", description="when the run was made")
+    written: str = Field("", description="start time of the run")
     evaluation_digest: str
-    environment: dict[str, str] = Field({}, description="per device, the processor it had")
+    environment: dict[str, str] = Field({}, description="processor of each device")
     entries: tuple[Entry, ...]
 
 
 class Limits(_Part):
-    """How much worse a run may be."""
+    """How much worse than the baseline a run may be."""
 
     max_drop: float = Field(0.01, ge=0, le=1)
     confidence: float = Field(0.95, ge=0.5, lt=1)
     undecided: str = "fail"
-    max_size_increase: float = Field(0.02, ge=0, description="share of the old size")
+    max_size_increase: float = Field(0.02, ge=0, description="relative to the old size")
     same_passes: bool = Field(
-        False, description="the same answers pass even where the samples are too few for the limit"
+        False, description="identical predictions pass even if the samples are too few for the limit"
     )
 
 
 def baseline_of(report: Report) -> Baseline:
-    """The baseline that a report makes.
+    """Create a baseline from a report.
 
     Raises:
-        UsageError: something of the run failed, or no sample was judged: such a run is no measure.
+        UsageError: a result of the run failed, or no sample was evaluated.
     """
     bad = [result for result in report.results if result.status != "ok"]
     if bad:
         first = f"{bad[0].variant}.{bad[0].format} on {bad[0].device}"
         raise UsageError(
             f"{len(bad)} results of this run are not ok, the first is {first}: it cannot be a baseline",
-            fix="mend the run first, or leave out what cannot be had",
+            fix="fix the failed results first, or remove them from the recipe",
         )
     if not any(result.samples for result in report.results):
         raise UsageError(
-            "this run judged no samples: there is nothing to compare by",
-            fix="give data.evaluation with labels, and a metric, in the recipe",
+            "this run evaluated no samples: there is nothing to compare",
+            fix="add data.evaluation with labels, and a metric, to the recipe",
         )
     return Baseline(
         recipe=report.recipe,
         edgeopt=report.run.edgeopt,
         written=report.run.started,
         evaluation_digest=report.run.evaluation_digest,
-        environment={name: str(found.get("cpu", "")) for name, found in report.environment.items()},
+        environment={name: str(facts.get("cpu", "")) for name, facts in report.environment.items()},
         entries=tuple(_entry(result) for result in report.results),
     )
 
 
 def _entry(result: Result) -> Entry:
-    kept = {
+    measurements = {
         name: round(value.value, DECIMALS)
         for name, value in sorted(result.measurements.items())
-        # Measurements of a moment would change the file with every run, and are judged by no one.
+        # Volatile measurements would change the file with every run, and no verdict uses them.
         if not (name in MEASUREMENTS and MEASUREMENTS[name].volatile)
     }
     return Entry(
@@ -103,13 +103,13 @@ def _entry(result: Result) -> Entry:
         format=result.format,
         device=result.device,
         digest=result.artifact.digest if result.artifact else "",
-        measurements=kept,
+        measurements=measurements,
         samples=result.samples,
     )
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
-    """Write so that a diff shows what changed and nothing else.
+    """Write a baseline in a stable order, so that a diff shows only what changed.
 
     Raises:
         UsageError: the file cannot be written.
@@ -125,7 +125,7 @@ def read_baseline(path: Path) -> Baseline:
     """Read what ``write_baseline`` wrote.
 
     Raises:
-        UsageError: it is missing, cut off, damaged, or of another version.
+        UsageError: it is missing, truncated, damaged, or of another version.
     """
     try:
         text = path.read_text("utf-8")
@@ -138,25 +138,25 @@ def read_baseline(path: Path) -> Baseline:
         version = json.loads(text).get("schema")
         if version != SCHEMA:
             raise UsageError(
-                f"{path} is a baseline of version {version}, this edgeopt reads {SCHEMA}",
+                f"{path} is a baseline of version {version}, this edgeopt reads version {SCHEMA}",
                 fix="write it again with this version: edgeopt baseline write RUN",
             )
-        found = Baseline.model_validate_json(text)
-        for entry in found.entries:
+        baseline = Baseline.model_validate_json(text)
+        for entry in baseline.entries:
             for samples in entry.samples.values():
                 samples.unpack()
     except (ValidationError, ValueError, AttributeError) as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-        told = f"{'.'.join(map(str, first['loc']))} {first['msg'].lower()}" if first else str(error)
+        message = f"{'.'.join(map(str, first['loc']))} {first['msg'].lower()}" if first else str(error)
         raise UsageError(
-            f"{path} is no complete baseline: {told}",
+            f"{path} is not a complete baseline: {message}",
             fix="restore it, or write it again: edgeopt baseline write",
         ) from error
-    return found
+    return baseline
 
 
 def differences(old: Baseline, new: Baseline) -> list[str]:
-    """What an update would change, line by line, for whoever decides on it."""
+    """The changes of an update, line by line, for review."""
     before, after = ({entry.key: entry for entry in side.entries} for side in (old, new))
     lines = []
     for key in dict.fromkeys([*before, *after]):
@@ -172,31 +172,31 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
 
 
 def check(report: Report, baseline: Baseline, limits: Limits) -> list[Verdict]:
-    """Every artifact of the baseline held against the same one of a report.
+    """Compare every artifact of the baseline with the corresponding one of a report.
 
     Raises:
-        UsageError: the two are of other recipes, or were judged on other samples.
+        UsageError: they belong to different recipes, or were evaluated on different samples.
     """
     if report.recipe != baseline.recipe:
         raise UsageError(
             f"the baseline is of recipe {baseline.recipe!r}, the run of {report.recipe!r}",
-            fix="give the baseline of this recipe",
+            fix="use the baseline of this recipe",
         )
     if report.run.evaluation_digest != baseline.evaluation_digest:
         raise UsageError(
-            "the baseline was judged on other evaluation data: its digest is "
+            "the baseline was evaluated on different data: its digest is "
             f"{baseline.evaluation_digest[:16]}, that of the run {report.run.evaluation_digest[:16]}",
-            fix="judge on the same samples, or write a new baseline on purpose: edgeopt baseline write",
+            fix="evaluate on the same samples, or write a new baseline: edgeopt baseline write",
         )
     results = {(row.variant, row.format, row.device): row for row in report.results}
     return [
         verdict
         for entry in baseline.entries
-        for verdict in _held_against(entry, results.get(entry.key), limits)
+        for verdict in _compare_entry(entry, results.get(entry.key), limits)
     ]
 
 
-def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
+def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
     if result is None or result.status != "ok":
         reason = "the run has no such artifact" if result is None else f"{result.status}: {result.reason}"
         gate = "artifact is still built"
@@ -208,7 +208,7 @@ def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterat
         if new is None or new.count != old.count:
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
-        yield _dropped(entry, gate, Paired(old.unpack(), new.unpack()), limits)
+        yield _compare_samples(entry, gate, Paired(old.unpack(), new.unpack()), limits)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:
         growth = after.value / before - 1
@@ -218,45 +218,45 @@ def _held_against(entry: Entry, result: Result | None, limits: Limits) -> Iterat
         yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
 
 
-def _dropped(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
-    found = decide(pair, limits.max_drop, limits.confidence)
-    drop, (low, high) = float(pair.drops.mean()), found.bounds
+def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
+    decision = decide(pair, limits.max_drop, limits.confidence)
+    drop, (low, high) = float(pair.drops.mean()), decision.bounds
     if pair.worse == pair.better == 0:
-        reason = f"no sample is answered differently ({len(pair.before)} samples)"
+        reason = f"the predictions are identical ({len(pair.before)} samples)"
         if limits.same_passes:
-            found = found._replace(verdict="pass", samples_needed=None)
+            decision = decision._replace(verdict="pass", samples_needed=None)
     else:
         reason = (
             f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); "
-            f"with {limits.confidence:.0%} confidence more than {low:+.2%} and less than {high:+.2%}"
+            f"with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
         )
-        if found.p_value is not None:
-            reason += f"; exact McNemar p = {found.p_value:.2g}"
-    if found.verdict == "undecided":
-        needed = found.samples_needed
+        if decision.p_value is not None:
+            reason += f"; exact McNemar p = {decision.p_value:.2g}"
+    if decision.verdict == "undecided":
+        needed = decision.samples_needed
         reason += (
-            f"; about {needed:,} samples would decide" if needed else "; more samples would not decide it"
+            f"; about {needed:,} samples would decide it" if needed else "; more samples would not decide it"
         )
-    blocks = found.verdict == "fail" or (found.verdict == "undecided" and limits.undecided == "fail")
+    blocks = decision.verdict == "fail" or (decision.verdict == "undecided" and limits.undecided == "fail")
     return verdict_on(
         entry,
         gate,
-        found.verdict,
+        decision.verdict,
         drop,
         limits.max_drop,
         reason,
         blocks=blocks,
         confidence=limits.confidence,
         bounds=(max(low, -1e300), min(high, 1e300)),
-        p_value=found.p_value,
-        samples_needed=found.samples_needed,
+        p_value=decision.p_value,
+        samples_needed=decision.samples_needed,
     )
 
 
 def verdict_on(
     entry: Entry, gate: str, status: str, measured: float | None, limit: float, reason: str, **more: object
 ) -> Verdict:
-    """A verdict about the artifact of an entry; what does not pass blocks, unless ``more`` says otherwise."""
+    """A verdict on the artifact of an entry; it blocks unless it passes, or ``more`` overrides that."""
     return Verdict.model_validate(
         {
             "gate": gate,

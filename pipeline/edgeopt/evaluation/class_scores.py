@@ -1,4 +1,4 @@
-"""What metrics of classification share: outputs become scores, labels are checked to be classes."""
+"""Shared by the classification metrics: outputs as class scores, and checked labels."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from edgeopt.model import Array
 
 
 def class_scores(outputs: Array) -> NDArray[np.float64]:
-    """Outputs as one score per class, shape ``[n, ..., classes]`` with at least two classes.
+    """Convert outputs to one score per class, shape ``[n, ..., classes]`` with at least two classes.
 
-    Axes of length 1 between batch and classes are dropped. One value per sample is a binary
-    classifier: a probability if all values lie in 0..1, otherwise a logit.
+    Axes of length 1 between batch and classes are dropped. A single value per sample is the output of a
+    binary classifier: a probability if all values are in 0..1, otherwise a logit.
     """
     scores = np.asarray(outputs, np.float64)
     if scores.ndim < 2 or scores.size == len(scores):
@@ -27,27 +27,27 @@ def class_scores(outputs: Array) -> NDArray[np.float64]:
 
 
 def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores ``[n, classes]`` and labels ``[n]`` for a metric of classification.
+    """Scores ``[n, classes]`` and labels ``[n]`` for a classification metric.
 
     Raises:
-        UsageError: when outputs are not one score per class, labels are not whole numbers, their
-            number differs, or one is out of range (names its index and the number of classes).
+        UsageError: the outputs are not one score per class, the labels are not integers, their number
+            differs, or one is out of range (named with its index and the number of classes).
     """
     scores = class_scores(outputs)
     if scores.ndim != 2:
         raise UsageError(
             f"outputs of shape {list(outputs.shape)} are not one score per class",
-            fix="use mean_squared_error, or a metric of your own: {uses: function}",
+            fix="use mean_squared_error, or your own metric: {uses: function}",
         )
     count, classes = scores.shape
     labels: NDArray[Any] = np.asarray(target)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        hint = "give class indices instead of one-hot rows: y.argmax(axis=1)"
+        hint = "convert one-hot rows to class indices: y.argmax(axis=1)"
         raise UsageError(
             f"labels of shape {list(labels.shape)} are not one class index per sample",
-            fix=hint if labels.shape[1:] == (classes,) else "give one whole number per sample",
+            fix=hint if labels.shape[1:] == (classes,) else "provide one integer per sample",
         )
     if labels.dtype.kind not in "biu":
         broken = np.flatnonzero(labels != np.rint(labels)) if labels.dtype.kind == "f" else np.arange(1)

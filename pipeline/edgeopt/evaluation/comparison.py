@@ -1,4 +1,4 @@
-"""How far outputs moved: from one step to the next, and from one device to another. Pure."""
+"""Differences between outputs: from one step to the next, and from one device to another. Pure."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,22 +17,22 @@ BROKEN_AGREEMENT = 0.75
 
 
 class Difference(NamedTuple):
-    """How far one device's outputs are from another's, for the same file and inputs."""
+    """Difference between the outputs of two devices, for the same file and inputs."""
 
     samples: int
     differing: int
-    """Samples with any difference at all."""
+    """Number of samples with any difference."""
     max_error: float
     """Largest difference of any value of any output."""
     max_steps: int | None
-    """The same in quantized units, where every output is quantized."""
+    """The same in quantization steps; None unless every output is quantized."""
     flips: int | None
-    """Samples whose largest output is another one; None for outputs of a single value."""
+    """Number of samples with a different argmax; None for outputs of a single value."""
     worst: tuple[int, ...]
-    """Samples with the largest differences, the largest first."""
+    """Indices of the samples with the largest differences, largest first."""
 
     def measurements(self) -> dict[str, Measurement]:
-        """As they stand in a report."""
+        """The measurements of a report."""
         values = {
             "parity_max_error": self.max_error if self.max_steps is None else None,
             "parity_max_steps": self.max_steps,
@@ -48,58 +48,58 @@ class Difference(NamedTuple):
 def difference(
     first: Sequence[Array], second: Sequence[Array], scales: Sequence[float | None], worst: int = 4
 ) -> Difference:
-    """Compare real-valued outputs, each ``[n, ...]``; ``scales`` turn real differences into quantized units.
+    """Compare real-valued outputs, each ``[n, ...]``; ``scales`` convert differences to quantization steps.
 
-    A value that is no number on one side only is an infinite difference.
+    A NaN on one side only counts as an infinite difference.
 
     Raises:
-        UsageError: the devices give outputs of different number or size.
+        UsageError: the devices return outputs of different number or size.
     """
-    one_has, other_has = ([array.size for array in outputs] for outputs in (first, second))
-    if one_has != other_has:
-        raise UsageError(f"the outputs have {one_has} and {other_has} values: they cannot be compared")
+    one_sizes, other_sizes = ([array.size for array in outputs] for outputs in (first, second))
+    if one_sizes != other_sizes:
+        raise UsageError(f"the outputs have {one_sizes} and {other_sizes} values and cannot be compared")
     count = len(first[0])
     errors = np.zeros(count)
     steps = np.zeros(count)
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
         old = one.reshape(count, -1).astype(np.float64)
         new = other.reshape(count, -1).astype(np.float64)
-        here = distance(old, new).max(axis=1, initial=0.0)
-        errors = np.maximum(errors, here)
+        largest_error = distance(old, new).max(axis=1, initial=0.0)
+        errors = np.maximum(errors, largest_error)
         scale = scales[index] if index < len(scales) else None
-        steps = np.maximum(steps, np.rint(here / scale) if scale else np.nan)
+        steps = np.maximum(steps, np.rint(largest_error / scale) if scale else np.nan)
     flips = None
     if first[0].size > count:
         largest = [outputs[0].reshape(count, -1).argmax(axis=1) for outputs in (first, second)]
         flips = int((largest[0] != largest[1]).sum())
-    told = np.isfinite(steps).all()
+    all_quantized = np.isfinite(steps).all()
     order = [int(index) for index in np.argsort(-errors, kind="stable")[:worst] if errors[index] > 0]
     return Difference(
         samples=count,
         differing=int((errors > 0).sum()),
         max_error=float(errors.max(initial=0.0)),
-        max_steps=int(steps.max(initial=0.0)) if told else None,
+        max_steps=int(steps.max(initial=0.0)) if all_quantized else None,
         flips=flips,
         worst=tuple(order),
     )
 
 
 def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Absolute difference of every value; what is no number on one side only is infinitely far."""
+    """Absolute difference of every value; infinite where only one side is NaN."""
     with np.errstate(invalid="ignore"):
-        apart = np.abs(one - other)
+        difference = np.abs(one - other)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
-    return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+    return np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
 
 
 def hop(
     stage: str, produced: str, *, lossless: bool, before: Array, after: Array, trained: bool = False
 ) -> Hop:
-    """Compare the outputs of one step with those of the step before, on the same samples.
+    """Compare the outputs of one step with those of the previous step, on the same samples.
 
-    A step that only converts must keep the outputs (60 dB, or 1e-4 in every value); a step that
-    quantizes or prunes may move them, but a model it leaves without resemblance is broken. A model that
-    was trained may be as sure of its answers as it likes: of classes only the answers count.
+    A lossless step must preserve the outputs (60 dB, or 1e-4 in every value). A step that quantizes or
+    prunes may change them, but the model is broken if they no longer resemble the previous ones. Training
+    changes the confidence of a classifier, so for a trained one only the predictions are compared.
     """
     count = min(len(before), len(after))
     if before.shape[1:] != after.shape[1:]:
@@ -121,7 +121,7 @@ def hop(
         or (not lossless and agreement is not None and agreement < BROKEN_AGREEMENT)
         or (not lossless and snr < BROKEN_SNR_DB and not (trained and agreement is not None))
     )
-    same = "" if agreement is None else f", the same answer for {agreement:.1%} of {count} samples"
+    same = "" if agreement is None else f", agreement on {agreement:.1%} of {count} samples"
     reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""
     if not np.isfinite(worst):
         worst = float(np.finfo(np.float64).max)
@@ -138,7 +138,7 @@ def hop(
 
 
 def _agreement(old: NDArray[np.float64], new: NDArray[np.float64]) -> float | None:
-    """Share of samples whose largest output is the same; None where there is one output only."""
+    """Fraction of samples with the same argmax; None for a single output."""
     flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
     if flat_old.shape[1] < 2 or not np.isfinite(flat_new).all():
         return None

@@ -1,6 +1,6 @@
-"""Golden vectors: a few samples, what a finished file takes for them, and what its runtime gave.
+"""Golden vectors: for a few samples, the inputs of a finished file and the outputs of its runtime.
 
-Whoever writes firmware checks the own preprocessing, and the own build of the runtime, against them.
+Firmware developers use them to test their preprocessing and their build of the runtime.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.plugin import Dataset
 
 COUNT = 8
-"""Vectors that are kept: enough to see a wrong byte, few enough for flash."""
+"""Number of vectors: enough to detect a wrong byte, few enough for flash memory."""
 
 
 class Golden:
-    """The samples of one run that golden vectors are made of, spread evenly over the evaluation data."""
+    """The samples of a run that become golden vectors, spread evenly over the evaluation data."""
 
     def __init__(
         self, dataset: Dataset | None, preprocessing: Preprocessing, labels: Array | None, samples: int
@@ -28,13 +28,13 @@ class Golden:
         self.samples = samples
         self.rows = np.linspace(0, samples - 1, min(COUNT, samples)).round().astype(int)
         self.labels = None if labels is None else labels[self.rows]
-        self.raw: tuple[Array, ...] = _picked(dataset, self.rows) if dataset and samples else ()
+        self.raw: tuple[Array, ...] = _select(dataset, self.rows) if dataset and samples else ()
 
     def write(self, model: Model, outputs: Sequence[Array], path: Path) -> None:
-        """Write ``raw_i`` (as the data give them, if any), ``input_i`` and ``output_i`` to an .npz.
+        """Write ``raw_i`` (before preprocessing, if there are data), ``input_i`` and ``output_i`` to an .npz.
 
-        ``outputs`` are those of all samples, as real numbers; inputs and outputs are stored in the types
-        and layouts of the file. The first axis counts the vectors. Without samples nothing is written.
+        ``outputs`` are the real-valued outputs of all samples; inputs and outputs are stored with the dtypes
+        and layouts of the file, vectors along the first axis. Without samples, nothing is written.
         """
         if not self.samples:
             return
@@ -50,15 +50,17 @@ class Golden:
         for index, values in enumerate(outputs):
             spec = model.outputs[index] if index < len(model.outputs) else None
             quantized = spec is not None and spec.scale and values.dtype.kind == "f"
-            kept = values[self.rows]
-            arrays[f"output_{index}"] = quantize(kept, spec) if quantized and spec is not None else kept
+            selected = values[self.rows]
+            arrays[f"output_{index}"] = (
+                quantize(selected, spec) if quantized and spec is not None else selected
+            )
         if self.labels is not None:
             arrays["label"] = self.labels
         with replacing(path) as scratch, scratch.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def _picked(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Array, ...]:
-    wanted = set(rows.tolist())
-    found = [sample.inputs for index, sample in enumerate(dataset.samples()) if index in wanted]
-    return tuple(np.stack(values) for values in zip(*found, strict=True))
+def _select(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Array, ...]:
+    indices = set(rows.tolist())
+    selected = [sample.inputs for index, sample in enumerate(dataset.samples()) if index in indices]
+    return tuple(np.stack(values) for values in zip(*selected, strict=True))

@@ -1,4 +1,4 @@
-"""From measurements to verdicts. Pure: same report, same verdicts."""
+"""Gates: from measurements to verdicts. Pure: the same report gives the same verdicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -11,15 +11,15 @@ from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
 
 
 class Evidence(NamedTuple):
-    """What the evaluation samples say of one artifact, one by one."""
+    """Per-sample results of one artifact."""
 
     pairs: Mapping[str, Paired]
-    """Per metric: the source model's value and the artifact's for every sample, higher is better."""
+    """Per metric, the values of the source model and of the artifact for every sample; higher is better."""
     labels: Array | None = None
     names: tuple[str, ...] = ()
-    """The classes' names, where they have any."""
+    """Class names, if there are any."""
     lower: frozenset[str] = frozenset()
-    """Metrics of which less is better: their values are negative in ``pairs``."""
+    """Metrics for which lower is better: their values are negated in ``pairs``."""
 
 
 AllEvidence: TypeAlias = Mapping[tuple[str, str, str], Evidence]
@@ -32,26 +32,26 @@ def judge(
     evidence: AllEvidence | None = None,
     failures: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
-    """Every gate on every result it concerns. What was not measured fails.
+    """Evaluate every gate on every result that it applies to. An unmeasured value fails.
 
-    A gate that names no variant concerns the optimized ones as well as ``float``. One that names
-    classes, or asks how sure a drop is, judges the samples themselves: ``evidence`` has them. ``failures``
-    says why a metric could not be computed.
+    A gate without a variant applies to the optimized variants and to ``float``. A gate with classes or a
+    confidence is evaluated on the per-sample results in ``evidence``. ``failures`` contains the reasons why
+    metrics could not be computed.
     """
     known = evidence or {}
     verdicts = []
     for gate in gates:
-        concerned = [result for result in results if gate.concerns(result)]
-        if not concerned:
-            verdicts.append(_verdict(gate, None, None, "nothing in this run fits the gate"))
+        applicable = [result for result in results if gate.concerns(result)]
+        if not applicable:
+            verdicts.append(_verdict(gate, None, None, "the gate applies to no result of this run"))
         failure = (failures or {}).get(gate.metric.removesuffix("_worst_class_drop"), "")
-        for result in concerned:
+        for result in applicable:
             if failure and result.status == "ok":
                 reason = f"{gate.metric} could not be computed: {failure.splitlines()[0]}"
                 verdicts.append(_verdict(gate, result, None, reason))
             elif gate.classes or gate.confidence is not None:
-                found = known.get((result.variant, result.format, result.device), Evidence({}))
-                verdicts.append(_by_samples(gate, result, found))
+                samples = known.get((result.variant, result.format, result.device), Evidence({}))
+                verdicts.append(_by_samples(gate, result, samples))
             else:
                 measured, reason = _measured(gate, result, results)
                 verdicts.append(_verdict(gate, result, measured, reason))
@@ -59,22 +59,23 @@ def judge(
 
 
 def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
-    """A gate that cannot be judged from one number."""
+    """Evaluate a gate that needs per-sample results."""
     if result.status != "ok":
-        told = result.reason.splitlines()[0] if result.reason else result.status
-        return _verdict(gate, result, None, f"not measured: {told}")
+        return _verdict(gate, result, None, _not_measured(result))
     pair = evidence.pairs.get(gate.metric)
     if pair is None:
-        return _verdict(gate, result, None, f"{gate.metric} was not measured sample by sample")
+        return _verdict(gate, result, None, f"{gate.metric} has no per-sample values")
     if gate.classes:
         if evidence.labels is None or evidence.labels.ndim != 1:
-            return _verdict(gate, result, None, "the evaluation data has no class labels")
-        wanted = [
+            return _verdict(gate, result, None, "the evaluation data have no class labels")
+        classes = [
             evidence.names.index(name) if name in evidence.names else int(name) for name in gate.classes
         ]
-        chosen = np.isin(evidence.labels, wanted)
+        chosen = np.isin(evidence.labels, classes)
         if not chosen.any():
-            return _verdict(gate, result, None, f"no evaluation sample is of class {', '.join(gate.classes)}")
+            return _verdict(
+                gate, result, None, f"no evaluation sample belongs to class {', '.join(gate.classes)}"
+            )
         pair = Paired(pair.before[chosen], pair.after[chosen])
     kind, limit = gate.limit
     if gate.confidence is None:
@@ -84,13 +85,13 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
     decision = decide(pair, limit, gate.confidence)
     drop, (low, high) = float(pair.drops.mean()), decision.bounds
     reason = (
-        f"{gate.metric} fell by {drop:.4g} on {len(pair.before)} samples; with {gate.confidence:.0%} "
-        f"confidence by more than {low:.4g}, and by less than {high:.4g}"
+        f"{gate.metric} dropped by {drop:.4g} on {len(pair.before)} samples; with {gate.confidence:.0%} "
+        f"confidence, by more than {low:.4g} and less than {high:.4g}"
     )
     if decision.verdict == "undecided":
         needed = decision.samples_needed
-        reason += f": too few samples to say whether by more than {limit:g}"
-        reason += f"; about {needed:,} would decide" if needed else ", and more of them would not decide it"
+        reason += f": too few samples to decide whether by more than {limit:g}"
+        reason += f"; about {needed:,} would decide it" if needed else "; more samples would not decide it"
     return Verdict(
         gate=str(gate),
         variant=result.variant,
@@ -111,10 +112,10 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
 def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[float | None, str]:
     kind, _ = gate.limit
     shown = MEASUREMENTS.get(gate.metric)
-    # The bytes of a file are known even where it could not be run.
+    # The size of a file is known even if the file could not be run.
     known_anyway = shown is not None and shown.kind == "bytes" and gate.metric in result.measurements
     if result.status != "ok" and not (known_anyway and result.status == "skipped"):
-        return None, f"not measured: {result.reason.splitlines()[0] if result.reason else result.status}"
+        return None, _not_measured(result)
     value = result.measurements.get(gate.metric)
     if value is None:
         return None, f"{gate.metric} was not measured"
@@ -134,11 +135,15 @@ def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[fl
     if kind == "max_increase":
         return value.value - reference.value, ""
     if reference.value == 0:
-        return None, f"{gate.metric} of the float variant is 0: there is no ratio to it"
+        return None, f"{gate.metric} of the float variant is 0: the ratio is undefined"
     if shown is not None and (ratio := result.measurements.get(shown.in_turns)) is not None:
-        # Two absolute times are never divided: the interleaved ratio is what was measured.
+        # Two absolute latencies are never divided: the interleaved measurement gives the ratio itself.
         return ratio.value, ""
     return value.value / reference.value, ""
+
+
+def _not_measured(result: Result) -> str:
+    return f"not measured: {result.reason.splitlines()[0] if result.reason else result.status}"
 
 
 def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
@@ -150,7 +155,7 @@ def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
 
 def _verdict(gate: Gate, result: Result | None, measured: float | None, reason: str) -> Verdict:
     kind, limit = gate.limit
-    # A drop of exactly the limit holds, and 0.01 is not a binary number.
+    # A drop of exactly the limit passes, and 0.01 has no exact binary representation.
     slack = 1e-9 * max(1.0, abs(limit))
     passed = measured is not None and (
         measured >= limit - slack if kind == "min" else measured <= limit + slack

@@ -1,6 +1,6 @@
-"""What is known of the layers of a float and a quantized file, once they were run side by side.
+"""Statistics of the layers of a float and a quantized file that run side by side.
 
-`LayerSums` adds up over samples, so that memory does not grow with them; `LayerStatistics` is the outcome.
+`LayerSums` accumulates over samples, so that memory does not grow with them; `LayerStatistics` is the result.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from edgeopt.plugin.layer_pair import Layer
 from edgeopt.results import snr_db
 
 LARGEST = 1e15
-"""Of an error: squares of larger ones leave no room to add them up."""
+"""Largest error that is recorded: sums of larger squares would overflow."""
 
 
 class _Value(BaseModel):
@@ -25,41 +25,43 @@ class _Value(BaseModel):
 class LayerStatistics(_Value):
     """One layer of a float and a quantized file, over all samples."""
 
-    name: str = Field(description="of the operator, or of the tensor it gives")
+    name: str = Field(description="name of the operator, or of its output tensor")
     operator: str
     snr_db: float = Field(description="its output in the quantized model against the float model")
-    own_snr_db: float = Field(description="the same with exact inputs: what this layer adds")
-    alone_snr_db: float = Field(description="the model's output, if this layer alone were quantized")
-    share: float = Field(description="of the error of the model's output, layer by layer")
-    mean_error: float = Field(description="of the layer alone, in its own unit")
-    bias: float = Field(description="share of its own error that is a shift of its channels' means")
-    low: float | None = Field(None, description="smallest value that it can give; none if it is in float")
+    own_snr_db: float = Field(description="the same with exact inputs: the error that this layer adds")
+    alone_snr_db: float = Field(description="SNR of the model's output with only this layer quantized")
+    share: float = Field(description="share of the error of the model's output")
+    mean_error: float = Field(description="mean error of the layer alone, in its own unit")
+    bias: float = Field(description="fraction of its own error that is a shift of its channel means")
+    low: float | None = Field(None, description="smallest representable value; none for float layers")
     high: float | None = None
-    minimum: float = Field(description="smallest value of the float model")
+    minimum: float = Field(description="smallest value in the float model")
     maximum: float
-    clipped: float = Field(0.0, description="share of values beyond low and high")
-    clipped_noise: float = Field(0.0, description="share of its own error that is due to them")
-    outlier: float = Field(1.0, description="largest absolute value against the 99.9th percentile")
+    clipped: float = Field(0.0, description="fraction of values outside low and high")
+    clipped_noise: float = Field(0.0, description="fraction of its own error caused by them")
+    outlier: float = Field(1.0, description="ratio of the largest absolute value to the 99.9th percentile")
     activation_spread: float = Field(
-        1.0, description="largest channel, over all samples, against the lower quartile"
+        1.0, description="ratio of the largest channel, over all samples, to the lower quartile"
     )
     weight_type: str | None = None
     weights_per_channel: bool | None = None
-    weight_spread: float | None = Field(None, description="largest max |w| of a channel against the smallest")
-    weight_spread_median: float | None = Field(None, description="the same against the median")
-    weight_spread_quartile: float | None = Field(None, description="the same against the lower quartile")
-    weight_levels: int | None = Field(None, description="steps from zero that the smallest channel has")
+    weight_spread: float | None = Field(
+        None, description="ratio of the largest to the smallest max |w| of a channel"
+    )
+    weight_spread_median: float | None = Field(None, description="the same, relative to the median")
+    weight_spread_quartile: float | None = Field(None, description="the same, relative to the lower quartile")
+    weight_levels: int | None = Field(None, description="quantization steps of the smallest channel")
     weight_input_spread: float | None = Field(
-        None, description="largest max |w| of an input channel against the lower quartile"
+        None, description="ratio of the largest max |w| of an input channel to the lower quartile"
     )
     runtime_snr_db: float | None = Field(
-        None, description="its integers in the runtime against the same file computed in float"
+        None, description="integers of the runtime against the same file in float arithmetic"
     )
     runtime_noise: float = Field(
-        0.0, description="that difference against the error of quantizing, in energy"
+        0.0, description="energy of that difference relative to the quantization error"
     )
     inputs: tuple[tuple[str, float], ...] = Field(
-        (), description="layers it reads, with their largest |value|"
+        (), description="layers that it reads, with their largest |value|"
     )
 
 
@@ -69,17 +71,17 @@ class Comparison(_Value):
     layers: tuple[LayerStatistics, ...]
     samples: int
     snr_db: float
-    agreement: float | None = Field(None, description="samples with the same largest output")
-    written_snr_db: float | None = Field(None, description="SNR when the file is computed in float")
+    agreement: float | None = Field(None, description="fraction of samples with the same argmax")
+    written_snr_db: float | None = Field(None, description="SNR of the quantized file in float arithmetic")
     clipped_by_data: dict[str, float] = Field(
-        {}, description="largest share clipped in any layer, per dataset"
+        {}, description="largest fraction clipped in any layer, per dataset"
     )
     unmatched: tuple[str, ...] = ()
 
 
 @dataclass
 class LayerSums:
-    """Sums over all samples seen."""
+    """Accumulated sums over all samples of one layer."""
 
     layer: Layer
     signal: float = 0.0
@@ -90,7 +92,7 @@ class LayerSums:
     written_noise: float = 0.0
     written_signal: float = 0.0
     runtime_noise: float = 0.0
-    told_twice: bool = False
+    emulated: bool = False
     alone_noise: float = 0.0
     alone_signal: float = 0.0
     clipped_noise: float = 0.0
@@ -102,13 +104,13 @@ class LayerSums:
     shift: NDArray[np.float64] | None = None
 
     def see(self, data: str, value: Array, quantized: Array | None) -> None:
-        """One sample in the float model, and in the quantized one where it gives this layer."""
+        """Add one sample: the values in the float model and, if available, in the quantized one."""
         real = np.asarray(value, np.float64)
         self.histogram.add(real)
         if quantized is not None:
             self.signal += energy(real)
             self.noise += energy(np.asarray(quantized, np.float64).reshape(real.shape) - real)
-        # Summed, not the largest of all samples: one value that is far out says nothing of its channel.
+        # The sum over samples, not the maximum: a single outlier does not characterize its channel.
         channels = self._by_channel(np.abs(real)).max(axis=1)
         self.channels = channels if self.channels is None else self.channels + channels
         grid = self.layer.grid
@@ -119,9 +121,9 @@ class LayerSums:
             self.counted[data] = self.counted.get(data, 0) + real.size
 
     def add(self, reference: Array, quantized: Array, written: Array | None) -> NDArray[np.float32]:
-        """The layer by itself on one sample; returns its error."""
+        """Add the layer's own error on one sample, for exact inputs, and return it."""
         real = np.asarray(reference, np.float64)
-        # An overflow of half precision is an error like others, only larger.
+        # A half-precision overflow counts as a large, finite error.
         error = np.nan_to_num(np.asarray(quantized, np.float64).reshape(real.shape) - real)
         error = np.clip(error, -LARGEST, LARGEST)
         self.values += real.size
@@ -132,31 +134,31 @@ class LayerSums:
         self.shift = shift if self.shift is None else self.shift + shift
         if written is not None:
             as_written = np.asarray(written, np.float64).reshape(real.shape)
-            self.told_twice = True
+            self.emulated = True
             self.written_signal += energy(as_written)
             self.written_noise += energy(as_written - real)
             self.runtime_noise += energy(error + real - as_written)
         return error.astype(np.float32)
 
     def alone(self, exact: Array, disturbed: Array) -> None:
-        """The model's output on one sample with this layer's error and no other."""
+        """Add the model's output on one sample with the error of this layer only."""
         real = np.asarray(exact, np.float64)
         self.alone_signal += energy(real)
         self.alone_noise += energy(np.asarray(disturbed, np.float64) - real)
 
     def _by_channel(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``[channels, everything else]``, without the batch."""
+        """The values as ``[channels, ...]``, all other axes flattened."""
         axis = values.ndim - 1 if self.layer.channels_last or values.ndim < 3 else 1
         if values.ndim < 2:
             return values.reshape(1, -1)
         return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
     def statistics(self, total: float, largest: dict[str, float]) -> LayerStatistics:
-        """What the sums come to; ``total`` is the noise of all layers alone."""
+        """The statistics; ``total`` is the sum of the noise of all layers alone."""
         layer, weights, grid = self.layer, self.layer.weights, self.layer.grid
         per_channel = self.values / len(self.shift) if self.shift is not None else 1.0
         shifted = 0.0 if self.shift is None else float((self.shift**2).sum()) / max(per_channel, 1.0)
-        told = {
+        weight_statistics = {
             "weight_type": weights.dtype,
             "weights_per_channel": weights.per_channel,
             "weight_spread": float(weights.largest.max() / weights.largest.min()),
@@ -182,10 +184,10 @@ class LayerSums:
             clipped_noise=min(1.0, self.clipped_noise / self.own_noise) if self.own_noise > 0 else 0.0,
             outlier=self._outlier(),
             activation_spread=self._activation_spread(),
-            runtime_snr_db=snr_db(self.written_signal, self.runtime_noise) if self.told_twice else None,
-            runtime_noise=self.runtime_noise / max(self.written_noise, 1e-30) if self.told_twice else 0.0,
+            runtime_snr_db=snr_db(self.written_signal, self.runtime_noise) if self.emulated else None,
+            runtime_noise=self.runtime_noise / max(self.written_noise, 1e-30) if self.emulated else 0.0,
             inputs=tuple((source, largest[source]) for source in layer.sources if source in largest),
-            **told,
+            **weight_statistics,
         )  # fmt: skip
 
     def _outlier(self) -> float:
@@ -195,7 +197,7 @@ class LayerSums:
         return max(1.0, self.extreme / max(abs(low), abs(high), 1e-30))
 
     def _activation_spread(self) -> float:
-        """Against the lower quartile of the channels that give anything at all."""
+        """Largest channel relative to the lower quartile of the channels that are not zero."""
         if self.channels is None or not (alive := self.channels[self.channels > 0]).size:
             return 1.0
         return float(alive.max() / np.quantile(alive, 0.25))
@@ -206,6 +208,6 @@ class LayerSums:
 
 
 def energy(values: NDArray[np.float64]) -> float:
-    """The sum of squares; what is not finite counts as the largest error."""
+    """Sum of squares; values that are not finite count as the largest error."""
     finite = np.nan_to_num(values, nan=LARGEST, posinf=LARGEST, neginf=LARGEST)
     return float((finite**2).sum())

@@ -1,4 +1,4 @@
-"""From outputs and times to measurements. Pure: same outcomes, same numbers."""
+"""From outputs to measurements. Pure: the same outputs give the same measurements."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,24 @@ from edgeopt.plugin import Metric, NamedMetric, Score
 from edgeopt.results import ClassChange, Confusion, Flip, Measurement, Role
 
 FEW = 5
-"""Samples below which a class says nothing about itself."""
+"""Number of samples below which the accuracy of a class is meaningless."""
 FLIPS = 50
-"""Lost samples that are listed."""
+"""Maximum number of lost samples in a report."""
 CLASSES = 200
-"""Classes that are listed, and as many times two of them that are taken for each other."""
+"""Maximum number of classes in a report; twice as many confusions."""
 
 
 def measurement(metric: Metric, score: Score, role: Role = "quality") -> Measurement:
-    """A score, or a drop, of a metric with the interval that its per-sample values give.
+    """A score of a metric, or its drop, with the confidence interval of its per-sample values.
 
     Raises:
-        UsageError: it is not a finite number.
+        UsageError: the score is not a finite number.
     """
     per_sample = score.per_sample
     if not math.isfinite(score.value):
-        raise UsageError(f"it gave {score.value}, which is not a number", fix="fix the metric or its data")
+        raise UsageError(
+            f"it returned {score.value}, which is not a finite number", fix="fix the metric or its data"
+        )
     return Measurement(
         value=score.value,
         unit=metric.unit,
@@ -39,18 +41,18 @@ def measurement(metric: Metric, score: Score, role: Role = "quality") -> Measure
     )
 
 
-def of_the_samples(
+def sample_measurements(
     metrics: Sequence[NamedMetric], pairs: Mapping[str, Paired], labels: Array | None
 ) -> dict[str, Measurement]:
-    """What only single samples tell: the drop of the worst class, and the smallest that could be seen."""
-    found: dict[str, Measurement] = {}
+    """Measurements from per-sample values: the worst class drop, and the smallest detectable drop."""
+    measurements: dict[str, Measurement] = {}
     for name, metric in metrics:
         pair = pairs.get(name)
         if pair is None:
             continue
         count, kind = len(pair.before), metric.difference_kind
         if count > 1:
-            found[f"{name}_detectable_drop"] = Measurement(
+            measurements[f"{name}_detectable_drop"] = Measurement(
                 value=detectable_drop(pair), n=count, kind=kind, role="detectable_drop"
             )
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
@@ -59,27 +61,27 @@ def of_the_samples(
         classes = classes[counts >= FEW]
         if len(classes) > 1:
             worst = max(float(pair.drops[labels == label].mean()) for label in classes)
-            found[f"{name}_worst_class_drop"] = Measurement(
+            measurements[f"{name}_worst_class_drop"] = Measurement(
                 value=worst, n=count, kind=kind, role="worst_class_drop"
             )
-    return found
+    return measurements
 
 
 def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ...]:
-    """The samples that the source model classifies rightly and this one does not, most certain first."""
+    """The samples correct in the source model and wrong here, by decreasing margin."""
     both = _both_scores(outputs, labels, source)
     if both is None or labels is None:
         return ()
     scores, before = both
-    answers = scores.argmax(axis=1)
-    lost = np.flatnonzero((before.argmax(axis=1) == labels) & (answers != labels))
-    margins = scores[lost, answers[lost]] - scores[lost, labels[lost]]
+    predicted = scores.argmax(axis=1)
+    lost = np.flatnonzero((before.argmax(axis=1) == labels) & (predicted != labels))
+    margins = scores[lost, predicted[lost]] - scores[lost, labels[lost]]
     order = np.argsort(-margins, kind="stable")[:FLIPS]
     return tuple(
         Flip(
             sample=int(lost[index]),
             label=int(labels[lost[index]]),
-            answer=int(answers[lost[index]]),
+            answer=int(predicted[lost[index]]),
             margin=float(margins[index]),
         )
         for index in order
@@ -89,29 +91,29 @@ def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ..
 def by_class(
     outputs: Array, labels: Array | None, source: Array
 ) -> tuple[tuple[ClassChange, ...], tuple[Confusion, ...]]:
-    """Right answers per class, and classes taken for another, by the source model and by this one.
+    """Correct predictions per class, and confusions, of the source model and of this one.
 
-    Those that changed most come first; what is listed is bounded.
+    The largest changes come first; the number of entries is bounded.
     """
     both = _both_scores(outputs, labels, source)
     if both is None or labels is None:
         return (), ()
     after, before = (scores.argmax(axis=1) for scores in both)
-    seen, counts = np.unique(labels, return_counts=True)
-    right = [(before == labels)[labels == label].sum() for label in seen]
-    still = [(after == labels)[labels == label].sum() for label in seen]
+    classes, counts = np.unique(labels, return_counts=True)
+    correct_before = [(before == labels)[labels == label].sum() for label in classes]
+    correct_after = [(after == labels)[labels == label].sum() for label in classes]
     changes = [
         ClassChange(label=int(label), n=int(n), before=int(old), after=int(new))
-        for label, n, old, new in zip(seen, counts, right, still, strict=True)
+        for label, n, old, new in zip(classes, counts, correct_before, correct_after, strict=True)
     ]
-    mistaken: dict[tuple[int, int], list[int]] = {}
-    for which, answers in enumerate((before, after)):
-        wrong = answers != labels
-        for label, answer in zip(labels[wrong].tolist(), answers[wrong].tolist(), strict=True):
-            mistaken.setdefault((int(label), answer), [0, 0])[which] += 1
+    mistakes: dict[tuple[int, int], list[int]] = {}
+    for which, predicted in enumerate((before, after)):
+        wrong = predicted != labels
+        for label, answer in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True):
+            mistakes.setdefault((int(label), answer), [0, 0])[which] += 1
     confusions = [
         Confusion(label=label, answer=answer, before=old, after=new)
-        for (label, answer), (old, new) in mistaken.items()
+        for (label, answer), (old, new) in mistakes.items()
     ]
     changes.sort(key=lambda change: (change.after - change.before, change.label))
     confusions.sort(key=lambda one: (-abs(one.after - one.before), -one.after, one.label, one.answer))
@@ -119,7 +121,7 @@ def by_class(
 
 
 def _both_scores(outputs: Array, labels: Array | None, source: Array) -> tuple[Array, Array] | None:
-    """Scores ``[n, classes]`` of this model and of the source; None where this is no classification."""
+    """Scores ``[n, classes]`` of this model and of the source; None unless this is a classification."""
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
         return None
     scores, before = class_scores(outputs), class_scores(source)

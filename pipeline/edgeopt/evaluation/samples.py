@@ -1,7 +1,7 @@
-"""What every dataset shares: samples are checked, and stacked as the inputs of a model.
+"""Shared by all datasets: samples are checked, and stacked as the inputs of a model.
 
-Datasets only yield what they find. That it is not empty, finite and of one shape is checked here,
-once for all of them.
+Datasets yield their samples unchecked. That they are finite, of one shape, and at least one, is checked
+here for all of them.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from edgeopt.plugin import Dataset, Sample
 
 
 def title(dataset: Dataset) -> str:
-    """How messages call a dataset: the path of its data, or the name of its kind."""
+    """The name of a dataset in messages: the path of its data, or its type."""
     path = getattr(dataset, "path", None)
     function = getattr(dataset, "function", None)
     return str(path or getattr(function, "target", None) or type(dataset).__name__.lower())
 
 
 def checked(dataset: Dataset) -> Iterator[Sample]:
-    """The samples of ``dataset``, each one checked as it passes.
+    """Iterate over the samples of ``dataset`` and check each of them.
 
     Raises:
-        UsageError: when there is none, when one holds NaN or infinity or anything but numbers, or
-            when one differs in shape from the first. The message names the sample's index.
+        UsageError: the dataset is empty, or a sample contains NaN, infinity or other than numbers, or
+            differs in shape from the first. The message names the sample's index.
     """
     shapes: list[tuple[int, ...]] | None = None
     labelled = False
@@ -37,23 +37,23 @@ def checked(dataset: Dataset) -> Iterator[Sample]:
             _check_values(value, where, f"input {position}" if len(sample.inputs) > 1 else "the input")
         if sample.label is not None and not isinstance(sample.label, int):
             _check_values(sample.label, where, "the label")
-        found = [value.shape for value in sample.inputs]
+        current = [value.shape for value in sample.inputs]
         if shapes is None:
-            shapes, labelled = found, sample.label is not None
-        if found != shapes:
+            shapes, labelled = current, sample.label is not None
+        if current != shapes:
             raise UsageError(
-                f"{where} has shape {_listed(found)}, the samples before it {_listed(shapes)}",
-                fix="bring all samples to one shape, for images with the option 'size'",
+                f"{where} has shape {_listed(current)}, the previous samples have {_listed(shapes)}",
+                fix="give all samples the same shape; for images, set the option 'size'",
             )
         if (sample.label is not None) != labelled:
-            raise UsageError(f"{where} has {'no' if labelled else 'a'} label, unlike the samples before it")
+            raise UsageError(f"{where} has {'no' if labelled else 'a'} label, unlike the previous samples")
         yield sample
     if shapes is None:
         raise UsageError(f"{title(dataset)}: no samples", fix="a dataset must yield at least one sample")
 
 
 def fingerprint(sample: Sample) -> int:
-    """64 bits of a hash of the inputs of a sample: equal for equal samples, whatever dataset yields them."""
+    """64-bit hash of the inputs of a sample: equal samples of different datasets have equal hashes."""
     digest = hashlib.blake2b(digest_size=8)
     for value in sample.inputs:
         digest.update(f"{value.dtype.str}{value.shape}".encode())
@@ -67,14 +67,14 @@ def collect(
     specs: Sequence[TensorSpec],
     limit: int | None = None,
 ) -> tuple[list[Array], Array | None]:
-    """Stack the first ``limit`` samples as the inputs that ``specs`` ask for.
+    """Stack the first ``limit`` samples as inputs for ``specs``.
 
-    Inputs have shape ``[n, ...]`` with layout and dtype of their spec, whose batch axis is not
-    looked at. Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays, None without.
-    An integer input with a scale is quantized as the spec says.
+    Inputs have shape ``[n, ...]`` with the layout and dtype of their spec, whose batch axis is ignored.
+    Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays, or None. An integer input with a
+    scale is quantized with the scale and zero point of its spec.
 
     Raises:
-        UsageError: as ``checked``, and when samples do not fit the model's inputs.
+        UsageError: as ``checked``, or the samples do not match the model's inputs.
     """
     inputs: list[list[Array]] = [[] for _ in specs]
     labels: list[int | Array] = []
@@ -82,11 +82,11 @@ def collect(
         if index == limit:
             break
         if len(sample.inputs) != len(specs):
-            wanted = ", ".join(repr(spec.name) for spec in specs)
+            names = ", ".join(repr(spec.name) for spec in specs)
             raise UsageError(
                 f"{title(dataset)}: a sample has {len(sample.inputs)} inputs, the model takes "
-                f"{len(specs)}: {wanted}",
-                fix="give the dataset one input per model input, in the model's order",
+                f"{len(specs)}: {names}",
+                fix="yield one input per model input, in the model's order",
             )
         for stack, value, spec in zip(inputs, sample.inputs, specs, strict=True):
             stack.append(fitted(value, preprocessing, spec, title(dataset)))
@@ -97,10 +97,10 @@ def collect(
 
 
 def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
-    """Seeded inputs ``[count, ...]`` for ``specs``, where there is no data; a free dimension is 16.
+    """Random inputs ``[count, ...]`` for ``specs``, with a fixed seed; free dimensions have size 16.
 
-    Floats are normally distributed, uint8 covers 0..255, other integers are 0 or 1, which every
-    table of embeddings has. The same model in another layout or quantized gets the same values.
+    Floats are normally distributed, uint8 is uniform in 0..255, other integers are 0 or 1, which are valid
+    indices of every embedding table. The values do not depend on the layout or quantization of the model.
     """
     random = np.random.default_rng(0)
     arrays: list[Array] = []
@@ -122,7 +122,7 @@ def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
 
 
 def quantize(real: Array, spec: TensorSpec) -> Array:
-    """Real numbers as the integers that ``spec`` stores them in."""
+    """Quantize real numbers to the integers of ``spec``."""
     dtype = np.dtype(spec.dtype)
     limits = np.iinfo(dtype)
     steps = np.rint(real.astype(np.float32) / np.float32(spec.scale or 1.0)) + (spec.zero_point or 0)
@@ -131,19 +131,23 @@ def quantize(real: Array, spec: TensorSpec) -> Array:
 
 
 def dequantize(values: Array, spec: TensorSpec) -> Array:
-    """The real numbers, float32, that integers of ``spec`` stand for; anything else as it is."""
+    """Dequantize integers of ``spec`` to float32; return anything else unchanged."""
     if not spec.scale or values.dtype != np.dtype(spec.dtype) or values.dtype.kind not in "iu":
         return values
     return (values.astype(np.float32) - np.float32(spec.zero_point or 0)) * np.float32(spec.scale)
 
 
 def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
-    """One sample as an input of batch 1 for ``spec``."""
+    """Convert one sample to an input of batch 1 for ``spec``.
+
+    Raises:
+        UsageError: its shape or its values do not match the input.
+    """
     dtype = np.dtype(spec.dtype)
     quantized = spec.scale is not None and np.issubdtype(dtype, np.integer)
     shape = _check_shape(value, preprocessing.layout or spec.layout, spec, where)
     real = spec.model_copy(update={"dtype": "float32"}) if quantized else spec
-    with np.errstate(invalid="ignore"):  # values out of an integer's range are found below
+    with np.errstate(invalid="ignore"):  # values outside the integer range are detected below
         try:
             array = preprocessing.apply(value, real)
             reason = f"it becomes {list(array.shape[1:])}" if array.shape[1:] != shape else ""
@@ -151,26 +155,28 @@ def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: 
             reason = str(error)
         if reason:
             raise UsageError(
-                f"{where}: 'mean' and 'std' do not fit a sample of shape {list(value.shape)}: {reason}",
-                fix="give them one number, or one per channel, and say in 'layout' where the channels are",
+                f"{where}: 'mean' and 'std' do not match a sample of shape {list(value.shape)}: {reason}",
+                fix="set one number, or one per channel, and declare the channel axis with 'layout'",
             )
         if quantized:
             return quantize(array, spec)
-        wanted = array if preprocessing.changes_values else value
-        if np.issubdtype(dtype, np.integer) and not np.array_equal(wanted.astype(dtype), wanted):
+        exact = array if preprocessing.changes_values else value
+        if np.issubdtype(dtype, np.integer) and not np.array_equal(exact.astype(dtype), exact):
             raise UsageError(
                 f"{where}: input {spec.name!r} takes {spec.dtype}, but the sample has other values",
-                fix="give whole numbers in its range",
+                fix="provide integers in its range",
             )
     return array.astype(dtype, copy=False)
 
 
 def _check_shape(value: Array, layout: Layout | None, spec: TensorSpec, where: str) -> tuple[int, ...]:
-    """The shape that a raw sample in ``layout`` has as input for ``spec``; raises if it does not fit."""
-    wanted = spec.shape[1:]
+    """The shape of a raw sample in ``layout`` as input for ``spec``; raise if it does not match."""
+    expected = spec.shape[1:]
 
     def fits(shape: Sequence[int]) -> bool:
-        return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+        return len(shape) == len(expected) and all(
+            size in (None, actual) for actual, size in zip(shape, expected, strict=True)
+        )
 
     def arranged(layout: Layout | None) -> tuple[int, ...]:
         return arrange(value[np.newaxis], layout, spec.layout).shape[1:]
@@ -178,22 +184,22 @@ def _check_shape(value: Array, layout: Layout | None, spec: TensorSpec, where: s
     if fits(arranged(layout)):
         return arranged(layout)
     shape = value.shape
-    fix = "give data of the shape that the model was trained with"
+    fix = "provide data of the shape that the model was trained with"
     other: Layout = "NHWC" if layout == "NCHW" else "NCHW"
     if spec.layout and fits(arranged(other)):
-        fix = f"it fits when read as {other}: set 'layout: {other}' in the model's 'preprocess'"
+        fix = f"it matches as {other}: set 'layout: {other}' in the model's 'preprocess'"
     elif fits((*shape, 1)) or fits((1, *shape)):
-        fix = "it fits with an axis of length 1 added for the channel"
+        fix = "it matches with an added channel axis of length 1"
     elif len(shape) > 1 and shape[0] == 1 and fits(shape[1:]):
-        fix = "it fits without its first axis: samples have no batch axis"
+        fix = "it matches without its first axis: samples have no batch axis"
     else:
         for axes in permutations(range(min(len(shape), 4))):
             if len(axes) == len(shape) and fits([shape[axis] for axis in axes]):
-                fix = f"it fits when transposed to the axes {list(axes)}; for images, set 'layout'"
+                fix = f"it matches when transposed to the axes {list(axes)}; for images, set 'layout'"
                 break
-    takes = ", ".join("free" if n is None else str(n) for n in wanted)
+    takes = ", ".join("free" if n is None else str(n) for n in expected)
     raise UsageError(
-        f"{where}: a sample of shape {list(shape)} does not fit the model's input {spec.name!r}, "
+        f"{where}: a sample of shape {list(shape)} does not match the model's input {spec.name!r}, "
         f"which takes [{takes}]" + (f" ({spec.layout})" if spec.layout else ""),
         fix=fix,
     )
@@ -202,15 +208,15 @@ def _check_shape(value: Array, layout: Layout | None, spec: TensorSpec, where: s
 def _check_values(value: Array, where: str, what: str) -> None:
     if value.dtype.kind not in "biuf":
         raise UsageError(
-            f"{where}: {what} is of dtype {value.dtype}, which is not a number",
+            f"{where}: {what} has dtype {value.dtype}, which is not numeric",
             fix="store plain arrays of integers or floats",
         )
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         count = int(value.size - np.isfinite(value).sum())
         kind = "NaN" if np.isnan(value).any() else "infinity"
         raise UsageError(
-            f"{where}: {what} holds {kind} ({count} of {value.size} values are not finite)",
-            fix="remove or repair the sample",
+            f"{where}: {what} contains {kind} ({count} of {value.size} values are not finite)",
+            fix="remove or fix the sample",
         )
 
 

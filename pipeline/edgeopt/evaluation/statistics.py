@@ -1,8 +1,8 @@
-"""How sure a drop is: two models judged on the same samples, compared sample by sample.
+"""Confidence of an accuracy drop: paired comparison of two models on the same samples.
 
-Scores of 0 and 1 (right or wrong) are compared by the score interval for the difference of paired
-proportions (Tango, Statistics in Medicine 17, 1998) and by McNemar's exact test; any other score by a
-bootstrap of the differences (Efron 1987, bias-corrected and accelerated).
+Binary scores (0 or 1) are compared with the score interval for the difference of paired proportions (Tango,
+Statistics in Medicine 17, 1998) and McNemar's exact test; other scores with a bootstrap of the differences
+(Efron 1987, bias-corrected and accelerated).
 """
 
 import math
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 MEAN_RESAMPLES = 1000
 RESAMPLES = 2000
 POWER = 0.8
-"""Probability with which the smallest detectable drop is shown where it is real."""
-MOST_SAMPLES = 10_000_000
+"""Probability of detecting the smallest detectable drop (power of the test)."""
+MAX_SAMPLES = 10_000_000
 Z = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004, 0.95: 1.6448536269514722, 0.99: 2.3263478740408408}
-"""Quantiles of the normal distribution that are asked for again and again: spares an import of a second."""
+"""Common quantiles of the normal distribution: they save importing scipy, which takes a second."""
 
 
 def bootstrap(values: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -37,8 +37,8 @@ def bootstrap(values: NDArray[np.float64]) -> tuple[float, float] | None:
 def quantile_interval(values: NDArray[np.float64], q: float) -> tuple[float, float] | None:
     """95 % interval of a quantile from order statistics; None below two values.
 
-    The number of values under a quantile is binomial, which gives the ranks of the interval without
-    resampling; it is what the bootstrap of a quantile converges to (David and Nagaraja 2003, 7.1).
+    The number of values below a quantile is binomial, which gives the ranks of the interval without
+    resampling; the bootstrap of a quantile converges to it (David and Nagaraja 2003, 7.1).
     """
     count = len(values)
     if count < 2:
@@ -50,34 +50,34 @@ def quantile_interval(values: NDArray[np.float64], q: float) -> tuple[float, flo
 
 
 class Paired(NamedTuple):
-    """One value per sample of the model before and after, where higher is better."""
+    """One value per sample, before and after; higher is better."""
 
     before: NDArray[np.float64]
     after: NDArray[np.float64]
 
     @property
     def drops(self) -> NDArray[np.float64]:
-        """What each sample lost."""
+        """Drop of each sample."""
         return self.before - self.after
 
     @property
     def is_binary(self) -> bool:
-        """Whether every value is right (1) or wrong (0)."""
+        """Whether every value is 1 (correct) or 0 (wrong)."""
         return bool(np.isin(self.before, (0.0, 1.0)).all() and np.isin(self.after, (0.0, 1.0)).all())
 
     @property
     def worse(self) -> int:
-        """Samples that were right and are wrong now."""
+        """Number of samples with a lower value than before."""
         return int((self.drops > 0).sum())
 
     @property
     def better(self) -> int:
-        """Samples that were wrong and are right now."""
+        """Number of samples with a higher value than before."""
         return int((self.drops < 0).sum())
 
 
 class Bounds(NamedTuple):
-    """The drop lies above ``low``, and below ``high``, each with the confidence asked for."""
+    """One-sided bounds: the drop exceeds ``low`` and is below ``high``, each with the given confidence."""
 
     low: float
     high: float
@@ -91,10 +91,10 @@ def bounds(pair: Paired, confidence: float = 0.95) -> Bounds:
 
 
 def score_bounds(worse: float, better: float, samples: float, confidence: float) -> Bounds:
-    """Bounds of the drop in the share of right answers, by inverting Tango's score test.
+    """Bounds of the drop in accuracy, by inverting Tango's score test.
 
-    ``worse`` and ``better`` of ``samples`` pairs changed; they need not be whole, so that other sample
-    sizes can be asked about.
+    ``worse`` and ``better`` are the changed pairs of ``samples``; they may be fractional, to extrapolate to
+    other sample sizes.
     """
     z = quantile(confidence)
     drop = (worse - better) / samples
@@ -102,13 +102,13 @@ def score_bounds(worse: float, better: float, samples: float, confidence: float)
     def statistic(limit: float) -> float:
         return _score(worse, better, samples, limit)
 
-    low = -1.0 if statistic(-1.0) <= z else _where(lambda limit: statistic(limit) - z, -1.0, drop)
-    high = 1.0 if statistic(1.0) >= -z else _where(lambda limit: statistic(limit) + z, drop, 1.0)
+    low = -1.0 if statistic(-1.0) <= z else _root(lambda limit: statistic(limit) - z, -1.0, drop)
+    high = 1.0 if statistic(1.0) >= -z else _root(lambda limit: statistic(limit) + z, drop, 1.0)
     return Bounds(low, high)
 
 
 def _score(worse: float, better: float, samples: float, limit: float) -> float:
-    """Tango's statistic for the hypothesis that the drop is ``limit``; at 0 it is McNemar's."""
+    """Tango's statistic for the hypothesis that the drop is ``limit``; at 0 it equals McNemar's."""
     spread = limit * (1 - limit)
     a, c = 2 * samples, -better * spread
     b = -worse - better + (2 * samples - worse + better) * limit
@@ -120,11 +120,11 @@ def _score(worse: float, better: float, samples: float, limit: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def _where(falls: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero, by bisection: it need not be smooth at the ends."""
+def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
+    """Root of a decreasing function by bisection, which needs no smoothness at the ends."""
     for _ in range(60):
         middle = (low + high) / 2
-        if falls(middle) > 0:
+        if decreasing(middle) > 0:
             low = middle
         else:
             high = middle
@@ -141,7 +141,7 @@ def _bootstrap_bounds(drops: NDArray[np.float64], confidence: float) -> Bounds:
 
     ends = {}
     for side in ("greater", "less"):
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             (drops,),
             np.mean,
             n_resamples=RESAMPLES,
@@ -150,14 +150,14 @@ def _bootstrap_bounds(drops: NDArray[np.float64], confidence: float) -> Bounds:
             method="BCa",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        ends[side] = float(found.low if side == "greater" else found.high)
+        ends[side] = float(interval.low if side == "greater" else interval.high)
     return Bounds(ends["greater"], ends["less"])
 
 
 def mcnemar(worse: int, better: int) -> float:
-    """Exact one-sided p-value of so many changes for the worse if both kinds were equally likely.
+    """Exact one-sided p-value of ``worse`` changes, if both directions are equally likely.
 
-    McNemar 1947: the number of worse among all changes is binomial with probability one half.
+    McNemar 1947: the number of changes for the worse is binomial with probability 1/2.
     """
     from scipy.special import bdtrc
 
@@ -166,7 +166,7 @@ def mcnemar(worse: int, better: int) -> float:
 
 
 def quantile(probability: float) -> float:
-    """Of the normal distribution."""
+    """Quantile of the standard normal distribution."""
     if probability in Z:
         return Z[probability]
     from scipy.special import ndtri
@@ -175,7 +175,7 @@ def quantile(probability: float) -> float:
 
 
 class Decision(NamedTuple):
-    """What the samples say of a limit, and how many it would take where they say nothing."""
+    """Verdict of the samples on a limit, and the number of samples needed if they are inconclusive."""
 
     verdict: Literal["pass", "fail", "undecided"]
     bounds: Bounds
@@ -184,34 +184,34 @@ class Decision(NamedTuple):
 
 
 def decide(pair: Paired, limit: float, confidence: float = 0.95) -> Decision:
-    """Whether the drop exceeds ``limit``: only where its bounds leave no doubt.
+    """Decide whether the drop exceeds ``limit``; undecided if its confidence bounds include the limit.
 
-    A drop of right answers fails only if McNemar's exact test finds a drop at all as well: the score
-    interval is an approximation, and too sure of itself when few answers change.
+    A drop in accuracy fails only if McNemar's exact test is significant too: the score interval is an
+    approximation that is too narrow when few predictions change.
     """
-    found = bounds(pair, confidence)
+    interval = bounds(pair, confidence)
     p_value = mcnemar(pair.worse, pair.better) if pair.is_binary else None
-    sure = p_value is None or limit < 0 or p_value <= 1 - confidence
-    if found.low > limit and sure:
-        return Decision("fail", found, p_value, None)
-    if found.high <= limit:
-        return Decision("pass", found, p_value, None)
-    return Decision("undecided", found, p_value, samples_needed(pair, limit, confidence))
+    significant = p_value is None or limit < 0 or p_value <= 1 - confidence
+    if interval.low > limit and significant:
+        return Decision("fail", interval, p_value, None)
+    if interval.high <= limit:
+        return Decision("pass", interval, p_value, None)
+    return Decision("undecided", interval, p_value, samples_needed(pair, limit, confidence))
 
 
 def samples_needed(pair: Paired, limit: float, confidence: float = 0.95) -> int | None:
-    """How many samples would decide, if they go on as these; None where no number would."""
+    """Number of samples that would decide, extrapolated from these; None if no number would."""
     count = len(pair.before)
     if pair.is_binary:
         worse, better = pair.worse / count, pair.better / count
 
         def decided(samples: int) -> bool:
-            found = score_bounds(worse * samples, better * samples, samples, confidence)
-            return found.low > limit or found.high <= limit
+            interval = score_bounds(worse * samples, better * samples, samples, confidence)
+            return interval.low > limit or interval.high <= limit
 
-        if not decided(MOST_SAMPLES):
+        if not decided(MAX_SAMPLES):
             return None
-        low, high = count, MOST_SAMPLES
+        low, high = count, MAX_SAMPLES
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if decided(middle) else (middle, high)
@@ -221,21 +221,22 @@ def samples_needed(pair: Paired, limit: float, confidence: float = 0.95) -> int 
     if distance == 0 or not math.isfinite(spread):
         return None
     needed = math.ceil((quantile(confidence) * spread / distance) ** 2)
-    return max(needed, count + 1) if needed <= MOST_SAMPLES else None
+    return max(needed, count + 1) if needed <= MAX_SAMPLES else None
 
 
 def detectable_drop(pair: Paired, confidence: float = 0.95) -> float:
-    """The smallest real drop that these samples would show, with a probability of 80 %.
+    """The smallest drop that this many samples detect with a probability of 80 %.
 
-    For right answers: as many samples change for no reason as did here, and the drop comes on top.
+    For accuracy, random changes in both directions are assumed to be as frequent as here, in addition to
+    the drop.
     """
     count = len(pair.before)
     reach = (quantile(confidence) + quantile(POWER)) ** 2
     if not pair.is_binary:
         spread = float(pair.drops.std(ddof=1)) if count > 1 else math.inf
         return math.sqrt(reach / count) * spread
-    # drop^2 * n = reach * (noise + drop - drop^2): the variance of one difference is what changes,
-    # less the square of its mean.
+    # drop^2 * n = reach * (noise + drop - drop^2): the variance of one difference is the fraction of changed
+    # samples minus the square of the mean.
     noise = 2 * min(pair.worse, pair.better) / count
     a, b, c = count + reach, -reach, -reach * noise
     return min(1.0, (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a))

@@ -1,4 +1,4 @@
-"""What the breakdowns of all formats count: elements, multiply-accumulates, zeros."""
+"""Element, multiply-accumulate and sparsity counts for the size breakdowns of all formats."""
 
 from collections.abc import Iterable
 from math import prod
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from edgeopt.plugin.contents import LayerSize
 
 SMALL = 64
-"""Tensors of fewer values say nothing about sparsity."""
+"""Smaller tensors are ignored: their sparsity is not meaningful."""
 
 
 def total_macs(layers: Iterable[LayerSize]) -> int | None:
-    """The sum, if it is known of every layer."""
-    found = [layer.macs for layer in layers]
-    return None if None in found or not found else sum(number for number in found if number is not None)
+    """Sum of the MACs; None if those of a layer are unknown, or if there are no layers."""
+    macs = [layer.macs for layer in layers]
+    return None if None in macs or not macs else sum(number for number in macs if number is not None)
 
 
 def sparsity(weights: Iterable[NDArray[np.generic]]) -> float | None:
-    """Share of values that are the most frequent one of their tensor.
+    """Fraction of the values that equal the most frequent value of their tensor; None without data.
 
-    That is zero in a tensor that was made sparse, however zero is stored; elsewhere it is a few percent.
+    In a pruned tensor that value is zero, however zero is encoded; in a dense one it makes up a few percent.
     """
     frequent = total = 0
     for values in weights:
@@ -32,7 +32,7 @@ def sparsity(weights: Iterable[NDArray[np.generic]]) -> float | None:
 
 
 def product(shape: Iterable[int | None]) -> int | None:
-    """The number of elements, if every dimension is known."""
+    """Number of elements; None if a dimension is unknown."""
     sizes = tuple(shape)
     known = [size for size in sizes if size is not None and size >= 0]
     return prod(known) if len(known) == len(sizes) else None

@@ -1,4 +1,4 @@
-"""Which formats there are, and which one a file has: told by its content, for names lie more often."""
+"""The known formats, and detection of the format of a file by its content: names are less reliable."""
 
 from functools import cache
 from pathlib import Path
@@ -11,64 +11,64 @@ from edgeopt.plugin.format import FileHead, Format
 
 @cache
 def formats() -> dict[str, Format]:
-    """All formats by their names, those of every installed distribution included, the most usual first.
+    """All formats by name, including those of other installed distributions, the most common first.
 
-    Stages may have formats between them that nobody else needs to know: those are not here.
+    Formats that exist only between two stages are not listed.
     """
-    every = [kind() for kind in registry.plugins(Format).values()]
-    return {each.name: each for each in sorted(every, key=lambda each: (each.order, each.name))}
+    instances = [kind() for kind in registry.plugins(Format).values()]
+    return {each.name: each for each in sorted(instances, key=lambda each: (each.order, each.name))}
 
 
 def format_named(name: str) -> Format:
     """The format with this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no format has this name.
     """
     return formats().get(name) or registry.find(Format, name)()
 
 
 def model_files(model: Model) -> tuple[Path, ...]:
     """All files of a model, the main one first."""
-    kind = formats().get(model.format)
-    return kind.files(model.path) if kind is not None else tuple(files_of(model.path))
+    known = formats().get(model.format)
+    return known.files(model.path) if known is not None else tuple(files_of(model.path))
 
 
 def model_digest(model: Model) -> str:
-    """sha256 of the content of all files of a model, wherever they lie."""
-    kind = formats().get(model.format)
-    return kind.digest(model.path) if kind is not None else content_digest(model.path)
+    """sha256 of the content of all files of a model, independent of their location."""
+    known = formats().get(model.format)
+    return known.digest(model.path) if known is not None else content_digest(model.path)
 
 
 @cache
 def artifact_formats() -> tuple[str, ...]:
-    """Names of the formats that a recipe may ask for."""
+    """Names of the formats that a recipe can request as output."""
     return tuple(name for name, each in formats().items() if each.artifact)
 
 
 def factory_format() -> str:
-    """The name of the format that ``model: {factory: ...}`` in a recipe stands for."""
+    """The name of the format behind ``model: {factory: ...}`` in a recipe."""
     return next(name for name, each in formats().items() if each.from_factory)
 
 
 def identify(path: Path) -> Format | None:
-    """The format of the file or folder at ``path``, by its content; None where nothing fits.
+    """The format of the file or folder at ``path``, by its content; None if no format recognises it.
 
-    Where several formats claim a file, its name decides.
+    If several formats recognise it, its suffix decides.
 
     Raises:
-        Exception: one of ``bounded.MALFORMED``, when an archive is damaged.
-        OSError: it cannot be read.
+        Exception: one of ``bounded.MALFORMED``, for a damaged archive.
+        OSError: the file cannot be read.
     """
     head = FileHead(path)
-    found = [each for each in formats().values() if each.recognises(head)]
-    named = [each for each in found if path.suffix.lower() in each.suffixes]
-    return next(iter([*named, *found]), None)
+    by_content = [each for each in formats().values() if each.recognises(head)]
+    by_name = [each for each in by_content if path.suffix.lower() in each.suffixes]
+    return next(iter([*by_name, *by_content]), None)
 
 
 @cache
 def by_suffix() -> dict[str, Format]:
-    """What a file must be that is named so: suffixes that belong to one format alone."""
+    """The suffixes that belong to exactly one format, with that format."""
     claims: dict[str, list[Format]] = {}
     for each in formats().values():
         for suffix in each.suffixes:
@@ -77,15 +77,15 @@ def by_suffix() -> dict[str, Format]:
 
 
 def unknown(path: Path) -> str:
-    """What a file is in which no format was recognised, as far as it shows."""
+    """A description of the content of a file that no format recognises."""
     head = FileHead(path)
     if head.is_folder:
-        held = ", ".join(sorted(head.members)[:5]) or "nothing"
-        return f"a folder that holds no model known here (it holds {held})"
+        members = ", ".join(sorted(head.members)[:5]) or "nothing"
+        return f"a folder without a known model (it contains {members})"
     if head.start.startswith(b"PK\x03\x04"):
-        return "a zip archive that holds no known model"
+        return "a zip archive without a known model"
     if head.start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, the file itself was never fetched ('git lfs pull')"
+        return "a Git LFS pointer: the file itself has not been fetched ('git lfs pull')"
     if head.start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "a web page, so the download went wrong"
-    return "nothing that is known here"
+        return "a web page, probably from a failed download"
+    return "of an unknown format"

@@ -1,7 +1,7 @@
-"""What layers are called, in every format: as in Keras, with the call behind a colon where there are several.
+"""Layer names, the same in every format: those of Keras, with the number of the call after a colon.
 
-Keras' ``conv2d_1`` inside its model ``head`` is ``head/conv2d_1``; where it is called twice, the second call
-is ``head/conv2d_1:2``. So a name never stands for two layers, and a number in a name is the author's own.
+The Keras layer ``conv2d_1`` of the nested model ``head`` is ``head/conv2d_1``; its second call is
+``head/conv2d_1:2``. A name identifies one call of one layer, and a number in it was chosen by the author.
 """
 
 import re
@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from edgeopt.errors import StageError
 
 SHOWN = 5
-"""Names in a message."""
+"""Number of names in a message."""
 
 OPERATION = re.compile(
     r"(?P<layer>.+?)(/Tensordot|/separable_conv2d|/einsum)?"
@@ -21,52 +21,52 @@ OPERATION = re.compile(
     r"|MatMul|einsum|Einsum|embedding_lookup|GatherV2)[_\d]*"
     r"(/ReadVariableOp\d*|/merged_input|/ExpandDims_1|_Gemm|_weights_fused_bn)?[_\d]*(:\d+)?"
 )
-"""How TensorFlow calls the operation of a layer, and what is made of it, below the layer's own name."""
+"""Name of a TensorFlow operation: the layer, the operation, and suffixes that converters append."""
 
 SIGNATURE = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+")
-"""Before the names of all operations of a SavedModel."""
+"""Prefix of all operation names of a SavedModel."""
 MODULE, MODULE_CLASS = "edgeopt", "Layer"
-"""Module and name of the class that a module around one layer pretends to be of; see ``told``."""
+"""Module and class name of the wrapper around one layer, as exporters see them; see ``scope_name``."""
 _CALL = re.compile(r":\d+$")
 _SEPARATORS = re.compile(r"[^\w:]")
 _NOT_IN_GLOBS = re.compile(r"[^\w:*?\[\]!-]")
 
 
 def keras_layer(operation: str) -> str:
-    """The name of a layer out of that of an operation in TensorFlow; empty where there is none.
+    """The layer name in the name of a TensorFlow operation; empty if it contains none.
 
-    The name of the model around all is left out, and so are the loops that run a cell.
+    The name of the outermost model and the loops that run a recurrent cell are omitted.
     """
-    found = OPERATION.fullmatch(operation)
-    if found is None:
+    match = OPERATION.fullmatch(operation)
+    if match is None:
         return ""
-    whole = SIGNATURE.sub("", found["layer"]).replace("/while/", "/")
-    return whole.split("/", 1)[1] if "/" in whole else whole
+    path = SIGNATURE.sub("", match["layer"]).replace("/while/", "/")
+    return path.split("/", 1)[1] if "/" in path else path
 
 
-def told(layer: str) -> str:
-    """What an operation of an exported program is called after, so that it tells the layer."""
+def scope_name(layer: str) -> str:
+    """The scope that the operations of a layer get in an exported program; it contains the layer's name."""
     return f"{MODULE}.{MODULE_CLASS}_{layer}"
 
 
-def layer_told(operation: str) -> str:
-    """The layer that ``told`` has put into a name, behind those of outer modules; else empty."""
-    _, found, layer = operation.rpartition(told(""))
-    return layer if found else ""
+def layer_of_scope(operation: str) -> str:
+    """The layer name after the innermost scope of ``scope_name`` in an operation name; empty without one."""
+    _, scope, layer = operation.rpartition(scope_name(""))
+    return layer if scope else ""
 
 
 def without_call(name: str) -> str:
-    """The layer's name alone."""
+    """The layer name without the number of the call."""
     return _CALL.sub("", name)
 
 
 def calls(names: Iterable[str]) -> list[str]:
-    """The layers' names, with the number of the call behind all but the first of each."""
-    taken: Counter[str] = Counter()
+    """The layer names, with the number of the call appended to all but the first call of each layer."""
+    counts: Counter[str] = Counter()
     result = []
     for name in map(without_call, names):
-        taken[name] += 1
-        result.append(name if taken[name] == 1 else f"{name}:{taken[name]}")
+        counts[name] += 1
+        result.append(name if counts[name] == 1 else f"{name}:{counts[name]}")
     return result
 
 
@@ -75,29 +75,29 @@ def matching(
     layers: Iterable[str] | Mapping[str, Iterable[str]],
     option: str = "layers",
 ) -> dict[str, str]:
-    """What a recipe says of single layers: for each one that is meant, the last pattern that means it.
+    """Match the patterns of a recipe to layers: for each matched layer, the last pattern that matches it.
 
-    A pattern means the layers of exactly that name, with all their calls, or those inside the Keras layer of
-    that name: ``head/dense`` in ``head``. Where there is none, it is a glob (as of `fnmatch`) over whole
-    names: ``conv1`` never means ``block1_conv1``, ``*conv1`` does. ``.``, ``/`` and ``_`` count as one
-    character, for PyTorch's ``layer1.0.conv1`` is ``layer1_0_conv1`` elsewhere.
+    A pattern matches the layer of exactly that name, with all its calls, or the layers inside the Keras layer
+    of that name: ``head`` matches ``head/dense``. Without such a layer it is a glob (`fnmatch`) over whole
+    names: ``conv1`` does not match ``block1_conv1``, ``*conv1`` does. ``.``, ``/`` and ``_`` are equivalent,
+    because PyTorch's ``layer1.0.conv1`` is ``layer1_0_conv1`` in other formats.
 
     Args:
         patterns: names or globs, in the order of the recipe.
-        layers: names of layers; as a mapping, with other names that a file has for each.
-        option: where the patterns stand, for the message.
+        layers: names of layers; as a mapping, with the alternative names of each.
+        option: the option that contains the patterns, for the message.
 
     Raises:
-        StageError: a pattern means no layer; it gives the nearest names.
+        StageError: a pattern matches no layer; the message suggests the nearest names.
     """
     known = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(layers, ())
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for pattern in patterns:
-        found |= dict.fromkeys(_meant(pattern, known, option), pattern)
-    return found
+        matches |= dict.fromkeys(_matches(pattern, known, option), pattern)
+    return matches
 
 
-def _meant(pattern: str, layers: Mapping[str, Iterable[str]], option: str) -> list[str]:
+def _matches(pattern: str, layers: Mapping[str, Iterable[str]], option: str) -> list[str]:
     plain, glob = _plain(pattern), _NOT_IN_GLOBS.sub("_", pattern)
     tests: tuple[Callable[[str], bool], ...] = (
         lambda name: name == pattern,
@@ -105,18 +105,19 @@ def _meant(pattern: str, layers: Mapping[str, Iterable[str]], option: str) -> li
         lambda name: name.startswith(f"{pattern}/"),
         lambda name: fnmatchcase(_plain(name), glob),
     )
+    # In this order, so that the exact name of one layer never acts as a pattern for others.
     for fits in tests:
-        if found := [name for name in layers if fits(name) or fits(without_call(name))]:
-            return found
-        if found := [name for name, others in layers.items() if any(map(fits, others))]:
-            return found
+        if matches := [name for name in layers if fits(name) or fits(without_call(name))]:
+            return matches
+        if matches := [name for name, others in layers.items() if any(map(fits, others))]:
+            return matches
     near = list(dict.fromkeys([*get_close_matches(pattern, layers, n=SHOWN, cutoff=0.4), *layers]))[:SHOWN]
     wider = f"*{pattern}*"
     count = sum(fnmatchcase(_plain(name), f"*{glob}*") for name in layers)
     raise StageError(
-        f"{option}: no layer is called {pattern!r}, and none fits it as a pattern",
+        f"{option}: no layer is called {pattern!r}, and no layer matches it as a pattern",
         fix=f"use one of the {len(layers)} names, such as {', '.join(near)}"
-        + (f", or the pattern {wider!r}, which fits {count}" if count else ""),
+        + (f", or the pattern {wider!r}, which matches {count}" if count else ""),
     )
 
 

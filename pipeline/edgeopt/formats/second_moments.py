@@ -1,7 +1,7 @@
-"""Second moments of what a layer reads, ``sum x x^T`` over samples and positions.
+"""Second moments of a layer's inputs: ``sum x x^T`` over samples and positions.
 
-The squared error of a layer's output is a quadratic form of its weights, and this is its matrix: once it is
-summed up, no sample is needed any more (optimal brain surgeon, GPTQ, AdaRound).
+The squared error of the layer's output is a quadratic form in the change of its weights, with this matrix:
+once it is accumulated, the samples are no longer needed (optimal brain surgeon, GPTQ, AdaRound).
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from edgeopt.model import Array
 
 
 class SecondMoments:
-    """The sum for one layer: products in the type of the rows, added up in float64."""
+    """The sum for one layer: products in the type of the rows, accumulated in float64."""
 
     def __init__(self) -> None:
         self.matrix: NDArray[np.float64] | None = None
         """``[groups, width, width]``; None before the first rows."""
 
     def add(self, rows: Array) -> None:
-        """``rows``: what single outputs are weighted sums of, ``[groups, positions, width]``."""
+        """Accumulate ``rows`` ``[groups, positions, width]``: the inputs of one output value each."""
         product = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
         self.matrix = product if self.matrix is None else self.matrix + product

@@ -1,9 +1,9 @@
-"""What a model file is, found out by reading it: no framework is imported and nothing in it is run.
+"""Inspection of model files: no framework is imported and no code in them is run.
 
-``inspect`` names the format and, where the file tells, the inputs. ``check_weights`` looks through a
-checkpoint for anything that would run code when it is loaded. Both refuse with what is wrong, where,
-and how to fix it. This is the early and friendly check; the loaders themselves still run with
-``weights_only=True`` and ``safe_mode=True``. How each format is read lies in its own room.
+``inspect`` detects the format and, where the file declares them, the inputs. ``check_weights`` searches a
+checkpoint for anything that would run code on loading. Errors name the file, the cause and the fix. This is
+an early check for the user's benefit; the loaders themselves use ``weights_only=True`` and
+``safe_mode=True`` as well. Each format is read by its own package.
 """
 
 import difflib
@@ -17,109 +17,110 @@ from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.plugin.contents import SizeBreakdown, Source
 from edgeopt.plugin.format import Format
 
-_FIX_WEIGHTS = "give a file made by torch.save(model.state_dict(), 'weights.pt') or by safetensors"
+_FIX_WEIGHTS = "use a file written by torch.save(model.state_dict(), 'weights.pt') or by safetensors"
 
 
 def inspect(path: Path, *, trust: bool = False) -> Source:
-    """Find out what the model at ``path`` is, and what goes in, where the file tells.
+    """Detect the format of the model at ``path`` and, where the file declares them, its inputs.
 
-    ``trust`` allows what would run code from the file: Lambda layers, and custom classes that are
-    imported from elsewhere.
+    ``trust`` allows parts that would run code: Lambda layers, and custom classes imported from other modules.
 
     Raises:
-        UsageError: when the file is missing, empty, damaged, not what its name says, holds weights
-            only, or would run code.
-        MissingPackageError: when reading it needs a package that is not installed.
+        UsageError: the file is missing, empty or damaged, does not match its name, contains weights only, or
+            would run code.
+        MissingPackageError: reading it requires a package that is not installed.
     """
     with _explained(path):
-        found = recognise(path)
-        if found.weights_only:
-            # A whole module is told apart from weights, which need another answer.
-            found.check_weights(path, trust=True)
+        known = recognise(path)
+        if known.weights_only:
+            # Raises for a pickled module, which has the same suffix but needs another fix.
+            known.check_weights(path, trust=True)
             factory = f"model: {{factory: 'module:function', weights: {path.name}}}"
             raise UsageError(
-                f"{path} holds weights without a network", fix=f"say what builds the network: {factory}"
+                f"{path} contains weights without a network",
+                fix=f"name the function that builds the network: {factory}",
             )
-        return found.read(path, trust=trust)
+        return known.read(path, trust=trust)
 
 
 def is_weights(path: Path) -> bool:
-    """Whether the file holds weights without a network: a torch checkpoint or safetensors."""
+    """Whether the file contains weights without a network: a torch checkpoint or safetensors."""
     try:
-        found = identify(path) if path.is_file() else None
+        known = identify(path) if path.is_file() else None
     except (OSError, *MALFORMED):
         return False
-    return found is not None and found.weights_only
+    return known is not None and known.weights_only
 
 
 def check_weights(path: Path, *, trust: bool = False) -> tuple[str, ...]:
-    """Look through a file of weights without loading it.
+    """Check a weights file for executable content without loading it.
 
-    Returns notes on what ``trust`` let through.
+    Returns:
+        Notes on content that only ``trust`` allows.
 
     Raises:
-        UsageError: when it is missing, damaged, holds no weights, or names anything that
-            ``torch.load(weights_only=True)`` would refuse.
+        UsageError: the file is missing or damaged, contains no weights, or refers to anything that
+            ``torch.load(weights_only=True)`` rejects.
     """
     with _explained(path):
         _present(path)
         if path.is_dir():
-            raise UsageError(f"{path} is a folder, where a file of weights is expected", fix=_FIX_WEIGHTS)
-        found, named = identify(path), by_suffix().get(path.suffix.lower())
-        title = found.title if found else unknown(path)
-        if named is not None and named.weights_only and named is not found:
-            raise UsageError(f"{path} is not {named.title}: it is {title}", fix=_FIX_WEIGHTS)
-        if found is None or not found.weights_only:
-            raise UsageError(f"{path} holds no weights: it is {title}", fix=_FIX_WEIGHTS)
-        return found.check_weights(path, trust=trust)
+            raise UsageError(f"{path} is a folder, not a weights file", fix=_FIX_WEIGHTS)
+        known, expected = identify(path), by_suffix().get(path.suffix.lower())
+        title = known.title if known else unknown(path)
+        if expected is not None and expected.weights_only and expected is not known:
+            raise UsageError(f"{path} is not {expected.title}: it is {title}", fix=_FIX_WEIGHTS)
+        if known is None or not known.weights_only:
+            raise UsageError(f"{path} is not a weights file: it is {title}", fix=_FIX_WEIGHTS)
+        return known.check_weights(path, trust=trust)
 
 
 def size_breakdown(path: Path) -> SizeBreakdown:
-    """Where the bytes of a file or folder go, found out by its content.
+    """Size breakdown of a model file or folder, whose format is detected by its content.
 
     Raises:
-        UsageError: it is missing, empty, damaged or no model.
-        StageError: a file is damaged, in the words of its format.
-        MissingPackageError: reading it needs a package that is not installed.
+        UsageError: the file is missing, empty, damaged or not a model.
+        StageError: the file is damaged; the message comes from its format.
+        MissingPackageError: reading it requires a package that is not installed.
     """
     with _explained(path):
         _present(path)
-        found = identify(path)
-        if found is not None:
-            return found.breakdown(path)
-        raise UsageError(f"{path} is not a model: it is {unknown(path)}", fix="give a model file")
+        known = identify(path)
+        if known is not None:
+            return known.breakdown(path)
+        raise UsageError(f"{path} is not a model: it is {unknown(path)}", fix="use a model file")
 
 
 def recognise(path: Path) -> Format:
-    """The format of a model file or folder, which must be named after what it holds.
+    """The format of a model file or folder, whose suffix must match its content.
 
     Raises:
-        UsageError: it is missing, empty, damaged, of no known format, or not what its name says.
+        UsageError: the file is missing, empty or damaged, has an unknown format, or does not match its name.
     """
     with _explained(path):
         _present(path)
-        found = identify(path)
+        known = identify(path)
     expected = by_suffix().get(path.suffix.lower()) if path.is_file() else None
-    title = found.title if found else unknown(path)
-    if expected is not None and found is not expected:
+    title = known.title if known else unknown(path)
+    if expected is not None and known is not expected:
         raise UsageError(
             f"{path} is not {expected.title}: its content is {title}",
-            fix="give the right file, or name it after what it holds",
+            fix="use the right file, or rename it to match its content",
         )
-    if found is None:
-        raise UsageError(f"{path} is not a model: it is {title}", fix=f"models are: {_models()}")
-    return found
+    if known is None:
+        raise UsageError(f"{path} is not a model: it is {title}", fix=f"supported models: {_models()}")
+    return known
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what reading a file raises into what the user is told."""
+    """Convert errors from reading a file into errors for the user."""
     try:
         yield
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}", fix="check the file") from error
     except MALFORMED as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise UsageError(f"{path} is damaged: {why}", fix="copy or save it again") from error
 
 
@@ -133,9 +134,9 @@ def _present(path: Path) -> None:
     if path.is_file() and path.stat().st_size == 0:
         raise UsageError(f"{path} is empty", fix="copy or save it again")
     if not path.is_file() and not path.is_dir():
-        raise UsageError(f"{path} is neither a file nor a folder", fix=f"models are: {_models()}")
+        raise UsageError(f"{path} is neither a file nor a folder", fix=f"supported models: {_models()}")
 
 
 def _models() -> str:
-    """The files that may be given as a model."""
+    """The suffixes or titles of all formats that are models."""
     return ", ".join(each.suffix or each.title for each in formats().values() if each.is_model)

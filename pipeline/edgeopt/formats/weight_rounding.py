@@ -1,38 +1,40 @@
-"""Rounding weights so that errors cancel in the layer's output, instead of each to its nearest step.
+"""Weight rounding that minimizes the error of the layer's output, instead of rounding to nearest.
 
-After GPTQ (Frantar et al. 2022, arXiv:2210.17323; the closed form is that of Hassibi and Stork 1993): weights
-are rounded one after the other, and the error of each is made up for by those that are still to come,
-as far as the inputs they weigh go together. It needs the second moments of the inputs only.
+GPTQ (Frantar et al. 2022, arXiv:2210.17323; closed form of Hassibi and Stork 1993): weights are rounded one
+by one, and the remaining ones compensate for the error as far as their inputs are correlated. Only the second
+moments of the inputs are needed.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 DAMPING = 0.01
-"""Share of the mean moment added to all: inputs that were never seen apart are not trusted to cancel."""
+"""Fraction of the mean moment added to the diagonal: keeps the matrix invertible for dependent inputs."""
 
 Rows = NDArray[np.float64]
 
 
 def compensated(rows: Rows, scales: Rows, moments: Rows, lowest: Rows, highest: Rows) -> Rows:
-    """Integers for ``rows`` ``[outputs, width]``, one scale per row, between ``lowest`` and ``highest``.
+    """Quantize ``rows`` ``[outputs, width]`` to integers from ``lowest`` to ``highest``, one scale per row.
 
-    ``moments`` ``[width, width]`` is the sum or mean of ``x x^T`` over inputs ``x``.
+    ``moments`` ``[width, width]`` is the sum or mean of ``x x^T`` over the inputs ``x``.
     """
     width = len(moments)
     diagonal = np.arange(width)
     damped = moments.copy()
     damped[diagonal, diagonal] += max(DAMPING * float(np.diag(moments).mean()), 1e-12)
-    # The inputs that matter most come first, while there are many left to make up for them.
+    # Inputs with the largest moments first: many weights remain to compensate for their errors.
     order = np.argsort(-np.diag(damped), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
-    left = rows[:, order].copy()
+    # A row of the Cholesky factor of the inverse holds the compensation by the weights not yet rounded, so
+    # the inverse need not be updated after every step (GPTQ, section 3, step 3).
+    remaining = rows[:, order].copy()
     low, high = lowest[:, order], highest[:, order]
-    found = np.empty_like(left)
+    rounded = np.empty_like(remaining)
     for step in range(width):
-        found[:, step] = np.clip(np.rint(left[:, step] / scales), low[:, step], high[:, step])
-        error = (left[:, step] - found[:, step] * scales) / upper[step, step]
-        left[:, step + 1 :] -= np.outer(error, upper[step, step + 1 :])
-    result = np.empty_like(found)
-    result[:, order] = found
+        rounded[:, step] = np.clip(np.rint(remaining[:, step] / scales), low[:, step], high[:, step])
+        error = (remaining[:, step] - rounded[:, step] * scales) / upper[step, step]
+        remaining[:, step + 1 :] -= np.outer(error, upper[step, step + 1 :])
+    result = np.empty_like(rounded)
+    result[:, order] = rounded
     return result

@@ -1,9 +1,9 @@
-"""What plugin authors import: a base class for each kind of plugin, and the types that it speaks in.
+"""The API for plugin authors: a base class for each kind of plugin, and the types that it uses.
 
-A plugin's fields are its options, so the recipe entry *is* the plugin. Class variables tell the rest:
-``requires`` names the distributions (as pip knows them) that the methods import, ``extra`` the pip extra that
-brings them, ``revision`` is raised when the same options give another result. Frameworks are imported inside
-methods only.
+A plugin's fields are its options, so the recipe entry *is* the plugin. Class variables declare the rest:
+``requires`` lists the distributions (by their pip names) that the methods import, ``extra`` is the pip extra
+that installs them, and ``revision`` is incremented when the same options give another result. Frameworks are
+imported inside methods only.
 """
 
 from edgeopt.config.references import Code, ExistingPath

@@ -1,4 +1,4 @@
-"""What all kinds of plugins share: options, packages that must be installed, and a name for every value."""
+"""The base of all kinds of plugins: options, required packages, and digests of values."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ from edgeopt.config.registry import Kind
 
 
 class Plugin(BaseModel):
-    """Common to all kinds: typed options, and what must be installed."""
+    """Base class of all kinds: typed options and required packages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,23 +23,23 @@ class Plugin(BaseModel):
 
     @classmethod
     def versions(cls) -> dict[str, str]:
-        """Installed versions of ``requires``; a missing distribution is left out. Imports nothing."""
-        return {name: found for name in cls.requires if (found := _installed_version(name))}
+        """Installed versions of ``requires``, without missing distributions. Imports nothing."""
+        return {name: version for name in cls.requires if (version := _installed_version(name))}
 
     @classmethod
     def missing(cls) -> list[str]:
         """Distributions of ``requires`` that are not installed."""
-        present = cls.versions()
-        return [name for name in cls.requires if name not in present]
+        installed = cls.versions()
+        return [name for name in cls.requires if name not in installed]
 
     def options(self) -> dict[str, Any]:
-        """The options as plain JSON values: what a cache key and a report record."""
+        """The options as plain JSON values, for cache keys and reports."""
         return self.model_dump(mode="json")
 
 
 @cache
 def _installed_version(distribution: str) -> str | None:
-    # Each look reads and parses a file, and a plan asks for every stage of every branch.
+    # Cached: each look-up parses a file, and a plan queries every stage of every branch.
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -47,10 +47,10 @@ def _installed_version(distribution: str) -> str | None:
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and no blanks: the same value gives the same text."""
+    """Canonical JSON: sorted keys, no whitespace."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def digest_of(value: object) -> str:
-    """sha256 of a JSON value."""
+    """sha256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

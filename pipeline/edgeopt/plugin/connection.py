@@ -1,4 +1,4 @@
-"""Connections: how a device is reached."""
+"""Connections: transports to devices."""
 
 import subprocess
 from abc import ABC, abstractmethod
@@ -12,43 +12,43 @@ from edgeopt.plugin.base import Plugin
 
 
 class Connection(Plugin):
-    """How a device is reached. Local, ssh, adb and emulator differ in nothing else.
+    """The transport to a device: local, ssh, adb or an emulator.
 
-    Remote names are relative to a job folder of its own, which ``open`` makes and ``close`` removes.
+    Remote names are relative to a job folder, which ``open`` creates and ``close`` removes.
     """
 
     plugin_kind: ClassVar[Kind] = "connections"
 
     @abstractmethod
     def open(self) -> "Link":
-        """Reach the device and make a fresh job folder there.
+        """Connect to the device and create a new job folder there.
 
         Raises:
-            DeviceError: when the device cannot be reached, with what to do about it.
+            DeviceError: the device is unreachable; the error contains a fix.
         """
 
     def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
-        """Make what the device's runtimes live in, with ``requirements`` of Python; ``say`` tells each step.
+        """Create the environment of the device's runtimes with the Python ``requirements``.
 
-        Only the command ``edgeopt devices setup`` calls this.
+        Only ``edgeopt devices setup`` calls this. ``say`` receives one line per step.
 
         Raises:
-            UsageError: this way to a device needs no setting up.
-            DeviceError: it cannot be made.
+            UsageError: the connection needs no setup.
+            DeviceError: the environment cannot be created.
         """
         raise UsageError(
-            "this device needs no setting up", fix="see what is there: edgeopt devices check NAME"
+            "this device needs no setup", fix="check its runtimes with: edgeopt devices check NAME"
         )
 
 
 class ConnectionCutError(DeviceError):
-    """The device was there and then was not: worth another try, with a new link and all files sent again."""
+    """The connection was lost during a job; a retry needs a new link and sends all files again."""
 
 
 class Link(ABC):
-    """An open connection to one job folder on a device; use it as a context manager.
+    """An open connection to a job folder on a device; a context manager.
 
-    Every method may raise ``ConnectionCutError``; the link is of no use then, only ``close`` is.
+    Every method may raise ``ConnectionCutError``; the link is unusable afterwards, except for ``close``.
     """
 
     @abstractmethod
@@ -57,10 +57,10 @@ class Link(ABC):
 
     @abstractmethod
     def python(self, arguments: Sequence[str], timeout: float) -> "subprocess.CompletedProcess[str]":
-        """Run the device's Python with ``arguments`` in the job folder; captures stdout and stderr.
+        """Run the device's Python with ``arguments`` in the job folder, and capture stdout and stderr.
 
         Raises:
-            DeviceError: when the device is lost or the time is up.
+            DeviceError: the device was lost, or ``timeout`` (seconds) has passed.
         """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Link(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Remove the job folder and let go of the device."""
+        """Remove the job folder and disconnect."""
 
     def __enter__(self) -> "Link":
         return self

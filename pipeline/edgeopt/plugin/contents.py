@@ -1,4 +1,4 @@
-"""What a model file is found to hold: its model, its bytes, and its operators as a runtime meets them."""
+"""The contents of a model file: its model, its size breakdown, and its operators."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -10,34 +10,34 @@ from edgeopt.model import Model
 
 @dataclass(frozen=True)
 class Source:
-    """A model as its file describes it. ``layers`` counts the layer classes where the file names them."""
+    """A model as declared by its file. ``layers`` counts the layer classes, if the file names them."""
 
     model: Model
     framework: Literal["keras", "torch"] | None = None
-    """Where it was trained; None for a file that is converted already."""
+    """The training framework; None for a converted file."""
     notes: tuple[str, ...] = ()
     layers: dict[str, int] = field(default_factory=dict)
 
 
 class Operator(NamedTuple):
-    """One operator of a file, as its runtime meets it. Tensors that are left out are not counted."""
+    """One operator of a file, as executed by a runtime. Omitted optional tensors are not listed."""
 
     kind: str
-    """As the format calls it, such as ``CONV_2D``; a custom operator has its own name."""
+    """Operator type in the format, such as ``CONV_2D``; the name of a custom operator."""
     name: str
-    """Of the tensor that it gives."""
+    """Name of its output tensor."""
     version: int
     custom: bool
     inputs: tuple[str, ...]
-    """Types of its inputs, as numpy calls them."""
+    """NumPy dtype names of its inputs."""
     constant: tuple[bool, ...]
-    """Which of the inputs are stored in the file."""
+    """For each input, whether it is a constant in the file."""
     outputs: tuple[str, ...]
-    """Types of its outputs."""
+    """NumPy dtype names of its outputs."""
     working: int
-    """Bytes of its inputs and outputs that lie in memory at once, at batch 1; without constants."""
+    """Bytes of its input and output tensors at batch 1, without constants."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of its outputs; -1 is a free dimension."""
+    """Shapes of its outputs; -1 is a dynamic dimension."""
 
     @property
     def label(self) -> str:
@@ -45,13 +45,13 @@ class Operator(NamedTuple):
 
     @property
     def activation(self) -> str:
-        """The type in which it computes: that of its first input that is not stored, else of its output."""
-        moving = [kind for kind, fixed in zip(self.inputs, self.constant, strict=True) if not fixed]
-        return next(iter([*moving, *self.outputs]), "")
+        """Its activation dtype: that of the first input that is not constant, else of its output."""
+        variable = [dtype for dtype, fixed in zip(self.inputs, self.constant, strict=True) if not fixed]
+        return next(iter([*variable, *self.outputs]), "")
 
     @property
     def weight(self) -> str:
-        """The type of its second input, where that is stored."""
+        """Its weight dtype: that of the second input, if constant."""
         return self.inputs[1] if len(self.inputs) > 1 and self.constant[1] else ""
 
 
@@ -60,10 +60,10 @@ class _Value(BaseModel):
 
 
 class LayerSize(_Value):
-    """What one operator adds to a file. ``macs`` counts multiply-accumulates of one inference, ``None`` where
-    a shape is free.
+    """Size and cost of one operator of a file.
 
-    ``types`` are the dtypes of the inputs that are there, and of the output.
+    ``macs`` counts the multiply-accumulates of one inference; it is None for dynamic shapes. ``types`` are
+    the dtypes of the present inputs and of the output.
     """
 
     name: str
@@ -76,7 +76,7 @@ class LayerSize(_Value):
 
 
 class SizeBreakdown(_Value):
-    """Where the bytes of a file go. The sum of ``parts`` is ``size_bytes``."""
+    """The size of a file by part. The sum of ``parts`` is ``size_bytes``."""
 
     file: str
     format: str
@@ -86,6 +86,7 @@ class SizeBreakdown(_Value):
     parameters: int | None = None
     macs: int | None = None
     sparsity: float | None = Field(
-        None, description="share of weights with their tensor's most frequent value: zero, in a pruned one"
+        None,
+        description="fraction of weights equal to their tensor's most frequent value: zero after pruning",
     )
     notes: tuple[str, ...] = ()

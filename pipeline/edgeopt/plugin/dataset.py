@@ -1,4 +1,4 @@
-"""Datasets: where samples come from, and how stages read them."""
+"""Datasets: sources of samples, and the preprocessed feed that stages read."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -10,34 +10,34 @@ from edgeopt.plugin.base import Plugin
 
 
 class Sample(NamedTuple):
-    """One example: raw inputs without a batch axis, and its label where there is one."""
+    """One example: raw inputs without a batch axis, and its label, if any."""
 
     inputs: tuple[Array, ...]
     label: int | Array | None = None
 
 
 class Dataset(Plugin):
-    """Yields samples one by one and never holds more than it must in memory."""
+    """A stream of samples, read one by one to bound memory."""
 
     plugin_kind: ClassVar[Kind] = "datasets"
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """All samples, in a stable order; may be called again."""
+        """All samples, in a stable order; may be called repeatedly."""
 
     @abstractmethod
     def digest(self) -> str:
-        """sha256 of the content: the same data gives the same digest wherever it lies."""
+        """sha256 of the content, independent of its location."""
 
 
 class Feed(NamedTuple):
-    """A dataset with the recipe's preprocessing: what calibration and fine-tuning read."""
+    """A dataset with the recipe's preprocessing, as read by calibration and fine-tuning."""
 
     dataset: Dataset
     preprocessing: Preprocessing
 
     def samples(self, model: Model) -> Iterator[Sample]:
-        """Every sample with inputs of batch 1, in the order, layout and dtype ``model.inputs`` ask for."""
+        """All samples with inputs of batch 1, in the order, layout and dtype of ``model.inputs``."""
         for sample in self.dataset.samples():
             values = tuple(
                 self.preprocessing.apply(value, spec)
@@ -46,6 +46,6 @@ class Feed(NamedTuple):
             yield Sample(values, sample.label)
 
     def inputs(self, model: Model) -> Iterator[tuple[Array, ...]]:
-        """The inputs of ``samples`` alone."""
+        """The inputs of ``samples``, without labels."""
         for sample in self.samples(model):
             yield sample.inputs

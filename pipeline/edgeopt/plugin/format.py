@@ -1,4 +1,4 @@
-"""Formats: what kinds of model files there are, and what edgeopt can tell of each."""
+"""Formats: the kinds of model files, and the operations that each supports."""
 
 import shutil
 import zipfile
@@ -16,13 +16,13 @@ from edgeopt.plugin.layer_pair import Pair
 from edgeopt.plugin.stage import Worker
 
 HEAD = 512
-"""First bytes of a file that are read to recognise it."""
+"""Bytes at the start of a file that are read to recognise it."""
 MEMBERS = 100_000
-"""Members of an archive that are listed."""
+"""Limit on the number of members of an archive."""
 
 
 class FileHead:
-    """The beginning of a file, or the names in a folder: what formats recognise their files by."""
+    """The first bytes of a file, or the names in a folder, by which formats recognise their files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,11 +35,11 @@ class FileHead:
 
     @cached_property
     def members(self) -> frozenset[str]:
-        """Names of the members of a zip archive, or of what lies directly in a folder; else nothing.
+        """Names of the members of a zip archive, or of the direct entries of a folder; else empty.
 
         Raises:
             zipfile.BadZipFile: the archive is damaged.
-            ValueError: it has more members than any model.
+            ValueError: it has more members than allowed.
         """
         if self.is_folder:
             return frozenset(entry.name for entry in self.path.iterdir())
@@ -53,12 +53,12 @@ class FileHead:
 
     @property
     def inner_members(self) -> frozenset[str]:
-        """The same without the first folder: all that torch writes lies in one, which may have any name."""
+        """The members without their top-level folder: torch writes all files to one, of arbitrary name."""
         return frozenset(name.partition("/")[2] for name in self.members)
 
 
 class LayerView(NamedTuple):
-    """Where the layers of a format can be compared: formats of a float model, and of a quantized one."""
+    """The formats of the float and the quantized model whose layers can be compared."""
 
     reference: str
     quantized: tuple[str, ...]
@@ -66,85 +66,85 @@ class LayerView(NamedTuple):
 
 
 class Format(Plugin):
-    """One kind of model file. It has no options: what a format is, its class variables and methods say.
+    """One kind of model file. A format has no options: class variables and methods describe it.
 
-    Only ``title`` must be given; what a format does not override, it cannot do, and edgeopt says so by name.
+    Only ``title`` is required. Operations that are not overridden are unsupported, and reported as such.
     """
 
     plugin_kind: ClassVar[Kind] = "formats"
 
     title: ClassVar[str]
-    """As people call such a file: ``a TFLite file (.tflite)``."""
+    """Name of the kind of file in messages: ``a TFLite file (.tflite)``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """How its files are named; the first one is given to files that edgeopt writes."""
+    """File name suffixes; files that edgeopt writes get the first one."""
     artifact: ClassVar[bool] = False
-    """Whether its files leave edgeopt: recipes may ask for it."""
+    """Whether recipes may request it as output."""
     order: ClassVar[int] = 50
-    """Its place where formats are listed."""
+    """Sort key in lists of formats."""
     weights_only: ClassVar[bool] = False
-    """Whether it holds weights without a network."""
+    """Whether its files contain weights without a network."""
     tells_inputs: ClassVar[bool] = True
-    """Whether its files hold the shapes of their inputs, or its runtime can tell them."""
+    """Whether its files, or its runtime, declare the input shapes."""
     from_factory: ClassVar[bool] = False
-    """Whether it stands for ``model: {factory: ...}`` in a recipe; of one format only."""
+    """Whether it is the format of ``model: {factory: ...}`` in a recipe; true for exactly one format."""
     needs_code: ClassVar[bool] = False
-    """Whether the Python code of its author is needed to load it."""
+    """Whether loading a file requires the Python code of its author."""
     runtime: ClassVar[str | None] = None
-    """The runtime that runs it on this machine, unless the device file names another."""
+    """The default runtime on this machine; a device file may name another."""
     library: ClassVar[str] = ""
-    """What the Hugging Face Hub calls the library that loads it."""
+    """Library name of the Hugging Face Hub."""
     casts: ClassVar[frozenset[str]] = frozenset()
-    """Operators that only write values in another type."""
+    """Operators that only convert types."""
     advice: ClassVar[str] = ""
-    """What to do about a model of this format that cannot become what was asked for."""
+    """Fix to suggest if a model of this format cannot be converted to the requested one."""
     layers: ClassVar[LayerView | None] = None
-    """Where to compare the layers of a quantized artifact of this format with those of the float model."""
+    """Formats in which layers of a quantized artifact are compared with the float model."""
     no_layers: ClassVar[str] = ""
-    """The way out where ``layers`` is None."""
+    """Fix to suggest if ``layers`` is None."""
 
     def recognises(self, file: FileHead) -> bool:
-        """Whether the content is of this format; the name of the file has no say."""
+        """Whether the content is of this format, regardless of the file name."""
         return False
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All files of the model whose main file is at ``path``, that one first.
+        """All files of the model at ``path``, the main file first.
 
-        Further ones lie beside it, and their names begin with its stem: ``model.xml`` and ``model.bin``.
-        A model that is a folder has all files in it.
+        Further files are beside the main file, with names that begin with its stem: ``model.xml`` and
+        ``model.bin``. If the model is a folder, all files in it are included.
 
         Raises:
-            UsageError: one of them is missing.
+            UsageError: a file is missing.
         """
         return tuple(files_of(path))
 
     def read(self, path: Path, *, trust: bool) -> Source:
-        """What the file says of its model; nothing in it is run.
+        """Read the model's description without running any code of the file.
 
-        ``trust`` allows what would run code from the file once it is loaded.
+        ``trust`` allows contents that would run code when the model is loaded.
 
         Raises:
-            UsageError: it is not what its name says, or would run code and is not trusted.
-            ValueError, KeyError and the like: it is damaged; the caller words that.
+            UsageError: the file is not of this format, or would run code and is not trusted.
+            ValueError, KeyError and the like: the file is damaged; the caller adds the message.
             MissingPackageError: reading it needs a package that is not installed.
         """
         raise UsageError(f"{path} is not a model: it is {self.title}")
 
     def check_weights(self, path: Path, *, trust: bool) -> tuple[str, ...]:
-        """Look through a file of weights without loading it; returns notes on what ``trust`` let through.
+        """Check a file of weights without loading it; returns notes on contents accepted through ``trust``.
 
         Raises:
-            UsageError: it holds no weights, or loading it would run code and it is not trusted.
+            UsageError: it contains no weights, or loading it would run code and it is not trusted.
         """
-        raise UsageError(f"{path} holds no weights: it is {self.title}")
+        raise UsageError(f"{path} contains no weights: it is {self.title}")
 
     def breakdown(self, path: Path) -> SizeBreakdown:
-        """Where the bytes go; by file, unless the format knows better."""
+        """The size breakdown; by file, unless the format overrides it."""
         root = path if path.is_dir() else path.parent
         parts = {file.relative_to(root).as_posix(): file.stat().st_size for file in self.files(path)}
         return SizeBreakdown(file=path.name, format=self.name, size_bytes=sum(parts.values()), parts=parts)
 
     def operators(self, path: Path) -> tuple[Operator, ...] | None:
-        """The operators in the order of the file; None where the format does not tell them.
+        """The operators in file order; None if the format does not list them.
 
         Raises:
             StageError: the file is damaged.
@@ -152,39 +152,39 @@ class Format(Plugin):
         return None
 
     def output_steps(self, path: Path) -> tuple[float | None, ...]:
-        """For each output that is a real number made of stored integers: how much one step of them is.
+        """The quantization step of each float output that is dequantized from integers.
 
-        Empty where the format does not tell; None for an output that is not made of integers.
+        None for an output that is not; empty if the format does not declare it.
         """
         return ()
 
     def semantic_digest(self, path: Path) -> str:
-        """sha256 of what the file computes, equal where only noise differs; by default of every byte."""
+        """sha256 of the computation, independent of irrelevant bytes; by default the digest of the files."""
         return self.digest(path)
 
     def first_difference(self, before: Path, after: Path) -> str:
-        """The first part in which two files differ, in words; nothing if there is none to be told."""
+        """Description of the first difference between two files; '' if there is none."""
         for old, new in zip(self.files(before), self.files(after), strict=False):
-            if place := _first_byte(old, new):
-                return place
+            if difference := _first_byte(old, new):
+                return difference
         return ""
 
     def open_layers(self, reference: Model, quantized: Model) -> Pair:
-        """A float file of this format and a quantized one, opened to compare their layers.
+        """Open a float file of this format and a quantized one, to compare their layers.
 
         Raises:
-            StageError: layers of this format cannot be looked at.
+            StageError: layers of this format cannot be compared.
         """
         raise StageError(f"the layers of {self.name} files cannot be compared", fix=self.no_layers)
 
     @property
     def name(self) -> str:
-        """The format's tag, as ``Model.format`` and recipes have it."""
+        """The format's tag in ``Model.format`` and recipes."""
         return plugin_name(self)
 
     @property
     def is_model(self) -> bool:
-        """Whether its files can be given as a model: the format reads what they say."""
+        """Whether its files can be used as a model: the format implements ``read``."""
         return type(self).read is not Format.read
 
     @property
@@ -193,44 +193,47 @@ class Format(Plugin):
         return self.suffixes[0] if self.suffixes else ""
 
     def digest(self, path: Path) -> str:
-        """sha256 of the content of all files of a model; where they lie, and their stem, does not matter."""
+        """sha256 of the content of all files of a model, independent of their folder and stem."""
         files = self.files(path)
         if path.is_dir() or len(files) == 1:
             return content_digest(path)
         return digest_of([[file.name.removeprefix(path.stem), content_digest(file)] for file in files])
 
     def size_bytes(self, path: Path) -> int:
-        """Bytes of all files of a model."""
+        """Total size of all files of a model, in bytes."""
         return sum(file.stat().st_size for file in self.files(path))
 
     def placed(self, path: Path, target: Path) -> dict[Path, Path]:
-        """Where each file of a model comes to lie when its main file is called ``target``.
+        """The target of each file of a model if its main file is moved to ``target``.
 
         Raises:
-            StageError: a file's name does not begin with the stem of the main file.
+            StageError: the name of a file does not begin with the stem of the main file.
         """
         if path.is_dir():
             return {file: target / file.relative_to(path) for file in files_of(path)}
-        found = {}
+        targets = {}
         for file in self.files(path):
             if file != path and not (file.parent == path.parent and file.name.startswith(path.stem)):
-                raise StageError(f"{file.name} belongs to {path.name}, but is not called after it")
-            found[file] = target.with_name(target.stem + file.name.removeprefix(path.stem))
-        return found | ({path: target} if path in found else {})
+                raise StageError(
+                    f"{file.name} belongs to {path.name}, but its name does not begin with {path.stem}"
+                )
+            targets[file] = target.with_name(target.stem + file.name.removeprefix(path.stem))
+        return targets | ({path: target} if path in targets else {})
 
     def copy_to(self, path: Path, target: Path) -> None:
-        """Copy a model, so that its main file, or its folder, is ``target``."""
+        """Copy a model so that its main file, or its folder, is at ``target``."""
         for source, place in self.placed(path, target).items():
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, place)
 
 
 def _first_byte(before: Path, after: Path) -> str:
-    place = 0
+    """Position of the first different byte of two files, as text."""
+    offset = 0
     with before.open("rb") as old, after.open("rb") as new:
         while (a := old.read(CHUNK)) == (b := new.read(CHUNK)):
             if not a:
                 return ""
-            place += len(a)
+            offset += len(a)
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return f"byte {place + same:,} of {before.stat().st_size:,}"
+    return f"byte {offset + same:,} of {before.stat().st_size:,}"

@@ -1,7 +1,7 @@
-"""A float file and a quantized file of one model side by side, layer by layer: what every format offers.
+"""The interface for comparing a float and a quantized file of a model, layer by layer.
 
-The layers are those whose output both files have. ``each`` runs every layer by itself on given values,
-so that what one layer adds to the error is told apart from what it was handed.
+The layers are those whose output exists in both files. ``each`` runs every layer in isolation on given
+values, to separate the error that a layer adds from the error of its inputs.
 """
 
 import difflib
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from edgeopt.model import Array
 
 Values: TypeAlias = Mapping[str, Array]
-"""Real values by the key of the layer that gives them; the model's inputs are among them."""
+"""Float values by the key of the layer that outputs them; includes the model's inputs."""
 
 INPUT = "input"
-"""The operator of a layer that is an input of the model: what is lost when it is quantized."""
+"""Operator of a pseudo-layer for a model input; its error is that of quantizing the input."""
 
 
 class Grid(NamedTuple):
-    """The values that a quantized tensor can take: from ``low`` to ``high`` in steps."""
+    """The values that a quantized tensor can represent: ``low`` to ``high`` in steps of ``step``."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
         return cls((limits.min - zero_point) * scale, (limits.max - zero_point) * scale, scale)
 
     def snap(self, values: Array) -> NDArray[np.float32]:
-        """The nearest values on the grid."""
+        """Quantize and dequantize: the nearest grid values, clipped to the range."""
         steps = np.rint((np.asarray(values, np.float64) - self.low) / self.step)
         real = self.low + np.clip(steps, 0, round((self.high - self.low) / self.step)) * self.step
         return real.astype(np.float32)
@@ -46,24 +46,27 @@ class Weights(NamedTuple):
     dtype: str
     per_channel: bool
     largest: NDArray[np.float64]
-    """Per output channel, the largest absolute weight; not below half a step, the least that is known."""
+    """Largest absolute weight per output channel; at least half a step, the resolution of the integers."""
     levels: int
-    """Steps from zero that the output channel with the smallest weights has."""
+    """Largest absolute integer of the output channel with the smallest weights."""
     by_input: NDArray[np.float64]
-    """Per input channel, the largest absolute weight in steps of its output channel, in the same way."""
+    """Largest absolute integer per input channel, in steps of the output channels; at least half a step."""
 
     @classmethod
     def of(
         cls, stored: Array, scale: Array, zero_point: Array, axis: int, input_axis: int | None = None
     ) -> "Weights":
-        """From stored integers.
+        """Compute from stored integers.
 
         Args:
-            axis: that of the output channels, in weights and scales alike.
-            input_axis: that of the input channels; none where each output channel reads one of its own.
+            stored: integer weights.
+            scale: one scale, or one per output channel.
+            zero_point: one zero point, or one per output channel.
+            axis: axis of the output channels.
+            input_axis: axis of the input channels; None for depthwise weights.
         """
         moved = np.moveaxis(stored.astype(np.int64), axis, 0).reshape(stored.shape[axis], -1)
-        # One scale for all, or one per channel.
+        # reshape(-1, 1) broadcasts both per-tensor and per-channel zero points.
         steps = np.abs(moved - zero_point.astype(np.int64).reshape(-1, 1)).max(axis=1)
         real = np.maximum(steps, 0.5) * scale.astype(np.float64).reshape(-1)
         by_input = np.ones(1)
@@ -76,13 +79,13 @@ class Weights(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer that both files have; ``key`` is the tensor it gives, as the float file calls it."""
+    """A layer of both files; ``key`` is the name of its output tensor in the float file."""
 
     key: str
     name: str
     operator: str
     grid: Grid | None
-    """Of its output; None where that stays in float."""
+    """Grid of its output; None if the output stays in float."""
     weights: Weights | None
     sources: tuple[str, ...]
     """Keys of the layers whose outputs it reads."""
@@ -90,44 +93,44 @@ class Layer(NamedTuple):
 
 
 class Each(NamedTuple):
-    """Every layer by itself, on the same values: in float, as the runtime does it, and as it is written."""
+    """Outputs of isolated layers for the same inputs: float, quantized kernels, and simulated in float."""
 
     reference: Values
     quantized: Values
     written: Values | None
-    """The same quantized arithmetic carried out in float; None where a runtime has one way only."""
+    """The quantized graph computed in float arithmetic; None if the runtime has only one implementation."""
 
 
 class Pair(Protocol):
-    """Two files of one model, opened; ``inputs`` of all methods are one sample of batch 1 in float."""
+    """Two open files of one model; ``inputs`` of all methods are one float sample of batch 1."""
 
     layers: list[Layer]
-    """In the order of execution; the inputs of the model first."""
+    """In execution order, the inputs of the model first."""
     output: str
-    """Key of the layer that gives the first output."""
+    """Key of the layer of the first output."""
     unmatched: list[str]
-    """Layers of the float file that the quantized one lacks, or merged into others."""
+    """Layers of the float file that are missing or fused in the quantized file."""
 
     def reference(self, inputs: Sequence[Array]) -> Values:
-        """What every layer gives in the float file."""
+        """Outputs of all layers in the float file."""
 
     def quantized(self, inputs: Sequence[Array], *, written: bool = False) -> Values | None:
-        """The same in the quantized file; ``written`` as in ``Each``, None where that cannot be had."""
+        """Outputs of all layers in the quantized file; ``written`` as in `Each`, None if unavailable."""
 
     def each(self, values: Values) -> Each:
-        """Run every layer of both files on ``values``, whatever the layers before it give."""
+        """Run every layer of both files in isolation, with inputs taken from ``values``."""
 
     def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
-        """The first output of the float file with an error added to what one layer gives."""
+        """The first output of the float file with ``error`` added to the output of layer ``key``."""
 
 
 def named(name: str, key: str) -> str:
-    """How a layer is called: by the name of its operator, or else by the tensor it gives."""
+    """Display name of a layer: the name of its operator, else of its output tensor."""
     return name or key
 
 
 def in_step(one: Sequence[str], other: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Places at which two sequences of operators agree, in order."""
+    """Index pairs of the matching operators of two sequences, in order."""
     for block in difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
-        for step in range(block.size):
-            yield block.a + step, block.b + step
+        for offset in range(block.size):
+            yield block.a + offset, block.b + offset

@@ -1,4 +1,4 @@
-"""Metrics: what outputs are worth."""
+"""Metrics: scores of model outputs."""
 
 from abc import abstractmethod
 from typing import ClassVar, Literal, NamedTuple
@@ -14,14 +14,14 @@ from edgeopt.results import Kind, MetricInfo
 
 
 class Score(NamedTuple):
-    """A metric's value, and one value per sample where that makes sense (their mean is the value)."""
+    """A metric's value and, for metrics that are means over samples, the value of each sample."""
 
     value: float
     per_sample: NDArray[np.float64] | None = None
 
 
 class Metric(Plugin):
-    """Judges outputs. ``against`` says what it needs: labels, or the source model's outputs."""
+    """Scores outputs. ``against`` is its reference: labels, or the outputs of the source model."""
 
     plugin_kind: ClassVar[PluginKind] = "metrics"
 
@@ -29,39 +29,39 @@ class Metric(Plugin):
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
     kind: ClassVar[Kind] = "number"
-    """How its values are shown."""
+    """Display format of its values."""
     title: ClassVar[str] = ""
-    """At the head of a column; default: its name."""
+    """Column title; default: its name."""
     runs_code: ClassVar[bool] = False
-    """Whether its options name code of the user's, which is run apart."""
+    """Whether its options refer to user code, which is run in a separate process."""
 
     @property
     def difference_kind(self) -> Kind:
-        """How a difference of two of its values is shown."""
+        """Display format of a difference between two of its values."""
         return "points" if self.kind == "fraction" else self.kind
 
     @abstractmethod
     def score(self, outputs: Array, target: Array) -> Score:
-        """Judge the first output, shape ``[n, ...]``, against labels ``[n]`` or outputs ``[n, ...]``.
+        """Score the first output, of shape ``[n, ...]``, against labels ``[n]`` or outputs ``[n, ...]``.
 
         Raises:
-            UsageError: when the target does not fit, such as a label out of range.
+            UsageError: the target does not match the outputs, such as a label out of range.
         """
 
 
 class NamedMetric(NamedTuple):
-    """A metric under the name that reports and gates know it by."""
+    """A metric with its name in reports and gates."""
 
     name: str
     metric: Metric
 
     @classmethod
     def of(cls, metric: "Metric | NamedMetric") -> "NamedMetric":
-        """A metric under its own name, unless it has one already."""
+        """Name a metric after its plugin, unless it is already named."""
         return metric if isinstance(metric, NamedMetric) else cls(plugin_name(metric), metric)
 
     def info(self, failure: str = "") -> MetricInfo:
-        """What a report says of it; ``failure``: why it could not be computed."""
+        """Its entry in a report; ``failure`` is the reason if it could not be computed."""
         metric = self.metric
         return MetricInfo(
             name=self.name,

@@ -1,4 +1,4 @@
-"""Stages: one step that turns a model into another."""
+"""Stages: steps that transform one model into another."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,35 +15,35 @@ Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
 
 
 class Context(NamedTuple):
-    """What a stage is given beside the model."""
+    """The environment of a stage: scratch folder, data, and callbacks."""
 
     folder: Path
-    """An empty scratch folder: every file of the result is written below it."""
+    """An empty scratch folder; all files of the result must be written below it."""
     calibration: Feed | None
     """Calibration data, for stages with ``needs_calibration``."""
     progress: Callable[[str], None]
-    """Says in one line what is going on."""
+    """Reports progress, one line per call."""
     training: Feed | None = None
     """Training data, for stages with ``needs_training``."""
     validation: Feed | None = None
-    """Data to choose by, where the recipe gives some: never the evaluation data."""
+    """Data for early stopping and searches, if the recipe has it; never the evaluation data."""
     source: Model | None = None
-    """The model before any intent was carried out, for stages with ``needs_source``: what to imitate."""
+    """The model before any intent was applied, as a teacher; for stages with ``needs_source``."""
     checkpoints: Path | None = None
-    """A folder that outlives a killed process: the same stage on the same model finds it again. Unlike
-    ``folder`` it may hold what an earlier attempt wrote; it is removed when the stage is done."""
+    """A folder for checkpoints that outlives a killed process: the next attempt of the same stage on the
+    same model gets it again, with its contents. It is removed when the stage has finished."""
     note: Callable[[str], None] = print
-    """Keeps a remark that the report shows beside the result."""
+    """Adds a note that the report shows with the result."""
     trial: Callable[[Trial], None] = print
-    """Keeps a row of what was tried on the way, which the report shows as well."""
+    """Adds a candidate of a search to the report."""
 
 
 class Stage(Plugin):
-    """One step that turns a model into another. It knows formats, never its neighbours.
+    """One step that transforms a model. It declares formats, and never refers to other stages.
 
-    ``fulfils`` says which intents of a recipe it carries out, and which schemes of each:
-    ``{"quantize": {"int8"}}``. A stage that fulfils nothing only converts, and its result is held
-    to the outputs of what went in.
+    ``fulfils`` declares the intents of a recipe that it implements, with their schemes:
+    ``{"quantize": {"int8"}}``. A stage without intents is a conversion, and its outputs must match those of
+    its input model.
     """
 
     plugin_kind: ClassVar[Kind] = "stages"
@@ -55,36 +55,36 @@ class Stage(Plugin):
     needs_training: ClassVar[bool] = False
     needs_source: ClassVar[bool] = False
     after: ClassVar[frozenset[str]] = frozenset()
-    """Intents that must be carried out before this stage, where a variant has them."""
+    """Intents of the variant that must be fulfilled before this stage."""
     needs_finetuning: ClassVar[bool] = False
-    """Whether the result needs training before it is any good: it is not judged by itself if that follows."""
+    """Whether the result needs training to be accurate; it is not judged itself if training follows."""
     by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Intents, with options, that every optimized variant has where its format allows it, unless it says
-    ``false``."""
+    """Intents, with options, that apply to every optimized variant whose format supports them; ``false`` in
+    the recipe disables them."""
     worker: ClassVar[Worker] = "plain"
     preference: ClassVar[int] = 0
-    """Between chains of equal length, the one with the higher sum is taken."""
+    """Among chains of equal length, the planner takes the one with the highest sum."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        # What plug-ins of others called these, before they were named after what they mean.
+        # Former names, still used by third-party plugins.
         for old, new in (("unsettled", "needs_finetuning"), ("own_minutes", "extra_minutes")):
             if old in vars(cls):
                 setattr(cls, new, vars(cls)[old])
 
     @property
     def extra_minutes(self) -> float:
-        """Minutes that the options themselves ask for; they come on top of the recipe's limit."""
+        """Minutes requested by the options, added to the recipe's limit."""
         return 0.0
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> Model:
-        """Carry the stage out; write below ``context.folder`` only.
+        """Run the stage; write only below ``context.folder``.
 
         Raises:
-            StageError: with what went wrong and what to do about it.
+            StageError: the stage failed; the error contains cause and fix.
         """
 
     def key_parts(self) -> dict[str, str]:
-        """Digests of files or code that the options point to and the result depends on."""
+        """Digests of referenced files or code on which the result depends; part of the cache key."""
         return {}

@@ -1,1 +1,1 @@
-"""Publishing: releases in an OCI format for registries, buckets and folders."""
+"""Publishing: releases as OCI artifacts in registries, buckets and folders."""

@@ -24,11 +24,11 @@ from edgeopt.publish.kit.vectors import Vectors
 from edgeopt.results import Report, Result
 
 MARGIN = 0.1
-"""Added to the arena: a later runtime version or an optimized kernel may need more."""
+"""Fraction added to the arena: a later runtime version or an optimized kernel may need more."""
 KIB = 1024
 LABELS = "labels.txt"
 REAL_INPUT = (
-    "the model takes real numbers and quantizes them itself; quantize: {scheme: int8, io: int8} in the "
+    "the model has float inputs and quantizes them itself; quantize: {scheme: int8, io: int8} in the "
     "recipe moves the quantization into the preprocessing and saves memory"
 )
 
@@ -41,10 +41,10 @@ def publishable(report: Report) -> list[Result]:
 def make_bundle(
     run: Path, report: Report, result: Result, folder: Path, *, name: str, version: str
 ) -> Contract:
-    """Write the bundle of one result to ``folder``; files that exist there become part of it.
+    """Write the bundle of one result to ``folder``; existing files in it become part of the bundle.
 
-    The same run gives the same bytes. Files that are added later, such as provenance and signature, are not
-    among the ``files`` of the contract.
+    The same run gives the same bytes. The contract does not list files that are added later, such as
+    provenance and signature.
 
     Raises:
         UsageError: the run lacks a file, the result cannot be published, or ``folder`` holds a bundle.
@@ -63,7 +63,7 @@ def make_bundle(
     model = folder / contract.file.name
     kind.copy_to(source, model)
     contract = contract.model_copy(
-        update={"parts": tuple(_described(folder, *(file for file in kind.files(model) if file != model)))}
+        update={"parts": tuple(_bundle_files(folder, *(file for file in kind.files(model) if file != model)))}
     )
     if golden is not None:
         _write_vectors(folder / "golden", golden)
@@ -80,9 +80,9 @@ def make_bundle(
     (folder / model_card.FILE).write_text(
         model_card.model_card(contract, report, present), "utf-8", newline="\n"
     )
-    own = {file.name for file in contract.model_files}
-    others = [path for path in files_of(folder) if path.relative_to(folder).as_posix() not in own]
-    contract = contract.model_copy(update={"files": tuple(_described(folder, *others))})
+    model_names = {file.name for file in contract.model_files}
+    others = [path for path in files_of(folder) if path.relative_to(folder).as_posix() not in model_names]
+    contract = contract.model_copy(update={"files": tuple(_bundle_files(folder, *others))})
     (folder / contracts.FILE).write_text(contract.encode(), "utf-8", newline="\n")
     return contract
 
@@ -95,7 +95,7 @@ def wants_firmware(result: Result) -> bool:
         table = load_device(result.device, (Path("devices"),)).operators
         return table == firmware.OPERATORS and limits_of(table).format == result.format
     except UsageError:
-        return False  # its device file is elsewhere, so only the runtime can tell
+        return False  # without a device file, only the runtime identifies a microcontroller
 
 
 def _artifact(run: Path, result: Result) -> Path:
@@ -129,6 +129,7 @@ def _contract(
     name: str,
     version: str,
 ) -> Contract:
+    """The contract, still without its lists of files."""
     assert result.artifact is not None
     record = record_of(run, result)
     kind = format_named(result.format)
@@ -146,8 +147,8 @@ def _contract(
     notes: tuple[str, ...] = ()
     if golden is None:
         notes = ("no golden vectors: no runtime of this run returned outputs",)
-    real = "QUANTIZE" in operators and any(spec.dtype == "float32" for spec in inputs)
-    if real and wants_firmware(result):
+    float_input = "QUANTIZE" in operators and any(spec.dtype == "float32" for spec in inputs)
+    if float_input and wants_firmware(result):
         notes = (*notes, REAL_INPUT)
     return Contract(
         name=name,
@@ -193,13 +194,13 @@ def _contract(
 
 
 def record_of(run: Path, result: Result) -> dict[str, Any]:
-    """The record that the run wrote next to the built file, before any device's compiler."""
+    """The record that the run wrote next to the built file, before any device-specific compilation."""
     path = run / "models" / f"{result.variant}{format_named(result.format).suffix}.json"
     try:
         record = json.loads(path.read_text("utf-8"))
         if isinstance(record, dict) and {"inputs", "outputs", "preprocessing", "labels"} <= set(record):
             return record
-        raise ValueError("it lacks the model's inputs and outputs")
+        raise ValueError("it does not describe the model's inputs and outputs")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}", fix="run 'edgeopt optimize' again") from error
 
@@ -250,7 +251,8 @@ def _write_vectors(folder: Path, golden: Vectors) -> None:
         np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _described(folder: Path, *files: Path) -> Iterator[BundleFile]:
+def _bundle_files(folder: Path, *files: Path) -> Iterator[BundleFile]:
+    """The contract's entries for some files, sorted by name."""
     names = {file.relative_to(folder).as_posix(): file for file in files}
     for name, file in sorted(names.items()):
         yield BundleFile(name=name, sha256=file_digest(file), size_bytes=file.stat().st_size)

@@ -1,7 +1,7 @@
 """Maintenance of ``artifacts/``: garbage collection and integrity checks.
 
-Three things grow: releases in the library, runs, and the store of finished work. The newest of each are kept,
-and everything that a channel or a baseline refers to.
+Releases in the library, runs and store entries accumulate. Garbage collection keeps the newest of each, and
+everything that a channel or a baseline refers to.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from edgeopt.errors import EdgeoptError, VerificationError
-from edgeopt.publish.channels import history, standing, trodden
+from edgeopt.publish.channels import effective_moves, history, standing
 from edgeopt.publish.names import is_version
 from edgeopt.publish.oci import CREATED, INDEX, MODEL, Index, read_index, read_manifest
 from edgeopt.publish.places import Places
@@ -25,8 +25,7 @@ from edgeopt.results import Report
 from edgeopt.run.store import Store
 
 UNFINISHED = 24 * 3600.0
-"""Seconds after which a run without a report counts as aborted, and finished work that no run requested as
-unused."""
+"""Seconds after which a run without a report counts as aborted, and an unrequested store entry as unused."""
 
 
 class Garbage(NamedTuple):
@@ -53,21 +52,23 @@ def collect(
     held: Set[str] = frozenset(),
     delete: bool = False,
 ) -> list[Garbage]:
-    """List garbage and, with ``delete``, remove it: versions of a name and runs of a recipe older than the last
-    ``keep_last``, and finished work that none of the kept runs used.
+    """List garbage and, with ``delete``, remove it.
+
+    Garbage: the versions of a name and the runs of a recipe except the last ``keep_last``, and store entries
+    that none of the kept runs used.
 
     Versions that a channel points at are always kept, as are versions and runs with an artifact in ``held``
     (the sha256 of artifacts that baselines were measured on); with ``keep_channels`` also versions that a
     channel can be rolled back to. Other processes may push, pull and run at the same time.
     """
-    found: list[Garbage] = []
+    garbage: list[Garbage] = []
     for name in places.names():
-        found += _releases(name, places.library(name), keep_last, keep_channels, held, delete)
-        found += _partial_downloads(name, places.root / name / PARTIAL, delete)
-    kept: list[float] = []
-    found += _runs(runs, keep_last, held, kept, delete)
-    found += _finished_work(store, min([*kept, time.time() - UNFINISHED]), delete)
-    return found
+        garbage += _releases(name, places.library(name), keep_last, keep_channels, held, delete)
+        garbage += _partial_downloads(name, places.root / name / PARTIAL, delete)
+    kept_since: list[float] = []
+    garbage += _runs(runs, keep_last, held, kept_since, delete)
+    garbage += _store_entries(store, min([*kept_since, time.time() - UNFINISHED]), delete)
+    return garbage
 
 
 def verify_all(places: Places, store: Path) -> list[Fault]:
@@ -78,13 +79,14 @@ def verify_all(places: Places, store: Path) -> list[Fault]:
         with layout.locked(exclusive=False):
             faults += [Fault(name, str(problem)) for problem in _faults(layout)]
     if store.is_dir():
-        faults += [Fault("store", f"entry {key} is damaged") for key in Store(store).unsound()]
+        faults += [Fault("store", f"entry {key} is damaged") for key in Store(store).damaged_keys()]
     return faults
 
 
 def _releases(
     name: str, layout: Layout, keep_last: int, keep_channels: bool, held: Set[str], delete: bool
 ) -> list[Garbage]:
+    """Outdated versions of one name, and blobs that no remaining tag references."""
     with layout.locked(exclusive=True):
         tags = layout.tags()
         versions: dict[str, Index] = {}
@@ -95,7 +97,7 @@ def _releases(
         newest = sorted(versions, key=lambda tag: (versions[tag].annotations.get(CREATED, ""), tag))[::-1]
         keep = set(newest[:keep_last])
         for channel, move in standing(layout).items():
-            moves = trodden(history(layout, channel)) if keep_channels else [move]
+            moves = effective_moves(history(layout, channel)) if keep_channels else [move]
             keep |= {each.version for each in (*moves, move)}
         keep |= {tag for tag, index in versions.items() if held & _models(layout, index)}
         outdated = [tag for tag in newest if tag not in keep]
@@ -127,8 +129,8 @@ def _partial_downloads(name: str, folder: Path, delete: bool) -> list[Garbage]:
 
 def _models(layout: Layout, index: Index) -> set[str]:
     """sha256 of the models of a release, as far as its bundles are in the library."""
-    several = {facts.digest for _, facts in bundles(index) if facts.digest}
-    return several | {
+    folders = {facts.digest for _, facts in bundles(index) if facts.digest}
+    return folders | {
         layer.digest.removeprefix("sha256:")
         for bundle in index.manifests
         if layout.has(bundle.digest)
@@ -138,8 +140,9 @@ def _models(layout: Layout, index: Index) -> set[str]:
 
 
 def _reachable(layout: Layout, digest: str, media_type: str) -> Iterator[str]:
+    """The digests of all stored content that a manifest or index references, and its own."""
     if not layout.has(digest):
-        return  # a pulled release has only the bundles that were fetched
+        return  # a pulled release contains only the bundles that were fetched
     yield digest
     if media_type == INDEX:
         for bundle in read_index(layout.manifest(digest), digest).manifests:
@@ -150,8 +153,8 @@ def _reachable(layout: Layout, digest: str, media_type: str) -> Iterator[str]:
         yield blob.digest
 
 
-def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete: bool) -> list[Garbage]:
-    """Runs that may be deleted; the start times of the others are appended to ``kept``."""
+def _runs(runs: Path, keep_last: int, held: Set[str], kept_since: list[float], delete: bool) -> list[Garbage]:
+    """Runs that may be deleted; the start times of the others are appended to ``kept_since``."""
     by_recipe: dict[str, list[tuple[float, Path, bool]]] = {}
     garbage: list[tuple[Path, str]] = []
     for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
@@ -164,14 +167,14 @@ def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete:
             if time.time() - folder.stat().st_mtime > UNFINISHED:
                 garbage.append((folder, f"run {folder.name}, unfinished"))
             else:
-                kept.append(folder.stat().st_mtime - UNFINISHED)
+                kept_since.append(folder.stat().st_mtime - UNFINISHED)
             continue
         used = any(row.artifact and row.artifact.digest in held for row in report.results)
         by_recipe.setdefault(report.recipe, []).append((began, folder, used))
-    for found in by_recipe.values():
-        for position, (began, folder, used) in enumerate(sorted(found, reverse=True)):
+    for recipe_runs in by_recipe.values():
+        for position, (began, folder, used) in enumerate(sorted(recipe_runs, reverse=True)):
             if position < keep_last or used:
-                kept.append(began)
+                kept_since.append(began)
             else:
                 garbage.append((folder, f"run {folder.name}"))
     listed = [Garbage(what, _size(folder)) for folder, what in garbage]
@@ -183,7 +186,7 @@ def _runs(runs: Path, keep_last: int, held: Set[str], kept: list[float], delete:
     return listed
 
 
-def _finished_work(root: Path, before: float, delete: bool) -> list[Garbage]:
+def _store_entries(root: Path, before: float, delete: bool) -> list[Garbage]:
     """Entries of the store that were last used before the start of the oldest kept run."""
     if not root.is_dir():
         return []

@@ -1,8 +1,8 @@
 """Channels: names such as ``stable`` that point at one version and can be moved to another.
 
-A channel is the log of its moves. Each move is a small manifest under its own tag, so that nothing has to be
-read, changed and written back: registries and buckets have no transactions. If two processes move a channel
-at once, both moves are kept; the channel points at the one that sorts last.
+A channel is the log of its moves. Each move is a small manifest under its own tag, which avoids
+read-modify-write cycles: registries and buckets have no transactions. If two processes move a channel at
+once, both moves are kept; the channel points at the one that sorts last.
 """
 
 import datetime
@@ -103,18 +103,18 @@ def rollback(remote: Remote, channel: str, *, who: str = "") -> Move:
         UsageError: there is no earlier version.
     """
     moves = history(remote, channel)
-    kept = trodden(moves)
-    if len(kept) < 2:
-        state = f"is at {kept[0].version}, its first version" if kept else "was never moved"
+    versions = effective_moves(moves)
+    if len(versions) < 2:
+        state = f"is at {versions[0].version}, its first version" if versions else "was never moved"
         raise UsageError(f"channel {channel} {state}", fix="promote a version to it")
-    before = kept[-2]
-    release = remote.resolve(before.release)
+    previous = versions[-2]
+    release = remote.resolve(previous.release)
     if release is None:
         raise VerificationError(
-            f"version {before.version}, the previous version of {channel}, is no longer in {remote.url}",
+            f"version {previous.version}, the previous version of {channel}, is no longer in {remote.url}",
             fix="promote an existing version",
         )
-    return _move(remote, channel, before.version, release, "rollback", who)
+    return _move(remote, channel, previous.version, release, "rollback", who)
 
 
 def follow(source: Remote, target: Remote, channel: str) -> None:
@@ -130,15 +130,15 @@ def follow(source: Remote, target: Remote, channel: str) -> None:
         _set_plain_tag(target, channel)
 
 
-def trodden(moves: list[Move]) -> list[Move]:
-    """The versions of a channel, in order, without those that it was rolled back from."""
-    kept: list[Move] = []
+def effective_moves(moves: list[Move]) -> list[Move]:
+    """The moves of a channel, in order, without those that were rolled back."""
+    effective: list[Move] = []
     for move in moves:
-        if move.action == "rollback" and len(kept) > 1:
-            kept.pop()
-        elif not kept or kept[-1].release != move.release:
-            kept.append(move)
-    return kept
+        if move.action == "rollback" and len(effective) > 1:
+            effective.pop()
+        elif not effective or effective[-1].release != move.release:
+            effective.append(move)
+    return effective
 
 
 def _move(remote: Remote, channel: str, version: str, release: Descriptor, action: str, who: str) -> Move:
@@ -180,10 +180,11 @@ def _set_plain_tag(remote: Remote, channel: str) -> Move:
         latest = _read(remote, last)
         remote.push_manifest(remote.manifest(latest.release), INDEX, [channel])
         if _tags(remote, channel)[-1] == last:
-            return latest
+            return latest  # otherwise another process added a move meanwhile
 
 
 def _tags(remote: Remote, channel: str) -> list[str]:
+    """The tags of a channel's moves, the oldest first."""
     return sorted(tag for tag in remote.tags() if (found := move_of(tag)) and found[0] == channel)
 
 

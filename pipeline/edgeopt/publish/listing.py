@@ -1,4 +1,4 @@
-"""Lists the versions of a name and the channels that point at them."""
+"""Lists of the versions of a name, with the channels that point at them."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,14 +37,14 @@ def versions(remote: Remote) -> list[Version]:
         UsageError: there are none.
     """
     channels = {channel: move.version for channel, move in standing(remote).items()}
-    found = []
+    listed = []
     for tag in filter(is_version, remote.tags()):
         descriptor = remote.resolve(tag)
         if descriptor is None:
             continue  # another process has just deleted it
         index = read_index(remote.manifest(descriptor.digest), f"{remote.url}@{tag}")
         annotations = index.annotations
-        found.append(
+        listed.append(
             Version(
                 version=tag,
                 digest=descriptor.digest,
@@ -56,6 +56,6 @@ def versions(remote: Remote) -> list[Version]:
                 channels=tuple(channel for channel, version in channels.items() if version == tag),
             )
         )
-    if not found:
+    if not listed:
         raise UsageError(f"{remote.url} has no versions", fix="check the name")
-    return sorted(found, key=lambda each: (each.created, each.version), reverse=True)
+    return sorted(listed, key=lambda each: (each.created, each.version), reverse=True)

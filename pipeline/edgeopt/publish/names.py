@@ -39,7 +39,7 @@ def parse(text: str) -> Reference:
     """Read ``[URL/]NAME[@version|@sha256:digest|:channel|:version]``; a bare name means its stable channel.
 
     Raises:
-        UsageError: a part is wrong; the error names it and the allowed form.
+        UsageError: a part is invalid; the error names it and the valid form.
     """
     scheme, _, rest = text.rpartition("://")
     host, slash, path = rest.partition("/") if scheme and scheme != "file" else ("", "", rest)
@@ -47,13 +47,13 @@ def parse(text: str) -> Reference:
         raise UsageError(
             f"{text!r} is a location, not a release", fix="add the name: oci://registry.example.com/team/kws"
         )
-    head, at, wanted = path.partition("@")
+    head, at, identity = path.partition("@")
     version = channel = digest = None
     if at:
-        if DIGEST.fullmatch(wanted):
-            digest = wanted
+        if DIGEST.fullmatch(identity):
+            digest = identity
         else:
-            version = check_version(wanted)
+            version = check_version(identity)
     else:
         folder, separator, last = path.rpartition("/")
         last, colon, tag = last.partition(":")
@@ -68,10 +68,10 @@ def parse(text: str) -> Reference:
 
 
 def check_name(name: str) -> str:
-    """Return a name if registries accept it.
+    """Return a name if it is valid.
 
     Raises:
-        UsageError: they do not; the error suggests a valid name.
+        UsageError: it is not; the error suggests a valid name.
     """
     if len(name) <= 128 and _NAME.fullmatch(name):
         return name
@@ -128,5 +128,5 @@ def move_tag(channel: str, number: int, identity: str) -> str:
 
 def move_of(tag: str) -> tuple[str, int, str] | None:
     """Channel, number and identity of a move's tag; None for any other tag."""
-    found = _MOVE.fullmatch(tag)
-    return (found["channel"], int(found["number"]), found["id"]) if found else None
+    match = _MOVE.fullmatch(tag)
+    return (match["channel"], int(match["number"]), match["id"]) if match else None

@@ -1,7 +1,7 @@
 """Manifests, indexes and descriptors of the OCI image specification 1.1: the subset used here.
 
 A *release* is an image index; it names one image manifest per *bundle* (one artifact for one device). A
-bundle has two layers: the model file, and a zip of all other files.
+bundle has one layer per model file, and one with a zip of all other files.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Locations of releases: the library on this machine, and the remote of a name."""
+"""Locations of releases: the library on this machine, and the remotes of names."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path

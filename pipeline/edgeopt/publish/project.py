@@ -17,7 +17,7 @@ FILE = "edgeopt.toml"
 
 
 class Artifacts(BaseModel):
-    """The table of a project file about releases."""
+    """The ``[artifacts]`` table of a project file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -31,6 +31,7 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
 OLD = ".old"
+"""Suffix of a replaced folder until it is removed."""
 HERE = -100
 """``AT_FDCWD``: paths are relative to the working directory."""
 
@@ -45,7 +46,7 @@ class Pulled(NamedTuple):
 
 
 def pick(
-    index: Index, wanted: str, device: Device | None, variant: str | None, format_name: str | None
+    index: Index, device_name: str, device: Device | None, variant: str | None, format_name: str | None
 ) -> Choice:
     """Select the bundle for a device; see ``choose``."""
     operators = None
@@ -53,7 +54,7 @@ def pick(
         limits = limits_of(device.operators)
         if limits.missing == "error":
             operators = frozenset((*limits.operators, *limits.custom))
-    return choose(index, wanted, device, variant=variant, format_name=format_name, operators=operators)
+    return choose(index, device_name, device, variant=variant, format_name=format_name, operators=operators)
 
 
 def place(
@@ -132,6 +133,7 @@ def check_folder(folder: Path) -> Contract:
 
 
 def _unpacked(release: Release, choice: Choice, library: Remote, stage: Path) -> Contract:
+    """Unpack a bundle to the staging folder; check every file and the identity of the bundle."""
     where = f"{release.name}@{release.version}"
     manifest = read_manifest(library.manifest(choice.descriptor.digest), where)
     models = {
@@ -211,7 +213,7 @@ def _exchange(stage: Path, out: Path) -> None:
 
 
 def described(device: str, folders: Sequence[Path]) -> tuple[str, Device | None]:
-    """The name of a device and its description; None for a device that only the release knows.
+    """The name of a device and its description; None for a device that only the release mentions.
 
     Raises:
         UsageError: its file is invalid, or ``device`` is the path of a missing file.

@@ -1,4 +1,4 @@
-"""Makes a release in the library from a run: one bundle per artifact and device, signed and packed."""
+"""Makes releases in the library from runs: one bundle per artifact and device, packed, optionally signed."""
 
 import json
 import tempfile
@@ -67,12 +67,13 @@ def make_release(
     day of the run and the start of its digest.
 
     Raises:
-        UsageError: nothing of the run can be published, or the version belongs to another run.
+        UsageError: the run has no publishable result, or the version belongs to another run.
     """
     rows = publishable(report)
     if not rows:
         raise UsageError(
-            f"{run} contains no finished artifact", fix="see its report: failed results are not published"
+            f"{run} contains no finished artifact",
+            fix="see its report: only results with status ok are published",
         )
     if not report.run.document:
         raise UsageError(
@@ -88,7 +89,7 @@ def make_release(
         if index.annotations.get(RUN) == identity and (SIGNED in index.annotations) == (key is not None):
             return Release(name, version, existing, index)
         raise UsageError(
-            f"{name} already has a version {version}, from another run or with other signing: versions are "
+            f"{name} already has a version {version}, from another run or signed differently: versions are "
             "immutable",
             fix="choose another version: --version 1.2.1",
         )
@@ -193,6 +194,7 @@ def _facts(report: Report, row: Result, contract: Contract) -> Facts:
 
 
 def _summary(failed: Sequence[Verdict]) -> str:
+    """The first failed gates, for messages and lists."""
     first = "; ".join(
         f"{verdict.gate} on {verdict.variant}.{verdict.format} on {verdict.device}" for verdict in failed[:3]
     )

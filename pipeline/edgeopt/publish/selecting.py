@@ -21,7 +21,7 @@ class Facts(BaseModel):
     device: str
     size_bytes: int
     digest: str = ""
-    """sha256 over all files of a model that has several; otherwise empty, see the layer."""
+    """sha256 over all files of a multi-file model; otherwise empty: the layer has the digest."""
     compiled: bool = False
     """By the device's own compiler: unusable on other devices."""
     operators: tuple[str, ...] | None = None
@@ -59,14 +59,14 @@ def bundles(index: Index) -> list[tuple[Descriptor, Facts]]:
 
 def choose(
     index: Index,
-    wanted: str,
+    device_name: str,
     device: Device | None,
     *,
     variant: str | None = None,
     format_name: str | None = None,
     operators: frozenset[str] | None = None,
 ) -> Choice:
-    """Select the bundle for the device called ``wanted``.
+    """Select the bundle for the device called ``device_name``.
 
     Bundles measured on that device are preferred. Otherwise ``device`` declares what it can run: formats it
     has a runtime for, its flash and RAM, and ``operators``, the names its runtime supports. Among the bundles
@@ -76,38 +76,38 @@ def choose(
         UsageError: nothing fits; the error lists the bundles and why each does not fit.
     """
     available = bundles(index)
-    asked = [
+    matching = [
         (descriptor, facts)
         for descriptor, facts in available
         if variant in (None, facts.variant) and format_name in (None, facts.format)
     ]
-    if not asked:
+    if not matching:
         raise UsageError(
             f"this release has no bundle of variant {variant or 'any'} in format {format_name or 'any'}",
             fix=f"it has {_listed([facts for _, facts in available])}",
         )
-    fitting = [(d, f) for d, f in asked if f.device == wanted]
-    reason = f"measured on {wanted}"
+    fitting = [(d, f) for d, f in matching if f.device == device_name]
+    reason = f"measured on {device_name}"
     if not fitting:
         if device is None:
             known = sorted({facts.device for _, facts in available})
             raise UsageError(
-                f"no bundle of this release was measured on a device {wanted!r}{nearest(wanted, known)}, and "
-                "no device file describes it",
+                f"no bundle of this release was measured on a device {device_name!r}"
+                f"{nearest(device_name, known)}, and no device file describes it",
                 fix=f"choose one of {', '.join(known)}, or add a device file: --devices FOLDER",
             )
-        obstacles = [(d, f, _obstacle(f, device, operators)) for d, f in asked]
+        obstacles = [(d, f, _obstacle(f, device, operators)) for d, f in matching]
         fitting = [(d, f) for d, f, obstacle in obstacles if not obstacle]
-        reason = f"not measured on {wanted}, but it meets the limits of its device file"
+        reason = f"not measured on {device_name}, but it meets the limits of its device file"
         if not fitting:
             obstacle_lines = sorted({f"{f.variant}.{f.format}: {obstacle}" for _, f, obstacle in obstacles})
-            raise UsageError(f"no bundle of this release fits {wanted}", fix="\n  ".join(obstacle_lines))
+            raise UsageError(f"no bundle of this release fits {device_name}", fix="\n  ".join(obstacle_lines))
     ranked = sorted(fitting, key=lambda pair: _rank(pair[1], device))
     descriptor, facts = ranked[0]
     others = {(each.variant, each.format): each for _, each in reversed(ranked)}
     others.pop((facts.variant, facts.format))
-    kept = sorted(others.values(), key=lambda each: _rank(each, device))
-    return Choice(descriptor=descriptor, facts=facts, reason=reason, others=tuple(kept))
+    alternatives = sorted(others.values(), key=lambda each: _rank(each, device))
+    return Choice(descriptor=descriptor, facts=facts, reason=reason, others=tuple(alternatives))
 
 
 def _rank(facts: Facts, device: Device | None) -> tuple[bool, bool, int, bool, str]:

@@ -1,4 +1,4 @@
-"""Transfers of releases: found in a remote, fetched to the library, mirrored from it."""
+"""Transfers of releases between remotes and the library."""
 
 import fcntl
 import os
@@ -56,7 +56,7 @@ def find_release(remote: Remote, reference: Reference) -> Release:
     declared = index.annotations.get(VERSION, "")
     if not is_version(declared) or version not in (None, declared):
         raise VerificationError(
-            f"{remote.url}: the release under {target} declares the version {declared or 'unknown'}: it was "
+            f"{remote.url}: the release under {target} declares version {declared or 'unknown'}: it was "
             "pushed by another tool, or tampered with",
             fix="pull a version by its digest: NAME@sha256:…",
         )
@@ -131,7 +131,7 @@ def mirror(
 
 
 def bytes_of(release: Release, source: Remote) -> int:
-    """Size of all blobs of a release, for a progress bar."""
+    """Total size of a release's blobs, for a progress bar."""
     total = 0
     for bundle in release.index.manifests:
         manifest = read_manifest(source.manifest(bundle.digest), release.name)
@@ -148,7 +148,7 @@ def partial(folder: Path, blob: Descriptor) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Another process fetches the same blob: use separate files, the first to finish wins.
+            # Another process fetches the same blob: use a separate file. The first to finish wins.
             separate = file.with_name(f"{file.name}.{os.getpid()}")
             try:
                 yield separate
@@ -161,6 +161,7 @@ def partial(folder: Path, blob: Descriptor) -> Iterator[Path]:
 
 
 def _available(remote: Remote, reference: Reference) -> str:
+    """The existing versions and channels, as a fix."""
     tags = remote.tags()
     versions = [tag for tag in tags if is_version(tag)]
     if not versions:

@@ -1,10 +1,10 @@
 """Zip archives of bundles: packed reproducibly, unpacked without trusting their content.
 
-Unpacking accepts what `pack` writes and little else. Members that would be written outside the folder, mean
-another file on another file system, or are out of proportion to the archive are refused before they are
-written. The declared sizes are only a first check: the limits apply to the bytes that are unpacked.
+Unpacking accepts little more than the output of `pack`. A member is refused, before it is written, if it
+would be outside the folder, if its name denotes another file on another file system, or if its size is out
+of proportion to the archive. Declared sizes are only a first check: the limits apply to the unpacked bytes.
 
-Source of the format: PKWARE's APPNOTE 6.3.10.
+Source: PKWARE's APPNOTE 6.3.10.
 """
 
 import re
@@ -23,13 +23,13 @@ from edgeopt.config.files import CHUNK
 from edgeopt.config.units import show_bytes
 from edgeopt.errors import UsageError, VerificationError
 
-GENEROUS: Final = 64 << 20
-"""Bytes that any archive may unpack to; above, `RATIO` applies."""
+SMALL_BUDGET: Final = 64 << 20
+"""Bytes that any archive may unpack to; beyond them, `RATIO` applies."""
 RATIO: Final = 200
 """Largest ratio of unpacked to packed bytes: C source has 3 to 10, deflate reaches 1032 on zeros."""
 LONGEST_NAME: Final = 255
 DIRECTORY_BYTES: Final = 1024
-"""Bytes per member that the archive's directory may have."""
+"""Limit of the central directory, in bytes per member."""
 
 _RESERVED: Final = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE
@@ -42,7 +42,7 @@ _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, Runtim
 
 
 def check_name(name: str) -> str:
-    """Return a file name if it is a plain file name and means the same file on every system.
+    """Return a file name if it is plain and denotes the same file on every system.
 
     Raises:
         VerificationError: it has a separator, or is reserved or invalid on some system.
@@ -57,7 +57,7 @@ def check_path(path: str) -> Path:
     """Return a relative path, with ``/``, if `check_name` accepts all its parts.
 
     Raises:
-        VerificationError: it refuses one.
+        VerificationError: a part is refused.
     """
     return Path(*(check_name(part) for part in path.split("/")))
 
@@ -111,8 +111,8 @@ def pack(folder: Path, archive: Path, exclude: Collection[str] = ()) -> None:
     Raises:
         UsageError: the folder has a link, or a name that `unpack` would refuse.
     """
-    found = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
-    chosen = [(name, path) for name, path in found if name not in exclude]
+    present = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
+    chosen = [(name, path) for name, path in present if name not in exclude]
     special = [name for name, path in chosen if path.is_symlink() or not (path.is_file() or path.is_dir())]
     if special:
         raise UsageError(f"{folder / special[0]} cannot be packed: it is a link or a special file")
@@ -143,12 +143,12 @@ def _objection(part: str) -> str:
     """The reason why a part of a path is refused; empty if it is accepted."""
     if part in ("", ".", ".."):
         return "it is not a file name"
-    if found := _FORBIDDEN.search(part):
-        return f"it contains {found[0]!r}"
+    if match := _FORBIDDEN.search(part):
+        return f"it contains {match[0]!r}"
     if _RESERVED.fullmatch(part):
         return "it is reserved on Windows"
     if part[-1] in ". ":
-        return "Windows drops its last character"
+        return "Windows removes its last character"
     try:
         size = len(part.encode())
     except UnicodeEncodeError:
@@ -180,10 +180,10 @@ def _folded(path: str) -> str:
 
 
 def _check_end(archive: Path, files: int) -> None:
-    """Check the end record before zipfile reads a directory of any size.
+    """Check the end record, so that zipfile does not read a directory of unlimited size.
 
     Raises:
-        VerificationError: it is not as `pack` writes it: without comment, nothing before the first member.
+        VerificationError: it is unlike that of `pack`: it has a comment, or bytes outside the members.
     """
     size = archive.stat().st_size
     with archive.open("rb") as file:
@@ -195,15 +195,15 @@ def _check_end(archive: Path, files: int) -> None:
     if mark != b"PK\5\6" or comment:
         raise _refusal(archive, "damaged, or not a zip archive: it has no valid end record")
     if tail.startswith(b"PK\6\7"):
-        raise _refusal(archive, "it uses ZIP64, which no bundle needs")
+        raise _refusal(archive, "it uses ZIP64, which bundles never need")
     if offset + length != size - _END.size:
-        raise _refusal(archive, "it has bytes that belong to no member")
+        raise _refusal(archive, "it contains bytes outside its members")
     if length > files * DIRECTORY_BYTES:
         raise _refusal(archive, f"it has more than the {files:,} members allowed")
 
 
 def _check_members(archive: Path, members: list[zipfile.ZipInfo], largest: int, files: int) -> None:
-    """Check the entries of the directory."""
+    """Check names, types, flags and declared sizes in the directory."""
     if len(members) > files:
         raise _refusal(archive, f"it has {len(members):,} members, more than the {files:,} allowed")
     _check_names(archive, [member.orig_filename for member in members])
@@ -228,7 +228,7 @@ def _check_members(archive: Path, members: list[zipfile.ZipInfo], largest: int, 
 
 def _budget(archive: Path, largest: int) -> int:
     """Bytes that an archive of this size may unpack to."""
-    return min(largest, max(GENEROUS, RATIO * archive.stat().st_size))
+    return min(largest, max(SMALL_BUDGET, RATIO * archive.stat().st_size))
 
 
 def _extract(
@@ -242,16 +242,16 @@ def _extract(
     if member.is_dir():
         _make(target, undo)
         return 0
-    claimed, written = member.file_size, 0
-    member.file_size = 1 << 62  # or zipfile would stop at the claimed size and hide the rest
+    declared, written = member.file_size, 0
+    member.file_size = 1 << 62  # zipfile would stop at the declared size and hide the rest
     with opened.open(member) as source, target.open("xb") as file:
         undo.callback(target.unlink)
         while piece := source.read(CHUNK):
             written += len(piece)
-            if written > claimed or written > budget:
+            if written > declared or written > budget:
                 raise _refusal(archive, f"member {member.filename!r} is larger than it declares")
             file.write(piece)
-    if written != claimed:
+    if written != declared:
         raise _refusal(archive, f"member {member.filename!r} is smaller than it declares")
     return written
 

@@ -1,1 +1,1 @@
-"""From a recipe's text to a plan: document, resolve, planner. Pure: nothing is built here."""
+"""From the text of a recipe to a plan: document, resolve, planner. Nothing is built here."""

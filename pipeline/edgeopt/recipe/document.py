@@ -1,4 +1,4 @@
-"""The types of a recipe: the document as it is written, and what it comes to once every name is found."""
+"""The types of a recipe: the document as written, and the recipe with all names resolved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VERSION = 1
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "mlperf-tiny": {"min_runs": 10, "min_seconds": 10.0, "max_seconds": 60.0, "repeats": 5}
 }
-"""MLPerf Tiny's performance mode: at least 10 s and 10 inferences, five times; the median counts."""
+"""MLPerf Tiny, performance mode: five repetitions of at least 10 s and 10 inferences; their median."""
 
 
 class _Part(BaseModel):
@@ -28,7 +28,7 @@ class _Part(BaseModel):
 class Use(_Part):
     """A plugin by name, with its options: ``name`` or ``{uses: name, with: {...}}``."""
 
-    uses: str = Field(description="name of a shipped plugin, or package.module:Class")
+    uses: str = Field(description="name of a plugin, or package.module:Class")
     options: dict[str, Any] = Field({}, alias="with", description="the plugin's options")
 
     @model_validator(mode="before")
@@ -38,12 +38,12 @@ class Use(_Part):
 
 
 class MetricUse(Use):
-    """A metric, under a name of its own where the recipe uses it more than once."""
+    """A metric, with a name if the recipe uses it more than once."""
 
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$",
-        description="what reports and gates call it; default: the plugin's name",
+        description="name in reports and gates; default: the plugin's name",
     )
 
 
@@ -52,7 +52,7 @@ def _as_list(value: object) -> object:
 
 
 def _as_words(value: object) -> object:
-    """Class numbers are names as well."""
+    """Accept one entry or a list, and class indices as names."""
     items = value if isinstance(value, list | tuple) else [value]
     return tuple(str(item) if isinstance(item, int) else item for item in items)
 
@@ -67,163 +67,174 @@ class ModelPart(_Part):
     factory: Code | None = Field(None, description="module:function that builds the torch.nn.Module")
     arguments: dict[str, Any] = Field({}, description="arguments of the factory")
     weights: ExistingPath | None = Field(None, description="state dict (.pt, .pth, .th) or .safetensors")
-    inputs: tuple[TensorSpec, ...] = Field((), description="where the model file does not tell")
-    preprocess: Preprocessing = Field(Preprocessing(), description="from raw sample to model input")
+    inputs: tuple[TensorSpec, ...] = Field(
+        (), description="input specs, if the model file does not declare them"
+    )
+    preprocess: Preprocessing = Field(Preprocessing(), description="conversion of raw samples to model input")
     labels: tuple[str, ...] = Field((), description="class names, in the order of the outputs")
-    trust: bool = Field(False, description="allow Lambda layers and pickles: they run code from the file")
+    trust: bool = Field(False, description="allow Lambda layers and pickles, which run code from the file")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelPart":
         if (self.path is None) == (self.factory is None):
             raise ValueError("give either path, or factory (with weights)")
         if self.factory is None and (self.weights is not None or self.arguments):
-            raise ValueError("weights and arguments belong to a factory: add factory: 'module:function'")
+            raise ValueError("weights and arguments require a factory: add factory: 'module:function'")
         if self.factory is not None and not self.inputs:
             raise ValueError(
-                "a factory does not tell its inputs: add "
+                "a factory does not declare its inputs: add "
                 "inputs: [{name: image, shape: [1, 3, 32, 32], layout: NCHW}]"
             )
         return self
 
 
 class DataPart(_Part):
-    """Datasets by their use. Evaluation data is never used for calibration or training."""
+    """Datasets by purpose. Evaluation data is never used for calibration or training."""
 
     calibration: Use | None = Field(
-        None, description="finds the ranges of values for quantization; needs no labels"
+        None, description="samples for the quantization ranges; labels are not needed"
     )
-    evaluation: Use | None = Field(None, description="judges; never the samples of the other two")
-    train: Use | None = Field(None, description="for fine-tuning")
+    evaluation: Use | None = Field(
+        None, description="samples to judge artifacts with, disjoint from the others"
+    )
+    train: Use | None = Field(None, description="samples for fine-tuning")
     validation: Use | None = Field(
-        None, description="what searches and early stopping choose by; default: calibration, part of train"
+        None, description="samples for searches and early stopping; default: calibration, part of train"
     )
     allow_leak: bool = Field(
-        False, description="judge with samples that were also calibrated or trained with; the report says so"
+        False,
+        description="allow evaluation samples that are also used to calibrate or train; the report notes it",
     )
 
 
 class GatePart(_Part):
     """A condition that decides the exit code."""
 
-    ALONE: ClassVar[dict[str, str]] = {
+    SINGULAR: ClassVar[dict[str, str]] = {
         "variant": "variants",
         "format": "formats",
         "device": "devices",
         "class": "classes",
     }
-    """How a filter may be called that names one thing only."""
+    """Singular names of the filters, for a single value."""
 
     metric: str = Field(description="a metric of the recipe, or a measurement such as size_bytes")
-    max: float | str | None = Field(None, description="largest value, units understood: 64 KiB, 12 ms, 0.5 %")
+    max: float | str | None = Field(
+        None, description="largest value; units are accepted: 64 KiB, 12 ms, 0.5 %"
+    )
     min: float | str | None = Field(None, description="smallest value")
-    max_drop: float | str | None = Field(None, description="largest loss against the source model")
-    max_increase: float | str | None = Field(None, description="largest growth against the float variant")
+    max_drop: float | str | None = Field(None, description="largest drop against the source model")
+    max_increase: float | str | None = Field(None, description="largest increase over the float variant")
     max_ratio: float | str | None = Field(None, description="largest ratio to the float variant")
-    variants: Names = Field((), description="judge these variants only; default: all")
-    formats: Names = Field((), description="judge these formats only; default: all")
-    devices: Names = Field((), description="judge on these devices only; default: all")
+    variants: Names = Field((), description="variants to judge; default: all")
+    formats: Names = Field((), description="formats to judge; default: all")
+    devices: Names = Field((), description="devices to judge on; default: all")
     classes: Annotated[tuple[str, ...], BeforeValidator(_as_words)] = Field(
-        (), description="judge samples of these classes only, by name or number; default: all"
+        (), description="classes whose samples are judged, by name or index; default: all"
     )
     confidence: float | None = Field(
         None,
         ge=0.5,
         lt=1,
-        description="with max_drop: fail only if the samples leave no more doubt than this, pass likewise",
+        description="with max_drop: confidence level required for the verdicts fail and pass",
     )
     undecided: Literal["fail", "pass"] = Field(
-        "fail", description="with confidence: what it comes to when there are too few samples to tell"
+        "fail", description="with confidence: verdict when the samples are inconclusive"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _one_is_written_alone(cls, value: object) -> object:
+    def _accept_singular(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        twice = [one for one, several in cls.ALONE.items() if one in value and several in value]
-        if twice:
-            raise ValueError(f"give {twice[0]} or {cls.ALONE[twice[0]]}, not both")
-        return {cls.ALONE.get(key, key): entry for key, entry in value.items()}
+        both = [one for one, several in cls.SINGULAR.items() if one in value and several in value]
+        if both:
+            raise ValueError(f"give {both[0]} or {cls.SINGULAR[both[0]]}, not both")
+        return {cls.SINGULAR.get(key, key): entry for key, entry in value.items()}
 
     @model_validator(mode="after")
     def _one_limit(self) -> "GatePart":
         if sum(getattr(self, kind) is not None for kind in LIMITS) != 1:
             raise ValueError(f"give exactly one of {', '.join(LIMITS)}")
         if self.confidence is not None and self.max_drop is None:
-            raise ValueError("confidence is about a drop: it belongs to max_drop")
+            raise ValueError("confidence requires max_drop")
         if self.classes and (self.max_increase is not None or self.max_ratio is not None):
-            raise ValueError("classes belong to max_drop, min or max of an accuracy metric")
+            raise ValueError("classes require max_drop, min or max of an accuracy metric")
         return self
 
 
 class Limits(_Part):
-    """What one stage may take before it is stopped."""
+    """Resource limits of one stage."""
 
-    stage_minutes: float = Field(20.0, gt=0, description="minutes after which a stage is stopped")
-    training_minutes: float = Field(240.0, gt=0, description="the same for a stage that trains")
-    stage_memory: Bytes | None = Field(None, description="default: 80 % of the memory of this machine")
+    stage_minutes: float = Field(20.0, gt=0, description="timeout of a stage, in minutes")
+    training_minutes: float = Field(240.0, gt=0, description="timeout of a stage that trains, in minutes")
+    stage_memory: Bytes | None = Field(
+        None, description="memory limit of a stage; default: 80 % of this machine's memory"
+    )
 
 
 class Latency(_Part):
-    """How long latency is measured: at least this many runs and this many seconds."""
+    """Duration of latency measurements: both minimums must be reached."""
 
     protocol: Literal["mlperf-tiny"] | None = Field(
-        None, description="the settings of a known protocol, instead of one's own"
+        None, description="a standard protocol, which fixes all other settings"
     )
-    min_runs: int = Field(50, ge=2, description="at least so many runs")
-    min_seconds: float = Field(2.0, ge=0, description="and at least so long")
-    max_seconds: float = Field(30.0, gt=0, description="but no longer")
-    repeats: int = Field(1, ge=1, le=100, description="all of it so often; latency_median_ms is their median")
+    min_runs: int = Field(50, ge=2, description="smallest number of runs")
+    min_seconds: float = Field(2.0, ge=0, description="shortest duration, in seconds")
+    max_seconds: float = Field(30.0, gt=0, description="longest duration, in seconds")
+    repeats: int = Field(
+        1, ge=1, le=100, description="repetitions of the whole measurement; latency_median_ms is their median"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _settings_of_protocol(cls, value: object) -> object:
         if isinstance(value, dict) and value.get("protocol") in PROTOCOLS:
             fixed = PROTOCOLS[value["protocol"]] | {"protocol": value["protocol"]}
-            own = [key for key in value if value[key] != fixed.get(key)]
-            if own:
-                raise ValueError(f"protocol {value['protocol']} fixes {own[0]}: give one of both")
+            conflicts = [key for key in value if value[key] != fixed.get(key)]
+            if conflicts:
+                raise ValueError(f"protocol {value['protocol']} fixes {conflicts[0]}: remove one of the two")
             return fixed
         return value
 
 
 class Document(_Part):
-    """A recipe as it is written."""
+    """A recipe as written."""
 
-    version: int = Field(description="of the recipe language: 1")
+    version: int = Field(description="version of the recipe language: 1")
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run and its folder"
     )
     model: ModelPart
     data: DataPart = DataPart()
     metric: Annotated[tuple[MetricUse, ...], BeforeValidator(_as_list)] = Field(
-        (), description="one or more metrics of accuracy; fidelity to the source model is always measured"
+        (), description="accuracy metrics; fidelity to the source model is always measured"
     )
-    optimize: dict[str, dict[str, Any] | None] = Field({}, description="each entry is a variant")
-    formats: Names = Field(min_length=1, description="what every variant is converted to")
-    devices: Names = Field(("host",), description="where every artifact is measured")
+    optimize: dict[str, dict[str, Any] | None] = Field({}, description="variants by name")
+    formats: Names = Field(min_length=1, description="output formats of every variant")
+    devices: Names = Field(("host",), description="devices to measure every artifact on")
     gates: tuple[GatePart, ...] = ()
     limits: Limits = Limits()
     latency: Latency = Latency()
 
 
 class Intent(NamedTuple):
-    """What a variant asks for: ``quantize`` with scheme ``int8`` and options."""
+    """One requested optimization: ``quantize`` with scheme ``int8`` and options."""
 
     name: str
     scheme: str
     options: dict[str, Any]
     optional: bool = False
-    """Carried out where the format allows it: nobody asked for it by name."""
+    """Applied by default, and dropped if the format does not support it."""
 
     def as_for(self, target: str) -> "Intent":
-        """The intent for one format: options under the format's name are for it alone."""
+        """The intent for one format, with the options under that format's name merged in."""
         common = {key: value for key, value in self.options.items() if key not in artifact_formats()}
         return self._replace(options=common | dict(self.options.get(target) or {}))
 
 
 class Variant(NamedTuple):
-    """One way to optimize the model; ``stages`` set means that the recipe lists them itself."""
+    """One way to optimize the model: intents, or ``stages`` if the recipe lists them explicitly."""
 
     name: str
     intents: tuple[Intent, ...] = ()
@@ -232,7 +243,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe whose every name has been found and every option checked."""
+    """A recipe with all names resolved and all options validated."""
 
     file: Path
     name: str
@@ -251,4 +262,4 @@ class Recipe:
     limits: Limits
     latency: Latency
     document: str = ""
-    """YAML text of what is carried out: the file, and what the command line replaced in it."""
+    """YAML text of the recipe as run: the file with the overrides applied."""

@@ -1,4 +1,4 @@
-"""Changes of a recipe as the parts of it that are then another."""
+"""Patches of recipes: the top-level parts that a proposed change replaces."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from edgeopt.recipe.document import Use
 
 
 def patch_of(document: Mapping[str, Any], variant: str, changes: Changes) -> dict[str, Any] | None:
-    """The parts of the recipe that change, as a whole; None where this variant cannot take the change."""
+    """The changed parts of the recipe, complete; None if the change does not apply to this variant."""
     if not changes:
         return None
     patch: dict[str, Any] = {}
@@ -27,26 +27,27 @@ def patch_of(document: Mapping[str, Any], variant: str, changes: Changes) -> dic
 
 
 def _with_intents(body: Mapping[str, Any], intents: Changes) -> dict[str, Any] | None:
+    """The variant with changed intents; None if it lists stages and the change does not apply to them."""
     if "stages" in body:
         return _with_options(body, intents)
-    told = {name: {"scheme": value} if isinstance(value, str) else value for name, value in body.items()}
+    existing = {name: {"scheme": value} if isinstance(value, str) else value for name, value in body.items()}
     changed = dict(body)
     for name, value in intents.items():
-        mine = told.get(name)
-        # What is asked for anew stands before what was there.
-        changed[name] = merged(value, mine) if isinstance(value, dict) and isinstance(mine, dict) else value
+        old = existing.get(name)
+        # New options come first, in front of those of the recipe.
+        changed[name] = merged(value, old) if isinstance(value, dict) and isinstance(old, dict) else value
     return {name: _in_order(value) for name, value in changed.items()}
 
 
 def _in_order(value: Any) -> Any:
-    """The scheme first, as people write it."""
+    """The options with the scheme first, by convention."""
     if not isinstance(value, dict) or "scheme" not in value:
         return value
     return {"scheme": value["scheme"]} | value
 
 
 def _with_options(body: Mapping[str, Any], intents: Changes) -> dict[str, Any] | None:
-    """A variant that lists its stages: the one that quantizes takes the options; nothing else can be had."""
+    """A variant that lists its stages: only the options of its quantizing stages can be changed."""
     if set(intents) != {"quantize"}:
         return None
     stages = []
@@ -60,7 +61,7 @@ def _with_options(body: Mapping[str, Any], intents: Changes) -> dict[str, Any] |
 
 
 def shown(patch: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """Of the parts that change, what changes in them."""
+    """The patch as shown to the user: only the entries that change."""
     changed: dict[str, Any] = {}
     if "optimize" in patch:
         changed["optimize"] = {variant: patch["optimize"][variant]}

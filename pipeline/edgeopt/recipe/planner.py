@@ -1,9 +1,8 @@
-"""From a recipe to the chains of stages that carry it out. Pure: nothing is built, no framework imported.
+"""From a recipe to chains of stages. Nothing is built, and no framework is imported.
 
-An intent such as ``quantize: int8`` is turned into stages by finding a path. Every stage says which
-formats it accepts and produces and which intents it fulfils; the plan is the shortest chain from
-the source format to the target that fulfils every intent exactly once. What no chain can do is
-told by name, with what can be had instead.
+Planning is a shortest-path search. Every stage declares the formats it accepts and produces, and the intents
+it fulfils, such as ``quantize: int8``; the plan is the shortest chain from the source format to the target
+that fulfils every intent exactly once. Requests without such a chain are reported by name, with alternatives.
 """
 
 import heapq
@@ -27,11 +26,11 @@ from edgeopt.recipe.document import Intent, ModelPart, Recipe, Variant
 from edgeopt.results import Breakdown
 
 BASELINE = "float"
-"""The variant that is always built, because everything else is compared with it."""
+"""The variant that is always built, as the reference of all others."""
 
 
 class Branch(NamedTuple):
-    """One variant in one format: the stages that make it, and where it will be measured."""
+    """One variant in one format: the stages that build it, and the devices to measure it on."""
 
     variant: str
     format: str
@@ -49,7 +48,7 @@ class Branch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One finished stage of a branch, with what it remarked and tried."""
+    """One finished stage of a branch, with its notes and search trials."""
 
     stage: Stage
     model: Model
@@ -58,14 +57,14 @@ class Step(NamedTuple):
     notes: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     arithmetic: Mapping[str, float] = {}
-    """MACs, parameters and sparsity, where the file tells."""
+    """MACs, parameters and sparsity, if the file declares them."""
     breakdown: Breakdown | None = None
-    """Where the bytes of a finished file go."""
+    """Size breakdown of a finished file."""
 
 
 @dataclass
 class Built:
-    """How far one branch came: all its steps, or the reason why not."""
+    """The finished steps of a branch, and the reason if it is incomplete."""
 
     branch: Branch
     steps: list[Step] = field(default_factory=list)
@@ -81,7 +80,7 @@ class Built:
 
     @property
     def source_step(self) -> Step | None:
-        """The last step before any intent was carried out; None where the source itself is that."""
+        """The last step before any intent was applied; None if that is the source itself."""
         before = None
         for step in self.steps:
             if step.stage.fulfils:
@@ -91,7 +90,7 @@ class Built:
 
 
 class Impossible(NamedTuple):
-    """One variant in one format that cannot be had, why, and the way out."""
+    """One variant in one format that cannot be produced, with reason and fix."""
 
     variant: str
     format: str
@@ -101,7 +100,7 @@ class Impossible(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that would run."""
+    """All branches that would run, and the requests that are impossible."""
 
     recipe: Recipe
     source: Model
@@ -110,48 +109,48 @@ class Plan:
     notes: tuple[str, ...]
 
     def demand_possible(self) -> None:
-        """Refuse a plan with impossible branches.
+        """Reject a plan with impossible branches.
 
         Raises:
-            UsageError: naming each of them.
+            UsageError: some requested artifacts cannot be produced; it names each of them.
         """
         if self.impossible:
             lines = [f"{i.variant} as {i.format}: {i.reason}\n    {i.fix}" for i in self.impossible]
             raise UsageError(
-                f"{self.recipe.file}: {len(lines)} of the requested artifacts cannot be had:\n  "
+                f"{self.recipe.file}: {len(lines)} of the requested artifacts cannot be produced:\n  "
                 + "\n  ".join(lines),
                 fix="change the recipe, or build the rest with --keep-going",
             )
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Find the chain of every variant and format of a recipe.
+    """Find the chain of stages for every variant and format of a recipe.
 
     Raises:
-        UsageError: when the model file is not what it claims to be.
+        UsageError: the model file is invalid, or does not declare its input shapes.
     """
     source, notes = _source(recipe.model)
-    unfit = dict(_unfit(recipe))
+    incompatible = dict(_incompatible(recipe))
     branches: list[Branch] = []
     impossible: list[Impossible] = []
     for variant in recipe.variants:
         for target in recipe.formats:
-            found = _branch(recipe, source.format, variant, target, unfit)
-            if isinstance(found, Branch):
-                branches.append(found)
+            planned = _branch(recipe, source.format, variant, target, incompatible)
+            if isinstance(planned, Branch):
+                branches.append(planned)
             else:
-                impossible.append(found)
+                impossible.append(planned)
     for device in recipe.devices:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
-    for where, reason in unfit.items():
-        what = "is built, but not measured" if where.variant == BASELINE else "will fail"
-        notes.append(f"{where.variant}.{where.format} {what} on {where.device}: {reason}")
+    for where, reason in incompatible.items():
+        outcome = "is built, but not measured" if where.variant == BASELINE else "will fail"
+        notes.append(f"{where.variant}.{where.format} {outcome} on {where.device}: {reason}")
     return Plan(recipe, source, tuple(branches), tuple(impossible), tuple(notes))
 
 
-class Placed(NamedTuple):
+class Placement(NamedTuple):
     """One variant in one format on one device."""
 
     variant: str
@@ -159,37 +158,38 @@ class Placed(NamedTuple):
     device: str
 
 
-def _unfit(recipe: Recipe) -> Iterator[tuple[Placed, str]]:
-    """Artifacts of which a device's limits already say, before any file is there, that they will not run."""
+def _incompatible(recipe: Recipe) -> Iterator[tuple[Placement, str]]:
+    """Artifacts that a device's declared limits rule out before any file exists, with the reason."""
     for device in recipe.devices:
         for variant in recipe.variants:
             if variant.stages is not None:
-                continue  # only the file will show what they make of it
+                continue  # the precision of its artifact is unknown until it is built
             schemes = {intent.scheme for intent in variant.intents if intent.name == "quantize"}
             for target in recipe.formats:
                 reason = expected(device, target, schemes)
                 if target in device.runtimes and reason:
-                    yield Placed(variant.name, target, device.name), reason
+                    yield Placement(variant.name, target, device.name), reason
 
 
 def _source(part: ModelPart) -> tuple[Model, list[str]]:
+    """The source model and the notes of its format."""
     if part.path is None:
-        assert part.factory is not None  # ModelPart has checked it
+        assert part.factory is not None  # checked by ModelPart
         if part.weights is not None:
             check_weights(part.weights, trust=part.trust)
             return _from_factory(part, part.weights), []
         folder = part.factory.folder
         if folder is None:
             raise UsageError(
-                f"factory {part.factory.target!r} is an installed package and no weights are given",
-                fix="add weights: FILE, so that there is a trained model to optimize",
+                f"factory {part.factory.target!r} is in an installed package, and no weights are given",
+                fix="add weights: FILE, the trained weights of the model",
             )
         return _from_factory(part, folder), []
     source = inspect(part.path, trust=part.trust)
     model = source.model.model_copy(update={"inputs": part.inputs or source.model.inputs})
     if not model.inputs:
         raise UsageError(
-            f"{part.path} does not tell the shape of its inputs",
+            f"{part.path} does not declare its input shapes",
             fix="add to the recipe's model: inputs: [{name: input, shape: [1, 3, 32, 32], layout: NCHW}]",
         )
     return model, list(source.notes)
@@ -201,50 +201,53 @@ def _from_factory(part: ModelPart, path: Path) -> Model:
 
 
 def _branch(
-    recipe: Recipe, source: str, variant: Variant, target: str, unfit: Mapping[Placed, str]
+    recipe: Recipe, source: str, variant: Variant, target: str, incompatible: Mapping[Placement, str]
 ) -> Branch | Impossible:
-    def cannot(reason: str, fix: str) -> Impossible:
+    def impossible(reason: str, fix: str) -> Impossible:
         return Impossible(variant.name, target, reason, fix)
 
     try:
         if variant.stages is not None:
-            stages: tuple[Stage, ...] | None = _listed(variant.stages, source, target, recipe)
+            stages: tuple[Stage, ...] | None = _complete_chain(variant.stages, source, target, recipe)
         else:
             intents = [intent.as_for(target) for intent in variant.intents]
             stages = find_chain(source, target, intents, recipe.model)
             if stages is None:
-                asked = [intent for intent in intents if not intent.optional]
-                stages = find_chain(source, target, asked, recipe.model)
+                # Intents applied by default are dropped if this format does not support them.
+                requested = [intent for intent in intents if not intent.optional]
+                stages = find_chain(source, target, requested, recipe.model)
     except UsageError as error:
-        return cannot(error.message, error.fix)
+        return impossible(error.message, error.fix)
     if stages is None:
-        return cannot(*_why_not(source, variant, target))
+        return impossible(*_why_not(source, variant, target))
     for stage in stages:
         if missing := stage.missing():
             extra = f"edgeopt[{stage.extra}]" if stage.extra else " ".join(missing)
-            return cannot(
-                f"{registry.plugin_name(stage)} needs {', '.join(missing)}, not installed here",
+            return impossible(
+                f"{registry.plugin_name(stage)} needs {', '.join(missing)}, which is not installed",
                 f"pip install '{extra}'",
             )
         if stage.needs_calibration and recipe.calibration is None:
-            return cannot(
+            return impossible(
                 f"{registry.plugin_name(stage)} needs calibration data",
                 "add data.calibration: {uses: npz, with: {path: calibration.npz}}",
             )
         if stage.needs_training and recipe.train is None:
-            return cannot(
+            return impossible(
                 f"{registry.plugin_name(stage)} needs training data",
-                "add data.train: {uses: npz, with: {path: train.npz}}; it needs no labels to learn "
-                "from the source model",
+                "add data.train: {uses: npz, with: {path: train.npz}}; labels are not needed to distil "
+                "the source model",
             )
     devices = tuple(device for device in recipe.devices if target in device.runtimes)
     if not devices:
-        return cannot(
-            f"no device of the recipe has a runtime for {target}", "add a device that has, such as host"
+        return impossible(
+            f"no device of the recipe has a runtime for {target}", "add a device that has one, such as host"
         )
     if variant.name == BASELINE:
-        # Nobody asked for float on a device that is made for integers: there it is only the baseline.
-        devices = tuple(device for device in devices if (variant.name, target, device.name) not in unfit)
+        # On an integer-only device, float is just the reference: that it cannot run there is not a failure.
+        devices = tuple(
+            device for device in devices if (variant.name, target, device.name) not in incompatible
+        )
     return Branch(variant.name, target, stages, devices)
 
 
@@ -253,54 +256,56 @@ def find_chain(
 ) -> tuple[Stage, ...] | None:
     """The shortest chain from ``source`` to ``target`` that fulfils every intent exactly once.
 
-    Ties are broken by the stages' declared preference, then by name, so that a plan is stable.
-    Dijkstra's search over pairs of a format and the intents still open.
+    Dijkstra's algorithm; a node is a format with the set of unfulfilled intents. Ties are broken by the
+    declared preference of the stages, then by name, so that plans are deterministic.
 
     Raises:
-        UsageError: the stage that fulfils an intent refuses its options.
+        UsageError: the stage that fulfils an intent rejects its options.
     """
     stages = registry.plugins(Stage)
     start = (source, frozenset(range(len(intents))))
     queue: list[tuple[tuple[int, int, tuple[str, ...]], str, frozenset[int]]] = [((0, 0, ()), *start)]
-    done: set[tuple[str, frozenset[int]]] = set()
+    visited: set[tuple[str, frozenset[int]]] = set()
     while queue:
-        (length, dislike, chain), here, still_open = heapq.heappop(queue)
-        if here == target and not still_open:
+        (length, penalty, chain), current, unfulfilled = heapq.heappop(queue)
+        if current == target and not unfulfilled:
             return tuple(instance(stages[name], intents, model) for name in chain)
-        if (here, still_open) in done:
+        if (current, unfulfilled) in visited:
             continue
-        done.add((here, still_open))
-        for name, stage, fulfilled in _next_steps(stages, here, still_open, intents):
-            cost = (length + 1, dislike - stage.preference, (*chain, name))
-            heapq.heappush(queue, (cost, stage.produces, still_open - fulfilled))
+        visited.add((current, unfulfilled))
+        for name, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents):
+            cost = (length + 1, penalty - stage.preference, (*chain, name))
+            heapq.heappush(queue, (cost, stage.produces, unfulfilled - fulfilled))
     return None
 
 
 def _next_steps(
-    stages: dict[str, type[Stage]], here: str, still_open: frozenset[int], intents: Sequence[Intent]
+    stages: dict[str, type[Stage]], current: str, unfulfilled: frozenset[int], intents: Sequence[Intent]
 ) -> Iterator[tuple[str, type[Stage], frozenset[int]]]:
+    """The stages that may follow, each with the indices of the intents it fulfils."""
     for name, stage in stages.items():
-        if here not in stage.accepts:
+        if current not in stage.accepts:
             continue
         fulfilled = frozenset(
-            i for i in still_open if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
+            i for i in unfulfilled if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
         )
-        waits = any(intents[i].name in stage.after for i in still_open - fulfilled)
-        if (fulfilled or not stage.fulfils) and not waits:
+        blocked = any(intents[i].name in stage.after for i in unfulfilled - fulfilled)
+        # A stage with intents is skipped unless one is open: nothing is optimized unasked.
+        if (fulfilled or not stage.fulfils) and not blocked:
             yield name, stage, fulfilled
 
 
 def instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -> Stage:
-    """A stage with the options of its intents; fields named as in the recipe's model part get those.
+    """A stage with the options of its intents, and the fields it shares with the recipe's model part.
 
     Raises:
-        UsageError: the stage refuses its options.
+        UsageError: the stage rejects its options.
     """
-    schemes = {scheme for every in stage.fulfils.values() for scheme in every}
+    schemes = {scheme for names in stage.fulfils.values() for scheme in names}
     options: dict[str, object] = {
         name: getattr(model, name)
         for name in stage.model_fields
-        # 'weights' is the file of a model, and how pruning calls what it sets to zero.
+        # 'weights' is a file in the model part, but a scheme in pruning.
         if name in ModelPart.model_fields and name not in schemes
     }
     for intent in intents:
@@ -312,15 +317,15 @@ def instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) ->
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         known = nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
-        told = f"unknown option{known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        message = f"unknown option{known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
         raise UsageError(
-            f"{stage.__module__.rpartition('.')[2]} refuses option {where!r}: {told}",
+            f"{stage.__module__.rpartition('.')[2]} rejects option {where!r}: {message}",
             fix="docs/recipe.md lists its options",
         ) from error
 
 
-def _listed(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages a recipe lists itself, with the way to the first one found where it is needed."""
+def _complete_chain(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages listed by a recipe, with the conversions added that lead to the first and from the last."""
     first = stages[0] if stages else None
     before: tuple[Stage, ...] = ()
     if first is not None and source not in first.accepts:
@@ -332,54 +337,55 @@ def _listed(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe)
         if not chains:
             raise UsageError(
                 f"{registry.plugin_name(first)} accepts {', '.join(sorted(first.accepts))}, not {source}",
-                fix="put a stage that converts before it",
+                fix="put a conversion stage before it",
             )
         before = min(chains, key=len)
-    here = source
+    current = source
     for stage in (*before, *stages):
-        if here not in stage.accepts:
+        if current not in stage.accepts:
             raise UsageError(
-                f"{registry.plugin_name(stage)} accepts {', '.join(sorted(stage.accepts))}, not {here}",
-                fix="put a stage that converts before it",
+                f"{registry.plugin_name(stage)} accepts {', '.join(sorted(stage.accepts))}, not {current}",
+                fix="put a conversion stage before it",
             )
-        here = stage.produces
-    after = find_chain(here, target, (), recipe.model)
+        current = stage.produces
+    after = find_chain(current, target, (), recipe.model)
     if after is None:
         raise UsageError(
-            f"the listed stages end with {here}, and nothing leads from there to {target}", fix=""
+            f"the listed stages end with {current}, and no conversion leads from there to {target}", fix=""
         )
     return (*before, *stages, *after)
 
 
 def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
-    """The reason that no chain exists, and what can be had instead."""
-    floats = reachable(source, ())
-    if target not in floats:
-        named = [name for name in artifact_formats() if name in floats]
-        instead = f"remove {target} from formats"
-        if named:
-            instead += f" ({source} can become {', '.join(named)})"
+    """Reason and fix for a variant without a chain."""
+    convertible = reachable(source, ())
+    if target not in convertible:
+        alternatives = [name for name in artifact_formats() if name in convertible]
+        fix = f"remove {target} from formats"
+        if alternatives:
+            fix += f" ({source} can be converted to {', '.join(alternatives)})"
         if advice := format_named(source).advice:
-            instead += f", or {advice}"
-        return f"no chain of stages leads from {source} to {target}", instead
-    asked = [intent for intent in variant.intents if not intent.optional]
-    wanted = ", ".join(f"{intent.name} {intent.scheme}" for intent in asked)
-    have = [name for name in artifact_formats() if name in reachable(source, asked)]
+            fix += f", or {advice}"
+        return f"no chain of stages leads from {source} to {target}", fix
+    requested = [intent for intent in variant.intents if not intent.optional]
+    wording = ", ".join(f"{intent.name} {intent.scheme}" for intent in requested)
+    available = [name for name in artifact_formats() if name in reachable(source, requested)]
     return (
-        f"no stage can {wanted} on the way from {source} to {target}",
-        f"it can be had as {', '.join(have)}" if have else "no format of this model can have it",
+        f"no stage supports {wording} on the way from {source} to {target}",
+        f"it is available as {', '.join(available)}" if available else "no format of this model supports it",
     )
 
 
 def reachable(source: str, intents: Sequence[Intent]) -> set[str]:
+    """All formats that ``source`` can be converted to with every intent fulfilled."""
     stages = registry.plugins(Stage)
     start = (source, frozenset(range(len(intents))))
     seen, waiting = {start}, [start]
     while waiting:
-        here, still_open = waiting.pop()
-        for _, stage, fulfilled in _next_steps(stages, here, still_open, intents):
-            there = (stage.produces, still_open - fulfilled)
-            if there not in seen:
-                seen.add(there)
-                waiting.append(there)
-    return {name for name, still_open in seen if not still_open}
+        current, unfulfilled = waiting.pop()
+        for _, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents):
+            node = (stage.produces, unfulfilled - fulfilled)
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return {name for name, unfulfilled in seen if not unfulfilled}

@@ -1,4 +1,4 @@
-"""From YAML to a recipe. Every mistake is found and reported at once, with its line and column."""
+"""From YAML to a recipe. All mistakes are reported at once, with line and column."""
 
 import contextlib
 import os
@@ -35,10 +35,10 @@ P = TypeVar("P", Dataset, Metric, Stage)
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A recipe file, or a shipped recipe by its bare name.
+    """Find a recipe file, or a shipped recipe by its name.
 
     Raises:
-        UsageError: when there is neither.
+        UsageError: there is neither.
     """
     path = Path(name)
     if path.is_file():
@@ -63,13 +63,12 @@ def load_recipe(
 ) -> Recipe:
     """Read, check and resolve a recipe.
 
-    ``overrides`` are ``key.key=value`` texts; ``data_root`` (default: ``EDGEOPT_DATA``) is where a
-    relative path is looked up when it does not lie beside the recipe. ``beside`` are folders in which the
-    recipe might lie as well: they are looked at before the data root.
+    Relative paths are looked up beside the recipe, then in the folders ``beside``, then in ``data_root``
+    (default: ``EDGEOPT_DATA``). ``overrides`` are settings of the form ``key.key=value``.
 
     Raises:
-        UsageError: there is no such file.
-        RecipeError: everything wrong with the recipe, in one.
+        UsageError: the file does not exist or cannot be read, or an override is invalid.
+        RecipeError: all mistakes of the recipe.
     """
     path = find_recipe(file)
     try:
@@ -92,7 +91,7 @@ def load_recipe(
 
 
 class _Resolver:
-    """Collects every problem of one recipe; the recipe comes out only if there is none."""
+    """Resolves one recipe, and collects all its problems."""
 
     def __init__(
         self,
@@ -107,14 +106,19 @@ class _Resolver:
         self.roots = roots
         self.device_folders = (file.resolve().parent / "devices", *device_folders)
         self.problems = Problems(file, positions)
-        self.unknown_metrics = False
-        """Whether a metric of the recipe could not be found, so that gates may name what is not known."""
+        self.has_unknown_metrics = False
+        """Whether a metric could not be resolved; unknown metrics in gates are then not reported."""
 
     def recipe(self) -> Recipe:
+        """The resolved recipe.
+
+        Raises:
+            RecipeError: all mistakes of the recipe.
+        """
         document = self._document()
         if document.version != VERSION:
             self.problems.add(
-                ("version",), f"version {document.version} is not known; this edgeopt reads {VERSION}"
+                ("version",), f"version {document.version} is unknown; this edgeopt reads {VERSION}"
             )
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         metrics = self._metrics(document)
@@ -159,20 +163,19 @@ class _Resolver:
             return Document.model_validate(self.data, context={"roots": self.roots})
         except ValidationError as error:
             self.problems.refused(error, (), Document)
-        # The document cannot be used, but names that can be looked up already are, so that the
-        # user hears of everything at once.
+        # The document is invalid, but its names are still looked up, to report all mistakes at once.
         data = self.data.get("data")
         for part, value in data.items() if isinstance(data, dict) else ():
             if part in DataPart.model_fields and part != "allow_leak":
-                with contextlib.suppress(ValidationError):  # told already, as part of the document
+                with contextlib.suppress(ValidationError):  # already reported with the document
                     self._plugin(Dataset, Use.model_validate(value), ("data", part))
         metric, is_list = self.data.get("metric"), isinstance(self.data.get("metric"), list)
-        for index, value in enumerate(_listed(metric)):
+        for index, value in enumerate(_as_items(metric)):
             with contextlib.suppress(ValidationError):
                 self._plugin(Metric, Use.model_validate(value), ("metric", index) if is_list else ("metric",))
-        for index, name in enumerate(_listed(self.data.get("formats"))):
+        for index, name in enumerate(_as_items(self.data.get("formats"))):
             self._format(name, index)
-        for index, name in enumerate(_listed(self.data.get("devices"))):
+        for index, name in enumerate(_as_items(self.data.get("devices"))):
             if isinstance(name, str):
                 self._device(name, ("devices", index))
         variants = self.data.get("optimize")
@@ -186,45 +189,47 @@ class _Resolver:
             self.problems.add(("formats", index), f"no format {name!r}{nearest(name, artifact_formats())}")
 
     def _metrics(self, document: Document) -> list[NamedMetric]:
-        """The metrics of the recipe under their names, and those that are measured in any case."""
+        """The metrics of the recipe by name, and those that are always measured."""
         is_list = isinstance(self.data.get("metric"), list)
-        found: dict[str, NamedMetric] = {}
+        metrics: dict[str, NamedMetric] = {}
         for index, use in enumerate(document.metric):
             loc: Loc = ("metric", index) if is_list else ("metric",)
             metric = self._plugin(Metric, use, loc)
             name = use.name or (registry.plugin_name(metric) if metric is not None else use.uses)
-            if name in found:
+            if name in metrics:
                 self.problems.add(
                     loc, f"{name!r} is used twice: give this one a name, {{uses: {use.uses}, name: ...}}"
                 )
             if name in MEASUREMENTS:
                 self.problems.add(loc, f"{name!r} is the name of a measurement: give the metric another name")
             if metric is not None:
-                found[name] = NamedMetric(name, metric)
+                metrics[name] = NamedMetric(name, metric)
             else:
-                self.unknown_metrics = True
-        always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in found]
-        return [*found.values(), *always]
+                self.has_unknown_metrics = True
+        always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in metrics]
+        return [*metrics.values(), *always]
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            self.problems.add(loc, f"variant name {name!r} may hold letters, digits, '-', '_' and '.' only")
+            self.problems.add(
+                loc, f"variant name {name!r} may only contain letters, digits, '-', '_' and '.'"
+            )
         if name == "float" and body:
             self.problems.add(
-                loc, "'float' is the untouched baseline and takes no options; name the variant otherwise"
+                loc, "'float' is the unmodified baseline and takes no options; rename the variant"
             )
         if "stages" in body:
             if len(body) > 1:
-                self.problems.add(loc, "a variant lists its stages itself or says what it wants, not both")
+                self.problems.add(loc, "a variant has either stages or intents, not both")
             return Variant(name, stages=self._stages(body["stages"], (*loc, "stages")))
         return Variant(name, tuple(self._intents(body, loc)))
 
     def _stages(self, value: object, loc: Loc) -> tuple[Stage, ...]:
         if not isinstance(value, list):
-            self.problems.add(loc, "stages is a list of stage names")
+            self.problems.add(loc, "stages must be a list of stages")
             return ()
-        found = []
+        stages = []
         for index, item in enumerate(value):
             try:
                 use = Use.model_validate(item)
@@ -233,57 +238,57 @@ class _Resolver:
                 continue
             stage = self._plugin(Stage, use, (*loc, index))
             if stage is not None:
-                found.append(stage)
-        return tuple(found)
+                stages.append(stage)
+        return tuple(stages)
 
     def _intents(self, body: Mapping[str, Any], loc: Loc) -> list[Intent]:
         schemes: dict[str, set[str]] = {}
-        default: dict[str, Mapping[str, Any]] = {}
+        by_default: dict[str, Mapping[str, Any]] = {}
         for stage in registry.plugins(Stage).values():
-            default |= stage.by_default
+            by_default |= stage.by_default
             for name, known in stage.fulfils.items():
                 schemes.setdefault(name, set()).update(known)
         intents = []
         for name, value in body.items():
-            here = (*loc, name)
+            base = (*loc, name)
             if name not in schemes:
-                self.problems.add(here, f"nothing can {name!r}{nearest(name, [*schemes, 'stages'])}")
+                self.problems.add(base, f"unknown intent {name!r}{nearest(name, [*schemes, 'stages'])}")
                 continue
             if isinstance(value, bool):
-                if name not in default and (not value or len(schemes[name]) > 1):
+                if name not in by_default and (not value or len(schemes[name]) > 1):
                     known_schemes = ", ".join(sorted(schemes[name]))
-                    self.problems.add(here, f"{name} is no switch: give a scheme ({known_schemes})")
-                elif name not in default:
+                    self.problems.add(base, f"{name} is not a boolean: give a scheme ({known_schemes})")
+                elif name not in by_default:
                     intents.append(Intent(name, min(schemes[name]), {}))
                 continue
             options = {"scheme": value} if isinstance(value, str) else value
             if not isinstance(options, dict) or not options:
                 self.problems.add(
-                    here, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options"
+                    base, f"give a scheme ({', '.join(sorted(schemes[name]))}) or a mapping of options"
                 )
                 continue
             scheme = _scheme(options, schemes[name])
             if scheme not in schemes[name]:
                 self.problems.add(
-                    here, f"no {name} scheme {scheme!r}{nearest(scheme, sorted(schemes[name]))}"
+                    base, f"no {name} scheme {scheme!r}{nearest(scheme, sorted(schemes[name]))}"
                 )
                 continue
             known_options = self._options_of(name, scheme)
-            for place, part in _parts(options, here):
+            for place, part in _parts(options, base):
                 for key in part:
-                    if key not in known_options and not (place == here and key in artifact_formats()):
+                    if key not in known_options and not (place == base and key in artifact_formats()):
                         self.problems.add(
                             (*place, key), f"unknown option {key!r}{nearest(key, known_options)}"
                         )
             intents.append(Intent(name, scheme, options))
-        for name, chosen in default.items():
+        for name, chosen in by_default.items():
             if body and body.get(name, True) is True:
                 intents.append(Intent(name, min(schemes[name]), dict(chosen), optional=True))
         return intents
 
     @staticmethod
     def _options_of(intent: str, scheme: str) -> list[str]:
-        """The options of all stages that fulfil an intent; the planner holds each to its own."""
+        """The options of all stages that fulfil an intent; the planner checks those of the chosen stage."""
         stages = registry.plugins(Stage).values()
         fulfilling = [s for s in stages if scheme in s.fulfils.get(intent, frozenset())]
         return sorted({option for stage in fulfilling for option in stage.model_fields})
@@ -297,21 +302,21 @@ class _Resolver:
         metrics: Sequence[NamedMetric],
     ) -> Gate:
         loc: Loc = ("gates", index)
-        named = [metric.name for metric in metrics]
-        worst = [f"{name}_worst_class_drop" for name in named if name not in ALWAYS]
-        known = [*named, *worst, *MEASUREMENTS]
-        if gate.metric not in known and not self.unknown_metrics:
+        names = [metric.name for metric in metrics]
+        worst = [f"{name}_worst_class_drop" for name in names if name not in ALWAYS]
+        known = [*names, *worst, *MEASUREMENTS]
+        if gate.metric not in known and not self.has_unknown_metrics:
             self.problems.add((*loc, "metric"), f"no metric {gate.metric!r}{nearest(gate.metric, known)}")
-        for key, names in (
+        for key, members in (
             ("variants", [variant.name for variant in variants]),
             ("formats", document.formats),
             ("devices", document.devices),
         ):
             for name in getattr(gate, key):
-                if name not in names:
+                if name not in members:
                     self.problems.add(
                         (*loc, key),
-                        f"no {key[:-1]} {name!r} in this recipe{nearest(name, list(names))}",
+                        f"no {key[:-1]} {name!r} in this recipe{nearest(name, list(members))}",
                     )
         unit = MEASUREMENTS[gate.metric].unit if gate.metric in MEASUREMENTS else ""
         limits: dict[str, float] = {}
@@ -325,12 +330,12 @@ class _Resolver:
         labels = document.model.labels
         for name in gate.classes:
             if name not in labels and not (name.isdigit() and (not labels or int(name) < len(labels))):
-                hint = nearest(name, list(labels)) if labels else "; model.labels names none"
+                hint = nearest(name, list(labels)) if labels else "; model.labels is empty"
                 self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
         return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
 
     def _contradictions(self, gates: Sequence[Gate]) -> None:
-        """Two gates that no artifact can pass both."""
+        """Report pairs of gates that no artifact can pass."""
         for index, gate in enumerate(gates):
             for other in gates[:index]:
                 same = (gate.metric, gate.filters, gate.classes) == (
@@ -342,7 +347,7 @@ class _Resolver:
                 high = min((g.max for g in (gate, other) if g.max is not None), default=None)
                 if same and low is not None and high is not None and low > high:
                     self.problems.add(
-                        ("gates", index), f"contradicts the gate '{other}': nothing can pass both"
+                        ("gates", index), f"contradicts the gate '{other}': no artifact can pass both"
                     )
 
     def _device(self, name: str, loc: Loc) -> Device | None:
@@ -354,38 +359,38 @@ class _Resolver:
 
     def _plugin(self, base: type[P], use: Use, loc: Loc) -> P | None:
         try:
-            found = registry.find(base, use.uses, self.roots)
+            plugin = registry.find(base, use.uses, self.roots)
         except UsageError as error:
             where = (*loc, "uses") if (*loc, "uses") in self.problems.positions else loc
             self.problems.add(where, error.message)
             return None
         try:
-            return found.model_validate(use.options, context={"roots": self.roots})
+            return plugin.model_validate(use.options, context={"roots": self.roots})
         except ValidationError as error:
-            self.problems.refused(error, (*loc, "with"), found)
+            self.problems.refused(error, (*loc, "with"), plugin)
             return None
 
 
-def _parts(options: Mapping[str, Any], here: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
-    """The options of an intent, and those under the names of formats that are for one format alone."""
-    yield here, options
+def _parts(options: Mapping[str, Any], base: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:
+    """The common options of an intent, and those for single formats, with their locations."""
+    yield base, options
     for name in artifact_formats():
         if isinstance(options.get(name), dict):
-            yield (*here, name), options[name]
+            yield (*base, name), options[name]
 
 
 def _scheme(options: Mapping[str, Any], known: set[str]) -> str:
-    """The scheme of an intent: as said, else the option that is called like one, else the only one."""
+    """The scheme of an intent: given explicitly, or by an option of the same name, or the only one."""
     if "scheme" in options:
         return str(options["scheme"])
-    named = [key for key in options if key in known]
-    if not named and len(known) == 1:
+    implied = [key for key in options if key in known]
+    if not implied and len(known) == 1:
         return min(known)
-    return str(named[0] if named else next(iter(options)))
+    return str(implied[0] if implied else next(iter(options)))
 
 
-def _listed(value: object) -> list[Any]:
-    """What is written as one or as a list of them."""
+def _as_items(value: object) -> list[Any]:
+    """The entries of a value that may be one entry or a list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""Writes a report in every form. Each renderer is one module with ``render(report) -> str``."""
+"""Report formats. Each renderer is one module with ``render(report) -> str``."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ RENDERERS = {
     "junit": junit.render,
     "csv": csv.render,
 }
-"""What ``edgeopt report --format`` can write."""
-WHOLE = {"report.json": "json", "report.md": "md", "report.html": "html", "junit.xml": "junit"}
-"""Files of a run -> their form."""
+"""Values of ``edgeopt report --format``."""
+RUN_FILES = {"report.json": "json", "report.md": "md", "report.html": "html", "junit.xml": "junit"}
+"""Report files of a run, and their formats."""
 PER_DEVICE = ("json", "md", "html")
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write the files of a run below ``folder``, and ``devices/<device>.*``, each complete or not at all."""
-    for name, form in WHOLE.items():
+    """Write the report files of a run to ``folder``, and ``devices/<device>.*``; each write is atomic."""
+    for name, form in RUN_FILES.items():
         write_text(folder / name, RENDERERS[form](report))
     for device in report.devices():
         for form in PER_DEVICE:

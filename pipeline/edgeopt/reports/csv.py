@@ -11,14 +11,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render(report: Report) -> str:
-    """CSV text of a report; what was not measured is an empty cell."""
+    """CSV text of a report; missing measurements are empty cells."""
     names = list(dict.fromkeys(name for row in report.results for name in row.measurements))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*FIXED, *names])
     for row in report.results:
         artifact = row.artifact
-        words = (
+        texts = (
             row.variant,
             row.format,
             row.device,
@@ -29,11 +29,11 @@ def render(report: Report) -> str:
         )
         values = (row.measurements.get(name) for name in names)
         table.writerow(
-            [*map(_harmless, words), *("" if value is None else repr(value.value) for value in values)]
+            [*map(_escape_formula, texts), *("" if value is None else repr(value.value) for value in values)]
         )
     return text.getvalue()
 
 
-def _harmless(word: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return printable("'" + word if word.startswith(FORMULA) else word)
+def _escape_formula(cell: str) -> str:
+    """Quote text that a spreadsheet would interpret as a formula."""
+    return printable("'" + cell if cell.startswith(FORMULA) else cell)

@@ -1,4 +1,4 @@
-"""Runs that lie in a folder, as far as they are compared over time; a damaged one is told, never fatal."""
+"""The runs in a folder, for comparison over time; damaged runs are reported, never fatal."""
 
 import datetime
 import os
@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from edgeopt.results import SCHEMA, Kind, Role, with_kinds
 
 REPORT = "report.json"
-DEEPEST = 3
-"""Folders between the given one and a report: CI keeps runs below a commit's or a job's folder."""
+MAX_DEPTH = 3
+"""Maximum depth of a run's folder: CI stores runs in the folder of a commit or a job."""
 
 
 class Value(BaseModel):
@@ -64,7 +64,7 @@ class Finding(BaseModel):
 
 
 class Past(BaseModel):
-    """What is read of a ``report.json``: a fifth of the time that all of it takes."""
+    """The fields needed from a ``report.json``: five times faster to parse than all of it."""
 
     schema_version: int = Field(alias="schema")
     recipe: str
@@ -76,33 +76,33 @@ class Past(BaseModel):
 
     @property
     def broken(self) -> bool:
-        """Whether something could not be built or measured."""
+        """Whether any result or the source model could not be built or measured."""
         return any(row.status != "ok" for row in self.results) or (
             self.source is not None and self.source.status != "ok"
         )
 
 
 class Found(NamedTuple):
-    """A run, and where it lies."""
+    """A run and its folder."""
 
     folder: Path
     past: Past
 
 
 class Damaged(NamedTuple):
-    """A folder that holds no run that could be read, and why."""
+    """A folder without a readable run, and the reason."""
 
     folder: Path
     reason: str
 
 
 def read_runs(folder: Path) -> tuple[list[Found], list[Damaged]]:
-    """Every run below ``folder``, the oldest first, and what should have been one."""
+    """Every run below ``folder``, oldest first, and the folders without a readable run."""
     found: list[Found] = []
     damaged: list[Damaged] = []
     for path in _reports(folder):
         if not path.is_file():
-            damaged.append(Damaged(path.parent, f"no {REPORT}: not finished yet, or interrupted"))
+            damaged.append(Damaged(path.parent, f"no {REPORT}: the run is not finished, or was interrupted"))
             continue
         try:
             past = Past.model_validate_json(path.read_bytes())
@@ -111,26 +111,26 @@ def read_runs(folder: Path) -> tuple[list[Found], list[Damaged]]:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            told = " ".join(part for part in (where, first["msg"].lower()) if part)
-            damaged.append(Damaged(path.parent, f"{REPORT} is not a complete report: {told}"))
+            message = " ".join(part for part in (where, first["msg"].lower()) if part)
+            damaged.append(Damaged(path.parent, f"{REPORT} is not a complete report: {message}"))
         else:
             if past.schema_version == SCHEMA:
                 found.append(Found(path.parent, past))
             else:
-                told = f"is of version {past.schema_version}, this edgeopt reads {SCHEMA}"
-                damaged.append(Damaged(path.parent, f"{REPORT} {told}"))
+                reason = f"{REPORT} has version {past.schema_version}, this edgeopt reads version {SCHEMA}"
+                damaged.append(Damaged(path.parent, reason))
     return sorted(found, key=lambda run: (run.past.run.started, run.folder)), damaged
 
 
 def _reports(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Where the reports are, or should be: a folder that holds others of them need not be a run itself."""
+    """Paths of existing and expected reports; a folder that contains runs need not be a run itself."""
     for child in sorted(folder.iterdir()):
         if child.is_symlink() or not child.is_dir() or child.name.startswith("."):
             continue  # such as 'latest'
         if (child / REPORT).is_file():
             yield child / REPORT
             continue
-        inner = list(_reports(child, depth + 1)) if depth + 1 < DEEPEST else []
+        inner = list(_reports(child, depth + 1)) if depth + 1 < MAX_DEPTH else []
         if inner:
             yield from inner
         elif depth == 0:
@@ -138,15 +138,15 @@ def _reports(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 
 def address_of(run: Path, page: Path) -> str:
-    """A link from a page to a run's own page; empty where the run has none."""
+    """Link from a page to a run's own page; empty if the run has none."""
     target = run / "report.html"
     if not target.is_file():
         return ""
-    # The dot keeps a folder's name from being read as a scheme.
+    # Without the dot, a folder name with a colon would be parsed as a URI scheme.
     return "./" + quote(Path(os.path.relpath(target, page.parent)).as_posix())
 
 
 def primary(measured: Sequence[Mapping[str, Value]]) -> str:
-    """The first metric that judges the answers."""
+    """The first metric with the role ``quality``."""
     every = [(name, value) for values in measured for name, value in values.items()]
     return next((name for name, value in every if value.role == "quality"), "")

@@ -1,6 +1,6 @@
-"""The report as one page that needs nothing else: no network, no server, no file beside it.
+"""The report as a self-contained HTML page: no network, no server, no other files.
 
-Everything that was measured lies in the page as JSON and reaches the screen as text, never as markup.
+The data are embedded as JSON and inserted into the page as text, never as markup.
 """
 
 import base64
@@ -25,20 +25,20 @@ SCRIPTS = (
     "details.js",
     "page.js",
 )
-"""Parts of the report's own script, in the order in which they need each other."""
+"""Parts of the report's script, in order of dependence."""
 LIBRARY = ("chart.LICENSE.md", "chart.umd.min.js")
 
-_PLACE = re.compile(r"\{\{ (\w+) \}\}")
-_ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+_PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
+_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 def render(report: Report) -> str:
-    """The page of a report, or of one device's part of it: the same report gives the same bytes."""
+    """The page of a report, or of its part for one device; the same report gives the same bytes."""
     return page("page.html", cut(report.recipe), SCRIPTS, collect(report))
 
 
 def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> str:
-    """A page from a file of ``page/``, with a script of several such files and what that script shows."""
+    """Fill a template of ``page/`` with style, chart library, the given scripts and their data."""
     style, library, script = _assets(scripts)
     parts = {
         "title": html.escape(title),
@@ -48,29 +48,29 @@ def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> s
         "script": script,
         "data": as_script(data),
     }
-    # In one pass: what was put in is not searched for places again.
-    return _PLACE.sub(lambda place: parts[place[1]], _read(template))
+    # In one pass, so that placeholders inside the inserted text are not replaced.
+    return _PLACEHOLDER.sub(lambda place: parts[place[1]], _read(template))
 
 
 def as_script(value: object) -> str:
-    """JSON that neither ends the element it stands in nor opens another."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPED)
+    """JSON that is safe inside a script element: it cannot close it or open another."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 
 @cache
 def _assets(scripts: tuple[str, ...]) -> tuple[str, str, str]:
-    """Style, chart library and script, as the page holds them."""
-    licence, code = (_read(name) for name in LIBRARY)
-    own = "".join(_read(name) for name in scripts)
-    return _read("style.css"), f"/*!\n{licence}*/\n{code}", f'(() => {{\n"use strict";\n{own}}})();\n'
+    """Style, chart library and script of a page."""
+    license_text, code = (_read(name) for name in LIBRARY)
+    script = "".join(_read(name) for name in scripts)
+    return _read("style.css"), f"/*!\n{license_text}*/\n{code}", f'(() => {{\n"use strict";\n{script}}})();\n'
 
 
 def _policy(scripts: tuple[str, ...], style: str) -> str:
-    """What the browser may run and fetch: the page's own scripts and style, and nothing."""
+    """Content Security Policy: only the page's own scripts and style, identified by hash; no network."""
     allowed = {
         "default-src": "'none'",
-        "script-src": " ".join(map(_hashed, scripts)),
-        "style-src": _hashed(style),
+        "script-src": " ".join(map(_hash_source, scripts)),
+        "style-src": _hash_source(style),
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -78,7 +78,7 @@ def _policy(scripts: tuple[str, ...], style: str) -> str:
     return "; ".join(f"{kind} {sources}" for kind, sources in allowed.items())
 
 
-def _hashed(text: str) -> str:
+def _hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 

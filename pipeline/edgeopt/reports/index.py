@@ -8,23 +8,23 @@ from edgeopt.config.files import write_text
 from edgeopt.errors import UsageError
 from edgeopt.reports.history import Damaged, Found, address_of, primary, read_runs
 from edgeopt.reports.html import page
-from edgeopt.reports.pagedata import standing
+from edgeopt.reports.pagedata import verdict_of
 from edgeopt.reports.pagefindings import Data, cut
 
 INDEX = "index.html"
 SCRIPTS = ("elements.js", "theme.js", "scales.js", "history.js", "index.js")
 DIGITS = 6
-"""Significant digits of what is drawn."""
+"""Significant digits of plotted values."""
 
 
 def write_index(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of all runs below ``folder``; ``index.html`` there, unless ``out`` says otherwise.
+    """Write the page of all runs below ``folder`` to ``out``, by default ``index.html`` in it.
 
     Raises:
-        UsageError: the folder cannot be read, or the page not be written.
+        UsageError: the folder does not exist, or the page cannot be written.
     """
     if not folder.is_dir():
-        raise UsageError(f"no such folder: {folder}", fix="give a folder that holds runs: artifacts/runs")
+        raise UsageError(f"no such folder: {folder}", fix="choose a folder with runs: artifacts/runs")
     target = out or folder / INDEX
     try:
         write_text(target, render(*read_runs(folder), folder=folder, place=target))
@@ -36,11 +36,11 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
 
 
 def render(runs: Sequence[Found], damaged: Sequence[Damaged], *, folder: Path, place: Path) -> str:
-    """The page; ``place`` is where it will lie, which its links start from."""
+    """The page; ``place`` is its future path, to which links are relative."""
     recipes: dict[str, list[Found]] = {}
     for run in runs:
         recipes.setdefault(run.past.recipe, []).append(run)
-    # The recipe that ran last comes first.
+    # Most recent recipe first.
     latest = sorted(recipes, key=lambda name: recipes[name][-1].past.run.started, reverse=True)
     data = {
         "recipes": [_recipe(name, recipes[name], folder, place) for name in latest],
@@ -50,36 +50,36 @@ def render(runs: Sequence[Found], damaged: Sequence[Damaged], *, folder: Path, p
 
 
 def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data:
-    """Runs of one recipe; artifacts, devices and processors are told once and then by number."""
+    """The runs of one recipe; artifacts, devices and processors are listed once and referenced by index."""
     metric = next(
-        (found for run in reversed(runs) if (found := primary([r.measurements for r in run.past.results]))),
+        filter(None, (primary([row.measurements for row in run.past.results]) for run in reversed(runs))),
         "",
     )
     rows = [row.measurements for run in runs for row in run.past.results]
     artifacts: dict[tuple[str, str], int] = {}
     devices: dict[str, int] = {}
     processors: dict[str, int] = {}
-    told = []
+    entries = []
     for run in runs:
         past = run.past
         points = []
         for row in past.results:
             cpu = past.environment[row.device].cpu if row.device in past.environment else None
-            numbers = [
-                _rounded(row.measurements[each].value) if each in row.measurements else None
-                for each in (metric or "agreement", "size_bytes", "latency_p50_ms")
+            values = [
+                _rounded(row.measurements[measurement].value) if measurement in row.measurements else None
+                for measurement in (metric or "agreement", "size_bytes", "latency_p50_ms")
             ]
             points.append(
                 [
                     artifacts.setdefault((row.variant, row.format), len(artifacts)),
                     devices.setdefault(row.device, len(devices)),
-                    *numbers,
+                    *values,
                     processors.setdefault(cpu or "", len(processors)),
                 ]
             )
-        status, headline = standing(past.broken, past.gates)
+        status, headline = verdict_of(past.broken, past.gates)
         source = past.source.measurements.get(metric) if past.source is not None else None
-        told.append(
+        entries.append(
             {
                 "started": past.run.started.isoformat(timespec="seconds"),
                 "folder": cut(_within(run.folder, folder)),
@@ -104,7 +104,7 @@ def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data
         "share": not metric or any(row[metric].kind == "fraction" for row in rows if metric in row),
         "artifacts": [[cut(variant), cut(form)] for variant, form in artifacts],
         "devices": [cut(device) for device in devices],
-        "runs": told,
+        "runs": entries,
     }
 
 

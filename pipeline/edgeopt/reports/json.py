@@ -1,4 +1,4 @@
-"""The report as ``report.json``: the contract that CI scripts and firmware builds read."""
+"""The report as ``report.json``: the stable interface for CI scripts and firmware builds."""
 
 from edgeopt.results import Report
 

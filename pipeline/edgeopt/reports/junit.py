@@ -1,4 +1,4 @@
-"""The report as JUnit XML: one test case per gate and artifact, so that any CI shows them."""
+"""The report as JUnit XML, for CI systems: one test case per gate and artifact."""
 
 from xml.etree import ElementTree
 
@@ -9,20 +9,20 @@ from edgeopt.results import Report, Result, Verdict
 def render(report: Report) -> str:
     """XML text of a report.
 
-    A failed gate is a failure, an undecided one a failure or a skipped test as the gate wants it; an
-    artifact that could not be had is an error.
+    A failed gate is a failure, an undecided one a failure or a skipped test, depending on the gate; an
+    artifact that is unavailable is an error.
     """
-    cases = [_made(result, report) for result in report.results]
-    cases += [_judged(verdict, report) for verdict in report.gates]
-    told = {
+    cases = [_artifact_case(result, report) for result in report.results]
+    cases += [_gate_case(verdict, report) for verdict in report.gates]
+    attributes = {
         "name": printable(f"edgeopt {report.recipe}"),
         "timestamp": report.run.started,
         "time": f"{report.run.seconds:.3f}",
         "tests": str(len(cases)),
     }
     for kind, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        told[kind] = str(sum(case.find(tag) is not None for case in cases))
-    suite = ElementTree.Element("testsuite", told)
+        attributes[kind] = str(sum(case.find(tag) is not None for case in cases))
+    suite = ElementTree.Element("testsuite", attributes)
     suite.extend(cases)
     root = ElementTree.Element("testsuites")
     root.append(suite)
@@ -30,7 +30,7 @@ def render(report: Report) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _made(result: Result, report: Report) -> ElementTree.Element:
+def _artifact_case(result: Result, report: Report) -> ElementTree.Element:
     case = _case(report, result.device, f"{result.variant}.{result.format} was built and measured")
     if result.status == "failed":
         _add(case, "error", result.reason)
@@ -39,7 +39,7 @@ def _made(result: Result, report: Report) -> ElementTree.Element:
     return case
 
 
-def _judged(verdict: Verdict, report: Report) -> ElementTree.Element:
+def _gate_case(verdict: Verdict, report: Report) -> ElementTree.Element:
     case = _case(report, verdict.device, f"{verdict.variant}.{verdict.format}: {verdict.gate}")
     if verdict.blocks:
         _add(case, "failure", f"{verdict.status}: {verdict.reason}")

@@ -1,4 +1,4 @@
-"""The report as Markdown: what a pull request shows."""
+"""The report as Markdown, for pull requests."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from edgeopt.reports.plain import printable
 from edgeopt.results import MEASUREMENTS, SPARSE, Hop, Measurement, Report, Result
 
 FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
-"""Of the metrics that are always measured, those in tables."""
+"""Metrics without labels that are shown in tables, with their titles."""
 LAYERS = 12
-"""Operators shown of each artifact; report.json has them all."""
+"""Number of operators shown per artifact; report.json contains all."""
 
 
 def render(report: Report) -> str:
-    """Markdown text of a report, or of one device's part of it."""
+    """Markdown text of a report, or of its part for one device."""
     lines = [f"# {text(report.recipe)}", "", _verdict(report), ""]
     lines += _source(report)
     for device in report.devices():
@@ -42,11 +42,11 @@ COLUMNS = (
     "npu_share",
     "parity_flips",
 )
-"""What tables show behind the metrics, in this order."""
+"""Columns after the metrics, in this order."""
 
 
 def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:
-    """Title and measurement of a table's columns; what no row has is left out."""
+    """Titles and measurements of a table's columns, without those that no row has."""
     metric = report.primary_metric
     titles = {info.name: info.title for info in report.metrics}
     accuracy = [(titles.get(metric, metric), metric), ("drop", f"{metric}_drop")] if metric else []
@@ -58,21 +58,21 @@ def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def _compresses(rows: Sequence[Result]) -> bool:
-    """Whether some file has so many zeros that its compressed size is worth a column."""
+    """Whether some file is sparse enough for a column with its compressed size."""
     return any(row.measurements["sparsity"].value >= SPARSE for row in rows if "sparsity" in row.measurements)
 
 
 def _shrinks(rows: Sequence[Result]) -> bool:
-    """Whether some variant does less arithmetic than another in the same format."""
-    seen: dict[str, set[float]] = {}
+    """Whether variants of the same format differ in their MACs."""
+    by_format: dict[str, set[float]] = {}
     for row in rows:
         if "macs" in row.measurements:
-            seen.setdefault(row.format, set()).add(row.measurements["macs"].value)
-    return any(len(values) > 1 for values in seen.values())
+            by_format.setdefault(row.format, set()).add(row.measurements["macs"].value)
+    return any(len(values) > 1 for values in by_format.values())
 
 
 def show(measurement: Measurement | None) -> str:
-    """One measurement as a person reads it."""
+    """Format one measurement."""
     return "–" if measurement is None else measurement.text
 
 
@@ -82,7 +82,7 @@ def _verdict(report: Report) -> str:
     broken = [result for result in report.results if result.status != "ok"]
     parts = []
     if broken:
-        parts.append(f"**{len(broken)} of {len(report.results)} could not be had**")
+        parts.append(f"**{len(broken)} of {len(report.results)} are unavailable**")
     if report.gates:
         parts.append(
             f"**{len(failed)} of {len(report.gates)} gates failed**"
@@ -104,10 +104,10 @@ def _source(report: Report) -> list[str]:
         if info.reason
     ]
     values = ", ".join(f"{name} {show(value)}" for name, value in source.measurements.items())
-    told = values or source.reason or "no accuracy asked for"
+    summary = values or source.reason or "no metric requested"
     return [
         f"Source model `{text(source.path)}` ({source.format}, {source.size_bytes:,} B, "
-        f"{text(source.runtime)}): {text(told)}, on {report.run.samples} samples.",
+        f"{text(source.runtime)}): {text(summary)}, on {report.run.samples} samples.",
         "",
         *(f"- **{line}**" for line in failed),
         *([""] if failed else []),
@@ -115,13 +115,13 @@ def _source(report: Report) -> list[str]:
 
 
 def _table(report: Report, rows: Sequence[Result]) -> list[str]:
-    wanted = columns(report, rows)
+    shown = columns(report, rows)
     lines = [
-        "| variant | format | status | " + " | ".join(title for title, _ in wanted) + " |",
-        "|---|---|---|" + "---:|" * len(wanted),
+        "| variant | format | status | " + " | ".join(title for title, _ in shown) + " |",
+        "|---|---|---|" + "---:|" * len(shown),
     ]
     for row in rows:
-        values = [show(row.measurements.get(name)) for _, name in wanted]
+        values = [show(row.measurements.get(name)) for _, name in shown]
         lines.append(f"| {text(row.variant)} | {row.format} | {row.status} | " + " | ".join(values) + " |")
     reasons = [
         f"- **{text(row.variant)}.{row.format}** {row.status}: {text(row.reason)}"
@@ -134,7 +134,7 @@ def _table(report: Report, rows: Sequence[Result]) -> list[str]:
 
 def _hops(rows: Sequence[Result]) -> list[str]:
     lines = [
-        "What each step did to the outputs:",
+        "Change of the outputs in each step:",
         "",
         "| artifact | step | SNR | largest error | agreement | transposes |",
     ]
@@ -151,19 +151,19 @@ def _hops(rows: Sequence[Result]) -> list[str]:
 
 
 def _trials(rows: Sequence[Result]) -> list[str]:
-    """What searches tried, the smallest file first."""
+    """Candidates of the searches, smallest file first."""
     lines: list[str] = []
     for row in rows:
-        tried = [trial for trial in row.trials if trial.status != "alone"]
-        if not tried:
+        candidates = [trial for trial in row.trials if trial.status != "alone"]
+        if not candidates:
             continue
-        lines += [f"### What was tried for {text(row.variant)}.{row.format}", ""]
+        lines += [f"### Search for {text(row.variant)}.{row.format}", ""]
         lines += ["| trial | size | drop | agreement | SNR | | layers in higher precision |"]
         lines += ["|---|---:|---:|---:|---:|---|---|"]
-        for trial in sorted(tried, key=lambda trial: trial.size_bytes):
+        for trial in sorted(candidates, key=lambda trial: trial.size_bytes):
             agreement = "" if trial.agreement is None else f"{trial.agreement:.1%}"
             snr = "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
-            mark = {"chosen": "**chosen**", "kept": "on the front"}.get(trial.status, "")
+            mark = {"chosen": "**chosen**", "kept": "Pareto-optimal"}.get(trial.status, "")
             lines.append(
                 f"| {text(trial.name)} | {trial.size_bytes:,} B | {trial.drop:.2%} | {agreement} | {snr} "
                 f"| {mark} | {text(', '.join(trial.raised))} |"
@@ -173,18 +173,18 @@ def _trials(rows: Sequence[Result]) -> list[str]:
 
 
 def _layers(rows: Sequence[Result]) -> list[str]:
-    """One table per artifact whose runtime tells about single operators: the costliest first, where known."""
+    """One table per artifact with operator measurements, most expensive first."""
     lines: list[str] = []
     for row in rows:
         if not row.layers:
             continue
-        known = list(dict.fromkeys(key for layer in row.layers for key in layer))
-        cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in known), None)
+        keys = list(dict.fromkeys(key for layer in row.layers for key in layer))
+        cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in keys), None)
         ordered = sorted(row.layers, key=lambda layer: -float(layer.get(cost) or 0)) if cost else row.layers
-        lines += [f"### Operators of {text(row.variant)}.{row.format}, the {LAYERS} costliest", ""]
-        lines += ["| " + " | ".join(known) + " |", "|" + "---|" * len(known)]
+        lines += [f"### Operators of {text(row.variant)}.{row.format}, the {LAYERS} most expensive", ""]
+        lines += ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
         for layer in ordered[:LAYERS]:
-            cells = ("" if layer.get(key) is None else text(str(layer[key])) for key in known)
+            cells = ("" if layer.get(key) is None else text(str(layer[key])) for key in keys)
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return lines
@@ -209,10 +209,10 @@ def _gates(report: Report) -> list[str]:
     ]
     for verdict in report.gates:
         measured = "–" if verdict.measured is None else f"{verdict.measured:.6g}"
-        told = "pass" if verdict.status == "pass" else f"**{verdict.status}**: {text(verdict.reason)}"
+        outcome = "pass" if verdict.status == "pass" else f"**{verdict.status}**: {text(verdict.reason)}"
         lines.append(
             f"| {text(verdict.gate)} | {text(verdict.variant)} | {verdict.format} "
-            f"| {text(verdict.device)} | {measured} | {told} |"
+            f"| {text(verdict.device)} | {measured} | {outcome} |"
         )
     return [*lines, ""]
 
@@ -222,18 +222,18 @@ def _environment(report: Report) -> list[str]:
     lines = ["## How it was made", "", f"- {run.started}, {run.seconds:.1f} s, edgeopt {run.edgeopt}"]
     lines.append(f"- command: `{text(run.command)}`")
     lines += [f"- {text(note)}" for note in run.notes]
-    for device, found in report.environment.items():
-        told = ", ".join(
-            f"{key} {text(str(found[key]))}"
+    for device, facts in report.environment.items():
+        summary = ", ".join(
+            f"{key} {text(str(facts[key]))}"
             for key in ("cpu", "cores", "os", "python")
-            if found.get(key) is not None
+            if facts.get(key) is not None
         )
-        lines.append(f"- {text(device)}: {told or 'did not answer'}")
+        lines.append(f"- {text(device)}: {summary or 'no response'}")
     return lines
 
 
 def text(value: str) -> str:
-    """Plain text inside Markdown: nothing in a name becomes a cell, a tag or a line."""
+    """Escape plain text for Markdown: no character starts a table cell, a tag or a line."""
     flat = " ".join(printable(value).split())
     for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
         flat = flat.replace(sign, escaped)

@@ -1,4 +1,4 @@
-"""What the page shows of a report: text as people read it, numbers to sort and draw by."""
+"""The data of the HTML page of a report: formatted text, and numbers for sorting and charts."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,15 @@ from edgeopt.reports.pagerows import SENTENCE, measured, row_of, search_of, sear
 from edgeopt.results import Kind, Measurement, Report, Result, Verdict, kind_of
 
 DOCUMENT = 60_000
-"""Characters shown of a recipe."""
+"""Maximum number of characters of the recipe."""
 
 
 def collect(report: Report) -> Data:
-    """Everything the page's script needs, made of text, numbers, lists and mappings alone."""
+    """All data for the page's script, as JSON-compatible values."""
     metric = report.primary_metric
     shown = columns(report, report.results)
     names = [name for _, name in shown]
-    judged = _judged(report.gates)
+    verdicts = _worst_verdicts(report.gates)
     source = report.source
     baseline = source.measurements.get(metric) if source is not None else None
     return {
@@ -32,7 +32,7 @@ def collect(report: Report) -> Data:
         },
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
         "rows": [
-            row_of(result, metric, names, judged.get(_key(result), ""), diagnosis(report, result))
+            row_of(result, metric, names, verdicts.get(_key(result), ""), diagnosis(report, result))
             for result in report.results
         ],
         "searches": [search_of(*key, trials) for key, trials in searches(report).items()],
@@ -40,7 +40,7 @@ def collect(report: Report) -> Data:
         "labels": class_names(report.labels),
         "thumbnails": pictures(report.thumbnails),
         "devices": [
-            {"name": cut(device), "found": _flat(report.environment.get(device, {}))}
+            {"name": cut(device), "environment": _flat(report.environment.get(device, {}))}
             for device in report.devices()
         ],
         "gates": [_gate(report, verdict) for verdict in sorted(report.gates, key=_urgency)],
@@ -53,27 +53,27 @@ def collect(report: Report) -> Data:
 
 
 def diagnosis(report: Report, result: Result) -> str:
-    """The command that tells which layers of an artifact lose accuracy."""
+    """The command that diagnoses an artifact layer by layer."""
     try:
         words = shlex.split(report.run.command)
-    except ValueError:  # a command of another hand
+    except ValueError:  # a command line that was not written by edgeopt
         words = []
-    named = words[2] if len(words) > 2 and not words[2].startswith("-") else "recipe.yaml"
-    return shlex.join(["edgeopt", "diagnose", named, "--variant", result.variant, "--format", result.format])
+    recipe = words[2] if len(words) > 2 and not words[2].startswith("-") else "recipe.yaml"
+    return shlex.join(["edgeopt", "diagnose", recipe, "--variant", result.variant, "--format", result.format])
 
 
 def shown_as_share(report: Report, metric: str) -> bool:
-    """Whether the charts' axis is one of percentages: of the metric, or of the agreement in its place."""
+    """Whether the charts show percentages: for a metric of kind ``fraction``, or agreement instead."""
     rows = [row.measurements for row in report.results]
     return not metric or any(row[metric].kind == "fraction" for row in rows if metric in row)
 
 
 def higher_is_better(report: Report, metric: str) -> bool:
-    """Which way a metric points."""
+    """Whether higher values of a metric are better."""
     for info in report.metrics:
         if info.name == metric:
             return info.better == "higher"
-    # An old report does not say: there, a drop is positive where the artifact is worse.
+    # Old reports do not declare it, but a positive drop means that the artifact is worse.
     baseline = report.source.measurements.get(metric) if report.source is not None else None
     if baseline is None:
         return True
@@ -85,21 +85,21 @@ def higher_is_better(report: Report, metric: str) -> bool:
     return sum((baseline.value - value) * drop for value, drop in pairs) >= 0
 
 
-def _key(judged: Result | Verdict) -> tuple[str, str, str]:
-    return judged.variant, judged.format, judged.device
+def _key(verdicts: Result | Verdict) -> tuple[str, str, str]:
+    return verdicts.variant, verdicts.format, verdicts.device
 
 
 def _urgency(verdict: Verdict) -> tuple[bool, int]:
     return not verdict.blocks, ("fail", "undecided", "pass").index(verdict.status)
 
 
-def _judged(verdicts: Iterable[Verdict]) -> dict[tuple[str, str, str], str]:
-    """The worst that the gates say of each result."""
+def _worst_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[str, str, str], str]:
+    """The worst gate verdict of each result."""
     return {_key(verdict): verdict.status for verdict in sorted(verdicts, key=_urgency, reverse=True)}
 
 
 class Judged(Protocol):
-    """What of a verdict decides how a run stands."""
+    """The fields of a verdict that determine the overall verdict of a run."""
 
     @property
     def status(self) -> str: ...
@@ -108,16 +108,16 @@ class Judged(Protocol):
     def blocks(self) -> bool: ...
 
 
-def standing(broken: bool, gates: Sequence[Judged]) -> tuple[str, str]:
-    """How a run stands, as a word for the style and a word for people."""
-    stopping = [gate for gate in gates if gate.blocks or gate.status == "fail"]
+def verdict_of(broken: bool, gates: Sequence[Judged]) -> tuple[str, str]:
+    """Overall verdict of a run: a status for the stylesheet, and a headline."""
+    blocking = [gate for gate in gates if gate.blocks or gate.status == "fail"]
     if broken:
         return "broken", "Incomplete"
-    if any(gate.status == "fail" for gate in stopping):
+    if any(gate.status == "fail" for gate in blocking):
         return "fail", "Failed"
-    if stopping:
+    if blocking:
         return "undecided", "Undecided"
-    return ("pass", "Passed") if gates else ("none", "Not judged")
+    return ("pass", "Passed") if gates else ("none", "No gates")
 
 
 def _verdict(report: Report) -> Data:
@@ -131,64 +131,64 @@ def _verdict(report: Report) -> Data:
         f"{failed} of {len(report.gates)} gates failed" if failed else "",
         f"{undecided} of {len(report.gates)} gates undecided: too few samples" if undecided else "",
     ]
-    status, headline = standing(bool(broken), report.gates)
-    told = [part for part in counts if part]
-    if not told:
+    status, headline = verdict_of(bool(broken), report.gates)
+    parts = [part for part in counts if part]
+    if not parts:
         passed = f"{len(report.gates)} of {len(report.gates)} gates passed"
-        told = [passed if report.gates else "the recipe has no gates"]
+        parts = [passed if report.gates else "the recipe has no gates"]
     return {
         "status": status,
         "headline": headline,
-        "told": "; ".join(told) + ".",
+        "summary": "; ".join(parts) + ".",
         "detectable": _detectable(report),
     }
 
 
 def _detectable(report: Report) -> str:
-    """The smallest drop that the evaluation data can show, of the artifact where that is largest."""
+    """The smallest drop that the evaluation data can detect for every artifact."""
     name = f"{report.primary_metric}_detectable_drop"
-    found = [row.measurements[name] for row in report.results if name in row.measurements]
-    if not found:
+    drops = [row.measurements[name] for row in report.results if name in row.measurements]
+    if not drops:
         return ""
-    largest = show(max(found, key=lambda measurement: measurement.value)).lstrip("+")
-    return f"{report.run.samples:,} evaluation samples can show drops of {largest} or more."
+    largest = show(max(drops, key=lambda measurement: measurement.value)).lstrip("+")
+    return f"{report.run.samples:,} evaluation samples can detect drops of {largest} or more."
 
 
 def _gate(report: Report, verdict: Verdict) -> Data:
-    metric, kind, written = [*verdict.gate.split(" "), "", ""][:3]
-    # A ratio has no unit, and neither has growth that is limited to a share.
-    plain = kind == "max_ratio" or written.endswith("%")
+    metric, kind, limit = [*verdict.gate.split(" "), "", ""][:3]
+    # Ratios and relative growth have no unit.
+    plain = kind == "max_ratio" or limit.endswith("%")
     shown = _kind_of(report, metric)
     if kind == "max_drop" and shown == "fraction":
         shown = "points"
 
-    def told(value: float | None) -> str:
+    def formatted(value: float | None) -> str:
         if value is None:
             return ""
-        if written.endswith("%"):
+        if limit.endswith("%"):
             return f"{value:+.1%}"
         return show(Measurement(value=value, kind="number" if plain else shown))
 
-    sure = "" if verdict.confidence is None else f"{100 * verdict.confidence:.4g} % sure"
+    interval = "" if verdict.confidence is None else f"{100 * verdict.confidence:.4g} %"
     if verdict.bounds is not None:
-        sure += f": between {told(verdict.bounds[0])} and {told(verdict.bounds[1])}"
-    needed = "" if verdict.samples_needed is None else f"{verdict.samples_needed:,} samples would decide"
+        interval += f": {formatted(verdict.bounds[0])} to {formatted(verdict.bounds[1])}"
+    needed = "" if verdict.samples_needed is None else f"{verdict.samples_needed:,} samples would decide it"
     return {
         "status": verdict.status,
         "blocks": verdict.blocks,
         "gate": cut(verdict.gate),
         "artifact": f"{cut(verdict.variant)}.{cut(verdict.format)}",
         "device": cut(verdict.device),
-        "measured": told(verdict.measured),
-        "limit": told(verdict.limit),
-        "sure": sure.lstrip(": "),
+        "measured": formatted(verdict.measured),
+        "limit": formatted(verdict.limit),
+        "interval": interval.lstrip(": "),
         "p": "" if verdict.p_value is None else f"{verdict.p_value:.2g}",
         "reason": "; ".join(part for part in (cut(verdict.reason, SENTENCE), needed) if part),
     }
 
 
 def _kind_of(report: Report, name: str) -> Kind:
-    """How the measurement of a gate is shown."""
+    """Display format of the measurement of a gate."""
     rows = [row.measurements for row in report.results]
     return next((row[name].kind for row in rows if name in row), kind_of(name))
 
@@ -218,7 +218,7 @@ def _run(report: Report) -> list[list[str]]:
     run = report.run
     facts = [
         ("started", run.started),
-        ("took", f"{run.seconds:,.1f} s"),
+        ("duration", f"{run.seconds:,.1f} s"),
         ("edgeopt", run.edgeopt),
         ("evaluation samples", f"{run.samples:,}"),
         ("recipe digest", run.recipe_digest),
@@ -228,14 +228,14 @@ def _run(report: Report) -> list[list[str]]:
     return [[title, cut(value)] for title, value in facts if value]
 
 
-def _flat(found: dict[str, Any], above: str = "") -> list[list[str]]:
-    """What an agent found, one line each; runtimes and the like with their own name before them."""
+def _flat(environment: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    """The environment of a device as one line per value; nested values get their parent's name as prefix."""
     lines: list[list[str]] = []
-    for key, value in found.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict) and not above:
+    for key, value in environment.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and not prefix:
             lines += _flat(value, f"{name}: ")
         elif value is not None and value != []:
-            told = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            lines.append([cut(name), cut(told)])
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append([cut(name), cut(text)])
     return lines

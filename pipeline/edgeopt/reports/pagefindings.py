@@ -1,4 +1,4 @@
-"""What single samples, classes, layers and bytes tell of an artifact, as the page shows it."""
+"""Page data on the samples, classes, layers and bytes of an artifact."""
 
 import math
 from collections import Counter
@@ -9,99 +9,99 @@ from edgeopt.reports.plain import printable
 from edgeopt.reports.thumbnails import PREFIX
 from edgeopt.results import Breakdown, Report, Result, Trial
 
-NAME = 200
-"""Characters shown of a name; report.json has all of it. So for the following."""
-FLIPS = 40
-OFTEN = 8
-CLASSES = 40
-CONFUSIONS = 120
-PARTS = 20
-WEIGHTED = 24
-SENSITIVE = 40
-LABELS = 1000
-CLASS_NAME = 40
+MAX_NAME = 200
+"""Maximum length of a name in the page; report.json is complete. The constants below limit other parts."""
+MAX_FLIPS = 40
+MAX_FREQUENT = 8
+MAX_CLASS_ROWS = 40
+MAX_CONFUSIONS = 120
+MAX_PARTS = 20
+MAX_LAYERS = 24
+MAX_SENSITIVITY = 40
+MAX_CLASSES = 1000
+MAX_CLASS_NAME = 40
 
 Data = dict[str, Any]
 
 
-def cut(text: str, longest: int = NAME) -> str:
-    """Text without control characters, and not so long that it hides the rest of the page."""
-    told = printable(text)
-    return told if len(told) <= longest else f"{told[:longest]}… ({len(told):,} characters)"
+def cut(text: str, limit: int = MAX_NAME) -> str:
+    """Remove control characters from a text and limit its length."""
+    clean = printable(text)
+    return clean if len(clean) <= limit else f"{clean[:limit]}… ({len(clean):,} characters)"
 
 
 def finite(value: float) -> float | None:
-    """JSON knows neither infinity nor NaN."""
+    """The value, or None if it is not finite: JSON has neither infinity nor NaN."""
     return value if math.isfinite(value) else None
 
 
 def lost(result: Result) -> Data | None:
-    """Samples that the source model has right and this artifact wrong, and what they are taken for."""
+    """Samples correct in the source model and wrong here, and the most frequent confusions among them."""
     if not result.flips:
         return None
-    rows = [[flip.sample, flip.label, flip.answer, f"{flip.margin:.3g}"] for flip in result.flips[:FLIPS]]
+    rows = [[flip.sample, flip.label, flip.answer, f"{flip.margin:.3g}"] for flip in result.flips[:MAX_FLIPS]]
     confused = Counter((flip.label, flip.answer) for flip in result.flips)
-    often = [[*pair, count] for pair, count in confused.most_common(OFTEN) if count > 1]
-    return {"rows": rows, "often": often, "count": len(result.flips)}
+    frequent = [[*pair, count] for pair, count in confused.most_common(MAX_FREQUENT) if count > 1]
+    return {"rows": rows, "frequent": frequent, "count": len(result.flips)}
 
 
 def classes(result: Result) -> Data | None:
-    """Right answers per class: label, samples, before, after; the largest loss first."""
+    """Correct predictions per class (label, samples, before, after), largest loss first."""
     if not result.classes:
         return None
-    rows = [[one.label, one.n, one.before, one.after] for one in result.classes[:CLASSES]]
+    rows = [[one.label, one.n, one.before, one.after] for one in result.classes[:MAX_CLASS_ROWS]]
     return {"rows": rows, "count": len(result.classes)}
 
 
 def confusions(result: Result) -> Data:
-    """Label, answer, and how often the one was taken for the other before and after."""
-    rows = [[one.label, one.answer, one.before, one.after] for one in result.confusions[:CONFUSIONS]]
+    """Confusions: label, predicted class, count before and after."""
+    rows = [[one.label, one.answer, one.before, one.after] for one in result.confusions[:MAX_CONFUSIONS]]
     return {"rows": rows, "count": len(result.confusions)}
 
 
 def files(report: Report) -> list[Data]:
-    """Where the bytes of every file go, once: it is the same file on every device."""
-    found: dict[tuple[str, str], Breakdown] = {}
+    """Size breakdown of every file, once for all devices."""
+    breakdowns: dict[tuple[str, str], Breakdown] = {}
     for row in report.results:
         if row.artifact is not None and row.artifact.breakdown is not None:
-            found.setdefault((row.variant, row.format), row.artifact.breakdown)
+            breakdowns.setdefault((row.variant, row.format), row.artifact.breakdown)
     return [
         {"variant": cut(variant), "format": cut(form), **_bytes(breakdown)}
-        for (variant, form), breakdown in found.items()
+        for (variant, form), breakdown in breakdowns.items()
     ]
 
 
 def _bytes(breakdown: Breakdown) -> Data:
     parts = sorted(breakdown.parts.items(), key=lambda part: -part[1])
-    rest = sum(size for _, size in parts[PARTS:])
-    shown = [[cut(name), size] for name, size in parts[:PARTS]]
-    layers = breakdown.layers[:WEIGHTED]
+    rest = sum(size for _, size in parts[MAX_PARTS:])
+    shown = [[cut(name), size] for name, size in parts[:MAX_PARTS]]
+    layers = breakdown.layers[:MAX_LAYERS]
     return {
-        "parts": [*shown, ["everything else", rest]] if rest else shown,
+        "parts": [*shown, ["other", rest]] if rest else shown,
         "layers": [[cut(each.name), cut(each.kind), each.size_bytes, each.macs] for each in layers],
         "count": len(breakdown.layers),
     }
 
 
 def sensitivity(trials: Iterable[Trial]) -> list[list[Any]]:
-    """Layers with the share of the error that goes when each alone is raised, and the bytes it costs."""
-    known = list(trials)
-    base = next((one for one in known if not one.raised and one.snr_db is not None), None)
+    """Sensitivity of the layers: the fraction of the error removed by raising each alone, and its bytes."""
+    all_trials = list(trials)
+    base = next((one for one in all_trials if not one.raised and one.snr_db is not None), None)
     if base is None or base.snr_db is None:
         return []
     rows: list[tuple[str, float, int]] = []
-    for trial in known:
+    for trial in all_trials:
         if trial.status == "alone" and len(trial.raised) == 1 and trial.snr_db is not None:
             removed = 1 - 10 ** ((base.snr_db - trial.snr_db) / 10)
             rows.append((cut(trial.raised[0]), removed, trial.size_bytes - base.size_bytes))
-    return [list(row) for row in sorted(rows, key=lambda row: -row[1])[:SENSITIVE]]
+    return [list(row) for row in sorted(rows, key=lambda row: -row[1])[:MAX_SENSITIVITY]]
 
 
 def class_names(labels: Sequence[str]) -> list[str]:
-    """The classes' names, as far as a page has room for them."""
-    return [cut(name, CLASS_NAME) for name in labels[:LABELS]]
+    """The class names, limited in number and length."""
+    return [cut(name, MAX_CLASS_NAME) for name in labels[:MAX_CLASSES]]
 
 
 def pictures(thumbnails: Mapping[int, str]) -> dict[str, str]:
-    """Pictures of samples. What is none is left out: a report may come from anywhere."""
+    """Thumbnails of samples, without values that are not PNG data URIs: a report may be untrusted."""
     return {str(sample): uri for sample, uri in thumbnails.items() if uri.startswith(PREFIX)}

@@ -1,4 +1,4 @@
-"""One artifact on one device as the page shows it, and the search behind it."""
+"""Page data of one artifact on one device, and of its search."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from edgeopt.reports.pagefindings import Data, classes, confusions, cut, finite,
 from edgeopt.results import Measurement, Report, Result, Trial
 
 SENTENCE = 2000
-"""Characters shown of a sentence; report.json has all of it. So for the following."""
+"""Maximum length of a sentence in the page; report.json is complete. The following limit other parts."""
 LAYERS = 60
 TRIALS = 60
 RAISED = 12
@@ -18,9 +18,17 @@ SPREAD = ("latency_min_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"
 
 
 def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagnose: str) -> Data:
-    """``diagnose``: the command that tells which layers of it lose accuracy."""
-    found = result.measurements
-    latency = "latency_p50_ms" if "latency_p50_ms" in found else "estimated_latency_ms"
+    """Page data of one result.
+
+    Args:
+        result: the result.
+        metric: name of the primary metric; empty for agreement.
+        shown: measurements of the table's columns.
+        judged: worst gate verdict of the result.
+        diagnose: command that diagnoses the artifact layer by layer.
+    """
+    measurements = result.measurements
+    latency = "latency_p50_ms" if "latency_p50_ms" in measurements else "estimated_latency_ms"
     return {
         "variant": cut(result.variant),
         "format": cut(result.format),
@@ -28,12 +36,12 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "status": result.status,
         "gate": judged,
         "reason": cut(result.reason, SENTENCE),
-        "cells": [_cell(found.get(name)) for name in shown],
-        "accuracy": _point(found.get(metric or "agreement")),
-        "size": _point(found.get("size_bytes")),
-        "latency": _point(found.get(latency)),
-        "estimated": latency not in found or latency == "estimated_latency_ms",
-        "spread": _spread(found),
+        "cells": [_cell(measurements.get(name)) for name in shown],
+        "accuracy": _point(measurements.get(metric or "agreement")),
+        "size": _point(measurements.get("size_bytes")),
+        "latency": _point(measurements.get(latency)),
+        "estimated": latency not in measurements or latency == "estimated_latency_ms",
+        "spread": _spread(measurements),
         "hops": [
             {
                 "stage": cut(hop.stage),
@@ -47,7 +55,7 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
             }
             for hop in result.hops
         ],
-        "measurements": [measured(name, value) for name, value in found.items()],
+        "measurements": [measured(name, value) for name, value in measurements.items()],
         "layers": _layers(result),
         "flips": lost(result),
         "classes": classes(result),
@@ -65,12 +73,12 @@ def _point(measurement: Measurement | None) -> Data | None:
     return {"value": measurement.value, "text": show(measurement), "whole": whole}
 
 
-def _spread(found: dict[str, Measurement]) -> list[Data | None] | None:
-    """Latencies from the quickest run to the slowest, where single runs were timed."""
-    quickest, *middle, slowest = (_point(found.get(name)) for name in SPREAD)
+def _spread(measurements: dict[str, Measurement]) -> list[Data | None] | None:
+    """Latency from minimum to maximum, if individual inferences were timed."""
+    fastest, *middle, slowest = (_point(measurements.get(name)) for name in SPREAD)
     if not all(middle):
         return None
-    return [quickest or middle[0], *middle, slowest or middle[-1]]
+    return [fastest or middle[0], *middle, slowest or middle[-1]]
 
 
 def _cell(measurement: Measurement | None) -> list[Any] | None:
@@ -78,17 +86,17 @@ def _cell(measurement: Measurement | None) -> list[Any] | None:
 
 
 def measured(name: str, measurement: Measurement) -> list[str]:
-    counted = "" if measurement.n is None else f"{measurement.n:,}"
-    return [cut(name), show(measurement), _interval(measurement), counted]
+    count = "" if measurement.n is None else f"{measurement.n:,}"
+    return [cut(name), show(measurement), _interval(measurement), count]
 
 
 def _interval(measurement: Measurement, *, plain: bool = False) -> str:
-    """Its 95 % interval; ``plain``: the value itself before it."""
-    told = show(measurement) if plain else ""
+    """The 95 % interval; with ``plain``, preceded by the value."""
+    value = show(measurement) if plain else ""
     if measurement.ci95 is None:
-        return told
+        return value
     low, high = (show(measurement.model_copy(update={"value": end})) for end in measurement.ci95)
-    return f"{told} ({low} to {high})" if plain else f"{low} to {high}"
+    return f"{value} ({low} to {high})" if plain else f"{low} to {high}"
 
 
 def _facts(result: Result) -> list[list[str]]:
@@ -98,22 +106,22 @@ def _facts(result: Result) -> list[list[str]]:
         ("file", artifact.path if artifact else ""),
         ("size", f"{artifact.size_bytes:,} B" if artifact else ""),
         ("sha256", artifact.digest if artifact else ""),
-        ("made by", " → ".join(result.chain)),
+        ("stages", " → ".join(result.chain)),
         ("transposes", "" if result.transposes is None else str(result.transposes)),
-        ("measured", "by an earlier run on this machine" if result.cached else ""),
+        ("measured", "in an earlier run on this machine" if result.cached else ""),
     ]
     return [[title, cut(value, SENTENCE)] for title, value in facts if value]
 
 
 def _layers(result: Result) -> Data | None:
-    """Rows of the operators, the costliest first where a cost is known, with numbers left as numbers."""
+    """Rows of the operators, most expensive first if a cost is keys; numbers are not formatted."""
     if not result.layers:
         return None
-    known = list(dict.fromkeys(key for layer in result.layers for key in layer))
-    cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in known), None)
+    keys = list(dict.fromkeys(key for layer in result.layers for key in layer))
+    cost = next((key for key in ("ms", "cycles", "npu_cycles") if key in keys), None)
     ordered = sorted(result.layers, key=lambda layer: -_cost(layer.get(cost))) if cost else result.layers
-    rows = [[_value(layer.get(key)) for key in known] for layer in ordered[:LAYERS]]
-    return {"titles": [cut(key) for key in known], "rows": rows, "count": len(result.layers)}
+    rows = [[_value(layer.get(key)) for key in keys] for layer in ordered[:LAYERS]]
+    return {"titles": [cut(key) for key in keys], "rows": rows, "count": len(result.layers)}
 
 
 def _cost(value: object) -> float:
@@ -127,13 +135,16 @@ def _value(value: str | float | int | None) -> str | float | int | None:
 
 
 def searches(report: Report) -> dict[tuple[str, str], tuple[Trial, ...]]:
-    """Trials of each artifact, once: it is the same file on every device. The smallest file first."""
-    found = {(row.variant, row.format): row.trials for row in report.results if row.trials}
-    return {key: tuple(sorted(trials, key=lambda trial: trial.size_bytes)) for key, trials in found.items()}
+    """Trials of each artifact, once for all devices, smallest file first."""
+    by_artifact = {(row.variant, row.format): row.trials for row in report.results if row.trials}
+    ordered = {
+        key: tuple(sorted(trials, key=lambda trial: trial.size_bytes)) for key, trials in by_artifact.items()
+    }
+    return ordered
 
 
 def search_of(variant: str, form: str, trials: Sequence[Trial]) -> Data:
-    """What a search tried for one artifact, and how sensitive each layer of it turned out to be."""
+    """Candidates of the search for one artifact, and the sensitivity of its layers."""
     return {
         "variant": cut(variant),
         "format": cut(form),
@@ -143,8 +154,8 @@ def search_of(variant: str, form: str, trials: Sequence[Trial]) -> Data:
 
 
 def trial_of(trial: Trial) -> Data:
-    more = len(trial.raised) - RAISED
-    raised = ", ".join(trial.raised[:RAISED]) + (f" and {more} more" if more > 0 else "")
+    hidden = len(trial.raised) - RAISED
+    raised = ", ".join(trial.raised[:RAISED]) + (f" and {hidden} more" if hidden > 0 else "")
     return {
         "name": cut(trial.name),
         "size": trial.size_bytes,
@@ -156,7 +167,7 @@ def trial_of(trial: Trial) -> Data:
             "" if trial.agreement is None else f"{trial.agreement:.1%}",
             "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB",
             f"{trial.samples:,}" if trial.samples else "",
-            {"chosen": "chosen", "kept": "on the front"}.get(trial.status, ""),
+            {"chosen": "chosen", "kept": "Pareto-optimal"}.get(trial.status, ""),
             cut(raised, SENTENCE),
         ],
     }

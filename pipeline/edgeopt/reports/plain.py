@@ -1,4 +1,4 @@
-"""Text that came from elsewhere, made harmless for whatever shows it."""
+"""Sanitizing of untrusted text for terminals, XML and HTML."""
 
 import re
 
@@ -6,5 +6,5 @@ _CONTROL = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def printable(text: str) -> str:
-    """Without control characters: they would move a terminal's cursor, and XML cannot hold them."""
+    """Replace control characters: they move a terminal's cursor and are invalid in XML."""
     return _CONTROL.sub("�", text)

@@ -1,4 +1,4 @@
-"""Lint findings as SARIF 2.1.0, which code scanning shows beside the file.
+"""Lint findings as SARIF 2.1.0, for code scanning.
 
 Source: OASIS Static Analysis Results Interchange Format, version 2.1.0
 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html), sections 3.13 to 3.31.
@@ -18,17 +18,17 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 RULES = {
     "flash": "The file is larger than the device's flash",
     "ram": "The model needs more memory than the device has",
-    "operator": "The device's runtime does not have an operator",
-    "custom": "The device's runtime does not have a custom operator",
-    "flex": "An operator of TensorFlow, which is no operator of TFLite",
+    "operator": "The device's runtime does not support an operator",
+    "custom": "The device's runtime does not support a custom operator",
+    "flex": "A TensorFlow operator (Flex), which is not part of TFLite",
     "version": "An operator is newer than the device's runtime",
-    "dtype": "The device's runtime does not take these types there",
-    "hybrid": "Float activations with integer weights do not run there",
-    "float": "Nothing of a float model runs on a device made for integers",
-    "shape": "The device plans memory for fixed shapes only",
-    "unread": "The file could not be read",
+    "dtype": "The device's runtime does not support these data types for the operator",
+    "hybrid": "The device does not support float activations with integer weights",
+    "float": "The device supports integer models only",
+    "shape": "The device supports fixed shapes only",
+    "unread": "The file cannot be read",
 }
-"""What each rule is about; a rule that is not named here is told by its name alone."""
+"""Descriptions of the rules; other rules are described by their name."""
 
 
 def render(findings: Sequence[Finding], file: Path, device: str) -> str:
@@ -46,7 +46,7 @@ def render(findings: Sequence[Finding], file: Path, device: str) -> str:
                         "rules": [_rule(rule) for rule in rules],
                     }
                 },
-                # Findings of one file for one device; another upload of them replaces these and no others.
+                # One category per file and device: an upload replaces only findings of the same pair.
                 "automationDetails": {"id": f"edgeopt-lint/{quote(device)}/{quote(file.name)}/"},
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(finding, rules, file, device) for finding in findings],
@@ -57,20 +57,20 @@ def render(findings: Sequence[Finding], file: Path, device: str) -> str:
 
 
 def _rule(rule: str) -> dict[str, object]:
-    told = RULES.get(rule, rule)
-    return {"id": rule, "name": rule, "shortDescription": {"text": f"{told}."}}
+    description = RULES.get(rule, rule)
+    return {"id": rule, "name": rule, "shortDescription": {"text": f"{description}."}}
 
 
 def _result(finding: Finding, rules: Sequence[str], file: Path, device: str) -> dict[str, object]:
     layer = printable(finding.layer)
     where = f"{layer}: " if layer else ""
     location: dict[str, object] = {
-        # A model has no lines, but code scanning places nothing without one.
+        # A model has no lines, but code scanning requires one.
         "physicalLocation": {"artifactLocation": {"uri": address(file)}, "region": {"startLine": 1}}
     }
     if layer:
         location["logicalLocations"] = [{"fullyQualifiedName": layer, "kind": "element"}]
-    text = f"{file.name} on {device}: {where}{finding.message}. What to do: {finding.fix}."
+    text = f"{file.name} on {device}: {where}{finding.message}. Fix: {finding.fix}."
     return {
         "ruleId": finding.rule,
         "ruleIndex": rules.index(finding.rule),
@@ -81,7 +81,7 @@ def _result(finding: Finding, rules: Sequence[str], file: Path, device: str) -> 
 
 
 def address(file: Path) -> str:
-    """The file as a URI: relative where it lies below the working folder, which in CI is the repository."""
+    """URI of the file, relative if it is in the working directory, which in CI is the repository."""
     relative = Path(os.path.relpath(file))
     if relative.parts[0] == "..":
         return file.resolve().as_uri()

@@ -1,4 +1,4 @@
-"""Small pictures of evaluation samples, made once for a report: PNG files in ``data:`` URIs."""
+"""Thumbnails of evaluation samples for a report: PNG files in ``data:`` URIs."""
 
 import base64
 import struct
@@ -12,68 +12,68 @@ from edgeopt.model import Array, Layout
 from edgeopt.plugin import Sample
 from edgeopt.results import Result
 
-MOST = 24
-"""Pictures in one report."""
+MAX_COUNT = 24
+"""Maximum number of thumbnails in a report."""
 SIDE = 48
-"""Pixels of a picture's longer side, at most."""
-ROOM = 190_000
-"""Characters of all pictures together."""
-SMALLEST = 8
-"""Pixels of a side below which an input is no image."""
-LONGEST = 4
-"""Times its shorter side that an image's longer side may be."""
+"""Maximum length of a thumbnail's longer side, in pixels."""
+MAX_CHARACTERS = 190_000
+"""Maximum number of characters of all thumbnails together."""
+MIN_SIDE = 8
+"""Minimum side length in pixels of an input that is considered an image."""
+MAX_ASPECT = 4
+"""Maximum aspect ratio of an image."""
 PREFIX = "data:image/png;base64,"
 
 Pixels = NDArray[np.uint8]
 
 
-def worst_flips(results: Iterable[Result], most: int = MOST) -> list[int]:
-    """Which samples to show: the worst of every artifact, then the second worst of each, and so on."""
+def worst_flips(results: Iterable[Result], limit: int = MAX_COUNT) -> list[int]:
+    """The samples to show: the worst of each artifact, then the second worst of each, and so on."""
     rows = [[flip.sample for flip in result.flips] for result in results if result.flips]
     longest = max(map(len, rows), default=0)
     ranked = (row[rank] for rank in range(longest) for row in rows if rank < len(row))
-    return list(dict.fromkeys(ranked))[:most]
+    return list(dict.fromkeys(ranked))[:limit]
 
 
 def thumbnails(samples: Iterable[Sample], wanted: Sequence[int], layout: Layout | None) -> dict[int, str]:
-    """A picture for each sample of ``wanted``, in that order, where its first input is an image.
+    """Thumbnails of the samples ``wanted``, in that order, if their first input is an image.
 
     Args:
-        samples: all of them, raw; no more are read than are needed.
-        wanted: their indices, the most important first: it is those that fit.
-        layout: where the channels of raw samples are; None: where one, three or four values are.
+        samples: all samples, raw; reading stops after the last one needed.
+        wanted: indices of the samples, most important first; the last ones are dropped if space is short.
+        layout: layout of the raw samples; None: the channel axis is the one of size 1, 3 or 4.
     """
-    left = set(wanted)
+    pending = set(wanted)
     images: dict[int, Array] = {}
-    for index, sample in enumerate(samples if left else ()):
-        if index not in left:
+    for index, sample in enumerate(samples if pending else ()):
+        if index not in pending:
             continue
-        left.remove(index)
+        pending.remove(index)
         image = image_of(sample.inputs[0], layout)
         if image is None:
             return {}
         images[index] = image
-        if not left:
+        if not pending:
             break
     if not images:
         return {}
     low, high = _range(images.values())
-    found: dict[int, str] = {}
-    room = ROOM
+    pictures: dict[int, str] = {}
+    remaining = MAX_CHARACTERS
     for index in wanted:
         if index in images:
-            picture = data_uri(_shrunk(images[index], low, high))
-            room -= len(picture)
-            if room < 0:
+            picture = data_uri(_downscale(images[index], low, high))
+            remaining -= len(picture)
+            if remaining < 0:
                 break
-            found[index] = picture
-    return found
+            pictures[index] = picture
+    return pictures
 
 
 def image_of(value: Array, layout: Layout | None) -> Array | None:
-    """A raw sample as ``[height, width, 1 or 3]``; None where it is no image.
+    """A raw sample as ``[height, width, 1 or 3]``; None if it is not an image.
 
-    What is much longer than wide, such as features over time, is none.
+    Arrays of an extreme aspect ratio, such as features over time, are not considered images.
     """
     if value.ndim == 2 and value.dtype == np.uint8:
         value = value[..., np.newaxis]
@@ -82,7 +82,7 @@ def image_of(value: Array, layout: Layout | None) -> Array | None:
     elif layout == "NCHW" or (layout is None and value.shape[-1] not in (1, 3, 4)):
         value = value.transpose(1, 2, 0)
     height, width, channels = value.shape
-    if channels not in (1, 3, 4) or not SMALLEST <= min(height, width) >= max(height, width) / LONGEST:
+    if channels not in (1, 3, 4) or not MIN_SIDE <= min(height, width) >= max(height, width) / MAX_ASPECT:
         return None
     return value[..., : 3 if channels == 4 else channels]
 
@@ -100,7 +100,7 @@ def png(pixels: Pixels) -> bytes:
     height, width, channels = pixels.shape
     rows = pixels.reshape(height, width * channels)
     above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
-    # Filter 2: each byte less the one above it, which is what neighbouring rows have in common.
+    # Filter type 2 (Up) stores the difference to the byte above, since neighbouring rows are similar.
     filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 9)), (b"IEND", b""))
@@ -112,16 +112,16 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _range(images: Iterable[Array]) -> tuple[float, float]:
-    """What becomes black and what white: of bytes 0 and 255, of others the least and the greatest."""
-    several = list(images)
-    if all(image.dtype == np.uint8 for image in several):
+    """The values of black and white: 0 and 255 for bytes, otherwise minimum and maximum."""
+    image_list = list(images)
+    if all(image.dtype == np.uint8 for image in image_list):
         return 0.0, 255.0
-    ends = [(float(image.min()), float(image.max())) for image in several]
-    return min(low for low, _ in ends), max(high for _, high in ends)
+    extremes = [(float(image.min()), float(image.max())) for image in image_list]
+    return min(low for low, _ in extremes), max(high for _, high in extremes)
 
 
-def _shrunk(image: Array, low: float, high: float) -> Pixels:
-    """An image of at most ``SIDE`` pixels on its longer side: every pixel the mean of those it stands for."""
+def _downscale(image: Array, low: float, high: float) -> Pixels:
+    """Downscale to at most ``SIDE`` pixels on the longer side, each pixel the mean of its area."""
     real = (image.astype(np.float64) - low) * (255.0 / ((high - low) or 1.0))
     height, width = real.shape[:2]
     scale = min(1.0, SIDE / max(height, width))

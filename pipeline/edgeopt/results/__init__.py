@@ -1,4 +1,4 @@
-"""The types in which a run is told: what was measured, what was judged, and the whole report."""
+"""The types of results: measurements, gates and verdicts, and the report."""
 
 from edgeopt.results.gate import LIMITS, Gate, Verdict
 from edgeopt.results.measurement import (

@@ -1,4 +1,4 @@
-"""Conditions on a run, and what came of them."""
+"""Gates: conditions on results, and their verdicts."""
 
 from typing import Literal, Protocol
 
@@ -10,7 +10,7 @@ LIMITS = ("max", "min", "max_drop", "max_increase", "max_ratio")
 
 
 class Judged(Protocol):
-    """What of a result decides whether a gate is about it."""
+    """The part of a result that the filters of a gate match."""
 
     @property
     def variant(self) -> str: ...
@@ -35,10 +35,10 @@ class Gate(Value):
     formats: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     classes: tuple[str, ...] = Field((), description="judge samples of these classes only, by name or number")
-    confidence: float | None = Field(
-        None, description="fail or pass only where the samples leave no more doubt than this"
+    confidence: float | None = Field(None, description="confidence level at which a drop fails or passes")
+    undecided: Literal["fail", "pass"] = Field(
+        "fail", description="verdict when the samples are inconclusive"
     )
-    undecided: Literal["fail", "pass"] = Field("fail", description="what too few samples come to")
 
     @property
     def limit(self) -> tuple[str, float]:
@@ -47,7 +47,7 @@ class Gate(Value):
             value = getattr(self, kind)
             if value is not None:
                 return kind, value
-        raise ValueError("a gate without a limit")  # the recipe loader has refused it
+        raise ValueError("a gate without a limit")  # rejected by the recipe loader
 
     def __str__(self) -> str:
         kind, value = self.limit
@@ -73,7 +73,7 @@ class Gate(Value):
 
 
 class Verdict(Value):
-    """One gate on one result."""
+    """The verdict of one gate on one result."""
 
     gate: str
     variant: str
@@ -83,10 +83,12 @@ class Verdict(Value):
     measured: float | None = None
     limit: float
     reason: str = ""
-    blocks: bool = Field(False, description="whether the exit code is 1 because of it")
-    confidence: float | None = Field(None, description="of a gate that asks how sure the drop is")
+    blocks: bool = Field(False, description="whether it makes the exit code 1")
+    confidence: float | None = Field(None, description="confidence level of the gate, if set")
     bounds: tuple[float, float] | None = Field(
-        None, description="the drop lies above the first and below the second, each with that confidence"
+        None, description="lower and upper bound of the drop, each at that confidence level"
     )
-    p_value: float | None = Field(None, description="exact McNemar test that there is a drop at all")
-    samples_needed: int | None = Field(None, description="that would decide, if they go on as these")
+    p_value: float | None = Field(None, description="exact McNemar test for the existence of a drop")
+    samples_needed: int | None = Field(
+        None, description="estimated number of samples that would decide, at the same rates"
+    )

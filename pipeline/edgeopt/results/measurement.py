@@ -1,4 +1,4 @@
-"""One number of a report, how it is shown, and the values per sample behind it."""
+"""Measurements: values, their units and formatting, and per-sample values."""
 
 import base64
 import binascii
@@ -15,27 +15,27 @@ from edgeopt.config.units import show_bytes
 Kind: TypeAlias = Literal[
     "fraction", "points", "error", "decibel", "bytes", "memory", "time", "ratio", "count", "number"
 ]
-"""How a number is shown.
+"""Display format of a number.
 
-``fraction`` as a percentage, ``points`` as a difference of percentages, ``error`` and ``number`` plainly,
-``bytes`` to the byte, ``memory`` rounded, ``time`` in milliseconds, ``ratio`` as a multiple, ``count`` whole.
+``fraction``: percentage; ``points``: difference of percentages; ``error``, ``number``: plain; ``bytes``:
+exact bytes; ``memory``: rounded KiB or MiB; ``time``: milliseconds; ``ratio``: multiple; ``count``: integer.
 """
 
 Role: TypeAlias = Literal[
     "quality", "drop", "worst_class_drop", "detectable_drop", "fidelity", "parity", "cost"
 ]  # fmt: skip
-"""What a number is about.
+"""Category of a number.
 
-``quality`` of the answers, by a metric, and what follows from it; ``fidelity`` to the source model;
-``parity`` between devices; ``cost`` of an artifact in bytes, time or arithmetic.
+``quality``: accuracy by a metric, and the drops derived from it; ``fidelity``: to the source model;
+``parity``: between devices; ``cost``: of an artifact, in bytes, time or arithmetic.
 """
 
-MOST_SAMPLES = 100_000_000
-"""Samples that a text may claim to hold; compressed zeros could claim any number."""
+MAX_SAMPLES = 100_000_000
+"""Limit on the declared number of samples: a small compressed text could expand to any size."""
 
 
 class Value(BaseModel):
-    """What all parts of a report share: they do not change, and have no other fields."""
+    """Base of all parts of a report: immutable, without extra fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -53,14 +53,14 @@ _SHOWN: dict[Kind, Callable[[float], str]] = {
 
 
 class Measurement(Value):
-    """One number with its unit; ``n`` samples or runs stand behind it."""
+    """One number with its unit, computed from ``n`` samples or runs."""
 
     value: float
     unit: str = ""
     n: int | None = None
-    ci95: tuple[float, float] | None = Field(None, description="95 % interval, where one can be given")
-    kind: Kind = Field("number", description="how it is shown")
-    role: Role = Field("cost", description="what it is about")
+    ci95: tuple[float, float] | None = Field(None, description="95 % confidence interval, if available")
+    kind: Kind = Field("number", description="display format")
+    role: Role = Field("cost", description="category")
 
     @classmethod
     def of(
@@ -72,13 +72,13 @@ class Measurement(Value):
         n: int | None = None,
         ci95: tuple[float, float] | None = None,
     ) -> "Measurement":
-        """The measurement called ``name``; ``unit`` is for one that only a runtime knows."""
+        """The measurement called ``name``; ``unit`` applies to names that are not in ``MEASUREMENTS``."""
         known = MEASUREMENTS.get(name) or Shown(_KINDS.get(unit, "number"), unit, name)
         return cls(value=value, unit=known.unit, n=n, ci95=ci95, kind=known.kind, role=known.role)
 
     @property
     def text(self) -> str:
-        """As a person reads it."""
+        """The formatted value with its unit."""
         if self.kind in _SHOWN:
             return _SHOWN[self.kind](self.value)
         sign = "+" if self.role in ("drop", "worst_class_drop", "detectable_drop") else ""
@@ -86,19 +86,19 @@ class Measurement(Value):
 
 
 class Shown(NamedTuple):
-    """What is known of a measurement by its name."""
+    """Properties of a measurement that follow from its name."""
 
     kind: Kind
     unit: str
     title: str
-    """At the head of a column."""
+    """Column title."""
     meaning: str = ""
-    """In words, where the name alone does not tell."""
+    """Explanation, if the title is not sufficient."""
     better: Literal["higher", "lower", ""] = "lower"
     volatile: bool = False
-    """Whether the same file gives another value each time."""
+    """Whether repeated measurements of the same file differ."""
     in_turns: str = ""
-    """The measurement that stands for its ratio to float: two absolute times are never divided."""
+    """The measurement of its ratio to float from interleaved runs; separate times are not divided."""
     role: Role = "cost"
 
 
@@ -111,7 +111,7 @@ _KINDS: dict[str, Kind] = {"bytes": "memory", "ms": "time"}
 MEASUREMENTS: dict[str, Shown] = {
     "size_bytes": Shown("bytes", "bytes", "size", "the file"),
     "gzip_bytes": Shown("bytes", "bytes", "gzip", "the file, compressed"),
-    "latency_p50_ms": _time("p50", "half of the runs take no longer"),
+    "latency_p50_ms": _time("p50", "median time of one run"),
     "latency_p90_ms": _time("p90"),
     "latency_p99_ms": _time("p99"),
     "latency_mean_ms": _time("mean"),
@@ -119,74 +119,80 @@ MEASUREMENTS: dict[str, Shown] = {
     "latency_max_ms": _time("max"),
     "latency_std_ms": _time("std"),
     "latency_ratio": Shown(
-        "ratio", "", "÷ float", "time of one run, as a share of the float artifact's", volatile=True
+        "ratio", "", "÷ float", "time of one run relative to the float artifact", volatile=True
     ),
     "load_ms": _time("load", "loading the model", in_turns=""),
     "peak_memory_bytes": Shown(
-        "memory", "bytes", "peak memory", "of the process, above what it held before", volatile=True
+        "memory",
+        "bytes",
+        "peak memory",
+        "increase of the process's peak memory over its level before loading",
+        volatile=True,
     ),
     "gpu_memory_bytes": Shown("memory", "bytes", "GPU memory", volatile=True),
     "arena_bytes": Shown("memory", "bytes", "arena", "memory for tensors and bookkeeping"),
     "arena_head_bytes": Shown(
-        "memory", "bytes", "arena head", "tensors and scratch, which share memory by turns"
+        "memory", "bytes", "arena head", "tensors and scratch buffers with overlapping memory plan"
     ),
-    "arena_tail_bytes": Shown("memory", "bytes", "arena tail", "what lives as long as the model"),
+    "arena_tail_bytes": Shown(
+        "memory", "bytes", "arena tail", "allocations that persist as long as the model"
+    ),
     "sram_bytes": Shown("memory", "bytes", "SRAM"),
     "flash_bytes": Shown("memory", "bytes", "flash"),
     "dram_bytes": Shown("memory", "bytes", "DRAM"),
     "npu_cycles": Shown("count", "", "NPU cycles"),
-    "npu_share": Shown("fraction", "", "on NPU", "share of the operators that the NPU carries out", "higher"),
+    "npu_share": Shown("fraction", "", "on NPU", "fraction of operators that run on the NPU", "higher"),
     "estimated_latency_ms": _time("estimated", in_turns=""),
-    "latency_median_ms": _time("median", "of the means of all repetitions"),
+    "latency_median_ms": _time("median", "median over the repetitions' means"),
     "energy_mj": Shown("number", "mJ", "energy", "of one run", volatile=True),
     "parity_max_steps": Shown("number", "steps", "steps to host", role="parity"),
     "parity_max_error": Shown("error", "", "error to host", role="parity"),
     "parity_flips": Shown("number", "", "flips to host", role="parity"),
     "macs": Shown("count", "", "MACs", "multiply-accumulates of one run"),
-    "parameters": Shown("count", "", "parameters", "numbers in the weights"),
-    "sparsity": Shown("fraction", "", "sparsity", "share of the weights that are zero", ""),
+    "parameters": Shown("count", "", "parameters", "number of weights"),
+    "sparsity": Shown("fraction", "", "sparsity", "fraction of weights that are zero", ""),
 }
-"""Measurements that artifacts have beside the metrics of a recipe."""
+"""Measurements of artifacts that are not metrics of a recipe."""
 
 
 class Samples(Value):
-    """Values of one metric for every evaluation sample, in their order, as a short text."""
+    """Values of one metric for every evaluation sample, in order, as compact text."""
 
-    count: int = Field(ge=0, le=MOST_SAMPLES)
+    count: int = Field(ge=0, le=MAX_SAMPLES)
     encoding: Literal["bits", "float32"] = Field(
-        description="bits: right or wrong, eight samples to a byte; float32: any value, little-endian"
+        description="bits: correct or wrong, eight samples per byte; float32: any value, little-endian"
     )
     data: str = Field(description="compressed with zlib, then base64")
 
     @classmethod
     def pack(cls, values: NDArray[np.float64]) -> "Samples":
-        """Values of 0 and 1 take a bit each and come back exactly; others are rounded to float32."""
+        """Encode values: 0 and 1 exactly, as bits; others rounded to float32."""
         binary = bool(np.isin(values, (0.0, 1.0)).all())
         raw = np.packbits(values.astype(np.uint8)) if binary else values.astype("<f4")
         text = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode("ascii")
         return cls(count=len(values), encoding="bits" if binary else "float32", data=text)
 
     def unpack(self) -> NDArray[np.float64]:
-        """The values again.
+        """Decode the values, of shape ``[count]``.
 
         Raises:
-            ValueError: the text is damaged.
+            ValueError: the data is damaged.
         """
         size = (self.count + 7) // 8 if self.encoding == "bits" else 4 * self.count
         try:
             packed = base64.b64decode(self.data, validate=True)
-            unpacking = zlib.decompressobj()
-            raw = unpacking.decompress(packed, size + 1)
+            # One byte more than expected is enough to detect excess data, and bounds memory.
+            raw = zlib.decompressobj().decompress(packed, size + 1)
         except (binascii.Error, zlib.error) as error:
-            raise ValueError(f"damaged values of samples: {error}") from error
+            raise ValueError(f"damaged per-sample values: {error}") from error
         if len(raw) != size:
-            raise ValueError(f"damaged values of samples: {self.count} were announced")
+            raise ValueError(f"damaged per-sample values: {self.count} were declared")
         if self.encoding == "bits":
             return np.unpackbits(np.frombuffer(raw, np.uint8))[: self.count].astype(np.float64)
         return np.frombuffer(raw, "<f4").astype(np.float64)
 
 
-_OLD_METRICS: dict[str, tuple[Kind, Role]] = {
+_LEGACY_METRICS: dict[str, tuple[Kind, Role]] = {
     "top1": ("fraction", "quality"),
     "top5": ("fraction", "quality"),
     "roc_auc": ("number", "quality"),
@@ -196,30 +202,30 @@ _OLD_METRICS: dict[str, tuple[Kind, Role]] = {
     "fidelity_snr_db": ("decibel", "fidelity"),
     "max_abs_error": ("error", "fidelity"),
 }
-_OLD_ROLES: tuple[Role, ...] = ("detectable_drop", "worst_class_drop", "drop")
+_LEGACY_ROLES: tuple[Role, ...] = ("detectable_drop", "worst_class_drop", "drop")
 
 
 def with_kinds(measurements: Any) -> Any:
-    """Measurements of an old report, which did not say how they are shown: completed by their names."""
+    """Add kind and role to the measurements of earlier reports, which lack them, by name."""
     if not isinstance(measurements, dict):
         return measurements
     return {
-        name: told | _of_old(str(name)) if isinstance(told, dict) and "kind" not in told else told
-        for name, told in measurements.items()
+        name: entry | _legacy_fields(str(name)) if isinstance(entry, dict) and "kind" not in entry else entry
+        for name, entry in measurements.items()
     }
 
 
 def kind_of(name: str) -> Kind:
-    """How a measurement is shown of which only the name is known."""
-    return cast(Kind, _of_old(name)["kind"])
+    """The display format of a measurement, by its name only."""
+    return cast(Kind, _legacy_fields(name)["kind"])
 
 
-def _of_old(name: str) -> dict[str, Any]:
+def _legacy_fields(name: str) -> dict[str, Any]:
     if name in MEASUREMENTS:
         return {"kind": MEASUREMENTS[name].kind, "role": MEASUREMENTS[name].role}
-    for role in _OLD_ROLES:
+    for role in _LEGACY_ROLES:
         if name.endswith(f"_{role}"):
-            kind, _ = _OLD_METRICS.get(name.removesuffix(f"_{role}"), ("number", "quality"))
+            kind, _ = _LEGACY_METRICS.get(name.removesuffix(f"_{role}"), ("number", "quality"))
             return {"kind": "points" if kind == "fraction" else kind, "role": role}
-    kind, of = _OLD_METRICS.get(name, ("number", "quality"))
-    return {"kind": kind, "role": of}
+    kind, category = _LEGACY_METRICS.get(name, ("number", "quality"))
+    return {"kind": kind, "role": category}

@@ -1,4 +1,4 @@
-"""Everything that a run found out. ``Report`` is the contract behind ``report.json``."""
+"""The results of a run. ``Report`` defines the schema of ``report.json``."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,97 +16,99 @@ Measurements: TypeAlias = Annotated[dict[str, Measurement], BeforeValidator(with
 
 
 class Hop(Value):
-    """How far one step moved the outputs, compared with the step before on the same inputs."""
+    """The deviation of one step's outputs from those of the previous step, on the same inputs."""
 
     stage: str = Field(description="the stage, or the device whose runtime ran the artifact")
     produced: str = Field(description="format after the step")
-    lossless: bool = Field(description="whether the step claims to keep the outputs")
+    lossless: bool = Field(description="whether the step is declared to preserve the outputs")
     snr_db: float | None = None
     max_abs_error: float | None = None
-    agreement: float | None = Field(None, description="share of samples with the same largest output")
+    agreement: float | None = Field(None, description="fraction of samples with the same top-1 class")
     status: Literal["ok", "broken", "unmeasured"] = "ok"
     reason: str = ""
 
 
 class Trial(Value):
-    """One candidate of a search for the smallest file that is accurate enough, as the search saw it.
+    """One candidate of a search for the smallest file of sufficient accuracy.
 
-    Judged on the data that the search may use (validation or calibration), never on the evaluation data.
+    Candidates are judged on the data of the search (validation or calibration), never on the evaluation data.
     """
 
-    name: str = Field(description="what was tried, such as 'int8, 2 layers in float'")
-    raised: tuple[str, ...] = Field((), description="layers with more precision than the scheme's")
+    name: str = Field(description="description, such as 'int8, 2 layers in float'")
+    raised: tuple[str, ...] = Field((), description="layers with higher precision than the scheme's")
     size_bytes: int
-    drop: float = Field(description="accuracy lost against the source model; without labels, disagreement")
-    agreement: float | None = Field(None, description="share of samples with the same largest output")
-    snr_db: float | None = Field(None, description="signal to noise of the outputs against the source model")
+    drop: float = Field(
+        description="accuracy drop against the source model; without labels, the disagreement"
+    )
+    agreement: float | None = Field(None, description="fraction of samples with the same top-1 class")
+    snr_db: float | None = Field(None, description="signal-to-noise ratio of the outputs")
     samples: int = 0
     status: Literal["chosen", "kept", "dominated", "alone"] = Field(
         "kept",
-        description="kept: on the front of accuracy against size; dominated: another is better in both; "
-        "alone: one layer raised by itself, to see how much of the error is its",
+        description="kept: on the Pareto front of accuracy and size; dominated: another is better in both; "
+        "alone: a single layer in higher precision, to measure its share of the error",
     )
 
 
 class Flip(Value):
-    """A sample that the source model gets right and the artifact gets wrong."""
+    """A sample that is correct in the source model and wrong in the artifact."""
 
-    sample: int = Field(description="its index in the evaluation data")
+    sample: int = Field(description="index in the evaluation data")
     label: int
-    answer: int = Field(description="the class that the artifact takes it for")
-    margin: float = Field(description="how far the wrong class's score is above the right one's")
+    answer: int = Field(description="class predicted by the artifact")
+    margin: float = Field(description="score of the predicted class minus score of the correct class")
 
 
 class ClassChange(Value):
-    """How many evaluation samples of one class are classified rightly."""
+    """Correct answers for the evaluation samples of one class."""
 
     label: int
-    n: int = Field(description="samples of the class")
-    before: int = Field(description="right answers of the source model")
-    after: int = Field(description="right answers of the artifact")
+    n: int = Field(description="number of samples of the class")
+    before: int = Field(description="correct answers of the source model")
+    after: int = Field(description="correct answers of the artifact")
 
 
 class Confusion(Value):
-    """How many evaluation samples of one class are taken for another."""
+    """The number of evaluation samples of one class predicted as another."""
 
     label: int
-    answer: int = Field(description="the class they are taken for")
+    answer: int = Field(description="predicted class")
     before: int = Field(description="by the source model")
     after: int = Field(description="by the artifact")
 
 
 class LayerBytes(Value):
-    """The weights of one operator of a file."""
+    """The size of the weights of one operator."""
 
     name: str
-    kind: str = Field(description="operator, as the format calls it")
+    kind: str = Field(description="operator type in the format")
     size_bytes: int
-    macs: int | None = Field(None, description="multiply-accumulates of one inference, where they are known")
+    macs: int | None = Field(None, description="multiply-accumulates of one inference, if known")
 
 
 class Breakdown(Value):
-    """Where the bytes of a file go."""
+    """The size of a file by part."""
 
-    parts: dict[str, int] = Field(description="by what they are for; the sum is the size of the file")
+    parts: dict[str, int] = Field(description="bytes by purpose; the sum is the size of the file")
     layers: tuple[LayerBytes, ...] = Field(
-        (), description="operators with weights, the largest first, where the format tells"
+        (), description="operators with weights, largest first, if the format lists them"
     )
 
 
 class Artifact(Value):
-    """A finished model. ``path`` is its main file, or its folder, relative to the folder of the report."""
+    """A finished model. ``path`` is its main file or folder, relative to the folder of the report."""
 
     path: str
-    digest: str = Field(description="sha256 of the file; over all files where there are several")
+    digest: str = Field(description="sha256 of the file, or of all files if there are several")
     size_bytes: int
     breakdown: Breakdown | None = None
     parts: tuple[str, ...] = Field(
-        (), description="its further files, where it has several, or all, where it is a folder"
+        (), description="further files beside the main file, or all files of a folder"
     )
 
 
 class Result(Value):
-    """One variant in one format on one device. Never dropped: what could not run says why."""
+    """One variant in one format on one device. Results that could not run are included, with the reason."""
 
     variant: str
     format: str
@@ -116,29 +118,29 @@ class Result(Value):
     artifact: Artifact | None = None
     measurements: Measurements = Field({})
     hops: tuple[Hop, ...] = ()
-    chain: tuple[str, ...] = Field((), description="stages that made the artifact, in order")
+    chain: tuple[str, ...] = Field((), description="stages that built the artifact, in order")
     transposes: int | None = Field(None, description="TRANSPOSE operators in the artifact")
     runtime: str = ""
     layers: tuple[dict[str, Scalar], ...] = Field(
-        (), description="one row per operator, where the runtime or the compiler tells"
+        (), description="one row per operator, if the runtime or compiler reports them"
     )
     notes: tuple[str, ...] = ()
     samples: dict[str, Samples] = Field(
-        {}, description="per metric, a value for every evaluation sample, higher is better"
+        {}, description="per metric, a value for every evaluation sample; higher is better"
     )
-    flips: tuple[Flip, ...] = Field((), description="samples lost, the most certain mistakes first")
-    classes: tuple[ClassChange, ...] = Field(
-        (), description="right answers per class, the largest loss first"
+    flips: tuple[Flip, ...] = Field(
+        (), description="samples correct in the source model and wrong here, by margin"
     )
+    classes: tuple[ClassChange, ...] = Field((), description="correct answers per class, largest loss first")
     confusions: tuple[Confusion, ...] = Field(
-        (), description="classes taken for another, the largest change first"
+        (), description="confusions between classes, largest change first"
     )
-    trials: tuple[Trial, ...] = Field((), description="what a search tried on the way to this artifact")
-    cached: bool = Field(False, description="measured by an earlier run on this machine")
+    trials: tuple[Trial, ...] = Field((), description="candidates of the search that led to this artifact")
+    cached: bool = Field(False, description="taken from an earlier measurement on this machine")
 
 
 class Run(Value):
-    """When, how and with what a report was made."""
+    """The circumstances of a run: time, command, versions and digests of its inputs."""
 
     started: str
     seconds: float
@@ -149,17 +151,17 @@ class Run(Value):
     evaluation_digest: str = ""
     train_digest: str = ""
     validation_digest: str = ""
-    document: str = Field("", description="the recipe as it was carried out, as YAML")
+    document: str = Field("", description="the recipe as run, in YAML")
     samples: int = 0
     notes: tuple[str, ...] = ()
 
 
 class SourceResult(Value):
-    """The untouched model's own measurements: the baseline of every drop."""
+    """Measurements of the original model, the baseline of every drop."""
 
     format: str
     path: str
-    is_folder: bool = Field(False, description="whether the digest is that of a folder's names and contents")
+    is_folder: bool = Field(False, description="whether the digest covers the names and contents of a folder")
     digest: str = ""
     size_bytes: int = 0
     status: Status = "ok"
@@ -169,40 +171,44 @@ class SourceResult(Value):
 
 
 class MetricInfo(Value):
-    """A metric of the recipe, and how its values are shown."""
+    """A metric of the recipe, and the display of its values."""
 
-    name: str = Field(description="as in the measurements: the plugin's, or the one that the recipe gives it")
+    name: str = Field(
+        description="key in the measurements: the plugin's name, or the one given in the recipe"
+    )
     kind: Kind
     title: str
     unit: str = ""
     better: Literal["higher", "lower"]
-    against: Literal["labels", "source"] = Field(description="what outputs are compared with")
+    against: Literal["labels", "source"] = Field(description="reference of the outputs")
     status: Status = "ok"
-    reason: str = Field("", description="why it could not be computed")
+    reason: str = Field("", description="reason why it could not be computed")
 
 
 class Report(Value):
-    """Everything a run found out."""
+    """All results of a run."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     recipe: str
     run: Run
-    environment: dict[str, dict[str, Any]] = Field({}, description="per device: what the agent found there")
+    environment: dict[str, dict[str, Any]] = Field(
+        {}, description="per device: the environment found by the agent"
+    )
     source: SourceResult | None = None
-    metrics: tuple[MetricInfo, ...] = Field((), description="of the recipe, in its order")
+    metrics: tuple[MetricInfo, ...] = Field((), description="metrics of the recipe, in order")
     results: tuple[Result, ...] = ()
     gates: tuple[Verdict, ...] = ()
-    labels: tuple[str, ...] = Field((), description="the classes' names, where the recipe gives them")
+    labels: tuple[str, ...] = Field((), description="class names, if the recipe has them")
     thumbnails: dict[int, str] = Field(
-        {}, description="some of the samples that flipped, by index, as small PNG pictures in data: URIs"
+        {}, description="some of the flipped samples, by index, as small PNG images in data: URIs"
     )
-    folder: Path | None = Field(None, exclude=True, description="where the report lies, once written")
+    folder: Path | None = Field(None, exclude=True, description="folder of the report, once written")
 
     @property
     def exit_code(self) -> int:
-        """3 when something could not run, 1 when a gate failed, otherwise 0.
+        """3 if something could not run, 1 if a gate failed, otherwise 0.
 
-        A failed gate on something that could not run is a consequence, so 3 comes first.
+        3 takes precedence: gates fail as a consequence of results that could not run.
         """
         statuses = [*(row.status for row in self.results), *(metric.status for metric in self.metrics)]
         statuses += [self.source.status] if self.source is not None else []
@@ -212,49 +218,49 @@ class Report(Value):
 
     @property
     def primary_metric(self) -> str:
-        """The metric that tables show first: the first of the recipe's that was measured; '' without one."""
+        """The first measured metric of the recipe, shown first in tables; '' if there is none."""
         rows = [row.measurements for row in self.results]
         rows += [self.source.measurements] if self.source is not None else []
-        judging = [metric.name for metric in self.metrics if metric.against == "labels"]
-        # A report of one file on its own, or an old one, does not list its metrics.
-        judging += [name for row in rows for name, value in row.items() if value.role == "quality"]
-        return next((name for name in judging if any(name in row for row in rows)), "")
+        names = [metric.name for metric in self.metrics if metric.against == "labels"]
+        # Reports of a single file, and those of earlier versions, do not list metrics.
+        names += [name for row in rows for name, value in row.items() if value.role == "quality"]
+        return next((name for name in names if any(name in row for row in rows)), "")
 
     def of_device(self, device: str) -> "Report":
-        """The part of a report that is about one device."""
+        """The report, reduced to one device."""
         results = tuple(result for result in self.results if result.device == device)
         flipped = {flip.sample for result in results for flip in result.flips}
         return self.model_copy(
             update={
                 "results": results,
-                "thumbnails": {at: picture for at, picture in self.thumbnails.items() if at in flipped},
+                "thumbnails": {index: image for index, image in self.thumbnails.items() if index in flipped},
                 "gates": tuple(verdict for verdict in self.gates if verdict.device in (device, "-")),
-                "environment": {name: found for name, found in self.environment.items() if name == device},
+                "environment": {name: probe for name, probe in self.environment.items() if name == device},
             }
         )
 
     def devices(self) -> list[str]:
-        """Devices in the order of the recipe."""
+        """Names of the devices, in the order of the recipe."""
         return list(dict.fromkeys(result.device for result in self.results))
 
 
 SPARSE = 0.3
-"""Share of zeros from which on weights were made sparse on purpose; small weights round to zero as well."""
+"""Fraction of zeros that indicates pruning; below it, zeros may come from rounding small weights."""
 
 ALWAYS = ("fidelity_snr_db", "agreement", "max_abs_error")
-"""Metrics that need no labels and are measured whatever the recipe asks for."""
+"""Metrics that need no labels and are always measured."""
 
 
 EMULATED = "latency: emulated, not measured"
-"""Note of a result that came about on another processor than the device's."""
+"""Note on results measured on another processor than the device's."""
 
 
 class Event(Value):
-    """Progress of one piece of work, for whoever watches."""
+    """A progress event of one step."""
 
     branch: str
     step: str
     status: Literal["planned", "started", "done", "shared", "cached", "failed", "note"]
-    """``shared``: done for another branch, and of use to this one as well."""
+    """``shared``: run once for another branch with the same step."""
     seconds: float = 0.0
     message: str = ""

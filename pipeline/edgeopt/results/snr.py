@@ -1,13 +1,13 @@
-"""The signal-to-noise ratio by which everything here says how near outputs are to a reference."""
+"""Signal-to-noise ratio of outputs against a reference."""
 
 import math
 
 MAX_SNR_DB = 200.0
-"""What stands for no noise at all; its negative for outputs that are not finite."""
+"""Value for the absence of noise; its negative is the value for outputs that are not finite."""
 
 
 def snr_db(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)`` of two energies (sums of squares), from -200 to 200 dB."""
+    """``10 log10(signal / noise)`` of two energies (sums of squares), clipped to -200 to 200 dB."""
     if noise == 0:
         return MAX_SNR_DB
     if not (math.isfinite(signal) and math.isfinite(noise)):

@@ -1,1 +1,1 @@
-"""A plan carried out: build, measure, assemble, with the store and the protocol of the agent."""
+"""Runs a plan: build, measure, assemble; also the store and the agent protocol."""

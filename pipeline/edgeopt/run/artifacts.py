@@ -1,4 +1,4 @@
-"""Finished models on their way into the folder of a report: copied whole, with a record beside each."""
+"""Copies finished models into the report's folder, atomically, each with a JSON record."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from edgeopt.results import Artifact
 
 
 def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
-    """Copy a finished file to ``models/`` with a record of what it takes and gives beside it."""
+    """Copy a finished artifact to ``models/``, with a JSON record of its inputs, outputs and origin."""
     branch, step = built.branch, built.steps[-1]
     model = step.model
     kind = format_named(branch.format)
@@ -48,7 +48,7 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
 
 
 def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:
-    """Copy what a device's compiler made of an artifact to ``models/``, under the device's name."""
+    """Copy the output of a device's compiler to ``models/``, named after the variant and the device."""
     relative = f"models/{built.branch.variant}.{device}{format_named(built.branch.format).suffix}"
     target = out / relative
     replace(target, lambda scratch: shutil.copyfile(compiled, scratch))
@@ -56,26 +56,26 @@ def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artif
 
 
 def place(kind: Format, path: Path, target: Path) -> list[Path]:
-    """Copy a model to ``target``, each file complete or as it was; returns its further files there.
+    """Copy a model to ``target``, each file atomically; returns its files there other than ``target``.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder is not writable.
     """
     if path.is_dir():
-        # As a whole: of an earlier run's folder nothing stays.
+        # Replaced as a whole, so that no file of an earlier run remains.
         replace(target, lambda scratch: kind.copy_to(path, scratch))
         return list(kind.files(target))
     placed = kind.placed(path, target)
-    for source, there in placed.items():
-        replace(there, partial(shutil.copyfile, source))
-    return [there for there in placed.values() if there != target]
+    for source, copy in placed.items():
+        replace(copy, partial(shutil.copyfile, source))
+    return [copy for copy in placed.values() if copy != target]
 
 
 def replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then rename: complete or as it was.
+    """Write a file or folder atomically: ``write`` gets a scratch path next to ``target``.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder is not writable.
     """
     try:
         with replacing(target) as scratch:

@@ -1,4 +1,4 @@
-"""Puts a run together: what was planned, built and measured becomes one row per artifact and device."""
+"""Assembles the report of a run: one row per artifact and device, from the plan, builds and measurements."""
 
 import datetime
 import importlib.metadata
@@ -12,7 +12,7 @@ from typing import Any
 from edgeopt.evaluation.comparison import difference, hop
 from edgeopt.evaluation.golden import Golden
 from edgeopt.evaluation.judge import Evidence
-from edgeopt.evaluation.measurements import by_class, flips, of_the_samples
+from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import model_digest, model_files
 from edgeopt.model import Array
 from edgeopt.recipe.planner import Built, Plan
@@ -26,46 +26,46 @@ from edgeopt.run.session import Measured, StepOutputs
 
 
 class RunClock:
-    """Started when a command starts; ``record`` is what the report says of the run."""
+    """Measures the duration of a command; created when the command starts."""
 
     def __init__(self) -> None:
         self.started = datetime.datetime.now().astimezone()
         self._clock = time.monotonic()
 
-    def record(self, **facts: Any) -> Run:
-        """The record of a run that ends now; ``facts`` are further fields of `Run`."""
+    def record(self, **fields: Any) -> Run:
+        """The record of a run that ends now; ``fields`` are the other fields of `Run`."""
         return Run(
             started=self.started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
             command=shlex.join(["edgeopt", *sys.argv[1:]]),
             edgeopt=importlib.metadata.version("edgeopt"),
-            **facts,
+            **fields,
         )
 
 
 def results(
     plan: Plan, builds: Sequence[Built], measured: Measured, scorer: Scorer, out: Path
 ) -> tuple[list[Result], dict[tuple[str, str, str], Evidence]]:
-    """One result per branch and device, also of what failed or cannot be had; artifacts go to ``out``.
+    """One result per branch and device, including failed and unavailable ones; copies artifacts to ``out``.
 
-    Beside them it gives what single samples say, for the gates that ask them.
+    Returns the results, and the per-sample scores by (variant, format, device), for the gates that need them.
     """
     recipe = plan.recipe
-    judged_on = recipe.evaluation or recipe.calibration
-    golden = Golden(judged_on, recipe.model.preprocess, measured.labels, measured.samples)
-    found: list[Result] = []
+    dataset = recipe.evaluation or recipe.calibration
+    golden = Golden(dataset, recipe.model.preprocess, measured.labels, measured.samples)
+    rows: list[Result] = []
     evidence: dict[tuple[str, str, str], Evidence] = {}
     for built in builds:
         branch = built.branch
         base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": branch.names}
         if not built.complete:
             reason = built.failure or "not built"
-            found += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
+            rows += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
             continue
         artifact = keep_artifact(plan, built, out)
         step = built.steps[-1]
         for device in branch.devices:
-            step_outputs = [t for t in measured.step_outputs[branch.name] if t.device in ("", device.name)]
+            step_outputs = [s for s in measured.step_outputs[branch.name] if s.device in ("", device.name)]
             outcome = measured.finals[branch.name, device.name]
             common = base | {
                 "device": device.name,
@@ -75,7 +75,7 @@ def results(
             }
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
-            hops = hops_of(step_outputs, made_up=measured.random)
+            hops = hops_of(step_outputs, random_inputs=measured.random)
             read = readings(step.model, device, outcome, step.arithmetic)
             values = dict(read.values)
             if outcome.outputs and not outcome.error and not outcome.non_finite:
@@ -84,7 +84,7 @@ def results(
                 if not measured.source.error:
                     outputs, source = _aligned(outcome, measured)
                     judged, pairs = scorer.artifact(outputs, source)
-                    values |= judged | of_the_samples(recipe.metrics, pairs, measured.labels)
+                    values |= judged | sample_measurements(recipe.metrics, pairs, measured.labels)
                     common["flips"] = flips(outputs, measured.labels, source)
                     common["classes"], common["confusions"] = by_class(outputs, measured.labels, source)
                     common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
@@ -94,11 +94,11 @@ def results(
                     )
                 values |= _parity(measured, branch.name, device.name)
             notes = (*(note for each in built.steps for note in each.notes), *read.notes)
-            found.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
+            rows.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
     for missing in plan.impossible:
         reason = f"{missing.reason}; {missing.fix}"
         for device in plan.recipe.devices:
-            found.append(
+            rows.append(
                 Result(
                     variant=missing.variant,
                     format=missing.format,
@@ -107,12 +107,15 @@ def results(
                     reason=reason,
                 )
             )
-    return found, evidence
+    return rows, evidence
 
 
-def result_of(outcome: Outcome, **told: Any) -> Result:
-    """One row of the report: ok if the artifact ran, its outputs are finite numbers, and no hop broke it."""
-    broken = next((hop for hop in told.get("hops", ()) if hop.status == "broken"), None)
+def result_of(outcome: Outcome, **fields: Any) -> Result:
+    """One row of the report: ok if the artifact ran, its outputs are finite, and no hop is broken.
+
+    ``fields`` are the other fields of `Result`.
+    """
+    broken = next((hop for hop in fields.get("hops", ()) if hop.status == "broken"), None)
     status: Status = "ok"
     reason = ""
     if outcome.error:
@@ -127,12 +130,12 @@ def result_of(outcome: Outcome, **told: Any) -> Result:
         runtime=outcome.runtime,
         cached=outcome.cached,
         layers=outcome.details,
-        **told,
+        **fields,
     )
 
 
 def source_result(plan: Plan, measured: Measured, scorer: Scorer) -> SourceResult:
-    """The untouched model's row; to be made before those of the artifacts."""
+    """The original model's row; must be computed before those of the artifacts."""
     path = plan.source.path
     common: dict[str, Any] = {
         "format": plan.source.format,
@@ -147,8 +150,8 @@ def source_result(plan: Plan, measured: Measured, scorer: Scorer) -> SourceResul
     return SourceResult(measurements=scorer.source(measured.source.outputs[0]), **common)
 
 
-def doubts(source: SourceResult, measured: Measured) -> list[str]:
-    """What makes a run suspicious as a whole."""
+def plausibility_notes(source: SourceResult, measured: Measured) -> list[str]:
+    """Notes on the whole run: warns if the source model is no better than chance."""
     top1 = source.measurements.get("top1")
     if top1 is None or not measured.source.outputs:
         return []
@@ -156,24 +159,23 @@ def doubts(source: SourceResult, measured: Measured) -> list[str]:
     if top1.value > 1.5 / classes:
         return []
     return [
-        f"the source model itself is right for {top1.value:.1%} of {top1.n} samples, which is guessing among "
-        f"{classes} classes: look at model.preprocess and at the labels"
+        f"the source model is correct for {top1.value:.1%} of {top1.n} samples, which is chance level for "
+        f"{classes} classes: check model.preprocess and the labels"
     ]
 
 
-def hops_of(step_outputs: Sequence[StepOutputs], *, made_up: bool = False) -> tuple[Hop, ...]:
-    """Each step compared with the last one before it that could be run.
+def hops_of(step_outputs: Sequence[StepOutputs], *, random_inputs: bool = False) -> tuple[Hop, ...]:
+    """Compare each step with the previous one that could be run.
 
-    On made-up inputs only exact steps are judged: a range that was calibrated on real data need not
-    hold for noise.
+    On random inputs, only lossless steps are judged: ranges calibrated on real data need not cover noise.
     """
-    found: list[Hop] = []
+    hops: list[Hop] = []
     before = step_outputs[0].outcome if step_outputs and not step_outputs[0].outcome.error else None
     for step in step_outputs[1:]:
         common: dict[str, Any] = {"stage": step.step, "produced": step.produced, "lossless": step.lossless}
         if step.outcome.error or before is None:
             reason = step.outcome.error or "the source model could not be run"
-            found.append(Hop(status="unmeasured", reason=reason, **common))
+            hops.append(Hop(status="unmeasured", reason=reason, **common))
             continue
         measured = hop(
             step.step,
@@ -183,15 +185,15 @@ def hops_of(step_outputs: Sequence[StepOutputs], *, made_up: bool = False) -> tu
             after=step.outcome.outputs[0],
             trained=step.trained,
         )
-        if made_up and not step.lossless:
-            measured = measured.model_copy(update={"status": "unmeasured", "reason": "made-up inputs"})
-        found.append(measured)
+        if random_inputs and not step.lossless:
+            measured = measured.model_copy(update={"status": "unmeasured", "reason": "random inputs"})
+        hops.append(measured)
         before = step.outcome
-    return tuple(found)
+    return tuple(hops)
 
 
 def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measurement]:
-    """How far the device's outputs are from the host's, for the same file, where the host ran it too."""
+    """Difference between the device's and the host's outputs of the same file; empty if the host has none."""
     host = measured.finals.get((branch, HOST))
     outcome = measured.finals[branch, device]
     if device == HOST or host is None or not host.outputs:
@@ -202,6 +204,6 @@ def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measureme
 
 
 def _aligned(outcome: Outcome, measured: Measured) -> tuple[Array, Array]:
-    """First outputs of an artifact and of the source model, in the shape of the source model's."""
+    """First outputs of an artifact and the source model, in the latter's shape if their sizes match."""
     outputs, source = outcome.outputs[0], measured.source.outputs[0]
     return (outputs.reshape(source.shape) if outputs.size == source.size else outputs), source

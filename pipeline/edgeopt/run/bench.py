@@ -1,6 +1,6 @@
-"""One device that jobs are sent to: a job is a model file, inputs and a request; the agent answers.
+"""Runs jobs on one device: sends the agent, a model, its inputs and a request, and fetches the results.
 
-What was measured on this machine with this very file, data and runtime is not measured again.
+Results are cached: the same model, data, runtime and device are not measured twice.
 """
 
 import json
@@ -34,23 +34,23 @@ from edgeopt.run.protocol import (
     JobResult,
     Probe,
     Timing,
-    read_answer,
     read_probe,
+    read_response,
 )
 from edgeopt.run.store import Store
 
 HOST = "host"
-"""The device that is this machine: the source model and the steps on the way are run there."""
+"""The device that is this machine: it runs the source model and the intermediate steps."""
 JOB_SECONDS = 1800.0
 RANDOM_SAMPLES = 64
-CHANGING = ("load", "memory_available_bytes", "temperature_c")
-"""Findings of a probe that say nothing about which device it is."""
+VOLATILE_FIELDS = ("load", "memory_available_bytes", "temperature_c")
+"""Fields of a probe that do not identify the device."""
 
 
 class Evaluation:
-    """The samples every model is judged on, preprocessed once per input form.
+    """The evaluation samples, preprocessed once per input signature and stored as .npy files in ``folder``.
 
-    Without a dataset, seeded random inputs stand in: enough to compare outputs, not accuracy.
+    Without a dataset, seeded random inputs are used: outputs can be compared, but not accuracy.
     """
 
     def __init__(self, dataset: Dataset | None, preprocessing: Preprocessing, folder: Path) -> None:
@@ -62,12 +62,12 @@ class Evaluation:
         self._files: dict[str, tuple[tuple[Path, ...], int]] = {}
 
     def key(self, specs: tuple[TensorSpec, ...], limit: int | None) -> str:
-        """What identifies the inputs made for ``specs``, known without making them."""
-        forms = [spec.model_dump(mode="json", exclude={"name"}) for spec in specs]
-        return digest_of([self.digest, self.preprocessing.model_dump(mode="json"), forms, limit])
+        """Digest that identifies the inputs for ``specs``, without computing them."""
+        signature = [spec.model_dump(mode="json", exclude={"name"}) for spec in specs]
+        return digest_of([self.digest, self.preprocessing.model_dump(mode="json"), signature, limit])
 
     def files(self, specs: tuple[TensorSpec, ...], limit: int | None) -> tuple[tuple[Path, ...], int]:
-        """One .npy file per input, and the number of samples."""
+        """One .npy file of shape ``[n, ...]`` per input, and ``n``; at most ``limit`` samples."""
         key = self.key(specs, limit)
         if key not in self._files:
             if self.dataset is None:
@@ -83,14 +83,14 @@ class Evaluation:
         return self._files[key]
 
     def labels(self, specs: tuple[TensorSpec, ...]) -> Array | None:
-        """Labels of all samples, None where the data has none."""
+        """Labels of all samples, None if the dataset has none."""
         if self._labels is None and self.dataset is not None:
             _, self._labels = collect(self.dataset, self.preprocessing, specs, None)
         return self._labels
 
 
 def timing_of(part: Latency) -> Timing:
-    """How long to measure, as the agent is asked."""
+    """The recipe's latency settings as a protocol message."""
     return {
         "min_runs": part.min_runs,
         "min_seconds": part.min_seconds,
@@ -104,10 +104,10 @@ T = TypeVar("T")
 
 
 def retried(job: Callable[P, T]) -> Callable[P, T]:
-    """A job that is begun anew, once, when the connection is cut under way."""
+    """Retry a job once if the connection is cut."""
 
     @wraps(job)
-    def twice(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return job(*args, **kwargs)
         except ConnectionCutError:
@@ -115,14 +115,14 @@ def retried(job: Callable[P, T]) -> Callable[P, T]:
         try:
             return job(*args, **kwargs)
         except ConnectionCutError as error:
-            raise DeviceError(f"{error.message}, and again when it was retried", fix=error.fix) from error
+            raise DeviceError(f"{error.message}, and again after a retry", fix=error.fix) from error
 
-    return twice
+    return wrapper
 
 
 @dataclass
 class Bench:
-    """A device that jobs are sent to, one after the other."""
+    """Runs jobs on a device, one at a time; ``failure`` is the reason if the device is unusable."""
 
     device: Device
     agent: Path
@@ -131,10 +131,10 @@ class Bench:
     failure: str = ""
 
     def open(self) -> "Bench":
-        """Ask the device what it is; a device that does not answer keeps the reason in ``failure``."""
+        """Probe the device; does not raise, but sets ``failure`` if it is unreachable or lacks hardware."""
         try:
-            self.probe = ask(self.device, self.agent)
-            require(self.device, self.probe)
+            self.probe = fetch_probe(self.device, self.agent)
+            check_requirements(self.device, self.probe)
         except DeviceError as error:
             self.failure = str(error)
         return self
@@ -151,7 +151,18 @@ class Bench:
         batch: int = 1,
         layers: Sequence[int] = (),
     ) -> Outcome:
-        """Run one model over the evaluation samples; a failure comes back as an outcome with ``error``."""
+        """Run one model on the evaluation samples; a failure is returned as an outcome with ``error``.
+
+        Args:
+            model: the model to run.
+            evaluation: the samples.
+            limit: use only the first samples.
+            baseline: a model of the same format, timed interleaved with ``model``.
+            latency: how long to measure latency; ignored for an emulated device.
+            options: options of the runtime that override those of the device.
+            batch: samples per run, if the model allows it.
+            layers: samples for which to keep every operator's outputs.
+        """
         runtime = self.device.runtimes[model.format]
         if self.failure:
             return Outcome(runtime, self.failure, unreachable=True)
@@ -163,7 +174,7 @@ class Bench:
             {
                 "request": request,
                 "agent": file_digest(self.agent),
-                "device": [self.device.name, platform.node(), lasting(self.probe)],
+                "device": [self.device.name, platform.node(), stable_fields(self.probe)],
                 "model": [model_digest(model), model.format],
                 "baseline": model_digest(baseline) if baseline is not None and latency else "",
                 "data": evaluation.key(model.inputs, limit),
@@ -194,7 +205,7 @@ class Bench:
         latency: Timing | None = None,
         layers: Sequence[int] = (),
     ) -> Job:
-        """A job without the names of its files, which are known when they are sent."""
+        """A job without file names, which are added when the files are sent."""
         return {
             "protocol": PROTOCOL,
             "runtime": runtime,
@@ -212,23 +223,23 @@ class Bench:
 
     @retried
     def describe(self, model: Model) -> tuple[TensorSpec, ...]:
-        """What a model takes, told by the runtime that loads it.
+        """The inputs of a model, as reported by the runtime that loads it.
 
         Raises:
-            DeviceError: the runtime refuses the model, or its format does not tell.
+            DeviceError: the runtime rejects the model, or its format does not declare inputs.
         """
         job = self._job(self.device.runtimes[model.format])
         with tempfile.TemporaryDirectory(prefix="edgeopt-") as name, connect(self.device) as link:
             folder = Path(name)
             link.put(self.agent, "agent.pyz")
             job["model"] = _put(link, model, "model")
-            result, failure = self._answer(link, job, folder)
+            result, failure = self._execute(link, job, folder)
         if failure is not None:
             raise DeviceError(f"{model.path.name} on {self.device.name}: {failure['error']}")
         inputs = result["inputs"] if result is not None else None
         if not inputs:
             raise DeviceError(
-                f"{model.path.name} on {self.device.name}: the runtime does not tell what the model takes",
+                f"{model.path.name} on {self.device.name}: the runtime does not report the model's inputs",
                 fix="give the shape of every input: --shape 1,3,32,32",
             )
         return tuple(TensorSpec.model_validate(spec) for spec in inputs)
@@ -256,68 +267,68 @@ class Bench:
                 "python_path": [str(model.code)] if model.code is not None else [],
                 "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
             }
-            result, _ = self._answer(link, job, folder)
+            result, _ = self._execute(link, job, folder)
             if result is not None:
                 for name in files_of_result(result, timed=job["latency"] is not None):
                     link.get(name, folder / name)
 
-    def _answer(self, link: Link, job: Job, folder: Path) -> tuple[JobResult | None, JobFailure | None]:
-        """Have a job carried out whose files are there already; leaves ``result.json`` in ``folder``."""
+    def _execute(self, link: Link, job: Job, folder: Path) -> tuple[JobResult | None, JobFailure | None]:
+        """Run a job whose files have been sent; fetches ``result.json`` into ``folder``."""
         (folder / "job.json").write_text(json.dumps(job), "utf-8")
         link.put(folder / "job.json", "job.json")
-        answer = link.python(["agent.pyz", "run", "job.json"], timeout=JOB_SECONDS)
+        process = link.python(["agent.pyz", "run", "job.json"], timeout=JOB_SECONDS)
         try:
             link.get(RESULT, folder / RESULT)
         except ConnectionCutError:
             raise
         except DeviceError as error:
-            died = (
-                f"died with signal {-answer.returncode}"
-                if answer.returncode < 0
-                else f"exit code {answer.returncode}"
+            exit_status = (
+                f"killed by signal {-process.returncode}"
+                if process.returncode < 0
+                else f"exit code {process.returncode}"
             )
             raise DeviceError(
-                f"device {self.device.name}: the agent ended without a result ({died}): "
-                f"{_last_line(answer.stderr)}"
+                f"device {self.device.name}: the agent exited without a result ({exit_status}): "
+                f"{_last_line(process.stderr)}"
             ) from error
-        return read_answer((folder / RESULT).read_bytes(), self.device.name)
+        return read_response((folder / RESULT).read_bytes(), self.device.name)
 
 
 @contextmanager
 def connect(device: Device) -> Iterator[Link]:
-    """An open connection to a device that no other run of this machine uses meanwhile.
+    """Open a connection to a device and lock the device against other runs on this machine.
 
     Raises:
-        DeviceError: it cannot be reached.
+        DeviceError: the device is unreachable.
     """
     with device_lock(device.name, device.connection), connection_of(device).open() as link:
         yield link
 
 
 def connection_of(device: Device) -> Connection:
-    """The way to a device, not opened yet."""
+    """The connection of a device, not yet opened."""
     entry = device.connection
     uses, options = (entry, {}) if isinstance(entry, str) else (entry["uses"], entry.get("with", {}))
     return registry.find(Connection, uses).model_validate(options)
 
 
 @retried
-def ask(device: Device, agent: Path) -> Probe:
-    """What the agent finds on a device: processor, memory, system, runtimes and their versions.
+def fetch_probe(device: Device, agent: Path) -> Probe:
+    """Run the agent's probe on a device: processor, memory, system, runtimes and their versions.
 
     Raises:
-        DeviceError: the device cannot be reached, or its response is malformed.
+        DeviceError: the device is unreachable, or its response is malformed.
     """
     with connect(device) as link:
         link.put(agent, "agent.pyz")
-        answer = link.python(["agent.pyz", "probe"], timeout=60)
-    if answer.returncode != 0:
-        raise DeviceError(f"device {device.name}: the agent failed: {_last_line(answer.stderr)}")
-    return read_probe(answer.stdout, device.name)
+        process = link.python(["agent.pyz", "probe"], timeout=60)
+    if process.returncode != 0:
+        raise DeviceError(f"device {device.name}: the agent failed: {_last_line(process.stderr)}")
+    return read_probe(process.stdout, device.name)
 
 
-def require(device: Device, probe: Probe) -> None:
-    """Hold what a device needs against what was found there.
+def check_requirements(device: Device, probe: Probe) -> None:
+    """Check that a device has the hardware that its file requires (``needs``).
 
     Raises:
         DeviceError: hardware is missing.
@@ -325,22 +336,22 @@ def require(device: Device, probe: Probe) -> None:
     if "gpu" in device.needs and not probe["gpus"]:
         raise DeviceError(
             f"device {device.name} has no NVIDIA GPU: nvidia-smi is not on its PATH, or lists none",
-            fix="install the NVIDIA driver there, or give its connection a machine that has a GPU",
+            fix="install the NVIDIA driver on it, or set its connection to a machine with a GPU",
         )
 
 
-def lasting(probe: Probe | None) -> dict[str, Any]:
-    """What identifies a device: its probe without what changes from minute to minute."""
-    return {name: value for name, value in (probe or {}).items() if name not in CHANGING}
+def stable_fields(probe: Probe | None) -> dict[str, Any]:
+    """The fields of a probe that identify the device: those that do not change over time."""
+    return {name: value for name, value in (probe or {}).items() if name not in VOLATILE_FIELDS}
 
 
 def probe_device(device: Device, folder: Path) -> Probe:
-    """Connect to a device and ask; ``folder`` is for scratch."""
-    return ask(device, build_agent(folder / "agent.pyz"))
+    """Build the agent in ``folder`` and run its probe on a device."""
+    return fetch_probe(device, build_agent(folder / "agent.pyz"))
 
 
 def _put(link: Link, model: Model, stem: str) -> str:
-    """Send all files of a model, called after ``stem``; returns the remote name of the main one."""
+    """Send all files of a model, renamed to ``stem``; returns the remote name of the main file."""
     name = stem + model.path.suffix
     if model.path.is_dir():
         link.put(model.path, name)

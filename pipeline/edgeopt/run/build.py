@@ -1,7 +1,7 @@
-"""Builds the chains of a plan, stage by stage, through the store.
+"""Builds the branches of a plan, stage by stage; every step is cached in the store.
 
-Branches that begin alike share their steps. What a stage does to the process it runs in (abort, hang, eat all
-memory) costs the branches that need its result and nothing else.
+Branches with a common prefix share its steps. Stages run in worker processes: one that crashes, hangs or
+exhausts memory fails only the branches that depend on its result.
 """
 
 import shutil
@@ -20,20 +20,20 @@ from edgeopt.model import Model
 from edgeopt.plugin import Stage, Trial, digest_of
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Breakdown, Event
-from edgeopt.run.executors.executor import Ended, Executor, Progress, Task
+from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.executors.worker import BREAKDOWN, StageInputs, StageResult, run_stage
 from edgeopt.run.keys import Keys, data_used
 from edgeopt.run.store import Entry, Store
 
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 5.0
-"""What is over sooner needs no telling on the way."""
+PROGRESS_SECONDS = 5.0
+"""Minimum run time before progress is shown, and minimum interval between two lines."""
 
 
 @dataclass
 class _Job:
-    """One stage under way, and the branches that wait for its result."""
+    """A running stage, and the branches that wait for its result."""
 
     key: str
     stage: Stage
@@ -45,10 +45,10 @@ class _Job:
 
 
 def build(plan: Plan, store: Store, watch: Callable[[Event], None]) -> list[Built]:
-    """Build every branch of a plan. A branch that fails carries its reason; nothing is raised for it.
+    """Build every branch of a plan; ``failure`` of a failed branch is the reason.
 
     Raises:
-        StoreError: the store itself cannot be written.
+        StoreError: the store is not writable.
     """
     with ExitStack() as cleanup:
         executor = cleanup.enter_context(LocalExecutor(plan.recipe.limits.stage_memory))
@@ -56,13 +56,13 @@ def build(plan: Plan, store: Store, watch: Callable[[Event], None]) -> list[Buil
 
 
 def look_up(plan: Plan, store: Store) -> list[Built]:
-    """What the store holds of every branch already; builds nothing."""
+    """Every branch with its cached steps; builds nothing."""
     keys = Keys(plan)
-    every = [Built(branch) for branch in plan.branches]
-    for built in every:
+    builds = [Built(branch) for branch in plan.branches]
+    for built in builds:
         while not built.complete and (entry := store.get(keys.of_next(built))) is not None:
             built.steps.append(_step(plan, built, entry, cached=True))
-    return every
+    return builds
 
 
 class _Builder:
@@ -78,41 +78,41 @@ class _Builder:
         self.store = store
         self.watch = watch
         self.cleanup = cleanup
-        self.all = [Built(branch) for branch in plan.branches]
+        self.builds = [Built(branch) for branch in plan.branches]
         self.keys = Keys(plan)
         self.executor = executor
         self.running: dict[str, _Job] = {}
         self.failed: dict[str, str] = {}
-        self.made: dict[str, tuple[str, float]] = {}
-        """By key: the branch for which it was made in this run, and in how many seconds."""
+        self.built_here: dict[str, tuple[str, float]] = {}
+        """Steps built in this run, by key: the branch they were built for, and the seconds."""
 
     def run(self) -> list[Built]:
-        for built in self.all:
-            self._move_on(built)
+        for built in self.builds:
+            self._continue(built)
         while self.running:
-            for ended in self.executor.wait(POLL_SECONDS):
-                self._finish(self.running.pop(ended.key), ended)
+            for result in self.executor.wait(POLL_SECONDS):
+                self._finish(self.running.pop(result.key), result)
             for progress in self.executor.progress():
                 self._forward_progress(self.running[progress.key], progress)
-        return self.all
+        return self.builds
 
     def advance(self, built: Built) -> None:
-        """Take every next step that the store holds already."""
+        """Append all next steps that are cached."""
         while not built.complete:
             stage, key = built.next_stage, self.keys.of_next(built)
             entry = self.store.get(key)
             if entry is None:
                 return
-            built.steps.append(_step(self.plan, built, entry, cached=key not in self.made))
-            branch, seconds = self.made.get(key, ("", 0.0))
+            built.steps.append(_step(self.plan, built, entry, cached=key not in self.built_here))
+            branch, seconds = self.built_here.get(key, ("", 0.0))
             if not branch:
-                self._tell(built, stage, "cached")
+                self._emit(built, stage, "cached")
             elif branch == built.branch.name:
-                self._tell(built, stage, "done", seconds)
+                self._emit(built, stage, "done", seconds)
             else:
-                self._tell(built, stage, "shared", message=f"made for {branch}")
+                self._emit(built, stage, "shared", message=f"built for {branch}")
 
-    def _move_on(self, built: Built) -> None:
+    def _continue(self, built: Built) -> None:
         self.advance(built)
         if built.complete:
             return
@@ -149,15 +149,15 @@ class _Builder:
         )
         self.running[key] = _Job(key, stage, folder, [built], cleanup, checkpoints)
         self.executor.submit(task)
-        self._tell(built, stage, "started")
+        self._emit(built, stage, "started")
 
-    def _finish(self, job: _Job, ended: Ended) -> None:
+    def _finish(self, job: _Job, result: TaskResult) -> None:
         name = registry.plugin_name(job.stage)
         with job.cleanup:
-            failure = ended.failure
+            failure = result.failure
             if not failure:
                 try:
-                    self._keep(job, ended.value, ended.seconds)
+                    self._save(job, result.value, result.seconds)
                 except StageError as error:
                     failure = str(error)
             if failure:
@@ -166,33 +166,33 @@ class _Builder:
                 shutil.rmtree(job.checkpoints, ignore_errors=True)
         for built in job.waiting:
             if job.key in self.failed:
-                self._tell(built, job.stage, "failed", ended.seconds, self.failed[job.key])
-            self._move_on(built)
+                self._emit(built, job.stage, "failed", result.seconds, self.failed[job.key])
+            self._continue(built)
 
-    def _keep(self, job: _Job, finished: StageResult, seconds: float) -> None:
-        model = finished.model
-        _demand_truth(job, model)
+    def _save(self, job: _Job, result: StageResult, seconds: float) -> None:
+        model = result.model
+        _check_result(job, model)
         meta = {
             "stage": registry.plugin_name(job.stage),
             "seconds": round(seconds, 3),
             "digest": model_digest(model),
             "model": model.model_dump(mode="json", exclude={"code"})
             | {"path": model.path.relative_to(job.folder).as_posix()},
-            "arithmetic": finished.arithmetic,
-            "notes": list(finished.notes),
-            "trials": [trial.model_dump(mode="json") for trial in finished.trials],
+            "arithmetic": result.arithmetic,
+            "notes": list(result.notes),
+            "trials": [trial.model_dump(mode="json") for trial in result.trials],
         }
-        self.made[job.key] = job.waiting[0].branch.name, seconds
+        self.built_here[job.key] = job.waiting[0].branch.name, seconds
         self.store.put(job.key, job.folder, meta)
 
     def _forward_progress(self, job: _Job, progress: Progress) -> None:
-        """Show the last line that a stage said, no more often than can be read."""
+        """Show the last progress line of a stage, at a readable rate."""
         now = time.monotonic()
-        if progress.seconds >= PATIENCE_SECONDS and now - job.shown_at >= PATIENCE_SECONDS:
+        if progress.seconds >= PROGRESS_SECONDS and now - job.shown_at >= PROGRESS_SECONDS:
             job.shown_at = now
-            self._tell(job.waiting[0], job.stage, "note", progress.seconds, progress.line)
+            self._emit(job.waiting[0], job.stage, "note", progress.seconds, progress.line)
 
-    def _tell(self, built: Built, stage: Stage, status: Any, seconds: float = 0.0, message: str = "") -> None:
+    def _emit(self, built: Built, stage: Stage, status: Any, seconds: float = 0.0, message: str = "") -> None:
         self.watch(
             Event(
                 branch=built.branch.name,
@@ -204,35 +204,35 @@ class _Builder:
         )
 
 
-def _demand_truth(job: _Job, model: Model) -> None:
-    """Hold what a stage returned against what its class promises and what lies in its folder.
+def _check_result(job: _Job, model: Model) -> None:
+    """Check the returned model against the format that the stage declares and the files that it wrote.
 
     Raises:
-        StageError: the stage is wrong, and would break whatever comes after it.
+        StageError: the stage has a bug; a later stage would fail with a misleading error.
     """
     folder = job.folder.resolve()
     if model.format != job.stage.produces:
-        raise StageError(f"it promises {job.stage.produces} and returned {model.format}")
+        raise StageError(f"it declares format {job.stage.produces}, but returned {model.format}")
     if not model.path.exists() or folder not in model.path.resolve().parents:
-        raise StageError(f"it returned {model.path}, which it did not write below context.folder")
+        raise StageError(f"it returned {model.path}, which is not a file below context.folder")
     if not model.inputs:
-        raise StageError("it returned a model that does not tell its inputs")
+        raise StageError("it returned a model that does not declare its inputs")
 
 
 def _step(plan: Plan, built: Built, entry: Entry, *, cached: bool) -> Step:
-    """The next step of a branch, as it lies in the store."""
+    """The next step of a branch, from its store entry."""
     stage, record = built.next_stage, entry.meta["model"]
     kind = formats().get(record["format"])
     code = None
     if kind is not None and kind.needs_code:
-        # Where it lies is known to this run only: the entry may be from another one.
+        # The entry may be from another run: the location of the code is known only from this run's recipe.
         before = built.steps[-1].model if built.steps else plan.source
         code = next((value.folder for _, value in stage if isinstance(value, Code)), None) or before.code
     model = Model.model_validate(record | {"path": entry.folder / record["path"], "code": code})
-    # The specs are part of what the next stage is given, so they are part of its key as well.
+    # Input and output specs may affect the next stage: they are part of its key, too.
     digest = digest_of([entry.meta["digest"], record["format"], record["inputs"], record["outputs"]])
     trials = tuple(Trial.model_validate(trial) for trial in entry.meta.get("trials", ()))
     notes, arithmetic = tuple(entry.meta.get("notes", ())), entry.meta.get("arithmetic", {})
-    told = entry.folder / BREAKDOWN
-    breakdown = Breakdown.model_validate_json(told.read_bytes()) if told.is_file() else None
+    file = entry.folder / BREAKDOWN
+    breakdown = Breakdown.model_validate_json(file.read_bytes()) if file.is_file() else None
     return Step(stage, model, digest, cached, notes, trials, arithmetic, breakdown)

@@ -1,4 +1,4 @@
-"""What names a step in the store: everything that its result depends on, and nothing else."""
+"""Cache keys of steps: digests of everything that the result of a step depends on, and nothing else."""
 
 from edgeopt.config import registry
 from edgeopt.formats.known import model_digest
@@ -8,7 +8,7 @@ from edgeopt.recipe.planner import Built, Plan
 
 
 class Keys:
-    """The keys of a plan's steps; digests of its model and data are taken once."""
+    """The keys of a plan's steps; the digests of its model and data are computed once."""
 
     def __init__(self, plan: Plan) -> None:
         self.source = digest_of(
@@ -39,10 +39,10 @@ class Keys:
         )
 
     def _further_parts(self, built: Built, stage: Stage) -> dict[str, str]:
-        """What else the result of a stage depends on; nothing for most stages."""
+        """Additional parts of the key for stages that train, search or use the source model; else empty."""
         parts = {part: self.data[part] for part in data_used(stage) if part in self.data}
         if stage.needs_calibration or stage.needs_training:
-            parts.pop("calibration", None)  # part of every key, or only looked at for a remark
+            parts.pop("calibration", None)  # already part of the key, or used only for a note
         if stage.needs_source:
             source_step = built.source_step
             parts["source"] = source_step.digest if source_step else self.source
@@ -50,7 +50,7 @@ class Keys:
 
 
 def building_data(recipe: Recipe) -> dict[str, Dataset]:
-    """The datasets that building may look at: never the one that judges."""
+    """The datasets available to stages: all but the evaluation data."""
     parts = {
         "calibration": recipe.calibration,
         "training": recipe.train,
@@ -60,7 +60,7 @@ def building_data(recipe: Recipe) -> dict[str, Dataset]:
 
 
 def data_used(stage: Stage) -> list[str]:
-    """The datasets that a stage is given."""
+    """The roles of the datasets that a stage receives."""
     searches = stage.extra_minutes > 0
     used = ["calibration"] if stage.needs_calibration or stage.needs_training or searches else []
     used += ["training"] if stage.needs_training else []

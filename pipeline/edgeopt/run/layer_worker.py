@@ -1,4 +1,4 @@
-"""Compares two files layer by layer in a worker process, which a framework may take down."""
+"""Compares two models layer by layer in a worker process, isolated from crashes of a framework."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -24,10 +24,10 @@ def compare_apart(
     branch: str,
     watch: Callable[[Event], None],
 ) -> Comparison:
-    """``compare`` in a process of its own.
+    """Run `compare` in a worker process.
 
     Raises:
-        StageError: as `compare`, and when the process dies or takes too long.
+        StageError: `compare` raised it, or the process died or exceeded the time limit.
     """
     watch(Event(branch=branch, step="compare layers", status="started"))
     task = Task(
@@ -40,11 +40,11 @@ def compare_apart(
     )
     with LocalExecutor() as executor:
         executor.submit(task)
-        ended = next(iter(executor.wait(2 * COMPARISON_MINUTES * 60)))
-    if ended.failure:
-        raise StageError(f"comparing {branch} layer by layer: {ended.failure}")
+        result = next(iter(executor.wait(2 * COMPARISON_MINUTES * 60)))
+    if result.failure:
+        raise StageError(f"cannot compare {branch} layer by layer: {result.failure}")
     watch(Event(branch=branch, step="compare layers", status="done"))
-    return cast("Comparison", ended.value)
+    return cast("Comparison", result.value)
 
 
 def _compare(say: Say, reference: Model, quantized: Model, data: Sequence[Data], samples: int) -> Comparison:

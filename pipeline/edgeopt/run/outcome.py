@@ -1,4 +1,4 @@
-"""What came of one job: outputs, times, and what the runtime said beside them."""
+"""The outcome of one job: outputs, latencies and the runtime's report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,42 +13,42 @@ from edgeopt.evaluation.samples import dequantize
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array, Model
 from edgeopt.results import Scalar
-from edgeopt.run.protocol import JobResult, LayerInfo, Measured, Spell, read_answer
+from edgeopt.run.protocol import JobResult, LayerInfo, Measured, TimedInterval, read_response
 
 RESULT = "result.json"
 OUTPUTS, TIMES, LAYERS, COMPILED = "outputs.npz", "times.npz", "layers.npz", "compiled.bin"
 UNREADABLE = (OSError, *MALFORMED)
-"""What reading the arrays of a device may raise that is broken, or does not mean well."""
+"""Exceptions from reading arrays of a broken or malicious device."""
 
 
 class Outcome(NamedTuple):
-    """What the agent answered to one job; ``error`` says why there are no outputs."""
+    """The agent's response to one job; ``error`` is the reason if it failed."""
 
     runtime: str
     error: str = ""
     outputs: tuple[Array, ...] = ()
     times: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
     layers: tuple[Array, ...] = ()
-    """What every operator gave for the samples asked for; ``layer_infos`` describes them."""
+    """Every operator's outputs for the requested samples, described by ``layer_infos``."""
     result: JobResult | None = None
     cached: bool = False
     compiled: Path | None = None
     unreachable: bool = False
-    remarks: tuple[str, ...] = ()
-    """What is to be said beside what the runtime says itself."""
+    extra_notes: tuple[str, ...] = ()
+    """Notes in addition to those of the runtime."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*(self.result["notes"] if self.result else ()), *self.remarks)
+        return (*(self.result["notes"] if self.result else ()), *self.extra_notes)
 
     @property
     def details(self) -> tuple[dict[str, Scalar], ...]:
-        """One row per operator, where the runtime tells."""
+        """One row per operator, if the runtime reports them."""
         return tuple(self.result["details"]) if self.result else ()
 
     @property
     def measurements(self) -> dict[str, Measured]:
-        """What only the runtime can tell."""
+        """Runtime-specific measurements."""
         return self.result["measurements"] if self.result else {}
 
     @property
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 
     @property
     def output_scales(self) -> tuple[float | None, ...]:
-        """Steps of the outputs; None where one is not quantized."""
+        """Quantization step of each output; None for a float output."""
         return tuple(self.result["output_scales"]) if self.result else ()
 
     @property
@@ -66,13 +66,13 @@ class Outcome(NamedTuple):
         return tuple(self.result["layers"]) if self.result else ()
 
     @property
-    def spells(self) -> tuple[Spell, ...]:
-        """What the machine was doing while latency was measured."""
+    def intervals(self) -> tuple[TimedInterval, ...]:
+        """The machine's state during the latency measurements."""
         return tuple(self.result["conditions"]) if self.result else ()
 
 
 def files_of_result(result: JobResult, *, timed: bool) -> list[str]:
-    """The files that a job left behind; the device's answer never names a path."""
+    """Names of the files that a job wrote; fixed, because a path in a response cannot be trusted."""
     if not result["executed"]:
         return [COMPILED] if result["compiled"] else []
     names = [OUTPUTS, TIMES] if timed else [OUTPUTS]
@@ -80,12 +80,12 @@ def files_of_result(result: JobResult, *, timed: bool) -> list[str]:
 
 
 def read_outcome(runtime: str, folder: Path, model: Model, device: str, *, cached: bool) -> Outcome:
-    """The outcome whose files lie in ``folder``.
+    """Read the outcome of a job from the files in ``folder``.
 
     Raises:
-        DeviceError: they are not what a device of good will writes.
+        DeviceError: the response or an array is malformed.
     """
-    result, failure = read_answer((folder / RESULT).read_bytes(), device)
+    result, failure = read_response((folder / RESULT).read_bytes(), device)
     if result is None:
         return Outcome(runtime, failure["error"] if failure else "")
     try:
@@ -94,7 +94,7 @@ def read_outcome(runtime: str, folder: Path, model: Model, device: str, *, cache
     except UNREADABLE as error:
         raise DeviceError(f"device {device} returned malformed arrays: {error}") from error
     if len(outputs) == len(model.outputs):
-        # A file that does not tell what its integers stand for, as ONNX, gives them as they are.
+        # Formats without quantization parameters of their outputs, such as ONNX, return raw integers.
         outputs = tuple(dequantize(*pair) for pair in zip(outputs, model.outputs, strict=True))
     compiled = folder / COMPILED
     return Outcome(

@@ -1,4 +1,4 @@
-"""What is checked before anything slow starts: data against model, samples, leaks, the user's own metrics."""
+"""Checks before anything slow starts: data against model, samples, data leaks, user-defined metrics."""
 
 import dataclasses
 import tempfile
@@ -23,26 +23,26 @@ from edgeopt.run.build import build
 from edgeopt.run.scoring import Scorer, is_shipped
 from edgeopt.run.store import Store
 
-LEAK = 0.01
-"""Share of the evaluation data: real data holds a few samples twice; all silence is alike."""
+MAX_LEAK = 0.01
+"""Tolerated fraction of leaked evaluation samples: real data contains a few duplicates, such as silence."""
 TRIAL_SAMPLES = 2
 
 Watch = Callable[[Event], None]
 
 
 class Findings(NamedTuple):
-    """What a run goes on in spite of."""
+    """Problems that do not stop a run."""
 
     notes: tuple[str, ...] = ()
     failed_metrics: Mapping[str, str] = {}
-    """Metrics that failed on two samples, and why."""
+    """Metrics that failed on the trial samples, with the reason."""
 
 
 def preflight(plan: Plan, store: Store, device_folders: Sequence[Path], watch: Watch) -> Findings:
-    """Check what can be checked at once.
+    """Run all checks.
 
     Raises:
-        UsageError: data do not fit the model, a sample is unusable, or judging would be on known samples.
+        UsageError: the data does not fit the model, a sample is unusable, or evaluation data has leaked.
     """
     check_data(plan)
     notes = find_leaks(plan.recipe, check_samples(plan.recipe, store))
@@ -50,75 +50,77 @@ def preflight(plan: Plan, store: Store, device_folders: Sequence[Path], watch: W
 
 
 def check_data(plan: Plan) -> None:
-    """Compare the first sample of every dataset with what the model takes.
+    """Check that the first sample of every dataset fits the model's inputs.
 
     Raises:
-        UsageError: naming the dataset and both shapes.
+        UsageError: it does not (names the dataset and both shapes), or labels are missing.
     """
     recipe = plan.recipe
     for dataset in datasets_of(recipe).values():
         _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
-        needy = [name for name, metric in recipe.metrics if metric.against == "labels"]
-        if dataset is recipe.evaluation and labels is None and needy:
+        label_metrics = [name for name, metric in recipe.metrics if metric.against == "labels"]
+        if dataset is recipe.evaluation and labels is None and label_metrics:
             raise UsageError(
-                f"{recipe.file}: the evaluation data has no labels, but {needy[0]} needs them",
-                fix="name the labels in data.evaluation, or remove metric: agreement needs none",
+                f"{recipe.file}: the evaluation data has no labels, but {label_metrics[0]} requires them",
+                fix="set the labels in data.evaluation, or remove 'metric': agreement requires no labels",
             )
 
 
 def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]:
-    """Look at every sample once; the store remembers what was found sound.
+    """Check every sample once; the result is cached in the store.
 
-    Returns, per use of data, one hash of the inputs of each sample.
+    Returns the hash of each sample's inputs, by the role of the dataset: arrays of shape ``[n]``.
 
     Raises:
-        UsageError: naming the first sample that is not finite or of another shape, or an empty dataset.
+        UsageError: a sample contains NaN or infinity or differs in shape, or a dataset is empty.
     """
     hashes: dict[str, NDArray[np.uint64]] = {}
     for part, dataset in datasets_of(recipe).items():
         key = digest_of(["hashes of samples", dataset.digest()])
         entry = store.get(key)
         if entry is None:
-            found = np.fromiter((fingerprint(sample) for sample in checked(dataset)), np.uint64)
+            fingerprints = np.fromiter((fingerprint(sample) for sample in checked(dataset)), np.uint64)
             with store.scratch() as folder:
-                np.save(folder / "hashes.npy", found, allow_pickle=False)
-                entry = store.put(key, folder, {"samples": len(found)})
+                np.save(folder / "hashes.npy", fingerprints, allow_pickle=False)
+                entry = store.put(key, folder, {"samples": len(fingerprints)})
         hashes[part] = np.load(entry.folder / "hashes.npy", allow_pickle=False)
     return hashes
 
 
 def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
-    """What is to be said of samples that judge and were also learned from.
+    """Find evaluation samples that are also in the calibration, training or validation data.
+
+    Returns notes for the report.
 
     Raises:
-        UsageError: too much of the evaluation data is among them, and the recipe does not allow it.
+        UsageError: their fraction exceeds ``MAX_LEAK``, and the recipe does not allow it.
     """
     notes: list[str] = []
-    judging = hashes.get("evaluation")
-    for part in ("calibration", "train", "validation") if judging is not None else ():
-        if part not in hashes or judging is None:
+    evaluation = hashes.get("evaluation")
+    for part in ("calibration", "train", "validation") if evaluation is not None else ():
+        if part not in hashes or evaluation is None:
             continue
-        known = np.isin(judging, hashes[part])
-        count, share = int(known.sum()), float(known.mean())
-        found = f"{count} of the {len(judging)} evaluation samples are in data.{part} as well"
-        if share > LEAK and not recipe.allow_leak:
+        leaked = np.isin(evaluation, hashes[part])
+        count, share = int(leaked.sum()), float(leaked.mean())
+        message = f"{count} of the {len(evaluation)} evaluation samples are in data.{part} as well"
+        if share > MAX_LEAK and not recipe.allow_leak:
             raise UsageError(
-                f"{recipe.file}: {found}: the accuracy would be better than it is elsewhere",
-                fix="give other samples, or allow it with data: {allow_leak: true}, which the report tells",
+                f"{recipe.file}: {message}: the measured accuracy would be too optimistic",
+                fix="use other samples, or set data: {allow_leak: true}, which the report notes",
             )
         if count:
-            notes.append(f"{found}: the accuracy is better than it is elsewhere" if share > LEAK else found)
+            notes.append(f"{message}: the measured accuracy is optimistic" if share > MAX_LEAK else message)
     return notes
 
 
 def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch: Watch) -> dict[str, str]:
-    """Metrics of the user's own that fail on two samples of the source model, and why.
+    """User-defined metrics that fail on the source model's outputs for two samples, with the reason.
 
-    Shipped metrics need no trial. A source model that cannot be run says so later, in its own row.
+    Shipped metrics are not tried. If the source model cannot be run, its row in the report has the reason.
     """
     recipe = plan.recipe
-    own = [named for named in recipe.metrics if not is_shipped(named.metric)]
-    if not own or recipe.evaluation is None:
+    user_defined = [named for named in recipe.metrics if not is_shipped(named.metric)]
+    if not user_defined or recipe.evaluation is None:
         return {}
     host = load_device(HOST, device_folders)
     source = _runnable(plan, store, host.runtimes, watch)
@@ -133,31 +135,31 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
     if not outcome.outputs:
         return {}
     outputs = outcome.outputs[0]
-    with Scorer(own, labels) as scorer:
+    with Scorer(user_defined, labels) as scorer:
         scorer.source(outputs)
         scorer.artifact(outputs, outputs)
         return scorer.failures
 
 
 def _runnable(plan: Plan, store: Store, runtimes: Mapping[str, str], watch: Watch) -> Model | None:
-    """The source model in a form that the host runs: as given, or as the first stage loads it."""
+    """The source model in a format that the host runs: the original, or the output of the first stage."""
     if plan.source.format in runtimes:
         return plan.source
     first = next((branch.stages[0] for branch in plan.branches if branch.stages), None)
     if first is None or first.fulfils or first.produces not in runtimes:
         return None
-    # What this builds is found in the store when the branches are built.
+    # Not wasted: the step is cached in the store, and reused when the branches are built.
     loading = dataclasses.replace(plan, branches=(Branch("source", first.produces, (first,), ()),))
     (built,) = build(loading, store, watch)
     return built.steps[0].model if built.steps else None
 
 
 def datasets_of(recipe: Recipe) -> dict[str, Dataset]:
-    """The datasets that a recipe names, by their use."""
-    named = {
+    """The datasets of a recipe by role."""
+    datasets = {
         "calibration": recipe.calibration,
         "evaluation": recipe.evaluation,
         "train": recipe.train,
         "validation": recipe.validation,
     }
-    return {part: dataset for part, dataset in named.items() if dataset is not None}
+    return {part: dataset for part, dataset in datasets.items() if dataset is not None}

@@ -1,6 +1,6 @@
-"""The host's side of what edgeopt and the agent say to each other; the types are the agent's own.
+"""The host's side of the agent protocol; the message types are the agent's.
 
-Nothing else reads what a device answered before it was checked here.
+Every response from a device is validated here before it is used.
 """
 
 import json
@@ -13,12 +13,12 @@ from edgeopt.devices.agent.protocol import (
     JobFailure,
     JobResult,
     LayerInfo,
+    MachineState,
     Measured,
-    Moment,
     Probe,
     ProtocolError,
-    Spell,
     Tensor,
+    TimedInterval,
     Timing,
 )
 from edgeopt.errors import DeviceError
@@ -29,45 +29,45 @@ __all__ = [
     "JobFailure",
     "JobResult",
     "LayerInfo",
+    "MachineState",
     "Measured",
-    "Moment",
     "Probe",
-    "Spell",
     "Tensor",
+    "TimedInterval",
     "Timing",
-    "read_answer",
     "read_probe",
+    "read_response",
     "schema",
 ]
 
 
-def read_answer(text: str | bytes, device: str) -> tuple[JobResult | None, JobFailure | None]:
-    """What the agent wrote about a job: its result or why it failed, the other being None.
+def read_response(text: str | bytes, device: str) -> tuple[JobResult | None, JobFailure | None]:
+    """Parse and validate ``result.json``: returns a result or a failure, and None for the other.
 
     Raises:
-        DeviceError: it is no answer, with the field that is wrong.
+        DeviceError: the response is malformed; names the invalid field.
     """
     try:
-        return protocol.checked_answer(_parsed(text))
+        return protocol.checked_response(_parsed(text))
     except ProtocolError as error:
         raise _malformed(device, error) from error
 
 
 def read_probe(text: str | bytes, device: str) -> Probe:
-    """What the agent found on a device.
+    """Parse and validate the agent's description of a device.
 
     Raises:
-        DeviceError: as `read_answer`.
+        DeviceError: the response is malformed; names the invalid field.
     """
     try:
-        found: Probe = protocol.checked(_parsed(text), Probe)
+        probe: Probe = protocol.checked(_parsed(text), Probe)
     except ProtocolError as error:
         raise _malformed(device, error) from error
-    return found
+    return probe
 
 
 def schema(kind: Any) -> dict[str, Any]:
-    """The JSON Schema of a type of the protocol."""
+    """The JSON Schema of a message type of the protocol."""
     if protocol.is_message(kind):
         fields = protocol.hints(kind)
         properties = {name: schema(each) for name, each in fields.items()}
@@ -101,5 +101,5 @@ def _parsed(text: str | bytes) -> Any:
 def _malformed(device: str, error: ProtocolError) -> DeviceError:
     return DeviceError(
         f"device {device} returned a malformed response: {error}",
-        fix="an agent of another version, or another program, answered; nothing of it was used",
+        fix="the response, which was discarded, is from another version of the agent or another program",
     )

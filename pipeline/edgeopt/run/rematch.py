@@ -1,6 +1,6 @@
-"""The baseline's artifacts run once more, in turns with those of a run: the only way to compare latency.
+"""Compares latency with a baseline by running its artifacts again, interleaved with those of a run.
 
-A time of another day or another host says nothing here. The old file must still be in the store.
+Latencies of another day or host are not comparable. The baseline's files must still be in the store.
 """
 
 import json
@@ -24,7 +24,7 @@ GATE = "latency_ratio max {:g}"
 
 
 class Rematch(NamedTuple):
-    """What came of it: verdicts, and why the others are none."""
+    """The verdicts, and the reasons for artifacts without one."""
 
     verdicts: tuple[Verdict, ...]
     unjudged: tuple[str, ...]
@@ -40,40 +40,41 @@ def rematch(
     undecided: str = "fail",
     device_folders: Sequence[Path] = (),
 ) -> Rematch:
-    """Run each artifact of ``run`` and the baseline's one of the same name in turns, in one process.
+    """Run each artifact of ``run`` interleaved with the baseline's artifact of the same name, in one process.
 
-    It fails where the interval of the ratio lies above ``max_ratio``, and passes where it lies below.
+    The gate fails if the 95 % confidence interval of the latency ratio is above ``max_ratio``, and passes if
+    it is below.
     """
     old = {entry.key: entry for entry in baseline.entries if entry.digest}
     verdicts: list[Verdict] = []
     unjudged: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        place = _Place(Path(name), Store(store), device_folders)
+        runner = _Rematcher(Path(name), Store(store), device_folders)
         for row in report.results:
             entry = old.get((row.variant, row.format, row.device))
             if entry is None or row.status != "ok" or row.artifact is None:
-                continue  # accuracy and size have their say on what is new or missing
+                continue  # new and missing artifacts are judged by accuracy and size
             if "latency_p50_ms" not in row.measurements:
-                continue  # emulated, or a device that executes nothing
+                continue  # an emulated device, or one that only compiles
             title = f"{row.variant}.{row.format} on {row.device}"
             if entry.digest == row.artifact.digest:
                 gate = GATE.format(max_ratio)
                 verdicts.append(verdict_on(entry, gate, "pass", 1.0, max_ratio, "the same file"))
                 continue
             try:
-                found = place.ratio(row, run, entry)
+                ratio = runner.ratio(row, run, entry)
             except EdgeoptError as error:
                 unjudged.append(f"{title}: {error.message}")
                 continue
-            if found is None:
+            if ratio is None:
                 unjudged.append(f"{title}: the baseline's file is no longer in the store")
                 continue
-            verdicts.append(_judged(entry, found, max_ratio, undecided))
+            verdicts.append(_verdict(entry, ratio, max_ratio, undecided))
     return Rematch(tuple(verdicts), tuple(unjudged))
 
 
-class _Place:
-    """What every match needs."""
+class _Rematcher:
+    """Runs pairs of artifacts."""
 
     def __init__(self, folder: Path, store: Store, device_folders: Sequence[Path]) -> None:
         self.folder = folder
@@ -83,10 +84,10 @@ class _Place:
         self.evaluation = Evaluation(None, Preprocessing(), folder)
 
     def ratio(self, row: Result, run: Path, entry: Entry) -> Measurement | None:
-        """The time of the row's file over that of the entry's; None if that is gone.
+        """Latency of the row's file divided by that of the entry's; None if the latter is not in the store.
 
         Raises:
-            DeviceError, UsageError: it cannot be run here.
+            DeviceError, UsageError: a file cannot be run.
         """
         before = self.files.get(entry.digest)
         if before is None or row.artifact is None:
@@ -98,7 +99,7 @@ class _Place:
             for end in ("inputs", "outputs")
         ]
         model = Model(format=row.format, path=path, inputs=specs[0], outputs=specs[1])
-        # Timed anew each time: the store would only repeat what was once measured.
+        # An empty store: the user's store would return cached measurements.
         store = Store(self.folder / "store")
         bench = Bench(load_device(row.device, self.device_folders), self.agent, store).open()
         outcome = bench.run(
@@ -112,10 +113,10 @@ class _Place:
         return latency(outcome).get("latency_ratio")
 
 
-def _judged(entry: Entry, found: Measurement, max_ratio: float, undecided: str) -> Verdict:
-    low, high = found.ci95 or (found.value, found.value)
+def _verdict(entry: Entry, ratio: Measurement, max_ratio: float, undecided: str) -> Verdict:
+    low, high = ratio.ci95 or (ratio.value, ratio.value)
     status = "fail" if low > max_ratio else "pass" if high <= max_ratio else "undecided"
-    reason = f"{found.value:.2f} x the time of the baseline's file, run in turns ({low:.2f} to {high:.2f})"
+    reason = f"{ratio.value:.2f} x the latency of the baseline's file, interleaved ({low:.2f} to {high:.2f})"
     blocks = status == "fail" or (status == "undecided" and undecided == "fail")
     gate = GATE.format(max_ratio)
-    return verdict_on(entry, gate, status, found.value, max_ratio, reason, blocks=blocks)
+    return verdict_on(entry, gate, status, ratio.value, max_ratio, reason, blocks=blocks)

@@ -1,4 +1,4 @@
-"""The recipe's metrics on the outputs of its models. A metric that fails costs itself, not the run."""
+"""Scores model outputs with the recipe's metrics; a metric that fails does not fail the run."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -16,16 +16,16 @@ from edgeopt.run.executors.local import LocalExecutor
 SCORING_MINUTES = 20.0
 
 
-class Judged(NamedTuple):
-    """What the metrics say of one artifact."""
+class ArtifactScores(NamedTuple):
+    """The metrics of one artifact."""
 
     values: dict[str, Measurement]
     pairs: dict[str, Paired]
-    """Per metric with a value per sample: the source model's and the artifact's, higher being better."""
+    """Per-sample scores of the source model and the artifact, by metric; negated if lower is better."""
 
 
 class Scorer:
-    """Applies metrics, those that others wrote in a process of their own. Use it as a context manager."""
+    """Computes metrics; user-defined ones run in a separate process. A context manager."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Scorer:
         labels: Array | None,
         failures: Mapping[str, str] | None = None,
     ) -> None:
-        """``failures``: metrics that are known to fail, and why."""
+        """``failures``: metrics known to fail, with the reason; they are not computed."""
         self.metrics = metrics
         self.labels = labels
         self.failures = dict(failures or {})
@@ -50,19 +50,22 @@ class Scorer:
             self._executor.close(at_once=True)
 
     def source(self, outputs: Array) -> dict[str, Measurement]:
-        """What the metrics that need labels say of the source model; to be called before ``artifact``."""
-        found = {}
+        """The label-based metrics of the source model; must be called before ``artifact``.
+
+        ``outputs`` has shape ``[n, ...]``, one row per sample.
+        """
+        values = {}
         for name, metric in self.metrics:
             if metric.against == "labels" and self.labels is not None:
                 score = self._score(name, metric, outputs, self.labels)
                 value = self._measured(name, metric, score)
                 if score is not None and value is not None:
                     self._of_source[name] = score
-                    found[name] = value
-        return found
+                    values[name] = value
+        return values
 
-    def artifact(self, outputs: Array, source: Array) -> Judged:
-        """Every metric of an artifact's outputs and, against labels, its paired drop from the source's."""
+    def artifact(self, outputs: Array, source: Array) -> ArtifactScores:
+        """All metrics of an artifact; for label-based ones, also the paired drop from the source model."""
         values: dict[str, Measurement] = {}
         pairs: dict[str, Paired] = {}
         for name, metric in self.metrics:
@@ -85,10 +88,10 @@ class Scorer:
                 drops = pairs[name].drops
             drop = Score(sign * (before.value - after.value), drops)
             values[f"{name}_drop"] = measurement(metric, drop, "drop")
-        return Judged(values, pairs)
+        return ArtifactScores(values, pairs)
 
     def infos(self) -> tuple[MetricInfo, ...]:
-        """What a report says of each metric."""
+        """The metrics for the report, with the reasons of failures."""
         return tuple(metric.info(self.failures.get(metric.name, "")) for metric in self.metrics)
 
     def _measured(
@@ -111,16 +114,16 @@ class Scorer:
             self._executor = LocalExecutor()
         task = Task(name, _score, (metric, outputs, target), "plain", SCORING_MINUTES, "score fewer samples")
         self._executor.submit(task)
-        (ended,) = self._executor.wait(2 * SCORING_MINUTES * 60)
-        if ended.failure:
-            self.failures[name] = ended.failure
+        (result,) = self._executor.wait(2 * SCORING_MINUTES * 60)
+        if result.failure:
+            self.failures[name] = result.failure
             return None
-        score: Score = ended.value
+        score: Score = result.value
         return score
 
 
 def is_shipped(metric: Metric) -> bool:
-    """Whether no code of anybody else runs in it."""
+    """Whether a metric runs no third-party code."""
     kind = type(metric)
     return kind.__module__.startswith("edgeopt.") and not metric.runs_code
 

@@ -1,6 +1,6 @@
-"""Runs every artifact on every device of its branch, and the source model on the host.
+"""Measures every artifact on every device of its branch, and the source model on the host.
 
-It starts when building is done and runs one job at a time, so that nothing disturbs the clock.
+Starts after all builds have finished and runs one job at a time, so that latencies are not disturbed.
 """
 
 import tempfile
@@ -22,12 +22,12 @@ from edgeopt.run.protocol import Probe
 from edgeopt.run.store import Store
 
 PROBE_SAMPLES = 64
-"""Samples on which the steps between source and artifact are compared."""
+"""Samples for comparing the steps between source model and artifact."""
 SOURCE_BATCH = 32
 
 
 class StepOutputs(NamedTuple):
-    """Outputs after one step of a branch, on the first samples: what hops are computed from."""
+    """Outputs after one step of a branch, on the first samples; hops are computed from them."""
 
     step: str
     produced: str
@@ -35,41 +35,41 @@ class StepOutputs(NamedTuple):
     outcome: Outcome
     trained: bool = False
     device: str = ""
-    """Set where the step is another device's runtime, and no concern of the other devices."""
+    """Set if the step is the runtime of a device: it is part of that device's hops only."""
 
 
 def judged_steps(
     steps: Sequence[Step], source: Model, host: Device
 ) -> Iterator[tuple[Step, str, bool, bool]]:
-    """The steps whose results the host can run and that are worth judging by themselves.
+    """The steps to compare individually: those that the host can run and that are not half-finished.
 
-    With each: the names of all stages since the last one, whether they claim to keep the outputs, and whether
-    one of them trains.
+    Yields each with the names of all stages since the previous one, whether these claim to be lossless, and
+    whether any of them trains.
     """
     since: list[Step] = []
     for number, step in enumerate(steps, 1):
         since.append(step)
         if step.model == source:
-            since.clear()  # loading it is no step away from it
+            since.clear()  # loading the source model changes nothing
             continue
         if step.model.format not in host.runtimes:
             continue
         if step.stage.needs_finetuning and any(later.stage.needs_training for later in steps[number:]):
-            continue  # half done: what training makes of it is judged
+            continue  # compared after the finetuning that it needs
         name = " + ".join(registry.plugin_name(each.stage) for each in since)
         lossless = not any(each.stage.fulfils for each in since)
         yield step, name, lossless, any(each.stage.needs_training for each in since)
         since = []
 
 
-def measuring(device: str) -> str:
-    """What progress calls the measuring on a device."""
+def measure_step(device: str) -> str:
+    """Name of the measurement on a device in progress events."""
     return f"measure on {device}"
 
 
 @dataclass
 class Measured:
-    """Everything that was run: per branch and device, per step, and the source model."""
+    """All outcomes: of the source model, per (branch, device), and per step."""
 
     source: Outcome
     source_model: Model
@@ -80,7 +80,7 @@ class Measured:
     probes: dict[str, Probe]
     evaluation_digest: str
     random: bool
-    """Whether the inputs were made up, so that only exact conversions can be judged on them."""
+    """Whether the inputs are random: only lossless steps can be judged on them."""
 
 
 def measure(
@@ -90,10 +90,10 @@ def measure(
     device_folders: Sequence[Path],
     watch: Callable[[Event], None],
 ) -> Measured:
-    """Run the source model, every step and every artifact. Failures are outcomes; nothing is raised for them.
+    """Run the source model, every step and every artifact; failures are returned as outcomes.
 
     Raises:
-        UsageError: the evaluation data cannot be read or does not fit the model.
+        UsageError: the evaluation data is unreadable or does not fit the model.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         folder = Path(name)
@@ -102,7 +102,7 @@ def measure(
 
 
 class _Session:
-    """One measuring session: the benches, the evaluation data and the outcomes so far."""
+    """A measuring session: the devices' benches and the evaluation data."""
 
     def __init__(
         self,
@@ -116,22 +116,22 @@ class _Session:
         self.plan = plan
         self.watch = watch
         self.latency = timing_of(recipe.latency)
-        # Without evaluation data, calibration samples tell at least whether outputs are kept.
+        # Without evaluation data, outputs can still be compared on calibration samples.
         self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, recipe.model.preprocess, folder)
         agent = build_agent(folder / "agent.pyz")
         devices = {device.name: device for device in recipe.devices}
-        # The source model and the steps on the way are run on the host, whatever the targets are.
+        # The source model and the intermediate steps always run on the host.
         devices.setdefault(HOST, load_device(HOST, device_folders))
         self.benches = {name: Bench(device, agent, store).open() for name, device in devices.items()}
 
     def run(self, builds: Sequence[Built]) -> Measured:
         host = self.benches[HOST]
         source = self._source_model(builds)
-        self._tell("source", HOST, "started")
+        self._emit("source", HOST, "started")
         source_outcome = host.run(
             source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
         )
-        self._tell("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
+        self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
         floats = {
             b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
         }
@@ -143,14 +143,14 @@ class _Session:
             artifact = built.steps[-1].model
             for device in built.branch.devices:
                 baseline = floats.get(built.branch.format) if built.branch.variant != "float" else None
-                self._tell(built.branch.name, device.name, "started")
+                self._emit(built.branch.name, device.name, "started")
                 outcome = self._artifact(artifact, device, baseline)
                 status = "failed" if outcome.error else "cached" if outcome.cached else "done"
-                self._tell(built.branch.name, device.name, status, outcome.error)
+                self._emit(built.branch.name, device.name, status, outcome.error)
                 finals[built.branch.name, device.name] = outcome
             step_outputs[built.branch.name] = self._step_outputs(built, source, source_outcome, finals)
-        judged = self.plan.recipe.evaluation is not None and not source_outcome.error
-        labels = self.evaluation.labels(source.inputs) if judged else None
+        has_labels = self.plan.recipe.evaluation is not None and not source_outcome.error
+        labels = self.evaluation.labels(source.inputs) if has_labels else None
         return Measured(
             source=source_outcome,
             source_model=source,
@@ -164,7 +164,7 @@ class _Session:
         )
 
     def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
-        """Run an artifact, unless its file already shows that the device cannot; then say why."""
+        """Run an artifact, unless lint finds errors, which then become the outcome's error."""
         runtime = device.runtimes[artifact.format]
         findings = lint_artifact(artifact.path, device, artifact.format)
         if errors(findings):
@@ -172,11 +172,13 @@ class _Session:
         outcome = self.benches[device.name].run(
             artifact, self.evaluation, baseline=baseline, latency=self.latency
         )
-        over = summary(lint_measured(outcome.measurements, device))
-        return outcome._replace(error=outcome.error or "; ".join(over), remarks=tuple(summary(findings)))
+        exceeded = summary(lint_measured(outcome.measurements, device))
+        return outcome._replace(
+            error=outcome.error or "; ".join(exceeded), extra_notes=tuple(summary(findings))
+        )
 
     def _source_model(self, builds: Sequence[Built]) -> Model:
-        """The untouched model: as given, or as loaded where a factory and weights make it up."""
+        """The original model: the given file, or the loaded model if the source is a factory and weights."""
         if self.plan.source.format in self.benches[HOST].device.runtimes:
             return self.plan.source
         for built in builds:
@@ -187,33 +189,33 @@ class _Session:
     def _step_outputs(
         self, built: Built, source: Model, source_outcome: Outcome, finals: Mapping[tuple[str, str], Outcome]
     ) -> tuple[StepOutputs, ...]:
-        """Outputs after every step of a branch that some runtime of the host can run."""
+        """Outputs after every step of a branch that a runtime of the host supports."""
         host = self.benches[HOST]
-        found = [StepOutputs("source", source.format, True, source_outcome)]
+        outputs = [StepOutputs("source", source.format, True, source_outcome)]
         for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
             model = step.model
             if step is not built.steps[-1]:
-                between = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
-                found.append(StepOutputs(name, model.format, lossless, between, trained))
+                intermediate = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
+                outputs.append(StepOutputs(name, model.format, lossless, intermediate, trained))
                 continue
-            # From here on it is one and the same file: what is compared is how runtimes carry it out.
+            # From here on, the file is the same: the hops compare how runtimes execute it.
             exact = not any(stage.fulfils for stage in built.branch.stages)
             reference = host.device.reference.get(host.device.runtimes[model.format])
             if not exact and reference is not None:
                 as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
-                found.append(StepOutputs(name, model.format, lossless, as_written, trained))
+                outputs.append(StepOutputs(name, model.format, lossless, as_written, trained))
                 name = ""
             for device in built.branch.devices:
                 final = finals[built.branch.name, device.name]
                 if not final.outputs and not final.error:
-                    continue  # a compiler looked at it: there are no outputs to compare
+                    continue  # only compiled: no outputs to compare
                 if name:
-                    found.append(StepOutputs(name, model.format, lossless, final, trained))
+                    outputs.append(StepOutputs(name, model.format, lossless, final, trained))
                 else:
-                    on = f"runtime of {device.name}"
-                    found.append(StepOutputs(on, model.format, exact, final, device=device.name))
+                    title = f"runtime of {device.name}"
+                    outputs.append(StepOutputs(title, model.format, exact, final, device=device.name))
                 name = ""
-        return tuple(found)
+        return tuple(outputs)
 
-    def _tell(self, branch: str, device: str, status: Any, message: str = "") -> None:
-        self.watch(Event(branch=branch, step=measuring(device), status=status, message=message))
+    def _emit(self, branch: str, device: str, status: Any, message: str = "") -> None:
+        self.watch(Event(branch=branch, step=measure_step(device), status=status, message=message))

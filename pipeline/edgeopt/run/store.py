@@ -1,9 +1,9 @@
-"""A content-addressed store of finished work: complete or absent, verified on every read.
+"""A store of results by key: entries are complete or absent, and verified on every read.
 
-``objects/<aa>/<key>/`` holds the files of one entry and ``entry.json``, which lists the sha256 of
-each. Everything is written to ``scratch/`` in the same file system and then renamed, so a process
-killed at any moment leaves no half entry, and two processes may store the same key at once: the
-first wins, and both had the same bytes.
+``objects/<aa>/<key>/`` contains the files of one entry and ``entry.json``, which lists the sha256 of each.
+Entries are written to ``scratch/`` on the same file system and then renamed: a process killed at any moment
+leaves no partial entry. If two processes store the same key concurrently, the first one wins; both entries
+are equivalent.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from edgeopt.errors import StoreError, UsageError
 from edgeopt.plugin import digest_of
 
 ARTIFACTS = Path("artifacts")
-"""Where everything that is made goes, unless it is told to go elsewhere."""
+"""Default folder of runs and the store."""
 
 
 class Entry(NamedTuple):
-    """One finished piece of work: its folder of files, and what was said about it."""
+    """One entry: its key, the folder of its files, and its metadata."""
 
     key: str
     folder: Path
@@ -36,16 +36,16 @@ class Entry(NamedTuple):
 
 
 class Store:
-    """See the module. ``damaged`` collects what was found broken, thrown away and must be rebuilt.
+    """A store in the folder ``root``; ``damaged`` lists the keys of removed damaged entries.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder is not writable.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.damaged: list[str] = []
-        self._good: dict[str, Entry] = {}
+        self._cache: dict[str, Entry] = {}
         try:
             (root / "objects").mkdir(parents=True, exist_ok=True)
             (root / "scratch").mkdir(exist_ok=True)
@@ -57,59 +57,59 @@ class Store:
         self._sweep()
 
     def get(self, key: str) -> Entry | None:
-        """The entry of ``key``, every byte of it verified; a damaged one is removed and counts as absent."""
-        if key in self._good:
-            return self._good[key]
+        """The verified entry of ``key``, None if absent; a damaged entry is removed."""
+        if key in self._cache:
+            return self._cache[key]
         folder = self._folder(key)
         if not folder.is_dir():
             return None
-        record = _sound(folder)
+        record = _verified_record(folder)
         if record is None:
             self.damaged.append(key)
             self.remove(key)
             return None
-        with contextlib.suppress(OSError):  # a store that is only read
+        with contextlib.suppress(OSError):  # a read-only store
             os.utime(folder / "entry.json")
-        entry = self._good[key] = Entry(key, folder / "files", record["meta"])
+        entry = self._cache[key] = Entry(key, folder / "files", record["meta"])
         return entry
 
     def models(self) -> dict[str, Path]:
-        """The main file of every artifact, by the sha256 of its content."""
-        found = {}
+        """The main file of every model in the store, by digest; not verified."""
+        models = {}
         for folder in self._folders():
             try:
                 meta = json.loads((folder / "entry.json").read_text("utf-8"))["meta"]
                 if "model" in meta:
-                    found[meta["digest"]] = folder / "files" / meta["model"]["path"]
+                    models[meta["digest"]] = folder / "files" / meta["model"]["path"]
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # damaged: `get` throws it away
-        return found
+                continue  # damaged: removed by `get`
+        return models
 
-    def unsound(self) -> list[str]:
-        """Keys of all entries with a byte that is not as it was stored. Nothing is removed."""
-        return [folder.name for folder in self._folders() if _sound(folder) is None]
+    def damaged_keys(self) -> list[str]:
+        """Verify all entries; returns the keys of damaged ones and removes nothing."""
+        return [folder.name for folder in self._folders() if _verified_record(folder) is None]
 
     def unused_since(self, moment: float) -> dict[str, Path]:
-        """Entries that were neither stored nor asked for since ``moment`` (seconds of `time.time`)."""
-        found = {}
+        """Folders of entries neither stored nor read since ``moment`` (seconds of `time.time`), by key."""
+        unused = {}
         for folder in self._folders():
             with contextlib.suppress(FileNotFoundError):
                 if (folder / "entry.json").stat().st_mtime < moment:
-                    found[folder.name] = folder
-        return found
+                    unused[folder.name] = folder
+        return unused
 
     def remove(self, key: str) -> None:
-        """Take an entry out, in one step; one that is gone already is no fault."""
+        """Remove an entry atomically; a no-op if it does not exist."""
         trash = self._scratch_name()
         with contextlib.suppress(FileNotFoundError):
             self._folder(key).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def put(self, key: str, folder: Path, meta: dict[str, Any]) -> Entry:
-        """Store all files below ``folder`` (a scratch folder, which is used up) under ``key``.
+        """Store all files below ``folder``, a scratch folder that is moved, under ``key``.
 
         Raises:
-            StoreError: when the disk is full or the store cannot be written.
+            StoreError: the disk is full, the store is not writable, or the entry reads back differently.
         """
         target = self._folder(key)
         try:
@@ -133,13 +133,11 @@ class Store:
             raise _explained(error, self.root) from error
         entry = self.get(key)
         if entry is None:
-            raise StoreError(
-                f"what was just written to {target} reads back differently", fix="check the disk"
-            )
+            raise StoreError(f"the new entry {target} does not read back as written", fix="check the disk")
         return entry
 
     def checkpoints(self, key: str) -> Path:
-        """The folder in which work on ``key`` leaves how far it came; it outlives a killed process."""
+        """The folder for checkpoints of the stage with this key; kept if the process is killed."""
         folder = self.root / "checkpoints" / key
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +147,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder in the store's file system, removed afterwards unless it was stored."""
+        """An empty folder on the store's file system, removed on exit unless it was stored."""
         folder = self._scratch_name()
         try:
             folder.mkdir()
@@ -170,7 +168,7 @@ class Store:
         return self.root / "scratch" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
     def _sweep(self) -> None:
-        """Remove what processes that are gone left in scratch."""
+        """Remove scratch folders of processes that no longer exist."""
         for folder in (self.root / "scratch").iterdir():
             pid = folder.name.partition("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -178,16 +176,16 @@ class Store:
 
 
 def store_folder(given: Path | None) -> Path:
-    """The store to use: as given, else ``EDGEOPT_STORE``, else ``artifacts/store``."""
+    """The store's folder: ``given``, or ``EDGEOPT_STORE``, or ``artifacts/store``."""
     return given or Path(os.environ.get("EDGEOPT_STORE") or ARTIFACTS / "store")
 
 
-def _sound(folder: Path) -> dict[str, Any] | None:
-    """The record of an entry whose every byte is as it was stored, or None."""
+def _verified_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an entry, None if any of its bytes changed."""
     try:
         record: dict[str, Any] = json.loads((folder / "entry.json").read_text("utf-8"))
-        told = record["check"] == digest_of([record["files"], record["meta"]])
-        return record if told and record["files"] == _digests(folder / "files") else None
+        intact = record["check"] == digest_of([record["files"], record["meta"]])
+        return record if intact and record["files"] == _digests(folder / "files") else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -199,8 +197,8 @@ def _digests(folder: Path) -> dict[str, str]:
 def _explained(error: OSError, root: Path) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
-            f"no space left for the store in {root}; finished work is kept",
-            fix="free some space, or choose another folder with --store DIR, and run again: it resumes",
+            f"no space left for the store in {root}; completed steps are kept",
+            fix="free space or choose another folder with --store DIR, then run again to resume",
         )
     return StoreError(
         f"cannot write the store in {root}: {error.strerror}", fix="choose another folder with --store DIR"

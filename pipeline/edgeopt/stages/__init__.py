@@ -1,1 +1,1 @@
-"""What turns one model into another. One plug-in per file; what several share begins with ``_``."""
+"""Stages: conversions and optimizations of one model. One plug-in per file; shared code is in ``_*.py``."""

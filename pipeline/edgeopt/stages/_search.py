@@ -1,8 +1,8 @@
-"""The fewest bytes that keep the accuracy: which layers of a quantized model need more precision.
+"""Accuracy-aware mixed precision: which layers of a quantized model need a higher precision.
 
-Every layer's part in the error is measured by raising it alone. Layers are then raised in the order of
-error removed per byte, and the shortest beginning of that order that holds the limit is found by doubling
-and bisection, so that few candidates are ever judged. Judged is with validation or calibration data.
+The sensitivity of each layer is measured by raising its precision alone. Layers are ranked by the error
+removed per byte, and the shortest prefix of the ranking that meets the limit is found by doubling and
+bisection, so that few candidates are evaluated. They are evaluated on validation or calibration data.
 """
 
 import json
@@ -22,72 +22,73 @@ from edgeopt.plugin import Context, Stage, Trial, digest_of
 from edgeopt.results import MAX_SNR_DB, snr_db
 
 SAMPLES = 512
-"""Of the validation or calibration data: as many are looked at, which bounds memory."""
+"""Maximum number of validation or calibration samples used, which bounds memory."""
 DEFAULT_MAX_DROP = 0.01
 
 
 class Budget(BaseModel):
-    """How much a search may cost."""
+    """Limits on the cost of a search."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trials: int = Field(20, ge=1, description="candidates whose accuracy is judged")
-    minutes: float = Field(15.0, gt=0, description="minutes for all of it, sensitivity included")
+    trials: int = Field(20, ge=1, description="maximum number of candidates to evaluate")
+    minutes: float = Field(15.0, gt=0, description="time limit in minutes, sensitivity measurement included")
 
 
 class Searching(Stage):
-    """A stage that can look for the fewest layers whose precision must be raised."""
+    """A stage that can search for the fewest layers whose precision must be raised."""
 
     scheme: str
     max_drop: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="accuracy that may be lost, as a share: raises the precision of as few layers as needed, "
-        "judged on validation or calibration data",
+        description="largest accuracy drop, as a fraction: raises the precision of as few layers as needed, "
+        "evaluated on validation or calibration data",
     )
-    budget: Budget = Field(Budget(), description="how much the search for max_drop may cost")
+    budget: Budget = Field(Budget(), description="limits on the search for max_drop")
 
     @property
     def allowed_drop(self) -> float | None:
-        """What the search has to hold; None: there is none."""
+        """Limit that the search must meet; None: no search."""
         return DEFAULT_MAX_DROP if self.scheme == "mixed" and self.max_drop is None else self.max_drop
 
     @property
     def extra_minutes(self) -> float:
-        """The budget of a search, if there is one."""
+        """Time budget of the search, if there is one."""
         return 0.0 if self.allowed_drop is None else self.budget.minutes
 
 
 class Quantizing(Protocol):
-    """One model, calibrated once and quantized again and again."""
+    """One model, calibrated once and quantized repeatedly."""
 
     @property
     def layers(self) -> Mapping[str, int]:
-        """Every layer whose precision can be raised, and the bytes by which the file would grow."""
+        """Every layer whose precision can be raised, with the bytes that this adds to the file."""
         ...
 
     def make(self, raised: frozenset[str]) -> Path:
-        """The quantized file with these layers in higher precision; it stays until the next call."""
+        """The quantized file with these layers in higher precision; valid until the next call."""
         ...
 
     def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        """First output ``[n, ...]`` of a file on the search's samples; None: of the float model."""
+        """First output ``[n, ...]`` of a file on the search's samples; None: the float model."""
 
 
-def evidence(
+def search_samples(
     model: Model, context: Context, limit: int = SAMPLES
 ) -> tuple[list[tuple[Array, ...]], Array | None]:
-    """Inputs of batch 1 and labels of the samples that a search may look at.
+    """Inputs of batch 1 and labels of the samples on which a search evaluates candidates.
 
     Raises:
-        StageError: there are neither validation nor calibration data.
+        StageError: the recipe has neither validation nor calibration data.
     """
+    # The quantizer has seen the calibration data, so validation data judge better.
     feed = context.validation or context.calibration
     if feed is None:
         raise StageError(
-            "a search with max_drop needs data to judge by",
-            fix="add data.validation, or data.calibration, to the recipe",
+            "the search for max_drop needs validation or calibration data",
+            fix="add data.validation or data.calibration to the recipe",
         )
     inputs: list[tuple[Array, ...]] = []
     labels: list[int] = []
@@ -108,11 +109,12 @@ def search(
     budget: Budget,
     context: Context,
 ) -> frozenset[str]:
-    """The layers to raise so that at most ``max_drop`` of accuracy is lost against the float model.
+    """The layers to raise so that the accuracy drops by at most ``max_drop`` against the float model.
 
-    With labels the drop is of top-1; without, it is the share of samples whose answer changes. Of two
-    candidates that hold, the smaller one is taken. Where nothing holds within the budget the best candidate
-    so far is, and ``context.note`` says so. Interrupted, it goes on with what ``context.checkpoints`` keeps.
+    With labels, the drop is that of top-1 accuracy; without, the fraction of samples whose prediction
+    changes. Of two candidates within the limit, the smaller one is chosen. If none is found within the
+    budget, the best one so far is returned and reported with ``context.note``. An interrupted search resumes
+    from ``context.checkpoints``.
     """
     return _Search(quantizing, labels, max_drop, budget, context).run()
 
@@ -131,26 +133,31 @@ class _Search:
         self.max_drop = max_drop
         self.budget = budget
         self.context = context
-        self.memory = _Memory(context.checkpoints)
-        self.deadline = time.monotonic() + budget.minutes * 60 - self.memory.seconds
+        self.checkpoint = _Checkpoint(context.checkpoints)
+        # Time spent before an interruption counts towards the budget.
+        self.deadline = time.monotonic() + budget.minutes * 60 - self.checkpoint.seconds
         self.reference = _flat(quantizing.outputs(None))
         self.trials: dict[frozenset[str], Trial] = {}
         self.alone: list[Trial] = []
-        """What raising single layers removes of the error: how sensitive each of them is."""
+        """Sensitivity of each layer: the evaluations with only that layer raised."""
         self.stopped = ""
 
     def run(self) -> frozenset[str]:
         plain = self._try(frozenset())
         chosen: frozenset[str] = frozenset()
         if not self._holds(plain):
-            chosen = self._fewest(self._order())
-        self._tell(chosen)
+            chosen = self._shortest_prefix(self._ranking())
+        self._report(chosen)
         return chosen
 
-    def _fewest(self, order: list[str]) -> frozenset[str]:
-        """The shortest beginning of ``order`` that holds: doubled until one does, then bisected."""
+    def _shortest_prefix(self, order: list[str]) -> frozenset[str]:
+        """The shortest prefix of ``order`` within the limit: doubled until one is, then bisected.
+
+        The drop is close to monotonic in the prefix length, so bisection is safe; where it is not, the
+        result is still within the limit, only not the shortest.
+        """
         fails, holds, length = 0, 0, 1
-        while order and not holds and not self._over():
+        while order and not holds and not self._budget_exhausted():
             length = min(length, len(order))
             if self._holds(self._try(frozenset(order[:length]))):
                 holds = length
@@ -158,39 +165,41 @@ class _Search:
                 break
             else:
                 fails, length = length, length * 2
-        while holds - fails > 1 and not self._over():
+        while holds - fails > 1 and not self._budget_exhausted():
             middle = (fails + holds) // 2
             if self._holds(self._try(frozenset(order[:middle]))):
                 holds = middle
             else:
                 fails = middle
         if holds:
-            return self._without_idle(order[:holds])
+            return self._without_redundant(order[:holds])
         return min(self.trials, key=lambda raised: (self.trials[raised].drop, self.trials[raised].size_bytes))
 
-    def _without_idle(self, layers: list[str]) -> frozenset[str]:
-        """Take back, dearest first, what turns out not to be needed beside the rest."""
+    def _without_redundant(self, layers: list[str]) -> frozenset[str]:
+        """Drop raised layers again, most expensive first, that are redundant given the others."""
         kept = frozenset(layers)
+        # The prefix without its last layer has already failed.
         for layer in sorted(layers[:-1], key=lambda name: -self.quantizing.layers[name]):
-            if self._over():
+            if self._budget_exhausted():
                 break
+            # Sensitivities were measured one by one; in combination, a layer may have become redundant.
             if self._holds(self._try(kept - {layer})):
                 kept -= {layer}
         return kept
 
-    def _order(self) -> list[str]:
+    def _ranking(self) -> list[str]:
         """Layers by the error that raising each alone removes, per byte.
 
-        Those that remove none alone come last: together with others they may.
+        Layers that remove none alone come last, but are not excluded: they may in combination.
         """
-        base = _noise(self._looked_at(frozenset()))
+        base = _noise(self._evaluate(frozenset()))
         gains: dict[str, float] = {}
         names = list(self.quantizing.layers)
         for number, name in enumerate(names, 1):
             if time.monotonic() > self.deadline and gains:
-                self.stopped = f"{self.budget.minutes:g} minutes were over while layers were still measured"
+                self.stopped = f"{self.budget.minutes:g} minutes ran out while measuring sensitivities"
                 break
-            alone = self._looked_at(frozenset({name}))
+            alone = self._evaluate(frozenset({name}))
             self.alone.append(alone.model_copy(update={"status": "alone"}))
             gains[name] = (base - _noise(alone)) / max(self.quantizing.layers[name], 1)
             self.context.progress(f"sensitivity of layer {number} of {len(names)}: {name}")
@@ -198,38 +207,39 @@ class _Search:
 
     def _try(self, raised: frozenset[str]) -> Trial:
         if raised not in self.trials:
-            trial = self.trials[raised] = self._looked_at(raised)
+            trial = self.trials[raised] = self._evaluate(raised)
             self.context.progress(
                 f"trial {len(self.trials)} of {self.budget.trials}: {trial.name}, drop {trial.drop:.2%}, "
                 f"{trial.size_bytes:,} bytes"
             )
         return self.trials[raised]
 
-    def _looked_at(self, raised: frozenset[str]) -> Trial:
-        """Made and judged, unless it was before."""
+    def _evaluate(self, raised: frozenset[str]) -> Trial:
+        """Quantize and evaluate a candidate, unless the checkpoint has its result."""
         key = digest_of(sorted(raised))
-        known = self.memory.get(key)
-        if known is None:
+        record = self.checkpoint.get(key)
+        if record is None:
             try:
-                found = self._judged(raised, self.quantizing.make(raised))
+                trial = self._measure(raised, self.quantizing.make(raised))
             except StageError as error:
+                # Without raised layers the error concerns the model itself, not one combination.
                 if not raised:
                     raise
-                found = self._unmade(raised, error)
-            known = found.model_dump(mode="json")
-            self.memory.put(key, known)
-        return Trial.model_validate(known)
+                trial = self._failed(raised, error)
+            record = trial.model_dump(mode="json")
+            self.checkpoint.put(key, record)
+        return Trial.model_validate(record)
 
-    def _judged(self, raised: frozenset[str], path: Path) -> Trial:
+    def _measure(self, raised: frozenset[str], path: Path) -> Trial:
         outputs = _flat(self.quantizing.outputs(path))
-        answers, before = outputs.argmax(axis=1), self.reference.argmax(axis=1)
-        several = self.reference.shape[1] > 1
-        agreement = float((answers == before).mean()) if several else None
+        predicted, expected = outputs.argmax(axis=1), self.reference.argmax(axis=1)
+        classifier = self.reference.shape[1] > 1
+        agreement = float((predicted == expected).mean()) if classifier else None
         error = float(((outputs - self.reference) ** 2).sum())
         signal = float((self.reference**2).sum())
-        if self.labels is not None and several:
-            drop = float((before == self.labels).mean() - (answers == self.labels).mean())
-        else:
+        if self.labels is not None and classifier:
+            drop = float((expected == self.labels).mean() - (predicted == self.labels).mean())
+        else:  # agreement without labels; for a single output, the relative error power
             drop = 1.0 - agreement if agreement is not None else min(1.0, error / max(signal, 1e-300))
         return Trial(
             name=f"{len(raised)} of {len(self.quantizing.layers)} layers raised",
@@ -241,8 +251,8 @@ class _Search:
             samples=len(outputs),
         )
 
-    def _unmade(self, raised: frozenset[str], error: StageError) -> Trial:
-        """A candidate that cannot be had is as bad as one can be: the search goes on without it."""
+    def _failed(self, raised: frozenset[str], error: StageError) -> Trial:
+        """The result of a candidate that cannot be produced: the worst possible drop."""
         return Trial(
             name=f"{len(raised)} of {len(self.quantizing.layers)} layers raised: {error.message}",
             raised=tuple(sorted(raised)),
@@ -251,56 +261,57 @@ class _Search:
         )
 
     def _holds(self, trial: Trial) -> bool:
+        # A drop is a sum of fractions: 0.03 computed in floating point may exceed 0.03.
         return trial.drop <= self.max_drop + 1e-9
 
-    def _over(self) -> bool:
+    def _budget_exhausted(self) -> bool:
         if len(self.trials) >= self.budget.trials:
-            self.stopped = f"the budget of {self.budget.trials} trials was used up"
+            self.stopped = f"the budget of {self.budget.trials} trials is used up"
         elif time.monotonic() > self.deadline:
-            self.stopped = f"the budget of {self.budget.minutes:g} minutes was used up"
+            self.stopped = f"the budget of {self.budget.minutes:g} minutes is used up"
         return bool(self.stopped)
 
-    def _tell(self, chosen: frozenset[str]) -> None:
+    def _report(self, chosen: frozenset[str]) -> None:
         rows = list(self.trials.items())
         for raised, trial in rows:
-            better = not trial.samples or any(
+            dominated = not trial.samples or any(
                 other.samples
                 and other.drop <= trial.drop
                 and other.size_bytes <= trial.size_bytes
                 and (other.drop, other.size_bytes) != (trial.drop, trial.size_bytes)
                 for other in self.trials.values()
             )
-            status = "chosen" if raised == chosen else "dominated" if better else "kept"
+            status = "chosen" if raised == chosen else "dominated" if dominated else "kept"
             self.context.trial(trial.model_copy(update={"status": status}))
         for trial in self.alone:
             self.context.trial(trial)
-        taken = self.trials[chosen]
+        result = self.trials[chosen]
         layers = f": {', '.join(sorted(chosen))}" if chosen else ""
         data = "validation" if self.context.validation is not None else "calibration"
-        what = f"drop {taken.drop:.2%} on {taken.samples} {data} samples after {len(rows)} trials, "
-        what += f"{len(chosen)} of {len(self.quantizing.layers)} layers in higher precision{layers}"
-        if not self._holds(taken):
-            reason = self.stopped or "raising every layer that adds error was not enough"
-            self.context.note(f"max_drop {self.max_drop:g} was not reached, {reason}; best so far: {what}")
+        summary = f"drop {result.drop:.2%} on {result.samples} {data} samples after {len(rows)} trials, "
+        summary += f"{len(chosen)} of {len(self.quantizing.layers)} layers in higher precision{layers}"
+        if not self._holds(result):
+            reason = self.stopped or "even with every layer that adds error raised"
+            self.context.note(f"max_drop {self.max_drop:g} was not reached, {reason}; best so far: {summary}")
         else:
-            self.context.note(f"max_drop {self.max_drop:g} holds: {what}")
+            self.context.note(f"max_drop {self.max_drop:g} holds: {summary}")
 
 
-class _Memory:
-    """What was found out before an interruption, one JSON file, written after every finding."""
+class _Checkpoint:
+    """Results from before an interruption: one JSON file, written after every evaluation."""
 
     def __init__(self, folder: Path | None) -> None:
         self.path = folder / "search.json" if folder is not None else None
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.known: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
-        """Time that earlier attempts took."""
+        """Time spent by earlier attempts."""
         if self.path is not None:
             try:
                 record = json.loads(self.path.read_text("utf-8"))
                 self.known, self.seconds = record["known"], float(record["seconds"])
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # nothing there yet, or cut off: it is found out again
+                pass  # absent or truncated: the results are computed again
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self.known.get(key)
@@ -309,7 +320,7 @@ class _Memory:
         self.known[key] = value
         if self.path is None:
             return
-        spent = self.seconds + time.monotonic() - self.began
+        spent = self.seconds + time.monotonic() - self.started_at
         write_text(self.path, json.dumps({"known": self.known, "seconds": spent}))
 
 
@@ -318,5 +329,5 @@ def _flat(outputs: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _noise(trial: Trial) -> float:
-    """Power of the error of the outputs, a share of their own power."""
+    """Error power of the outputs, relative to their own power."""
     return 10 ** (-(trial.snr_db if trial.snr_db is not None else -MAX_SNR_DB) / 10)

@@ -1,4 +1,4 @@
-"""What the two ways of quantizing an exported program to int8 have in common: options, and the search."""
+"""Static int8 quantization of an exported program: options and search, shared by FX and pt2e."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +15,14 @@ from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.model import Array, Model, TensorSpec
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, evidence, search
+from edgeopt.stages._search import Searching, search, search_samples
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
 class TorchInt8(Searching):
-    """Options of static int8, and of ``mixed``: int8 with as few layers in float as keep the accuracy."""
+    """Options of static int8, and of ``mixed``: int8 with the fewest layers in float."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     fulfils: ClassVar[dict[str, frozenset[str]]] = {"quantize": frozenset({"int8", "mixed"})}
@@ -33,15 +33,15 @@ class TorchInt8(Searching):
         "int8", description="int8 weights and activations; mixed: int8 with max_drop"
     )
     io: Literal["float32", "int8"] = Field(
-        "float32", description="dtype of inputs and outputs; int8 programs of PyTorch have float32 only"
+        "float32", description="dtype of inputs and outputs; int8 programs of PyTorch support float32 only"
     )
-    per_channel: bool = Field(True, description="a scale per output channel of each weight, not per layer")
+    per_channel: bool = Field(True, description="one weight scale per output channel, not per layer")
     calibrator: Calibrator = Field(
         "mse",
-        description="how activation ranges are found; mse: of least squared error, by torch's search",
+        description="how activation ranges are chosen; mse: least squared error, by torch's search",
     )
     percentile: float = Field(
-        99.99, gt=50, le=100, description="share of values, in percent, that 'percentile' covers"
+        99.99, gt=50, le=100, description="percent of the values inside the range, for percentile"
     )
     layers: dict[str, Literal["int8", "float32"]] = Field(
         {}, description="precision by layer name or pattern, such as {layer1.0.*: float32}"
@@ -51,19 +51,19 @@ class TorchInt8(Searching):
     @classmethod
     def _float_only(cls, io: str) -> str:
         if io != "float32":
-            raise ValueError(f"int8 programs of PyTorch take and give float32 only, not {io}")
+            raise ValueError(f"the inputs and outputs of int8 programs of PyTorch are float32, not {io}")
         return io
 
     def kept_in_float(self, program: "Program", model: Model, context: Context) -> frozenset[str]:
-        """The layers that a search leaves in float; none where no search was asked for."""
+        """The layers that the search leaves in float; none without max_drop."""
         if self.allowed_drop is None:
             return frozenset()
-        program.samples, labels = evidence(model, context)
+        program.samples, labels = search_samples(model, context)
         return search(program, labels, max_drop=self.allowed_drop, budget=self.budget, context=context)
 
 
 class Program(ABC):
-    """One program, to be quantized again and again with other layers left in float."""
+    """One program, quantized repeatedly with different layers left in float."""
 
     def __init__(
         self,
@@ -73,15 +73,15 @@ class Program(ABC):
         trial: Path,
         kinds: Iterable[str],
     ) -> None:
-        """``trial``: the file of each candidate; ``kinds``: operators whose layers are quantized."""
+        """``trial``: path for each candidate; ``kinds``: operators to quantize."""
         self.options = options
         self.graph = graph
         self.inputs = inputs
         self.trial = trial
         self.samples: list[tuple[Array, ...]] = []
         self.all = torch_overrides.quantizable(graph, kinds)
-        asked = torch_overrides.precisions(self.all, options.layers)
-        self.float = frozenset(name for name, precision in asked.items() if precision == "float32")
+        requested = torch_overrides.precisions(self.all, options.layers)
+        self.float = frozenset(name for name, precision in requested.items() if precision == "float32")
 
     @abstractmethod
     def make(self, raised: frozenset[str]) -> Path:
@@ -89,7 +89,7 @@ class Program(ABC):
 
     @abstractmethod
     def load(self, path: Path) -> Any:
-        """A candidate as something that can be called."""
+        """Load a candidate as a callable."""
 
     @property
     def layers(self) -> Mapping[str, int]:
@@ -97,7 +97,7 @@ class Program(ABC):
 
     @property
     def names(self) -> dict[str, str]:
-        """What users call the layers, by their nodes."""
+        """Layer names of the model, by node."""
         return {layer.node: layer.name for layer in self.all}
 
     def exempt(self, raised: frozenset[str]) -> set[str]:
@@ -112,8 +112,8 @@ def calibration(context: Context) -> Any:
     """The calibration data.
 
     Raises:
-        StageError: there are none.
+        StageError: the recipe has none.
     """
     if context.calibration is None:
-        raise StageError("quantizing needs calibration data", fix="give 'data.calibration' in the recipe")
+        raise StageError("quantizing needs calibration data", fix="add 'data.calibration' to the recipe")
     return context.calibration

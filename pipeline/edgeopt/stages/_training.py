@@ -1,7 +1,7 @@
-"""Fine-tuning, as far as it is the same in every framework: its options, and what a framework brings.
+"""Fine-tuning, independent of the framework: the options and the interface of a framework.
 
-A stage brings a ``Trainee``: the network that learns, the one it imitates, and one step of learning.
-``edgeopt.stages._training_loop.train`` does the rest.
+A stage provides a ``Trainee``: student, teacher and one optimizer step. The loop is
+``edgeopt.stages._training_loop.train``.
 """
 
 from collections.abc import Mapping
@@ -20,97 +20,102 @@ Scores: TypeAlias = NDArray[np.float32]
 
 
 class Finetune(Stage):
-    """Train the model on the recipe's training data. By default it learns to answer as the source model
-    does, so that no labels are needed (Hinton et al. 2015, arXiv:1503.02531)."""
+    """Train the model on the recipe's training data.
+
+    By default the model is distilled from the source model, which needs no labels (Hinton et al. 2015,
+    arXiv:1503.02531).
+    """
 
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"finetune": frozenset({"training"})}
     needs_training: ClassVar[bool] = True
     needs_source: ClassVar[bool] = True
     after: ClassVar[frozenset[str]] = frozenset({"prune", "cluster"})
 
-    epochs: int = Field(3, ge=1, description="how often the training data are gone through")
-    learning_rate: float = Field(
-        0.02, gt=0, description="highest rate of a schedule that rises and falls once (one-cycle)"
-    )
-    distill: bool = Field(True, description="imitate the source model; false: learn the labels")
+    epochs: int = Field(3, ge=1, description="passes over the training data")
+    learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the one-cycle schedule")
+    distill: bool = Field(True, description="learn the outputs of the source model; false: learn the labels")
     loss: Literal["kl", "mse"] = Field(
-        "kl", description="how to imitate: kl for class scores, mse for any other output"
+        "kl", description="distillation loss: kl for class scores, mse for any other output"
     )
-    temperature: float = Field(2.0, gt=0, description="softens the class scores that are imitated")
+    temperature: float = Field(2.0, gt=0, description="softmax temperature of the distillation")
     batch_size: int = Field(128, ge=2, description="samples per step")
     augment: tuple[Augmentation, ...] = Field(
-        (), description="vary the inputs: flip (left to right), shift and cutmix for images, mixup for any"
+        (), description="augmentation: flip (left to right), shift and cutmix for images, mixup for any input"
     )
     held_out: float = Field(
-        0.1, ge=0, lt=1, description="share of the training data that only decides which epoch is kept"
+        0.1, ge=0, lt=1, description="fraction of the training data held out to select the best epoch"
     )
     patience: int = Field(10, ge=1, description="epochs without improvement after which training stops")
     quantization_aware: bool = Field(
-        False, description="train with the rounding of int8 in the loop; quantizing stays a step of its own"
+        False, description="train with int8 fake quantization; quantizing remains a separate stage"
     )
-    seed: int = Field(0, ge=0, description="of order, split and augmentation")
+    seed: int = Field(0, ge=0, description="random seed of order, split and augmentation")
 
     @model_validator(mode="after")
-    def _labels_are_classes(self) -> Self:
+    def _check_loss(self) -> Self:
         if self.loss == "mse" and not self.distill:
-            raise ValueError("loss mse imitates the source model: labels (distill: false) are classes")
+            raise ValueError("loss: mse is for distillation; class labels (distill: false) need loss: kl")
         return self
 
 
 class Trainee(Protocol):
-    """What a framework brings to the loop. Arrays are in the form of the model's inputs."""
+    """Interface of a framework to the training loop. Arrays have the format of the model's inputs."""
 
     def begin(self, epoch: int) -> bool:
-        """Prepare for an epoch (0: as it came, then from 1); whether weights of this epoch may be kept."""
+        """Prepare for an epoch (0: before training); return whether its weights may be kept."""
         ...
 
     def step(self, inputs: Batch, target: Scores, rate: float) -> float:
-        """Learn from one batch and return the loss.
+        """Run one optimizer step on a batch and return the loss.
 
-        ``target``, shape ``[n, ...]``, is what ``target_of`` gave: with loss ``kl`` class probabilities at
-        the temperature (1 without distillation), for ``T^2 * KL(target || softmax(scores / T))``; with
-        ``mse`` the outputs themselves. A constant more or less in the loss (the entropy of the
-        target) does not matter.
+        ``target``, shape ``[n, ...]``, is a result of ``target_of``: with loss ``kl``, class probabilities at
+        temperature T (1 without distillation), for ``T^2 * KL(target || softmax(scores / T))``; with
+        ``mse``, the outputs themselves. The loss may differ by a constant (the entropy of the target).
         """
         ...
 
     def outputs(self, inputs: Batch) -> Scores:
-        """First output in inference mode. Class scores come before their softmax (log-probabilities do)."""
+        """First output in inference mode. Class scores are logits or log-probabilities, not probabilities."""
         ...
 
     def teacher(self, inputs: Batch) -> Scores:
-        """The same of the source model."""
+        """First output of the source model, in the same form."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write everything the next step depends on (weights, statistics, optimizer) to an empty folder."""
+        """Write all training state (weights, statistics, optimizer) to an empty folder."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Take up what ``save`` wrote."""
+        """Restore the state that ``save`` wrote."""
         ...
 
 
 def target_of(options: Finetune, scores: Scores) -> Scores:
-    """What to imitate, from the source model's scores: softened probabilities, or the outputs themselves."""
+    """The distillation target from the source model's scores: softened probabilities, or the outputs.
+
+    Raises:
+        StageError: with loss ``kl``, the scores are not of shape ``[n, classes]``.
+    """
     if options.loss == "mse":
         return scores
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise StageError(
-            f"the first output, of shape {list(scores.shape)}, is no row of class scores",
-            fix="set loss: mse in finetune, to imitate the outputs themselves",
+            f"the first output, of shape {list(scores.shape)}, is not a row of class scores",
+            fix="set loss: mse in finetune, to distill the outputs themselves",
         )
     return softmax(scores / options.temperature)
 
 
 def softmax(scores: Scores) -> Scores:
-    """Along the last axis."""
+    """Softmax along the last axis."""
+    # Shifting by the maximum prevents overflow and does not change the result.
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
 def are_probabilities(outputs: Scores) -> bool:
-    """Whether outputs ``[n, classes]`` have been through a softmax, so that their log is what to train."""
+    """Whether outputs ``[n, classes]`` are probabilities, whose log is the quantity to train."""
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return False
     return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))

@@ -1,4 +1,4 @@
-"""Training data as batches: held raw in memory once, prepared and varied batch by batch."""
+"""Training data: raw samples in memory, preprocessed and augmented batch by batch."""
 
 import math
 from collections.abc import Iterator
@@ -18,51 +18,51 @@ Batch: TypeAlias = tuple[NDArray[np.float32], ...]
 """One array per input of the model, each with the batch axis first."""
 
 SHIFT = 4
-"""Pixels that an image is moved by at most, as in He et al. 2015 (arXiv:1512.03385), section 4.2."""
+"""Maximum shift in pixels, as in He et al. 2015 (arXiv:1512.03385), section 4.2."""
 
 MIXED = 0.3
-"""Share of the batches that are mixed by mixup."""
+"""Fraction of the batches to which mixup is applied."""
 
 
 class Split(NamedTuple):
-    """Indices of the samples that are trained on, and of those held out for early stopping."""
+    """Indices of the training samples and of those held out for early stopping."""
 
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
 
 
 def split(count: int, share: float, seed: int) -> Split:
-    """Hold ``share`` of ``count`` samples out, always the same ones for the same seed.
+    """Hold out the fraction ``share`` of ``count`` samples, deterministic for each seed.
 
     Raises:
-        StageError: nothing would be left to train on.
+        StageError: fewer than two samples would be left to train on.
     """
     order = np.random.default_rng(seed).permutation(count)
-    held = max(1, round(share * count)) if share > 0 else 0
-    if count - held < 2:
+    held_out = max(1, round(share * count)) if share > 0 else 0
+    if count - held_out < 2:
         raise StageError(
-            f"{count} training samples, {held} of them held out, leave nothing to train on",
-            fix="give more samples in 'data.train'",
+            f"{count} training samples, {held_out} of them held out, leave nothing to train on",
+            fix="provide more samples in 'data.train'",
         )
-    return Split(np.sort(order[held:]), np.sort(order[:held]))
+    return Split(np.sort(order[held_out:]), np.sort(order[:held_out]))
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Raw samples, and the form in which a model takes them."""
+    """Raw samples, and the input format of a model."""
 
     raw: tuple[Array, ...]
-    """One array per input, of the type that the dataset yields, samples along the first axis."""
+    """One array per input, in the dataset's dtype, with samples along the first axis."""
     labels: NDArray[np.int64] | None
     preprocessing: Preprocessing
     specs: tuple[TensorSpec, ...]
 
     @classmethod
     def read(cls, feed: Feed, model: Model, limit: int | None = None) -> "TrainingData":
-        """The first ``limit`` samples of ``feed``, or all. Labels that are no class indices are left out.
+        """Read the first ``limit`` samples of ``feed``, or all. Labels other than class indices are dropped.
 
         Raises:
-            UsageError: the data are empty, or a sample is unlike the others or not finite.
+            UsageError: the data are empty, or a sample is not finite or differs in shape from the others.
         """
         rows: list[tuple[Array, ...]] = []
         labels: list[int] = []
@@ -83,7 +83,7 @@ class TrainingData:
         return len(self.raw[0])
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """These samples in the order, layout and type of the model's inputs."""
+        """These samples in the order, layout and dtype of the model's inputs."""
         return tuple(
             np.concatenate([self.preprocessing.apply(values[i], spec) for i in indices]).astype(
                 np.float32 if np.issubdtype(np.dtype(spec.dtype), np.floating) else spec.dtype
@@ -92,16 +92,16 @@ class TrainingData:
         )
 
     def batches(self, indices: NDArray[np.int64], size: int) -> Iterator[Batch]:
-        """These samples in their order, ``size`` at a time; the last batch may be smaller."""
+        """These samples in the given order, ``size`` at a time; the last batch may be smaller."""
         for start in range(0, len(indices), size):
             yield self.batch(indices[start : start + size])
 
 
 def order(indices: NDArray[np.int64], size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The batches of one epoch. It depends on seed and epoch alone, so that a resumed run sees the same.
+    """The batches of one epoch. They depend on seed and epoch only, so that a resumed run is identical.
 
-    A last batch that is not full is left out: batch norm suffers from small ones, and the next epoch
-    leaves others out.
+    An incomplete last batch is dropped: small batches harm batch norm, and the next epoch drops other
+    samples.
     """
     shuffled = np.random.default_rng([seed, epoch]).permutation(indices)
     full = max(1, len(shuffled) // size)
@@ -109,28 +109,28 @@ def order(indices: NDArray[np.int64], size: int, seed: int, epoch: int) -> list[
 
 
 class Mix(NamedTuple):
-    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``; of cut images by area."""
+    """How a batch was mixed: ``weight * batch + (1 - weight) * batch[partner]``; for cutmix, by area."""
 
     partner: NDArray[np.int64]
     weight: NDArray[np.float64]
-    """One weight for the batch, shape [1], or one per sample."""
+    """One weight for the whole batch, shape [1], or one per sample."""
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mix arrays that have the batch as first axis."""
+        """Mix an array whose first axis is the batch."""
         weight = self.weight.reshape(-1, *[1] * (values.ndim - 1))
-        kept, taken = weight.astype(np.float32), (1 - weight).astype(np.float32)
-        return (values * kept + values[self.partner] * taken).astype(np.float32)
+        own, other = weight.astype(np.float32), (1 - weight).astype(np.float32)
+        return (values * own + values[self.partner] * other).astype(np.float32)
 
 
 class _Cuts(NamedTuple):
-    """A rectangle for each sample, in shares of the image."""
+    """One rectangle per sample, in coordinates relative to the image."""
 
     centre: NDArray[np.float64]
     side: NDArray[np.float64]
 
     @classmethod
     def draw(cls, count: int, rng: np.random.Generator) -> "_Cuts":
-        """Half of the samples get one, of an area drawn evenly from 0 to 1 before the edges cut it off."""
+        """Draw rectangles for half of the samples, of uniform area in [0, 1) before clipping to the image."""
         area = np.where(rng.random(count) < 0.5, rng.random(count), 0)
         return cls(rng.random((count, 2)), np.sqrt(area))
 
@@ -141,13 +141,14 @@ class _Cuts(NamedTuple):
 
     @property
     def kept(self) -> NDArray[np.float64]:
+        # After clipping, so that the labels are mixed by the area that is really replaced.
         low, high = self.bounds
         return np.asarray(1 - np.prod(high - low, axis=1))
 
     def apply(
         self, images: NDArray[np.float32], channels_first: bool, partner: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Put the partner's rectangle into each image."""
+        """Replace each rectangle by that of the partner image."""
         size = np.array(images.shape[2:4] if channels_first else images.shape[1:3])
         corners = [np.rint(bound * size).astype(int) for bound in self.bounds]
         changed = images.copy()
@@ -160,7 +161,7 @@ class _Cuts(NamedTuple):
 
 
 def check_augmentation(names: tuple[Augmentation, ...], specs: tuple[TensorSpec, ...]) -> None:
-    """Refuse flips and shifts of what is no image.
+    """Check that spatial augmentation has an image input.
 
     Raises:
         StageError: no input has rank 4 and a known layout.
@@ -169,8 +170,8 @@ def check_augmentation(names: tuple[Augmentation, ...], specs: tuple[TensorSpec,
     if spatial and not any(_is_image(spec) for spec in specs):
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
         raise StageError(
-            f"augment: {', '.join(spatial)} is for images, and the inputs are {shapes}",
-            fix="remove it, or give the layout (NHWC or NCHW) of the input in the recipe",
+            f"augment: {', '.join(spatial)} requires images, but the inputs are {shapes}",
+            fix="remove it, or declare the layout (NHWC or NCHW) of the input in the recipe",
         )
 
 
@@ -180,38 +181,41 @@ def augment(
     names: tuple[Augmentation, ...],
     rng: np.random.Generator,
 ) -> tuple[Batch, Mix | None]:
-    """Vary a batch: images are flipped left to right and moved, every input is mixed with another sample's.
+    """Augment a batch: flip images left to right, shift them, and mix every input with another sample's.
 
-    What a shift leaves empty is filled by reflection. Mixup: Zhang et al. 2017 (arXiv:1710.09412), with
-    a weight drawn evenly from 0 to 1. Cutmix: Yun et al. 2019 (arXiv:1905.04899), a rectangle of another
-    image in half of the images; with both, a batch sees one of them. The targets are mixed by whoever
-    knows them.
+    Shifts pad by reflection. Mixup: Zhang et al. 2017 (arXiv:1710.09412), with a weight uniform in [0, 1).
+    Cutmix: Yun et al. 2019 (arXiv:1905.04899), which pastes a rectangle of another image into half of the
+    images; with both, a batch gets only one of them.
+
+    Returns:
+        The batch, and how it was mixed: the caller applies the same mix to the targets.
     """
     count = len(batch[0])
     flips = rng.random(count) < 0.5
-    moves = rng.integers(-SHIFT, SHIFT + 1, (count, 2))
-    varied = [
-        _vary(values, spec.layout == "NCHW", names, flips, moves) if _is_image(spec) else values
+    shifts = rng.integers(-SHIFT, SHIFT + 1, (count, 2))
+    augmented = [
+        _augment_images(values, spec.layout == "NCHW", names, flips, shifts) if _is_image(spec) else values
         for values, spec in zip(batch, specs, strict=True)
     ]
+    # Drawn even if unused, so that an option does not change the random numbers of the others.
     partner, weight, mixed = rng.permutation(count), np.array([rng.random()]), rng.random() < MIXED
     if "mixup" in names and mixed:
         mix = Mix(partner, weight)
-        return tuple(mix.apply(v) if np.issubdtype(v.dtype, np.floating) else v for v in varied), mix
+        return tuple(mix.apply(v) if np.issubdtype(v.dtype, np.floating) else v for v in augmented), mix
     if "cutmix" in names:
         cuts = _Cuts.draw(count, rng)
         changed = [
             cuts.apply(values, spec.layout == "NCHW", partner) if _is_image(spec) else values
-            for values, spec in zip(varied, specs, strict=True)
+            for values, spec in zip(augmented, specs, strict=True)
         ]
         return tuple(changed), Mix(partner, cuts.kept)
-    return tuple(varied), None
+    return tuple(augmented), None
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Learning rate of one step of ``steps``: up to ``peak`` in the first third, then down to nothing.
+    """Learning rate at one of ``steps`` steps: up to ``peak`` in the first 30 %, then down to almost zero.
 
-    Smith 2018 (arXiv:1803.09820), both parts as half a cosine.
+    Smith 2018 (arXiv:1803.09820), with cosine annealing in both phases.
     """
     rise = max(1, int(0.3 * steps))
     if step < rise:
@@ -223,21 +227,21 @@ def _is_image(spec: TensorSpec) -> bool:
     return len(spec.shape) == 4 and spec.layout is not None
 
 
-def _vary(
+def _augment_images(
     values: NDArray[np.float32],
     channels_first: bool,
     names: tuple[Augmentation, ...],
     flips: NDArray[np.bool_],
-    moves: NDArray[np.int64],
+    shifts: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     images = values.transpose(0, 2, 3, 1) if channels_first else values
     if "flip" in names:
         images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
     if "shift" in names:
         height, width = images.shape[1:3]
-        reach = min(SHIFT, height - 1, width - 1)
-        padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "reflect")
-        corners = reach + np.clip(moves, -reach, reach)
+        limit = min(SHIFT, height - 1, width - 1)
+        padded = np.pad(images, ((0, 0), (limit, limit), (limit, limit), (0, 0)), "reflect")
+        corners = limit + np.clip(shifts, -limit, limit)
         images = np.stack(
             [
                 image[top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""The loop of fine-tuning: epochs, early stopping, and checkpoints that survive a killed process."""
+"""The fine-tuning loop: epochs, early stopping, and checkpoints that survive a killed process."""
 
 import json
 import math
@@ -29,30 +29,30 @@ from edgeopt.stages._training_data import (
     split,
 )
 
-EVIDENCE = 512
-"""Samples on which training and calibration data are compared."""
+COMPARED_SAMPLES = 512
+"""Number of samples on which training and calibration data are compared."""
 
-UNLIKE = 0.15
-"""Difference of mean certainty, or of mean entropy as a share of its maximum, that is worth a warning."""
+MISMATCH = 0.15
+"""Difference in mean confidence, or in mean entropy relative to its maximum, that causes a warning."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """How training stands after an epoch; written beside the weights. Epoch 0 is the start."""
+    """State of the training after an epoch, saved with the weights. Epoch 0 is before training."""
 
     epoch: int
     loss: float
-    """Of the held-out samples; of the training samples where none is held out."""
+    """Loss of the held-out samples; of training samples if none are held out."""
     score: float
-    """Share of held-out samples answered as the source model does, or as labelled."""
+    """Fraction of held-out samples predicted as by the source model, or as labelled."""
     best: int
-    """The epoch whose weights are kept, -1 if none may be yet."""
+    """The epoch with the best weights so far; -1 if no epoch qualifies yet."""
     best_loss: float
     setting: str = ""
 
 
 class Outcome(NamedTuple):
-    """What training came to. The trainee holds the weights of ``best``."""
+    """Result of the training. The trainee has the weights of ``best``."""
 
     start: Epoch
     best: Epoch
@@ -60,13 +60,14 @@ class Outcome(NamedTuple):
 
 
 def train(options: Finetune, trainee: Trainee, model: Model, context: Context) -> Outcome:
-    """Train until ``options.epochs``, or until the held-out loss no longer falls; keep the best epoch.
+    """Train for ``options.epochs``, or until the held-out loss stops falling; keep the best epoch.
 
-    Interrupted at any time, it goes on after the last finished epoch and ends with the same weights.
+    An interrupted training resumes after the last completed epoch and ends with the same weights.
 
     Raises:
-        StageError: no training data, labels missing or of one class, a loss that is not finite.
-        UsageError: training data that are empty, not finite, or of several shapes.
+        StageError: the training data are missing, their labels are missing or of one class, or the loss is
+            not finite.
+        UsageError: the training data are empty, not finite, or of different shapes.
     """
     if context.training is None:
         raise StageError(
@@ -96,49 +97,51 @@ class _Loop:
         size = min(options.batch_size, len(parts.train))
         self.size = size
         self.steps = max(1, len(parts.train) // size)
-        self.watched = parts.held_out if len(parts.held_out) else parts.train[: EVIDENCE // 2]
-        self.wanted = self._targets(self.watched)
-        # Without augmentation the source model says the same in every epoch.
-        self.known = None if options.augment else self._targets(parts.train)
+        self.held_out = parts.held_out if len(parts.held_out) else parts.train[: COMPARED_SAMPLES // 2]
+        self.expected = self._targets(self.held_out)
+        # Without augmentation the teacher's outputs are the same in every epoch.
+        self.targets = None if options.augment else self._targets(parts.train)
         self.setting = json.dumps([options.options(), len(data)], sort_keys=True)
 
     def run(self) -> Outcome:
-        now = self._resume()
-        if now is None:
+        state = self._resume()
+        if state is None:
             keep = self.trainee.begin(0)
-            loss, score = self._judge()
+            loss, score = self._evaluate()
             if not math.isfinite(loss):
                 raise StageError(
                     "the model's outputs are not finite before training has begun",
-                    fix="look at the model's weights, and at what was done to it before",
+                    fix="check the model's weights and the preceding stages",
                 )
-            now = Epoch(0, loss, score, 0 if keep else -1, loss if keep else math.inf, self.setting)
-            self._write(now)
-            self.context.progress(f"before training: loss {loss:.4f}, {self._word} {score:.1%}")
+            state = Epoch(0, loss, score, 0 if keep else -1, loss if keep else math.inf, self.setting)
+            self._write(state)
+            self.context.progress(f"before training: loss {loss:.4f}, {self._score_name} {score:.1%}")
         else:
-            self.context.progress(f"going on after epoch {now.epoch}")
-        start = self._read(0) or now
-        begun, first = time.monotonic(), now.epoch
-        while now.epoch < self.options.epochs and not self._exhausted(now):
-            now = self._epoch(now, begun, first)
-        if now.best != now.epoch and now.best >= 0:
-            self.trainee.load(self._place(now.best))
-        best = (self._read(now.best) if now.best >= 0 else None) or now
-        return Outcome(start, best, now.epoch)
+            self.context.progress(f"resuming after epoch {state.epoch}")
+        start = self._read(0) or state
+        started_at, first = time.monotonic(), state.epoch
+        while state.epoch < self.options.epochs and not self._exhausted(state):
+            state = self._run_epoch(state, started_at, first)
+        if state.best != state.epoch and state.best >= 0:
+            self.trainee.load(self._epoch_folder(state.best))
+        best = (self._read(state.best) if state.best >= 0 else None) or state
+        return Outcome(start, best, state.epoch)
 
-    def _exhausted(self, now: Epoch) -> bool:
+    def _exhausted(self, state: Epoch) -> bool:
         return (
-            len(self.parts.held_out) > 0 and now.best >= 0 and now.epoch - now.best >= self.options.patience
+            len(self.parts.held_out) > 0
+            and state.best >= 0
+            and state.epoch - state.best >= self.options.patience
         )
 
-    def _epoch(self, before: Epoch, begun: float, first: int) -> Epoch:
+    def _run_epoch(self, before: Epoch, started_at: float, first: int) -> Epoch:
         number = before.epoch + 1
         keep = self.trainee.begin(number)
-        learned = self._learn(number)
-        loss, score = self._judge()
-        # With nothing to choose by, the last one is it.
+        training_loss = self._train_epoch(number)
+        loss, score = self._evaluate()
+        # Without held-out samples there is no selection: the last epoch counts.
         best = keep and (not len(self.parts.held_out) or loss < before.best_loss)
-        now = Epoch(
+        state = Epoch(
             number,
             loss,
             score,
@@ -146,21 +149,22 @@ class _Loop:
             loss if best else before.best_loss,
             self.setting,
         )
-        self._write(now)
-        each = (time.monotonic() - begun) / (number - first)
-        left = each * (self.options.epochs - number)
+        self._write(state)
+        seconds_per_epoch = (time.monotonic() - started_at) / (number - first)
+        remaining = seconds_per_epoch * (self.options.epochs - number)
         self.context.progress(
-            f"epoch {number}/{self.options.epochs}: loss {learned:.4f}, held out {loss:.4f}, "
-            f"{self._word} {score:.1%}, {_duration(left)} left"
+            f"epoch {number}/{self.options.epochs}: loss {training_loss:.4f}, held out {loss:.4f}, "
+            f"{self._score_name} {score:.1%}, {_duration(remaining)} left"
         )
-        return now
+        return state
 
-    def _learn(self, epoch: int) -> float:
-        """One epoch; the mean loss of its batches."""
+    def _train_epoch(self, epoch: int) -> float:
+        """Train one epoch; return the mean loss of its batches."""
         options, total = self.options, 0.0
+        # Seeded per epoch, so that a resumed run draws the same augmentation.
         rng = np.random.default_rng([options.seed, epoch, 1])
-        chosen = order(np.arange(len(self.parts.train)), self.size, options.seed, epoch)
-        for number, positions in enumerate(chosen):
+        batches = order(np.arange(len(self.parts.train)), self.size, options.seed, epoch)
+        for number, positions in enumerate(batches):
             rate = one_cycle(
                 (epoch - 1) * self.steps + number, options.epochs * self.steps, options.learning_rate
             )
@@ -173,8 +177,8 @@ class _Loop:
                     target = mix.apply(target) if mix else target
                 else:
                     target = target_of(options, self.trainee.teacher(inputs))
-            elif self.known is not None:
-                target = self.known[positions]
+            elif self.targets is not None:
+                target = self.targets[positions]
             assert target is not None
             loss = self.trainee.step(inputs, target, rate)
             if not math.isfinite(loss):
@@ -183,27 +187,28 @@ class _Loop:
                     fix=f"set a lower learning_rate in finetune, such as {options.learning_rate / 10:g}",
                 )
             total += loss
-        return total / len(chosen)
+        return total / len(batches)
 
-    def _judge(self) -> tuple[float, float]:
+    def _evaluate(self) -> tuple[float, float]:
         """Loss and score of the held-out samples."""
-        found = np.concatenate(
-            [self.trainee.outputs(batch) for batch in self.data.batches(self.watched, self.size)]
+        outputs = np.concatenate(
+            [self.trainee.outputs(batch) for batch in self.data.batches(self.held_out, self.size)]
         )
         if self.options.loss == "mse" and self.options.distill:
-            error = float(np.mean((found - self.wanted) ** 2, dtype=np.float64))
-            return error, 1 - error / max(1e-12, float(np.var(self.wanted, dtype=np.float64)))
-        heat = self.options.temperature if self.options.distill else 1.0
-        got = np.log(np.maximum(softmax(np.asarray(found / heat, np.float32)), 1e-12))
-        wanted = np.maximum(self.wanted, 1e-12)
-        loss = float((self.wanted * (np.log(wanted) - got)).sum(axis=1).mean(dtype=np.float64))
-        return loss * heat**2, float(np.mean(found.argmax(axis=1) == self.wanted.argmax(axis=1)))
+            error = float(np.mean((outputs - self.expected) ** 2, dtype=np.float64))
+            return error, 1 - error / max(1e-12, float(np.var(self.expected, dtype=np.float64)))
+        temperature = self.options.temperature if self.options.distill else 1.0
+        log_predicted = np.log(np.maximum(softmax(np.asarray(outputs / temperature, np.float32)), 1e-12))
+        targets = np.maximum(self.expected, 1e-12)
+        loss = float((self.expected * (np.log(targets) - log_predicted)).sum(axis=1).mean(dtype=np.float64))
+        # Gradients of the softened loss scale with 1 / T^2 (Hinton et al. 2015, section 2).
+        return loss * temperature**2, float(np.mean(outputs.argmax(axis=1) == self.expected.argmax(axis=1)))
 
     @property
-    def _word(self) -> str:
+    def _score_name(self) -> str:
         if not self.options.distill:
             return "accuracy"
-        return "agreement" if self.options.loss == "kl" else "explained"
+        return "agreement" if self.options.loss == "kl" else "explained variance"
 
     def _targets(self, rows: NDArray[np.int64]) -> Scores:
         if not self.options.distill:
@@ -216,54 +221,57 @@ class _Loop:
         )
 
     def _labels(self, rows: NDArray[np.int64]) -> Scores:
-        assert self.data.labels is not None  # _check_labels has seen to it
+        assert self.data.labels is not None  # ensured by _check_labels
+        # Any two samples reveal the number of classes.
         scores = self.trainee.outputs(self.data.batch(self.parts.train[:2]))
         if scores.ndim != 2:
             raise StageError(
-                f"the first output, of shape {list(scores.shape)}, is no row of class scores",
+                f"the first output, of shape {list(scores.shape)}, is not a row of class scores",
                 fix="leave distill on, with loss: mse",
             )
         classes = scores.shape[1]
         highest = int(self.data.labels.max())
         if highest >= classes:
             raise StageError(
-                f"the training data have a label {highest}, and the model gives {classes} scores",
+                f"the training data contain the label {highest}, but the model has {classes} classes",
                 fix="correct the labels of 'data.train'",
             )
         return np.eye(classes, dtype=np.float32)[self.data.labels[rows]]
 
-    def _place(self, epoch: int) -> Path:
+    def _epoch_folder(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:05d}"
 
-    def _write(self, now: Epoch) -> None:
-        """Complete or absent: written beside, then renamed. Only the best, the first and the last stay."""
+    def _write(self, state: Epoch) -> None:
+        """Save atomically, by renaming a complete folder; keep only the first, best and last epoch."""
         scratch = self.folder / "unfinished"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         self.trainee.save(scratch)
-        (scratch / "record.json").write_text(json.dumps(asdict(now)))
-        shutil.rmtree(self._place(now.epoch), ignore_errors=True)
-        os.replace(scratch, self._place(now.epoch))
+        (scratch / "record.json").write_text(json.dumps(asdict(state)))
+        shutil.rmtree(self._epoch_folder(state.epoch), ignore_errors=True)
+        # A rename is atomic: a killed process leaves the previous epoch or this one, never half of it.
+        os.replace(scratch, self._epoch_folder(state.epoch))
+        needed = {self._epoch_folder(epoch) for epoch in (0, state.best, state.epoch)}
         for old in self.folder.glob("epoch-*"):
-            if old not in {self._place(0), self._place(now.best), self._place(now.epoch)}:
+            if old not in needed:
                 shutil.rmtree(old)
 
     def _read(self, epoch: int) -> Epoch | None:
-        record = self._place(epoch) / "record.json"
+        record = self._epoch_folder(epoch) / "record.json"
         return Epoch(**json.loads(record.read_text())) if record.is_file() else None
 
     def _resume(self) -> Epoch | None:
-        """Load the last finished epoch of an interrupted run with the same options and data."""
-        found = sorted(self.folder.glob("epoch-*"))
-        if not found:
+        """Load the last completed epoch of an interrupted run with the same options and data."""
+        folders = sorted(self.folder.glob("epoch-*"))
+        if not folders:
             return None
-        last = self._read(int(found[-1].name.removeprefix("epoch-")))
+        last = self._read(int(folders[-1].name.removeprefix("epoch-")))
         if last is None or last.setting != self.setting:
-            for old in found:
+            for old in folders:
                 shutil.rmtree(old)
             return None
         self.trainee.begin(last.epoch)
-        self.trainee.load(found[-1])
+        self.trainee.load(folders[-1])
         return last
 
 
@@ -281,30 +289,33 @@ def _check_labels(options: Finetune, data: TrainingData, context: Context) -> No
     if data.labels is None:
         if not options.distill:
             raise StageError(
-                "finetune has distill: false, and the training data have no class labels",
-                fix="give labels in 'data.train', or leave distill on: it needs none",
+                "finetune has distill: false, but the training data have no class labels",
+                fix="provide labels in 'data.train', or leave distill on, which needs none",
             )
         return
-    if len(found := np.unique(data.labels)) == 1:
-        told = f"all {len(data)} training samples are labelled {found[0]}"
+    if len(classes := np.unique(data.labels)) == 1:
+        message = f"all {len(data)} training samples have the label {classes[0]}"
         if not options.distill:
             raise StageError(
-                f"{told}: the model would learn to say nothing else",
-                fix="give samples of every class in 'data.train'",
+                f"{message}: the model would learn to predict nothing else",
+                fix="provide samples of every class in 'data.train'",
             )
-        context.note(f"{told}: the model learns how the source model sees one class only")
+        context.note(f"{message}: the source model is distilled on one class only")
 
 
 def _compare_data(
     options: Finetune, trainee: Trainee, data: TrainingData, model: Model, context: Context
 ) -> None:
-    """Warn when the source model finds the training data unlike the calibration data."""
+    """Warn if the source model's confidence differs between training and calibration data.
+
+    The usual cause is different preprocessing, which no shape reveals.
+    """
     other = context.calibration or context.validation
     if other is None or options.loss != "kl":
         return
 
-    def certainty(samples: TrainingData) -> tuple[float, float]:
-        rows = np.linspace(0, len(samples) - 1, min(EVIDENCE, len(samples))).astype(np.int64)
+    def confidence(samples: TrainingData) -> tuple[float, float]:
+        rows = np.linspace(0, len(samples) - 1, min(COMPARED_SAMPLES, len(samples))).astype(np.int64)
         scores = np.concatenate([trainee.teacher(b) for b in samples.batches(rows, options.batch_size)])
         if scores.ndim != 2 or scores.shape[1] < 2:
             return 0.0, 0.0
@@ -312,13 +323,13 @@ def _compare_data(
         entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1) / math.log(shares.shape[1])
         return float(shares.max(axis=1).mean()), float(entropy.mean())
 
-    mine, theirs = certainty(data), certainty(TrainingData.read(other, model, limit=EVIDENCE))
-    if max(abs(a - b) for a, b in zip(mine, theirs, strict=True)) > UNLIKE:
-        what = "calibration" if context.calibration is not None else "validation"
+    ours, theirs = confidence(data), confidence(TrainingData.read(other, model, limit=COMPARED_SAMPLES))
+    if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > MISMATCH:
+        name = "calibration" if context.calibration is not None else "validation"
         context.note(
-            f"the training data look unlike the {what} data: on them the source model gives its first "
-            f"choice {mine[0]:.1%} on average (entropy {mine[1]:.1%} of the maximum), against "
-            f"{theirs[0]:.1%} ({theirs[1]:.1%}); check that both are prepared alike"
+            f"the training data differ from the {name} data: the source model has a mean confidence of "
+            f"{ours[0]:.1%} on them (entropy {ours[1]:.1%} of the maximum), against {theirs[0]:.1%} "
+            f"({theirs[1]:.1%}); check that both have the same preprocessing"
         )
 
 

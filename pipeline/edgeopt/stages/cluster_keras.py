@@ -1,4 +1,4 @@
-"""Weights of Keras models that share few values."""
+"""Weight clustering of Keras models."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -14,11 +14,11 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ClusterKeras(Stage):
-    """Replace the weights of every convolution and dense layer by few values, found by k-means.
+    """Cluster the weights of every convolution and dense layer into few shared values, by k-means.
 
-    It pays off in the download: the file compresses better, and stays as large and as fast as it was.
-    Fine-tuning keeps equal weights equal and trains the shared values. Depthwise kernels and biases are left
-    as they are: they have few weights.
+    The model compresses better for download; its file size and latency do not change. Fine-tuning keeps
+    equal weights equal and trains the shared values. Depthwise kernels and biases are not clustered: they
+    have few weights. Source: Han et al. 2016, arXiv:1510.00149.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
@@ -30,13 +30,11 @@ class ClusterKeras(Stage):
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "h5py")
     extra: ClassVar[str | None] = "keras"
 
-    scheme: Literal["clusters"] = Field("clusters", description="k-means of the weights, layer by layer")
-    clusters: int = Field(
-        16, ge=2, le=256, description="how many different values a layer's weights may have"
-    )
-    keep: tuple[str, ...] = Field((), description="layers, by name or pattern, that keep their weights")
+    scheme: Literal["clusters"] = Field("clusters", description="k-means over the weights of each layer")
+    clusters: int = Field(16, ge=2, le=256, description="largest number of distinct weights per layer")
+    keep: tuple[str, ...] = Field((), description="layers to skip, by name or pattern")
     layers: dict[str, Annotated[int, Field(ge=2, le=256)]] = Field(
-        {}, description="number of values for layers, by name or pattern, instead of that for all"
+        {}, description="number of clusters by layer name or pattern, overriding clusters"
     )
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
@@ -44,18 +42,18 @@ class ClusterKeras(Stage):
         """Cluster one model.
 
         Raises:
-            StageError: when it has no layer to cluster, or a pattern matches none.
+            StageError: the model has no layer to cluster, or a pattern matches no layer.
         """
         network = keras_loading.load_keras(model.path, self.trust)
         kept = keras_archive.kept_in(model.path)
-        found = keras_sparsity.chosen(keras_sparsity.kernels(network, model.path.name), self.keep)
-        done, lost = share_values(found, self.clusters, self.layers, kept)
+        kernels = keras_sparsity.chosen(keras_sparsity.kernels(network, model.path.name), self.keep)
+        clustered, lost = share_values(kernels, self.clusters, self.layers, kept)
         context.note(
-            f"the weights of {len(found)} layers share at most {self.clusters} values each, at "
-            f"{lost:.2%} of their energy: download size only (compressed); the file and the time per "
-            "inference stay as they are"
+            f"clustered the weights of {len(kernels)} layers to at most {self.clusters} values each, losing "
+            f"{lost:.2%} of their energy: the compressed download shrinks; file size and latency do not "
+            "change"
         )
         path = context.folder / "model.keras"
-        keras_archive.save(network, path, kept | done)
+        keras_archive.save(network, path, kept | clustered)
         inputs, outputs = keras_archive.specs(network, model.inputs)
         return Model(format="keras", path=path, inputs=inputs, outputs=outputs)

@@ -1,4 +1,4 @@
-"""Correction of the shift that rounding the weights puts on a layer's mean output."""
+"""Empirical bias correction: compensate the shift of each layer's mean output by weight rounding."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     import torch
 
     from edgeopt.formats.torch.graph.layers import Layer
-    from edgeopt.formats.torch.lab.layer_by_layer import Seen
+    from edgeopt.formats.torch.lab.layer_by_layer import LayerSamples
 
 SHOWN = 5
 
 
 class CorrectBias(Stage):
-    """Change each bias by what rounding the weights will take from the layer's mean output.
+    """Add to each bias the shift of the mean output that quantizing the weights will cause.
 
-    Layer by layer, with all layers before quantized and corrected, the mean output per channel of the
-    float model less that with quantized weights is added to the bias. The weights stay as they are, so the
-    model that comes out is a float model whose outputs are shifted *against* the coming error: by itself it
-    is a little worse than the one that went in, quantized it is better. ``bits`` and ``per_channel`` must
-    be those with which it will be quantized.
+    Layers are corrected in order, each on inputs from the layers already quantized and corrected: the
+    correction is the mean output per channel of the float model minus that with quantized weights. The
+    weights do not change, so the result is a float model whose outputs are shifted *against* the expected
+    error: slightly less accurate than its source as it is, more accurate once quantized. ``bits`` and
+    ``per_channel`` must match the later quantization.
 
-    ``rounding`` corrects the biases by itself, as it learns the weights; after it there is nothing left to
-    correct. Source: Nagel et al. 2019, arXiv:1906.04721, appendix D (empirical bias correction).
+    ``rounding`` already corrects the biases while it learns the weights and leaves no shift to correct.
+    Source: Nagel et al. 2019, arXiv:1906.04721, appendix D (empirical bias correction).
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -45,24 +45,24 @@ class CorrectBias(Stage):
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
 
-    scheme: Literal["empirical"] = Field("empirical", description="from the calibration data")
+    scheme: Literal["empirical"] = Field("empirical", description="measured on the calibration data")
     bits: int = Field(
-        8, ge=torch_grid.LOW, le=torch_grid.HIGH, description="of the weights when they are quantized"
+        8, ge=torch_grid.LOW, le=torch_grid.HIGH, description="bit width of the quantized weights"
     )
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
-    samples: int = Field(256, ge=1, description="at most so many calibration samples, drawn from all")
+    samples: int = Field(256, ge=1, description="maximum number of calibration samples, drawn from all")
 
     def run(self, model: Model, context: Context) -> Model:
         """Correct the biases of one program.
 
         Raises:
-            StageError: it has no layer with weights, or the calibration data are missing or unusable.
+            StageError: the model has no layer with weights, or the calibration data are missing or unusable.
         """
         graph, inputs = torch_program.plain_graph(model)
         count = len(torch_layers.layers(graph))
         if not count:
             raise StageError(
-                "the model has no convolution or linear layer whose bias could be corrected",
+                "the model has no convolution or linear layer whose bias can be corrected",
                 fix="leave bias_correction out of this variant",
             )
         if context.calibration is None:
@@ -76,39 +76,40 @@ class CorrectBias(Stage):
         context.progress(f"correcting the biases of {count} layers on {len(samples)} samples")
         shifts: dict[str, float] = {}
 
-        def correct(layer: "Layer", seen: "Seen") -> "tuple[torch.Tensor, torch.Tensor]":
+        def correct(layer: "Layer", seen: "LayerSamples") -> "tuple[torch.Tensor, torch.Tensor]":
             weight, bias = layer.weight(graph), layer.bias(graph)
             rounded = torch_grid.nearest(weight, self.bits, self.per_channel)
-            made = (layer.apply(x, rounded, bias) for x in seen.inputs)
-            shift = _mean(layer, seen.outputs) - _mean(layer, made)
-            size = _mean(layer, (output.abs() for output in seen.outputs))
-            shifts[layer.name] = float(shift.abs().mean() / size.mean().clamp_min(1e-30))
+            quantized = (layer.apply(x, rounded, bias) for x in seen.inputs)
+            shift = _mean(layer, seen.outputs) - _mean(layer, quantized)
+            magnitude = _mean(layer, (output.abs() for output in seen.outputs))
+            shifts[layer.name] = float(shift.abs().mean() / magnitude.mean().clamp_min(1e-30))
             corrected = (bias + shift).to(bias.dtype)
             layer.set_bias(graph, corrected)
+            # The graph keeps its float weights; only the layers downstream see the rounded ones.
             return rounded, corrected
 
         with torch_engine.one_thread():
-            torch_layer_by_layer.walk(graph, samples, correct)
+            torch_layer_by_layer.visit_layers(graph, samples, correct)
         graph.recompile()
-        for line in _told(shifts, torch_layers.others(graph)):
+        for line in _notes(shifts, torch_layers.others(graph)):
             context.note(line)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
 
 def _mean(layer: "Layer", outputs: "Iterable[torch.Tensor]") -> "torch.Tensor":
-    """Mean of each channel over samples of equal size."""
+    """Mean per channel over samples of equal size."""
     import torch
 
     return torch.stack([layer.mean(output) for output in outputs]).mean(0)
 
 
-def _told(shifts: dict[str, float], others: list[str]) -> list[str]:
+def _notes(shifts: dict[str, float], others: list[str]) -> list[str]:
     worst = sorted(shifts, key=lambda name: -shifts[name])[:SHOWN]
     lines = [
-        f"corrected the biases of {len(shifts)} layers, mean shift as a share of the mean output: "
+        f"corrected the biases of {len(shifts)} layers; mean shift relative to the mean output: "
         + ", ".join(f"{name} {shifts[name]:.2%}" for name in worst)
-        + (", the others less" if len(shifts) > SHOWN else "")
+        + (", less in the others" if len(shifts) > SHOWN else "")
     ]
     if others:
-        lines.append(f"biases left as they are: {', '.join(others)}")
+        lines.append(f"biases not corrected: {', '.join(others)}")
     return lines

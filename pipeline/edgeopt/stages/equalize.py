@@ -1,4 +1,4 @@
-"""Cross-layer equalization of the float model, whichever framework and format."""
+"""Cross-layer equalization of the float model, before any format-specific quantization."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 CHECKED = 32
-"""Samples on which the outputs before and after are compared."""
+"""Number of samples on which the outputs before and after equalization are compared."""
 
 MOST_ERROR = 1e-3
-"""Of the largest output: float rounding stays far below it, a mistake does not."""
+"""Relative to the largest output: far above float rounding error, far below the effect of a wrong scale."""
 
 SHOWN = 12
 
 
 class Equalize(Stage):
-    """Rescale channels between consecutive layers, so that one weight scale fits them all.
+    """Rescale the channels between consecutive layers so that one weight scale fits all of them.
 
-    Pairs of convolution and linear layers are found that are joined by nothing but ReLU-like
-    activations, pooling, padding and moves of data, and whose tensor between nothing else reads: of
-    a residual network these lie inside the blocks. The outputs stay as they are up to float rounding,
-    which is checked. A ReLU with a ceiling, such as ReLU6, is replaced by ReLU where no calibration
-    sample reaches the ceiling; elsewhere its pair is left alone, and the report says so.
+    A pair consists of two convolution or linear layers connected only by ReLU-like activations, pooling,
+    padding and data movement, whose intermediate tensor has no other consumer; in a residual network the
+    pairs are inside the blocks. The outputs do not change beyond float rounding, which is checked. A
+    clipped ReLU, such as ReLU6, is replaced by ReLU if no calibration sample reaches its upper bound;
+    otherwise the pair is skipped, with a note in the report.
 
-    It pays most where weights are quantized per tensor; per channel, it evens out the channels of
-    activations. Source: Nagel et al. 2019, arXiv:1906.04721.
+    The gain is largest for per-tensor weight quantization; with per-channel weights, equalization still
+    balances the channel ranges of activations. Source: Nagel et al. 2019, arXiv:1906.04721.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -59,86 +59,93 @@ class Equalize(Stage):
         """Equalize one program.
 
         Raises:
-            StageError: there is no pair to equalize, the calibration data are unusable, or the outputs
-                changed.
+            StageError: the model has no pair to equalize, the calibration data are unusable, or the
+                outputs changed.
         """
         graph, inputs = torch_program.plain_graph(model)
-        found = torch_chains.pairs(graph)
-        samples = _some_samples(inputs, context)
+        pairs = torch_chains.pairs(graph)
+        samples = _check_samples(inputs, context)
         with torch_engine.one_thread():
-            values, clipped = _ranges(graph, found, inputs, context)
-            chosen, left = _without_ceiling(found, clipped)
+            values, clipped = _ranges(graph, pairs, inputs, context)
+            chosen, skipped = _without_upper_bound(pairs, clipped)
             if not chosen:
                 raise StageError(
-                    "no two layers of the model can be equalized" + (f": {left[0]}" if left else ""),
+                    "the model has no pair of layers that can be equalized"
+                    + (f": {skipped[0]}" if skipped else ""),
                     fix="leave equalize out of this variant, or quantize the weights per channel",
                 )
+            # Equalization preserves the function in exact arithmetic; this verifies it in float32.
             before = _outputs(graph, samples)
             done = torch_equalization.equalize(graph, chosen, values)
             for pair in chosen:
                 if pair.clipped is not None:
-                    _remove_ceiling(pair.clipped)
+                    _remove_upper_bound(pair.clipped)
             graph.recompile()
-            _demand_same(before, _outputs(graph, samples))
-        for line in (*_told(done, chosen), *left):
+            _check_unchanged(before, _outputs(graph, samples))
+        for line in (*_notes(done, chosen), *skipped):
             context.note(line)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
 
-def _some_samples(inputs: tuple[TensorSpec, ...], context: Context) -> "list[tuple[torch.Tensor, ...]]":
+def _check_samples(inputs: tuple[TensorSpec, ...], context: Context) -> "list[tuple[torch.Tensor, ...]]":
     import torch
 
     if context.calibration is not None:
         return torch_layer_by_layer.draw(
-            islice(context.calibration.inputs(_taking(inputs)), CHECKED), inputs, CHECKED
+            islice(context.calibration.inputs(_feed_model(inputs)), CHECKED), inputs, CHECKED
         )
     generator = torch.Generator().manual_seed(0)
     shapes = [tuple(int(size or 1) for size in spec.shape) for spec in inputs]
     return [tuple(torch.randn(shape, generator=generator) for shape in shapes) for _ in range(CHECKED)]
 
 
-def _taking(inputs: tuple[TensorSpec, ...]) -> Model:
-    """What a feed arranges its samples for."""
+def _feed_model(inputs: tuple[TensorSpec, ...]) -> Model:
+    """Stand-in model from which a feed takes the order and layout of the inputs."""
     return Model(format="exported_program", path=Path(), inputs=inputs)
 
 
 def _ranges(
-    graph: "GraphModule", found: list[Pair], inputs: tuple[TensorSpec, ...], context: Context
+    graph: "GraphModule", pairs: list[Pair], inputs: tuple[TensorSpec, ...], context: Context
 ) -> "tuple[dict[str, torch.Tensor], dict[Any, float]]":
-    """Largest values of the channels between each pair, and what reaches each activation with a ceiling."""
-    if context.calibration is None or not found:
+    """Largest magnitude per channel between each pair, and the largest input of each clipped activation."""
+    if context.calibration is None or not pairs:
         return {}, {}
-    context.progress(f"finding the ranges of {len(found)} tensors")
-    axes = {pair.between: pair.first.axis for pair in found}
-    axes |= {pair.clipped.args[0]: pair.first.axis for pair in found if pair.clipped is not None}
-    ranges = torch_channel_ranges.channel_ranges(graph, axes, _all_samples(inputs, context))
-    values = {pair.name: ranges[pair.between] for pair in found}
+    context.progress(f"finding the ranges of {len(pairs)} tensors")
+    axes = {pair.between: pair.first.axis for pair in pairs}
+    axes |= {pair.clipped.args[0]: pair.first.axis for pair in pairs if pair.clipped is not None}
+    ranges = torch_channel_ranges.channel_ranges(graph, axes, _calibration_samples(inputs, context))
+    values = {pair.name: ranges[pair.between] for pair in pairs}
     reached = {
-        pair.clipped: float(ranges[pair.clipped.args[0]].max()) for pair in found if pair.clipped is not None
+        pair.clipped: float(ranges[pair.clipped.args[0]].max()) for pair in pairs if pair.clipped is not None
     }
     return values, reached
 
 
-def _all_samples(inputs: tuple[TensorSpec, ...], context: Context) -> "Iterator[tuple[torch.Tensor, ...]]":
+def _calibration_samples(
+    inputs: tuple[TensorSpec, ...], context: Context
+) -> "Iterator[tuple[torch.Tensor, ...]]":
     assert context.calibration is not None
-    for values in context.calibration.inputs(_taking(inputs)):
+    for values in context.calibration.inputs(_feed_model(inputs)):
         yield from torch_layer_by_layer.draw([values], inputs, 1)
 
 
-def _without_ceiling(found: list[Pair], reached: Mapping[Any, float]) -> tuple[list[Pair], list[str]]:
-    """The pairs that are pairs once their ceiling is gone, and why the others are left alone."""
-    chosen, left = [], []
-    for pair in found:
-        most = reached.get(pair.clipped)
-        if pair.clipped is None or (most is not None and most < pair.ceiling):
+def _without_upper_bound(pairs: list[Pair], reached: Mapping[Any, float]) -> tuple[list[Pair], list[str]]:
+    """The pairs whose upper bound can be dropped, and a note on each other pair.
+
+    Scaling a channel commutes with ReLU but not with a clip at a fixed value.
+    """
+    chosen, skipped = [], []
+    for pair in pairs:
+        largest = reached.get(pair.clipped)
+        if pair.clipped is None or (largest is not None and largest < pair.ceiling):
             chosen.append(pair)
         else:
-            why = "is not known to be free" if most is None else f"of values up to {most:.3g} is needed"
-            left.append(f"not equalized: {pair.name}, where the ceiling {pair.ceiling:g} {why}")
-    return chosen, left
+            reason = "has no calibration data" if largest is None else f"clips values up to {largest:.3g}"
+            skipped.append(f"not equalized: {pair.name}, whose upper bound {pair.ceiling:g} {reason}")
+    return chosen, skipped
 
 
-def _remove_ceiling(node: Any) -> None:
+def _remove_upper_bound(node: Any) -> None:
     import torch
 
     node.target = torch.ops.aten.relu.default
@@ -153,23 +160,23 @@ def _outputs(graph: "GraphModule", samples: "list[tuple[torch.Tensor, ...]]") ->
     return torch.stack([value[0] if isinstance(value, tuple) else value for value in first])
 
 
-def _demand_same(before: "torch.Tensor", after: "torch.Tensor") -> None:
+def _check_unchanged(before: "torch.Tensor", after: "torch.Tensor") -> None:
     error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
     if not error < MOST_ERROR:
         raise StageError(
-            f"equalizing changed the outputs by {error:.2g} of the largest",
-            fix="leave equalize out of this variant: its weights are beyond the precision of float32",
+            f"equalization changed the outputs by {error:.2g}, relative to the largest",
+            fix="leave equalize out of this variant: the weights exceed the precision of float32",
         )
 
 
-def _told(done: list[torch_equalization.Equalized], chosen: list[Pair]) -> Iterator[str]:
+def _notes(done: list[torch_equalization.Equalized], chosen: list[Pair]) -> Iterator[str]:
     worst = sorted(done, key=lambda item: -item.before)
     shown = ", ".join(f"{item.pair.name} {item.before:.3g}x to {item.after:.3g}x" for item in worst[:SHOWN])
     more = f" and {len(worst) - SHOWN} more" if len(worst) > SHOWN else ""
-    yield f"equalized {len(done)} pairs of layers, channel ranges spread: {shown}{more}"
+    yield f"equalized {len(done)} pairs of layers; spread of the channel ranges: {shown}{more}"
     replaced = [pair.name for pair in chosen if pair.clipped is not None]
     if replaced:
         yield (
-            "a ceiling that no calibration sample reaches was removed (ReLU in place of ReLU6) between: "
+            "replaced a clipped ReLU, whose upper bound no calibration sample reaches, by ReLU between: "
             + ", ".join(replaced)
         )

@@ -12,10 +12,10 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToExecutorch(Stage):
-    """Lower with the XNNPACK partitioner; what XNNPACK does not know runs on portable kernels.
+    """Lower with the XNNPACK partitioner; operators that XNNPACK does not support run on portable kernels.
 
-    Transposes are counted in the program that is lowered: those between NCHW and XNNPACK's own layout
-    come on top, inside what is delegated.
+    Transposes are counted before lowering: those between NCHW and XNNPACK's own layout, inside the
+    delegated subgraphs, are not included.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program", "exported_program_xnnpack"})
@@ -28,8 +28,8 @@ class ExportedProgramToExecutorch(Stage):
         """Lower one program.
 
         Raises:
-            StageError: when the program cannot be read or lowered, or XNNPACK would not run a quantized
-                layer as such.
+            StageError: the program cannot be read or lowered, or XNNPACK would run a quantized layer in
+                float.
         """
         if model.format == "exported_program_xnnpack":
             program = torch_program.read(model.path)

@@ -1,4 +1,4 @@
-"""An exported program as float ONNX, through torch's own exporter."""
+"""An exported program to float ONNX, through ``torch.onnx``."""
 
 from typing import Any, ClassVar
 
@@ -14,9 +14,9 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToOnnx(Stage):
-    """Convert to float32 ONNX: one file, batch 1, optimized, nothing in it but the model.
+    """Convert to float32 ONNX: a single file of batch 1, optimized, without export metadata.
 
-    Layers are called as in the source, with ``_`` for ``.``, as far as their weights tell.
+    Layers keep the names of the source, with ``_`` for ``.``, where their weights identify them.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -30,7 +30,7 @@ class ExportedProgramToOnnx(Stage):
         """Convert one program.
 
         Raises:
-            StageError: when the program cannot be read, or has an operator that ONNX does not know.
+            StageError: the program cannot be read, or contains an operator that ONNX does not support.
         """
         import onnx
         import torch
@@ -48,11 +48,11 @@ class ExportedProgramToOnnx(Stage):
         except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
             raise StageError(
                 f"torch.onnx cannot convert the model: {torch_engine.brief(error)}",
-                fix="replace the operator it names, or leave onnx out of 'formats'",
+                fix="replace the unsupported operator, or leave onnx out of 'formats'",
             ) from error
         assert exported is not None
         proto = exported.model_proto
-        _bare(proto)
+        _strip_metadata(proto)
         _name_layers(proto.graph)
         path = context.folder / "model.onnx"
         path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -73,8 +73,8 @@ class ExportedProgramToOnnx(Stage):
         )
 
 
-def _bare(proto: Any) -> None:
-    """Remove notes of where each operator came from: they hold paths and stack traces."""
+def _strip_metadata(proto: Any) -> None:
+    """Remove metadata on the origin of each operator: they contain local paths and stack traces."""
     proto.doc_string = ""
     del proto.metadata_props[:]
     for graph in (proto.graph, *proto.functions):
@@ -89,12 +89,13 @@ def _bare(proto: Any) -> None:
 
 
 def _name_layers(graph: Any) -> None:
+    """Name convolutions and matrix products after the layers that own their weights."""
     constants = {tensor.name for tensor in graph.initializer}
-    found = [
+    layers = [
         (node, layer)
         for node in graph.node
         if node.op_type in onnx_model_file.WEIGHTED and node.input[1] in constants
         if (layer := torch_layers.layer_of(node.input[1]))
     ]
-    for (node, _), name in zip(found, calls(layer for _, layer in found), strict=True):
+    for (node, _), name in zip(layers, calls(layer for _, layer in layers), strict=True):
         node.name = name

@@ -1,4 +1,4 @@
-"""An exported program as float TFLite, through litert-torch."""
+"""An exported program to float TFLite, through litert-torch."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +14,9 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class ExportedProgramToTflite(Stage):
-    """Convert to float32 TFLite. Image inputs that were NCHW become NHWC, TFLite's own layout.
+    """Convert to float32 TFLite. NCHW image inputs become NHWC, the layout of TFLite's kernels.
 
-    Layers are called as in the source, with ``_`` for ``.``, as far as their weights tell.
+    Layers keep the names of the source, with ``_`` for ``.``, where their weights identify them.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -30,29 +30,29 @@ class ExportedProgramToTflite(Stage):
         """Convert one program.
 
         Raises:
-            StageError: when the program cannot be read, or has an operator that litert-torch does not know.
+            StageError: the program cannot be read, or litert-torch does not support an operator.
         """
         graph, inputs = torch_program.plain_graph(model)
         context.progress("converting to TFLite")
         with torch_engine.quiet():
             import litert_torch
 
-        turned = [
+        transposed = [
             index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4
         ]
-        taken = tuple(_nhwc(spec) if index in turned else spec for index, spec in enumerate(inputs))
+        specs = tuple(_nhwc(spec) if index in transposed else spec for index, spec in enumerate(inputs))
         named = torch_named_layers.with_named_layers(graph)
-        module = litert_torch.to_channel_last_io(named, args=turned) if turned else named
+        module = litert_torch.to_channel_last_io(named, args=transposed) if transposed else named
         path = context.folder / "model.tflite"
         try:
             with torch_engine.quiet():
-                litert_torch.convert(module.eval(), torch_specs.zeros(taken)).export(str(path))
+                litert_torch.convert(module.eval(), torch_specs.zeros(specs)).export(str(path))
         except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
             raise StageError(
                 f"litert-torch cannot convert the model to TFLite: {torch_engine.brief(error)}",
-                fix="replace the operator it names, or leave tflite out of 'formats'",
+                fix="replace the unsupported operator, or leave tflite out of 'formats'",
             ) from error
-        return _described(path, taken, model)
+        return _describe(path, specs, model)
 
 
 def _nhwc(spec: TensorSpec) -> TensorSpec:
@@ -60,20 +60,20 @@ def _nhwc(spec: TensorSpec) -> TensorSpec:
     return spec.model_copy(update={"shape": (batch, height, width, channels), "layout": "NHWC"})
 
 
-def _described(path: Path, taken: tuple[TensorSpec, ...], model: Model) -> Model:
-    found = read_signature(path)
-    shapes, wanted = [spec.shape for spec in found.inputs], [spec.shape for spec in taken]
-    if shapes != wanted:
-        raise StageError(f"litert-torch wrote a model for {shapes}, not for {wanted}")
+def _describe(path: Path, specs: tuple[TensorSpec, ...], model: Model) -> Model:
+    signature = read_signature(path)
+    shapes, expected = [spec.shape for spec in signature.inputs], [spec.shape for spec in specs]
+    if shapes != expected:
+        raise StageError(f"litert-torch wrote a model with the input shapes {shapes}, expected {expected}")
     inputs = tuple(
         spec.model_copy(update={"layout": source.layout})
-        for spec, source in zip(found.inputs, taken, strict=True)
+        for spec, source in zip(signature.inputs, specs, strict=True)
     )
-    outputs = found.outputs
+    outputs = signature.outputs
     if len(outputs) == len(model.outputs):
         outputs = tuple(
             spec.model_copy(update={"layout": source.layout})
             for spec, source in zip(outputs, model.outputs, strict=True)
         )
-    transposes = found.graph.count("TRANSPOSE")
+    transposes = signature.graph.count("TRANSPOSE")
     return Model(format="tflite", path=path, inputs=inputs, outputs=outputs, transposes=transposes)

@@ -1,4 +1,4 @@
-"""An exported program as a full TorchScript module."""
+"""An exported program to a full TorchScript module."""
 
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ class ExportedProgramToTorchscript(Stage):
         """Trace one program.
 
         Raises:
-            StageError: when the program cannot be read.
+            StageError: the program cannot be read.
         """
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)

@@ -10,7 +10,7 @@ from edgeopt.formats.keras.files import archive as keras_archive
 from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.graph.outputs import Scorer, shared_features
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
-from edgeopt.formats.keras.prune.masks import Keeping
+from edgeopt.formats.keras.prune.masks import Constraints
 from edgeopt.formats.keras.train.distillation import Learner, plain
 from edgeopt.formats.keras.train.fake_quant import FakeQuantized
 from edgeopt.model import Model
@@ -20,15 +20,15 @@ from edgeopt.stages._training_data import TrainingData
 from edgeopt.stages._training_loop import train
 
 RANGE_SAMPLES = 256
-"""On which the ranges of activations are measured, for training with the rounding of int8."""
+"""Number of samples on which quantization-aware training measures the activation ranges."""
 
 
 class FinetuneKeras(Finetune):
-    """Train a Keras 3 model on TensorFlow, with Nesterov's momentum and a one-cycle learning rate.
+    """Train a Keras 3 model on TensorFlow, with Nesterov momentum and a one-cycle learning rate.
 
-    Zeros and shared values that pruning and clustering have left are kept. Batch normalization learns its
-    statistics anew. With ``quantization_aware`` the network is trained as tfmot's int8 model and comes back
-    in float: quantizing the file is a step of its own, and the file is what gets judged.
+    The zeros of pruning and the shared values of clustering are preserved. Batch normalization updates its
+    statistics. With ``quantization_aware`` the network is trained as tfmot's int8 model and converted back
+    to float: quantizing the file is a separate stage, and accuracy is measured on the quantized file.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
@@ -46,8 +46,8 @@ class FinetuneKeras(Finetune):
     hints: float = Field(
         10.0,
         ge=0,
-        description="with distill: how much it counts that layers whose shape has not changed give what "
-        "they give in the source model; 0: the outputs alone",
+        description="with distill: weight of the feature loss, which matches the outputs of layers of "
+        "unchanged shape to those in the source model; 0: match the model's outputs only",
     )
     trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
@@ -55,7 +55,7 @@ class FinetuneKeras(Finetune):
         """Train one model.
 
         Raises:
-            StageError: without usable training data, or when the loss is no longer finite.
+            StageError: the training data are missing or unusable, or the loss is not finite.
         """
         if context.source is None:
             raise StageError(
@@ -63,55 +63,57 @@ class FinetuneKeras(Finetune):
             )
         import keras
 
-        # Dropout layers that were saved without a seed draw theirs when they are loaded.
+        # Dropout layers saved without a seed draw one on loading.
         keras.utils.set_random_seed(self.seed)
         network = keras_loading.load_keras(model.path, self.trust)
         kept = keras_archive.kept_in(model.path)
         inputs, outputs = keras_archive.specs(network, model.inputs)
         described = model.model_copy(update={"inputs": inputs})
-        imitated = self._teacher(context.source)
-        features = self._features(network, imitated)
-        teacher = Scorer(imitated, self.loss, features)
+        reference = self._teacher(context.source)
+        features = self._features(network, reference)
+        teacher = Scorer(reference, self.loss, features)
         student = Scorer(network, self.loss, features)
-        rounded = self._rounded(network, described, context) if self.quantization_aware else None
+        fake_quantized = self._fake_quantize(network, described, context) if self.quantization_aware else None
         weights = {
-            name: plain(rounded.variable(*keras_archive.weight_place(name)) if rounded else variable)
+            name: plain(
+                fake_quantized.variable(*keras_archive.weight_place(name)) if fake_quantized else variable
+            )
             for name, variable in keras_sparsity.kept_weights(network, model.path.name, kept)
         }
-        keeping = Keeping(weights, kept, keras_archive.dense_in(model.path), self.epochs)
-        heat = self.temperature if self.distill else 1.0
+        constraints = Constraints(weights, kept, keras_archive.dense_in(model.path), self.epochs)
+        temperature = self.temperature if self.distill else 1.0
         learner = Learner(
-            Scorer(rounded.network, self.loss) if rounded else student,
+            Scorer(fake_quantized.network, self.loss) if fake_quantized else student,
             teacher,
             self.loss,
-            heat,
-            keeping,
-            rounded.measure if rounded else None,
+            temperature,
+            constraints,
+            fake_quantized.measure if fake_quantized else None,
             self.hints,
         )
         outcome = train(self, learner, described, context)
         learner.finish()
-        if rounded:
-            rounded.bring_back()
+        if fake_quantized:
+            fake_quantized.copy_back()
             student.restore()
         path = context.folder / "model.keras"
         keras_archive.save(network, path, kept)
         context.note(
-            f"fine-tuned for {outcome.epochs} epochs, the weights of epoch {outcome.best.epoch} kept: "
+            f"fine-tuned for {outcome.epochs} epochs, kept the weights of epoch {outcome.best.epoch}: "
             f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
             f"{'agreement with the source' if self.distill else 'accuracy'} "
             f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"
         )
         return Model(format="keras", path=path, inputs=inputs, outputs=outputs)
 
-    def _features(self, network: Any, imitated: Any) -> list[str]:
-        """The layers whose outputs are imitated; the names are others in tfmot's network."""
+    def _features(self, network: Any, reference: Any) -> list[str]:
+        """Layers whose outputs are distilled: none with tfmot, whose network renames the layers."""
         if not self.distill or not self.hints or self.quantization_aware:
             return []
-        return shared_features(network, imitated)
+        return shared_features(network, reference)
 
-    def _rounded(self, network: Any, model: Model, context: Context) -> FakeQuantized:
-        """The model with int8 rounding built in; its ranges come from the calibration or training data."""
+    def _fake_quantize(self, network: Any, model: Model, context: Context) -> FakeQuantized:
+        """The model with fake quantization; the ranges come from the calibration or training data."""
         feed = context.calibration or context.training
         if feed is None:
             raise StageError(
@@ -126,6 +128,6 @@ class FinetuneKeras(Finetune):
         if source.format == "tf_keras":
             return keras_loading.load_tf_keras(source.path, self.trust)
         raise StageError(
-            f"a Keras model cannot imitate a source model in the format {source.format}",
+            f"a Keras model cannot be distilled from a source model in the format {source.format}",
             fix="start from a .keras or .h5 model",
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning a PyTorch module on the recipe's training data."""
+"""Fine-tuning of PyTorch modules."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.prune.masks import Keeper
 from edgeopt.formats.torch.train.distillation import Hints, Learner
-from edgeopt.formats.torch.train.fake_quant import Rounder
+from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._training import Finetune
@@ -17,7 +17,7 @@ from edgeopt.stages._training_loop import train
 
 
 class FinetuneTorch(Finetune):
-    """Train with batch norm learning too; zeros and shared values of a pruned or clustered model stay."""
+    """Train a PyTorch module, batch norm statistics included; zeros and shared values are preserved."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
     produces: ClassVar[str] = "torch"
@@ -28,18 +28,18 @@ class FinetuneTorch(Finetune):
     hints: float = Field(
         10.0,
         ge=0,
-        description="with distill: how much it counts that blocks whose shape has not changed give what they "
-        "give in the source model; 0: the outputs alone",
+        description="with distill: weight of the feature loss, which matches the outputs of blocks of "
+        "unchanged shape to those in the source model; 0: match the model's outputs only",
     )
     per_channel: bool = Field(
-        True, description="with quantization_aware: weights are rounded per output channel, or per layer"
+        True, description="with quantization_aware: one weight scale per output channel, not per layer"
     )
 
     def run(self, model: Model, context: Context) -> Model:
         """Train one module.
 
         Raises:
-            StageError: no training data, or none that can be learned from; a loss that is not finite.
+            StageError: the training data are missing or unusable, or the loss is not finite.
         """
         import torch
 
@@ -49,20 +49,23 @@ class FinetuneTorch(Finetune):
                 f"the source model is {source.format if source else 'missing'}, not a PyTorch module",
                 fix="put finetune_torch after load_torch",
             )
+        # For dropout; order and augmentation have their own generators.
         torch.manual_seed(self.seed)
         student = torch_module.build(model)
         keeper = Keeper(student, model.path, self.epochs)
         teacher = torch_module.build(source)
-        # What int8 cannot hold inside has to move: there the outputs alone are imitated.
-        wanted = self.distill and not self.quantization_aware
-        hints = Hints(student, teacher, model.inputs, self.hints) if wanted and self.hints else None
+        # Features that int8 cannot represent must be free to change, so only the outputs are distilled.
+        use_hints = self.distill and not self.quantization_aware
+        hints = Hints(student, teacher, model.inputs, self.hints) if use_hints and self.hints else None
         learner = Learner(
             student,
             teacher,
             keeper,
             temperature=self.temperature if self.distill else 1.0,
             squared_error=self.loss == "mse",
-            rounder=Rounder(self.epochs, per_channel=self.per_channel) if self.quantization_aware else None,
+            fake_quantizer=(
+                FakeQuantizer(self.epochs, per_channel=self.per_channel) if self.quantization_aware else None
+            ),
             hints=hints,
         )
         with torch_engine.quiet():
@@ -70,7 +73,7 @@ class FinetuneTorch(Finetune):
         if hints is not None:
             hints.remove()
         context.note(
-            f"fine-tuned for {outcome.epochs} epochs, epoch {outcome.best.epoch} kept: "
+            f"fine-tuned for {outcome.epochs} epochs, kept the weights of epoch {outcome.best.epoch}: "
             f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
             f"{'agreement with the source' if self.distill else 'accuracy'} "
             f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"

@@ -1,4 +1,4 @@
-"""A Keras model as an exported program, through Keras' own torch backend."""
+"""A Keras model to an exported program, through Keras' torch backend."""
 
 import os
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class KerasToExportedProgram(Stage):
-    """Load with ``KERAS_BACKEND=torch``, where a Keras model is an ``nn.Module``, and export that.
+    """Load with ``KERAS_BACKEND=torch``, where a Keras model is an ``nn.Module``, and export the module.
 
-    Inputs keep the layout of the source, NHWC. The permutes around each convolution are removed where
-    they cancel out. Layers keep the names that Keras gives them.
+    Inputs keep the layout of the source, NHWC. Keras puts permutes around each convolution; those that
+    cancel out are removed. Layers keep their Keras names.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
@@ -38,18 +38,20 @@ class KerasToExportedProgram(Stage):
         """Export one model.
 
         Raises:
-            StageError: when Keras cannot load the file, or ``torch.export`` cannot follow the model.
+            StageError: Keras cannot load the file, or ``torch.export`` cannot trace the model.
         """
+        # Keras reads its backend once, on the first import.
         os.environ.setdefault("KERAS_BACKEND", "torch")
         import keras
 
         if keras.backend.backend() != "torch":
             raise StageError(
-                f"Keras runs on {keras.backend.backend()} in this process, and torch is needed",
+                f"Keras uses the backend {keras.backend.backend()} in this process, but torch is required",
                 fix="set KERAS_BACKEND=torch before Keras is imported",
             )
         network = keras_loading.load_keras(model.path, self.trust)
         inputs = _inputs(network, model)
+        # In training mode, the trace would contain dropout and batch statistics.
         network.eval()
         context.progress("exporting")
         path = context.folder / "model.pt2"
@@ -57,9 +59,9 @@ class KerasToExportedProgram(Stage):
 
 
 def _weights(network: "keras.Model", prefix: str = "") -> Iterator[tuple[int, str]]:
-    """The address of every weight of the layers, and a name for it from which `layer_of` gets the layer.
+    """Address of every weight, with a name from which `layer_of` derives the layer.
 
-    Keras' own paths do not tell in which model inside the model a layer is.
+    Keras' own variable paths omit the nested model that contains a layer.
     """
     import keras
 
@@ -71,15 +73,15 @@ def _weights(network: "keras.Model", prefix: str = "") -> Iterator[tuple[int, st
             inside, _, name = variable.path.rpartition("/")
             own = inside.removeprefix(layer.path) if inside.startswith(f"{layer.path}/") else ""
             address = variable.value.data_ptr()
-            if address:
+            if address:  # an empty tensor has no storage
                 yield address, torch_layers.weight_name(f"{prefix}{layer.name}{own}", name)
 
 
 def _inputs(network: "keras.Model", model: Model) -> tuple[TensorSpec, ...]:
     if not getattr(network, "inputs", None):
         raise StageError(
-            f"{model.path.name} is a subclassed model without known inputs",
-            fix="call it once on real data before saving",
+            f"{model.path.name} is a subclassed model whose input shapes are unknown",
+            fix="call it once on real data before saving it",
         )
     specs = []
     for index, tensor in enumerate(network.inputs):

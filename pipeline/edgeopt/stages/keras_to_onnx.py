@@ -16,12 +16,12 @@ from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
-"""What tf2onnx and TensorFlow count over all conversions of a process, and the address of an operator."""
+"""Counters that tf2onnx and TensorFlow keep across all conversions of a process, and output indices."""
 PARTS = dict.fromkeys(sorted(onnx_model_file.WEIGHTED), ("weights", "bias"))
-"""What the inputs behind the first are, where they are constants."""
+"""Roles of the second and third input, where these are constants."""
 BIAS = re.compile(r"/BiasAdd(_\d+)?$")
 OWN_INPUT = re.compile(r"(.+)/PartitionedCall/transpose(:0)?")
-"""The input of a recurrent layer of tf_keras, brought into the order of the operator."""
+"""The input of a recurrent tf_keras layer, transposed to the time-major order of the operator."""
 
 
 class KerasToOnnx(Stage):
@@ -44,7 +44,7 @@ class KerasToOnnx(Stage):
         """Convert one model.
 
         Raises:
-            StageError: when the model cannot be loaded, or has an operator that tf2onnx does not know.
+            StageError: the model cannot be loaded, or contains an operator that tf2onnx does not support.
         """
         import onnx
         import tensorflow as tf
@@ -54,7 +54,7 @@ class KerasToOnnx(Stage):
         context.progress("converting to ONNX")
         signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in program.inputs]
         try:
-            with _names_kept():
+            with _stable_names():
                 proto, _ = tf2onnx.convert.from_function(
                     program.function, input_signature=signature, opset=self.opset
                 )
@@ -82,20 +82,20 @@ class KerasToOnnx(Stage):
 
 
 @contextmanager
-def _names_kept() -> Iterator[None]:
-    """Within this, tf2onnx calls a convolution into which it puts a bias after the one without."""
+def _stable_names() -> Iterator[None]:
+    """Within this context, tf2onnx names a convolution with fused bias after the one without."""
     from tf2onnx import utils
     from tf2onnx.graph import Graph
 
     make = Graph.make_node
 
-    def make_named(graph: Any, *given: Any, **options: Any) -> Any:
-        if len(given) == 2 and given[0] in onnx_model_file.WEIGHTED and options.get("name") is None:
-            kind, inputs = given
+    def make_named(graph: Any, *args: Any, **options: Any) -> Any:
+        if len(args) == 2 and args[0] in onnx_model_file.WEIGHTED and options.get("name") is None:
+            kind, inputs = args
             same = (n for n in graph.get_nodes() if n.type == kind and list(n.input)[:2] == list(inputs)[:2])
             if before := next(same, None):
                 options["name"] = utils.make_name(before.name)
-        return make(graph, *given, **options)
+        return make(graph, *args, **options)
 
     Graph.make_node = make_named
     try:
@@ -105,10 +105,10 @@ def _names_kept() -> Iterator[None]:
 
 
 def _name(model: Any, program: keras_loading.Program) -> None:
-    """Name nodes and tensors after the layers, without the counters that depend on earlier conversions.
+    """Name nodes and tensors after the layers, without counters that depend on earlier conversions.
 
-    A convolution or matrix product is called as its layer in Keras, as far as that is known, and so are what
-    it gives and its weights. Inputs and outputs are put in the order of the source.
+    A convolution or matrix product, its output and its weights are named after its Keras layer, where that
+    is known. Inputs and outputs are put in the order of the source.
     """
     graph = model.graph
     graph.name = "model"
@@ -121,51 +121,52 @@ def _name(model: Any, program: keras_loading.Program) -> None:
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if layer := layers.get(node.name):
-            own = zip(node.input[1:], PARTS.get(node.op_type, ()), strict=False)
-            parts = [(name, f"{layer}/{part}") for name, part in own if name in constants]
-            for name, called in [(node.output[0], layer), *parts]:
-                if name not in names and called not in taken:
-                    names[name] = called
-                    taken.add(called)
+            roles = zip(node.input[1:], PARTS.get(node.op_type, ()), strict=False)
+            parts = [(name, f"{layer}/{part}") for name, part in roles if name in constants]
+            for name, new_name in [(node.output[0], layer), *parts]:
+                if name not in names and new_name not in taken:
+                    names[name] = new_name
+                    taken.add(new_name)
     _collect(graph, names, taken)
     _rename(graph, names, layers, set(layers.values()))
-    for values, wanted in (
+    for values, order in (
         (graph.input, [spec.name for spec in program.inputs]),
         (graph.output, list(program.outputs)),
     ):
         known = {value.name: value for value in values}
-        if sorted(known) == sorted(wanted):
-            ordered = [known[name] for name in wanted]
+        if sorted(known) == sorted(order):
+            ordered = [known[name] for name in order]
             copies = [type(value).FromString(value.SerializeToString()) for value in ordered]
             del values[:]
             values.extend(copies)
 
 
 def _layers(graph: Any) -> dict[str, str]:
-    """The Keras layers of convolutions, matrix products and recurrent operators, by the name of the node."""
-    found = {
+    """Keras layers of convolutions, matrix products and recurrent operators, by node name."""
+    layers = {
         node.name: layer
         for node in graph.node
         if node.op_type in onnx_model_file.WEIGHTED | RECURRENT
         if (layer := _layer(node))
     }
-    return dict(zip(found, calls(found.values()), strict=True))
+    return dict(zip(layers, calls(layers.values()), strict=True))
 
 
 def _layer(node: Any) -> str:
-    """A node is called after the last operator that was put into it: a bias, or a batch normalization.
+    """The Keras layer of a node.
 
-    Of the latter only the weights tell the layer, and of recurrent operators only the input.
+    tf2onnx names a node after the last operator fused into it: a bias or a batch normalization. In the
+    second case only the name of the weights identifies the layer; for recurrent operators, only the input.
     """
     if node.op_type in RECURRENT:
-        found = OWN_INPUT.fullmatch(node.input[0])
-        return keras_layer(f"{found[1]}/MatMul") if found else ""
+        match = OWN_INPUT.fullmatch(node.input[0])
+        return keras_layer(f"{match[1]}/MatMul") if match else ""
     operations = (node.name, BIAS.sub("/MatMul", node.name), node.input[1])
     return next(filter(None, map(keras_layer, operations)), "")
 
 
 def _clean(name: str, taken: set[str]) -> str:
-    """``model/conv2d/BiasAdd__73:0`` becomes ``model/conv2d/BiasAdd``, numbered where that is taken."""
+    """``model/conv2d/BiasAdd__73:0`` becomes ``model/conv2d/BiasAdd``, with a number if that is taken."""
     base = COUNTER.sub("", name) or "tensor"
     result, number = base, 1
     while result in taken:
@@ -187,7 +188,7 @@ def _collect(graph: Any, names: dict[str, str], taken: set[str]) -> None:
                 _collect(attribute.g, names, taken)
     for node in graph.node:
         for name in node.input:
-            # Constants are named in the order of their use: that order does not depend on their names.
+            # Constants are named in order of use, which does not depend on their present names.
             if name and name not in names:
                 names[name] = _clean(name, taken)
 
@@ -203,8 +204,9 @@ def _rename(graph: Any, names: dict[str, str], layers: dict[str, str], used: set
                 _rename(attribute.g, names, layers, used)
     for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
         value.name = names.get(value.name, value.name)
-    kept = sorted(graph.initializer, key=lambda tensor: tensor.name)
-    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+    # A deterministic order, so that equal models give equal bytes.
+    ordered = sorted(graph.initializer, key=lambda tensor: tensor.name)
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in ordered]
     del graph.initializer[:]
     graph.initializer.extend(copies)
-    del graph.value_info[:]
+    del graph.value_info[:]  # intermediate shapes: runtimes infer them anew

@@ -1,4 +1,4 @@
-"""Keras and SavedModel to float TFLite, through TensorFlow's own converter."""
+"""Keras and SavedModel to float TFLite, through TensorFlow's converter."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +16,7 @@ from edgeopt.plugin import Context, Stage, Worker
 class KerasToTflite(Stage):
     """Convert with ``tf.lite.TFLiteConverter`` to float32, with the batch fixed to 1.
 
-    Inputs and outputs keep the names and the order of the source, layers the names that Keras gives them.
+    Inputs and outputs keep the names and the order of the source; layers keep their Keras names.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
@@ -32,13 +32,14 @@ class KerasToTflite(Stage):
         """Convert one model.
 
         Raises:
-            StageError: when the model cannot be loaded, or has an operator that TFLite does not know.
+            StageError: the model cannot be loaded, or contains an operator that TFLite does not support.
         """
         import tensorflow as tf
 
         program = keras_loading.load_program(model, self.trust)
         context.progress("converting to TFLite")
         function = program.function.get_concrete_function()
+        # The converter resolves the variables of the function through the object that owns them.
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], program.owner)
         try:
             content = bytearray(converter.convert())
@@ -47,46 +48,46 @@ class KerasToTflite(Stage):
                 f"TensorFlow cannot convert {model.path.name} to TFLite: {_reason(error)}",
                 fix="replace the layer, or leave tflite out of 'formats'",
             ) from error
-        _arrange(content, [spec.name for spec in program.inputs], list(program.outputs))
+        _restore_order(content, [spec.name for spec in program.inputs], list(program.outputs))
         path = context.folder / "model.tflite"
         path.write_bytes(content)
-        return _described(path, program)
+        return _describe(path, program)
 
 
-def _described(path: Path, program: keras_loading.Program) -> Model:
-    found = read_signature(path)
+def _describe(path: Path, program: keras_loading.Program) -> Model:
+    signature = read_signature(path)
     inputs = tuple(
         spec.model_copy(update={"layout": source.layout})
-        for spec, source in zip(found.inputs, program.inputs, strict=True)
+        for spec, source in zip(signature.inputs, program.inputs, strict=True)
     )
     return Model(
         format="tflite",
         path=path,
         inputs=inputs,
-        outputs=found.outputs,
-        transposes=found.graph.count("TRANSPOSE"),
+        outputs=signature.outputs,
+        transposes=signature.graph.count("TRANSPOSE"),
     )
 
 
-def _arrange(content: bytearray, inputs: list[str], outputs: list[str]) -> None:
-    """Put inputs and outputs in the order of the source, in place: the converter sorts them by name.
+def _restore_order(content: bytearray, inputs: list[str], outputs: list[str]) -> None:
+    """Restore the source's order of inputs and outputs in place: the converter sorts them by name.
 
-    Only the two index vectors of the subgraph change, so the alignment of the buffers stays as it was.
+    Only the two index vectors of the subgraph are overwritten, which preserves the alignment of all buffers.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAs(content, 0)
     subgraph = model.Subgraphs(0)
     vectors = (subgraph.InputsAsNumpy(), subgraph.OutputsAsNumpy())
-    names_of_ends = signature_names(parse(bytes(content), "the converted file"))
-    for vector, names, wanted in zip(vectors, names_of_ends, (inputs, outputs), strict=True):
+    signature = signature_names(parse(bytes(content), "the converted file"))
+    for vector, names, order in zip(vectors, signature, (inputs, outputs), strict=True):
         index = {name: tensor for tensor, name in names.items()}
-        if len(vector) == len(wanted) and all(name in index for name in wanted):
-            vector[:] = [index[name] for name in wanted]
+        if len(vector) == len(order) and all(name in index for name in order):
+            vector[:] = [index[name] for name in order]
 
 
 def _reason(error: Exception) -> str:
-    """The line of a converter's long message that says what is wrong."""
+    """The line of a converter's long message that states the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "not supported" in line]
-    return (telling or lines or [type(error).__name__])[0][:500]
+    errors = [line for line in lines if "error:" in line or "not supported" in line]
+    return (errors or lines or [type(error).__name__])[0][:500]

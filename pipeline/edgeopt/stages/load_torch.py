@@ -1,4 +1,4 @@
-"""A PyTorch model from its factory and a file of weights."""
+"""A PyTorch model from a factory function and a weights file."""
 
 import re
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     import torch
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "model_ema")
-"""Keys under which training programs put the weights, best first."""
+"""Keys under which training scripts store the weights, in order of preference."""
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "ema.", "student.")
-"""What wrappers put before each key."""
+"""Prefixes that wrapper modules add to each key."""
 
 SHOWN = 8
 
 
 class LoadTorch(Stage):
-    """Call the factory, load the weights, and write both down as a folder.
+    """Call the factory, load the weights and save both to a folder.
 
-    The folder holds ``model.json`` (how to build the module again) and ``weights.safetensors``, keyed
-    as the module's ``state_dict``.
+    The folder contains ``model.json`` (how to rebuild the module) and ``weights.safetensors``, with the keys
+    of the module's ``state_dict``.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch_source"})
@@ -45,33 +45,33 @@ class LoadTorch(Stage):
     factory: Code = Field(description="function or class that returns the nn.Module, 'module:name'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
     weights: ExistingPath | None = Field(
-        None, description=".pt, .pth, .th or .safetensors; none: the factory's"
+        None, description=".pt, .pth, .th or .safetensors; none: keep the factory's weights"
     )
     inputs: tuple[TensorSpec, ...] = Field(
         description="name, shape (with batch), dtype and layout of each input"
     )
-    trust: bool = Field(False, description="load weights from a pickle, which may run any code in it")
+    trust: bool = Field(False, description="allow weights in a pickle with code, which loading executes")
 
     def key_parts(self) -> dict[str, str]:
-        """Digests of the code and of the weights."""
+        """Digests of the factory's code and of the weights."""
         parts = {"factory": self.factory.digest()}
         if self.weights is not None:
             parts["weights"] = file_digest(self.weights)
         return parts
 
     def options(self) -> dict[str, Any]:
-        """The options without the place of code and weights, which are known by their content."""
+        """The options without the paths of code and weights, which their digests identify."""
         options = super().options()
         options["factory"] = self.factory.target
         options["weights"] = None if self.weights is None else self.weights.name
         return options
 
     def run(self, model: Model, context: Context) -> Model:
-        """Build the module and write it down.
+        """Build the module and save it.
 
         Raises:
-            StageError: when the factory fails or returns something else, the weights are a pickle with
-                code, do not fit the module, or the inputs do not.
+            StageError: the factory fails or does not return a module, the weights are a pickle with code, or
+                the weights or the inputs do not match the module.
         """
         inputs = tuple(torch_specs.fix_batch(spec) for spec in self.inputs)
         module = self._build()
@@ -80,15 +80,15 @@ class LoadTorch(Stage):
             _load_into(module, _read(self.weights, self.trust), self.weights.name)
         module.eval()
         outputs = torch_specs.describe_outputs(_forward(module, inputs))
-        described = {
+        record = {
             "factory": self.factory.target,
-            "code": self.factory.digest(),  # or other code with the same weights would be the same model
+            "code": self.factory.digest(),  # distinguishes other code with the same weights
             "arguments": self.arguments,
             "inputs": [spec.model_dump(mode="json") for spec in inputs],
         }
         folder = context.folder / "model"
         folder.mkdir()
-        torch_module.write_about(folder, described)
+        torch_module.write_about(folder, record)
         torch_module.write_weights(module, folder / torch_module.WEIGHTS)
         return Model(format="torch", path=folder, inputs=inputs, outputs=outputs, code=self.factory.folder)
 
@@ -96,7 +96,7 @@ class LoadTorch(Stage):
         import torch
 
         factory = self.factory.load()
-        torch.manual_seed(0)  # weights that the factory draws itself are the same in every run
+        torch.manual_seed(0)  # makes the factory's random weights reproducible
         try:
             module = factory(**self.arguments)
         except TypeError as error:
@@ -107,8 +107,9 @@ class LoadTorch(Stage):
         if not isinstance(module, torch.nn.Module):
             raise StageError(
                 f"{self.factory.target} returned a {type(module).__name__}, not a torch.nn.Module",
-                fix="let the factory return the model itself",
+                fix="return the nn.Module from the factory",
             )
+        # Edge runtimes have no float64 kernels.
         return (
             module.float().cpu()
             if any(p.dtype == torch.float64 for p in module.parameters())
@@ -122,13 +123,13 @@ def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in inputs)
         raise StageError(
-            f"the model does not take {shapes}: {torch_engine.brief(error)}",
-            fix="correct 'inputs' in the recipe: the shape with its batch axis, and NCHW for images",
+            f"the model does not accept {shapes}: {torch_engine.brief(error)}",
+            fix="correct 'inputs' in the recipe: shapes include the batch axis, images are NCHW",
         ) from error
 
 
 def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
-    """The weights of a file, out of whatever the training program wrapped them in."""
+    """Read the weights of a file, unwrapping the checkpoint of a training script."""
     import pickle
 
     import torch
@@ -142,25 +143,26 @@ def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
         except safetensors.SafetensorError as error:
             raise StageError(f"{path} is not a safetensors file: {error}", fix="save it again") from error
     try:
+        # To the CPU: checkpoints often contain CUDA tensors.
         content = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise StageError(
-            f"{path} is not a file of weights alone: it holds code or objects, and loading it could run "
-            f"anything ({_culprit(error)})",
-            fix="save the weights alone, with torch.save(model.state_dict(), file) where the model was "
-            "trained; or, if you know who wrote the file, set 'trust: true'",
+            f"{path} does not contain weights only: it contains code or objects, and loading it could run "
+            f"arbitrary code ({_offender(error)})",
+            fix="save only the weights, with torch.save(model.state_dict(), file), where the model was "
+            "trained; or, if you trust the origin of the file, set 'trust: true'",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise StageError(
             f"{path} cannot be read as PyTorch weights: {torch_engine.brief(error)}",
-            fix="expected is what torch.save(model.state_dict(), file) writes, or safetensors",
+            fix="save the weights with torch.save(model.state_dict(), file), or as safetensors",
         ) from error
     return _state_dict(content, path)
 
 
-def _culprit(error: Exception) -> str:
-    found = re.search(r"(?:GLOBAL|Unsupported (?:class|global|operand):?)\s+(\S+)", str(error))
-    return found.group(1) if found else torch_engine.brief(error, 1)
+def _offender(error: Exception) -> str:
+    match = re.search(r"(?:GLOBAL|Unsupported (?:class|global|operand):?)\s+(\S+)", str(error))
+    return match.group(1) if match else torch_engine.brief(error, 1)
 
 
 def _state_dict(content: object, path: Path) -> "dict[str, torch.Tensor]":
@@ -181,38 +183,40 @@ def _state_dict(content: object, path: Path) -> "dict[str, torch.Tensor]":
                     continue
         if tensors:
             return tensors
-        found = f"a dictionary with the keys {', '.join(map(str, list(content)[:SHOWN]))}"
+        content_type = f"a dictionary with the keys {', '.join(map(str, list(content)[:SHOWN]))}"
     else:
-        found = f"a {type(content).__name__}"
+        content_type = f"a {type(content).__name__}"
     raise StageError(
-        f"{path} holds {found}, and no weights",
-        fix="expected is what torch.save(model.state_dict(), file) writes",
+        f"{path} contains {content_type}, but no weights",
+        fix="save the weights with torch.save(model.state_dict(), file)",
     )
 
 
 def _load_into(module: "torch.nn.Module", weights: "dict[str, torch.Tensor]", name: str) -> None:
-    wanted = module.state_dict()
-    weights = _without_prefix(weights, set(wanted))
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(weights) - optional)
-    unexpected = sorted(set(weights) - set(wanted))
+    expected = module.state_dict()
+    weights = _without_prefix(weights, set(expected))
+    # Checkpoints from before PyTorch 0.4.1 lack this counter, and inference does not use it.
+    optional = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = sorted(set(expected) - set(weights) - optional)
+    unexpected = sorted(set(weights) - set(expected))
     shapes = [
-        f"{key} is {list(weights[key].shape)} in the file and {list(wanted[key].shape)} in the model"
-        for key in sorted(set(weights) & set(wanted))
-        if weights[key].shape != wanted[key].shape
+        f"{key} is {list(weights[key].shape)} in the file and {list(expected[key].shape)} in the model"
+        for key in sorted(set(weights) & set(expected))
+        if weights[key].shape != expected[key].shape
     ]
     if missing or unexpected or shapes:
-        lines = [f"{name} does not fit the model:"]
-        lines += _listed("missing", [_nearest(key, unexpected) for key in missing])
-        lines += _listed("unexpected", [_nearest(key, missing or sorted(wanted)) for key in unexpected])
-        lines += _listed("shape", shapes)
+        lines = [f"{name} does not match the model:"]
+        lines += _lines("missing", [_nearest(key, unexpected) for key in missing])
+        lines += _lines("unexpected", [_nearest(key, missing or sorted(expected)) for key in unexpected])
+        lines += _lines("shape", shapes)
         raise StageError(
-            "\n".join(lines), fix="correct 'factory' and 'arguments', or give the weights of this model"
+            "\n".join(lines), fix="correct 'factory' and 'arguments', or use weights of this model"
         )
+    # All mismatches but the optional counters were reported above.
     module.load_state_dict(weights, strict=False)
 
 
-def _listed(what: str, items: list[str]) -> list[str]:
+def _lines(what: str, items: list[str]) -> list[str]:
     lines = [f"  {what}: {item}" for item in items[:SHOWN]]
     return [*lines, f"  {what}: and {len(items) - SHOWN} more"] if len(items) > SHOWN else lines
 
@@ -222,17 +226,17 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"{key} (nearest: {close[0]})" if close else key
 
 
-def _without_prefix(weights: "dict[str, torch.Tensor]", wanted: set[str]) -> "dict[str, torch.Tensor]":
-    """Strip wrappers' prefixes, one after the other, as long as more keys fit."""
+def _without_prefix(weights: "dict[str, torch.Tensor]", expected: set[str]) -> "dict[str, torch.Tensor]":
+    """Strip combinations of wrapper prefixes; return the one with the most matching keys."""
     best, pending = weights, [weights]
     seen = {frozenset(weights)}
     while pending:
         current = pending.pop()
-        if len(wanted & set(current)) > len(wanted & set(best)):
+        if len(expected & set(current)) > len(expected & set(best)):
             best = current
         for prefix in PREFIXES:
             if any(key.startswith(prefix) for key in current):
-                # Keys without the prefix stay: optimizers and counters lie beside the model's own.
+                # Keys without the prefix stay: wrappers add entries of their own, such as counters.
                 stripped = {key.removeprefix(prefix): value for key, value in current.items()}
                 if len(stripped) == len(current) and frozenset(stripped) not in seen:
                     seen.add(frozenset(stripped))

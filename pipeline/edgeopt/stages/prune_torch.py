@@ -1,4 +1,4 @@
-"""Pruning a PyTorch module: whole channels, single weights, or n of every m."""
+"""Pruning of PyTorch modules: whole channels, single weights, or n:m sparsity."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
-EVIDENCE = 512
-"""Calibration samples by which channels are weighed."""
+IMPORTANCE_SAMPLES = 512
+"""Number of calibration samples from which channel importance is estimated."""
 
 BATCH = 32
 
 
 class PruneTorch(Stage):
-    """Remove what matters least. ``channels`` and ``macs`` make the network physically smaller; ``weights``
-    and ``n_m`` only set weights to zero."""
+    """Remove the least important channels or weights.
+
+    ``channels`` and ``macs`` make the network physically smaller; ``weights`` and ``n_m`` only set weights
+    to zero.
+    """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
     produces: ClassVar[str] = "torch"
@@ -45,71 +48,81 @@ class PruneTorch(Stage):
     extra: ClassVar[str | None] = "torch"
 
     scheme: Literal["channels", "macs", "weights", "n_m"] | None = Field(
-        None, description="told by the other options"
+        None, description="what to prune; inferred from the other options"
     )
-    channels: Share | None = Field(None, description="share of the channels to remove from each layer")
+    channels: Share | None = Field(None, description="fraction of the channels to remove from each layer")
     macs: Share | None = Field(
-        None, description="share of the multiplications to save, in whichever layers it costs least"
+        None, description="fraction of MACs to remove, in the layers where it costs least"
     )
-    weights: Share | None = Field(None, description="share of the weights to set to zero")
+    weights: Share | None = Field(None, description="fraction of the weights to set to zero")
     n_m: tuple[int, int] | None = Field(
-        None, description="[n, m]: of every m weights along the input channels, n stay"
+        None, description="[n, m]: keep n of every m weights along the input channels"
     )
     layers: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
-        {}, description="another share (of channels or weights) for layers that match a pattern"
+        {},
+        description="fraction of channels or weights by layer name or pattern, overriding the general one",
     )
-    keep: tuple[str, ...] = Field((), description="patterns of layers to leave alone")
-    round_to: int = Field(8, ge=1, description="channels are left in multiples of this, which runtimes like")
+    keep: tuple[str, ...] = Field((), description="layers not to prune, by name or pattern")
+    round_to: int = Field(
+        8, ge=1, description="channel counts stay multiples of this, which suits SIMD kernels"
+    )
     importance: Literal["outputs", "weights"] = Field(
-        "outputs", description="weigh channels by their effect on the outputs, or by their weights' norm"
+        "outputs", description="rank channels by their effect on the outputs, or by their weights' norm"
     )
     scope: Literal["layer", "global"] = Field(
-        "layer", description="for weights: the same share of every layer, or the smallest of all layers"
+        "layer",
+        description="for weights: the same fraction of every layer, or the smallest of all layers",
     )
 
     @model_validator(mode="after")
-    def _asks_for_something(self) -> Self:
+    def _check_scheme(self) -> Self:
         if self.channels is not None and self.macs is not None:
-            raise ValueError("channels and macs both say how many channels to remove: give one")
+            raise ValueError("channels and macs both set how many channels to remove: give only one")
         if self.weights is not None and self.n_m is not None:
-            raise ValueError("weights and n_m both say which weights are zero: give one")
-        asked = (self.channels, self.macs, self.weights, self.n_m)
-        if all(value is None for value in asked) and not self.layers:
-            raise ValueError("say how much: channels, macs, weights or n_m")
-        if self._physical and (self.weights or self.n_m) and self.layers:
-            raise ValueError("layers would mean both channels and weights: use two entries under 'stages'")
+            raise ValueError("weights and n_m both set which weights are zero: give only one")
+        amounts = (self.channels, self.macs, self.weights, self.n_m)
+        if all(value is None for value in amounts) and not self.layers:
+            raise ValueError("set one of channels, macs, weights and n_m")
+        if self._removes_channels and (self.weights or self.n_m) and self.layers:
+            raise ValueError(
+                "layers is ambiguous with both channels and weights: use two entries under 'stages'"
+            )
         if self.n_m is not None and not 0 < self.n_m[0] < self.n_m[1]:
             raise ValueError("n_m is [n, m] with 0 < n < m, such as [2, 4]")
         return self
 
     def key_parts(self) -> dict[str, str]:
-        """Patterns once meant every layer in whose name they occur: results of that time are others."""
+        """Separate from cached results of the time when a pattern also matched parts of a name."""
         return {"patterns": "whole names"} if self.layers or self.keep else {}
 
     def run(self, model: Model, context: Context) -> Model:
         """Prune one module.
 
         Raises:
-            StageError: nothing can be pruned, a layer would be emptied, or a pattern matches no layer.
+            StageError: nothing can be pruned, a layer would lose all channels, or a pattern matches no layer.
         """
         module = torch_module.build(model)
         before = torch_counting.count(module, model.inputs)
         changed: dict[str, Any] = {}
-        if self._physical:
-            changed["resized"] = torch_module.about(model.path).get("resized", {}) | self._remove(
+        if self._removes_channels:
+            changed["resized"] = torch_module.about(model.path).get("resized", {}) | self._remove_channels(
                 module, model, context
             )
             after = torch_counting.count(module, model.inputs)
             context.note(
-                f"pruned: {after.total:,} of {before.total:,} multiplications "
+                f"pruned: {after.total:,} of {before.total:,} MACs remain "
                 f"({after.total / before.total:.0%}), {after.parameters:,} of {before.parameters:,} "
                 f"parameters ({after.parameters / before.parameters:.0%})"
             )
         dense: dict[str, Any] = {}
-        if self.weights is not None or self.n_m is not None or not self._physical:
+        if self.weights is not None or self.n_m is not None or not self._removes_channels:
             dense = {name: value.detach().clone() for name, value in module.named_parameters()}
-            changed["keeps"] = torch_module.about(model.path).get("keeps", {}) | self._thin(module, context)
+            changed["keeps"] = torch_module.about(model.path).get("keeps", {}) | self._zero_weights(
+                module, context
+            )
         result = torch_module.save(module, context.folder / "model", model, changed=changed)
+        # Fine-tuning starts gradual pruning (Zhu and Gupta 2017) from the dense weights; an n:m pattern
+        # trains better when applied at once.
         gradual = {
             name: dense[name] for name, kept in changed.get("keeps", {}).items() if kept["kind"] == "zeros"
         }
@@ -120,23 +133,28 @@ class PruneTorch(Stage):
         return result
 
     @property
-    def _physical(self) -> bool:
+    def _removes_channels(self) -> bool:
         return self.channels is not None or self.macs is not None
 
-    def _remove(self, module: "torch.nn.Module", model: Model, context: Context) -> torch_module.Resized:
-        context.progress("finding channels that can be removed")
+    def _remove_channels(
+        self, module: "torch.nn.Module", model: Model, context: Context
+    ) -> torch_module.Resized:
+        context.progress("finding prunable channels")
         groups, fixed = torch_channels.groups(module, model.inputs, self.round_to)
-        told = [f"{layer.name} ({layer.reason})" for layer in fixed if layer.reason != torch_channels.OUTPUT]
+        fixed_layers = [
+            f"{layer.name} ({layer.reason})" for layer in fixed if layer.reason != torch_channels.OUTPUT
+        ]
         if not groups:
             raise StageError(
-                "no layer of this model can lose channels: " + ("; ".join(told) or "it has no inner layer"),
-                fix="shortcuts or shapes in forward() count on the number of channels; prune weights instead",
+                "no channel of this model can be removed: "
+                + ("; ".join(fixed_layers) or "it has no inner layer"),
+                fix="shortcuts or shapes in forward() depend on the channel count; prune weights instead",
             )
-        if told:
+        if fixed_layers:
             reasons = {layer.reason for layer in fixed if layer.reason != torch_channels.OUTPUT}
             names = [layer.name for layer in fixed if layer.reason != torch_channels.OUTPUT]
             context.note(
-                f"channels of {', '.join(names)} stay: the network does not run without some of them "
+                f"channels of {', '.join(names)} kept: the network does not run without some of them "
                 f"({'; '.join(sorted(reasons))})"
             )
         importance = (
@@ -144,12 +162,13 @@ class PruneTorch(Stage):
             if self.importance == "outputs"
             else torch_importance.by_weights(module, groups)
         )
-        kept = self._kept(module, model, groups, importance)
+        kept = self._channel_counts(module, model, groups, importance)
         if all(kept[group.name] == group.channels for group in groups):
             raise StageError(
                 f"nothing to remove: rounded to multiples of {self.round_to}, every layer keeps its channels",
-                fix="remove a larger share, or set a smaller round_to",
+                fix="remove a larger fraction, or set a smaller round_to",
             )
+        # A stable sort: equal importance selects the same channels on every machine.
         chosen = {
             group.name: np.argsort(importance[group.name], kind="stable")[
                 : group.channels - kept[group.name]
@@ -164,23 +183,26 @@ class PruneTorch(Stage):
         )
         return torch_channels.remove(module, model.inputs, chosen)
 
-    def _kept(
+    def _channel_counts(
         self,
         module: "torch.nn.Module",
         model: Model,
         groups: list[Group],
         importance: torch_importance.Importance,
     ) -> dict[str, int]:
-        """How many channels of each group stay."""
+        """Number of channels to keep in each group."""
         names = list(torch_counting.weighted(module))
-        spared = matching(self.keep, names, "keep")
-        own = matching(self.layers, names, "layers")
+        excluded = matching(self.keep, names, "keep")
+        overrides = matching(self.layers, names, "layers")
         kept = {group.name: group.channels for group in groups}
         open_groups = []
         for group in groups:
-            if spared.keys() & group.makers.keys():
+            if excluded.keys() & group.producers.keys():
                 continue
-            share = next((self.layers[own[name]] for name in group.makers if name in own), self.channels)
+            # A group shares its channels, so the first producer with a pattern of its own decides for all.
+            share = next(
+                (self.layers[overrides[name]] for name in group.producers if name in overrides), self.channels
+            )
             if share is None:
                 open_groups.append(group)
             else:
@@ -188,7 +210,7 @@ class PruneTorch(Stage):
         if self.macs is None:
             return kept
         counts = torch_counting.count(module, model.inputs)
-        return torch_importance.spend(
+        return torch_importance.meet_mac_target(
             groups,
             open_groups,
             kept,
@@ -199,45 +221,45 @@ class PruneTorch(Stage):
             round_to=self.round_to,
         )
 
-    def _thin(self, module: "torch.nn.Module", context: Context) -> torch_masks.Keeps:
+    def _zero_weights(self, module: "torch.nn.Module", context: Context) -> torch_masks.Keeps:
         layers = torch_counting.weighted(module)
         names = list(layers)
-        spared = matching(self.keep, names, "keep")
-        names = [name for name in names if name not in spared]
+        excluded = matching(self.keep, names, "keep")
+        names = [name for name in names if name not in excluded]
         if self.n_m is not None:
-            kept, dense = torch_sparsity.thin_in_blocks(module, names, *self.n_m)
+            kept, dense = torch_sparsity.prune_n_m(module, names, *self.n_m)
             if not kept:
                 raise StageError(
-                    f"no layer has input channels in multiples of {self.n_m[1]}",
+                    f"no layer has a multiple of {self.n_m[1]} input channels",
                     fix="choose a smaller m, or prune weights instead",
                 )
             if dense:
                 context.note(
-                    f"{', '.join(dense)} stay dense: their input channels are no multiple of {self.n_m[1]}"
+                    f"{', '.join(dense)} left dense: {self.n_m[1]} does not divide their input channels"
                 )
         else:
-            own = matching(self.layers, list(layers), "layers")
+            overrides = matching(self.layers, list(layers), "layers")
             general = self.weights or 0.0
-            shares = {name: self.layers[own[name]] if name in own else general for name in names}
-            kept = torch_sparsity.thin(module, shares, self.scope)
+            shares = {name: self.layers[overrides[name]] if name in overrides else general for name in names}
+            kept = torch_sparsity.prune_by_magnitude(module, shares, self.scope)
         total = sum(parameter.numel() for parameter in module.parameters())
         zeros = sum(int((module.get_parameter(name) == 0).sum()) for name in kept)
         context.note(
-            f"{zeros:,} of {total:,} parameters are zero ({zeros / total:.0%}): this makes the compressed "
-            "download smaller, and neither the file nor the inference on common runtimes"
+            f"{zeros:,} of {total:,} parameters are zero ({zeros / total:.0%}): the compressed download "
+            "shrinks; file size and latency do not change on runtimes that do not skip zeros"
         )
         return kept
 
 
 def _batches(model: Model, context: Context) -> "Iterator[tuple[torch.Tensor, ...]]":
-    """The first calibration samples, as tensors."""
+    """Batches of the first calibration samples."""
     import torch
 
     if context.calibration is None:
-        raise StageError("pruning needs calibration data", fix="give 'data.calibration' in the recipe")
+        raise StageError("pruning needs calibration data", fix="add 'data.calibration' to the recipe")
     rows: list[tuple[Any, ...]] = []
     for number, values in enumerate(context.calibration.inputs(model)):
-        if number == EVIDENCE:
+        if number == IMPORTANCE_SAMPLES:
             break
         rows.append(values)
         if len(rows) == BATCH:

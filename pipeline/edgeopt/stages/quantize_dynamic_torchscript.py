@@ -1,4 +1,4 @@
-"""An exported program with int8 weights for TorchScript, whose activations are quantized at run time."""
+"""Dynamic int8 quantization of an exported program for TorchScript."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,9 +25,9 @@ KERNELS = frozenset({"linear", *torch_to_modules.RECURRENT})
 
 
 class QuantizeDynamicTorchscript(Stage):
-    """int8 weights of linear, LSTM and GRU layers: ``torch.ao.quantization.quantize_dynamic`` for qnnpack.
+    """Quantize linear, LSTM and GRU layers with ``torch.ao.quantization.quantize_dynamic`` for qnnpack.
 
-    Needs no calibration data. Other layers stay in float, and a note says which.
+    Needs no calibration data: activations are quantized at run time. A note lists the layers left in float.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -40,10 +40,10 @@ class QuantizeDynamicTorchscript(Stage):
 
     scheme: Literal["dynamic_int8"] = Field("dynamic_int8", description="int8 weights, float between layers")
     io: Literal["float32", "int8"] = Field(
-        "float32", description="dtype of inputs and outputs; dynamic int8 has float32 only"
+        "float32", description="dtype of inputs and outputs; dynamic int8 supports float32 only"
     )
     per_channel: bool = Field(
-        True, description="a scale per output of each linear layer; recurrent layers have one per matrix"
+        True, description="one scale per output of linear layers; recurrent layers always have one per matrix"
     )
     layers: dict[str, Literal["int8", "float32"]] = Field(
         {}, description="precision by layer name or pattern, such as {classifier.*: float32}"
@@ -53,27 +53,28 @@ class QuantizeDynamicTorchscript(Stage):
     @classmethod
     def _float_only(cls, io: str) -> str:
         if io != "float32":
-            raise ValueError(f"dynamic int8 takes and gives float32 by its nature, not {io}")
+            raise ValueError(f"the inputs and outputs of dynamic int8 are float32, not {io}")
         return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
 
         Raises:
-            StageError: when the program cannot be read, this torch has no qnnpack engine, a pattern fits no
+            StageError: the program cannot be read, this torch has no qnnpack engine, a pattern matches no
                 layer, or no layer can be quantized.
         """
         import torch
 
-        torch_runtimes.demand_qnnpack()
+        torch_runtimes.require_qnnpack()
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
-        lifted = torch_to_modules.with_modules(graph, recurrent=True)
-        chosen = self._chosen(graph, lifted, context)
+        modular = torch_to_modules.with_modules(graph, recurrent=True)
+        chosen = self._select(graph, modular, context)
         path = context.folder / "model.pt"
         with torch_engine.quiet(), torch_engine.mobile_engine(), torch.no_grad():
             from torch.ao import quantization
 
+            # torch's dynamic recurrent layers accept one scale per matrix only.
             linear = (
                 quantization.per_channel_dynamic_qconfig
                 if self.per_channel
@@ -85,36 +86,39 @@ class QuantizeDynamicTorchscript(Stage):
                 else quantization.default_dynamic_qconfig
                 for layer in chosen
             }
-            quantized = quantization.quantize_dynamic(lifted, configs)
+            quantized = quantization.quantize_dynamic(modular, configs)
             torch_script.save_script(torch_script.trace(quantized, inputs), path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
-    def _chosen(self, graph: "GraphModule", lifted: Any, context: Context) -> list[Quantizable]:
-        every = torch_overrides.quantizable(graph, WEIGHTED | KERNELS)
-        modules = dict(lifted.named_modules())
-        able = [
+    def _select(self, graph: "GraphModule", modular: Any, context: Context) -> list[Quantizable]:
+        layers = torch_overrides.quantizable(graph, WEIGHTED | KERNELS)
+        modules = dict(modular.named_modules())
+        supported = [
             layer
-            for layer in every
+            for layer in layers
             if layer.kind in KERNELS and f"{torch_to_modules.PREFIX}{layer.node}" in modules
         ]
-        asked = torch_overrides.precisions(every, self.layers)
-        unable = [layer for layer in every if layer not in able]
-        if refused := [f"{layer.name} ({layer.kind})" for layer in unable if asked.get(layer.name) == "int8"]:
+        requested = torch_overrides.precisions(layers, self.layers)
+        unsupported = [layer for layer in layers if layer not in supported]
+        refused = [
+            f"{layer.name} ({layer.kind})" for layer in unsupported if requested.get(layer.name) == "int8"
+        ]
+        if refused:
             raise StageError(
                 f"TorchScript has no dynamic int8 kernel for {named(refused)}",
-                fix="leave these out of 'layers', or choose scheme int8",
+                fix="remove them from 'layers', or choose scheme int8",
             )
-        chosen = [layer for layer in able if asked.get(layer.name) != "float32"]
+        chosen = [layer for layer in supported if requested.get(layer.name) != "float32"]
         if not chosen:
-            kinds = ", ".join(sorted({layer.kind for layer in every})) or "no layers with weights"
-            what = "'layers' leaves all of them in float" if able else f"this model has {kinds}"
+            kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no layers with weights"
+            reason = "'layers' keeps all of them in float" if supported else f"this model has {kinds}"
             raise StageError(
-                f"TorchScript has dynamic int8 for linear, LSTM and GRU layers only, and {what}",
+                f"TorchScript supports dynamic int8 for linear, LSTM and GRU layers only, and {reason}",
                 fix="choose scheme int8, or leave torchscript out for this variant",
             )
-        if rest := [f"{layer.name} ({layer.kind})" for layer in unable if layer.name not in asked]:
+        if rest := [f"{layer.name} ({layer.kind})" for layer in unsupported if layer.name not in requested]:
             context.note(
-                f"dynamic int8: {len(chosen)} of {len(every)} layers; TorchScript has no such kernel for "
+                f"dynamic int8: {len(chosen)} of {len(layers)} layers; TorchScript has no kernel for "
                 f"{named(rest)}, which stay in float"
             )
         return chosen

@@ -1,4 +1,4 @@
-"""An exported program in half precision for XNNPACK."""
+"""Half-precision conversion of an exported program for XNNPACK."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 LARGEST = 65504.0
+"""Largest finite float16."""
 
 
 class QuantizeFloat16Executorch(Stage):
-    """Weights, activations and arithmetic in half precision, between inputs and outputs in float32.
+    """Compute in half precision: weights, activations and arithmetic; inputs and outputs stay float32.
 
-    ExecuTorch writes the weights of convolutions as float32 all the same, and XNNPACK rounds them when it
-    loads the file: such layers become faster where the CPU has half precision, and no smaller.
+    ExecuTorch still stores convolution weights as float32, and XNNPACK rounds them on loading: convolutions
+    become faster on CPUs with half-precision arithmetic, but not smaller.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -45,41 +46,44 @@ class QuantizeFloat16Executorch(Stage):
     @classmethod
     def _float_only(cls, io: str) -> str:
         if io != "float32":
-            raise ValueError(f"float16 takes and gives float32, not {io}")
+            raise ValueError(f"the inputs and outputs of float16 are float32, not {io}")
         return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
 
         Raises:
-            StageError: when the program cannot be read, a pattern fits no layer, or a constant is too large
+            StageError: the program cannot be read, a pattern matches no layer, or a constant is too large
                 for half precision.
         """
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
-        every = torch_overrides.quantizable(graph)
-        asked = torch_overrides.precisions(every, self.layers)
-        kept = {layer.node for layer in every if asked.get(layer.name) == "float32"}
-        half = _halved(graph, kept, inputs, outputs)
-        if any(layer.kind in CONVOLUTIONS and layer.node not in kept for layer in every):
+        quantizable = torch_overrides.quantizable(graph)
+        requested = torch_overrides.precisions(quantizable, self.layers)
+        full_precision = {layer.node for layer in quantizable if requested.get(layer.name) == "float32"}
+        halved = _in_half_precision(graph, full_precision, inputs, outputs)
+        if any(layer.kind in CONVOLUTIONS and layer.node not in full_precision for layer in quantizable):
             context.note(
-                "float16: ExecuTorch keeps the weights of convolutions as float32 in the file, which saves "
-                "nothing; they are rounded to half precision when it is loaded, and compute in it"
+                "float16: ExecuTorch stores convolution weights as float32, so these layers compute in half "
+                "precision but save no bytes"
             )
         path = context.folder / "model.pt2"
-        torch_program.write(torch_program.export(half, inputs), path)
+        torch_program.write(torch_program.export(halved, inputs), path)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
 
-def _halved(
-    graph: "GraphModule", kept: set[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+def _in_half_precision(
+    graph: "GraphModule",
+    full_precision: set[str],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> "GraphModule":
-    """The graph with every floating-point value in half precision, but for the layers called ``kept``."""
+    """Copy the graph in half precision, except the nodes in ``full_precision``, which stay float32."""
     import torch
 
     root = torch.nn.Module()
     result = torch.fx.Graph()
-    known: dict[Any, Any] = {}
+    copies: dict[Any, Any] = {}
     types = iter([spec.dtype for spec in inputs])
 
     def cast(node: Any, dtype: Any) -> Any:
@@ -93,24 +97,27 @@ def _halved(
 
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            if any(user.name not in kept for user in node.users):
-                known[node] = constant(node, full=False)
+            # Constants used only by float32 nodes are copied with these nodes, at full precision.
+            if any(user.name not in full_precision for user in node.users):
+                copies[node] = constant(node, full=False)
         elif node.op == "placeholder":
-            known[node] = result.node_copy(node)
+            copies[node] = result.node_copy(node)
+            # Integer inputs, such as token indices, are not converted.
             if next(types) == "float32":
-                known[node] = cast(known[node], torch.float16)
+                copies[node] = cast(copies[node], torch.float16)
         elif node.op == "output":
             several = isinstance(node.args[0], tuple)
-            found = [known[leaf] for leaf in (node.args[0] if several else node.args)]
-            pairs = zip(found, outputs, strict=True)
+            results = [copies[leaf] for leaf in (node.args[0] if several else node.args)]
+            pairs = zip(results, outputs, strict=True)
             full = [cast(leaf, torch.float32) if spec.dtype == "float32" else leaf for leaf, spec in pairs]
             result.output(tuple(full) if several else full[0])
-        elif node.name in kept:
+        elif node.name in full_precision:
+            # Weight and bias follow the input in the arguments of every layer.
             weights = [argument and constant(argument, full=True) for argument in node.args[1:3]]
-            args = (cast(known[node.args[0]], torch.float32), *weights, *node.args[3:])
-            known[node] = cast(result.call_function(node.target, args), torch.float16)
+            args = (cast(copies[node.args[0]], torch.float32), *weights, *node.args[3:])
+            copies[node] = cast(result.call_function(node.target, args), torch.float16)
         else:
-            known[node] = result.node_copy(node, lambda old: known[old])
+            copies[node] = result.node_copy(node, lambda old: copies[old])
     return torch.fx.GraphModule(root, result).eval()
 
 
@@ -119,7 +126,7 @@ def _half(value: Any, name: str) -> Any:
         return value
     if float(value.abs().max() if value.numel() else 0) > LARGEST:
         raise StageError(
-            f"{name} holds values beyond {LARGEST:g}, the largest number of half precision",
-            fix="choose another scheme, or leave that layer in float32 with 'layers'",
+            f"{name} contains values beyond {LARGEST:g}, the largest number in half precision",
+            fix="choose another scheme, or keep that layer in float32 with 'layers'",
         )
     return value.half()

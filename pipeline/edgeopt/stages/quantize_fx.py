@@ -1,4 +1,4 @@
-"""An exported program in int8 for TorchScript, by FX graph mode quantization."""
+"""Static int8 quantization of an exported program for TorchScript, by FX graph mode quantization."""
 
 import copy
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class QuantizeFx(TorchInt8):
-    """Static int8 for the qnnpack engine: weights symmetric, activations per tensor from calibration.
+    """Static int8 for the qnnpack engine: symmetric weights, activations quantized per tensor.
 
-    The program's operators are first written as the modules and functions that FX quantization knows.
-    Calibration keeps a histogram per value, so memory does not grow with the number of samples. ``mixed``
-    is int8 with as few layers in float as keep the accuracy.
+    The program's operators are first rewritten as the modules and functions that FX quantization supports.
+    Calibration keeps one histogram per tensor, so memory does not grow with the number of samples.
+    ``mixed`` is int8 with the fewest layers in float that preserve the accuracy.
     """
 
     produces: ClassVar[str] = "torchscript_module"
@@ -39,13 +39,13 @@ class QuantizeFx(TorchInt8):
         """Quantize one program.
 
         Raises:
-            StageError: when the program cannot be read, calibration data are missing, this torch has no
-                qnnpack engine, a pattern fits no layer, or a layer has no int8 kernel or stays in float.
+            StageError: the program cannot be read, calibration data are missing, this torch has no qnnpack
+                engine, a pattern matches no layer, or a layer has no int8 kernel or stays in float.
         """
         import torch
 
         samples = calibration(context)
-        torch_runtimes.demand_qnnpack()
+        torch_runtimes.require_qnnpack()
         graph, inputs = torch_program.plain_graph(model)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
@@ -55,7 +55,7 @@ class QuantizeFx(TorchInt8):
             torch_engine.one_thread(),
             torch.no_grad(),
         ):
-            ranges = torch_ranges.see(
+            ranges = torch_ranges.observe(
                 torch_to_modules.with_modules(graph),
                 samples.inputs(described),
                 self.calibrator,
@@ -64,15 +64,16 @@ class QuantizeFx(TorchInt8):
             context.progress(f"calibrated with {ranges.samples} samples")
             if ranges.remark:
                 context.note(ranges.remark)
-            job = _Fx(self, graph, inputs, ranges, context.folder)
+            quantizing = _Fx(self, graph, inputs, ranges, context.folder)
             path = context.folder / "model.pt"
-            torch_script.save_script(job.script(self.kept_in_float(job, described, context)), path)
-            job.trial.unlink(missing_ok=True)
+            in_float = self.kept_in_float(quantizing, described, context)
+            torch_script.save_script(quantizing.script(in_float), path)
+            quantizing.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
 
 class _Fx(Program):
-    """One program with its ranges."""
+    """One program with its calibrated activation ranges."""
 
     def __init__(
         self,
@@ -101,19 +102,20 @@ class _Fx(Program):
         from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
         exempt = self.exempt(raised)
-        lifted = torch_to_modules.with_modules(self.graph)
-        mapping = torch_fx.mapping_of(self.options.per_channel, lifted, exempt)
-        prepared = prepare_fx(copy.deepcopy(lifted), mapping, torch_specs.zeros(self.inputs))
-        names = torch_fx.value_names(lifted, prepared)
-        torch_ranges.give(prepared, self.ranges, lambda node: names[node.name])
+        modular = torch_to_modules.with_modules(self.graph)
+        mapping = torch_fx.qconfig_mapping(self.options.per_channel, modular, exempt)
+        # A copy: prepare_fx works in place, and `modular` is the reference for names and checks below.
+        prepared = prepare_fx(copy.deepcopy(modular), mapping, torch_specs.zeros(self.inputs))
+        names = torch_fx.value_names(modular, prepared)
+        torch_ranges.assign(prepared, self.ranges, lambda node: names[node.name])
         try:
             converted = convert_fx(prepared)
         except RuntimeError as error:
             raise StageError(
-                f"FX quantization cannot convert this choice of layers: {str(error).strip()}",
+                f"FX quantization cannot convert this selection of layers: {str(error).strip()}",
                 fix="choose other layers, or leave torchscript out for this variant",
             ) from error
-        torch_fx.refuse_float(lifted, converted, exempt, self.names)
+        torch_fx.refuse_float(modular, converted, exempt, self.names)
         try:
             return torch_script.trace(converted, self.inputs)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Float ONNX to int8 ONNX in QDQ form, through onnxruntime."""
+"""Static quantization of float ONNX models to int8 in QDQ format, through onnxruntime."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,37 +23,40 @@ from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, evidence, search
+from edgeopt.stages._search import Searching, search, search_samples
 
 FEW = 10
-"""Calibration samples under which the ranges are hardly more than a guess."""
+"""Number of calibration samples below which the ranges are unreliable."""
 WIDE_OPSET = 21
+"""First ONNX opset in which QuantizeLinear supports 16 bits."""
 MOMENT_SAMPLES = 128
-"""Whose inputs of the layers guide the rounding of the weights."""
+"""Number of samples whose layer inputs guide the rounding of the weights."""
 CHOICE_SAMPLES = 256
-"""On which the forms of the weights are compared."""
+"""Number of samples on which the weight encodings are compared."""
 
 
 class QuantizeOnnx(Searching):
-    """Static quantization with ``onnxruntime.quantization``: a QDQ graph.
+    """Quantize weights and activations with ``onnxruntime.quantization`` to a QDQ graph.
 
-    x86 processors with AVX2 but without VNNI add pairs of uint8 x int8 products in 16 bits, which overflow
-    without a word: the MLPerf Tiny keyword model falls from 91 % to 8 %. The usual ways out cost a bit of
-    every weight (``reduce_range``), or half the speed on processors with VNNI (uint8 weights, whose kernel
-    widens products first). ``weight_type: auto`` takes int8 weights whose scale per output channel is just
-    large enough that no two of them can overflow with any input (`formats.onnx.overflow`), and leaves
-    depthwise kernels, which cannot, their full range. Where that is worse than uint8 weights by more than
-    2 dB, or by more than 1 % of the answers and than chance, on up to 256 samples of the validation or
-    calibration data, as few layers as needed get uint8 weights (`formats.onnx.forms`); the report tells.
+    On x86 CPUs with AVX2 but without VNNI, kernels add pairs of uint8 x int8 products in 16 bits, which
+    saturate silently: the MLPerf Tiny keyword model drops from 91 % to 8 %. The common workarounds cost one
+    bit of every weight (``reduce_range``), or half the speed on CPUs with VNNI (uint8 weights, whose kernel
+    widens products first). ``weight_type: auto`` uses int8 weights with the smallest scale per output
+    channel at which no pair can overflow for any input (`formats.onnx.quantize.overflow`); depthwise
+    kernels, which cannot overflow, keep their full range. If that is worse than uint8 weights by more than
+    2 dB, or by more than 1 % of the predictions and than chance, on up to 256 samples of the validation or
+    calibration data, as few layers as needed get uint8 weights
+    (`formats.onnx.quantize.weight_encoding`), with a note in the report.
 
     Weights are rounded so that their errors cancel on the calibration data (`formats.weight_rounding`), which
-    outweighs the bit that safe scales may cost: with weights alone quantized, 38 dB instead of 36 dB of the
-    full range rounded to the nearest on the keyword model, 35 instead of 31 on ResNet8, 41 instead of 38 on
-    ResNet20. The ranges of activations are those of least squared error by default: 0.6 to 3 dB better than
-    the extremes on these three.
+    outweighs the bit that overflow-free scales may cost: with only the weights quantized, 38 dB instead of
+    the 36 dB of full-range rounding to nearest on the keyword model, 35 instead of 31 on ResNet8, 41 instead
+    of 38 on ResNet20. By default, activation ranges minimize the squared error: 0.6 to 3 dB better than
+    minimum and maximum on these three models.
 
-    ``int8x16`` has activations of 16 bits: as accurate as the weights allow, and on this runtime's CPU
-    slower than float, for no integer kernel takes them. ``mixed`` is int8 with the accuracy-aware search.
+    ``int8x16`` has 16-bit activations: as accurate as the weights allow, but slower than float on
+    onnxruntime's CPU provider, which has no integer kernels for them. ``mixed`` is int8 with the
+    accuracy-aware search.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
@@ -67,52 +70,50 @@ class QuantizeOnnx(Searching):
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
-        description="int8: weights and activations in 8 bits; int8x16: activations in 16; mixed: int8, with "
-        "layers in float where max_drop (default 0.01) asks for it",
+        description="int8: 8-bit weights and activations; int8x16: 16-bit activations; mixed: int8, with the "
+        "layers in float that max_drop (default 0.01) requires",
     )
-    io: Literal["float32", "int8"] = Field("float32", description="type of the model's inputs and outputs")
+    io: Literal["float32", "int8"] = Field("float32", description="dtype of inputs and outputs")
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
-    calibrator: Calibrator = Field("mse", description="how the range of an activation is chosen")
+    calibrator: Calibrator = Field("mse", description="how activation ranges are chosen")
     percentile: float = Field(
-        99.99, gt=50, le=100, description="percent of the values that 'percentile' keeps inside"
+        99.99, gt=50, le=100, description="percent of the values inside the range, for percentile"
     )
     layers: dict[str, Literal["float32", "int8", "int16"]] = Field(
-        {}, description="patterns over layer names, and their precision; the last one that fits counts"
+        {}, description="precision by layer name or pattern; the last pattern that matches applies"
     )
-    activation_type: Literal["uint8", "int8"] = Field("uint8", description="type of 8-bit activations")
+    activation_type: Literal["uint8", "int8"] = Field("uint8", description="dtype of 8-bit activations")
     weight_type: Literal["auto", "uint8", "int8"] = Field(
         "auto",
-        description="auto: int8 that cannot overflow, or uint8 where that loses; uint8: the full range, "
-        "slower with VNNI; int8: the full range, which overflows on x86 without VNNI",
+        description="auto: int8 without overflow, or uint8 where that is less accurate; uint8: full range, "
+        "slower with VNNI; int8: full range, which overflows on x86 without VNNI",
     )
     rounding: Literal["compensated", "nearest"] = Field(
         "compensated",
-        description="compensated: weights are rounded so that their errors cancel on the calibration data",
+        description="compensated: round weights so that their errors cancel on the calibration data",
     )
-    reduce_range: bool = Field(False, description="weights in 7 bits, which cannot overflow on any x86")
+    reduce_range: bool = Field(False, description="7-bit weights, which cannot overflow on any x86 CPU")
 
     @model_validator(mode="after")
     def _has_kernel(self) -> "QuantizeOnnx":
         if self.activation_type == "int8" and self.weight_type == "uint8":
             raise ValueError(
-                "onnxruntime has no kernel for int8 activations with uint8 weights: choose int8 both"
+                "onnxruntime has no kernel for int8 activations with uint8 weights: choose int8 for both"
             )
         if self.scheme == "int8x16" and self.io == "int8":
-            raise ValueError("int8x16 has no 8-bit inputs and outputs: choose io: float32, or scheme: int8")
+            raise ValueError("int8x16 has no 8-bit inputs and outputs: set io: float32, or scheme: int8")
         if self.scheme == "int8x16" and "int8" in self.layers.values():
-            raise ValueError(
-                "int8x16 has 16 bits between all layers: choose scheme: int8, and layers in int16"
-            )
+            raise ValueError("int8x16 uses 16 bits between all layers: set scheme: int8, and layers to int16")
         if self.reduce_range and self.weight_type == "uint8":
-            raise ValueError("reduce_range is for int8 weights: uint8 weights cannot overflow anyway")
+            raise ValueError("reduce_range applies to int8 weights: uint8 weights cannot overflow")
         return self
 
     def run(self, model: Model, context: Context) -> Model:
         """Calibrate and quantize one model.
 
         Raises:
-            StageError: without usable calibration data, when a pattern in ``layers`` fits no layer, or when a
-                layer did not get its precision.
+            StageError: the calibration data are missing or unusable, a pattern in ``layers`` matches no
+                layer, or a layer did not get its precision.
         """
         inputs, _ = onnx_model_file.specs(onnx_model_file.load(model.path))
         described = model if model.inputs else model.model_copy(update={"inputs": inputs})
@@ -127,26 +128,27 @@ class QuantizeOnnx(Searching):
                 )
             context.progress("quantizing")
             proto = onnx_model_file.load(quantizing.make(raised))
+            # The library skips layers that it cannot quantize; the recipe is to fail instead.
             onnx_qdq.verify(proto, quantizing.plan(raised), self.scheme)
             if self.io == "int8":
                 onnx_integer_io.make_integer(proto, quantizing.ranges)
         path.write_bytes(proto.SerializeToString(deterministic=True))
-        found, outputs = onnx_model_file.specs(proto)
-        kept = tuple(
-            spec.model_copy(update={"layout": before.layout})
-            for spec, before in zip(found, described.inputs, strict=True)
+        new_inputs, outputs = onnx_model_file.specs(proto)
+        new_inputs = tuple(
+            spec.model_copy(update={"layout": source.layout})
+            for spec, source in zip(new_inputs, described.inputs, strict=True)
         )
         return Model(
             format="onnx",
             path=path,
-            inputs=onnx_integer_io.with_scales(proto, kept),
+            inputs=onnx_integer_io.with_scales(proto, new_inputs),
             outputs=onnx_integer_io.with_scales(proto, outputs),
             transposes=onnx_model_file.count(proto, "Transpose"),
         )
 
 
 class _Quantizing:
-    """One model, calibrated once and quantized again and again."""
+    """One model, calibrated once and quantized repeatedly."""
 
     def __init__(self, stage: QuantizeOnnx, model: Model, context: Context, scratch: Path) -> None:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
@@ -155,75 +157,82 @@ class _Quantizing:
         self.graph = onnx_model_file.load(self.prepared)
         wide = stage.scheme == "int8x16"
         if wide or "int16" in stage.layers.values():
-            # The first opset that knows 16 bits; left to itself the library raises it with a warning.
+            # Converted here, because the quantizer would do so with a warning.
             self.graph = onnx_model_file.at_opset(self.graph, WIDE_OPSET, "16 bits")
             self.prepared.write_bytes(self.graph.SerializeToString())
         self.making = Making(
             "int16" if wide else stage.activation_type, stage.per_channel, stage.reduce_range
         )
-        found = onnx_layers.read(self.graph)
-        done = [layer for layer in found if layer.weight != "float32" and layer.weights]
-        if done or not found:
-            what = f"{done[0].name} has {done[0].weight} weights" if done else "it has no layers with weights"
-            raise StageError(
-                f"{model.path.name} cannot be quantized: {what}", fix="quantize the float file of a network"
+        layers = onnx_layers.read(self.graph)
+        quantized = [layer for layer in layers if layer.weight != "float32" and layer.weights]
+        if quantized or not layers:
+            reason = (
+                f"{quantized[0].name} has {quantized[0].weight} weights"
+                if quantized
+                else "it has no layers with weights"
             )
-        usual = "int16" if wide else "int8"
-        self.precisions = onnx_layers.chosen([layer.name for layer in found], usual, stage.layers)
+            raise StageError(
+                f"{model.path.name} cannot be quantized: {reason}", fix="quantize the float model"
+            )
+        default = "int16" if wide else "int8"
+        self.precisions = onnx_layers.chosen([layer.name for layer in layers], default, stage.layers)
+        # Raising a layer to float32 costs 3 bytes per weight.
         self.layers = {
             layer.name: 3 * max(layer.weights, 1)
-            for layer in found
+            for layer in layers
             if self.precisions[layer.name] != "float32"
         }
-        self.weights_of = {layer.name: layer.weights for layer in found}
-        self.saved = scratch / "ranges.json"
+        self.weights_of = {layer.name: layer.weights for layer in layers}
+        self.ranges_file = scratch / "ranges.json"
         self.ranges = self._calibrate()
-        onnx_calibration.save(self.ranges, self.saved)
-        self.forms: onnx_weight_encoding.Forms | None = None
-        self._evidence: tuple[list[tuple[Array, ...]], Array | None] | None = None
+        onnx_calibration.save(self.ranges, self.ranges_file)
+        self.forms: onnx_weight_encoding.Encodings | None = None
+        self._loaded_data: tuple[list[tuple[Array, ...]], Array | None] | None = None
 
     @property
     def labels(self) -> Array | None:
-        return self._seen()[1]
+        return self._evaluation_data()[1]
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
         return {**self.precisions, **dict.fromkeys(raised, "float32")}
 
     def make(self, raised: frozenset[str]) -> Path:
-        proto = self._full(raised)
+        proto = self._quantize(raised)
         if self.forms is None:
-            self.forms = self._choose(proto if not raised else self._full(frozenset()))
+            self.forms = self._choose_encodings(proto if not raised else self._quantize(frozenset()))
         self.weights.rewrite(proto, self.forms)
         return _save(proto, self.scratch / "candidate.onnx")
 
     def outputs(self, path: Path | None) -> onnx_weight_encoding.Outputs:
-        found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(path or self.prepared, self._seen()[0])
+        found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(
+            path or self.prepared, self._evaluation_data()[0]
+        )
         return found
 
-    def _full(self, raised: frozenset[str]) -> Any:
+    def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        return onnx_qdq.make(self.prepared, self.saved, target, self.plan(raised), self.making)
+        return onnx_qdq.make(self.prepared, self.ranges_file, target, self.plan(raised), self.making)
 
-    def _choose(self, full: Any) -> onnx_weight_encoding.Forms:
+    def _choose_encodings(self, full: Any) -> onnx_weight_encoding.Encodings:
         stage = self.stage
         names = [layer.name for layer in onnx_overflow.stored(full)]
-        # Between 16-bit tensors products are computed in float.
-        wide: onnx_weight_encoding.Forms = {
+        # Layers between 16-bit tensors compute in float, where nothing can overflow.
+        wide: onnx_weight_encoding.Encodings = {
             name: "full" for name in names if self.precisions.get(name) == "int16"
         }
         names = [name for name in names if name not in wide]
         if stage.reduce_range or stage.weight_type == "int8" or self.making.activation == "int16":
             return {**dict.fromkeys(names, "reduced" if stage.reduce_range else "full"), **wide}
         if self.making.activation == "int8":
-            # Their kernel is that of uint8 activations, and there is none for uint8 weights to compare with.
+            # int8 activations run on the same kernel, but uint8 weights, the alternative, have none for them.
             return {**dict.fromkeys(names, "safe"), **wide}
         if stage.weight_type == "uint8":
             return {**dict.fromkeys(names, "unsigned"), **wide}
-        samples = self._seen()[0][:CHOICE_SAMPLES]
+        samples = self._evaluation_data()[0][:CHOICE_SAMPLES]
         reference = onnx_calibration.outputs(self.prepared, samples)
-        self.context.progress("comparing fast and exact forms of the weights")
+        self.context.progress("comparing weight encodings: fast and exact")
 
-        def run(forms: onnx_weight_encoding.Forms) -> onnx_weight_encoding.Outputs:
+        def run(forms: onnx_weight_encoding.Encodings) -> onnx_weight_encoding.Outputs:
             copy = type(full).FromString(full.SerializeToString())
             self.weights.rewrite(copy, {**forms, **wide})
             path = _save(copy, self.scratch / "form.onnx")
@@ -249,13 +258,13 @@ class _Quantizing:
         left = [name for name in self.layers if self.weights_of[name] and name not in moments]
         if left:
             shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-            self.context.note(f"weights of {len(left)} layers are rounded to the nearest step: {shown}")
+            self.context.note(f"weights of {len(left)} layers are rounded to nearest: {shown}")
         return Weights(floats, moments)
 
-    def _seen(self) -> tuple[list[tuple[Array, ...]], Array | None]:
-        if self._evidence is None:
-            self._evidence = evidence(self.model, self.context)
-        return self._evidence
+    def _evaluation_data(self) -> tuple[list[tuple[Array, ...]], Array | None]:
+        if self._loaded_data is None:
+            self._loaded_data = search_samples(self.model, self.context)
+        return self._loaded_data
 
     def _calibrate(self) -> onnx_calibration.Ranges:
         self.context.progress("calibrating")
@@ -264,7 +273,7 @@ class _Quantizing:
             ranges, count = onnx_calibration.extremes(self.prepared, samples)
         else:
             histograms, count = onnx_calibration.observe(self.prepared, samples, Histogram)
-            # Never symmetric: where a Relu is, the range that ends at zero does what the Relu did.
+            # Never symmetric: a range that starts at zero replaces the Relu, which the quantizer removes.
             choose = partial(
                 Histogram.range,
                 calibrator=self.stage.calibrator,
@@ -274,11 +283,11 @@ class _Quantizing:
             ranges = {name: choose(seen) for name, seen in histograms.items() if seen.count}
         if not count:
             raise StageError(
-                "the calibration data is empty", fix="give at least one sample, better 100 or more"
+                "the calibration data is empty", fix="provide at least one sample, preferably 100 or more"
             )
         if count < FEW:
             self.context.note(
-                f"calibrated on {count} sample{'s' * (count > 1)}: ranges are a guess, 100 or more are usual"
+                f"only {count} calibration sample{'s' * (count > 1)}: ranges are unreliable, use 100 or more"
             )
         return ranges
 

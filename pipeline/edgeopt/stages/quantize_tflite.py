@@ -1,4 +1,4 @@
-"""Float TFLite to int8 TFLite, whatever framework the float file came from."""
+"""Static quantization of float TFLite models, from any framework."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,29 +18,29 @@ from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, evidence, search
+from edgeopt.stages._search import Searching, search, search_samples
 
 TYPES: Types = {
     "float32": (frozenset({"float32"}), "float32"),
     "int4": (frozenset({"int4"}), "int8"),
     "int8": (frozenset({"int8"}), "int8"),
-    # A table of rows has the type of the rows that are taken from it.
+    # An embedding table has the dtype of the rows that are gathered from it.
     "int16": (frozenset({"int8", "int16"}), "int16"),
 }
-USUAL = {"int8": "int8", "int8x16": "int16", "mixed": "int8"}
+DEFAULT = {"int8": "int8", "int8x16": "int16", "mixed": "int8"}
 BYTES_SAVED = 3
-"""Per weight, by int8 against float32: what a layer costs that stays float."""
+"""Bytes per weight that int8 saves against float32: the cost of keeping a layer in float."""
 
 
 class QuantizeTflite(Searching):
-    """Static quantization of weights and activations with ai-edge-quantizer.
+    """Quantize weights and activations with ai-edge-quantizer.
 
-    Ranges are by default the exact minimum and maximum over all calibration samples; the library's own, a
-    moving average, loses 13 dB on ResNet20. Samples are streamed one by one, so memory does not grow with
-    their number. ``int8`` is the TFLite 8-bit specification: symmetric weights, per channel or per
+    By default, ranges are the exact minimum and maximum over all calibration samples; the library's moving
+    average loses 13 dB on ResNet20. Samples are streamed, so memory does not grow with their number.
+    ``int8`` follows the TFLite 8-bit quantization specification: symmetric weights, per channel or per
     tensor, asymmetric activations, int32 biases. ``int8x16`` has symmetric 16-bit activations and int64
-    biases; its kernels are correct everywhere and fast nowhere. ``mixed`` is ``int8`` with a search for the
-    layers that have to stay float for ``max_drop`` to hold.
+    biases; its kernels are correct but not optimized on any target. ``mixed`` is ``int8`` with a search for
+    the layers that must stay in float to meet ``max_drop``.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
@@ -54,45 +54,45 @@ class QuantizeTflite(Searching):
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
-        description="int8: weights and activations in 8 bits; int8x16: activations in 16 bits; mixed: int8 "
-        "where max_drop allows",
+        description="int8: 8-bit weights and activations; int8x16: 16-bit activations; mixed: int8, with the "
+        "layers in float that max_drop requires",
     )
     io: Literal["float32", "int8", "int16"] = Field(
         "float32",
-        description="type of the model's inputs and outputs: float32, or what the scheme computes in",
+        description="dtype of inputs and outputs: float32, or the integer type of the scheme",
     )
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
     calibrator: Calibrator = Field(
         "minmax",
-        description="how the range of an activation is chosen; minmax clips nothing that calibration shows",
+        description="how activation ranges are chosen; minmax clips no value of the calibration data",
     )
     percentile: float = Field(
         99.99, gt=50, le=100, description="percent of the values inside the range, for percentile"
     )
     layers: dict[str, Literal["float32", "int4", "int8", "int16"]] = Field(
         {},
-        description="precision of layers by name or pattern; int16: 8-bit weights, 16-bit activations; int4: "
-        "4-bit weights, 8-bit activations",
+        description="precision by layer name or pattern; int16: 8-bit weights, 16-bit activations; "
+        "int4: 4-bit weights, 8-bit activations",
     )
 
     @field_validator("io")
     @classmethod
-    def _io_fits(cls, io: str, known: ValidationInfo) -> str:
-        scheme = known.data.get("scheme", "int8")
-        if io not in ("float32", USUAL[scheme]):
-            raise ValueError(f"{scheme} computes in {USUAL[scheme]}: io is that, or float32, not {io}")
+    def _check_io(cls, io: str, info: ValidationInfo) -> str:
+        scheme = info.data.get("scheme", "int8")
+        if io not in ("float32", DEFAULT[scheme]):
+            raise ValueError(f"{scheme} supports io {DEFAULT[scheme]} or float32, not {io}")
         return io
 
     def run(self, model: Model, context: Context) -> Model:
         """Calibrate and quantize one model.
 
         Raises:
-            StageError: without usable calibration data, when a pattern in ``layers`` fits none, or when a
-                layer does not become what was asked for.
+            StageError: the calibration data are missing or unusable, a pattern in ``layers`` matches no
+                layer, or a layer does not get its precision.
         """
         source = read_signature(model.path)
         layers = tflite_precision.float_layers(model.path)
-        plan = tflite_precision.chosen(layers, self._usual, self.layers)
+        plan = tflite_precision.chosen(layers, self._default, self.layers)
         inner = tflite_layers.inner_tensors(load(model.path))
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
@@ -102,36 +102,37 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised, "float32")
             recipe = tflite_quantizer.static_recipe(
-                layers, mixed, self._usual, per_channel=self.per_channel, io=self.io, inner=inner
+                layers, mixed, self._default, per_channel=self.per_channel, io=self.io, inner=inner
             )
             path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, ranges))
             return path
 
         context.progress("quantizing")
         if self.allowed_drop is not None:
-            costs = {n.name: BYTES_SAVED * n.elements for n in layers if plan[n.name] == self._usual}
-            samples, labels = evidence(described, context)
+            costs = {n.name: BYTES_SAVED * n.elements for n in layers if plan[n.name] == self._default}
+            samples, labels = search_samples(described, context)
             candidates = Candidates(model.path, costs, make, samples)
             raised = search(
                 candidates, labels, max_drop=self.allowed_drop, budget=self.budget, context=context
             )
             plan |= dict.fromkeys(raised, "float32")
+        # A search leaves its last candidate at this path, not the chosen one.
         make(frozenset())
         tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
         others = read_signature(path).graph.float_others()
         if others:
-            context.note(f"in float, without weights: {', '.join(others)}")
+            context.note(f"operators without weights that stay in float: {', '.join(others)}")
         return finished(path, described)
 
     @property
-    def _usual(self) -> str:
-        """The precision of a layer of which nothing else is said."""
-        return USUAL[self.scheme]
+    def _default(self) -> str:
+        """Precision of layers that no pattern selects."""
+        return DEFAULT[self.scheme]
 
     def _ranges(self, content: bytes, model: Model, source: Signature, context: Context) -> Ranges:
         values = tflite_calibration.samples(model, source, context)
         if self.calibrator == "minmax":
             return tflite_calibration.extremes(content, source, values)
-        levels = 2 ** tflite_quantizer.ACTIVATION_BITS[self._usual]
+        levels = 2 ** tflite_quantizer.ACTIVATION_BITS[self._default]
         name = model.path.name
         return tflite_calibration.calibrated(content, name, values, self.calibrator, self.percentile, levels)

@@ -1,4 +1,4 @@
-"""An exported program with 8- or 4-bit weights for XNNPACK, whose activations are quantized at run time."""
+"""Dynamic int8 and int4 weight quantization of an exported program for XNNPACK."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class QuantizeWeightsExecutorch(Stage):
-    """``dynamic_int8``: int8 weights of linear layers and convolutions; ``int4``: 4 bits, linear layers only.
+    """``dynamic_int8``: int8 weights of linear layers and convolutions; ``int4``: linear layers only.
 
-    Needs no calibration data: XNNPACK finds the range of each input when it runs. ``dynamic_int8`` leaves
-    layers without such a kernel in float, and a note says which; ``int4`` refuses them, unless ``layers``
-    gives them another precision.
+    Needs no calibration data: XNNPACK quantizes activations at run time. ``dynamic_int8`` leaves layers
+    without a kernel in float, with a note; ``int4`` raises an error for them, unless ``layers`` sets
+    another precision.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -40,14 +40,14 @@ class QuantizeWeightsExecutorch(Stage):
         "dynamic_int8", description="int8 weights, or 4-bit weights of linear layers; float between layers"
     )
     io: Literal["float32", "int8"] = Field(
-        "float32", description="dtype of inputs and outputs; these schemes have float32 only"
+        "float32", description="dtype of inputs and outputs; these schemes support float32 only"
     )
-    per_channel: bool = Field(True, description="a scale per output channel; XNNPACK has no other here")
+    per_channel: bool = Field(True, description="one weight scale per output channel, as XNNPACK requires")
     group_size: int = Field(
         32,
         multiple_of=32,
         ge=32,
-        description="of 4-bit weights: as many share a scale, where the inputs of a layer divide by it",
+        description="int4: number of weights that share a scale, in layers whose input size it divides",
     )
     layers: dict[str, Literal["int4", "int8", "float32"]] = Field(
         {}, description="precision by layer name or pattern, such as {conv*: int8}"
@@ -57,22 +57,24 @@ class QuantizeWeightsExecutorch(Stage):
     @classmethod
     def _float_only(cls, io: str) -> str:
         if io != "float32":
-            raise ValueError(f"activations are float between layers, so inputs and outputs are too, not {io}")
+            raise ValueError(f"the inputs and outputs of these schemes are float32, not {io}")
         return io
 
     @field_validator("per_channel")
     @classmethod
     def _channels_only(cls, per_channel: bool) -> bool:
         if not per_channel:
-            raise ValueError("XNNPACK needs a scale per channel where activations are quantized at run time")
+            raise ValueError(
+                "XNNPACK requires per-channel scales where activations are quantized at run time"
+            )
         return per_channel
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
 
         Raises:
-            StageError: when the program cannot be read, a pattern fits no layer, a layer has no kernel of the
-                precision asked for, or none has.
+            StageError: the program cannot be read, a pattern matches no layer, a layer has no kernel for the
+                requested precision, or no layer has one.
         """
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
@@ -83,39 +85,40 @@ class QuantizeWeightsExecutorch(Stage):
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
     def _plan(self, graph: "GraphModule", context: Context) -> dict[str, str]:
-        """The precision of every layer that is not to stay in float, by the name of its node."""
-        usual = "int4" if self.scheme == "int4" else "int8"
-        every = torch_overrides.quantizable(graph, WEIGHTED | frozenset(RECURRENT))
+        """The precision of every layer to quantize, by node."""
+        default = "int4" if self.scheme == "int4" else "int8"
+        quantizable = torch_overrides.quantizable(graph, WEIGHTED | frozenset(RECURRENT))
         nodes = {node.name: node for node in graph.graph.nodes}
-        asked = torch_overrides.precisions(every, self.layers)
+        requested = torch_overrides.precisions(quantizable, self.layers)
         plan: dict[str, str] = {}
-        without: list[str] = []
-        for layer in every:
-            precision = asked.get(layer.name, usual)
+        without_kernel: list[str] = []
+        for layer in quantizable:
+            precision = requested.get(layer.name, default)
             if precision == "float32":
                 continue
             if torch_weights.has_kernel(nodes[layer.node], graph, precision):
                 plan[layer.node] = precision
-            elif layer.name in asked or self.scheme == "int4":
-                without.append(f"{layer.name} ({layer.kind}, {precision})")
+            elif layer.name in requested or self.scheme == "int4":
+                without_kernel.append(f"{layer.name} ({layer.kind}, {precision})")
             else:
-                without.append(f"{layer.name} ({layer.kind})")
-        if without and (self.scheme == "int4" or any(", " in text for text in without)):
+                without_kernel.append(f"{layer.name} ({layer.kind})")
+        # Entries with a comma contain a precision that the recipe requests: it must not be dropped silently.
+        if without_kernel and (self.scheme == "int4" or any(", " in text for text in without_kernel)):
             raise StageError(
-                f"XNNPACK has no kernel for {named(without)}: 4-bit weights are for linear layers, "
+                f"XNNPACK has no kernel for {named(without_kernel)}: 4-bit weights are for linear layers, "
                 "dynamic int8 for linear layers and 2-D convolutions over several channels",
-                fix=f"say what they are to be: layers: {{{without[0].split(' ')[0]}: float32}}, "
+                fix=f"keep them in float with layers: {{{without_kernel[0].split(' ')[0]}: float32}}, "
                 "or choose scheme int8",
             )
         if not plan:
-            what = f"it has {named(without)}" if without else "none is left to quantize"
+            reason = f"it has {named(without_kernel)}" if without_kernel else "no layer is left to quantize"
             raise StageError(
-                f"XNNPACK can give no layer of this model {usual} weights: {what}",
+                f"XNNPACK supports {default} weights for no layer of this model: {reason}",
                 fix="choose scheme int8, or leave executorch out for this variant",
             )
-        if without:
+        if without_kernel:
             context.note(
-                f"dynamic int8: {len(plan)} of {len(every)} layers; XNNPACK has no such kernel for "
-                f"{named(without)}, which stay in float"
+                f"dynamic int8: {len(plan)} of {len(quantizable)} layers; XNNPACK has no kernel for "
+                f"{named(without_kernel)}, which stay in float"
             )
         return plan

@@ -1,4 +1,4 @@
-"""An exported program in int8 for XNNPACK, by PyTorch 2 export quantization (pt2e)."""
+"""Static int8 quantization of an exported program for XNNPACK, by PyTorch 2 export quantization (pt2e)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 KINDS = WEIGHTED | frozenset(RECURRENT)
 
 SMALLEST_SCALE = 2**-12
-"""As in ExecuTorch's own configuration for XNNPACK."""
+"""Lower bound on activation scales, as in ExecuTorch's configuration for XNNPACK."""
 
 
 class QuantizeXnnpack(TorchInt8):
-    """Static int8: weights symmetric, activations per tensor from calibration.
+    """Static int8: symmetric weights, activations quantized per tensor.
 
-    The result still computes in float between quantize and dequantize operators, which ExecuTorch turns
-    into int8 kernels. Method: torchao's ``prepare_pt2e`` and ``convert_pt2e`` with the
-    ``XNNPACKQuantizer`` of ExecuTorch. Calibration keeps a histogram per value, so memory does not grow
-    with the number of samples. ``mixed`` is int8 with as few layers in float as keep the accuracy.
+    The result computes in float between quantize and dequantize operators, which ExecuTorch lowers to int8
+    kernels. Method: torchao's ``prepare_pt2e`` and ``convert_pt2e`` with the ``XNNPACKQuantizer`` of
+    ExecuTorch. Calibration keeps one histogram per tensor, so memory does not grow with the number of
+    samples. ``mixed`` is int8 with the fewest layers in float that preserve the accuracy.
     """
 
     produces: ClassVar[str] = "exported_program_xnnpack"
@@ -46,7 +46,7 @@ class QuantizeXnnpack(TorchInt8):
         """Quantize one program.
 
         Raises:
-            StageError: when the program cannot be read, calibration data are missing, a pattern fits no
+            StageError: the program cannot be read, calibration data are missing, a pattern matches no
                 layer, or a layer stays in float.
         """
         samples = calibration(context)
@@ -54,19 +54,19 @@ class QuantizeXnnpack(TorchInt8):
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         with torch_engine.quiet(), torch_engine.one_thread():
-            job = _Pt2e(self, graph, inputs, context.folder)
-            job.calibrate(samples.inputs(described))
-            context.progress(f"calibrated with {job.ranges.samples} samples")
-            if job.ranges.remark:
-                context.note(job.ranges.remark)
+            quantizing = _Pt2e(self, graph, inputs, context.folder)
+            quantizing.calibrate(samples.inputs(described))
+            context.progress(f"calibrated with {quantizing.ranges.samples} samples")
+            if quantizing.ranges.remark:
+                context.note(quantizing.ranges.remark)
             path = context.folder / "model.pt2"
-            torch_program.write(job.program(self.kept_in_float(job, described, context)), path)
-            job.trial.unlink(missing_ok=True)
+            torch_program.write(quantizing.program(self.kept_in_float(quantizing, described, context)), path)
+            quantizing.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
 
 class _Pt2e(Program):
-    """One program with its ranges."""
+    """One program with its calibrated activation ranges."""
 
     def __init__(
         self, options: QuantizeXnnpack, graph: "GraphModule", inputs: Sequence[TensorSpec], folder: Path
@@ -76,8 +76,10 @@ class _Pt2e(Program):
         self.module: Any = torch_program.export(graph, inputs).module(check_guards=False)
 
     def calibrate(self, samples: Any) -> None:
-        """See the ranges, under the names that values have where they are needed."""
-        self.ranges = torch_ranges.see(self.module, samples, self.options.calibrator, self.options.percentile)
+        """Measure the activation ranges, under the tensor names of the exported module."""
+        self.ranges = torch_ranges.observe(
+            self.module, samples, self.options.calibrator, self.options.percentile
+        )
 
     def make(self, raised: frozenset[str]) -> Path:
         self.trial.write_bytes(torch_lowering.lower(self.program(raised)))
@@ -97,22 +99,24 @@ class _Pt2e(Program):
 
         exempt = self.exempt(raised)
         quantizer = XNNPACKQuantizer().set_global(_config(self.options.per_channel))
+        # The quantizer annotates only nodes that pass the filter; the others stay in float.
         quantizer.set_filter_function(lambda node: node.name not in exempt)
+        # A copy, because prepare_pt2e works in place and each candidate starts from the original.
         prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)
-        torch_ranges.give(prepared, self.ranges)
+        torch_ranges.assign(prepared, self.ranges)
         converted = convert_pt2e(prepared)
         refuse_float(converted, exempt, self.names)
         return torch_program.export(converted, self.inputs)
 
 
 def _config(per_channel: bool) -> Any:
-    """ExecuTorch's symmetric configuration, with observers that keep the range they are given."""
+    """ExecuTorch's symmetric configuration, with observers that return exactly the given range."""
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    own = get_symmetric_quantization_config(is_per_channel=per_channel)
+    default = get_symmetric_quantization_config(is_per_channel=per_channel)
     activation = QuantizationSpec(
         dtype=torch.int8,
         quant_min=-128,
@@ -121,13 +125,13 @@ def _config(per_channel: bool) -> Any:
         is_dynamic=False,
         observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=SMALLEST_SCALE),
     )
-    return type(own)(activation, activation, own.weight, own.bias, own.is_qat)
+    return type(default)(activation, activation, default.weight, default.bias, default.is_qat)
 
 
 def refuse_float(module: Any, exempt: set[str], names: Mapping[str, str]) -> None:
-    """Raise for layers, other than those called ``exempt``, whose input or weight is not int8.
+    """Raise for layers, except the nodes in ``exempt``, whose input or weight is not int8.
 
-    ``names`` are the layers' names to users, by those of their nodes.
+    ``names`` maps nodes to the layer names of the model.
     """
     left = [
         node
@@ -137,11 +141,11 @@ def refuse_float(module: Any, exempt: set[str], names: Mapping[str, str]) -> Non
         and not all("dequantize" in str(getattr(source, "target", "")) for source in node.args[:2])
     ]
     if left:
-        called = [names.get(node.name, node.name) for node in left]
+        layer_names = [names.get(node.name, node.name) for node in left]
         weights = [getattr(node.args[1], "name", "states") for node in left]
-        shown = [f"{name} ({weight})" for name, weight in zip(called, weights, strict=True)]
+        shown = [f"{name} ({weight})" for name, weight in zip(layer_names, weights, strict=True)]
         raise StageError(
-            f"int8 was asked for, and these layers would stay in float: {', '.join(shown)}",
-            fix=f"the XNNPACK quantizer does not know their kind; say so with layers: {{{called[0]!r}: "
-            "float32}, or leave executorch out for this variant",
+            f"int8 was requested, but these layers would stay in float: {', '.join(shown)}",
+            fix="the XNNPACK quantizer does not support them: keep them in float with layers: "
+            f"{{{layer_names[0]!r}: float32}}, or leave executorch out for this variant",
         )

@@ -1,4 +1,4 @@
-"""Weights rounded to the integers that keep each layer's output, before the formats' quantizers see them."""
+"""Adaptive weight rounding (AdaRound) on the float model, before the quantizer of any format."""
 
 import time
 from collections.abc import Mapping
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     import torch
 
     from edgeopt.formats.torch.graph.layers import Layer
-    from edgeopt.formats.torch.lab.layer_by_layer import Seen
+    from edgeopt.formats.torch.lab.layer_by_layer import LayerSamples
 
-SAY_EVERY = 3.0
-"""Seconds between two lines of progress."""
+PROGRESS_INTERVAL = 3.0
+"""Seconds between two progress lines."""
 
 
 class RoundWeights(Stage):
-    """Put the weights of every layer on its int8 grid, each rounded up or down as AdaRound learns it.
+    """Round the weights of every layer to its integer grid, up or down as learned by AdaRound.
 
-    The result is a float model whose weights are integers times a scale per channel (or tensor). The
-    largest weight of each channel is the largest integer, so whatever symmetric quantizer comes after finds
-    that scale and those integers again; ``bits`` and ``per_channel`` must be those that it will use.
-    Layers are learned in order, on inputs from the layers already rounded, against the outputs of the float
-    model; what rounding leaves of a shift in the mean goes into the bias.
+    The result is a float model whose weights are integers times one scale per channel (or tensor). The
+    largest weight of each channel is the largest integer, so that any symmetric quantizer recovers the same
+    scale and integers; ``bits`` and ``per_channel`` must match that quantizer. Layers are learned in order,
+    on inputs from the layers already rounded, against the outputs of the float model; the remaining shift
+    of the mean is absorbed by the bias.
 
-    At 8 bits per channel there is little to win; it is for fewer bits, and for one scale per tensor.
+    The gain is small at 8 bits per channel; use it for fewer bits, or for one scale per tensor.
     Source: Nagel et al. 2020, arXiv:2004.10568.
     """
 
@@ -52,49 +52,49 @@ class RoundWeights(Stage):
 
     scheme: Literal["adaround"] = Field("adaround", description="learned per weight, layer by layer")
     bits: int = Field(
-        8, ge=torch_grid.LOW, le=torch_grid.HIGH, description="of the weights when they are quantized"
+        8, ge=torch_grid.LOW, le=torch_grid.HIGH, description="bit width of the quantized weights"
     )
     layers: dict[str, Annotated[int, Field(ge=torch_grid.LOW, le=torch_grid.HIGH)]] = Field(
-        {}, description="bits of layers by name or pattern, instead of those for all"
+        {}, description="bit width by layer name or pattern, overriding bits"
     )
     per_channel: bool = Field(True, description="one weight scale per output channel, not per tensor")
-    clip: bool = Field(True, description="also try scales below that of the largest weight")
-    bias: bool = Field(True, description="let the bias make up for a shift of the mean output")
-    iterations: int = Field(1000, ge=0, description="steps of gradient descent per layer")
-    samples: int = Field(256, ge=1, description="at most so many calibration samples, drawn from all")
+    clip: bool = Field(True, description="also try scales that clip the largest weights")
+    bias: bool = Field(True, description="compensate the shift of the mean output in the bias")
+    iterations: int = Field(1000, ge=0, description="gradient descent steps per layer")
+    samples: int = Field(256, ge=1, description="maximum number of calibration samples, drawn from all")
 
     def run(self, model: Model, context: Context) -> Model:
         """Round the weights of one program.
 
         Raises:
-            StageError: it has no layer with weights, a pattern in ``layers`` fits none, or the calibration
-                data are missing or unusable.
+            StageError: the model has no layer with weights, a pattern in ``layers`` matches none, or the
+                calibration data are missing or unusable.
         """
         graph, inputs = torch_program.plain_graph(model)
         count = len(torch_layers.layers(graph))
         if not count:
             raise StageError(
-                "the model has no convolution or linear layer whose weights could be rounded",
+                "the model has no convolution or linear layer whose weights can be rounded",
                 fix="leave rounding out of this variant",
             )
         if context.calibration is None:
             raise StageError(
                 "rounding needs calibration data", fix="add 'data: {calibration: ...}' to the recipe"
             )
-        known = torch_overrides.quantizable(graph)
-        said = torch_overrides.precisions(known, self.layers)
-        bits = {layer.node: said[layer.name] for layer in known if layer.name in said}
+        quantizable = torch_overrides.quantizable(graph)
+        overrides = torch_overrides.precisions(quantizable, self.layers)
+        bits = {layer.node: overrides[layer.name] for layer in quantizable if layer.name in overrides}
         described = model.model_copy(update={"inputs": inputs})
         samples = torch_layer_by_layer.draw(
             context.calibration.inputs(described), inputs, torch_layer_by_layer.fitting(graph, self.samples)
         )
         done: list[torch_adaround.Rounded] = []
-        told = time.monotonic()
+        reported_at = time.monotonic()
 
-        def learn(layer: "Layer", seen: "Seen") -> "tuple[torch.Tensor, torch.Tensor]":
-            nonlocal told
-            if not done or time.monotonic() - told > SAY_EVERY:
-                told = time.monotonic()
+        def learn(layer: "Layer", seen: "LayerSamples") -> "tuple[torch.Tensor, torch.Tensor]":
+            nonlocal reported_at
+            if not done or time.monotonic() - reported_at > PROGRESS_INTERVAL:
+                reported_at = time.monotonic()
                 context.progress(f"rounding {layer.name}, layer {len(done) + 1} of {count}")
             weight, bias = layer.weight(graph), layer.bias(graph)
             moments = torch_moments.gather(layer, seen, weight, bias, centred=self.bias)
@@ -109,24 +109,25 @@ class RoundWeights(Stage):
             done.append(rounded)
             learned = rounded.codes * rounded.scale
             if self.bias:
-                layer.set_bias(graph, bias + moments.missing(learned))
+                layer.set_bias(graph, bias + moments.bias_correction(learned))
             layer.set_weight(graph, learned.reshape(weight.shape))
+            # As stored in the graph, so that the next layers learn on exactly these values.
             return layer.weight(graph), layer.bias(graph)
 
         with torch_engine.one_thread():
-            torch_layer_by_layer.walk(graph, samples, learn)
+            torch_layer_by_layer.visit_layers(graph, samples, learn)
         graph.recompile()
-        for line in _told(done, torch_layers.others(graph)):
+        for line in _notes(done, torch_layers.others(graph)):
             context.note(line)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
 
-def _told(done: list[torch_adaround.Rounded], others: list[str]) -> list[str]:
+def _notes(done: list[torch_adaround.Rounded], others: list[str]) -> list[str]:
     nearest = sum(rounded.nearest for rounded in done) / len(done)
     learned = sum(rounded.learned for rounded in done) / len(done)
     lines = [
-        f"rounded the weights of {len(done)} layers: mean squared error of their outputs {learned:.2e} of "
-        f"the power, {nearest:.2e} when rounded to nearest"
+        f"rounded the weights of {len(done)} layers: mean squared error of their outputs {learned:.2e} "
+        f"relative to the power, against {nearest:.2e} with rounding to nearest"
     ]
     if others:
         lines.append(f"weights not rounded: {', '.join(others)}")

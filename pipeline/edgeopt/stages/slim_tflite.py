@@ -1,4 +1,4 @@
-"""The same TFLite model in fewer bytes."""
+"""Lossless size reduction of TFLite files."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -14,15 +14,15 @@ from edgeopt.plugin import Context, Stage
 
 
 class SlimTflite(Stage):
-    """Lossless: what is equal is shared, what nobody reads is left out, and outputs stay bit-identical.
+    """Deduplicate data and drop unused data; outputs stay bit-identical.
 
-    Equal buffers, vectors, strings and tables are written once; names of inner tensors, calibration
-    statistics, unused buffers and converters' own metadata are dropped; buffers that lie behind the tables
-    move inside, where every runtime finds them. Signatures, tensor numbers, custom options and the user's
-    metadata stay. The result is read again and compared with the original before it counts.
+    Equal buffers, vectors, strings and tables are stored once; names of intermediate tensors, calibration
+    statistics, unused buffers and converter metadata are dropped; buffers appended after the flatbuffer are
+    moved inside, where every runtime finds them. Signatures, tensor indices, custom options and user
+    metadata are preserved. The result is parsed again and compared with the original.
 
-    Every optimized TFLite file is slimmed unless its variant says ``slim: false``; a file that cannot be
-    slimmed is then kept as it is, and the report says why.
+    Every optimized TFLite file is slimmed unless its variant sets ``slim: false``. A file that cannot be
+    slimmed is then copied unchanged, with a note in the report.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
@@ -33,30 +33,30 @@ class SlimTflite(Stage):
 
     scheme: Literal["lossless"] = Field("lossless", description="lossless: outputs stay bit-identical")
     best_effort: bool = Field(
-        True, description="keep the file as it is, with a note, where it cannot be slimmed; false: fail"
+        True, description="keep a file that cannot be slimmed unchanged, with a note; false: fail"
     )
 
     def run(self, model: Model, context: Context) -> Model:
-        """Slim one file; its inputs and outputs stay what they are.
+        """Slim one file; inputs and outputs do not change.
 
         Raises:
-            StageError: when the file is damaged; also, without ``best_effort``, when it cannot be slimmed or
-                the result would differ.
+            StageError: the file is damaged; without ``best_effort``, also if it cannot be slimmed or the
+                result would differ.
         """
         try:
             file = load(model.path)
         except UnknownPartError as error:
-            return self._kept(model, error, context)
+            return self._unchanged(model, error, context)
         try:
             result = slimmed(file)
         except StageError as error:
-            return self._kept(model, error, context)
+            return self._unchanged(model, error, context)
         context.progress(f"slimmed from {len(file.content):,} to {len(result):,} bytes")
         path = context.folder / "model.tflite"
         path.write_bytes(result)
         return model.model_copy(update={"path": path})
 
-    def _kept(self, model: Model, error: StageError, context: Context) -> Model:
+    def _unchanged(self, model: Model, error: StageError, context: Context) -> Model:
         if not self.best_effort:
             raise error
         path = context.folder / "model.tflite"

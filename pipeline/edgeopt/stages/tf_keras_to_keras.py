@@ -1,4 +1,4 @@
-"""Keras 2 models (.h5, SavedModel) rebuilt in Keras 3, which opens the way to its other backends."""
+"""Keras 2 models (.h5, SavedModel) to Keras 3, which makes its other backends available."""
 
 import io
 import json
@@ -17,16 +17,17 @@ from edgeopt.plugin import Context, Stage, Worker
 
 TOLERANCE = 1e-5
 DROPPED = frozenset({"groups"})
-"""Settings that Keras 2 wrote for DepthwiseConv2D and Keras 3 refuses; they had no effect."""
+"""Arguments that Keras 2 saved for DepthwiseConv2D, without effect, and Keras 3 rejects."""
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Earliest date that a ZIP archive can store."""
 
 
 class TfKerasToKeras(Stage):
     """Read configuration and weights with tf_keras, rebuild the layers in Keras 3 and copy the weights.
 
-    The result is held to the outputs of the source on random inputs (max \\|error\\| < 1e-5, relative to the
-    largest output where that is above 1).
+    The outputs are compared with those of the source on random inputs (max \\|error\\| < 1e-5, relative to
+    the largest output if that exceeds 1).
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tf_keras"})
@@ -42,7 +43,7 @@ class TfKerasToKeras(Stage):
         """Rebuild one model.
 
         Raises:
-            StageError: naming the layer that cannot cross, or when the outputs differ.
+            StageError: a layer cannot be rebuilt in Keras 3, or the outputs differ.
         """
         old = keras_loading.load_tf_keras(model.path, self.trust)
         context.progress("rebuilding in Keras 3")
@@ -61,25 +62,26 @@ def _rebuild(old: Any, name: str) -> Any:
 
     if not hasattr(old, "get_config") or not getattr(old, "inputs", None):
         raise StageError(
-            f"{name} is a subclassed model without an architecture that could be rebuilt",
+            f"{name} is a subclassed model, whose architecture cannot be rebuilt",
             fix="convert it through its SavedModel instead",
         )
     kinds: dict[str, Any] = {"Functional": keras.Model, "Sequential": keras.Sequential, "Model": keras.Model}
     kind = type(old).__name__
+    # Layer by layer before the whole model, so that the error names the layer.
     for layer in _layers(old):
-        _crosses(layer, name)
+        _check_layer(layer, name)
     if kind not in kinds:
         raise StageError(
             f"{name} is a {kind}; only Sequential and functional models can be rebuilt in Keras 3"
         )
     try:
-        return kinds[kind].from_config(_modern(old.get_config()))
+        return kinds[kind].from_config(_keras3_config(old.get_config()))
     except keras_loading.UNREADABLE as error:
         raise StageError(f"Keras 3 cannot rebuild {name}: {keras_loading.reason(error)}") from error
 
 
 def _layers(network: Any) -> Iterator[Any]:
-    """All layers that are no models themselves."""
+    """All layers, those of nested models included."""
     for layer in network.layers:
         if hasattr(layer, "layers"):
             yield from _layers(layer)
@@ -87,44 +89,45 @@ def _layers(network: Any) -> Iterator[Any]:
             yield layer
 
 
-def _crosses(layer: Any, name: str) -> None:
-    """Refuse a layer that Keras 3 does not have or cannot build from its configuration."""
+def _check_layer(layer: Any, name: str) -> None:
+    """Raise for a layer that Keras 3 lacks or cannot build from its configuration."""
     import keras
 
     kind = type(layer).__name__
     if kind == "Lambda" or not hasattr(keras.layers, kind):
-        reason = "holds Python code" if kind == "Lambda" else "is no layer of Keras 3"
+        reason = "contains Python code" if kind == "Lambda" else "is not a Keras 3 layer"
         raise StageError(
-            f"layer {layer.name!r} of {name} cannot cross to Keras 3: {kind} {reason}",
+            f"layer {layer.name!r} of {name} cannot be rebuilt in Keras 3: {kind} {reason}",
             fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
         )
     if kind == "InputLayer":
         return
     try:
-        getattr(keras.layers, kind).from_config(_modern(layer.get_config()))
+        getattr(keras.layers, kind).from_config(_keras3_config(layer.get_config()))
     except keras_loading.UNREADABLE as error:
         raise StageError(
-            f"layer {layer.name!r} ({kind}) of {name} cannot cross to Keras 3: {keras_loading.reason(error)}",
+            f"Keras 3 cannot rebuild layer {layer.name!r} ({kind}) of {name}: {keras_loading.reason(error)}",
             fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
         ) from error
 
 
-def _modern(config: Any) -> Any:
-    """A Keras 2 configuration without the settings that Keras 3 refuses, with 'float32' for its policy."""
+def _keras3_config(config: Any) -> Any:
+    """Convert a Keras 2 configuration: drop rejected arguments, replace dtype policies by their names."""
     if isinstance(config, dict):
-        kernel = "depth_multiplier" in config
+        depthwise = "depth_multiplier" in config
         plain = {
-            key: _dtype(value) if key == "dtype" else _modern(value)
+            key: _dtype(value) if key == "dtype" else _keras3_config(value)
             for key, value in config.items()
-            if not (kernel and key in DROPPED)
+            if not (depthwise and key in DROPPED)
         }
+        # BatchNormalization: Keras 2 saves the axis as a list of one.
         if "moving_mean_initializer" in config and isinstance(plain.get("axis"), list):
             (plain["axis"],) = plain["axis"]
         return plain
     if isinstance(config, tuple):
-        return tuple(_modern(value) for value in config)
-    if isinstance(config, list):  # TensorFlow tracks lists in a class of its own: give back plain ones
-        return [_modern(value) for value in config]
+        return tuple(_keras3_config(value) for value in config)
+    if isinstance(config, list):  # TensorFlow wraps tracked lists in its own class: return plain ones
+        return [_keras3_config(value) for value in config]
     return config
 
 
@@ -142,12 +145,12 @@ def _copy_weights(old: Any, new: Any) -> None:
             target.set_weights(source.get_weights())
         except ValueError as error:
             raise StageError(
-                f"the weights of layer {source.name!r} do not fit its Keras 3 form: {error}"
+                f"the weights of layer {source.name!r} do not match the Keras 3 layer: {error}"
             ) from error
 
 
-def _specs(tensors: Any, names: list[str], told: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    layouts = [spec.layout for spec in told] if len(told) == len(names) else [None] * len(names)
+def _specs(tensors: Any, names: list[str], known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    layouts = [spec.layout for spec in known] if len(known) == len(names) else [None] * len(names)
     specs = []
     for tensor, name, layout in zip(tensors, names, layouts, strict=True):
         shape = tuple(tensor.shape)
@@ -157,7 +160,7 @@ def _specs(tensors: Any, names: list[str], told: tuple[TensorSpec, ...]) -> tupl
 
 
 def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> None:
-    """Run both on two random samples; open dimensions are given the size 16."""
+    """Compare both on two random samples; open dimensions get the size 16."""
     import tensorflow as tf
 
     random = np.random.default_rng(0)
@@ -170,19 +173,19 @@ def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> N
         structure = keras_loading.input_structure(network)
         return list(tf.nest.flatten(network(tf.nest.pack_sequence_as(structure, values), training=False)))
 
-    expected, found = outputs(old), outputs(new)
-    for before, after in zip(expected, found, strict=True):
+    expected, actual = outputs(old), outputs(new)
+    for before, after in zip(expected, actual, strict=True):
         largest = max(1.0, float(np.abs(before).max()))
         error = float(np.abs(np.asarray(before) - np.asarray(after)).max()) / largest
         if not error < TOLERANCE:
             raise StageError(
-                f"{name} rebuilt in Keras 3 gives other outputs: max |error| {error:.2g}, "
+                f"{name} rebuilt in Keras 3 has different outputs: max |error| {error:.2g}, "
                 f"allowed {TOLERANCE:g}{_first_difference(old, new, values)}"
             )
 
 
 def _first_difference(old: Any, new: Any, values: list[Any]) -> str:
-    """Names the first layer whose output differs, where the layers can be looked at one by one."""
+    """Name the first layer with weights whose output differs, for the error message."""
     import keras
     import tensorflow as tf
     import tf_keras
@@ -197,7 +200,7 @@ def _first_difference(old: Any, new: Any, values: list[Any]) -> str:
 
 
 def _save(network: Any, path: Path) -> None:
-    """Save without the date, so that the same model gives the same bytes."""
+    """Save without dates, so that equal models give equal bytes."""
     network.save(path)
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in sorted(archive.namelist())}

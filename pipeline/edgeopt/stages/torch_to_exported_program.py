@@ -1,4 +1,4 @@
-"""A PyTorch module as an exported program."""
+"""A PyTorch module to an exported program."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class TorchToExportedProgram(Stage):
-    """Export with ``torch.export`` at a batch of 1, batch norm folded into the layers before it."""
+    """Export with ``torch.export`` at a batch of 1; batch norm is folded into the preceding layers."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
     produces: ClassVar[str] = "exported_program"
@@ -21,7 +21,7 @@ class TorchToExportedProgram(Stage):
         """Export one model.
 
         Raises:
-            StageError: when ``torch.export`` cannot follow the module.
+            StageError: ``torch.export`` cannot trace the module.
         """
         module = torch_module.build(model)
         context.progress("exporting")

@@ -1,4 +1,4 @@
-"""A TorchScript module as an exported program."""
+"""A TorchScript module to an exported program."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class TorchscriptToExportedProgram(Stage):
-    """Record the operators that the module runs for one input of batch 1.
+    """Trace the operators that the module executes for one input of batch 1.
 
-    The recording goes through the dispatcher, so it sees what the TorchScript interpreter does. A branch
-    that depends on values is recorded as it goes for zeros; a result that differs on random input is
-    refused. ``torch._export.converter`` is not used: it makes axes dynamic and fails on pooling
-    whose kernel is computed from them.
+    The trace is taken at the dispatcher, below the TorchScript interpreter. Value-dependent branches are
+    traced for an input of zeros; a module whose trace differs on random input is rejected.
+    ``torch._export.converter`` is not used: it makes axes dynamic and fails on pooling whose kernel size is
+    computed from them.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torchscript_module"})
@@ -35,31 +35,32 @@ class TorchscriptToExportedProgram(Stage):
         """Convert one module.
 
         Raises:
-            StageError: when the file is not TorchScript, the inputs are unknown or do not fit, or the
-                module does not do the same for every input.
+            StageError: the file is not TorchScript, the inputs are unknown or do not match, or the control
+                flow of the module depends on input values.
         """
         import torch
         from torch.fx.experimental.proxy_tensor import make_fx
 
         if not model.inputs:
             raise StageError(
-                f"{model.path.name} does not say what it takes: TorchScript files know no input shapes",
-                fix="describe 'inputs' of the model in the recipe",
+                f"{model.path.name} does not declare its input shapes: TorchScript files contain none",
+                fix="declare 'inputs' of the model in the recipe",
             )
         inputs = tuple(torch_specs.fix_batch(spec) for spec in model.inputs)
         module = torch_script.load_script(model.path)
-        context.progress("recording operators")
+        context.progress("tracing operators")
         try:
             with torch.no_grad(), torch_engine.quiet():
+                # Exported programs are functional: in-place operators are replaced first.
                 functional = torch.func.functionalize(module, remove="mutations")
-                recorded = make_fx(functional)(*torch_specs.zeros(inputs))
+                traced = make_fx(functional)(*torch_specs.zeros(inputs))
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(
                 f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
                 f"{torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
-        graph = torch_simplify.simplify(recorded, torch_specs.zeros(inputs), [spec.name for spec in inputs])
+        graph = torch_simplify.simplify(traced, torch_specs.zeros(inputs), [spec.name for spec in inputs])
         _compare(module, graph, inputs, model)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
@@ -71,6 +72,7 @@ def _compare(
     from torch.utils import _pytree
 
     generator = torch.Generator().manual_seed(0)
+    # Integer inputs may be indices, for which only zero is certainly valid.
     values = [
         torch.randn(zero.shape, generator=generator).to(zero.dtype) if zero.is_floating_point() else zero
         for zero in torch_specs.zeros(inputs)
@@ -83,6 +85,6 @@ def _compare(
         )
     if not worst <= 1e-4:
         raise StageError(
-            f"{model.path.name} takes another path for other values: its record is off by {worst:.3g}",
-            fix="remove control flow that depends on values, or give the model as factory and weights",
+            f"{model.path.name} has value-dependent control flow: its trace is off by {worst:.3g}",
+            fix="remove that control flow, or provide the model as factory and weights",
         )

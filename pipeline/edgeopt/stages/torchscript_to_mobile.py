@@ -1,4 +1,4 @@
-"""A TorchScript module as a file for the lite interpreter."""
+"""A TorchScript module to a file for the lite interpreter."""
 
 from typing import ClassVar
 
@@ -11,10 +11,10 @@ from edgeopt.plugin import Context, Stage, Worker
 
 
 class TorchscriptToMobile(Stage):
-    """Freeze and save for the lite interpreter, with no further optimization.
+    """Freeze and save for the lite interpreter, without further optimization.
 
-    ``optimize_for_mobile`` needs a torch built with XNNPACK, and ``optimize_for_inference`` makes files
-    on which the lite interpreter crashes.
+    ``optimize_for_mobile`` requires a torch built with XNNPACK, and ``optimize_for_inference`` writes files
+    that crash the lite interpreter.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"torchscript_module"})
@@ -27,14 +27,14 @@ class TorchscriptToMobile(Stage):
         """Convert one module.
 
         Raises:
-            StageError: when the file is not TorchScript, or the inputs are unknown or do not fit.
+            StageError: the file is not TorchScript, or the inputs are unknown or do not match.
         """
         import torch
 
         if not model.inputs:
             raise StageError(
-                f"{model.path.name} does not say what it takes: TorchScript files know no input shapes",
-                fix="describe 'inputs' of the model in the recipe",
+                f"{model.path.name} does not declare its input shapes: TorchScript files contain none",
+                fix="declare 'inputs' of the model in the recipe",
             )
         inputs = tuple(torch_specs.fix_batch(spec) for spec in model.inputs)
         module = torch_script.load_script(model.path)

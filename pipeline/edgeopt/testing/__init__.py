@@ -1,18 +1,19 @@
-"""Toys, and the tests that every plug-in passes: for authors of plug-ins, and for edgeopt itself.
+"""Conformance tests for plug-ins, and small models to test with.
 
     from edgeopt.testing import Workshop, cases
 
     @pytest.fixture(scope="session")
     def workshop(tmp_path_factory):
-        with Workshop(tmp_path_factory.mktemp("workshop")) as made:
-            yield made
+        with Workshop(tmp_path_factory.mktemp("workshop")) as shop:
+            yield shop
 
     @pytest.mark.parametrize("case", cases("my_package"), ids=str)
     def test_conformance(case, workshop):
         case.check(workshop)
 
-`cases` finds every stage, format, runtime, dataset and metric of a distribution. `toys` are stages that
-abort, hang, lie and the like; `null_device` answers without a model. The toys are digits: ``edgeopt[data]``.
+`cases` finds every stage, format, runtime, dataset and metric of a distribution. `toys` are misbehaving
+stages: they abort, hang, return wrong results. `null_device` is a device that runs no model. The toy models
+classify digits, which requires ``edgeopt[data]``.
 """
 
 from edgeopt.testing.cases import Case, cases

@@ -1,4 +1,4 @@
-"""Every plug-in of a distribution as a test case."""
+"""The plug-ins of a distribution as test cases."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
@@ -23,59 +23,59 @@ CHECKS: dict[Kind, Callable[[Any, Workshop], None]] = {
 
 
 class Case(NamedTuple):
-    """One plug-in to be tested."""
+    """One plug-in to test."""
 
     kind: Kind
     name: str
     plugin: Plugin | type[Plugin] | None
-    """An instance, or a class that is tested with the options that it has by itself; None for a runtime."""
+    """An instance, or a class to test with its default options; None for a runtime."""
 
     def __str__(self) -> str:
-        given = self.plugin.options() if isinstance(self.plugin, Plugin) else {}
-        usual = type(self.plugin).model_fields if isinstance(self.plugin, Plugin) else {}
-        own = [f"{key}={value}" for key, value in given.items() if value != usual[key].default]
-        return f"{self.kind}:{self.name}" + (f"({','.join(own)})"[:60] if own else "")
+        options = self.plugin.options() if isinstance(self.plugin, Plugin) else {}
+        fields = type(self.plugin).model_fields if isinstance(self.plugin, Plugin) else {}
+        changed = [f"{key}={value}" for key, value in options.items() if value != fields[key].default]
+        return f"{self.kind}:{self.name}" + (f"({','.join(changed)})"[:60] if changed else "")
 
     def unavailable(self, workshop: Workshop) -> str:
-        """Why it cannot be tested on this machine; empty if it can."""
+        """Reason why the plug-in cannot be tested on this machine; empty if it can."""
         if self.plugin is not None:
             missing = self.plugin.missing()
-            return f"{self.name} needs {', '.join(missing)}" if missing else ""
+            return f"{self.name} requires {', '.join(missing)}" if missing else ""
         assert workshop.bench.probe is not None
-        found = workshop.bench.probe["runtimes"].get(self.name)
-        return "" if found else f"the runtime {self.name} is not installed on this machine"
+        installed = workshop.bench.probe["runtimes"].get(self.name)
+        return "" if installed else f"the runtime {self.name} is not installed on this machine"
 
     def check(self, workshop: Workshop) -> None:
-        """Test it.
+        """Test the plug-in.
 
         Raises:
-            Nonconformance: it does not do what its kind promises.
-            EdgeoptError: a toy cannot be made, or the plug-in refuses one.
+            Nonconformance: it violates the contract of its kind.
+            EdgeoptError: a toy model cannot be created, or the plug-in rejects one.
         """
         CHECKS[self.kind](self.plugin if self.plugin is not None else self.name, workshop)
 
 
 def cases(package: str, instances: Iterable[Plugin] = ()) -> list[Case]:
-    """Every stage, format, runtime, dataset and metric that a package brings.
+    """Every stage, format, runtime, dataset and metric that a package provides.
 
     Args:
-        package: the top level package, such as ``my_package``; ``edgeopt`` for the shipped ones.
-        instances: plug-ins that need options to exist, or are to be tested with several. A plug-in without
-            an instance here is tested with the options that it has by itself.
+        package: the top-level package, such as ``my_package``; ``edgeopt`` for the built-in plug-ins.
+        instances: plug-ins with required options, or with further options to test. Plug-ins without an
+            instance are tested with their default options.
     """
     given: dict[tuple[Kind, str], list[Plugin]] = {}
     for plugin in instances:
         given.setdefault((plugin.plugin_kind, registry.plugin_name(plugin)), []).append(plugin)
-    found = []
+    collected = []
     for base in (Stage, Format, Dataset, Metric):
         kind: Kind = base.plugin_kind
-        for name in _brought(kind, package):
-            several: list[Any] = given.get((kind, name), []) or [registry.find(cast(Any, base), name)]
-            found += [Case(kind, name, plugin) for plugin in several]
-    return found + [Case("runtimes", name, None) for name in _brought("runtimes", package)]
+        for name in _provided(kind, package):
+            plugins: list[Any] = given.get((kind, name), []) or [registry.find(cast(Any, base), name)]
+            collected += [Case(kind, name, plugin) for plugin in plugins]
+    return collected + [Case("runtimes", name, None) for name in _provided("runtimes", package)]
 
 
-def _brought(kind: Kind, package: str) -> list[str]:
+def _provided(kind: Kind, package: str) -> list[str]:
     if package == "edgeopt":
         return list(registry.shipped(kind))
     points = registry.entry_points().items()

@@ -1,4 +1,4 @@
-"""A device without a model behind it, for tests of all that stands above a device."""
+"""A device that runs no model, to test everything above the device."""
 
 from edgeopt.devices.device import Device, load_device
 from edgeopt.formats.known import artifact_formats
@@ -8,9 +8,9 @@ NAME = "null"
 
 
 def null_device() -> Device:
-    """This machine with the runtime ``null`` for every format: it takes any file and answers at once.
+    """This machine with the runtime ``null`` for every format, which accepts any file and returns at once.
 
-    The outputs are zeros in the shapes of the inputs.
+    Its outputs are zeros with the shapes of the inputs.
     """
     return load_device(HOST).model_copy(
         update={"name": NAME, "runtimes": dict.fromkeys(artifact_formats(), NAME)}

@@ -1,4 +1,4 @@
-"""Stages that do to their process what real converters sometimes do: abort, hang, eat memory, lie."""
+"""Misbehaving stages, as real converters can be: they abort, hang, exhaust memory, return wrong results."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from edgeopt.plugin import Context, Stage, Trial
 
 
 class Toy(Stage):
-    """Writes the bytes of its input and its own mark: a stage whose work can be read back."""
+    """Appends its mark to the bytes of its input, so that the file shows which stages ran."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"keras", "toy"})
     produces: ClassVar[str] = "toy"
@@ -32,14 +32,14 @@ class Toy(Stage):
 
 
 class Finish(Toy):
-    """Makes what claims to be a .tflite file."""
+    """Writes a file that claims to be TFLite."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"toy", "keras"})
     produces: ClassVar[str] = "tflite"
 
 
 class Abort(Toy):
-    """Dies as a converter does on a failed native assertion."""
+    """Aborts the process, like a converter on a failed native assertion."""
 
     def run(self, model: Model, context: Context) -> Model:
         os.write(2, b"F0000 converter.cc:42] Check failed: rank == 4\n")
@@ -48,7 +48,7 @@ class Abort(Toy):
 
 
 class Hang(Toy):
-    """Never comes back."""
+    """Never returns."""
 
     def run(self, model: Model, context: Context) -> Model:
         time.sleep(600)
@@ -56,7 +56,7 @@ class Hang(Toy):
 
 
 class Hungry(Toy):
-    """Takes memory until it is stopped."""
+    """Allocates memory until it is stopped."""
 
     def run(self, model: Model, context: Context) -> Model:
         hoard = []
@@ -67,28 +67,28 @@ class Hungry(Toy):
 
 
 class Refuse(Toy):
-    """Fails with an explanation."""
+    """Fails with a `StageError`."""
 
     def run(self, model: Model, context: Context) -> Model:
         raise StageError("layer 'odd' cannot be converted", fix="replace it")
 
 
 class Bug(Toy):
-    """Fails without one."""
+    """Fails with an unexpected exception."""
 
     def run(self, model: Model, context: Context) -> Model:
         raise KeyError("surprise")
 
 
 class Liar(Toy):
-    """Returns what it was given, under another name."""
+    """Returns its input, declared as another format."""
 
     def run(self, model: Model, context: Context) -> Model:
         return model.model_copy(update={"format": self.produces})
 
 
 class Onnx(Stage):
-    """Gives an ONNX file as it is: what its subclasses do beside that is what they are for."""
+    """Copies an ONNX file; base class of stages that also do something wrong."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
     produces: ClassVar[str] = "onnx"
@@ -100,7 +100,7 @@ class Onnx(Stage):
 
 
 class Elsewhere(Onnx):
-    """Writes a file beside its input."""
+    """Writes a file outside its folder, next to its input."""
 
     def run(self, model: Model, context: Context) -> Model:
         (model.path.parent / "cache.txt").write_text("mine")
@@ -108,17 +108,17 @@ class Elsewhere(Onnx):
 
 
 class Random(Onnx):
-    """Gives other bytes each time."""
+    """Writes different bytes on every call."""
 
     def run(self, model: Model, context: Context) -> Model:
-        made = super().run(model, context)
-        with made.path.open("ab") as file:
-            file.write(b"\x7a\x10" + os.urandom(16))  # a field of protobuf that nobody knows
-        return made
+        result = super().run(model, context)
+        with result.path.open("ab") as file:
+            file.write(b"\x7a\x10" + os.urandom(16))  # an unknown protobuf field
+        return result
 
 
 class Blind(Onnx):
-    """Tells other outputs than its file has."""
+    """Declares outputs that differ from those of its file."""
 
     def run(self, model: Model, context: Context) -> Model:
         outputs = tuple(spec.model_copy(update={"shape": (1, 7)}) for spec in model.outputs)
@@ -126,7 +126,7 @@ class Blind(Onnx):
 
 
 class Ruin(Stage):
-    """Sets every weight of an ONNX file to zero: the file is valid, the model is gone."""
+    """Sets every weight of an ONNX file to zero: the file is valid, but the model is broken."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
     produces: ClassVar[str] = "onnx"
@@ -146,7 +146,7 @@ class Ruin(Stage):
 
 
 class Thin(Toy):
-    """Carries out an intent, and leaves the model in need of training."""
+    """Fulfils an intent after which the model needs fine-tuning."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"thin": frozenset({"much"})}
@@ -154,7 +154,7 @@ class Thin(Toy):
 
 
 class Train(Toy):
-    """Says what it was given, and can be killed in the middle without losing the beginning."""
+    """Reports its inputs, and resumes from its checkpoint after being killed."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"toy"})
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"train": frozenset({"training"})}
@@ -183,7 +183,7 @@ class Train(Toy):
 
 
 class Slow(Toy):
-    """Tells of its progress for longer than the patience of whoever watches."""
+    """Reports progress for longer than the silence that a watchdog tolerates."""
 
     def run(self, model: Model, context: Context) -> Model:
         for second in range(8):

@@ -1,4 +1,4 @@
-"""Small real models of every format, and warm processes to run plug-ins in."""
+"""Small real models of every format, and worker processes to run plug-ins in."""
 
 import fcntl
 import os
@@ -35,26 +35,26 @@ MINUTES = 10.0
 
 
 class Ran(NamedTuple):
-    """What became of one call of a stage."""
+    """Result of one call of a stage."""
 
     model: Model
     digest: str
     outside: tuple[str, ...]
-    """What it wrote elsewhere than in its folder."""
+    """Paths that it wrote outside its folder."""
 
 
 class Workshop:
-    """Holds toys of every format and two processes per kind of framework; use it as a context manager.
+    """Toy models of every format, and two processes per worker kind; a context manager.
 
-    The toys are a trained network for 8x8 digits, in Keras and in PyTorch, and whatever stages make of it.
+    The toys are a trained network for 8x8 digits, in Keras and in PyTorch, and the results of stages on it.
     """
 
     def __init__(self, folder: Path, models: Mapping[str, Model] | None = None) -> None:
-        """``models``: by format, for those that no stage makes of a toy."""
+        """``models``: models by format, for formats that no stage produces from a toy."""
         self.folder = folder.resolve()
         self.calibration = Feed(Digits(part="calibration", limit=SAMPLES), PREPROCESSING)
         self.evaluation = Evaluation(self.calibration.dataset, PREPROCESSING, self.folder)
-        """The calibration samples once more, to compare outputs on."""
+        """The calibration samples, on which outputs are compared."""
         self.training = Feed(Digits(part="train", limit=SAMPLES), PREPROCESSING)
         self._given = dict(models or {})
         self._made: dict[str, Model] = {}
@@ -74,10 +74,10 @@ class Workshop:
             executor.close(at_once=True)
 
     def model(self, format: str) -> Model:
-        """A toy of a format, made once, also where several processes have workshops in the same folder.
+        """The toy of a format, created once, even if several processes share the folder.
 
         Raises:
-            CannotRunError: no stage makes one of the toys that there are.
+            CannotRunError: no stage produces this format from a toy.
         """
         if format not in self._made:
             record = self.folder / "toys" / f"{format}.json"
@@ -91,16 +91,16 @@ class Workshop:
         return self._made[format]
 
     def part(self, format: str) -> ModelPart:
-        """What a recipe says of the source model that a toy of this format is, or is made of."""
+        """The model section of a recipe for the toy of this format, or for its source."""
         if format == factory_format() or format not in SOURCES:
             return self._torch_part()
         return ModelPart(path=self.model(format).path)
 
     def run(self, stage: Stage, model: Model, *, process: int = 0) -> Ran:
-        """Carry a stage out in one of the two processes of its kind of framework.
+        """Run a stage in one of the two processes of its worker kind.
 
         Raises:
-            StageError: it fails, or takes its process down.
+            StageError: the stage fails, or terminates its process.
         """
         self._count += 1
         work = self.folder / f"work-{os.getpid()}-{self._count}"
@@ -114,16 +114,16 @@ class Workshop:
         if inputs.checkpoints is not None:
             inputs.checkpoints.mkdir()
         (work / "result").mkdir()
-        made, outside = self.call(_watched, (stage, model, inputs, work), stage.worker, process)
-        found = formats().get(made.format)
-        digest = found.digest(made.path) if found is not None else content_digest(made.path)
-        return Ran(made, digest, tuple(outside))
+        result, outside = self.call(_run_watched, (stage, model, inputs, work), stage.worker, process)
+        format = formats().get(result.format)
+        digest = format.digest(result.path) if format is not None else content_digest(result.path)
+        return Ran(result, digest, tuple(outside))
 
     def outputs(self, model: Model) -> tuple[Array, ...] | None:
-        """What a model gives for the toys' samples on this machine; None where nothing here runs its format.
+        """The outputs of a model for the toys' samples, or None if this machine has no runtime for it.
 
         Raises:
-            EdgeoptError: the runtime refuses it.
+            EdgeoptError: the runtime rejects the model.
         """
         bench = self.bench
         if model.format not in bench.device.runtimes:
@@ -138,7 +138,7 @@ class Workshop:
 
     @property
     def bench(self) -> Bench:
-        """This machine, to run models on."""
+        """This machine as a device, to run models on."""
         if self._bench is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             agent = build_agent(self.folder / "agent.pyz")
@@ -150,10 +150,10 @@ class Workshop:
     def call(
         self, function: Callable[..., Any], args: tuple[Any, ...], worker: Worker, process: int = 0
     ) -> Any:
-        """Call ``function(say, *args)`` in a process of a kind of framework.
+        """Call ``function(say, *args)`` in a process of a worker kind.
 
         Raises:
-            StageError: it raised, or took its process down.
+            StageError: the function raised, or terminated its process.
         """
         task = Task("workshop", function, args, worker, MINUTES, "toys take seconds")
         executor = self._executors[process]
@@ -172,7 +172,7 @@ class Workshop:
         )
 
     def _source(self, format: str) -> Model | None:
-        """A toy that no stage makes: a trained model, or weights alone."""
+        """A toy that no stage produces: a trained model, or a weights file."""
         weights = shipped("recipes") / "digits" / "digits.safetensors"
         if format == factory_format():
             part = self._torch_part()
@@ -206,30 +206,30 @@ class Workshop:
         return model
 
     def _by_stage(self, format: str) -> Model:
-        """A format that only a stage with an intent gives, such as that of a quantized program."""
+        """A toy of a format that only a stage with an intent produces, such as a quantized program."""
         for stage in registry.plugins(Stage).values():
             if stage.produces == format and format not in stage.accepts:
                 before = min(stage.accepts)
                 return self.run(instance(stage, (), self.part(before)), self.model(before)).model
         raise CannotRunError(
-            f"no toy of the format {format!r}: no stage makes one",
-            fix="give one: Workshop(folder, models={...})",
+            f"no toy model of the format {format!r}: no stage produces one",
+            fix="provide one: Workshop(folder, models={...})",
         )
 
 
 SOURCES = {"keras": "toy.keras", "tf_keras": "toy.h5", "saved_model": "toy"}
-"""Formats in which Keras itself writes the toy."""
+"""Formats that Keras itself writes, and the file names of their toys."""
 WEIGHTS = {
     "safetensors": "toy.safetensors",
     "checkpoint": "toy.pt",
     "legacy_checkpoint": "toy.pth",
     "pickle": "toy.pkl",
 }
-"""Formats of weights alone, and of what only looks like weights."""
+"""Formats of weights files, and of one that only looks like them."""
 
 
 def _save_keras(say: Say, network: Path, place: Path) -> None:
-    """The network as it is, in the older Keras, or as a SavedModel: by the name of the place."""
+    """Save a network as Keras 3, Keras 2 or SavedModel, depending on the suffix of ``place``."""
     import shutil
 
     import keras
@@ -264,23 +264,23 @@ def _save_weights(say: Say, weights: Path, place: Path) -> None:
         torch.save(load_file(weights), place, _use_new_zipfile_serialization=place.suffix == ".pt")
 
 
-def _watched(
+def _run_watched(
     say: Say, stage: Stage, model: Model, inputs: StageInputs, work: Path
 ) -> tuple[Model, list[str]]:
-    """Run a stage while every file that Python code writes is looked at."""
+    """Run a stage and record every path that Python code writes outside the permitted folders."""
     temporary = work / "tmp"
     temporary.mkdir()
     allowed = [work / "result", temporary, *([inputs.checkpoints] if inputs.checkpoints else [])]
-    before, was = dict(os.environ), tempfile.tempdir
+    environment, tempdir = dict(os.environ), tempfile.tempdir
     source = _state(model.path)
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     try:
         with _writes(allowed) as outside:
             result = run_stage(say, stage, model, inputs, work / "result")
     finally:
-        tempfile.tempdir = was
+        tempfile.tempdir = tempdir
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
     if _state(model.path) != source:
         outside.append(f"{model.path} (its input)")
     left = [path for path in files_of(temporary) if not path.name.startswith(TENSORFLOW)]
@@ -289,13 +289,13 @@ def _watched(
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    found = [(str(file), file.stat()) for file in files_of(path)]
-    return [(name, about.st_size, about.st_mtime_ns) for name, about in found]
+    stats = [(str(file), file.stat()) for file in files_of(path)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 HARMLESS = ("/dev/", "/proc/", "/sys/")
-PLACES = {
+FOLDER_EVENTS = {
     "os.link": (1, 3),
     "os.mkdir": (0, 2),
     "os.remove": (0, 1),
@@ -303,34 +303,34 @@ PLACES = {
     "os.rmdir": (0, 1),
     "os.symlink": (1, 2),
 }
-"""Events of Python that change a folder: which argument is the path, which the folder it starts from."""
+"""Audit events that change a folder, with the indices of their path and directory descriptor arguments."""
 TENSORFLOW = "__autograph_generated"
-"""Begins the names of temporary files that TensorFlow removes when its process ends."""
+"""Name prefix of temporary files that TensorFlow removes at process exit."""
 _watchers: list[Callable[[str], None]] = []
 _hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
 
 
 @contextmanager
 def _writes(allowed: list[Path]) -> Iterator[list[str]]:
-    """Collect the paths that Python code writes outside of some folders."""
+    """Collect the paths that Python code writes outside the allowed folders."""
     folders = tuple(str(path.resolve()) for path in allowed)
-    found: list[str] = []
+    written: list[str] = []
 
-    def see(path: str) -> None:
-        whole = os.path.realpath(path)
-        if whole.startswith(HARMLESS) or "__pycache__" in whole or path in found:
+    def record(path: str) -> None:
+        resolved = os.path.realpath(path)
+        if resolved.startswith(HARMLESS) or "__pycache__" in resolved or path in written:
             return
-        if not any(whole == folder or whole.startswith(folder + os.sep) for folder in folders):
-            found.append(path)
+        if not any(resolved == folder or resolved.startswith(folder + os.sep) for folder in folders):
+            written.append(path)
 
-    if not _hooks:  # one for all time: a hook cannot be taken out again
+    if not _hooks:  # one for the whole process: audit hooks cannot be removed
         _hooks.append(_hook)
         sys.addaudithook(_hook)
-    _watchers.append(see)
+    _watchers.append(record)
     try:
-        yield found
+        yield written
     finally:
-        _watchers.remove(see)
+        _watchers.remove(record)
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
@@ -340,10 +340,10 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     folder = ""
     if event == "open" and isinstance(args[2], int) and args[2] & WRITING:
         path = args[0]
-    elif event in PLACES:
-        place, number = PLACES[event]
+    elif event in FOLDER_EVENTS:
+        place, number = FOLDER_EVENTS[event]
         path = args[place]
         folder = os.readlink(f"/proc/self/fd/{args[number]}") if args[number] >= 0 else ""
     if isinstance(path, bytes | str | os.PathLike):
-        for see in _watchers:
-            see(os.path.join(folder, os.fsdecode(path)))
+        for record in _watchers:
+            record(os.path.join(folder, os.fsdecode(path)))

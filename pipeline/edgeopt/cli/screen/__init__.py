@@ -1,1 +1,1 @@
-"""Tables and progress bars."""
+"""Tables and progress displays."""

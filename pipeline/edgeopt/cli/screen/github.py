@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a run: a summary on the job's page, and an annotation per gate that blocks."""
+"""GitHub Actions output of a run: the step summary, and an annotation per failure."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from edgeopt.reports import markdown
 from edgeopt.results import Report
 
 
-def tell_github(report: Report) -> None:
-    """Write the step summary and the annotations, where this runs as a step of GitHub Actions.
+def report_to_github(report: Report) -> None:
+    """Write the step summary and the annotations if running in GitHub Actions.
 
-    Annotations go to stderr, which the runner reads as well: stdout is the result alone.
+    Annotations go to stderr, which the runner parses as well: stdout is reserved for the result.
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
@@ -34,9 +34,10 @@ def _annotate(level: str, title: str, message: str) -> None:
 
 
 def _data(text: str) -> str:
-    """Text in a workflow command: what would end the command is escaped."""
+    """Escape the message of a workflow command."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
+    """Escape a property of a workflow command."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,4 +1,4 @@
-"""What a run has done, does and has yet to do, as a tree that a terminal shows while it works."""
+"""The live progress tree of a run: finished, running and planned steps."""
 
 import re
 import threading
@@ -22,124 +22,127 @@ STYLES = {
     "cached": "dim",
     "failed": "red",
 }
-FEW = 3
-"""Steps that must have taken their time before it is said how much is left."""
-BAR = 12
-SPARE = 2
-"""Lines of the screen that are left free, so that the tree never scrolls."""
-_PART = re.compile(r"\b(\d+) of (\d+)\b")
+MIN_TIMED_STEPS = 3
+"""Finished steps required for an estimate of the remaining time."""
+MIN_TIMED_SECONDS = 3
+"""Elapsed time of a step required for an estimate of its remaining time."""
+BAR_WIDTH = 12
+SPARE_LINES = 2
+"""Screen lines left free, so that the tree never scrolls."""
+_COUNT = re.compile(r"\b(\d+) of (\d+)\b")
 
 
 @dataclass
 class Step:
-    """One stage of a branch, or one measurement of it."""
+    """One stage or measurement of a branch."""
 
     name: str
     status: str = "planned"
-    began: float = 0.0
+    started_at: float = 0.0
     seconds: float = 0.0
-    said: str = ""
+    message: str = ""
 
     def share(self) -> float | None:
-        """How far it is, where the last thing it said tells: 'epoch 3 of 60'."""
-        found = _PART.search(self.said)
-        if found is None or not int(found[2]):
+        """Completed fraction, if its last message contains a count such as 'epoch 3 of 60'."""
+        match = _COUNT.search(self.message)
+        if match is None or not int(match[2]):
             return None
-        return min(1.0, int(found[1]) / int(found[2]))
+        return min(1.0, int(match[1]) / int(match[2]))
 
 
 @dataclass
 class Branch:
-    """One artifact on its way."""
+    """The steps of one artifact."""
 
     name: str
     steps: dict[str, Step] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        found = {step.status for step in self.steps.values()}
+        statuses = {step.status for step in self.steps.values()}
         for status in ("failed", "started"):
-            if status in found:
+            if status in statuses:
                 return status
-        if "planned" in found:
+        if "planned" in statuses:
             return "planned"
-        return "cached" if found == {"cached"} else "done"
+        return "cached" if statuses == {"cached"} else "done"
 
     @property
     def running(self) -> list[Step]:
         return [step for step in self.steps.values() if step.status == "started"]
 
     @property
-    def left(self) -> list[Step]:
-        """What is still to be done; nothing after a failure."""
+    def remaining(self) -> list[Step]:
+        """Planned and running steps; none after a failure."""
         if self.status == "failed":
             return []
         return [step for step in self.steps.values() if step.status in ("planned", "started")]
 
 
 class Work:
-    """All branches of a run. Told by one thread, drawn by another."""
+    """All branches of a run; updated by one thread, drawn by another."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.began = clock()
+        self.started_at = clock()
         self.branches: dict[str, Branch] = {}
-        self.over = ""
-        """Set at the end: how it ended."""
+        self.outcome = ""
+        """Set when the run ends."""
         self._lock = threading.Lock()
 
-    def tell(self, event: Event) -> None:
-        """Take note of a piece of progress."""
+    def update(self, event: Event) -> None:
+        """Apply one progress event."""
         with self._lock:
             branch = self.branches.setdefault(event.branch, Branch(event.branch))
             step = branch.steps.setdefault(event.step, Step(event.step))
             if event.status == "note":
-                step.said = event.message
+                step.message = event.message
                 return
             if event.status == "started":
-                step.began = self.clock()
+                step.started_at = self.clock()
             elif event.status in ("done", "failed"):
-                step.seconds = event.seconds or (self.clock() - step.began if step.began else 0.0)
+                step.seconds = event.seconds or (self.clock() - step.started_at if step.started_at else 0.0)
             if event.status == "failed":
-                step.said = event.message
+                step.message = event.message
             step.status = event.status
 
     def seconds_left(self) -> float | None:
-        """A guess: a step takes as long as those of its name took. None before that can be said."""
+        """Estimate from the mean duration of finished steps by name; None while too few are known."""
         steps = [step for branch in self.branches.values() for step in branch.steps.values()]
-        taken: dict[str, list[float]] = {}
+        durations: dict[str, list[float]] = {}
         for step in steps:
             if step.status == "done":
-                taken.setdefault(step.name, []).append(step.seconds)
-        known = [seconds for several in taken.values() for seconds in several]
-        to_come = [step for branch in self.branches.values() for step in branch.left]
-        if len(known) < FEW or not to_come:
+                durations.setdefault(step.name, []).append(step.seconds)
+        known = [seconds for several in durations.values() for seconds in several]
+        remaining = [step for branch in self.branches.values() for step in branch.remaining]
+        if len(known) < MIN_TIMED_STEPS or not remaining:
             return None
-        usual = {name: sum(several) / len(several) for name, several in taken.items()}
-        total = sum(self._left_of(step, usual.get(step.name, sum(known) / len(known))) for step in to_come)
-        return total / max(1, sum(step.status == "started" for step in to_come))
+        means = {name: sum(several) / len(several) for name, several in durations.items()}
+        mean = sum(known) / len(known)
+        total = sum(self._seconds_left_of(step, means.get(step.name, mean)) for step in remaining)
+        return total / max(1, sum(step.status == "started" for step in remaining))
 
-    def _left_of(self, step: Step, usual: float) -> float:
+    def _seconds_left_of(self, step: Step, mean: float) -> float:
         if step.status != "started":
-            return usual
-        elapsed, share = self.clock() - step.began, step.share()
-        return elapsed * (1 - share) / share if share else max(0.0, usual - elapsed)
+            return mean
+        elapsed, share = self.clock() - step.started_at, step.share()
+        return elapsed * (1 - share) / share if share else max(0.0, mean - elapsed)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
             yield self.tree(options.max_height if options.max_height else console.height)
 
     def tree(self, height: int) -> Tree:
-        """The tree, with as many branches as a screen of ``height`` lines holds: those under way first."""
-        room = max(1, height - SPARE - 1)
+        """The tree, cut to a screen of ``height`` lines: running branches first, then failed ones."""
+        room = max(1, height - SPARE_LINES - 1)
         tree = Tree(self._summary(), guide_style="dim")
-        everything = list(self.branches.values())
-        shown = everything
-        if sum(map(_lines, everything)) > room:
-            busy = [branch for branch in everything if branch.status == "started"]
-            failed = [branch for branch in everything if branch.status == "failed"]
+        branches = list(self.branches.values())
+        shown = branches
+        if sum(map(_lines, branches)) > room:
+            running = [branch for branch in branches if branch.status == "started"]
+            failed = [branch for branch in branches if branch.status == "failed"]
             shown = []
-            for branch in [*busy, *reversed(failed)]:
+            for branch in [*running, *reversed(failed)]:
                 if sum(map(_lines, shown)) + _lines(branch) < room:
                     shown.append(branch)
         width = max((len(printable(branch.name)) for branch in shown), default=0)
@@ -147,35 +150,37 @@ class Work:
             node = tree.add(_branch(branch, width))
             for text in self._details(branch):
                 node.add(text)
-        if len(shown) < len(everything):
-            tree.add(Text(_counted([b for b in everything if b not in shown]), "dim", no_wrap=True))
+        if len(shown) < len(branches):
+            tree.add(Text(_counts([b for b in branches if b not in shown]), "dim", no_wrap=True))
         return tree
 
     def _summary(self) -> Text:
         steps = [step for branch in self.branches.values() for step in branch.steps.values()]
         finished = sum(step.status in ("done", "shared", "cached", "failed") for step in steps)
         parts = [f"{finished} of {len(steps)} steps" if steps else "starting"]
-        for status, word in (("cached", "cached"), ("failed", "failed")):
+        for status in ("cached", "failed"):
             if number := sum(step.status == status for step in steps):
-                parts.append(f"{number} {word}")
-        parts.append(f"{spoken(self.clock() - self.began)}")
-        left = None if self.over else self.seconds_left()
+                parts.append(f"{number} {status}")
+        parts.append(duration_text(self.clock() - self.started_at))
+        left = None if self.outcome else self.seconds_left()
         if left is not None:
-            parts.append(f"about {spoken(left, rough=True)} left")
-        return Text(", ".join([*parts, *([self.over] if self.over else [])]), "bold", no_wrap=True)
+            parts.append(f"about {duration_text(left, rough=True)} left")
+        return Text(", ".join([*parts, *([self.outcome] if self.outcome else [])]), "bold", no_wrap=True)
 
     def _details(self, branch: Branch) -> Iterator[Text]:
         for step in branch.steps.values():
             if step.status == "started":
-                elapsed = self.clock() - step.began
-                line = Text(f"{printable(step.name)}  {spoken(elapsed)}", no_wrap=True, overflow="ellipsis")
+                elapsed = self.clock() - step.started_at
+                title = f"{printable(step.name)}  {duration_text(elapsed)}"
+                line = Text(title, no_wrap=True, overflow="ellipsis")
                 share = step.share()
                 if share is not None:
-                    full = round(share * BAR)
-                    line.append("  ").append("━" * full, "cyan").append("━" * (BAR - full), "dim")
-                    if share and elapsed > FEW:
-                        line.append(f"  about {spoken(elapsed * (1 - share) / share, rough=True)} left")
-                if step.said:
+                    full = round(share * BAR_WIDTH)
+                    line.append("  ").append("━" * full, "cyan").append("━" * (BAR_WIDTH - full), "dim")
+                    if share and elapsed > MIN_TIMED_SECONDS:
+                        left = duration_text(elapsed * (1 - share) / share, rough=True)
+                        line.append(f"  about {left} left")
+                if step.message:
                     line.append(f"  {_one_line(step)}", "dim")
                 yield line
             elif step.status == "failed":
@@ -199,12 +204,12 @@ def _branch(branch: Branch, width: int) -> Text:
     if status == "cached":
         line.append("  cached", "dim")
     elif seconds:
-        line.append(f"  {spoken(seconds)}", "dim")
+        line.append(f"  {duration_text(seconds)}", "dim")
     return line
 
 
-def _counted(branches: list[Branch]) -> str:
-    """How many are how far, of the branches that there is no room for."""
+def _counts(branches: list[Branch]) -> str:
+    """The number of hidden branches by status."""
     words = {
         "started": "more under way",
         "planned": "waiting",
@@ -217,12 +222,12 @@ def _counted(branches: list[Branch]) -> str:
 
 
 def _one_line(step: Step) -> str:
-    first = step.said.splitlines()[0] if step.said else ""
+    first = step.message.splitlines()[0] if step.message else ""
     return printable(first.removeprefix(f"{step.name}: "))
 
 
-def spoken(seconds: float, *, rough: bool = False) -> str:
-    """A time as people say it; ``rough``: of a guess, whose last digits mean nothing."""
+def duration_text(seconds: float, *, rough: bool = False) -> str:
+    """A duration as text; ``rough`` rounds it, for estimates."""
     if seconds < 60:
         return f"{max(5, 5 * round(seconds / 5))} s" if rough else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from edgeopt.cli.screen.live import Work
 
 MARKS = {"done": "✓", "shared": "✓", "cached": "=", "failed": "✗", "note": "·"}
-TIMES_A_SECOND = 4
+REFRESHES_PER_SECOND = 4
 
 
-def wants_lines() -> bool:
-    """Whether plain lines are wanted: no terminal reads stderr, or whoever reads it asked for plain text."""
+def plain_output() -> bool:
+    """Whether to print plain lines: stderr is not a terminal, or the environment requests plain text."""
     plain = os.environ.get("CI") or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return bool(plain) or not sys.stderr.isatty()
 
 
 class Progress:
-    """Watches a run, and shows it as a tree or as lines."""
+    """Receives the progress events of a run and shows them as a tree or as lines."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.lines: list[str] = []
-        self.under_way: dict[tuple[str, str], float] = {}
+        self.start_times: dict[tuple[str, str], float] = {}
         self.work: Work | None = None
         self.live: Live | None = None
 
     def __enter__(self) -> "Progress":
-        if not self.quiet and not wants_lines():
+        if not self.quiet and not plain_output():
             from rich.console import Console
             from rich.live import Live
 
@@ -47,7 +47,7 @@ class Progress:
             self.live = Live(
                 self.work,
                 console=Console(stderr=True),
-                refresh_per_second=TIMES_A_SECOND,
+                refresh_per_second=REFRESHES_PER_SECOND,
                 redirect_stdout=False,
                 vertical_overflow="crop",
             )
@@ -58,29 +58,29 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.work is not None:
-            stopped = "interrupted" if kind is KeyboardInterrupt else "stopped"
-            self.work.over = "finished" if kind is None else stopped
+            aborted = "interrupted" if kind is KeyboardInterrupt else "stopped"
+            self.work.outcome = "finished" if kind is None else aborted
         if self.live is not None:
-            # Draws the last state, if there ever was one, and gives the terminal its cursor back.
+            # Draws the final state, unless nothing was ever shown, and restores the cursor.
             self.live.transient = self.work is None or not self.work.branches
             self.live.__exit__(kind, error, trace)
             self.live = None
 
     def __call__(self, event: Event) -> None:
         if self.work is not None:
-            self.work.tell(event)
+            self.work.update(event)
         if event.status == "planned":
             return
         key = (event.branch, event.step)
         if event.status == "started":
-            self.under_way[key] = time.monotonic()
+            self.start_times[key] = time.monotonic()
             return
-        began = self.under_way.get(key)
+        started_at = self.start_times.get(key)
         if event.status != "note":
-            self.under_way.pop(key, None)
-        seconds = event.seconds or (time.monotonic() - began if began is not None else 0.0)
-        took = f"{seconds:6.1f} s" if event.status in ("done", "failed") else f"{event.status:>8}"
-        line = f"{MARKS[event.status]} {took}  {event.branch:<24} {event.step}"
+            self.start_times.pop(key, None)
+        seconds = event.seconds or (time.monotonic() - started_at if started_at is not None else 0.0)
+        column = f"{seconds:6.1f} s" if event.status in ("done", "failed") else f"{event.status:>8}"
+        line = f"{MARKS[event.status]} {column}  {event.branch:<24} {event.step}"
         if event.message and event.status in ("failed", "note", "shared"):
             line += f": {event.message.splitlines()[0].removeprefix(event.step + ': ')}"
         self.lines.append(line)
@@ -88,5 +88,5 @@ class Progress:
             typer.echo(line, err=True)
 
     def write_log(self, path: Path) -> None:
-        """Keep everything that was shown."""
+        """Write all lines that were shown to a file."""
         path.write_text("\n".join(self.lines) + "\n", "utf-8")

@@ -20,53 +20,53 @@ from edgeopt.results import Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 PLAIN_WIDTH = 160
-ENDLESS = 100_000
+UNLIMITED = 100_000
 GAP = 2
-"""Blanks between two columns of results."""
+"""Spaces between two columns of results."""
 NARROWEST_VARIANT = 12
 FIRST_TITLES = ("size", "p50", "÷ float")
-"""Columns that are shown whenever they fit, after the metric and its drop."""
+"""Columns of first priority, after the metric and its drop."""
 LATER_TITLES = ("agreement", "SNR", "p90", "MACs", "peak memory")
-"""And those that come next; what is named in neither comes last, in the order of the report."""
+"""Columns of second priority; all others follow in the order of the report."""
 
 
 def console() -> Console:
-    """stdout, wide enough for a table when it is not a terminal."""
+    """stdout, with a fixed width if it is not a terminal."""
     out = Console()
     return out if out.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def show_report(report: Report, out: Console | None = None) -> None:
-    """One table per device, then the reasons of what could not be had, then the gates that failed.
+    """Print one table per device, then the reasons of failed results, then the gates that did not pass.
 
-    A terminal gets the columns that it has room for, uncut, and a line that names the others; a file or
-    a pipe gets all of them.
+    A terminal shows the columns that fit, uncut, and a line that names the hidden ones; a file or pipe gets
+    all columns.
     """
     out = out or console()
     if not out.is_terminal:
-        out.width = ENDLESS
+        out.width = UNLIMITED
     hidden: dict[str, None] = {}
     titles = {info.name: info.title for info in report.metrics}
     metric = titles.get(report.primary_metric, report.primary_metric)
     if report.source is not None:
         values = ", ".join(f"{name} {show(value)}" for name, value in report.source.measurements.items())
-        told = values or report.source.reason or "outputs only"
+        summary = values or report.source.reason or "outputs only"
         source = f"source model {report.source.path} ({report.source.format})"
-        out.print(Text(f"{source}: {told}, n = {report.run.samples}"))
+        out.print(Text(f"{source}: {summary}, n = {report.run.samples}"))
     for note in report.run.notes:
         out.print(Text(f"note: {note}", "yellow"))
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
-        wanted = columns(report, rows)
-        table, left_out = _results(rows, wanted, metric, out.width if out.is_terminal else None)
+        requested = columns(report, rows)
+        table, omitted = _results(rows, requested, metric, out.width if out.is_terminal else None)
         out.print(Text(f"{report.recipe} on {device}", "italic"))
         out.print(table)
-        hidden |= dict.fromkeys(left_out)
+        hidden |= dict.fromkeys(omitted)
         for note in dict.fromkeys(note for row in rows for note in row.notes):
             out.print(Text(f"note: {note}", "dim"))
     if hidden:
-        where = "a wider terminal shows them" + (", and report.md" if report.folder else "")
-        out.print(Text(f"not shown, for want of room: {', '.join(hidden)} ({where})", "dim"))
+        where = "terminal too narrow" + ("; see report.md" if report.folder else "")
+        out.print(Text(f"hidden: {', '.join(hidden)} ({where})", "dim"))
     for info in report.metrics:
         if info.reason:
             out.print(Text(f"metric {info.name} could not be computed: {info.reason}", "red"))
@@ -78,27 +78,27 @@ def show_report(report: Report, out: Console | None = None) -> None:
                     STYLES[row.status],
                 )
             )
-    failed = [verdict for verdict in report.gates if verdict.status != "pass"]
-    for verdict in failed:
+    blocked = [verdict for verdict in report.gates if verdict.status != "pass"]
+    for verdict in blocked:
         where = f"{verdict.variant}.{verdict.format} on {verdict.device}"
-        told = "failed" if verdict.status == "fail" else "undecided"
+        status = "failed" if verdict.status == "fail" else "undecided"
         colour = "red" if verdict.blocks else "yellow"
-        out.print(Text(f"gate {told}: {verdict.gate}: {where}: {verdict.reason}", colour))
-    if report.gates and not failed:
+        out.print(Text(f"gate {status}: {verdict.gate}: {where}: {verdict.reason}", colour))
+    if report.gates and not blocked:
         out.print(Text(f"all {len(report.gates)} gates pass", "green"))
 
 
 def _results(
-    rows: Sequence[Result], wanted: Sequence[tuple[str, str]], metric: str, width: int | None
+    rows: Sequence[Result], requested: Sequence[tuple[str, str]], metric: str, width: int | None
 ) -> tuple[Table, list[str]]:
-    """The table of one device as far as it fits, and the titles that do not; without a width, all of it."""
-    values = {title: [show(row.measurements.get(name)) for row in rows] for title, name in wanted}
+    """The table of one device and the titles that do not fit ``width``; without a width, all columns."""
+    values = {title: [show(row.measurements.get(name)) for row in rows] for title, name in requested}
     widths = {title: max(map(cell_len, [title, *cells])) for title, cells in values.items()}
     variant = max(map(cell_len, ["variant", *(row.variant for row in rows)]))
     fitting, shown = variant, list(widths)
     if width is not None:
-        told = ("format", *(row.format for row in rows)), ("status", *(row.status for row in rows))
-        room = width - sum(GAP + max(map(cell_len, cells)) for cells in told)
+        fixed = ("format", *(row.format for row in rows)), ("status", *(row.status for row in rows))
+        room = width - sum(GAP + max(map(cell_len, cells)) for cells in fixed)
         fitting, shown = _fitting(widths, metric, variant, room)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("variant", no_wrap=True, width=fitting)
@@ -113,34 +113,35 @@ def _results(
 
 
 def _fitting(widths: dict[str, int], metric: str, variant: int, room: int) -> tuple[int, list[str]]:
-    """How wide the names of variants may be, and which columns fit beside them: those that matter first."""
+    """The width of the variant column, and the columns that fit beside it, by priority."""
     first = [title for title in (metric, "drop", *FIRST_TITLES) if title in widths]
     needed = sum(GAP + widths[title] for title in first)
     variant = min(variant, max(NARROWEST_VARIANT, room - needed))
-    left, fit = room - variant, set()
+    left, fits = room - variant, set()
     for title in dict.fromkeys([*first, *LATER_TITLES, *widths]):
         if title in widths and GAP + widths[title] <= left:
             left -= GAP + widths[title]
-            fit.add(title)
-    return variant, [title for title in widths if title in fit]
+            fits.add(title)
+    return variant, [title for title in widths if title in fits]
 
 
 def show_plan(plan: Plan, builds: Sequence[Built]) -> None:
-    """The tree of what would run."""
-    done = {built.branch.name: len(built.steps) for built in builds}
+    """Print the stages that would run, as a tree."""
+    cached_steps = {built.branch.name: len(built.steps) for built in builds}
     tree = Tree(Text(f"{plan.recipe.name}: {plan.source.path} ({plan.source.format})"))
     for branch in plan.branches:
         devices = ", ".join(device.name for device in branch.devices)
         node = tree.add(Text(f"{branch.variant} as {branch.format}, measured on {devices}"))
         for index, stage in enumerate(branch.stages):
-            cached = index < done.get(branch.name, 0)
+            cached = index < cached_steps.get(branch.name, 0)
+            # Options of the model part are the same for every stage.
             own = {k: v for k, v in stage.options().items() if k not in ModelPart.model_fields}
             options = {k: v for k, v in own.items() if v != _default(stage, k)}
-            told = f"  {json.dumps(options)}" if options else ""
+            suffix = f"  {json.dumps(options)}" if options else ""
             mark = "cached" if cached else "to do"
-            node.add(Text(f"{registry.plugin_name(stage)}{told}  [{mark}]", "dim" if cached else ""))
+            node.add(Text(f"{registry.plugin_name(stage)}{suffix}  [{mark}]", "dim" if cached else ""))
     for missing in plan.impossible:
-        node = tree.add(Text(f"{missing.variant} as {missing.format}: cannot be had", "red"))
+        node = tree.add(Text(f"{missing.variant} as {missing.format}: unavailable", "red"))
         node.add(Text(missing.reason))
         node.add(Text(missing.fix, "yellow"))
     out = console()
@@ -150,8 +151,8 @@ def show_plan(plan: Plan, builds: Sequence[Built]) -> None:
 
 
 def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
-    """The plan for machines."""
-    done = {built.branch.name: len(built.steps) for built in builds}
+    """The plan as JSON."""
+    cached_steps = {built.branch.name: len(built.steps) for built in builds}
     value: dict[str, Any] = {
         "recipe": plan.recipe.name,
         "source": {"path": str(plan.source.path), "format": plan.source.format},
@@ -164,7 +165,7 @@ def plan_as_json(plan: Plan, builds: Sequence[Built]) -> str:
                     {
                         "stage": registry.plugin_name(stage),
                         "options": stage.options(),
-                        "cached": index < done.get(branch.name, 0),
+                        "cached": index < cached_steps.get(branch.name, 0),
                     }
                     for index, stage in enumerate(branch.stages)
                 ],
@@ -184,16 +185,16 @@ def _default(stage: Any, name: str) -> Any:
 
 
 def show_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """One row per limit and artifact, with what the samples say of it."""
+    """Print one row per limit and artifact, with the evidence."""
     out = console()
     table = Table()
-    for title in ("", "artifact", "limit", "what the samples say"):
+    for title in ("", "artifact", "limit", "evidence"):
         table.add_column(title)
     for verdict in verdicts:
         table.add_row(
             Text(verdict.status, STYLES.get(verdict.status, "yellow")),
             Text(f"{verdict.variant}.{verdict.format} on {verdict.device}"),
             Text(verdict.gate),
-            Text(verdict.reason or "holds"),
+            Text(verdict.reason or "passes"),
         )
     out.print(table)

@@ -1,4 +1,4 @@
-"""Progress of bytes that come or go, on stderr."""
+"""Progress of uploads and downloads on stderr."""
 
 import sys
 import time
@@ -7,19 +7,19 @@ from types import TracebackType
 import typer
 
 
-def shown(size: int) -> str:
-    """Bytes as people read them."""
+def size_text(size: int) -> str:
+    """A number of bytes as text."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 class Transfer:
-    """A bar on a terminal; elsewhere one line at the beginning and one at the end."""
+    """A progress bar on a terminal; elsewhere a line at the start and one at the end."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.total = 0
         self.done = 0
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.live = sys.stderr.isatty()
         self.bar: object | None = None
         self.task: object | None = None
@@ -33,18 +33,18 @@ class Transfer:
         if self.bar is not None:
             self.bar.stop()  # type: ignore[attr-defined]
         elif self.total and error is None:
-            seconds = time.monotonic() - self.began
-            typer.echo(f"  {shown(self.done)} in {seconds:.1f} s", err=True)
+            seconds = time.monotonic() - self.started_at
+            typer.echo(f"  {size_text(self.done)} in {seconds:.1f} s", err=True)
 
     def say(self, text: str) -> None:
-        """One line about what is going on."""
+        """Print one line of progress."""
         typer.echo(f"  {text}", err=True)
 
     def begin(self, title: str, total: int) -> None:
-        """From now on ``total`` bytes move."""
-        self.total, self.began = total, time.monotonic()
+        """Start a transfer of ``total`` bytes."""
+        self.total, self.started_at = total, time.monotonic()
         if not self.live:
-            typer.echo(f"{title}: {shown(total)}", err=True)
+            typer.echo(f"{title}: {size_text(total)}", err=True)
             return
         from rich.console import Console
         from rich.progress import (
@@ -68,7 +68,7 @@ class Transfer:
         self.bar, self.task = bar, bar.add_task(title, total=total)
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes have moved."""
+        """Record ``count`` more transferred bytes; a negative count takes bytes of a failed attempt back."""
         self.done += count
         if self.bar is not None:
             self.bar.update(self.task, advance=count)  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""JSON Schemas of what people write and read, and of what the host and a device's agent exchange.
+"""JSON Schemas of recipes, device files, reports and bundles, and of the messages of a device's agent.
 
-They are made from the types that the program itself reads and writes with, so they cannot disagree
-with it. An editor completes and checks YAML by them; scripts hold ``report.json`` against them. The
-files beside this module know the shipped plugins; ``schema(name, installed=True)`` also knows those
-that other packages bring. In the dialect of draft 7, which every editor and validator understands.
+They are generated from the types that parse and write these files, so they cannot disagree with the program.
+Editors use them to complete and check YAML, scripts to validate ``report.json``. The files beside this
+module cover the shipped plugins; ``schema(name, installed=True)`` adds those of other installed packages.
+The dialect is draft 7, the one that most editors and validators support.
 """
 
 import json
@@ -41,7 +41,7 @@ AMOUNT = {
 
 
 def schema(name: Name, *, installed: bool = False) -> Schema:
-    """The schema called ``name``; with ``installed``, plugins of other packages are known to it too."""
+    """The schema called ``name``; ``installed`` includes the plugins of other packages."""
     if name == "recipe":
         return _recipe(installed=installed)
     if name == "device":
@@ -49,16 +49,16 @@ def schema(name: Name, *, installed: bool = False) -> Schema:
     if name in ("job", "job_result"):
         message = protocol.Job if name == "job" else protocol.JobResult
         return {"$schema": DIALECT, "title": f"edgeopt {name}", **protocol.schema(message), "definitions": {}}
-    return _written("edgeopt report", Report) if name == "report" else _written("edgeopt bundle", Contract)
+    return _output("edgeopt report", Report) if name == "report" else _output("edgeopt bundle", Contract)
 
 
 def text(name: Name, *, installed: bool = False) -> str:
-    """The schema as JSON text: the same types give the same text."""
+    """The schema as JSON text, deterministic for the same types."""
     return json.dumps(schema(name, installed=installed), indent=2, ensure_ascii=False) + "\n"
 
 
 def shipped_file(name: Name) -> Path:
-    """The file that is shipped with the package."""
+    """The schema file shipped with the package."""
     return Path(__file__).with_name(f"{name}.schema.json")
 
 
@@ -66,76 +66,78 @@ P = TypeVar("P", Connection, Dataset, Metric, Stage)
 
 
 class Generator(GenerateJsonSchema):
-    """Also tells the short forms that validators accept before pydantic looks at a value."""
+    """Adds the short forms that ``before`` validators accept, which pydantic cannot see.
+
+    It recognizes these validators by their names.
+    """
 
     schema_dialect = DIALECT
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        usual = super().function_before_schema(schema)
+        default = super().function_before_schema(schema)
         name = schema["function"]["function"].__name__
         if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
-            return usual  # a path is text either way; the others stand for whole models, see below
-        if name in ("_one_is_written_alone", "with_kinds"):
-            return usual
+            return default  # a path is a string anyway; short forms of whole models are added below
+        if name in ("_accept_singular", "with_kinds"):
+            return default
         if name == "_as_words":
             word: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
             return {"anyOf": [{"type": "array", "items": word}, word]}
         forms = {
             "_number": FRACTION,
             "_as_bytes": AMOUNT,
-            "_as_list": usual.get("items"),
-            "_as_by_default": {"const": "default"},
+            "_as_list": default.get("items"),
+            "_default_runtimes": {"const": "default"},
         }
-        short = forms[name]
-        return {"anyOf": [usual, short]}
+        return {"anyOf": [default, forms[name]]}
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        usual = super().nullable_schema(schema)
-        for form in usual.get("anyOf", ()):
-            if "ge" in form:  # pydantic does not see that what stands behind a validator is a number
+        default = super().nullable_schema(schema)
+        for form in default.get("anyOf", ()):
+            if "ge" in form:  # pydantic does not know that the type behind a validator is a number
                 form["minimum"] = form.pop("ge")
-        return usual
+        return default
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        usual = super().model_schema(schema)
-        usual.pop("title", None)
+        default = super().model_schema(schema)
+        default.pop("title", None)
         if self.mode == "serialization":
-            usual.pop("additionalProperties", None)  # a later version may tell more
-        if "description" in usual:
-            usual["description"] = usual["description"].replace("``", "`")
+            default.pop("additionalProperties", None)  # later versions may add fields
+        if "description" in default:
+            default["description"] = default["description"].replace("``", "`")
         inner = schema["schema"]
         if inner["type"] == "function-before" and inner["function"]["function"].__name__ == "_from_text":
-            return {**OWN_CODE, "description": usual["description"]}
-        return usual
+            return {**OWN_CODE, "description": default["description"]}
+        return default
 
     def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
-        usual = super().tuple_schema(schema)
-        if "prefixItems" in usual:
-            usual["items"] = usual.pop("prefixItems")
-        return usual
+        default = super().tuple_schema(schema)
+        if "prefixItems" in default:  # a keyword of draft 2020-12
+            default["items"] = default.pop("prefixItems")
+        return default
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        # What the program writes, it writes whole.
+        # Output always contains every field.
         return self.mode == "serialization" or super().field_is_required(field, total)
 
 
 def _generated(
     models: list[type[BaseModel]], mode: Literal["validation", "serialization"] = "validation"
 ) -> tuple[dict[type[BaseModel], Schema], Schema]:
-    """A reference to each model, and the definitions they refer to."""
-    found, whole = models_json_schema(
+    """A reference to each model, and the shared definitions."""
+    refs, generated = models_json_schema(
         [(model, mode) for model in models],
         schema_generator=Generator,
         ref_template="#/definitions/{model}",
     )
-    return {model: dict(found[model, mode]) for model in models}, whole["$defs"]
+    return {model: dict(refs[model, mode]) for model in models}, generated["$defs"]
 
 
 def _document(title: str, root: Schema, definitions: Schema) -> Schema:
-    """One schema document: ``root`` at its top, and the definitions that it leads to."""
+    """One schema document: ``root`` at the top level, with the definitions it refers to."""
     used: dict[str, Schema] = {}
     waiting = [_follow(root, definitions)]
     while waiting:
@@ -147,8 +149,8 @@ def _document(title: str, root: Schema, definitions: Schema) -> Schema:
     return {"$schema": DIALECT, "title": title, **top, "definitions": dict(sorted(used.items()))}
 
 
-def _written(title: str, model: type[BaseModel]) -> Schema:
-    """The schema of what the program writes."""
+def _output(title: str, model: type[BaseModel]) -> Schema:
+    """The schema of a document that the program writes."""
     refs, definitions = _generated([model], "serialization")
     return _document(title, refs[model], definitions)
 
@@ -183,12 +185,12 @@ def _recipe(*, installed: bool) -> Schema:
     }
     top = _follow(refs[Document], definitions)
     keys = top["properties"]
-    keys["version"] = {"const": VERSION, "description": "of the recipe language"}
+    keys["version"] = {"const": VERSION, "description": "version of the recipe language"}
     model = _follow(keys["model"], definitions)
     model["oneOf"] = [{"required": ["path"]}, {"required": ["factory", "inputs"]}]
     model["dependencies"] = {"weights": ["factory"], "arguments": ["factory"]}
     for use in _follow(keys["data"], definitions)["properties"].values():
-        if "anyOf" in use:  # all but the switches
+        if "anyOf" in use:  # all fields but the booleans
             use["anyOf"][0] = {"$ref": "#/definitions/dataset"}
     keys["metric"]["anyOf"] = _one_or_more({"$ref": "#/definitions/metric"})
     keys["optimize"] |= {
@@ -203,7 +205,7 @@ def _recipe(*, installed: bool) -> Schema:
     gate["properties"]["metric"] |= _open([*metrics, *MEASUREMENTS, *ALWAYS])
     gate["properties"]["formats"]["anyOf"] = _one_or_more(formats)
     gate["properties"]["devices"]["anyOf"] = _one_or_more(devices)
-    for one, several in GatePart.ALONE.items():
+    for one, several in GatePart.SINGULAR.items():
         gate["properties"][one] = gate["properties"][several]
     gate["oneOf"] = [{"required": [limit]} for limit in LIMITS]
     return _document("edgeopt recipe", refs[Document], definitions)
@@ -216,26 +218,26 @@ def _plugins(base: type[P], *, installed: bool) -> dict[str, type[P]]:
 
 
 def _entry(plugins: Mapping[str, type[Plugin]], refs: Mapping[type[BaseModel], Schema]) -> Schema:
-    """A plugin as a recipe or device names it: ``name``, or ``{uses: name, with: {options}}``."""
-    needy = [name for name, plugin in plugins.items() if _required(plugin)]
-    bare = [name for name in plugins if name not in needy]
+    """A plugin in a recipe or device file: ``name``, or ``{uses: name, with: {options}}``."""
+    with_required = [name for name, plugin in plugins.items() if _required(plugin)]
+    bare = [name for name in plugins if name not in with_required]
     cases = [
         {
             "if": {"properties": {"uses": {"const": name}}, "required": ["uses"]},
             "then": {"properties": {"with": refs[plugin]}}
-            | ({"required": ["with"]} if name in needy else {}),
+            | ({"required": ["with"]} if name in with_required else {}),
         }
         for name, plugin in plugins.items()
     ]
     return {
         "anyOf": [
-            *([_known(bare)] if bare else []),  # an empty choice is no schema
+            *([_known(bare)] if bare else []),  # an empty enum is not valid
             OWN_CODE,
             {
                 "type": "object",
                 "properties": {
                     "uses": {
-                        "description": "name of a plugin, or module:Class of your own",
+                        "description": "name of a plugin, or module:Class of your own code",
                         "anyOf": [_known(plugins), OWN_CODE],
                     },
                     "with": {"description": "the plugin's options", "type": "object"},
@@ -251,7 +253,7 @@ def _entry(plugins: Mapping[str, type[Plugin]], refs: Mapping[type[BaseModel], S
 def _variant(
     stages: Mapping[str, type[Stage]], definitions: Schema, refs: Mapping[type[BaseModel], Schema]
 ) -> Schema:
-    """What a variant may ask for: every intent that some stage fulfils, or the stages themselves."""
+    """A variant: the intents that stages fulfil, or a list of stages."""
     intents: dict[str, list[type[Stage]]] = {}
     for stage in stages.values():
         for intent in stage.fulfils:
@@ -261,7 +263,7 @@ def _variant(
         for intent, fulfilling in sorted(intents.items())
     }
     keys["stages"] = {
-        "description": "the stages themselves, in order, instead of what they are for",
+        "description": "stages in order, instead of intents",
         "type": "array",
         "items": {"$ref": "#/definitions/stage"},
     }
@@ -273,7 +275,7 @@ def _variant(
 def _intent(
     intent: str, stages: list[type[Stage]], definitions: Schema, refs: Mapping[type[BaseModel], Schema]
 ) -> Schema:
-    """A scheme by its name, or a mapping with options of the stages that fulfil it."""
+    """An intent: the name of a scheme, or a mapping with the options of the stages that fulfil it."""
     schemes = sorted({scheme for stage in stages for scheme in stage.fulfils[intent]})
     options: dict[str, list[Schema]] = {"scheme": [{"enum": schemes}]}
     for stage in stages:
@@ -283,10 +285,14 @@ def _intent(
                 known.append(value)
     merged = {option: forms[0] if len(forms) == 1 else {"anyOf": forms} for option, forms in options.items()}
     kind: Schema = {"type": "object", "additionalProperties": False}
-    alone = {"description": "options for one format alone"}
+    alone = {"description": "options for one format only"}
     definitions[f"{intent}_alone"] = {**alone, **kind, "properties": dict(merged)}
-    told = {"$ref": f"#/definitions/{intent}_alone"}
-    mapping = {**kind, "properties": merged | dict.fromkeys(artifact_formats(), told), "minProperties": 1}
+    per_format = {"$ref": f"#/definitions/{intent}_alone"}
+    mapping = {
+        **kind,
+        "properties": merged | dict.fromkeys(artifact_formats(), per_format),
+        "minProperties": 1,
+    }
     switch = len(schemes) == 1 or any(intent in stage.by_default for stage in stages)
     return {"anyOf": [{"enum": schemes}, *([{"type": "boolean"}] if switch else []), mapping]}
 
@@ -296,6 +302,7 @@ def _required(plugin: type[Plugin]) -> list[str]:
 
 
 def _follow(node: Schema, definitions: Schema) -> Schema:
+    """Resolve a chain of references."""
     while "$ref" in node:
         node = definitions[node["$ref"].rpartition("/")[2]]
     return node
@@ -306,7 +313,7 @@ def _known(names: Any) -> Schema:
 
 
 def _open(names: Any) -> Schema:
-    """These names are offered, others are accepted."""
+    """Names offered for completion; any other string is valid."""
     return {"anyOf": [_known(dict.fromkeys(names)), {"type": "string"}]}
 
 

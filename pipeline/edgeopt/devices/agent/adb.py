@@ -21,12 +21,12 @@ from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession
 
 FOLDER = "/data/local/tmp"
-"""The one folder in which adb may write and execute files on every Android version."""
+"""The only folder where adb may write and execute files on every Android version."""
 SECONDS = 600.0
 CLEANING_SECONDS = 30.0
 VERSION_SECONDS = 10.0
 STATUS = "edgeopt-exit-status="
-ABSENT, NO_PROGRAM = 3, 4
+NOT_FOUND, NOT_EXEC = 3, 4
 HINTS = {
     "unauthorized": "unlock its screen and allow USB debugging for this computer",
     "offline": "reconnect it, or run 'adb reconnect'",
@@ -56,17 +56,17 @@ class Phone:
     def shell(self, command: str, seconds: float | None = None) -> tuple[int, str]:
         """Run a command in the device's shell; returns its exit status and its output.
 
-        Before Android 7, ``adb shell`` does not return the status: the command prints it.
+        Before Android 7, ``adb shell`` does not return the exit status, so the command prints it.
 
         Raises:
             AgentError: the time limit is exceeded, or the connection is lost.
         """
         line = f"({command}) 2>&1; s=$?; echo; echo {STATUS}$s"
         _, text = self._call(["-s", self.serial, "shell", line], seconds)
-        printed, found, status = text.rpartition(STATUS)
-        if not found or not status.strip().isdigit():
+        output, marker, status = text.rpartition(STATUS)
+        if not marker or not status.strip().isdigit():
             raise AgentError("runtime", f"the device {self.serial} did not respond: {last_line(text)}")
-        return int(status), printed
+        return int(status), output
 
     def push(self, local: Path, remote: str) -> None:
         """Copy a file to the device.
@@ -122,7 +122,7 @@ class Phone:
         _, _, listed = text.partition("List of devices attached")
         rows = [line.split(None, 1) for line in listed.splitlines() if not line.startswith("*")]
         states = {row[0]: row[1].strip() for row in rows if len(row) == 2}
-        seen = ", ".join(f"{name} ({state})" for name, state in states.items())
+        devices = ", ".join(f"{name} ({state})" for name, state in states.items())
         if not states:
             raise AgentError(
                 "runtime",
@@ -131,11 +131,11 @@ class Phone:
             )
         if serial is None and len(states) > 1:
             raise AgentError(
-                "runtime", f"adb finds {len(states)} devices, select one with the option 'serial': {seen}"
+                "runtime", f"adb finds {len(states)} devices, select one with the option 'serial': {devices}"
             )
         chosen = serial if serial is not None else next(iter(states))
         if chosen not in states:
-            raise AgentError("runtime", f"adb finds no device {chosen!r}; it finds: {seen}")
+            raise AgentError("runtime", f"adb finds no device {chosen!r}; it finds: {devices}")
         state = states[chosen]
         if state != "device":
             hints = [hint for word, hint in HINTS.items() if state.startswith(word)]
@@ -171,13 +171,13 @@ class Phone:
 class PhoneSession(ModelSession):
     """A model measured by a program on an Android device; the agent runs on the adb client's machine.
 
-    The program does not get the samples and its outputs are not fetched: there are measurements, but no
-    accuracy. They are taken on first use.
+    The program generates its own inputs and its outputs are not fetched, so accuracy is not measured. It runs
+    when ``measurements`` is first called.
     """
 
     executes = False
     program: str
-    """The option for the path of the program on the device."""
+    """Name of the option for the path of the program on the device."""
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         self.path, self.threads, self.options = path, threads, options
@@ -186,8 +186,8 @@ class PhoneSession(ModelSession):
         self.warmup_runs = int(positive(options, "warmup_runs", 1, 0))
         seconds = positive(options, "seconds", SECONDS, 1)
         self.phone = Phone(str(options.get("adb") or "adb"), options.get("serial"), seconds)
-        self.found: dict[str, tuple[float, str]] | None = None
-        self.where = self.phone.serial
+        self.values: dict[str, tuple[float, str]] | None = None
+        self.device_name = self.phone.serial
 
     @classmethod
     def version(cls) -> str | None:
@@ -223,25 +223,29 @@ class PhoneSession(ModelSession):
 
     def measurements(self) -> dict[str, Measured]:
         """Send the model, run the program once, and remove the files from the device."""
-        if self.found is None:
-            self.where = self.phone.name()
-            self.found = self.read(self._run())
-        return {name: {"value": value, "unit": unit} for name, (value, unit) in self.found.items()}
+        if self.values is None:
+            self.device_name = self.phone.name()
+            self.values = self.read(self._run())
+        return {name: {"value": value, "unit": unit} for name, (value, unit) in self.values.items()}
 
     def notes(self) -> list[str]:
         """Caveats of the measurements."""
         name = os.path.basename(self.tool)
-        return [f"measured by {name} on {self.where}, on its own inputs: accuracy is not measured there"]
+        return [
+            f"measured by {name} on {self.device_name}, on its own inputs: accuracy is not measured there"
+        ]
 
     def _run(self) -> str:
         tool, name = shlex.quote(self.tool), os.path.basename(self.tool)
-        status, text = self.phone.shell(f"[ -e {tool} ] || exit {ABSENT}; [ -x {tool} ] || exit {NO_PROGRAM}")
-        make = f"adb -s {self.phone.serial} shell chmod +x {tool}"
-        if status == ABSENT:
-            push = f"adb -s {self.phone.serial} push {name} {tool} && {make}"
+        status, text = self.phone.shell(
+            f"[ -e {tool} ] || exit {NOT_FOUND}; [ -x {tool} ] || exit {NOT_EXEC}"
+        )
+        chmod = f"adb -s {self.phone.serial} shell chmod +x {tool}"
+        if status == NOT_FOUND:
+            push = f"adb -s {self.phone.serial} push {name} {tool} && {chmod}"
             raise AgentError("runtime", f"{self.tool} not found on {self.phone.serial}; run: {push}")
         if status != 0:
-            raise AgentError("runtime", f"{self.tool} on {self.phone.serial} is not executable; run: {make}")
+            raise AgentError("runtime", f"{self.tool} on {self.phone.serial} is not executable; run: {chmod}")
         with self.phone.folder() as folder:
             model = f"{folder}/model{self.path.suffix}"
             self.phone.push(self.path, model)
@@ -252,8 +256,12 @@ class PhoneSession(ModelSession):
                 f"cd {shlex.quote(folder)} || exit; sh -c {started}; s=$?; rm -f pid; exit $s"
             )
         if status != 0:
-            how = f"died with signal {status - 128}" if status > 128 else f"failed with exit status {status}"
-            raise AgentError("model", f"{name} {how} on {self.phone.serial}: {last_line(text)}")
+            cause = (
+                f"was killed by signal {status - 128}"
+                if status > 128
+                else f"failed with exit status {status}"
+            )
+            raise AgentError("model", f"{name} {cause} on {self.phone.serial}: {last_line(text)}")
         return text
 
 
@@ -265,24 +273,24 @@ def positive(options: dict[str, Any], name: str, default: float, least: float) -
     """
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise AgentError("runtime", f"option {name!r} is {value!r}, but must be a number of at least {least:g}")
+        raise AgentError("runtime", f"option {name!r} is {value!r}, but must be a number >= {least:g}")
     return value
 
 
-def finite(figures: dict[str, tuple[float, str]], program: str) -> dict[str, tuple[float, str]]:
-    """Return ``figures`` after checking that every value is finite and not negative.
+def finite(values: dict[str, tuple[float, str]], program: str) -> dict[str, tuple[float, str]]:
+    """Return ``values`` after checking that each is finite and non-negative.
 
     Raises:
         AgentError: kind ``runtime``: a value is not.
     """
-    for name, (value, _) in figures.items():
+    for name, (value, _) in values.items():
         if not math.isfinite(value) or value < 0:
-            raise AgentError("runtime", f"{program} printed an invalid value on the device: {name} is {value}")
-    return figures
+            raise AgentError("runtime", f"{program} printed an invalid value: {name} is {value}")
+    return values
 
 
 def last_line(text: str) -> str:
-    """The last line that mentions an error, otherwise the last line."""
+    """The last line that mentions an error, or the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
     return (errors or lines or ["no message"])[-1][:150]

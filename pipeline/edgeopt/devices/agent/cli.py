@@ -34,7 +34,7 @@ def run(path: Path) -> int:
     with report:
         job = read_job(path)
         for variable in THREAD_VARIABLES:
-            # Read once, when numpy and the runtimes are imported: hence set before those imports.
+            # numpy and the runtimes read these variables once, on import.
             os.environ[variable] = str(job["threads"])
         from edgeopt_agent.job import run_job
 
@@ -57,14 +57,14 @@ def read_job(path: Path) -> Job:
     except (OSError, ValueError) as error:
         raise AgentError("input", f"{path.name} cannot be read: {one_line(error)}") from error
     try:
-        found: Job = checked(job, Job)
+        validated: Job = checked(job, Job)
     except ProtocolError as error:
         raise AgentError("input", f"{path.name}: {error}") from error
-    return found
+    return validated
 
 
 class Report:
-    """Turns any failure of the block into a result, so that the caller always gets a response."""
+    """A context manager that turns any exception into a result: the caller always gets a response."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class Report:
         if not isinstance(error, Exception):
             return False
         known = isinstance(error, AgentError)
-        # The job folder no longer exists when the message is read: its path would mislead.
+        # The job folder is removed before the message is read, so its path is omitted.
         message = one_line(error).replace(str(self.folder) + os.sep, "")
         failure: JobFailure = {
             "protocol": PROTOCOL,

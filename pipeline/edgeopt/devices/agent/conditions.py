@@ -1,4 +1,4 @@
-"""The state of the machine during a timed run: clocks, temperature, other programs, energy."""
+"""The state of the machine during latency measurements: clocks, temperature, other load, energy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable
 
 from edgeopt_agent.cuda import gpu_states
-from edgeopt_agent.protocol import Moment, Spell
+from edgeopt_agent.protocol import MachineState, TimedInterval
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -18,7 +18,7 @@ STEAL_FIELD = 7
 ENERGY_SECONDS = 1.0
 
 
-def conditions(*, gpus: bool = False) -> Moment:
+def conditions(*, gpus: bool = False) -> MachineState:
     """The current state of the machine; ``None`` for values that it does not report.
 
     ``load``: mean number of running programs in the last minute. ``frequency_mhz``: of the fastest core.
@@ -43,7 +43,7 @@ class Watch:
 
     def __init__(self, *, gpus: bool = False) -> None:
         self.gpus = gpus
-        self.spells: list[Spell] = []
+        self.intervals: list[TimedInterval] = []
 
     def begin(self) -> None:
         """Start a timed interval; there may be several."""
@@ -63,7 +63,7 @@ class Watch:
             busy, steal = ((now - then) / per_second for now, then in zip(ticks, self.ticks))
             others = round(max(0.0, busy - own) / seconds, 3)
             stolen = round(max(0.0, steal) / seconds, 3)
-        self.spells.append(
+        self.intervals.append(
             {
                 "seconds": round(seconds, 3),
                 "before": self.before,
@@ -74,7 +74,7 @@ class Watch:
             }
         )
 
-    def _now(self) -> Moment:
+    def _now(self) -> MachineState:
         return conditions(gpus=self.gpus)
 
 
@@ -128,9 +128,9 @@ def _ticks() -> tuple[int, int] | None:
 
 
 def _frequency_mhz() -> float | None:
-    found = _numbers(SYS / "devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
-    if found:
-        return round(max(found) / 1e3, 1)
+    khz = _numbers(SYS / "devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
+    if khz:
+        return round(max(khz) / 1e3, 1)
     clocks = []
     for line in (read_text(PROC / "cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -140,9 +140,10 @@ def _frequency_mhz() -> float | None:
 
 
 def _temperature_c() -> float | None:
-    found = _numbers(SYS / "class/thermal", "thermal_zone*/temp")
-    sane = [value / 1e3 for value in found if 0 < value < 150e3]
-    return round(max(sane), 1) if sane else None
+    # Some sensors report 0 or absurd values when they are off.
+    readings = _numbers(SYS / "class/thermal", "thermal_zone*/temp")
+    plausible = [value / 1e3 for value in readings if 0 < value < 150e3]
+    return round(max(plausible), 1) if plausible else None
 
 
 def _throttled() -> bool | None:
@@ -155,19 +156,19 @@ def _throttled() -> bool | None:
 
 
 def _energy_uj() -> dict[Path, int]:
-    """Counters of the packages; they include their subdomains, such as cores."""
-    found = {}
+    """Energy counters of the processor packages, in microjoules; they include subdomains such as cores."""
+    counters = {}
     for domain in sorted((SYS / "class/powercap").glob("intel-rapl:*")):
         text = read_text(domain / "energy_uj")
         if text and text.isdigit() and (read_text(domain / "name") or "").startswith("package"):
-            found[domain] = int(text)
-    return found
+            counters[domain] = int(text)
+    return counters
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
-    found = []
+    numbers = []
     for path in folder.glob(pattern):
         text = read_text(path)
         if text is not None and text.lstrip("-").isdigit():
-            found.append(int(text))
-    return found
+            numbers.append(int(text))
+    return numbers

@@ -16,9 +16,9 @@ from edgeopt_agent.protocol import GpuState
 
 PROGRAM = "nvidia-smi"
 SECONDS = 20.0
-"""The first query after a start takes seconds if the driver is not kept loaded."""
-LASTING = {"name": "name", "driver_version": "driver", "memory.total": "memory_mib"}
-PASSING = {
+"""Time limit of a query: without persistence mode, the first one loads the driver, which takes seconds."""
+STATIC_FIELDS = {"name": "name", "driver_version": "driver", "memory.total": "memory_mib"}
+STATE_FIELDS = {
     "clocks.sm": "clock_mhz",
     "clocks.mem": "memory_clock_mhz",
     "temperature.gpu": "temperature_c",
@@ -29,12 +29,12 @@ TEXTS = ("name", "driver")
 
 def gpus() -> list[dict[str, Any]]:
     """Name, driver and memory of each GPU; an empty list without a GPU or without ``nvidia-smi``."""
-    return parse(_query("--query-gpu=" + ",".join(LASTING)), list(LASTING.values()))
+    return parse(_query("--query-gpu=" + ",".join(STATIC_FIELDS)), list(STATIC_FIELDS.values()))
 
 
 def gpu_states() -> list[GpuState]:
     """Current clocks, temperature and power of each GPU; ``None`` for values that it does not report."""
-    rows: list[Any] = parse(_query("--query-gpu=" + ",".join(PASSING)), list(PASSING.values()))
+    rows: list[Any] = parse(_query("--query-gpu=" + ",".join(STATE_FIELDS)), list(STATE_FIELDS.values()))
     return rows
 
 
@@ -45,8 +45,8 @@ def gpu_memory_bytes(pid: int | None = None) -> int | None:
     """
     rows = parse(_query("--query-compute-apps=pid,used_memory"), ["pid", "memory_mib"])
     own = os.getpid() if pid is None else pid
-    held = [row["memory_mib"] for row in rows if row["pid"] == own and row["memory_mib"] is not None]
-    return int(sum(held) * 2**20) if held else None
+    usage = [row["memory_mib"] for row in rows if row["pid"] == own and row["memory_mib"] is not None]
+    return int(sum(usage) * 2**20) if usage else None
 
 
 def parse(text: str, names: list[str]) -> list[dict[str, Any]]:
@@ -62,11 +62,11 @@ def parse(text: str, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def chosen(options: dict[str, Any], name: str, known: tuple[Any, ...]) -> Any:
-    """The value of an option with the values ``known``; the first is the default.
+def option_value(options: dict[str, Any], name: str, known: tuple[Any, ...]) -> Any:
+    """The value of an option, one of ``known``; the first is the default.
 
     Raises:
-        AgentError: kind ``runtime``: the value is not among them.
+        AgentError: kind ``runtime``: the value is not one of ``known``.
     """
     value = options.get(name, known[0])
     if not any(value == each and type(value) is type(each) for each in known):
@@ -85,7 +85,7 @@ def _query(argument: str) -> str:
     if program is None:
         return ""
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             [program, argument, "--format=csv,noheader,nounits"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -96,7 +96,7 @@ def _query(argument: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     # If the driver cannot be reached, the error is on standard output.
-    return answer.stdout.decode("utf-8", "replace") if answer.returncode == 0 else ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
 def _value(name: str, text: str) -> Any:

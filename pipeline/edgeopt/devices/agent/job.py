@@ -39,10 +39,10 @@ def run_job(job: Job, folder: Path) -> JobResult:
     if not path.exists():
         raise AgentError("input", f"the job's model {job['model']} does not exist")
     environment = probe()
-    # Created before memory is measured: its first use allocates some megabytes.
+    # Before memory is measured: the first use of numpy's generator allocates some megabytes.
     random = np.random.RandomState(0)
     kind = prepare_runtime(job["runtime"], path, threads, options)
-    # The model's own code. After the runtime: a file next to it may shadow one of the runtime's modules.
+    # The model's own code, added after the runtime is imported: its files may shadow the runtime's modules.
     for place in reversed(job["python_path"]):
         sys.path.insert(0, str(folder / place))
 
@@ -61,7 +61,7 @@ def run_job(job: Job, folder: Path) -> JobResult:
         peak_memory = memory.bytes()
         non_finite = _run_all(session, inputs, job["batch"], folder, job["outputs"])
 
-    timed, turns = job["latency"], job["baseline"]
+    timing, baseline_name = job["latency"], job["baseline"]
     result: JobResult = {
         "protocol": PROTOCOL,
         "ok": True,
@@ -77,26 +77,26 @@ def run_job(job: Job, folder: Path) -> JobResult:
         "peak_memory_method": memory.method,
         "non_finite": non_finite,
         "measurements": session.measurements(),
-        "details": session.details() if timed else [],
+        "details": session.details() if timing else [],
         "notes": session.notes(),
         "conditions": [],
         "layers": [],
         "environment": environment,
     }
-    if timed is not None:
+    if timing is not None:
         baseline = None
-        if turns is not None:
-            baseline_path = folder / turns
+        if baseline_name is not None:
+            baseline_path = folder / baseline_name
             baseline = _load(kind, job["runtime"], baseline_path, threads, options)
             check_inputs(inputs, baseline.inputs, baseline_path.name)
         watch = Watch(gpus=session.on_gpu)
         with _running(path, inputs):
-            times = _latencies(session, baseline, inputs, timed, watch)
+            times = _latencies(session, baseline, inputs, timing, watch)
             energy = energy_per_run(_caller(session, inputs))
-        result["conditions"] = watch.spells
+        result["conditions"] = watch.intervals
         if energy is not None:
             result["measurements"]["energy_mj"] = {"value": energy * 1e3, "unit": "mJ"}
-        # Not JSON: a small model runs a hundred thousand times in two seconds.
+        # Not in the JSON result: a small model runs a hundred thousand times in two seconds.
         np.savez(folder / TIMES, **times)
     if job["layers"]:
         with _running(path, inputs):
@@ -189,10 +189,10 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
     """
     given = ", ".join(_shape(array.shape) for array in arrays)
     if specs is not None and len(arrays) != len(specs):
-        wanted = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in specs)
+        expected = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in specs)
         raise AgentError(
             "input",
-            f"{name} takes {len(specs)} input(s): {wanted}; the job has {len(arrays)}: {given or 'none'}",
+            f"{name} has {len(specs)} input(s): {expected}; the job has {len(arrays)}: {given or 'none'}",
         )
     if not arrays:
         raise AgentError("input", f"the job has no inputs for {name}")
@@ -202,7 +202,7 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
         raise AgentError("input", f"the inputs contain no samples: {given}")
     for array, spec in zip(arrays, specs or ()):
         fits = len(spec.shape) == array.ndim and all(
-            wanted is None or wanted == size for wanted, size in zip(spec.shape[1:], array.shape[1:])
+            expected is None or expected == size for expected, size in zip(spec.shape[1:], array.shape[1:])
         )
         if not fits:
             raise AgentError(
@@ -245,7 +245,7 @@ def _keep_layers(
 
     Writes nothing if the runtime does not expose them.
     """
-    kept: list[list[Any]] = []
+    values: list[list[Any]] = []
     described: list[LayerInfo] = []
     for sample in samples:
         chunk = _chunk(inputs, sample % len(inputs[0]), _latency_batch(session))
@@ -257,8 +257,8 @@ def _keep_layers(
         described = [
             {"name": layer.name, "operator": layer.operator, "scale": layer.scale} for layer in layers
         ]
-        kept.append([layer.values for layer in layers])
-    arrays: dict[str, Any] = {f"layer_{index}": np.stack(values) for index, values in enumerate(zip(*kept))}
+        values.append([layer.values for layer in layers])
+    arrays: dict[str, Any] = {f"layer_{index}": np.stack(each) for index, each in enumerate(zip(*values))}
     np.savez(folder / LAYERS, **arrays)
     return described
 
@@ -271,30 +271,30 @@ def _latencies(
     session: ModelSession,
     baseline: ModelSession | None,
     inputs: list[Any],
-    wanted: Timing,
+    timing: Timing,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Seconds of each run of the model, of the baseline in turns with it, and of a session that does nothing.
+    """Seconds of each run of the model, of the interleaved baseline, and of the null runtime.
 
     ``repeats``: number of runs in each repetition.
     """
     sessions = [session] if baseline is None else [session, baseline]
-    repeats = wanted["repeats"]
-    # A protocol (repeats > 1) fixes how long the model itself runs: the baseline's turns come on top.
+    repeats = timing["repeats"]
+    # A protocol (repeats > 1) fixes the run time of the model alone: the baseline's runs are added to it.
     share = len(sessions) if repeats > 1 else 1
     results: list[list[float]] = [[] for _ in sessions]
     counts = []
     for _ in range(repeats):
-        spell = take_turns(
-            [_caller(of, inputs) for of in sessions],
-            wanted["min_runs"],
-            wanted["min_seconds"] * share,
-            wanted["max_seconds"] * share,
+        runs = take_turns(
+            [_caller(each, inputs) for each in sessions],
+            timing["min_runs"],
+            timing["min_seconds"] * share,
+            timing["max_seconds"] * share,
             watch.begin,
         )
         watch.end()
-        counts.append(len(spell[0]))
-        for seconds, more in zip(results, spell):
+        counts.append(len(runs[0]))
+        for seconds, more in zip(results, runs):
             seconds.extend(more)
     null_kind = importlib.import_module("edgeopt_agent.runtimes.null").Session
     null = null_kind(
@@ -309,9 +309,9 @@ def _latencies(
     }
 
 
-def _caller(of: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
+def _caller(session: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
     """A function that runs one sample and returns the seconds by the session's clock."""
-    return lambda index: of.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(of)))[1]
+    return lambda index: session.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(session)))[1]
 
 
 def _described(specs: list[Spec] | None) -> list[Tensor] | None:

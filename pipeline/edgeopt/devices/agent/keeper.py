@@ -34,9 +34,9 @@ DEVICE = "\0edgeopt-device"
 """An abstract socket name, bound while a job runs: only one job at a time may measure."""
 CHUNK = 1 << 18
 LINE = 1 << 20
-KEPT_OUTPUT = 4 << 20
+MAX_OUTPUT = 4 << 20
 IDLE_SECONDS = 3600.0
-WAITING_SECONDS = 5.0
+WAIT_REPORT_SECONDS = 5.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -74,7 +74,7 @@ class Wire:
             size -= len(part)
             yield part
 
-    def answer(self, **fields: Any) -> None:
+    def respond(self, **fields: Any) -> None:
         self.write(json.dumps(fields).encode() + b"\n")
 
     def write(self, data: bytes) -> None:
@@ -123,9 +123,9 @@ class Keeper:
         try:
             os.makedirs(os.path.join(self.folder, name), exist_ok=True)
         except OSError as error:
-            self.wire.answer(**failure(error))
+            self.wire.respond(**failure(error))
             return
-        self.wire.answer(ok=True)
+        self.wire.respond(ok=True)
 
     def do_put(self, name: str, size: int) -> None:
         digest = hashlib.sha256()
@@ -144,9 +144,9 @@ class Keeper:
                 os.unlink(path)
             for _ in parts:
                 pass  # the client is already sending it
-            self.wire.answer(**failure(error))
+            self.wire.respond(**failure(error))
             return
-        self.wire.answer(sha256=digest.hexdigest())
+        self.wire.respond(sha256=digest.hexdigest())
 
     def do_get(self, name: str) -> None:
         digest = hashlib.sha256()
@@ -156,11 +156,11 @@ class Keeper:
                 raise FileNotFoundError(errno.ENOENT, "no such file", name)
             file = open(path, "rb")  # noqa: SIM115 - only opening it is guarded
         except OSError as error:
-            self.wire.answer(**failure(error))
+            self.wire.respond(**failure(error))
             return
         with file:
             left = os.fstat(file.fileno()).st_size
-            self.wire.answer(size=left)
+            self.wire.respond(size=left)
             while left:
                 part = file.read(min(left, CHUNK))
                 if not part:
@@ -168,33 +168,33 @@ class Keeper:
                 digest.update(part)
                 self.wire.write(part)
                 left -= len(part)
-        self.wire.answer(sha256=digest.hexdigest())
+        self.wire.respond(sha256=digest.hexdigest())
 
     def do_run(self, arguments: list[str], seconds: float) -> None:
-        alone = self._alone()
+        lock = self._device_lock()
         try:
-            self.wire.answer(started=True)
+            self.wire.respond(started=True)
             self._run(arguments, seconds)
         finally:
-            if alone is not None:
-                alone.close()
+            if lock is not None:
+                lock.close()
 
-    def _alone(self) -> socket.socket | None:
-        """Wait until no other job runs on this device, from any client."""
+    def _device_lock(self) -> socket.socket | None:
+        """Wait until no other job runs on this device; returns the socket that holds the lock."""
         if not sys.platform.startswith("linux"):
             return None
         last_report = 0.0
         while True:
-            held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                held.bind(DEVICE)
-                return held
+                lock.bind(DEVICE)
+                return lock
             except OSError as error:
-                held.close()
+                lock.close()
                 if error.errno != errno.EADDRINUSE:
                     return None
-            if time.monotonic() - last_report > WAITING_SECONDS:
-                self.wire.answer(waiting=True)
+            if time.monotonic() - last_report > WAIT_REPORT_SECONDS:
+                self.wire.respond(waiting=True)
                 last_report = time.monotonic()
             if select.select([0], [], [], 0.3)[0]:
                 raise Gone
@@ -208,19 +208,19 @@ class Keeper:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=dying_with_us(),
+                preexec_fn=die_with_parent(),
             )
         except (OSError, subprocess.SubprocessError) as error:
-            self.wire.answer(failure=f"cannot start {sys.executable}: {error}", errno=0)
+            self.wire.respond(failure=f"cannot start {sys.executable}: {error}", errno=0)
             return
         wake, woken = os.pipe()
-        waiting = threading.Thread(target=watch, args=(process.pid, woken), daemon=True)
-        waiting.start()
+        waiter = threading.Thread(target=watch, args=(process.pid, woken), daemon=True)
+        waiter.start()
         try:
             in_time, outputs = follow(process, wake, time.monotonic() + seconds)
         finally:
             kill_group(process.pid)
-            waiting.join()
+            waiter.join()
             process.wait()
             kill_orphans()
             for descriptor in (wake, woken):
@@ -229,9 +229,9 @@ class Keeper:
                 if pipe is not None:
                     pipe.close()
         if not in_time:
-            self.wire.answer(expired=True)
+            self.wire.respond(expired=True)
             return
-        self.wire.answer(returncode=process.returncode, stdout=len(outputs[0]), stderr=len(outputs[1]))
+        self.wire.respond(returncode=process.returncode, stdout=len(outputs[0]), stderr=len(outputs[1]))
         self.wire.write(bytes(outputs[0]))
         self.wire.write(bytes(outputs[1]))
 
@@ -249,7 +249,7 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
     """Collect the output of a process until it ends; False if the time is up first.
 
     Raises:
-        Gone: the client is gone, or sent a request out of turn.
+        Gone: the client is gone, or sent a request during the job.
     """
     outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     first, second = outputs.values()
@@ -270,15 +270,15 @@ def follow(process: Any, wake: int, end: float) -> tuple[bool, tuple[bytearray, 
                 continue
             data = os.read(descriptor, CHUNK)
             if data:
-                kept = outputs[descriptor]
-                kept += data
-                del kept[: max(0, len(kept) - KEPT_OUTPUT)]
+                output = outputs[descriptor]
+                output += data
+                del output[: max(0, len(output) - MAX_OUTPUT)]
             else:
                 del outputs[descriptor]
 
 
 def watch(process: int, woken: int) -> None:
-    """Wake the other end of a pipe when a process ends, without reaping the process."""
+    """Write to a pipe when a process ends, without reaping the process."""
     # Until it is reaped, its pid is not reused, so that its group can be killed safely.
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
     with contextlib.suppress(OSError):
@@ -304,23 +304,23 @@ def kill_orphans() -> None:
 
 def children() -> list[int]:
     """The child processes of this one, on Linux."""
-    found = []
+    processes = []
     for name in os.listdir("/proc") if sys.platform.startswith("linux") else []:
-        # The name of a program, in parentheses, may contain anything, also a parenthesis.
+        # The program's name, in parentheses, may itself contain parentheses: split at the last one.
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
             if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(name))
-    return found
+                processes.append(int(name))
+    return processes
 
 
-def dying_with_us() -> Callable[[], Any] | None:
-    """A hook that makes a new process die with this one, even if this one is killed."""
-    prctl = control()
+def die_with_parent() -> Callable[[], Any] | None:
+    """A ``preexec_fn`` that makes a child process die with this one, even if this one is killed."""
+    prctl = find_prctl()
     return None if prctl is None else lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def control() -> Any:
-    """``prctl`` on Linux, None elsewhere."""
+def find_prctl() -> Any:
+    """The function ``prctl`` on Linux, None elsewhere."""
     try:
         import ctypes
 
@@ -360,40 +360,40 @@ def sweep(place: str) -> None:
                 continue
             if not os.path.lexists(os.path.join(folder, LOCK)):
                 continue  # still being created
-            held = locked(os.path.join(folder, LOCK))
+            lock = locked(os.path.join(folder, LOCK))
         except OSError:
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
+        os.close(lock)
 
 
 def failure(error: OSError) -> dict[str, Any]:
     return {"failure": error.strerror or str(error), "errno": errno.errorcode.get(error.errno or 0, "")}
 
 
-def leave(number: int, frame: object) -> None:
+def on_signal(number: int, frame: object) -> None:
     raise Gone
 
 
 def main() -> None:
     """Create the folder, report it, and serve requests until the client closes or is gone."""
     wire = Wire()
-    prctl = control()
+    prctl = find_prctl()
     if prctl is not None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a job become children of this process
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, leave)
+        signal.signal(number, on_signal)
     with contextlib.suppress(Gone):
         settings = wire.line()
         try:
             keeper = Keeper(wire, settings["folder"])
         except OSError as error:
             wire.write(MARKER)
-            wire.answer(**failure(error))
+            wire.respond(**failure(error))
             return
         try:
             wire.write(MARKER)
-            wire.answer(
+            wire.respond(
                 folder=keeper.folder,
                 executable=sys.executable,
                 python=sys.version.split()[0],

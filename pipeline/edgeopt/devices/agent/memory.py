@@ -12,7 +12,7 @@ RESET_PEAK = "5"
 
 
 class Peak:
-    """Peak resident memory since creation of the object, relative to what was resident then.
+    """Growth of the peak resident memory since the creation of the object.
 
     Linux can reset its high-water mark. Elsewhere, only the peak of the whole process is known, so the
     value is a lower bound; ``method`` names the source.
@@ -20,7 +20,7 @@ class Peak:
 
     def __init__(self) -> None:
         gc.collect()
-        _give_back_freed()
+        _trim_heap()
         try:
             (PROCESS / "clear_refs").write_text(RESET_PEAK)
             self.method = "VmHWM"
@@ -37,8 +37,8 @@ class Peak:
         return max(0, highest - self.before)
 
 
-def _give_back_freed() -> None:
-    """Return freed heap memory to the system: a model placed in it would not be counted."""
+def _trim_heap() -> None:
+    """Return freed heap memory to the system: a model allocated in it would not be counted."""
     if sys.platform.startswith("linux"):
         try:
             ctypes.CDLL(None).malloc_trim(0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeopt_agent.failure import AgentError, explained
 
-WRITING = "the outputs cannot be written"
+WRITING = "cannot write the outputs"
 
 
 class OutputFile:
@@ -42,11 +42,12 @@ class OutputFile:
             if self.path is not None:
                 with explained("internal", WRITING):
                     self._begin()
-        for index, (now, first) in enumerate(zip(shapes, self.shapes)):
-            if now != first:
+        for index, (current, first) in enumerate(zip(shapes, self.shapes)):
+            if current != first:
                 raise AgentError(
                     "model",
-                    f"output {index} differs between samples: {first[0]} {first[1]}, then {now[0]} {now[1]}",
+                    f"output {index} differs between samples: {first[0]} {first[1]}, "
+                    f"then {current[0]} {current[1]}",
                 )
         with explained("internal", WRITING):
             for stream, value in zip(self.streams, values):
@@ -87,7 +88,7 @@ class OutputFile:
 
 
 def _batched(value: Any, size: int, index: int) -> Any:
-    """The value with its batch axis, which models for a single sample may omit."""
+    """The value with a batch axis, which models with batch size 1 may omit."""
     value = np.asarray(value)
     if value.ndim and value.shape[0] == size:
         return value

@@ -60,7 +60,7 @@ def _cpu() -> tuple[str, list[str]]:
     name = fields.get("model name") or read_text(BOARD) or fields.get("hardware")
     present = (fields.get("flags") or fields.get("features") or "").split()
     if platform.machine().startswith(("aarch64", "arm")) and "flags" in fields:
-        # Only x86 names them flags: an emulated program sees the cpuinfo of the machine that emulates it.
+        # Only x86 calls them flags: under emulation, /proc/cpuinfo is that of the host.
         return f"{os.environ.get('QEMU_CPU') or platform.machine()}, emulated on {name or 'x86'}", []
     return name or platform.processor() or "unknown", sorted({FLAGS[f] for f in present if f in FLAGS})
 

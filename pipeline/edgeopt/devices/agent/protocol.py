@@ -39,7 +39,7 @@ class Job(TypedDict):
     """Samples per run, if the model allows it."""
     latency: Optional[Timing]
     baseline: Optional[str]
-    """A model of the same format that is timed in turns with the first."""
+    """A model of the same format, timed interleaved with ``model``."""
     python_path: List[str]
     """Folders with the code that a model needs."""
     layers: List[int]
@@ -87,7 +87,7 @@ class GpuState(TypedDict):
     power_w: Optional[float]
 
 
-class Moment(TypedDict):
+class MachineState(TypedDict):
     """The state of the machine; None for values that it does not report."""
 
     load: Optional[float]
@@ -98,15 +98,15 @@ class Moment(TypedDict):
     gpus: List[GpuState]
 
 
-class Spell(TypedDict):
+class TimedInterval(TypedDict):
     """The machine's state during a timed interval.
 
     ``other_cores``: used by other programs. ``stolen_cores``: withheld by the host of a virtual machine.
     """
 
     seconds: float
-    before: Moment
-    after: Moment
+    before: MachineState
+    after: MachineState
     cores: Optional[int]
     other_cores: Optional[float]
     stolen_cores: Optional[float]
@@ -157,7 +157,7 @@ class JobResult(TypedDict):
     details: List[Dict[str, Scalar]]
     """One row per operator, if the runtime reports them."""
     notes: List[str]
-    conditions: List[Spell]
+    conditions: List[TimedInterval]
     layers: List[LayerInfo]
     environment: Probe
 
@@ -221,15 +221,15 @@ def checked(value: Any, kind: Any, field: str = "") -> Any:
     return value
 
 
-def checked_answer(value: Any) -> Tuple[Optional[JobResult], Optional[JobFailure]]:
+def checked_response(value: Any) -> Tuple[Optional[JobResult], Optional[JobFailure]]:
     """Validate ``result.json``: returns a result or a failure, and None for the other.
 
     Raises:
         ProtocolError: it is neither a result nor a failure.
     """
     if not isinstance(value, dict) or not isinstance(value.get("ok"), bool):
-        given = value.get("ok") if isinstance(value, dict) else value
-        raise ProtocolError("ok", "expected true or false, got " + _shown(given))
+        received = value.get("ok") if isinstance(value, dict) else value
+        raise ProtocolError("ok", "expected true or false, got " + _shown(received))
     if value["ok"]:
         return checked(value, JobResult), None
     return None, checked(value, JobFailure)
@@ -237,8 +237,8 @@ def checked_answer(value: Any) -> Tuple[Optional[JobResult], Optional[JobFailure
 
 def hints(kind: Any) -> Dict[str, Any]:
     """The fields of a message and their types."""
-    found: Dict[str, Any] = get_type_hints(kind)
-    return found
+    types: Dict[str, Any] = get_type_hints(kind)
+    return types
 
 
 def _checked_message(value: Any, kind: Any, field: str) -> Any:

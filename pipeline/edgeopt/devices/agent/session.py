@@ -69,7 +69,7 @@ class ModelSession:
         """Import the runtime that ``path`` needs and limit its threads, without loading the model."""
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
-        """Load the model; may raise whatever the runtime raises."""
+        """Load the model; may raise any exception of the runtime."""
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
         """Run once on inputs of the model's dtypes.
@@ -149,7 +149,7 @@ def fit(array: Any, spec: Spec) -> Any:
         limits = np.iinfo(target)
         if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
             return np.ascontiguousarray(array, dtype=target)
-    raise AgentError("input", f"input {spec.name!r} takes {target}, but the data is {array.dtype}")
+    raise AgentError("input", f"input {spec.name!r} has dtype {target}, but the data has {array.dtype}")
 
 
 def quantize(array: Any, spec: Spec) -> Any:
@@ -180,8 +180,8 @@ def find_runtime(name: str) -> type[ModelSession]:
     known = runtime_names()
     if name not in known:
         raise AgentError("runtime", f"this agent has no runtime {name!r}; it has: {', '.join(known)}")
-    found: type[ModelSession] = importlib.import_module(f"edgeopt_agent.runtimes.{name}").Session
-    return found
+    kind: type[ModelSession] = importlib.import_module(f"edgeopt_agent.runtimes.{name}").Session
+    return kind
 
 
 def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]) -> type[ModelSession]:
@@ -200,7 +200,7 @@ def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]
             kind.prepare(path, threads, options)
     except AgentError as error:
         if kind.version() is not None or error.__cause__ is None:
-            raise  # also the runtime's own error, which is more specific
+            raise  # installed, or the runtime's own error, which is more specific
         packages = " ".join(kind.requires)
         message = f"runtime {name!r} needs {packages}, which is not installed for {sys.executable}"
         raise AgentError("runtime", message) from error

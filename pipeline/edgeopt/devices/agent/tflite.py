@@ -1,4 +1,4 @@
-"""The TensorFlow Lite interpreter, which several distributions contain under different names."""
+"""The TensorFlow Lite interpreter, which several distributions provide under different names."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class TfliteSession(ModelSession):
 
     @property
     def max_batch(self) -> int | None:
-        # Many files are converted with a dynamic batch, but memory and delegates are planned for the
-        # stored shape: that shape is measured.
+        # Many files declare a dynamic batch size, but memory and delegates are planned for the stored shape:
+        # that shape is measured.
         return min((shape[0] for shape in self.shapes if shape), default=1)
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
@@ -67,9 +67,9 @@ class TfliteSession(ModelSession):
         ]
 
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
-        """Every operator's outputs, from a second interpreter that keeps them.
+        """Every operator's outputs, from a second interpreter that preserves all tensors.
 
-        Keeping them costs memory and may select other kernels: LiteRT 2 still delegates to XNNPACK,
+        This costs memory and may select other kernels: LiteRT 2 still delegates to XNNPACK,
         tflite-runtime 2.14 does not.
         """
         if self.preserving is None:
@@ -82,7 +82,7 @@ class TfliteSession(ModelSession):
             model.set_tensor(index, array)
         model.invoke()
         details = {detail["index"]: detail for detail in model.get_tensor_details()}
-        found = []
+        layers = []
         for operator in model._get_ops_details():
             if operator["op_name"] == "DELEGATE":  # its operators are also listed individually
                 continue
@@ -90,8 +90,8 @@ class TfliteSession(ModelSession):
                 if index not in details:
                     continue
                 spec = _spec(details[index])
-                found.append(Layer(spec.name, operator["op_name"], spec.scale, model.get_tensor(index)))
-        return found
+                layers.append(Layer(spec.name, operator["op_name"], spec.scale, model.get_tensor(index)))
+        return layers
 
 
 def _spec(detail: dict[str, Any]) -> Spec:

@@ -47,7 +47,7 @@ def as_arrays(value: Any) -> list[Any]:
 
 
 def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
-    """A module built by its own code with stored weights, and the inputs that its ``model.json`` declares.
+    """Build a module with its own code and load its weights; also returns the inputs from ``model.json``.
 
     The code is imported from the Python path, which the job may have extended.
     """
@@ -62,7 +62,7 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
             factory = getattr(factory, part)
         arguments = config.get("arguments") or {}
         module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
-    with explained("model", f"{folder.name}/weights.safetensors does not fit {target!r}"):
+    with explained("model", f"{folder.name}/weights.safetensors does not match {target!r}"):
         weights = load_file(folder / "weights.safetensors")
         _resize(module, config.get("resized") or {}, weights)
         module.load_state_dict(weights)
@@ -84,8 +84,8 @@ def _resize(module: Any, resized: dict[str, dict[str, int]], weights: dict[str, 
             if isinstance(getattr(layer, attribute), int):
                 setattr(layer, attribute, value)
         for key, old in list(layer.named_parameters(recurse=False)):
-            fresh = torch.empty(weights[name + "." + key].shape, dtype=old.dtype)
-            layer.register_parameter(key, torch.nn.Parameter(fresh))
+            resized_tensor = torch.empty(weights[name + "." + key].shape, dtype=old.dtype)
+            layer.register_parameter(key, torch.nn.Parameter(resized_tensor))
         for key, old in list(layer.named_buffers(recurse=False)):
             if name + "." + key in weights:
                 layer.register_buffer(key, torch.empty(weights[name + "." + key].shape, dtype=old.dtype))

@@ -139,7 +139,7 @@ class Stream:
 
 
 def settings_of(command: Sequence[str]) -> dict[str, str]:
-    """The client's effective settings for these arguments, from ``ssh -G``: ``{"hostname": ..., "port": ...}``."""
+    """The client's effective settings for these arguments, from ``ssh -G``: ``{"hostname": ...}``."""
     try:
         done = subprocess.run(
             [command[0], "-G", *command[1:]],
@@ -201,8 +201,8 @@ def explain(stderr: str, host: str, settings: Mapping[str, str], by_hand: str) -
         (
             r"Permission denied|Too many authentication failures|no mutual signature",
             f"{host} rejected every key offered for {settings.get('user', 'this user')}",
-            "set the correct 'user' and 'identity' (a key without a passphrase, or one in ssh-agent), and add "
-            f"the public key there with ssh-copy-id; try: {by_hand}",
+            "set the correct 'user' and 'identity' (a key without a passphrase, or one in ssh-agent), and "
+            f"install the public key there with ssh-copy-id; try: {by_hand}",
         ),
         (
             r"[Bb]ad (?:configuration|owner)|[Cc]an't open user config|terminating, \d+ bad|line \d+:",

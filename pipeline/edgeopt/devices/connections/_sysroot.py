@@ -42,10 +42,10 @@ folder = sys.argv[1]
 for name in os.listdir(folder) if os.path.isdir(folder) else []:
     if os.path.isfile(os.path.join(folder, name, "__init__.py")):
         importlib.import_module(name)
-found = {"python": platform.python_version()}
+versions = {"python": platform.python_version()}
 for distribution in importlib.metadata.distributions(path=[folder]):
-    found[distribution.metadata["Name"]] = distribution.version
-print(json.dumps(found))
+    versions[distribution.metadata["Name"]] = distribution.version
+print(json.dumps(versions))
 """
 """Imports every installed package, and prints the versions."""
 
@@ -116,8 +116,8 @@ def setup_sysroot(name: str, requirements: Sequence[str], mirror: str, say: Call
         )
     sysroot = Sysroot(environment_folder(name))
     folder = sysroot.folder
-    wanted = {"requirements": sorted(requirements), "release": RELEASE, "packages": PACKAGES}
-    if _recorded(folder, "wanted") == wanted:
+    contents = {"requirements": sorted(requirements), "release": RELEASE, "packages": PACKAGES}
+    if _recorded(folder, "wanted") == contents:
         say(f"{name}: already set up in {folder}")
         return
     _check_tools()
@@ -136,12 +136,12 @@ def setup_sysroot(name: str, requirements: Sequence[str], mirror: str, say: Call
             f"cannot create {folder}: {error}", fix=f"set {HOME_VARIABLE} to a writable folder"
         ) from error
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
-        found = _unpack_debian(sysroot, mirror, Path(scratch), say)
+        debian = _unpack_debian(sysroot, mirror, Path(scratch), say)
     if requirements:
         say(f"{name}: installing the wheels of {', '.join(requirements)}")
         _install_wheels(sysroot, requirements)
     say(f"{name}: importing every package under the emulator")
-    record = {"wanted": wanted, "debian": found, "python": _try(sysroot)}
+    record = {"wanted": contents, "debian": debian, "python": _try(sysroot)}
     write_text(folder / MARKER, json.dumps(record, indent=1))
     say(f"{name}: ready")
 
@@ -217,26 +217,26 @@ def _unpack_debian(
     say(f"{sysroot.folder.name}: downloading {len(PACKAGES) + 1} packages")
     emulator = f"{EMULATOR_PACKAGE}:{_host_architecture()}"
     _run(["apt-get", "-q", "download", *PACKAGES, emulator], debs, environment)
-    found = {}
+    versions = {}
     for deb in sorted(debs.glob("*.deb")):
         package, version, _ = unquote(deb.stem).split("_")
-        found[package] = version
+        versions[package] = version
         root = scratch / "emulator" if package == EMULATOR_PACKAGE else sysroot.root
         root.mkdir(exist_ok=True)
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as reading:
-            assert reading.stdout is not None  # a pipe was asked for
+            assert reading.stdout is not None  # stdout=PIPE
             try:
                 unpack(reading.stdout, root)
             except tarfile.TarError as error:
                 raise DeviceError(f"cannot unpack {deb.name}: {error}", fix="run the setup again") from error
             finally:
                 reading.stdout.close()
-    absent = sorted({*PACKAGES, EMULATOR_PACKAGE} - set(found))
+    absent = sorted({*PACKAGES, EMULATOR_PACKAGE} - set(versions))
     if absent:
         raise DeviceError(f"apt did not download {', '.join(absent)}", fix="run the setup again")
-    # Only one emulator is kept: the package contains those of thirty processors, some 300 MB.
+    # The package contains emulators for thirty processors, about 300 MB: only one is kept.
     os.replace(scratch / "emulator/usr/bin" / EMULATOR, sysroot.emulator)
-    return found
+    return versions
 
 
 def _private_apt(mirror: str, scratch: Path) -> dict[str, str]:
@@ -333,6 +333,6 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise DeviceError(
             f"{what} failed: {lines[-1].strip()[:300] if lines else f'exit code {done.returncode}'}",
-            fix="check that the Debian mirror and pip's package index are reachable; then run the setup again",
+            fix="check that the Debian mirror and pip's package index are reachable; then repeat the setup",
         )
     return done.stdout

@@ -55,10 +55,10 @@ class Local(Connection):
             return str(environment_python(self.environment))
         if self.python is None:
             return sys.executable
-        found = shutil.which(os.path.expanduser(self.python))
-        if found is None:
+        path = shutil.which(os.path.expanduser(self.python))
+        if path is None:
             raise DeviceError(
                 f"no Python interpreter {self.python!r} on this machine",
                 fix="correct the option 'python' of the device's connection",
             )
-        return os.path.abspath(found)
+        return os.path.abspath(path)

@@ -35,11 +35,11 @@ MARKER = b"edgeopt-keeper "
 NOISE = 1 << 16
 """Bytes that a login shell may print before the first response."""
 START_SECONDS = 30.0
-ANSWER_SECONDS = 60.0
+RESPONSE_SECONDS = 60.0
 GRACE_SECONDS = 30.0
 WAIT_SECONDS = 7200.0
-LARGEST_FILE = 1 << 32
-LARGEST_OUTPUT = 1 << 24
+MAX_FILE_BYTES = 1 << 32
+MAX_OUTPUT_BYTES = 1 << 24
 FORCED = (
     "BatchMode=yes",  # never prompts
     "StrictHostKeyChecking=yes",  # never accepts an unknown key
@@ -79,7 +79,7 @@ class Ssh(Connection):
     folder: str | None = Field(
         default=None, description="parent of the job folders; default: the device's temporary folder"
     )
-    connect_timeout: int = Field(default=10, ge=1, description="seconds until a device counts as unreachable")
+    connect_timeout: int = Field(default=10, ge=1, description="seconds to wait for a connection")
 
     def open(self) -> Link:
         """Connect, and create a job folder that lasts as long as the connection.
@@ -166,7 +166,7 @@ class SshLink(Link):
     def _make_folder(self, name: str) -> None:
         with self._explained(f"creating {name!r}"):
             self._stream.send(_line(do="folder", name=name))
-            self._raise_failure(self._answer(), name)
+            self._raise_failure(self._response(), name)
 
     def _put_file(self, source: Path, name: str) -> None:
         digest = hashlib.sha256()
@@ -182,26 +182,26 @@ class SshLink(Link):
                     digest.update(part)
                     self._stream.send(part)
                     left -= len(part)
-                answer = self._answer()
+                response = self._response()
         except OSError as error:
             raise DeviceError(f"cannot read {source}: {error.strerror}") from error
-        self._raise_failure(answer, name, f"{size:,} bytes")
-        if answer.get("sha256") != digest.hexdigest():
+        self._raise_failure(response, name, f"{size:,} bytes")
+        if response.get("sha256") != digest.hexdigest():
             raise DeviceError(f"{name!r} was corrupted on its way to {self.way.host}: its sha256 differs")
 
     def python(self, arguments: Sequence[str], timeout: float) -> "CompletedProcess[str]":
         with self._explained("a job"):
             self._stream.send(_line(do="run", arguments=list(arguments), seconds=timeout))
             self._wait_for_turn()
-            answer = self._answer(timeout + GRACE_SECONDS)
-            if answer.get("expired"):
+            response = self._response(timeout + GRACE_SECONDS)
+            if response.get("expired"):
                 raise DeviceError(
                     f"the job did not finish within {timeout:g} s on {self.way.host} and was killed",
                     fix="raise the time limit, or measure with fewer samples",
                 )
-            self._raise_failure(answer, "a job")
-            code = self._number(answer, "returncode", -256, 256)
-            sizes = [self._number(answer, name, 0, LARGEST_OUTPUT) for name in ("stdout", "stderr")]
+            self._raise_failure(response, "a job")
+            code = self._number(response, "returncode", -256, 256)
+            sizes = [self._number(response, name, 0, MAX_OUTPUT_BYTES) for name in ("stdout", "stderr")]
             texts = [b"".join(self._stream.data(size)).decode("utf-8", "replace") for size in sizes]
         return CompletedProcess([self.way.python, *arguments], code, *map(printable, texts))
 
@@ -209,11 +209,11 @@ class SshLink(Link):
         """Wait until the device runs no other job, from any client."""
         waited = 0.0
         while True:
-            answer = self._answer()
-            if answer.get("started"):
+            response = self._response()
+            if response.get("started"):
                 return
-            if not answer.get("waiting"):
-                self._reject(answer)
+            if not response.get("waiting"):
+                self._reject(response)
             if not waited:
                 _LOG.warning("%s is busy with another job: waiting for it to finish", self.way.host)
             waited += 5.0
@@ -231,18 +231,18 @@ class SshLink(Link):
         digest = hashlib.sha256()
         with self._explained(f"fetching {name!r}"):
             self._stream.send(_line(do="get", name=name))
-            answer = self._answer()
-            if answer.get("errno") == "ENOENT":
+            response = self._response()
+            if response.get("errno") == "ENOENT":
                 raise DeviceError(f"the job wrote no file {name!r}")
-            self._raise_failure(answer, name)
-            size = self._number(answer, "size", 0, LARGEST_FILE)
+            self._raise_failure(response, name)
+            size = self._number(response, "size", 0, MAX_FILE_BYTES)
             try:
                 with replacing(target) as scratch:
                     with scratch.open("wb") as file:
                         for part in self._stream.data(size):
                             digest.update(part)
                             file.write(part)
-                    if self._answer().get("sha256") != digest.hexdigest():
+                    if self._response().get("sha256") != digest.hexdigest():
                         raise DeviceError(
                             f"{name!r} was corrupted on its way from {self.way.host}: its sha256 differs"
                         )
@@ -280,36 +280,36 @@ class SshLink(Link):
             )
         self.folder = str(hello.get("folder"))
 
-    def _answer(self, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    def _response(self, seconds: float = RESPONSE_SECONDS) -> dict[str, Any]:
         return self._parsed(self._stream.line(seconds))
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
-        answer = json.loads(line)
-        if not isinstance(answer, dict):
-            self._reject(answer)
-        return answer
+        response = json.loads(line)
+        if not isinstance(response, dict):
+            self._reject(response)
+        return response
 
-    def _number(self, answer: dict[str, Any], name: str, low: int, high: int) -> int:
-        value = answer.get(name)
+    def _number(self, response: dict[str, Any], name: str, low: int, high: int) -> int:
+        value = response.get(name)
         if not isinstance(value, int) or not low <= value <= high:
-            self._reject(answer)
+            self._reject(response)
         return value
 
-    def _raise_failure(self, answer: dict[str, Any], name: str, what: str = "") -> None:
-        if "failure" not in answer:
+    def _raise_failure(self, response: dict[str, Any], name: str, what: str = "") -> None:
+        if "failure" not in response:
             return
-        if answer.get("errno") in ("ENOSPC", "EDQUOT", "EFBIG"):
+        if response.get("errno") in ("ENOSPC", "EDQUOT", "EFBIG"):
             raise DeviceError(
                 f"the disk of {self.way.host} is full: no space for {name!r} ({what or 'a folder'}) in "
                 f"{printable(self.folder)}",
                 fix="free space on it, or set the option 'folder' to a folder on a larger disk",
             )
-        reason = first_line(str(answer["failure"]))
+        reason = first_line(str(response["failure"]))
         raise DeviceError(f"{self.way.host} refused {name!r}: {reason}", fix=f"try: {self.way.by_hand()}")
 
-    def _reject(self, answer: object) -> NoReturn:
+    def _reject(self, response: object) -> NoReturn:
         self._stream.close(at_once=True)
-        shown = first_line(answer if isinstance(answer, str) else repr(answer))[:100]
+        shown = first_line(response if isinstance(response, str) else repr(response))[:100]
         raise DeviceError(
             f"{self.way.host} returned a malformed response: {shown}",
             fix="check that the option 'python' names a Python, and what the login shell prints: "

@@ -1,1 +1,1 @@
-"""Where samples come from. One plug-in per file."""
+"""Sources of samples. One plug-in per file."""

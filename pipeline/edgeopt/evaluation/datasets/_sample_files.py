@@ -1,4 +1,4 @@
-"""One sample in a file of its own: an array or an image."""
+"""Samples stored one per file: arrays and images."""
 
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,10 +14,10 @@ Color: TypeAlias = Literal["rgb", "gray"]
 
 
 def read_array(path: Path, where: str) -> Array:
-    """One ``.npy`` file; pickled objects are refused.
+    """Read one ``.npy`` file; pickled objects are rejected.
 
     Raises:
-        UsageError: naming the file when it is missing, damaged or not an array of numbers.
+        UsageError: the file is missing, damaged or not an array of numbers.
     """
     try:
         array: Array = np.load(path, allow_pickle=False)
@@ -27,16 +27,16 @@ def read_array(path: Path, where: str) -> Array:
 
 
 def read_image(path: Path, where: str, color: Color, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """One image file as ``[height, width, channels]``, resized (bilinear) to ``size`` = height, width.
+    """Read one image file as ``[height, width, channels]``, resized (bilinear) to ``size`` = height, width.
 
     Raises:
-        UsageError: naming the file when it is missing, damaged or not an image.
+        UsageError: the file is missing, damaged or not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            # Pillow decodes here, so a file that is cut off shows itself here too.
+            # Pillow decodes lazily, here: a truncated file fails at this point.
             pixels = image.convert("RGB" if color == "rgb" else "L")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A table of files and labels."""
+"""A CSV table of files and labels."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -17,23 +17,25 @@ from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
 
 class Csv(Dataset):
-    """A CSV file with a header; every row names an image or a ``.npy`` file, and its label.
+    """A CSV file with a header; each row contains the path of an image or ``.npy`` file, and its label.
 
-    Images become uint8 ``[height, width, channels]``; arrays stay as they are. A label is a class
-    index, or one of ``classes``. Mistakes are reported with file and line.
+    Images are read as uint8 ``[height, width, channels]``, arrays unchanged. A label is a class index, or
+    one of ``classes``. Errors are reported with file and line.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("pillow",)
     extra: ClassVar[str | None] = "data"
 
     path: ExistingPath = Field(description="the .csv file")
-    file: str = Field("file", description="column with the file names")
-    label: str | None = Field("label", description="column with the labels; null for data without labels")
-    root: ExistingPath | None = Field(None, description="folder of the files; default: where the table lies")
+    file: str = Field("file", description="column of the file paths")
+    label: str | None = Field("label", description="column of the labels; null for data without labels")
+    root: ExistingPath | None = Field(
+        None, description="base folder of the files; default: that of the table"
+    )
     classes: tuple[str, ...] = Field((), description="class names, in the order of the model's outputs")
     size: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height and width of the images")
     color: Color = Field("rgb", description="three channels or one, for images")
-    limit: int | None = Field(None, gt=0, description="only the first rows")
+    limit: int | None = Field(None, gt=0, description="read only the first rows")
 
     def samples(self) -> Iterator[Sample]:
         for where, file, label in self._rows():
@@ -49,7 +51,7 @@ class Csv(Dataset):
         return read_image(file, where, self.color, self.size)
 
     def _rows(self) -> Iterator[tuple[str, Path, int | None]]:
-        """Where the row stands, its file, and its label."""
+        """Location of each row for messages, its file, and its label."""
         root = self.root or self.path.parent
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as table:
@@ -64,12 +66,12 @@ class Csv(Dataset):
         except (csv.Error, UnicodeDecodeError) as error:
             raise UsageError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
 
-    def _check_columns(self, there: Sequence[str]) -> None:
+    def _check_columns(self, columns: Sequence[str]) -> None:
         for option, column in (("file", self.file), ("label", self.label)):
-            if column is not None and column not in there:
-                near = get_close_matches(column, there, 1)
+            if column is not None and column not in columns:
+                near = get_close_matches(column, columns, 1)
                 raise UsageError(
-                    f"{self.path}:1: no column {column!r}; there is {', '.join(map(repr, there))}",
+                    f"{self.path}:1: no column {column!r}; the columns are {', '.join(map(repr, columns))}",
                     fix=(f"did you mean {near[0]!r}? " if near else "") + f"Set the option {option!r}",
                 )
 
@@ -81,7 +83,7 @@ class Csv(Dataset):
             near = get_close_matches(text, self.classes, 1)
             raise UsageError(
                 f"{where}: the label {text!r} is not one of 'classes'",
-                fix=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.classes)}",
+                fix=f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(self.classes)}",
             )
         try:
             return int(text)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: small, real, and there without a download."""
+"""The handwritten digits of scikit-learn: a small real dataset that needs no download."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ class Digits(Dataset):
     """1,797 handwritten digits, uint8 ``[8, 8, 1]`` with values 0..16, labels 0..9.
 
     The split is fixed: all samples in the order of ``numpy.random.RandomState(0).permutation(1797)``,
-    the first 1,097 to train with, the next 200 to calibrate with, the last 500 to judge with.
+    the first 1,097 for training, the next 200 for calibration, the last 500 for evaluation.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
 
@@ -32,7 +32,7 @@ class Digits(Dataset):
     extra: ClassVar[str | None] = "data"
 
     part: Literal["train", "calibration", "evaluation"] = Field(description="which part of the fixed split")
-    limit: int | None = Field(None, gt=0, description="only the first samples of the part")
+    limit: int | None = Field(None, gt=0, description="read only the first samples of the part")
 
     def samples(self) -> Iterator[Sample]:
         images, labels = self._load()
@@ -41,16 +41,16 @@ class Digits(Dataset):
             yield Sample((images[index, :, :, np.newaxis],), int(labels[index]))
 
     def digest(self) -> str:
-        # The content is known beforehand and checked when it is read, so nothing is imported here.
+        # The content is fixed and verified on reading, so nothing needs to be imported here.
         return digest_of(["digits", CONTENT, self.part, self.limit])
 
     @staticmethod
     def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        # The file is read as it lies in the package: importing scikit-learn takes seconds.
+        # Read the package's data file directly: importing scikit-learn takes seconds.
         spec = importlib.util.find_spec("sklearn")
         if spec is None or spec.origin is None:
             raise UsageError(
-                "the digits come with scikit-learn, which is not installed", fix="pip install scikit-learn"
+                "the digits are part of scikit-learn, which is not installed", fix="pip install scikit-learn"
             )
         path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
         try:
@@ -59,13 +59,13 @@ class Digits(Dataset):
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"cannot read the digits in {path}: {error}",
-                fix="reinstall them: pip install --force-reinstall scikit-learn",
+                fix="reinstall scikit-learn: pip install --force-reinstall scikit-learn",
             ) from error
         images = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8)
         labels = table[:, -1].astype(np.uint8)
         if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != CONTENT:
             raise UsageError(
-                "the digits of the installed scikit-learn are not the known ones",
+                "the digits of the installed scikit-learn do not have the expected content",
                 fix="reinstall it: pip install --force-reinstall scikit-learn",
             )
         return images, labels

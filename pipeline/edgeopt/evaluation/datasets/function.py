@@ -1,4 +1,4 @@
-"""The user's own data, from a function of theirs."""
+"""Samples from a user-defined function."""
 
 import hashlib
 import inspect
@@ -16,21 +16,21 @@ from edgeopt.plugin import Code, Dataset, Sample, canonical
 
 
 class Function(Dataset):
-    """Calls ``module:function`` and takes what it returns as it is.
+    """Call ``module:function`` and use the samples that it returns.
 
-    Understood are an iterable (or generator) of ``(input, label)``, a PyTorch ``Dataset`` or
-    ``DataLoader``, a ``tf.data.Dataset``, and a tuple of arrays ``(x, y)`` whose first axis counts
-    the samples. An input may itself be a tuple, for models with several; an element that is no
-    tuple is an input without label. Tensors become numpy arrays and batches are taken apart.
+    Supported results are an iterable (or generator) of ``(input, label)``, a PyTorch ``Dataset`` or
+    ``DataLoader``, a ``tf.data.Dataset``, and a tuple of arrays ``(x, y)`` with samples along the first
+    axis. An input may itself be a tuple, for models with several inputs; an element that is not a tuple is
+    an input without label. Tensors are converted to NumPy arrays, and batches are split.
 
-    The random generators of Python, NumPy, PyTorch and TensorFlow are seeded before each pass, so
-    that a loader that shuffles gives the same order every time.
+    The random generators of Python, NumPy, PyTorch and TensorFlow are seeded before each pass, so that a
+    shuffling loader returns the same order every time.
     """
 
     function: Code = Field(description="the function, as module:name")
     arguments: dict[str, Any] = Field({}, description="keyword arguments for the function")
-    batched: bool | None = Field(None, description="whether elements are batches; default: found out")
-    limit: int | None = Field(None, gt=0, description="only the first samples")
+    batched: bool | None = Field(None, description="whether elements are batches; default: detected")
+    limit: int | None = Field(None, gt=0, description="read only the first samples")
 
     def samples(self) -> Iterator[Sample]:
         function = self.function.load()
@@ -40,7 +40,7 @@ class Function(Dataset):
         except TypeError as error:
             raise UsageError(f"{self.function.target}: {error}", fix="correct 'arguments'") from error
         source = function(**self.arguments)
-        _seed()  # once more: the call may just have imported a framework
+        _seed()  # again: the call may have imported a framework
         for index, element in enumerate(self._elements(source)):
             if index == self.limit:
                 return
@@ -57,7 +57,7 @@ class Function(Dataset):
         return digest.hexdigest()
 
     def _elements(self, source: Any) -> Iterator[Any]:
-        """Elements without a batch axis, whatever it is that holds them."""
+        """The elements of any supported result, without a batch axis."""
         batched = self.batched
         if isinstance(source, tuple) and source and hasattr(source[0], "shape"):
             return self._columns(source)
@@ -67,7 +67,7 @@ class Function(Dataset):
         return (row for batch in elements for row in _rows(batch)) if batched else iter(elements)
 
     def _columns(self, arrays: tuple[Any, ...]) -> Iterator[Any]:
-        """Rows of ``(x, y)``, of ``(x, None)`` or ``(x,)`` without labels, of ``(x1, x2, ..., y)``."""
+        """The rows of ``(x, y)``, ``(x1, x2, ..., y)`` or, without labels, ``(x, None)`` and ``(x,)``."""
         inputs, label = (arrays[:-1], arrays[-1]) if len(arrays) > 1 else (arrays, None)
         lengths = [len(part) for part in arrays if part is not None]
         if len(set(lengths)) > 1:
@@ -85,7 +85,7 @@ class Function(Dataset):
         inputs, label = element if parted and len(element) == 2 else (element, None)
         if isinstance(inputs, dict) or (parted and len(element) > 2):
             raise UsageError(
-                f"{self.function.target}: sample {index} is not understood: {type(element).__name__}",
+                f"{self.function.target}: sample {index} has an unsupported type: {type(element).__name__}",
                 fix="yield (input, label), or ((input, input, ...), label) for several inputs",
             )
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -104,21 +104,21 @@ def _array(value: Any) -> Array:
 
 
 def _rows(batch: Any) -> Iterator[Any]:
-    """The elements of one batch; the batch may be nested tuples of arrays."""
+    """The elements of one batch, which may be nested tuples of arrays."""
     if isinstance(batch, tuple | list):
         yield from zip(*(_rows(part) for part in batch), strict=True)
         return
     array = _array(batch)
     if array.ndim == 0:
         raise UsageError(
-            f"a batch holds {type(batch).__name__}, which has no rows",
-            fix="give batches of (inputs, labels), or say 'batched: false'",
+            f"a batch contains {type(batch).__name__}, which has no rows",
+            fix="yield batches of (inputs, labels), or set 'batched: false'",
         )
     yield from array
 
 
 def _kind(source: Any) -> str:
-    """``torch``, ``tf`` or nothing, told by the class alone so that no framework is imported."""
+    """``torch``, ``tf`` or empty, from the class only, so that no framework is imported."""
     modules = [base.__module__ for base in type(source).__mro__]
     if any(module.startswith("torch.utils.data") for module in modules):
         return "torch"
@@ -135,7 +135,7 @@ def _is_batched(source: Any) -> bool:
     if any(shape.rank in (0, None) for shape in shapes):
         return False
     first = {shape[0] for shape in shapes}
-    # A free leading axis is a batch; a fixed one is, where input and label share it.
+    # A free leading axis is the batch axis; so is a fixed one that input and label share.
     return len(first) == 1 and (first == {None} or len(shapes) > 1)
 
 
@@ -154,10 +154,10 @@ def _in_order(source: Any, name: str) -> Iterable[Any]:
         return (source[index] for index in range(len(source)))
     if not isinstance(source, Iterable):
         raise UsageError(
-            f"{name}: returned {type(source).__name__}, which holds no samples",
+            f"{name} returned {type(source).__name__}, which contains no samples",
             fix="return an iterable of (input, label), a Dataset, a DataLoader, or a tuple of arrays",
         )
-    if _kind(source) == "torch":  # a DataLoader makes lists of what its Dataset gives as tuples
+    if _kind(source) == "torch":  # a DataLoader collates the tuples of its Dataset into lists
         return (tuple(element) if isinstance(element, list) else element for element in source)
     return source
 

@@ -16,19 +16,19 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 
 class ImageFolder(Dataset):
-    """``folder/<class>/<image>``: labels count the sorted subfolder names from 0.
+    """``folder/<class>/<image>``: labels are the indices of the sorted subfolder names.
 
-    Samples are uint8 ``[height, width, channels]``. They come one of each class in turn, so that the
-    first few already show every class. Files that are no images by their suffix are passed over.
+    Samples are uint8 ``[height, width, channels]``. The classes alternate, so that the first few samples
+    cover all of them. Files without an image suffix are ignored.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("pillow",)
     extra: ClassVar[str | None] = "data"
 
-    path: ExistingPath = Field(description="the folder that holds one subfolder per class")
+    path: ExistingPath = Field(description="folder with one subfolder per class")
     size: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height and width to resize to")
     color: Color = Field("rgb", description="three channels or one")
-    limit: int | None = Field(None, gt=0, description="only the first samples")
+    limit: int | None = Field(None, gt=0, description="read only the first samples")
 
     def samples(self) -> Iterator[Sample]:
         for label, file in self._files():
@@ -39,19 +39,19 @@ class ImageFolder(Dataset):
         return digest_of(["image_folder", files, self.size, self.color])
 
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of their labels.
+        """Class names, in the order of their labels.
 
         Raises:
-            UsageError: when there is no subfolder.
+            UsageError: the path is not a folder, or has no subfolders.
         """
         if not self.path.is_dir():
             raise UsageError(
-                f"{self.path} is not a folder", fix="give the folder that holds one folder per class"
+                f"{self.path} is not a folder", fix="set 'path' to the folder with one subfolder per class"
             )
         names = sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
         if not names:
             raise UsageError(
-                f"{self.path}: no subfolders", fix="put the images of each class in a folder of its own"
+                f"{self.path}: no subfolders", fix="put the images of each class in its own subfolder"
             )
         return names
 

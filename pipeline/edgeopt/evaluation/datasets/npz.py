@@ -1,4 +1,4 @@
-"""Arrays of an ``.npz`` file, row by row."""
+"""Samples from the arrays of an ``.npz`` file."""
 
 import zipfile
 from collections.abc import Iterator
@@ -23,20 +23,19 @@ DAMAGED = (OSError, *MALFORMED)
 
 
 class Npz(Dataset):
-    """Arrays saved with ``numpy.savez`` or ``savez_compressed``; the first axis counts the samples.
+    """Arrays saved with ``numpy.savez`` or ``savez_compressed``, with samples along the first axis.
 
-    Rows are read from the archive in pieces, so the file may be larger than the memory. (An array
-    in Fortran order has no rows in a row, and is loaded whole.) Pickled objects are refused.
-    Integer labels of shape ``[n]`` are class indices; any others are given on as arrays, so an
-    autoencoder is judged with ``label: x``, its own input.
+    The archive is read in chunks, so the file may exceed the memory. (In an array in Fortran order rows are
+    not contiguous; it is loaded at once.) Pickled objects are rejected. Integer labels of shape ``[n]`` are
+    class indices; others are passed on as arrays, so for an autoencoder set ``label: x``, its own input.
     """
 
     path: ExistingPath = Field(description="the .npz file")
     inputs: tuple[str, ...] = Field(
-        ("x",), min_length=1, description="keys of the inputs, as the model takes them"
+        ("x",), min_length=1, description="keys of the inputs, in the model's order"
     )
     label: str | None = Field("y", description="key of the labels; null for data without labels")
-    limit: int | None = Field(None, gt=0, description="only the first samples")
+    limit: int | None = Field(None, gt=0, description="read only the first samples")
 
     def samples(self) -> Iterator[Sample]:
         keys = (*self.inputs, *([self.label] if self.label is not None else []))
@@ -56,22 +55,22 @@ class Npz(Dataset):
         except DAMAGED as error:
             raise UsageError(
                 f"{self.path}: damaged, or not an .npz file: {error}",
-                fix="make it again with numpy.savez(path, x=..., y=...)",
+                fix="save it again with numpy.savez(path, x=..., y=...)",
             ) from error
 
     @staticmethod
     def keys_of(path: Path) -> list[str]:
-        """The arrays of a file, without reading them.
+        """The array names of a file, without reading the arrays.
 
         Raises:
-            UsageError: it is not an ``.npz`` file.
+            UsageError: the file is not an ``.npz`` file.
         """
         try:
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
         except DAMAGED as error:
             raise UsageError(
-                f"{path}: not an .npz file: {error}", fix="make it with numpy.savez(path, x=..., y=...)"
+                f"{path}: not an .npz file: {error}", fix="save it with numpy.savez(path, x=..., y=...)"
             ) from error
 
     def digest(self) -> str:
@@ -85,17 +84,18 @@ class Npz(Dataset):
         return Sample(row[:-1], int(label[()]) if whole else label)
 
     def _rows(self, archive: zipfile.ZipFile, key: str, stack: ExitStack) -> tuple[int, Iterator[Array]]:
-        """The number of rows of one array, and the rows themselves."""
-        there = [name.removesuffix(".npy") for name in archive.namelist()]
-        if key not in there:
-            near = get_close_matches(key, there, 1)
+        """Number of rows of one array, and the rows."""
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if key not in names:
+            near = get_close_matches(key, names, 1)
             fix = f"did you mean {near[0]!r}? " if near else ""
             if key == self.label:
                 fix += "Set 'label' to the key of the labels, or to null for data without labels"
             else:
                 fix += "Set 'inputs' to the keys of the inputs"
             raise UsageError(
-                f"{self.path}: no array {key!r}; there is {', '.join(map(repr, there)) or 'nothing'}", fix=fix
+                f"{self.path}: no array {key!r}; the arrays are {', '.join(map(repr, names)) or 'none'}",
+                fix=fix,
             )
         file = stack.enter_context(archive.open(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key))
         shape, fortran_order, dtype = self._header(file, key)
@@ -109,9 +109,9 @@ class Npz(Dataset):
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
         if dtype.kind not in "biuf":
-            what = "pickled objects" if dtype.hasobject else f"values of dtype {dtype}"
+            content = "pickled objects" if dtype.hasobject else f"values of dtype {dtype}"
             raise UsageError(
-                f"{self.path}: the array {key!r} holds {what}, which are refused",
+                f"{self.path}: the array {key!r} contains {content}, which are rejected",
                 fix="save plain arrays of integers or floats, all rows of one shape",
             )
         if not shape:
@@ -120,7 +120,7 @@ class Npz(Dataset):
 
 
 def _read_rows(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Iterator[Array]:
-    """Rows of an array in C order, read a piece of about ``CHUNK`` bytes at a time."""
+    """Rows of an array in C order, read in chunks of about ``CHUNK`` bytes."""
     row_bytes = dtype.itemsize * prod(shape[1:])
     at_once = max(1, CHUNK // max(1, row_bytes))
     for start in range(0, shape[0], at_once):

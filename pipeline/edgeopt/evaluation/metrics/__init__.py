@@ -1,1 +1,1 @@
-"""How good outputs are. One plug-in per file."""
+"""Metrics of the outputs. One plug-in per file."""

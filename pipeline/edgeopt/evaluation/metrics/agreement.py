@@ -1,4 +1,4 @@
-"""Share of samples on which a model decides as the source model does."""
+"""Fraction of samples with the same prediction as the source model."""
 
 from typing import ClassVar, Literal
 
@@ -12,12 +12,12 @@ from edgeopt.results import Kind
 
 
 class Agreement(Metric):
-    """Same highest score as the source model, 0..1; needs no labels.
+    """Fraction of samples with the same argmax as the source model, 0..1; needs no labels.
 
-    A single output is a binary decision: on the same side of 0.5 for probabilities (the source's
-    values all lie in 0..1), of 0 for logits. Outputs with several decisions per sample, such as one
-    per pixel, have classes on the last axis and count by the share of equal ones. A sample whose
-    outputs are not all finite counts as 0.
+    A single output is a binary decision: on the same side of 0.5 for probabilities (if the source's
+    values are all in 0..1), of 0 for logits. Outputs with several decisions per sample, such as one per
+    pixel, have classes on the last axis; the sample counts by its fraction of equal decisions. A sample with
+    outputs that are not finite counts as 0.
     """
 
     kind: ClassVar[Kind] = "fraction"
@@ -28,14 +28,14 @@ class Agreement(Metric):
             raise UsageError(
                 f"outputs of shape {list(outputs.shape)} cannot be compared with the source model's "
                 f"of shape {list(target.shape)}",
-                fix="the model was changed on the way; compare its outputs with the source's",
+                fix="a stage changed the output shape; use a metric that compares with labels",
             )
         count = len(outputs)
         if outputs.size == count:
             source = target.astype(np.float64)
             probability = bool(((source >= 0) & (source <= 1)).all())
-            border = 0.5 if probability else 0.0
-            equal = ((outputs.astype(np.float64) > border) == (source > border)).reshape(count, 1)
+            threshold = 0.5 if probability else 0.0
+            equal = ((outputs.astype(np.float64) > threshold) == (source > threshold)).reshape(count, 1)
         else:
             decided = class_scores(outputs).argmax(axis=-1)
             equal = (decided == class_scores(target).argmax(axis=-1)).reshape(count, -1)

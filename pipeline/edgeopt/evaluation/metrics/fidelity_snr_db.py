@@ -1,4 +1,4 @@
-"""How far the outputs are from the source model's, as a signal-to-noise ratio."""
+"""Signal-to-noise ratio of the outputs, with the source model's as the signal."""
 
 from typing import ClassVar, Literal
 
@@ -13,8 +13,8 @@ from edgeopt.results import Kind, snr_db
 class FidelitySnrDb(Metric):
     """``10 log10(sum ref^2 / sum (ref - out)^2)`` over all samples, in dB; needs no labels.
 
-    A ratio over sums has no value per sample. Identical outputs would be infinitely good, and are
-    given as 200 dB, the highest value; outputs that are not finite are given as -200 dB.
+    The ratio of sums has no per-sample values. Identical outputs give 200 dB instead of infinity, outputs
+    that are not finite give -200 dB.
     """
 
     kind: ClassVar[Kind] = "decibel"
@@ -27,7 +27,7 @@ class FidelitySnrDb(Metric):
             raise UsageError(
                 f"outputs of shape {list(outputs.shape)} cannot be compared with the source model's "
                 f"of shape {list(target.shape)}",
-                fix="the model was changed on the way; compare its outputs with the source's",
+                fix="a stage changed the output shape; use a metric that compares with labels",
             )
         reference = target.astype(np.float64)
         noise = float(np.square(reference - outputs.astype(np.float64)).sum())

@@ -1,4 +1,4 @@
-"""The user's own metric, from a function of theirs."""
+"""A metric from a user-defined function."""
 
 from typing import Any, ClassVar, Literal
 
@@ -12,19 +12,23 @@ from edgeopt.results import Kind
 
 
 class Function(Metric):
-    """Calls ``f(outputs, target, **arguments)`` with numpy arrays of shape ``[n, ...]``.
+    """Call ``f(outputs, target, **arguments)`` with NumPy arrays of shape ``[n, ...]``.
 
-    It returns one number, or an array ``[n]`` with one number per sample, whose mean is the value.
-    The target is the labels, or the source model's outputs with ``compare_with: source``.
+    The function returns one number, or an array ``[n]`` with one number per sample, whose mean is the value.
+    The target is the labels or, with ``compare_with: source``, the source model's outputs.
     """
 
     runs_code: ClassVar[bool] = True
 
     function: Code = Field(description="the function, as module:name")
-    arguments: dict[str, Any] = Field({}, description="further keyword arguments for the function")
-    compare_with: Literal["labels", "source"] = Field("labels", description="what the target is")
-    lower_is_better: bool = Field(False, description="for errors and losses")
-    shown_as: Kind = Field("number", description="how values are shown, such as fraction for a percentage")
+    arguments: dict[str, Any] = Field({}, description="additional keyword arguments for the function")
+    compare_with: Literal["labels", "source"] = Field(
+        "labels", description="the target: labels, or the source model's outputs"
+    )
+    lower_is_better: bool = Field(False, description="set for errors and losses")
+    shown_as: Kind = Field(
+        "number", description="display format of the values, such as fraction for a percentage"
+    )
 
     @property
     def against(self) -> Literal["labels", "source"]:  # type: ignore[override]

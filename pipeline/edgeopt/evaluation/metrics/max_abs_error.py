@@ -1,4 +1,4 @@
-"""The largest difference of any output value from the source model's."""
+"""Largest absolute difference of the outputs from the source model's."""
 
 from typing import ClassVar, Literal
 
@@ -13,8 +13,8 @@ from edgeopt.results import Kind
 class MaxAbsError(Metric):
     """``max |ref - out|`` over all samples and values; needs no labels.
 
-    What tells whether a conversion is exact: a float export of a softmax or of logits differs in the
-    sixth digit. Outputs that are not finite differ by the largest number there is.
+    It shows whether a conversion is exact: float exports of softmax or logits differ in the sixth digit.
+    For outputs that are not finite, the value is the largest float64.
     """
 
     kind: ClassVar[Kind] = "error"
@@ -27,7 +27,7 @@ class MaxAbsError(Metric):
             raise UsageError(
                 f"outputs of shape {list(outputs.shape)} cannot be compared with the source model's "
                 f"of shape {list(target.shape)}",
-                fix="the model was changed on the way; compare its outputs with the source's",
+                fix="a stage changed the output shape; use a metric that compares with labels",
             )
         error = np.abs(target.astype(np.float64) - outputs.astype(np.float64))
         worst = float(error.max()) if error.size else 0.0

@@ -13,11 +13,10 @@ from edgeopt.results import Kind
 
 
 class RocAuc(Metric):
-    """ROC AUC, 0..1: how probable it is that a positive sample scores above a negative one.
+    """ROC AUC, 0..1: the probability that a positive sample scores above a negative one.
 
-    Binary for two classes; otherwise each class that occurs among the labels against the rest, and
-    the plain mean of these. Computed from ranks, ties counted half (H. B. Mann and D. R. Whitney,
-    1947). Outputs that are not finite rank lowest.
+    Binary for two classes; otherwise one-vs-rest for each class among the labels, macro-averaged. Computed
+    from ranks, with ties counted as half (Mann and Whitney 1947). Outputs that are not finite rank lowest.
     """
 
     kind: ClassVar[Kind] = "number"
@@ -31,7 +30,7 @@ class RocAuc(Metric):
                 fix="evaluate on data with positive and negative samples",
             )
         if scores.shape[1] == 2:
-            # Probabilities order as they are; of logits, the difference orders as their softmax does.
+            # The difference of two logits has the same order as their softmax; probabilities need no change.
             if not ((scores >= 0) & (scores <= 1)).all():
                 scores = np.stack([scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0]], axis=1)
             present = np.array([1])
@@ -40,7 +39,7 @@ class RocAuc(Metric):
 
 
 def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """AUC from the sum of the positives' ranks; equal scores share the mean of their ranks."""
+    """AUC from the rank sum of the positives; ties get the mean of their ranks."""
     _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[place]
     above = int(positive.sum())

@@ -1,4 +1,4 @@
-"""Share of samples whose highest score is the right class."""
+"""Fraction of samples whose highest score is the correct class."""
 
 from typing import ClassVar
 
@@ -11,11 +11,11 @@ from edgeopt.results import Kind
 
 
 class Top1(Metric):
-    """Top-1 accuracy, 0..1. A sample whose outputs are not all finite counts as wrong."""
+    """Top-1 accuracy, 0..1. A sample with outputs that are not finite counts as wrong."""
 
     kind: ClassVar[Kind] = "fraction"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)
-        right = (scores.argmax(axis=1) == labels) & np.isfinite(scores).all(axis=1)
-        return Score(float(right.mean()), right.astype(np.float64))
+        correct = (scores.argmax(axis=1) == labels) & np.isfinite(scores).all(axis=1)
+        return Score(float(correct.mean()), correct.astype(np.float64))

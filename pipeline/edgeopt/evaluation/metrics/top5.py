@@ -1,4 +1,4 @@
-"""Share of samples whose right class is among the five highest scores."""
+"""Fraction of samples whose correct class is among the five highest scores."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from edgeopt.results import Kind
 
 
 class Top5(Metric):
-    """Top-5 accuracy, 0..1. Between equal scores the lower class goes first, as in top1."""
+    """Top-5 accuracy, 0..1. Of equal scores, the lower class index ranks first, as in top1."""
 
     kind: ClassVar[Kind] = "fraction"
 
@@ -22,5 +22,5 @@ class Top5(Metric):
         if classes < 5:
             raise UsageError(f"top5 needs at least 5 classes, the model has {classes}", fix="use top1")
         best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-        right = (best == labels[:, np.newaxis]).any(axis=1) & np.isfinite(scores).all(axis=1)
-        return Score(float(right.mean()), right.astype(np.float64))
+        correct = (best == labels[:, np.newaxis]).any(axis=1) & np.isfinite(scores).all(axis=1)
+        return Score(float(correct.mean()), correct.astype(np.float64))

@@ -1,4 +1,4 @@
-"""ONNX: what ONNX Runtime runs."""
+"""The ONNX format, run by ONNX Runtime."""
 
 from pathlib import Path
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""TFLite: what LiteRT, tflite-runtime and TensorFlow Lite Micro run."""
+"""The TFLite format, run by LiteRT, tflite-runtime and TensorFlow Lite Micro."""
 
 from pathlib import Path
 from typing import ClassVar

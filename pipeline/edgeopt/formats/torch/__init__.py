@@ -1,1 +1,1 @@
-"""PyTorch modules and exported programs: reading, folding, quantizing, pruning, training."""
+"""PyTorch modules and exported programs: reading, graph rewriting, quantization, pruning and training."""

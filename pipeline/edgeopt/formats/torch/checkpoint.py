@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch: weights without a network, in the format since torch 1.6."""
+"""PyTorch checkpoints in the zip format of torch 1.6 and later: weights without a network."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +9,7 @@ from edgeopt.plugin.format import FileHead, Format
 
 
 class Checkpoint(Format):
-    """An archive, as ``torch.save`` writes it."""
+    """A zip archive written by ``torch.save``."""
 
     title: ClassVar[str] = "a torch checkpoint (.pt, .pth)"
     suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth")

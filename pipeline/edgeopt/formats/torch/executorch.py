@@ -10,9 +10,9 @@ from edgeopt.plugin.format import FileHead, Format, LayerView
 
 
 class Executorch(Format):
-    """A flatbuffer with what delegates compiled, https://docs.pytorch.org/executorch.
+    """A flatbuffer with the compiled blobs of its delegates, https://docs.pytorch.org/executorch.
 
-    What a delegate compiled is opaque: files are compared by bytes, and layers in the exported program.
+    These blobs are opaque: files are compared byte by byte, and layers in the exported program.
     """
 
     title: ClassVar[str] = "an ExecuTorch program (.pte)"

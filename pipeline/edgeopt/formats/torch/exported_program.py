@@ -1,4 +1,4 @@
-"""Exported programs of PyTorch: a graph of ATen operators with its weights."""
+"""PyTorch exported programs: a graph of ATen operators with its weights."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ from edgeopt.plugin.layer_pair import Pair
 
 
 class ExportedProgram(Format):
-    """An archive, as ``torch.export.save`` writes it."""
+    """An archive written by ``torch.export.save``."""
 
     title: ClassVar[str] = "a torch exported program (.pt2)"
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)

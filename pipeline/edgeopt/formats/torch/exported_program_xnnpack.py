@@ -1,4 +1,4 @@
-"""Exported programs that were quantized for XNNPACK: their operators come in patterns that it can fuse."""
+"""Exported programs quantized for XNNPACK: quantize and dequantize nodes in the patterns that it fuses."""
 
 from typing import ClassVar
 
@@ -6,6 +6,6 @@ from edgeopt.plugin.format import Format
 
 
 class ExportedProgramXnnpack(Format):
-    """An exported program of which only an ExecuTorch program can be made."""
+    """An exported program that can only be lowered to an ExecuTorch program."""
 
     title: ClassVar[str] = "a torch exported program, quantized for XNNPACK (.pt2)"

@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch before 1.6: pickles one after the other."""
+"""PyTorch checkpoints from before torch 1.6: a sequence of pickles."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -8,13 +8,13 @@ from edgeopt.plugin.contents import SizeBreakdown
 from edgeopt.plugin.format import FileHead, Format
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""The first pickle: protocol 2, and torch's magic number."""
+"""The first pickle: torch's magic number in protocol 2."""
 
 
 class LegacyCheckpoint(Format):
-    """A stream, as ``torch.save(..., _use_new_zipfile_serialization=False)`` writes it."""
+    """A stream written by ``torch.save(..., _use_new_zipfile_serialization=False)``."""
 
-    title: ClassVar[str] = "a torch checkpoint in the format before 1.6 (.pt, .pth, .th)"
+    title: ClassVar[str] = "a torch checkpoint in the pre-1.6 format (.pt, .pth, .th)"
     suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".th")
     weights_only: ClassVar[bool] = True
 

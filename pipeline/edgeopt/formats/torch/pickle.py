@@ -1,4 +1,4 @@
-"""Pickles that are nothing else: neither a model nor weights that could be read without running code."""
+"""Bare pickles: neither a model nor weights that can be read without running code."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +10,7 @@ from edgeopt.plugin.format import FileHead, Format
 
 
 class Pickle(Format):
-    """What ``pickle.dump`` writes."""
+    """A file written by ``pickle.dump``."""
 
     title: ClassVar[str] = "a bare Python pickle"
 

@@ -1,4 +1,4 @@
-"""Safetensors: weights without a network, and without anything that could run."""
+"""Safetensors: weights without a network and without executable content."""
 
 from collections import defaultdict
 from math import prod
@@ -11,7 +11,7 @@ from edgeopt.plugin.format import FileHead, Format
 
 
 class Safetensors(Format):
-    """A JSON header and the tensors behind it, https://huggingface.co/docs/safetensors."""
+    """A JSON header followed by the tensor data, https://huggingface.co/docs/safetensors."""
 
     title: ClassVar[str] = "a safetensors file (.safetensors)"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
@@ -26,16 +26,16 @@ class Safetensors(Format):
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         entries, begin = read_header(path)
-        sums: dict[str, int] = defaultdict(int, header=begin)
+        counts: dict[str, int] = defaultdict(int, header=begin)
         for entry in entries.values():
             start, end = entry["data_offsets"]
-            sums[f"weights {entry['dtype']}"] += end - start
+            counts[f"weights {entry['dtype']}"] += end - start
         size = path.stat().st_size
-        sums["padding"] = size - sum(sums.values())
+        counts["padding"] = size - sum(counts.values())
         return SizeBreakdown(
             file=path.name,
             format=self.name,
             size_bytes=size,
-            parts={part: held for part, held in sums.items() if held},
+            parts={part: count for part, count in counts.items() if count},
             parameters=sum(prod(entry["shape"]) for entry in entries.values()),
         )

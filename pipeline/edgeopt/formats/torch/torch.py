@@ -1,4 +1,4 @@
-"""A PyTorch module between two stages: its factory, weights, and the changes made to it, in a folder."""
+"""A PyTorch module between two stages: a folder with its factory, its weights and the changes made to it."""
 
 from typing import ClassVar
 

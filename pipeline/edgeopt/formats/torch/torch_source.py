@@ -1,4 +1,4 @@
-"""A PyTorch model as its author gives it: a function that builds the module, and a file of weights."""
+"""A PyTorch model as its author provides it: a function that builds the module, and a weights file."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from edgeopt.plugin.format import Format
 
 
 class TorchSource(Format):
-    """What ``model: {factory: ..., weights: ...}`` in a recipe stands for."""
+    """The source declared by ``model: {factory: ..., weights: ...}`` in a recipe."""
 
     title: ClassVar[str] = "weights of a PyTorch module, with the code that builds it"
     from_factory: ClassVar[bool] = True

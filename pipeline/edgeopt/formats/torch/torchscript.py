@@ -1,4 +1,4 @@
-"""TorchScript for phones: files of PyTorch's lite interpreter."""
+"""TorchScript for mobile devices: files of PyTorch's lite interpreter."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -12,8 +12,11 @@ from edgeopt.plugin.format import FileHead, Format
 
 
 class Torchscript(Format):
-    """An archive with bytecode. Two are the same but for noise if their members are, without times, the
-    archive's name, its serial number and debug records."""
+    """An archive with bytecode.
+
+    Two files are equivalent if their members are equal; timestamps, the archive's name, its serialization
+    id and debug records do not count.
+    """
 
     title: ClassVar[str] = "a TorchScript file for the lite interpreter (.ptl)"
     suffixes: ClassVar[tuple[str, ...]] = (".ptl",)
@@ -23,8 +26,8 @@ class Torchscript(Format):
     runtime: ClassVar[str | None] = "torchscript"
     library: ClassVar[str] = "pytorch"
     no_layers: ClassVar[str] = (
-        "its int8 operators are packed; diagnose the variant as executorch: both are quantized from the same "
-        "program with the same kinds of ranges, so their culprits are alike"
+        "its int8 operators are packed; diagnose the variant as executorch instead: both are quantized from "
+        "the same program with the same kinds of ranges, so the same layers lose accuracy"
     )
 
     def recognises(self, file: FileHead) -> bool:

@@ -1,9 +1,9 @@
-"""TorchScript as PyTorch itself runs it."""
+"""TorchScript modules, run by PyTorch itself."""
 
 from pathlib import Path
 from typing import ClassVar
 
-from edgeopt.formats.specs import UNTOLD
+from edgeopt.formats.specs import UNDECLARED
 from edgeopt.formats.torch.files import breakdown
 from edgeopt.model import Model
 from edgeopt.plugin.contents import SizeBreakdown, Source
@@ -11,7 +11,7 @@ from edgeopt.plugin.format import FileHead, Format
 
 
 class TorchscriptModule(Format):
-    """An archive, as ``torch.jit.save`` writes it."""
+    """An archive written by ``torch.jit.save``."""
 
     title: ClassVar[str] = "a TorchScript module (.pt)"
     suffixes: ClassVar[tuple[str, ...]] = (".pt",)
@@ -24,7 +24,7 @@ class TorchscriptModule(Format):
         return code and "constants.pkl" in inner and "bytecode.pkl" not in inner
 
     def read(self, path: Path, *, trust: bool) -> Source:
-        return Source(model=Model(format=self.name, path=path), framework="torch", notes=(UNTOLD,))
+        return Source(model=Model(format=self.name, path=path), framework="torch", notes=(UNDECLARED,))
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)

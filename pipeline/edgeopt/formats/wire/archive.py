@@ -1,4 +1,4 @@
-"""Zip archives, of which only the directory is read."""
+"""Member sizes of zip archives, from the directory alone."""
 
 import zipfile
 from collections import defaultdict
@@ -9,11 +9,11 @@ from edgeopt.formats.wire import bounded
 
 
 def member_sizes(path: Path, part_of: Callable[[str], str]) -> dict[str, int]:
-    """Bytes of an archive's members as they are stored, summed by what ``part_of`` makes of their names.
+    """Compressed sizes of an archive's members in bytes, summed by ``part_of(member name)``.
 
     Raises:
         zipfile.BadZipFile: the archive is damaged.
-        ValueError: it has too many members.
+        ValueError: the archive has too many members.
     """
     sums: dict[str, int] = defaultdict(int)
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged or hostile: never more of them than a real model would need."""
+"""Bounded reading of files that may be damaged or hostile."""
 
 import json
 import struct
@@ -10,9 +10,9 @@ from typing import Any
 from edgeopt.plugin.format import MEMBERS
 
 JSON_LIMIT = 64 << 20
-"""Bytes of configuration that are read; the largest public models stay under a tenth of it."""
+"""Maximum size of a configuration in bytes; the largest public models need less than a tenth of it."""
 ENTRY_LIMIT = MEMBERS
-"""Members of an archive, or files of a folder."""
+"""Maximum number of members of an archive, or of files in a folder."""
 MALFORMED = (
     ValueError,
     KeyError,
@@ -29,15 +29,15 @@ MALFORMED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading damaged or hostile content raises: zipfile answers an encrypted member, and json too deep a
-nesting, with a RuntimeError; numpy reads the header of an array as Python, and allocates what that says."""
+"""Exceptions from damaged or hostile content. RuntimeError: encrypted zip members, JSON nested too deeply.
+SyntaxError, MemoryError: numpy parses array headers as Python and allocates the size that they declare."""
 
 
 def member_names(archive: zipfile.ZipFile) -> set[str]:
     """Names of all members.
 
     Raises:
-        ValueError: there are more than ``ENTRY_LIMIT``.
+        ValueError: the archive has more than ``ENTRY_LIMIT`` members.
     """
     names = archive.namelist()
     if len(names) > ENTRY_LIMIT:
@@ -46,21 +46,21 @@ def member_names(archive: zipfile.ZipFile) -> set[str]:
 
 
 def json_member(archive: zipfile.ZipFile, name: str) -> Any:
-    """The JSON value in one member.
+    """Parse one member as JSON.
 
     Raises:
-        ValueError: it is no JSON, or unpacks to more than ``JSON_LIMIT`` whatever the archive's
-            directory claims.
+        ValueError: the member is not JSON, or is larger than ``JSON_LIMIT`` when unpacked.
     """
+    # The size in the archive's directory may be forged, so the bound applies to the unpacked bytes.
     with archive.open(name) as file:
         return json_value(file.read(JSON_LIMIT + 1), name)
 
 
 def json_value(text: bytes | str, what: str = "the configuration") -> Any:
-    """The JSON value of a text.
+    """Parse a text as JSON; ``what`` names it in messages.
 
     Raises:
-        ValueError: it is no JSON, or longer than ``JSON_LIMIT``.
+        ValueError: the text is not JSON, or longer than ``JSON_LIMIT``.
     """
     if len(text) > JSON_LIMIT:
         raise ValueError(f"{what} is larger than the {JSON_LIMIT >> 20} MiB allowed")

@@ -1,10 +1,10 @@
-"""Reading FlatBuffers by a description of their tables, with every offset checked.
+"""FlatBuffers reader driven by a schema, with bounds checks on every offset.
 
-What is read are plain values: a `Table` holds scalars, `Vector`s, other tables and tuples of tables. Damaged
-or hostile input ends in an error after work that is linear in the size of the file: an object that is
-referred to many times is read once, the number of references is bounded, and so is the sum of all vectors.
+The result consists of plain values: a `Table` contains scalars, `Vector`s, other tables and tuples of tables.
+Damaged or hostile input raises an error after work linear in the file size: an object with many references is
+read once, and the number of references and the total size of all vectors are bounded.
 
-Source of the layout: https://flatbuffers.dev/internals/
+Layout: https://flatbuffers.dev/internals/
 """
 
 import struct
@@ -27,11 +27,11 @@ _SHORT = struct.Struct("<H")
 
 
 class UnknownPartError(StageError):
-    """The file is whole, but it holds what this version does not know."""
+    """The file is intact, but contains a field or union member unknown to this version."""
 
 
 class Field(NamedTuple):
-    """One field of a table. ``type`` is a scalar, ``str``, a table's name or that of a union."""
+    """One field of a table. ``type`` is a scalar type, ``str``, or the name of a table or union."""
 
     name: str
     type: str
@@ -42,7 +42,7 @@ class Field(NamedTuple):
 
 
 class Schema:
-    """The tables and unions of a kind of file, read from text (see `formats.tflite.schema`)."""
+    """The tables and unions of a file type, parsed from text (see `formats.tflite.files.schema`)."""
 
     def __init__(self, tables: str, unions: Mapping[str, tuple[str, ...]]) -> None:
         self.unions = unions
@@ -66,7 +66,7 @@ def _field(text: str) -> Field | None:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A string (``str``) or a vector of scalars, as its bytes in the file."""
+    """A string (``str``) or a vector of scalars, as the bytes in the file."""
 
     type: str
     data: bytes
@@ -81,7 +81,7 @@ class Vector:
 
 
 class Table:
-    """A table of type ``name``. ``fields`` holds what is there; what is not has its default."""
+    """A table of type ``name``. ``fields`` contains the present fields; all others have their default."""
 
     __slots__ = ("fields", "name")
 
@@ -92,7 +92,7 @@ class Table:
     def integer(self, field: str, default: int = 0) -> int:
         """A scalar field."""
         value = self.fields.get(field, default)
-        assert isinstance(value, int | float)  # the schema says so
+        assert isinstance(value, int | float)  # guaranteed by the schema
         return int(value)
 
     def vector(self, field: str) -> Vector | None:
@@ -102,12 +102,12 @@ class Table:
         return value
 
     def numbers(self, field: str) -> list[int]:
-        """A vector of integers; empty if it is not there."""
+        """A vector of integers; empty if absent."""
         value = self.vector(field)
         return [] if value is None else [int(number) for number in value.numbers()]
 
     def text(self, field: str) -> str:
-        """A string; empty if it is not there."""
+        """A string; empty if absent."""
         value = self.vector(field)
         return "" if value is None else value.text()
 
@@ -118,13 +118,13 @@ class Table:
         return value
 
     def tables(self, field: str) -> "tuple[Table, ...]":
-        """A vector of tables; empty if it is not there."""
+        """A vector of tables; empty if absent."""
         value = self.fields.get(field, ())
         assert isinstance(value, tuple)
         return value
 
     def but(self, *dropped: str, **replaced: "Value") -> "Table":
-        """A copy without some fields and with others replaced."""
+        """A copy without the ``dropped`` fields and with others replaced."""
         kept = {key: value for key, value in self.fields.items() if key not in dropped}
         return Table(self.name, {**kept, **replaced})
 
@@ -133,8 +133,10 @@ Value: TypeAlias = int | float | Vector | Table | tuple[Table, ...]
 
 
 class Extent(NamedTuple):
-    """Bytes ``start`` to ``end`` of a file: a ``Table``, a ``vtable``, or what a field ``Table.field``
-    leads to. ``vector`` is that field's value, unless it consists of tables."""
+    """Bytes ``start`` to ``end`` of a file: a ``Table``, a ``vtable``, or the target of ``Table.field``.
+
+    ``vector`` is the value of that field, unless it consists of tables.
+    """
 
     start: int
     end: int
@@ -143,10 +145,10 @@ class Extent(NamedTuple):
 
 
 class Reader:
-    """Reads one FlatBuffer. ``extents`` tells which bytes have been read, and as what.
+    """Reader of one FlatBuffer. ``extents`` records the bytes read so far and their purpose.
 
     Raises:
-        StageError: anywhere, when the content is not what the schema says.
+        StageError: from any method, if the content does not match the schema.
     """
 
     def __init__(self, content: bytes, schema: Schema, name: str) -> None:
@@ -158,16 +160,17 @@ class Reader:
         self._vectors: dict[tuple[int, str], Vector] = {}
         self._lists: dict[tuple[int, str], tuple[Table, ...]] = {}
         self._vtables: dict[int, tuple[int, ...]] = {}
-        # Without tricks, every reference takes 4 bytes and no two vectors overlap.
+        # Budgets that a well-formed file cannot exceed: every reference takes 4 bytes, and no two vectors
+        # overlap. They bound the work for files whose offsets share or overlap objects on purpose.
         self._references = len(content)
         self._bytes = 2 * len(content)
 
     def root(self, kind: str) -> Table:
-        """The table that the file begins with."""
+        """The root table."""
         return self._table(self._follow(0), kind)
 
     def region(self, start: int, size: int, owner: str) -> Vector:
-        """Bytes that a table refers to by their place in the file."""
+        """Bytes that a table references by absolute offset and size, outside of the FlatBuffer itself."""
         key = (start, f"region of {size}")
         if key not in self._vectors:
             self._vectors[key] = Vector("u8", self._bounded(start, size))
@@ -177,23 +180,23 @@ class Reader:
     def _damaged(self, where: int, why: str) -> StageError:
         return StageError(
             f"{self.name} is damaged: at byte {where} of {len(self.content)}, {why}",
-            fix="fetch or export the file again",
+            fix="download or export the file again",
         )
 
     def _unpack(self, form: struct.Struct, where: int) -> int:
         if not 0 <= where <= len(self.content) - form.size:
-            raise self._damaged(where, "an offset points outside of the file")
+            raise self._damaged(where, "an offset points outside the file")
         return int(form.unpack_from(self.content, where)[0])
 
     def _follow(self, where: int) -> int:
         self._references -= 1
         if self._references < 0:
-            raise self._damaged(where, "more objects are referred to than the file has bytes")
+            raise self._damaged(where, "there are more references than bytes in the file")
         return where + self._unpack(_OFFSET, where)
 
     def _bounded(self, start: int, size: int) -> bytes:
         if size > len(self.content) - start:
-            raise self._damaged(start, f"{size} bytes of data reach beyond the end of the file")
+            raise self._damaged(start, f"{size} bytes of data extend beyond the end of the file")
         self._bytes -= size
         if self._bytes < 0:
             raise self._damaged(start, "vectors overlap")
@@ -204,7 +207,7 @@ class Reader:
         if start not in self._vtables:
             size = self._unpack(_SHORT, start)
             if size < 4 or size % 2:
-                raise self._damaged(start, f"a vtable of {size} bytes")
+                raise self._damaged(start, f"a vtable has the invalid size {size}")
             raw = self._bounded(start, size)
             self._vtables[start] = struct.unpack(f"<{size // 2}H", raw)
             self.extents.append(Extent(start, start + size, "vtable"))
@@ -217,8 +220,8 @@ class Reader:
         known = self.schema.tables[kind]
         if any(slots[len(known) :]):
             raise UnknownPartError(
-                f"{self.name} holds a {kind} with fields that are not known here",
-                fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
+                f"{self.name} contains a {kind} with unknown fields",
+                fix="the file is newer than this version of edgeopt: use it unchanged, or update edgeopt",
             )
         self._bounded(where, size)
         fields: dict[str, Value] = {}
@@ -237,7 +240,7 @@ class Reader:
             form = struct.Struct(SCALARS[field.type])
             self._unpack(form, where)
             value: int | float = form.unpack_from(self.content, where)[0]
-            # A default that was written out all the same means nothing more than its absence.
+            # An explicitly written default is equivalent to an absent field; both compare equal this way.
             return None if form.pack(value) == form.pack(field.default) else value
         place = self._follow(where)
         if field.union:
@@ -253,8 +256,8 @@ class Reader:
             return None
         if number > len(members):
             raise UnknownPartError(
-                f"{self.name} holds {field.type} number {number}, which is not known here",
-                fix="the file is newer than this version of edgeopt: leave it as it is, or update edgeopt",
+                f"{self.name} contains the unknown {field.type} number {number}",
+                fix="the file is newer than this version of edgeopt: use it unchanged, or update edgeopt",
             )
         return self._table(place, members[number - 1])
 
@@ -276,16 +279,16 @@ class Reader:
             width = 1 if field.type == "str" else struct.calcsize(SCALARS[field.type])
             size = width * self._unpack(_OFFSET, place)
             self._vectors[key] = Vector(field.type, self._bounded(place + 4, size))
-            # The zero behind a string belongs to it.
+            # A string has a terminating zero, which its length does not include.
             end = min(place + 4 + size + (field.type == "str"), len(self.content))
             self.extents.append(Extent(place, end, f"{table.name}.{field.name}", self._vectors[key]))
         return self._vectors[key]
 
 
 def expansion(root: Table) -> int:
-    """How much there is for whoever walks through all references: 1 per table, 1 per 16 bytes of vector.
+    """Cost of traversing all references without sharing: 1 per table, 1 per 16 bytes of vector.
 
-    Objects that are referred to often count as often. A few hundred bytes can stand for a graph of any size.
+    Objects count once per reference, so a few hundred bytes can expand to a tree of any size.
     """
     known: dict[int, int] = {}
 

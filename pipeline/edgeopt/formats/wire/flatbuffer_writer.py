@@ -1,8 +1,8 @@
-"""Writing FlatBuffers as small as the format allows, without changing what they say.
+"""FlatBuffers writer that minimizes the file size without changing the content.
 
-Every string, vector, table and vtable is written once, however many refer to it. Fields are sorted by size,
-so that a table holds no padding, and what is small goes into the gaps before what must be aligned. The same
-input gives the same bytes.
+Every distinct string, vector, table and vtable is written once, however many references it has. The fields of
+a table are sorted by size, so that it needs no padding, and small objects fill the gaps before aligned ones.
+The output is deterministic.
 """
 
 import struct
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from edgeopt.formats.wire.flatbuffer import SCALARS, Field, Schema, Table, Value, Vector
 
 HEADER = 8
-"""Bytes before the first object: the offset of the root and the identifier."""
+"""Bytes before the first object: the offset of the root table and the file identifier."""
 LIMIT = (1 << 31) - 1
-"""Bytes that signed offsets can reach."""
+"""Maximum file size: the range of signed 32-bit offsets."""
 
 
 class _Place(NamedTuple):
-    """Where an object may begin: at a multiple of ``step`` plus ``rest``."""
+    """Alignment of an object: it starts at a multiple of ``step`` plus ``rest``."""
 
     step: int
     rest: int
@@ -29,7 +29,7 @@ class _Place(NamedTuple):
 
 
 class _Object(NamedTuple):
-    """Bytes to write, and where in them the offsets of which other objects go."""
+    """Bytes to write; ``links`` are positions of offsets within them, and the numbers of their targets."""
 
     body: bytes
     place: _Place
@@ -38,10 +38,10 @@ class _Object(NamedTuple):
 
 
 def pack(root: Table, schema: Schema, identifier: bytes) -> bytes:
-    """The FlatBuffer of ``root``.
+    """Serialize ``root`` as a FlatBuffer.
 
     Raises:
-        OverflowError: when it would be larger than offsets can reach.
+        OverflowError: the result would exceed the range of offsets.
     """
     objects = _Objects(schema)
     last = objects.table(root)
@@ -61,7 +61,7 @@ def pack(root: Table, schema: Schema, identifier: bytes) -> bytes:
 
 
 class _Objects:
-    """All different objects, each after those that it refers to."""
+    """All distinct objects, each after the objects that it references."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -71,7 +71,7 @@ class _Objects:
         return self.known.setdefault(item, len(self.known))
 
     def table(self, table: Table) -> int:
-        """The number of a table, after adding it and all below it."""
+        """Add a table and everything below it; returns its number."""
         parts: list[tuple[int, int, bytes, int | None]] = []
         for slot, field in enumerate(self.schema.tables[table.name]):
             if field is None or field.name not in table.fields:
@@ -97,7 +97,7 @@ class _Objects:
         vtable = struct.pack(
             f"<{count + 2}H", 2 * count + 4, len(body), *(slots.get(slot, 0) for slot in range(count))
         )
-        # Sorted by size, fields of 8 bytes come first: behind the 4 bytes that lead to the vtable.
+        # Fields of 8 bytes come first and must be aligned to 8; the 4-byte vtable offset precedes them.
         place = _Place(8, 4) if parts and parts[0][0] == -8 else _Place(4, 0)
         return self._number(
             _Object(bytes(body), place, tuple(links), self._number(_Object(vtable, _Place(2, 0))))
@@ -120,16 +120,16 @@ def _leaf(vector: Vector, field: Field) -> _Object:
         return _Object(struct.pack("<I", len(vector.data)) + vector.data + b"\0", _Place(4, 0))
     width = struct.calcsize(SCALARS[vector.type])
     step = max(4, width, field.align)
-    # The data is aligned, and the 4 bytes of its length stand before it.
+    # The alignment applies to the data, which the 4-byte length precedes.
     body = struct.pack("<I", len(vector.data) // width) + vector.data
     return _Object(body, _Place(step, (step - 4) % step))
 
 
 def _layout(objects: dict[_Object, int]) -> tuple[dict[int, int], int]:
-    """The position of each object, and the size of all.
+    """The position of each object, and the total size.
 
-    Offsets only lead forwards, those to vtables excepted. So what refers to others comes first, the latest
-    made before all others, and what refers to nothing can lie anywhere behind.
+    Offsets are unsigned and point forwards, except those to vtables. Objects with references are therefore
+    written first, in reverse order of creation; objects without references can follow anywhere.
     """
     positions: dict[int, int] = {}
     end = HEADER
@@ -145,52 +145,53 @@ def _layout(objects: dict[_Object, int]) -> tuple[dict[int, int], int]:
         end = positions[number] + len(item.body)
     for item, number in reversed(wide):
         start = item.place.after(end)
-        while start > end and (found := small.fitting(end, start)):
-            positions[found.number] = found.start
-            end = found.end
+        # Weight buffers are aligned to 16 bytes: small objects fill the gap before each of them.
+        while start > end and (fit := small.take_best(end, start)):
+            positions[fit.number] = fit.start
+            end = fit.end
         positions[number] = item.place.after(end)
         end = positions[number] + len(item.body)
-    while found := small.fitting(end, None):
-        positions[found.number] = found.start
-        end = found.end
+    while fit := small.take_best(end, None):
+        positions[fit.number] = fit.start
+        end = fit.end
     return positions, end
 
 
-class _Found(NamedTuple):
+class _Fit(NamedTuple):
     number: int
     start: int
     end: int
 
 
 class _Pool:
-    """Objects that can go anywhere, by size and alignment."""
+    """Objects without references, by size and alignment."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, _Place], list[int]] = defaultdict(list)
+        self._objects: dict[tuple[int, _Place], list[int]] = defaultdict(list)
 
     def add(self, item: _Object, number: int) -> None:
-        self._kept[len(item.body), item.place].append(number)
+        self._objects[len(item.body), item.place].append(number)
 
-    def fitting(self, start: int, end: int | None) -> _Found | None:
-        """Take out what fits best at ``start``: the least padding before it, and then the largest.
+    def take_best(self, start: int, end: int | None) -> _Fit | None:
+        """Remove and return the best fit at ``start``: the least padding before it, then the largest size.
 
-        Where there is no end, one that leaves the next object aligned to 8 is preferred.
+        Without ``end``, sizes that keep the next object aligned are preferred.
         """
         best = min(self._candidates(start, end), default=None)
         if best is None:
             return None
         *_, at, size, place = best
-        numbers = self._kept[size, place]
+        numbers = self._objects[size, place]
         number = numbers.pop()
         if not numbers:
-            del self._kept[size, place]
-        return _Found(number, at, at + size)
+            del self._objects[size, place]
+        return _Fit(number, at, at + size)
 
     def _candidates(self, start: int, end: int | None) -> Iterator[tuple[int, int, int, int, int, _Place]]:
-        for size, place in self._kept:
+        for size, place in self._objects:
             at = place.after(start)
             if end is None:
-                # Odd sizes come last: behind them, all the rest would need padding.
+                # Sizes that are not a multiple of 4 come last: after them, everything would need padding.
                 yield (size % 4 > 0, at - start - place.step, -size, at, size, place)
             elif at + size <= end:
                 yield (0, at - start, -size, at, size, place)

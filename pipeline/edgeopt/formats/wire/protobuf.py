@@ -1,7 +1,7 @@
-"""Protobuf messages read on the wire, without their schema.
+"""Schema-free reading of the protobuf wire format.
 
-The encoding: https://protobuf.dev/programming-guides/encoding/. A large file costs address space, not
-memory, and what is not asked for is skipped.
+Encoding: https://protobuf.dev/programming-guides/encoding/. Files are memory-mapped, and fields that are not
+requested are skipped without being read.
 """
 
 import mmap
@@ -10,19 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEXT_LIMIT = 64 << 20
+"""Maximum length of a string in bytes."""
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and content of each field of one message; nested messages are left as bytes.
+    """Number and value of each field of one message; nested messages, strings and floats stay bytes.
 
     Raises:
-        ValueError: it is cut off, or not protobuf.
+        ValueError: the message is truncated or not protobuf.
     """
     at, end = 0, len(data)
 
     def varint() -> int:
         nonlocal at
         value = 0
+        # At most 10 bytes, the length of a 64-bit varint.
         for shift in range(0, 70, 7):
             if at >= end:
                 break
@@ -31,22 +33,23 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise ValueError("it is cut off, or not protobuf")
+        raise ValueError("it is truncated or not protobuf")
 
     while at < end:
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
+        number, wire_type = divmod(varint(), 8)
+        if wire_type == 0:
             yield number, varint()
             continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}.get(wire, -1)
+        # 2 is length-delimited, 1 and 5 are fixed 64 and 32 bits; groups (3, 4) are deprecated and rejected.
+        size = varint() if wire_type == 2 else {1: 8, 5: 4}.get(wire_type, -1)
         if number == 0 or size < 0 or size > end - at:
-            raise ValueError("it is cut off, or not protobuf")
+            raise ValueError("it is truncated or not protobuf")
         at += size
         yield number, data[at - size : at]
 
 
 def messages(data: memoryview, *numbers: int) -> Iterator[memoryview]:
-    """The messages at a path of field numbers."""
+    """All nested messages at a path of field numbers."""
     for number, value in fields(data):
         if number == numbers[0] and isinstance(value, memoryview):
             if len(numbers) == 1:
@@ -56,27 +59,27 @@ def messages(data: memoryview, *numbers: int) -> Iterator[memoryview]:
 
 
 def text(data: memoryview, *numbers: int) -> str:
-    """The first text at a path of field numbers, or an empty one."""
-    found = next(messages(data, *numbers), None)
-    return "" if found is None else bytes(found[:TEXT_LIMIT]).decode()
+    """The first string at a path of field numbers; empty if absent."""
+    value = next(messages(data, *numbers), None)
+    return "" if value is None else bytes(value[:TEXT_LIMIT]).decode()
 
 
 def number(data: memoryview, field: int) -> int:
-    """The first whole number in a field, or 0."""
+    """The first integer in a field; 0 if absent, the default of protobuf."""
     return next((v for n, v in fields(data) if n == field and isinstance(v, int)), 0)
 
 
 @contextmanager
 def mapped(path: Path) -> Iterator[memoryview]:
-    """A file as a memory view.
+    """Memory-map a file.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the file is empty.
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is empty")
     with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # Slices of the view may live on in a traceback, so the map is left to the garbage collector.
+    # Not closed here: slices of the view may outlive this context in a traceback, and closing would raise.
     with memoryview(pages) as view:
         yield view

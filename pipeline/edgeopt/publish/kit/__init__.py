@@ -1,1 +1,1 @@
-"""The files next to the model in a bundle: model card, golden vectors, C for firmware, example programs."""
+"""The files next to the model in a bundle: model card, golden vectors, firmware kit, example programs."""

@@ -1,4 +1,4 @@
-"""Numbers as C literals that reproduce every value exactly."""
+"""Exact C literals of numbers and arrays."""
 
 from collections.abc import Iterable, Sequence
 

@@ -18,7 +18,7 @@ _KEYWORDS = frozenset(
     thread_local throw true try typeid typename using virtual wchar_t xor xor_eq main std
     """.split()
 )
-"""Keywords of C99 and C++17, and two names that every program already has."""
+"""Keywords of C99 and C++17, and the reserved names ``main`` and ``std``."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """Device names that Windows reserves, with any suffix."""
 
@@ -58,13 +58,13 @@ def one_line(text: str) -> str:
 
 
 def comment(text: str) -> str:
-    """Text that neither ends a C comment nor continues in the next line."""
+    """Text that is safe inside a C comment: it neither ends the comment nor continues the line."""
     plain = "".join(char if " " <= char <= "~" else "?" for char in one_line(text)[:200])
     return re.sub(r"\?(?=\?)", "? ", plain.replace("\\", "/").replace("*/", "* /").replace("/*", "/ *"))
 
 
 def string(text: str) -> str:
-    """A C string literal in UTF-8; no digit or trigraph is read as part of an escape."""
+    """A C string literal in UTF-8, with three-digit octal escapes, and without trigraphs."""
     chars = []
     for byte in text.encode("utf-8", "replace"):
         char = chr(byte)
@@ -81,7 +81,7 @@ def _ascii(name: str) -> str:
 
 
 def _same_letters(name: str, ascii_only: str) -> bool:
-    """Whether only accents were lost."""
+    """Whether the ASCII form lost only accents."""
     base = [s for s in unicodedata.normalize("NFKD", name[:10_000]) if not unicodedata.combining(s)]
     return "".join(base) == ascii_only
 

@@ -10,7 +10,7 @@ PARTS = {
     "labels.txt": "class names, in the order of the outputs",
     "golden": "samples with their outputs, as .npy: `raw_…` before preprocessing, `input_…`, `output_…`",
     "firmware": "the model, preprocessing and a self-test as C and C++; see its README.md",
-    "example": "programs that load the model, run it and check the golden outputs",
+    "example": "programs that load the model, run it and check its outputs",
 }
 ADDED = {
     "recipe.yaml": "the recipe that `edgeopt optimize` ran to build the model",
@@ -22,7 +22,7 @@ ADDED = {
 
 
 def contents(contract: Contract, present: Collection[str]) -> str:
-    """The section about the folder; ``present``: the paths written to it so far, with ``/``."""
+    """The section on the folder; ``present``: the relative paths of its files so far, with ``/``."""
     listed = {
         name: what for name, what in PARTS.items() if name in present or name == "manifest.json"
     } | ADDED
@@ -63,6 +63,6 @@ def _firmware(p: str, tested: bool) -> list[str]:
         steps.append(
             f"Test it on the board: `{p}_self_test(invoke)` returns 0, or step × 10000 + vector × 100 + "
             "tensor of the first failure. Step 1: preprocessing (float), 2: preprocessing (fixed), 3: an "
-            "output is out of tolerance, 4: the run itself; `main_tflm.cc` adds 5 (operators), 6 (arena)."
+            "output exceeds the tolerance, 4: the run itself; `main_tflm.cc` adds 5 (operators), 6 (arena)."
         )
     return ["On a microcontroller:", "", *(f"{number}. {step}" for number, step in enumerate(steps, 1))]

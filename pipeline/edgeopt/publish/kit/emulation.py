@@ -14,7 +14,7 @@ def emulated(device: str, report: Report) -> bool:
     try:
         return load_device(device, (Path("devices"),)).emulated
     except UsageError:
-        return False  # its device file is elsewhere, and its results do not say that it is emulated
+        return False  # no device file, and its results do not declare emulation
 
 
 def named(device: str, report: Report) -> str:

@@ -1,6 +1,6 @@
 """Short programs that load a model, prepare samples, run it and check the golden vectors.
 
-On a device with Python they run as they are; the C++ and Kotlin ones are meant to be copied into a project.
+The Python programs run unchanged on the device; the C++ and Kotlin ones are for copying into a project.
 The folder ``templates/runtimes/<runtime>`` holds the programs of one runtime.
 """
 
@@ -37,7 +37,7 @@ KOTLIN = {
 }
 
 C_TYPES: dict[str, Container[str]] = {".cpp": TYPES, ".kt": KOTLIN}
-"""Per suffix of a program that is not Python: the tensor types that it supports."""
+"""Supported tensor types of programs in other languages than Python, by suffix."""
 
 
 def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
@@ -48,7 +48,7 @@ def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) ->
         program: template
         for program, template in templates(f"runtimes/{name}").items()
         if all(spec.dtype in C_TYPES.get(PurePath(program).suffix, (spec.dtype,)) for spec in specs)
-        # C++ needs golden vectors to compare with; if there are none, the contract says why.
+        # The C++ programs require golden vectors; a note of the contract explains why there are none.
         and (vectors is not None or not program.endswith(".cpp"))
     }
     if not programs:

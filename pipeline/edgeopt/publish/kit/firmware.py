@@ -1,4 +1,4 @@
-"""The firmware kit: a TFLite model as C and C++ that an embedded project can compile as it is."""
+"""The firmware kit: a TFLite model as C and C++ sources for embedded projects."""
 
 import json
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from edgeopt.publish.kit.vectors import Vectors
 
 FOLDER = "firmware"
 BUDGET = 64
-"""KiB of flash for golden vectors; one vector is always kept."""
-MOST = 99
-"""Vectors and tensors that a self-test code can number."""
+"""KiB of flash for golden vectors; at least one vector is included."""
+MOST_VECTORS = 99
+"""Limit of the numbers of vectors in a self-test code."""
 OPERATORS = "tflite-micro"
 """The operator table of TensorFlow Lite Micro."""
 RUNTIMES = ("tflm", "vela")
@@ -39,12 +39,12 @@ _NAMES = {
     "TFLM_DECODE": "Decode",
     "ethos-u": "EthosU",
 }
-"""Operators whose method in TFLM's ``MicroMutableOpResolver`` does not follow from their name."""
+"""Method names in TFLM's ``MicroMutableOpResolver`` that do not follow from the operator name."""
 
 
 @dataclass(frozen=True)
 class OutputCode:
-    """One output, as the templates need it."""
+    """Template values of one output."""
 
     spec: TensorSpec
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ def write_kit(
     """
     prefix = identifier(contract.name)
     codes = inputs(contract, vectors)
-    kept = _kept(vectors) if vectors is not None else 0
+    count = _vector_count(vectors) if vectors is not None else 0
     results = outputs(contract, vectors)
     sources = ["model_data.c", "preprocess.c"]
     others = [
@@ -85,7 +85,7 @@ def write_kit(
         "main_tflm.cc",
         "README.md",
     ]
-    if kept:
+    if count:
         sources += ["golden_vectors.c", "self_test.c"]
         others += ["golden_vectors.h", "self_test.h"]
     values: dict[str, Any] = {
@@ -97,12 +97,12 @@ def write_kit(
         "outputs": results,
         "data": hexadecimal(model),
         "methods": [resolver_method(kind) for kind in contract.operators],
-        "vectors": kept,
+        "vectors": count,
         "budget": BUDGET,
         "variables": variables,
         "missing": contract.notes[0] if contract.notes else "",
         "sources": sources,
-        **_samples(vectors, kept, codes),
+        **_samples(vectors, count, codes),
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -114,7 +114,7 @@ def write_kit(
 
 
 def write_preprocessing(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
-    """Write the part of the kit that any C or C++ program can use: contract and preprocessing."""
+    """Write the part of the kit that does not depend on TFLM: contract and preprocessing."""
     prefix = identifier(contract.name)
     values: dict[str, Any] = {
         "p": prefix,
@@ -132,7 +132,7 @@ def write_preprocessing(folder: Path, contract: Contract, vectors: Vectors | Non
 
 
 def inputs(contract: Contract, vectors: Vectors | None) -> list[InputCode]:
-    """The code of every input."""
+    """The template values of every input."""
     raw = vectors.raw if vectors is not None else ()
     return [
         input_code(
@@ -147,7 +147,7 @@ def inputs(contract: Contract, vectors: Vectors | None) -> list[InputCode]:
 
 
 def outputs(contract: Contract, vectors: Vectors | None) -> list[OutputCode]:
-    """The code of every output."""
+    """The template values of every output."""
     codes = []
     for index, spec in enumerate(contract.outputs):
         shape = shape_of(spec, vectors.outputs[index] if vectors is not None else None)
@@ -197,23 +197,23 @@ def resolver_method(kind: str) -> str:
     return f"Add{_NAMES.get(kind) or ''.join(words)}"
 
 
-def _kept(vectors: Vectors) -> int:
-    """The number of vectors that fit the budget."""
+def _vector_count(vectors: Vectors) -> int:
+    """The number of golden vectors that fit the budget."""
     arrays = (*vectors.raw, *vectors.inputs, *vectors.outputs)
     size = sum(int(array[0].nbytes) for array in arrays)
-    return max(1, min(vectors.samples, MOST, BUDGET * 1024 // max(size, 1)))
+    return max(1, min(vectors.samples, MOST_VECTORS, BUDGET * 1024 // max(size, 1)))
 
 
-def _samples(vectors: Vectors | None, kept: int, codes: Sequence[InputCode]) -> dict[str, Any]:
+def _samples(vectors: Vectors | None, count: int, codes: Sequence[InputCode]) -> dict[str, Any]:
     """The golden vectors as C literals."""
     if vectors is None:
         return {"raw": [], "golden_inputs": [], "golden_outputs": []}
     raw = [
-        _RawCode(code.raw_type, [literals(np.asarray(array[index])) for index in range(kept)])
+        _RawCode(code.raw_type, [literals(np.asarray(array[index])) for index in range(count)])
         for code, array in zip(codes, vectors.raw, strict=False)
     ]
     return {
         "raw": raw,
-        "golden_inputs": [[literals(a[index]) for a in vectors.inputs] for index in range(kept)],
-        "golden_outputs": [[literals(a[index]) for a in vectors.outputs] for index in range(kept)],
+        "golden_inputs": [[literals(a[index]) for a in vectors.inputs] for index in range(count)],
+        "golden_outputs": [[literals(a[index]) for a in vectors.outputs] for index in range(count)],
     }

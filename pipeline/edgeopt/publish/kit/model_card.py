@@ -19,19 +19,19 @@ from edgeopt.results import MEASUREMENTS, SPARSE, Measurement, Report
 
 FILE = "MODEL_CARD.md"
 HUB_NAMES = {"top1": "accuracy", "top5": "top_5_accuracy", "roc_auc": "roc_auc", "mean_squared_error": "mse"}
-"""Metrics for which the Hub has its own name."""
+"""The Hub's names of metrics that differ from edgeopt's."""
 MEANINGS = {name: shown.meaning for name, shown in MEASUREMENTS.items()} | {
     "fidelity_snr_db": "signal-to-noise ratio of the outputs relative to the source model",
     "agreement": "fraction of samples with the same largest output as the source model",
     "max_abs_error": "largest difference between an output and the source model's",
 }
-"""Descriptions of measurements whose name does not explain itself."""
+"""Descriptions of measurements with names that are not self-explanatory."""
 OF_DROPS = {
     "worst_class_drop": "drop of the class with the largest drop",
     "drop": "drop relative to the source model; negative: gain",
 }
 ELSEWHERE = re.compile(r"device \S+ has no runtime for |\S+ (is built, but not measured|will fail) on \S+: ")
-"""Notes of a run about missing measurements: they never concern the artifact of a bundle."""
+"""Notes of a run about missing measurements, which never concern a published artifact."""
 
 
 def model_card(contract: Contract, report: Report, present: Collection[str] = ()) -> str:
@@ -52,7 +52,7 @@ def model_card(contract: Contract, report: Report, present: Collection[str] = ()
 
 
 def quality(contract: Contract) -> dict[str, Measurement]:
-    """The metrics that judge the outputs themselves."""
+    """The measured quality metrics."""
     return {name: value for name, value in contract.measured.items() if value.role == "quality"}
 
 
@@ -205,7 +205,7 @@ def _limits(contract: Contract, report: Report) -> str:
 
 
 def _readable(name: str, value: Measurement) -> bool:
-    """Whether a number is useful to the reader of one bundle: others compare devices or appear as text."""
+    """Whether a measurement is useful in one bundle: others compare devices or appear as text."""
     if value.role in ("parity", "detectable_drop"):
         return False
     return name != "sparsity" or value.value > SPARSE
@@ -217,7 +217,7 @@ def _explained(name: str, value: Measurement) -> str:
 
 
 def text(value: str) -> str:
-    """Plain text inside Markdown."""
+    """Text with Markdown characters escaped."""
     flat = one_line(value)
     for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
         flat = flat.replace(sign, escaped)

@@ -28,7 +28,7 @@ WIDE = {"uint16": (0, 65535), "int16": (-32768, 32767)}
 
 @dataclass(frozen=True)
 class Fixed:
-    """The version without floating point, or the reason why there is none."""
+    """The version without floating point, or the reason for its absence."""
 
     kind: Literal["table", "runs", "copy", "none"]
     reason: str = ""
@@ -40,7 +40,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class InputCode:
-    """One input. In the templates, ``i`` indexes the model's input and ``at`` the raw sample."""
+    """Template values of one input. ``i`` indexes the model's input and ``at`` the raw sample."""
 
     index: int
     elements: int
@@ -58,7 +58,7 @@ class InputCode:
     mean: tuple[str, ...]
     std: tuple[str, ...]
     real: bool
-    """Whether preprocessing computes with the values; otherwise it only converts their type."""
+    """Whether preprocessing changes values; otherwise it only converts their type."""
     quantized: bool
     step: str
     zero_point: int
@@ -70,7 +70,7 @@ class InputCode:
 def input_code(
     index: int, spec: TensorSpec, shape: tuple[int, ...], raw: Array | None, preprocessing: Preprocessing
 ) -> InputCode:
-    """The code of input ``index``.
+    """The template values of input ``index``.
 
     ``shape`` is the shape of the model's input without its batch axis, ``raw`` one raw sample; if ``raw`` is
     None, the code takes float32.
@@ -125,9 +125,7 @@ def fixed(preprocessing: Preprocessing, spec: TensorSpec, raw_dtype: str | None,
     if whole and spec.scale is None and not preprocessing.changes_values:
         return Fixed("copy")
     if raw_dtype not in SMALL | WIDE:
-        return Fixed(
-            "none", f"raw samples are {raw_dtype}: only 8-bit and 16-bit integers have few enough values"
-        )
+        return Fixed("none", f"raw samples are {raw_dtype}: only 8-bit and 16-bit integers can be tabulated")
     lowest, highest = (SMALL | WIDE)[raw_dtype]
     values = np.arange(lowest, highest + 1).astype("uint8" if raw_dtype == "bool" else raw_dtype)
     results = converted(values, preprocessing, spec, channels)

@@ -1,4 +1,4 @@
-"""Golden vectors of a run: the source of a bundle's vectors, and the tolerance of its outputs."""
+"""Golden vectors of a bundle, taken from its run, and their tolerance."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -14,11 +14,11 @@ from edgeopt.publish.contract import Golden
 from edgeopt.results import Report, Result
 
 PREFERRED = ("cortex-m", "host")
-"""Devices whose outputs replace those of a device that executes nothing: reference kernels first."""
+"""Devices whose outputs stand for a device without a runtime of its own; reference kernels first."""
 SAME, OTHER = 1, 2
-"""Units of tolerance: for the same runtime, and the minimum for another one."""
+"""Tolerance in units: for the same device, and the minimum for another one."""
 FLOAT_STEP = 2.0**-16
-"""Fraction of the largest value: the order of summation changes the last bits of a float32 result."""
+"""Fraction of the largest value: the summation order affects the last bits of float32 results."""
 QUANTIZED_STEP = 1 / 255
 """The same for real numbers computed with 8-bit arithmetic whose steps are unknown."""
 
@@ -38,10 +38,10 @@ class Vectors(NamedTuple):
 
     def named(self) -> dict[str, Array]:
         """The arrays by the stem of their file name."""
-        found: dict[str, Array] = {}
+        arrays_by_stem: dict[str, Array] = {}
         for stem, arrays in (("raw", self.raw), ("input", self.inputs), ("output", self.outputs)):
-            found |= {f"{stem}_{index}": array for index, array in enumerate(arrays)}
-        return found if self.label is None else {**found, "label": self.label}
+            arrays_by_stem |= {f"{stem}_{index}": array for index, array in enumerate(arrays)}
+        return arrays_by_stem if self.label is None else {**arrays_by_stem, "label": self.label}
 
 
 def find(run: Path, result: Result) -> Vectors | None:

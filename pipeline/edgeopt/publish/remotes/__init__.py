@@ -1,4 +1,4 @@
-"""Opens the place that an address names: a registry, a bucket, a folder or a web server."""
+"""Opens the remote that a URL names: a registry, a bucket, a folder or a web server."""
 
 import re
 from pathlib import Path
@@ -17,17 +17,17 @@ _PATH = re.compile(r"[A-Za-z0-9!_.'()=@+,;:$&%~/-]*")
 
 
 def open_remote(url: str) -> Remote:
-    """The remote at an address; nothing is asked of it yet.
+    """Return the remote at a URL, without contacting it.
 
-    ``oci://`` speaks TLS, except with the loopback; ``oci+http://`` and ``oci+https://`` say which.
+    ``oci://`` uses TLS except on the loopback interface; ``oci+http://`` and ``oci+https://`` override this.
 
     Raises:
-        UsageError: there can be nothing at such an address.
-        MissingPackageError: a package that is needed for it is not installed.
+        UsageError: the URL is invalid.
+        MissingPackageError: a package that the remote requires is not installed.
     """
     scheme, colon, rest = url.partition("://")
     if not colon:
-        raise UsageError(f"{url[:200]!a} is no address", fix=f"write it as one of {_FORMS}")
+        raise UsageError(f"{url[:200]!a} is not a remote URL", fix=f"use one of {_FORMS}")
     _check_readable(url, rest)
     match scheme.lower():
         case "oci" | "oci+http" | "oci+https":
@@ -38,23 +38,24 @@ def open_remote(url: str) -> Remote:
             return _folder(rest)
         case "https" | "http":
             return _web(scheme.lower(), rest)
-    raise UsageError(f"{scheme[:40]!a} is no kind of remote", fix=f"write it as one of {_FORMS}")
+    raise UsageError(f"{scheme[:40]!a} is not a supported URL scheme", fix=f"use one of {_FORMS}")
 
 
 def library(root: Path) -> Layout:
-    """The layout in a folder, which is made when something is pushed into it."""
+    """The layout in a folder, which is created by the first push."""
     root = root.absolute()
     return Layout(Folder(root), root.as_uri())
 
 
 def _check_readable(url: str, rest: str) -> None:
     if "@" in rest.partition("/")[0]:
-        # It is not repeated: it may hold a password.
+        # The URL may contain a password: the message does not repeat it.
         raise UsageError(
-            "an address holds no user or password", fix="docker login HOST, or ~/.netrc for https"
+            "a remote URL must not contain a user name or password",
+            fix="run 'docker login HOST', or use ~/.netrc for https",
         )
     if not url.isprintable():
-        raise UsageError(f"{url[:200]!a} holds what cannot be read", fix=f"write it as one of {_FORMS}")
+        raise UsageError(f"{url[:200]!a} contains unprintable characters", fix=f"use one of {_FORMS}")
 
 
 def _registry(scheme: str, rest: str) -> Remote:
@@ -62,16 +63,16 @@ def _registry(scheme: str, rest: str) -> Remote:
 
     host, _, repository = rest.partition("/")
     if not is_host(host):
-        raise UsageError(f"{host[:200]!a} is no host", fix="write it as oci://host[:port]/repository")
+        raise UsageError(f"{host[:200]!a} is not a valid host", fix="use oci://host[:port]/repository")
     name, separator, tag = repository.partition(":")
     if separator and is_repository(host, name) and is_tag(tag):
         raise UsageError(
-            f"{repository[:200]!a} names a tag, where a repository is meant", fix=f"write oci://{host}/{name}"
+            f"{repository[:200]!a} includes a tag; a remote is a repository", fix=f"use oci://{host}/{name}"
         )
     if not is_repository(host, repository):
         raise UsageError(
-            f"{repository[:200]!a} can be no repository",
-            fix="use lowercase letters, digits, and '.', '_', '-' between them; '/' separates parts",
+            f"{repository[:200]!a} is not a valid repository name",
+            fix="use lowercase letters, digits, and '.', '_', '-' between them; '/' separates components",
         )
     secure = {"oci": None, "oci+http": False, "oci+https": True}[scheme]
     return Registry(host, repository, secure=secure)
@@ -83,12 +84,12 @@ def _bucket(rest: str) -> Remote:
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     if not _BUCKET.fullmatch(bucket):
-        raise UsageError(f"{bucket[:200]!a} can be no bucket", fix="write it as s3://bucket/prefix")
+        raise UsageError(f"{bucket[:200]!a} is not a valid bucket name", fix="use s3://bucket/prefix")
     parts = prefix.split("/") if prefix else []
     if len(prefix) > 900 or not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in parts):
         raise UsageError(
-            f"{prefix[:200]!a} can be no prefix in a bucket",
-            fix="use letters, digits, and !_.'()=@+,- ; '/' separates parts",
+            f"{prefix[:200]!a} is not a valid bucket prefix",
+            fix="use letters, digits, and !_.'()=@+,- ; '/' separates components",
         )
     place = Bucket(bucket, prefix)
     return Layout(place, place.shown)
@@ -97,7 +98,9 @@ def _bucket(rest: str) -> Remote:
 def _folder(rest: str) -> Remote:
     path = unquote(rest)
     if not path.startswith("/") or "\0" in path:
-        raise UsageError(f"{rest[:200]!a} is no folder", fix="write it as file:///folder, with three slashes")
+        raise UsageError(
+            f"{rest[:200]!a} is not an absolute path", fix="use file:///folder, with three slashes"
+        )
     return library(Path(path))
 
 
@@ -106,16 +109,16 @@ def _web(scheme: str, rest: str) -> Remote:
 
     host, _, path = rest.rstrip("/").partition("/")
     if not is_host(host):
-        raise UsageError(f"{host[:200]!a} is no host", fix="write it as https://host/path")
+        raise UsageError(f"{host[:200]!a} is not a valid host", fix="use https://host/path")
     parts = urlsplit(f"//{host}/{path}")
     if parts.query or parts.fragment or not _PATH.fullmatch(path):
         raise UsageError(
-            f"{path[:200]!a} can be no path", fix="percent-encode what is special, and leave out ? and #"
+            f"{path[:200]!a} is not a valid URL path", fix="percent-encode special characters; omit ? and #"
         )
     if scheme == "http" and not is_loopback(host):
         raise UsageError(
-            f"http://{host} could be anybody: what is read there is not protected",
-            fix=f"write https://{host}/…",
+            f"http://{host} is neither encrypted nor authenticated",
+            fix=f"use https://{host}/…",
         )
     url = f"{scheme}://{host}/{path}".rstrip("/")
     return Layout(Web(url, loopback=is_loopback(host)), url)

@@ -1,4 +1,4 @@
-"""The files of a layout in an S3 bucket (or in what speaks the same language), through s3fs."""
+"""Layout files in an S3 bucket, or in a service with the same API, through s3fs."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +10,7 @@ from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
 from edgeopt.publish.remotes.place import Place
 from edgeopt.publish.remotes.transfer import (
+    RESUME,
     Again,
     Pieces,
     TransientError,
@@ -19,12 +20,13 @@ from edgeopt.publish.remotes.transfer import (
 )
 
 _PIECE = 8 << 20
-"""Bytes per request: S3 wants parts of 5 MiB or more, and at most 10,000 of them."""
-_LISTED = 500
+"""Bytes per request: S3 requires upload parts of at least 5 MiB, and at most 10,000 of them."""
+_BATCH = 500
+"""Small files that are read concurrently."""
 
 
 class Bucket(Place):
-    """``s3://bucket/prefix``. Who we are, and where the service is, come from where AWS tools look for it.
+    """``s3://bucket/prefix``. Credentials, region and endpoint come from the usual AWS configuration.
 
     Raises:
         MissingPackageError: s3fs is not installed.
@@ -35,7 +37,7 @@ class Bucket(Place):
             import s3fs
         except ImportError as error:
             raise MissingPackageError(
-                "s3:// needs s3fs, which is not installed", fix="pip install 'edgeopt[publish]'"
+                "s3:// requires s3fs, which is not installed", fix="pip install 'edgeopt[publish]'"
             ) from error
         patience = patience or usual_patience()
         self.shown = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -43,14 +45,14 @@ class Bucket(Place):
         self._root = f"{bucket}/{prefix}".rstrip("/")
         self._files = s3fs.S3FileSystem(
             use_listings_cache=False,
-            skip_instance_cache=True,  # settings of the moment, and no loop that another process began
+            skip_instance_cache=True,  # current settings; no event loop inherited from a parent process
             config_kwargs={
                 "connect_timeout": patience.connect,
                 "read_timeout": patience.read,
                 "retries": {"max_attempts": patience.attempts, "mode": "standard"},
             },
         )
-        # botocore asks that often already; s3fs begins again what breaks off in the middle.
+        # botocore retries failed requests itself; s3fs retries responses that are cut off.
         self._files.retries = 2
         self._patience = patience
 
@@ -58,7 +60,7 @@ class Bucket(Place):
         return Attempts(self._patience).again
 
     def read(self, name: str, limit: int) -> bytes | None:
-        with self._asked():
+        with self._explained():
             try:
                 return self._piece(name, 0, limit + 1)
             except FileNotFoundError:
@@ -69,18 +71,18 @@ class Bucket(Place):
         if size is None:
             return None
         if size != blob.size:
-            raise mismatch(blob.digest, self.shown, f"it has {size} bytes there, not {blob.size}")
+            raise mismatch(blob.digest, self.shown, f"it has {size} bytes, expected {blob.size}")
         return offset, self._pieces(name, offset, size)
 
     def size(self, name: str) -> int | None:
-        with self._asked():
+        with self._explained():
             try:
                 return int(self._files.info(f"{self._root}/{name}")["size"])
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        with self._asked(), self._bucket_there():
+        with self._explained(), self._existing_bucket():
             self._files.pipe_file(f"{self._root}/{name}", data)
 
     def put(self, name: str, blob: Descriptor, source: Path | bytes, progress: Progress) -> None:
@@ -93,16 +95,18 @@ class Bucket(Place):
             _check(blob, *digest_of_file(source))
         from fsspec.callbacks import Callback
 
-        class Told(Callback):  # type: ignore[misc, unused-ignore]
+        class ByteCount(Callback):  # type: ignore[misc, unused-ignore]
             def relative_update(self, inc: int = 1) -> None:
                 progress(inc)
 
-        with self._asked(), self._bucket_there():
+        with self._explained(), self._existing_bucket():
             target = f"{self._root}/{name}"
-            self._files.put_file(str(source), target, callback=Told(), chunksize=_PIECE, max_concurrency=2)
+            self._files.put_file(
+                str(source), target, callback=ByteCount(), chunksize=_PIECE, max_concurrency=2
+            )
 
     def names(self, folder: str) -> dict[str, str]:
-        with self._asked():
+        with self._explained():
             try:
                 entries = self._files.ls(f"{self._root}/{folder}", detail=True, refresh=True)
             except FileNotFoundError:
@@ -114,33 +118,33 @@ class Bucket(Place):
         }
 
     def read_all(self, folder: str, names: list[str], limit: int) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        for start in range(0, len(names), _LISTED):
-            paths = {f"{self._root}/{folder}/{name}": name for name in names[start : start + _LISTED]}
-            with self._asked():
-                answers = self._files.cat_ranges(
+        contents: dict[str, bytes] = {}
+        for start in range(0, len(names), _BATCH):
+            paths = {f"{self._root}/{folder}/{name}": name for name in names[start : start + _BATCH]}
+            with self._explained():
+                replies = self._files.cat_ranges(
                     list(paths), [0] * len(paths), [limit + 1] * len(paths), on_error="return"
                 )
-            for name, answer in zip(paths.values(), answers, strict=True):
-                if isinstance(answer, bytes):
-                    found[name] = answer
-                elif not isinstance(answer, FileNotFoundError):
-                    with self._asked():
-                        raise answer
-        return found
+            for name, reply in zip(paths.values(), replies, strict=True):
+                if isinstance(reply, bytes):
+                    contents[name] = reply
+                elif not isinstance(reply, FileNotFoundError):
+                    with self._explained():
+                        raise reply
+        return contents
 
     def delete(self, name: str) -> None:
-        with self._asked():
+        with self._explained():
             self._files.rm_file(f"{self._root}/{name}")
 
-    def alone(self, name: str, exclusive: bool) -> AbstractContextManager[None]:
+    def lock(self, name: str, exclusive: bool) -> AbstractContextManager[None]:
         if exclusive and name != ".index.lock":
-            raise UsageError(f"{self.shown} cannot be held alone: buckets know no locks", fix="use a folder")
+            raise UsageError(f"{self.shown} cannot be locked: buckets have no locks", fix="use a folder")
         return nullcontext()
 
     def _pieces(self, name: str, offset: int, size: int) -> Pieces:
         while offset < size:
-            with self._asked():
+            with self._explained():
                 piece = self._piece(name, offset, min(offset + _PIECE, size))
             if not piece:
                 return
@@ -152,17 +156,17 @@ class Bucket(Place):
         return data
 
     @contextmanager
-    def _bucket_there(self) -> Iterator[None]:
+    def _existing_bucket(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
             raise RemoteError(
-                f"there is no bucket {self._bucket!r}", fix="create it, or check its name"
+                f"bucket {self._bucket!r} does not exist", fix="create it, or check its name"
             ) from error
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """Say what is wrong with a bucket. The text of an error is not used: it may hold a key's name."""
+    def _explained(self) -> Iterator[None]:
+        """Translate errors of s3fs, without their text, which may contain the name of an access key."""
         from aiohttp import ClientError
         from botocore import exceptions
 
@@ -172,27 +176,26 @@ class Bucket(Place):
             raise
         except PermissionError as error:
             raise RemoteError(
-                f"{self.shown} may not be read or written with these credentials (403)",
-                fix="check AWS_PROFILE, or the policy of the bucket",
+                f"{self.shown} denies access with these credentials (403)",
+                fix="check AWS_PROFILE and the bucket policy",
             ) from error
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
             raise RemoteError(
-                f"no credentials for {self.shown}", fix="aws configure, or set AWS_PROFILE"
+                f"no credentials for {self.shown}", fix="run 'aws configure', or set AWS_PROFILE"
             ) from error
         except exceptions.EndpointConnectionError as error:
             raise RemoteError(
                 f"{self.shown} cannot be reached", fix="check the network, AWS_REGION and AWS_ENDPOINT_URL"
             ) from error
         except (exceptions.HTTPClientError, ClientError, TimeoutError) as error:
-            raise TransientError(
-                f"{self.shown} broke off in the middle", fix="run it again: it goes on where it stopped"
-            ) from error
+            raise TransientError(f"{self.shown}: the transfer was interrupted", fix=RESUME) from error
         except (exceptions.BotoCoreError, exceptions.ClientError, OSError) as error:
             raise RemoteError(
-                f"{self.shown} refuses ({type(error).__name__})", fix="check the bucket's region and name"
+                f"{self.shown} rejected the request ({type(error).__name__})",
+                fix="check the bucket's region and name",
             ) from error
 
 
 def _check(blob: Descriptor, digest: str, size: int) -> None:
     if (digest, size) != (blob.digest, blob.size):
-        raise mismatch(blob.digest, "what is pushed", f"its {size} bytes are others")
+        raise mismatch(blob.digest, "the uploaded data", f"its {size} bytes do not match the digest")

@@ -1,4 +1,4 @@
-"""What ``docker login`` (or ``podman login``) has stored for a registry: in its file, or behind a helper."""
+"""Credentials stored by ``docker login`` or ``podman login``, in a file or in a credential helper."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ _TOKEN_USER = "<token>"
 
 
 class Credentials(NamedTuple):
-    """A user and a password, or (``identity``) a token that is exchanged for others."""
+    """A user name and a password or, with ``identity``, a token to exchange for access tokens."""
 
     user: str
     secret: str
@@ -31,9 +31,9 @@ class Credentials(NamedTuple):
 
 
 def credentials_for(host: str) -> Credentials | None:
-    """What is stored for ``host[:port]``; None if nobody has logged in there.
+    """The credentials stored for ``host[:port]``; None if there are none.
 
-    Like docker: a helper of this registry, then the helper of all, then the file.
+    The order of docker: the registry's own credential helper, the default helper, the configuration file.
 
     Raises:
         UsageError: a configuration file is damaged.
@@ -41,9 +41,9 @@ def credentials_for(host: str) -> Credentials | None:
     """
     for path in _files():
         config = _read(path)
-        found = _from_helper(config, host) or _from_file(config, host, path)
-        if found:
-            return found
+        credentials = _from_helper(config, host) or _from_file(config, host, path)
+        if credentials:
+            return credentials
     return None
 
 
@@ -73,10 +73,12 @@ def _from_helper(config: dict[str, Any], host: str) -> Credentials | None:
     if not name:
         return None
     if not re.fullmatch(r"[A-Za-z0-9._-]+", str(name)):
-        raise UsageError(f"{name!r} is no name of a credential helper", fix="repair the docker configuration")
+        raise UsageError(
+            f"{name!r} is not a valid credential helper name", fix="repair the docker configuration"
+        )
     program = f"docker-credential-{name}"
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [program, "get"],
             input=(_DOCKER_HUB_KEY if host == DOCKER_HUB else host).encode(),
             capture_output=True,
@@ -84,22 +86,24 @@ def _from_helper(config: dict[str, Any], host: str) -> Credentials | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = "does not answer" if isinstance(error, subprocess.TimeoutExpired) else "cannot be started"
+        why = "does not respond" if isinstance(error, subprocess.TimeoutExpired) else "cannot be started"
         raise RemoteError(
-            f"{program} {why}, and it keeps the password for {host}",
-            fix=f"install {program}, or take it out of the docker configuration and 'docker login {host}'",
+            f"{program} {why}; it stores the password for {host}",
+            fix=f"install {program}, or remove it from docker's configuration and run 'docker login {host}'",
         ) from error
-    # Its output is never shown: it may hold what it was asked for.
-    if done.returncode != 0:
-        if b"not found" in done.stdout or b"not found" in done.stderr:
+    # The output is never shown: it may contain the secret.
+    if completed.returncode != 0:
+        if b"not found" in completed.stdout or b"not found" in completed.stderr:
             return None
         raise RemoteError(f"{program} failed for {host}", fix=f"docker login {host}")
     try:
-        answer = json.loads(done.stdout)
-        user, secret = str(answer["Username"]), str(answer["Secret"])
+        reply = json.loads(completed.stdout)
+        user, secret = str(reply["Username"]), str(reply["Secret"])
     except (ValueError, KeyError, TypeError):
-        # Without the cause, for the same reason.
-        raise RemoteError(f"{program} gave no credentials for {host}", fix=f"docker login {host}") from None
+        # The cause is suppressed for the same reason.
+        raise RemoteError(
+            f"{program} returned no credentials for {host}", fix=f"docker login {host}"
+        ) from None
     return Credentials(user, secret, identity=user == _TOKEN_USER)
 
 
@@ -116,7 +120,7 @@ def _from_file(config: dict[str, Any], host: str, path: Path) -> Credentials | N
 
 
 def _host_of(key: str) -> str:
-    """Old keys are addresses: ``https://host/v1/``."""
+    """The host of a key; old keys are URLs: ``https://host/v1/``."""
     if key == _DOCKER_HUB_KEY:
         return DOCKER_HUB
     return key.partition("://")[2].partition("/")[0] if "://" in key else key
@@ -128,5 +132,5 @@ def _decoded(auth: str, host: str, path: Path) -> Credentials:
     except (binascii.Error, UnicodeDecodeError):
         colon = ""
     if not colon:
-        raise UsageError(f"what {path} holds for {host} is damaged", fix=f"docker login {host}") from None
+        raise UsageError(f"{path}: the entry for {host} is damaged", fix=f"docker login {host}") from None
     return Credentials(user, secret)

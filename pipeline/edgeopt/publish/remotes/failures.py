@@ -1,4 +1,4 @@
-"""Connections that fail: why, in words, and whether another attempt may help."""
+"""Explanations of failed connections, and whether a retry may help."""
 
 import socket
 import ssl
@@ -9,11 +9,11 @@ from edgeopt.publish.remotes.patience import Patience
 from edgeopt.publish.remotes.transfer import TransientError
 
 
-def explain_failure(error: Exception, shown: str, patience: Patience, met: bool) -> RemoteError:
-    """Why a server, ``shown`` like this, cannot be asked; ``TransientError`` if another attempt may help.
+def explain_failure(error: Exception, shown: str, patience: Patience, responded: bool) -> RemoteError:
+    """The error for a failed request to the server ``shown``; a ``TransientError`` if a retry may help.
 
-    ``met`` says that it has answered before: then it may be about to start again. No text of the error itself
-    is used: it can hold what a header or an address kept secret.
+    ``responded``: the server has responded before, so it may be restarting. The text of ``error`` is not
+    used: it may contain secrets from headers or URLs.
     """
     import requests
 
@@ -22,36 +22,38 @@ def explain_failure(error: Exception, shown: str, patience: Patience, met: bool)
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RemoteError(
                 f"the certificate of {shown} is not trusted: {cause.verify_message}",
-                fix="name the file of the authority's certificate: EDGEOPT_CA_BUNDLE=ca.pem",
+                fix="set EDGEOPT_CA_BUNDLE to the file of the authority's certificate",
             )
         if isinstance(cause, socket.gaierror):
-            return RemoteError(f"there is no host {shown}", fix="check the name and the network")
-    again = "run it again: what has come is kept"
+            return RemoteError(
+                f"the host name {shown} cannot be resolved", fix="check the name and the network"
+            )
+    again = "run the command again: received data are kept"
     if isinstance(error, requests.exceptions.ProxyError):
         return RemoteError(
             f"{shown} cannot be reached through the proxy", fix="check HTTPS_PROXY and NO_PROXY"
         )
     if isinstance(error, requests.exceptions.SSLError):
-        return RemoteError(f"{shown} does not speak TLS", fix="for plain http write oci+http://…")
+        return RemoteError(f"{shown} does not support TLS", fix="for plain HTTP use oci+http://…")
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        message = f"{shown} refuses the connection"
-        if met:
+        message = f"{shown} refused the connection"
+        if responded:
             return TransientError(message, fix=again)
-        return RemoteError(message, fix="check that it runs, and its port")
+        return RemoteError(message, fix="check that the server is running, and its port")
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TransientError(
-            f"{shown} cannot be reached within {patience.connect:g} s", fix="check the network"
+            f"connecting to {shown} timed out after {patience.connect:g} s", fix="check the network"
         )
     if isinstance(error, requests.exceptions.Timeout) or _timed_out(causes):
         return TransientError(
-            f"{shown} is silent for {patience.read:g} s",
-            fix="try again later, or allow more with EDGEOPT_READ_TIMEOUT",
+            f"{shown} sent no data for {patience.read:g} s",
+            fix="try again later, or raise EDGEOPT_READ_TIMEOUT",
         )
     if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
-        return TransientError(f"{shown} breaks off the connection", fix=again)
+        return TransientError(f"{shown} closed the connection", fix=again)
     return RemoteError(
-        f"{shown} gives an answer that makes no sense ({type(error).__name__})",
-        fix="check that this is the address of a registry or server",
+        f"{shown} returned an invalid response ({type(error).__name__})",
+        fix="check that the URL is that of a registry or server",
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of a layout in a folder: written beside and renamed, locked by the kernel."""
+"""Layout files in a folder: written atomically, protected by kernel locks."""
 
 import fcntl
 import hashlib
@@ -20,10 +20,11 @@ _TRIES = 10
 
 
 class Folder(Place):
-    """A folder, which is made when something is written into it.
+    """A folder, created by the first write.
 
-    A file is written to ``scratch/`` in the same file system, under a lock, flushed to the disk, and
-    renamed. Whose lock is gone is dead, whatever machine or container it ran in: what it left is removed.
+    Each file is written to ``scratch/`` on the same file system, under a lock, synced to disk and renamed. A
+    scratch file without a lock belongs to a dead process, on whatever machine or in whatever container that
+    ran; it is removed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,7 +46,7 @@ class Folder(Place):
         if size is None:
             return None
         if size != blob.size:
-            raise mismatch(blob.digest, self.shown, f"it has {size} bytes there, not {blob.size}")
+            raise mismatch(blob.digest, self.shown, f"it has {size} bytes, expected {blob.size}")
         return offset, self._pieces(self.root / name, offset)
 
     def size(self, name: str) -> int | None:
@@ -91,7 +92,7 @@ class Folder(Place):
             (self.root / name).unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self, name: str, exclusive: bool) -> Iterator[None]:
+    def lock(self, name: str, exclusive: bool) -> Iterator[None]:
         path = self.root / name
         descriptor = self._lock_file(path, exclusive)
         if descriptor is None:
@@ -103,9 +104,9 @@ class Folder(Place):
                 try:
                     fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    if name != ".index.lock":  # that one is held for milliseconds
+                    if name != ".index.lock":  # this one is held for milliseconds
                         logging.getLogger("edgeopt").warning(
-                            "another process works in %s: waiting for it to end", self.shown
+                            "waiting for another process that is using %s", self.shown
                         )
                     fcntl.flock(descriptor, kind)
             yield
@@ -113,7 +114,7 @@ class Folder(Place):
             os.close(descriptor)
 
     def _lock_file(self, path: Path, exclusive: bool) -> int | None:
-        """None if nothing can ever change here: the folder is not there, or cannot be written."""
+        """Open a lock file; None if no lock is needed: the folder is missing, or cannot be written."""
         with explained(path):
             try:
                 if exclusive:
@@ -142,11 +143,11 @@ class Folder(Place):
                 file.flush()
                 os.fsync(file.fileno())
                 path.rename(target)
-            _flush(target.parent)
+            _sync(target.parent)
 
     @contextmanager
     def _scratch(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A file of our own under a lock; it is removed if it was not renamed."""
+        """A locked file of this process; removed unless it was renamed."""
         folder = self.root / _SCRATCH
         folder.mkdir(exist_ok=True)
         for _ in range(_TRIES):
@@ -154,28 +155,29 @@ class Folder(Place):
             with path.open("xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if not path.exists():
-                    continue  # swept between being made and being locked
+                    continue  # another process swept it before it was locked
                 try:
                     yield path, file
                 finally:
                     path.unlink(missing_ok=True)
                 return
-        raise OSError(f"files in {folder} disappear")
+        raise OSError(f"files in {folder} keep disappearing")
 
     def _sweep(self) -> None:
-        """Remove what processes that are gone left in scratch."""
+        """Remove the scratch files of dead processes."""
         if self._swept:
             return
         self._swept = True
         with suppress(FileNotFoundError):
             for entry in os.scandir(self.root / _SCRATCH):
-                # Another sweeper, or its owner, may be faster.
+                # Its owner is alive (locked), or another process has already removed it.
                 with suppress(FileNotFoundError, BlockingIOError), open(entry.path, "rb+") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(entry.path)
 
 
 def _checked(blob: Descriptor, pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    """The pieces unchanged; an error after the last one if they do not match the digest."""
     digest, size = hashlib.sha256(), 0
     for piece in pieces:
         digest.update(piece)
@@ -183,11 +185,11 @@ def _checked(blob: Descriptor, pieces: Iterable[bytes], progress: Progress) -> I
         yield piece
         progress(len(piece))
     if (f"sha256:{digest.hexdigest()}", size) != (blob.digest, blob.size):
-        raise mismatch(blob.digest, "what is pushed", f"its {size} bytes are others")
+        raise mismatch(blob.digest, "the uploaded data", f"its {size} bytes do not match the digest")
 
 
-def _flush(folder: Path) -> None:
-    """Make a rename outlast a power failure."""
+def _sync(folder: Path) -> None:
+    """Sync a folder, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

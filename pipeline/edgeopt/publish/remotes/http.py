@@ -1,4 +1,4 @@
-"""Requests that are patient: with timeouts, tried again when that may help, explained when it does not."""
+"""HTTP requests with timeouts, retries, and explained failures."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,34 +10,34 @@ from edgeopt.errors import RemoteError, UsageError
 from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.failures import explain_failure
-from edgeopt.publish.remotes.patience import Attempts, Patience, asked_wait
-from edgeopt.publish.remotes.transfer import PIECE, Pieces, TransientError, mismatch
+from edgeopt.publish.remotes.patience import Attempts, Patience, retry_after
+from edgeopt.publish.remotes.transfer import PIECE, RESUME, Pieces, TransientError, mismatch
 
 if TYPE_CHECKING:
     from requests import Response, Session
 
 CA_VARIABLES = ("EDGEOPT_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
-_OVERLOADED = (429, 500, 502, 503, 504)
+_TRANSIENT = (429, 500, 502, 503, 504)
 _READ = 1 << 16
-"""Bytes: what is lost at most when a connection breaks off."""
+"""Bytes per read: the most that an interrupted connection loses."""
 
 
 def trusted_authorities() -> str | bool:
-    """The file of certificates that servers are checked against; True for the usual ones.
+    """The CA bundle that servers are verified with; True for the default one.
 
     Raises:
-        UsageError: a variable names a file that is not there.
+        UsageError: a variable names a file that does not exist.
     """
     for variable in CA_VARIABLES:
         if path := os.environ.get(variable):
             if not Path(path).exists():
-                raise UsageError(f"{variable} names {path}, which is not there", fix=f"unset {variable}")
+                raise UsageError(f"{variable} names {path}, which does not exist", fix=f"unset {variable}")
             return path
     return True
 
 
 class Upload:
-    """A file as the body of a request: sent in pieces, and from the beginning when it is sent again."""
+    """A file as a request body: sent in pieces, and from the beginning if it is sent again."""
 
     def __init__(self, file: BinaryIO, size: int, progress: Progress) -> None:
         self._file = file
@@ -62,7 +62,7 @@ class Upload:
 
 
 class Authority(Protocol):
-    """Answers a server that asks who is there."""
+    """Answers authentication challenges."""
 
     def headers(self, url: str) -> dict[str, str]: ...
 
@@ -72,10 +72,10 @@ class Authority(Protocol):
 
 
 class Http:
-    """One server. ``shown`` is how errors name it.
+    """One server; ``shown`` is its name in errors.
 
-    Raises, in every method:
-        RemoteError: it cannot be reached, or was tried often enough.
+    Every method that sends a request may raise ``RemoteError``: the server cannot be reached, or all attempts
+    failed.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class Http:
         self.authority = authority
         self._session = session
         self._verify = trusted_authorities()
-        self._met = False
+        self._responded = False
         session.headers["User-Agent"] = "edgeopt"
-        session.headers["Accept-Encoding"] = "identity"  # digests and ranges are those of the plain bytes
+        session.headers["Accept-Encoding"] = "identity"  # digests and ranges refer to uncompressed bytes
 
     def request(
         self,
@@ -100,7 +100,7 @@ class Http:
         params: Mapping[str, str] | None = None,
         authorize: bool = True,
     ) -> "Response":
-        """Ask until there is an answer that another attempt would not change."""
+        """Send a request; retry until the outcome is final."""
         attempts = Attempts(self.patience)
         while True:
             try:
@@ -118,25 +118,25 @@ class Http:
         params: Mapping[str, str] | None = None,
         authorize: bool = True,
     ) -> "Response":
-        """Ask a single time. The answer's body is still to be read, or to be closed.
+        """Send a request without retries. The caller reads or closes the body of the response.
 
         Raises:
-            TransientError: another attempt may help.
+            TransientError: a retry may help.
         """
         import requests
 
         authority = self.authority if authorize else None
         timeout = (self.patience.connect, self.patience.read)
-        asked_who = False
+        challenged = False
         while True:
-            known = authority.headers(url) if authority else {}
+            login = authority.headers(url) if authority else {}
             if isinstance(data, Upload):
                 data.rewind()
             try:
                 response = self._session.request(
                     method,
                     url,
-                    headers={**(headers or {}), **known},
+                    headers={**(headers or {}), **login},
                     data=data,
                     params=params,
                     stream=True,
@@ -144,45 +144,43 @@ class Http:
                     verify=self._verify,
                 )
             except requests.RequestException as error:
-                raise explain_failure(error, self.shown, self.patience, self._met) from error
-            self._met = True
-            if response.status_code in _OVERLOADED:
+                raise explain_failure(error, self.shown, self.patience, self._responded) from error
+            self._responded = True
+            if response.status_code in _TRANSIENT:
                 self.ending(response)
                 raise TransientError(
-                    f"{self.shown} answers {response.status_code} {response.reason or ''}".rstrip(),
-                    fix="try again later: what has come is kept",
-                    wait=asked_wait(response.headers.get("Retry-After")),
+                    f"{self.shown} returned {response.status_code} {response.reason or ''}".rstrip(),
+                    fix="try again later: received data are kept",
+                    wait=retry_after(response.headers.get("Retry-After")),
                 )
-            if asked_who or authority is None or response.status_code not in (401, 403):
+            if challenged or authority is None or response.status_code not in (401, 403):
                 return response
             with ExitStack() as done:
                 done.callback(self.ending, response)
                 if not authority.answer(response):
                     done.pop_all()
                     return response
-            asked_who = True
+            challenged = True
 
     def body(self, response: "Response") -> Pieces:
-        """What a streamed answer brings, as it comes.
+        """The bytes of a streamed response.
 
         Raises:
-            TransientError: it broke off.
+            TransientError: the connection was interrupted.
         """
         from urllib3.exceptions import HTTPError
 
         try:
             yield from response.raw.stream(_READ, decode_content=False)
         except (HTTPError, OSError) as error:
-            raise TransientError(
-                f"{self.shown} broke off in the middle", fix="run it again: it goes on where it stopped"
-            ) from error
+            raise TransientError(f"{self.shown}: the transfer was interrupted", fix=RESUME) from error
         finally:
             response.close()
 
     def document(
         self, url: str, headers: Mapping[str, str] | None = None, *, limit: int
     ) -> tuple["Response", bytes]:
-        """A small answer as a whole: at most ``limit`` bytes, and one more where there are more."""
+        """A small response: at most ``limit`` bytes of its body, plus one if it is longer."""
         attempts = Attempts(self.patience)
         while True:
             try:
@@ -192,11 +190,11 @@ class Http:
                 attempts.again(failure)
 
     def ending(self, response: "Response") -> bytes:
-        """The first bytes of an answer that is not wanted, after which the connection can be used again."""
+        """Consume an unneeded response, so that its connection can be reused; return its first bytes."""
         try:
             return self._beginning(response, _READ)
         except TransientError:
-            return b""  # what it was to be does not matter any more
+            return b""  # the content does not matter
 
     def _beginning(self, response: "Response", limit: int) -> bytes:
         data = b""
@@ -208,36 +206,39 @@ class Http:
         return data[: limit + 1]
 
     def open_blob(self, url: str, blob: Descriptor, offset: int) -> tuple["Response", int, Pieces]:
-        """Ask for a blob from an offset on: the answer, where it really begins, and its bytes.
+        """Request a blob from an offset on; return the response, the actual offset and the bytes.
 
-        The bytes of an answer that says no (a status other than 200 and 206) are what it says.
+        For a status other than 200 and 206 the bytes are those of the error message.
 
         Raises:
-            VerificationError: it is longer or shorter there than it should be.
+            VerificationError: the server reports another size.
         """
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         response = self.request("GET", url, headers)
         start, size = _extent(response, offset)
         if response.status_code == 416 or (response.ok and size not in (None, blob.size)):
             response.close()
-            told = "fewer" if size is None else size
-            raise mismatch(blob.digest, self.shown, f"it has {told} bytes there, not {blob.size}")
+            reported = "fewer" if size is None else size
+            raise mismatch(blob.digest, self.shown, f"it has {reported} bytes, expected {blob.size}")
         if start not in (0, offset):
             response.close()
-            raise RemoteError(f"{self.shown} sends another part than was asked for", fix="report it there")
+            raise RemoteError(
+                f"{self.shown} returned another range than requested",
+                fix="report it to the server's operator",
+            )
         return response, start, self.body(response)
 
 
 def _extent(response: "Response", offset: int) -> tuple[int, int | None]:
-    """Where the bytes of an answer begin, and the size of the whole, where it is told."""
-    told = response.headers.get("Content-Range", "").removeprefix("bytes ")
-    span, _, whole = told.partition("/")
+    """The offset of a response's bytes, and the total size if the response declares it."""
+    content_range = response.headers.get("Content-Range", "").removeprefix("bytes ")
+    span, _, total = content_range.partition("/")
     if response.status_code == 206:
         first = _number(span.partition("-")[0])
-        return offset if first is None else first, _number(whole)
+        return offset if first is None else first, _number(total)
     if response.status_code == 200:
         return 0, _number(response.headers.get("Content-Length", ""))
-    return 0, _number(whole)
+    return 0, _number(total)
 
 
 def _number(text: str) -> int | None:

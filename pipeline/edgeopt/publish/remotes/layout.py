@@ -1,8 +1,10 @@
-"""Releases as files: an image layout of the OCI image specification 1.1, in a folder, a bucket or on the web.
+"""Releases as files: an OCI image layout in a folder, in a bucket or on a web server.
 
-``refs/<tag>.json`` holds the descriptor that a tag points at, and is the truth: who sets one tag never
-touches another. ``index.json`` is derived from these, for other clients and for web servers, which cannot
-list.
+``refs/<tag>.json`` contains the descriptor that a tag points at. These files are authoritative: setting one
+tag never touches another. ``index.json`` is derived from them, for other clients and for web servers, which
+cannot list files.
+
+Source: OCI image specification 1.1, image layout.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ from edgeopt.publish.remotes.place import Place
 from edgeopt.publish.remotes.transfer import Pieces, mismatch, receive
 
 REF_NAME = "org.opencontainers.image.ref.name"
-"""Annotation by which an index says what its entries are called."""
+"""Annotation of an index entry: its tag."""
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX = "index.json"
 _REFS = "refs"
@@ -38,10 +40,11 @@ _BLOBS = "blobs/sha256"
 _LARGEST_REF = 64 << 10
 _LARGEST_INDEX = 64 << 20
 _ROUNDS = 5
+"""Attempts to derive an index that no other process invalidates meanwhile."""
 
 
 class Layout(Remote):
-    """One layout at one place."""
+    """One image layout, stored in a `Place`."""
 
     def __init__(self, place: Place, url: str) -> None:
         self.url = url
@@ -60,7 +63,7 @@ class Layout(Remote):
         check_reference(reference)
         if is_digest(reference):
             data = self._document(reference)
-            return None if data is None else _described(data)
+            return None if data is None else _manifest_descriptor(data)
         data = self._place.read(_ref(reference), _LARGEST_REF)
         return None if data is None else _descriptor(data, f"{self.url}, tag {reference}")
 
@@ -84,7 +87,7 @@ class Layout(Remote):
 
     def push_blob(self, blob: Descriptor, source: Path | bytes, progress: Progress = silent) -> None:
         name = _blob(blob.digest)
-        # What is there and damaged is written anew: the names are the same, so nothing else changes.
+        # A damaged blob is overwritten. Its name is its digest, so nothing else changes.
         if self._place.holds(name, blob):
             progress(blob.size)
         else:
@@ -96,71 +99,75 @@ class Layout(Remote):
         for content in _contents(data) if media_type == MANIFEST else ():
             if self._place.size(_blob(content.digest)) != content.size:
                 raise RemoteError(
-                    f"{content.digest} is not in {self.url}, and a manifest that names it was pushed",
+                    f"{self.url} lacks {content.digest}, which the pushed manifest references",
                     fix="push the content before its manifest",
                 )
         pointer = describe(data, media_type)
         self.push_blob(pointer, data)
         for tag in tags:
             self._place.write(_ref(tag), pointer.encode())
-        self._derive_index()
+        self._update_index()
         return pointer
 
     def delete_ref(self, tag: str) -> None:
-        """Let a tag point at nothing any more."""
+        """Delete a tag."""
         self._place.delete(_ref(tag))
-        self._derive_index()
+        self._update_index()
 
     def delete_blob(self, digest: str) -> None:
-        """Remove content; that nothing refers to it is for the caller to know, who holds the lock alone."""
+        """Delete content. The caller holds the exclusive lock and ensures that nothing references it."""
         self._place.delete(_blob(digest))
 
     def blobs(self) -> Iterator[str]:
-        """The digests of all content, in no order."""
+        """The digests of all content, in arbitrary order."""
         for name in self._place.names(_BLOBS):
             if is_digest(f"sha256:{name}"):
                 yield f"sha256:{name}"
 
     def size(self, digest: str) -> int:
-        """Bytes of a blob as it lies there."""
+        """The actual size of a stored blob, in bytes."""
         size = self._place.size(_blob(digest))
         if size is None:
             raise self._absent(digest)
         return size
 
     def check(self, digest: str) -> None:
-        """Read all of a blob. Raises ``VerificationError`` if it is not what its digest says."""
+        """Read a whole blob.
+
+        Raises:
+            VerificationError: it does not match its digest.
+        """
         blob = Descriptor(media_type="", digest=digest, size=self.size(digest))
         opened = self._place.open_at(_blob(digest), blob, 0)
         if opened is None:
             raise self._absent(digest)
-        found = hashlib.sha256()
+        actual = hashlib.sha256()
         with closing(opened[1]) as pieces:
             for piece in pieces:
-                found.update(piece)
-        if f"sha256:{found.hexdigest()}" != digest:
-            raise mismatch(digest, self.url, f"its {blob.size} bytes have another digest")
+                actual.update(piece)
+        if f"sha256:{actual.hexdigest()}" != digest:
+            raise mismatch(digest, self.url, f"its {blob.size} bytes have a different digest")
 
     def locked(self, exclusive: bool) -> AbstractContextManager[None]:
-        """Keep others from collecting what is being pushed or pulled; ``exclusive``: from all of it.
+        """Protect pushed and pulled content from garbage collection; ``exclusive``: for the collector.
 
-        The lock is the kernel's: it ends with the process, however that ends. Within it, it must not be
-        taken again. Buckets and web servers have none.
+        The kernel releases the lock when the process ends, however it ends. The lock is not reentrant.
+        Buckets and web servers have no locks.
 
         Raises:
-            UsageError: held alone, of a place that knows no locks.
+            UsageError: an exclusive lock of a bucket.
         """
-        return self._place.alone(".lock", exclusive)
+        return self._place.lock(".lock", exclusive)
 
     def _refs(self) -> dict[str, str]:
-        """All tags, each with something that changes when it moves."""
-        found = self._place.names(_REFS)
-        tags = {name.removesuffix(".json"): state for name, state in found.items() if name.endswith(".json")}
+        """All tags, each with a value that changes when the tag moves."""
+        files = self._place.names(_REFS)
+        tags = {name.removesuffix(".json"): state for name, state in files.items() if name.endswith(".json")}
         return {tag: state for tag, state in tags.items() if is_tag(tag)}
 
-    def _derive_index(self) -> None:
-        """Write the index of all tags. Where nothing locks, look again whether somebody was faster."""
-        with self._place.alone(".index.lock", exclusive=True):
+    def _update_index(self) -> None:
+        """Write the index of all tags; without locks, again if another process changed them meanwhile."""
+        with self._place.lock(".index.lock", exclusive=True):
             if self._place.size("oci-layout") is None:
                 self._place.write("oci-layout", _VERSION)
             before = self._refs()
@@ -178,7 +185,7 @@ class Layout(Remote):
             try:
                 pointer = _descriptor(data, tag)
             except VerificationError:
-                continue  # whoever asks for this tag is told; it must not keep others from being set
+                continue  # `resolve` reports it; it must not prevent other tags from being set
             entries.append(pointer.model_copy(update={"annotations": pointer.annotations | {REF_NAME: tag}}))
         return Index(manifests=tuple(entries)).encode()
 
@@ -188,12 +195,16 @@ class Layout(Remote):
             return data
         long = len(data) > LARGEST_MANIFEST
         why = (
-            f"longer than {LARGEST_MANIFEST} bytes" if long else f"its {len(data)} bytes have another digest"
+            f"longer than {LARGEST_MANIFEST} bytes"
+            if long
+            else f"its {len(data)} bytes have a different digest"
         )
         raise mismatch(digest, self.url, why)
 
     def _absent(self, digest: str) -> RemoteError:
-        return RemoteError(f"{digest} is not in {self.url}", fix="push it again: it is incomplete there")
+        return RemoteError(
+            f"{digest} is not in {self.url}", fix="push the release again: it is incomplete there"
+        )
 
 
 def _ref(tag: str) -> str:
@@ -208,11 +219,11 @@ def _descriptor(data: bytes, where: str) -> Descriptor:
     try:
         return Descriptor.model_validate_json(data)
     except ValidationError as error:
-        raise VerificationError(f"{where} is damaged: it points nowhere", fix="push it again") from error
+        raise VerificationError(f"{where} is damaged: it is not a descriptor", fix="push it again") from error
 
 
-def _described(data: bytes) -> Descriptor:
-    """The descriptor of a manifest, whose kind it says itself."""
+def _manifest_descriptor(data: bytes) -> Descriptor:
+    """The descriptor of a manifest, with the media type that the manifest declares."""
     try:
         media_type = json.loads(data)["mediaType"]
     except (ValueError, KeyError, TypeError):
@@ -222,6 +233,6 @@ def _described(data: bytes) -> Descriptor:
 
 
 def _contents(data: bytes) -> tuple[Descriptor, ...]:
-    """What must be there before a manifest may be. An index needs nothing: part of a release may be here."""
-    manifest = read_manifest(data, "what is pushed")
+    """Content that must be stored before a manifest; an index may refer to bundles that are not here."""
+    manifest = read_manifest(data, "the pushed manifest")
     return (manifest.config, *manifest.layers)

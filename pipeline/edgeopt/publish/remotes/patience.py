@@ -1,4 +1,4 @@
-"""How long to wait for a server, and how often to try."""
+"""Timeouts and retries."""
 
 import email.utils
 import os
@@ -11,44 +11,44 @@ from edgeopt.publish.remotes.transfer import PIECE, TransientError
 
 
 class Patience(NamedTuple):
-    """How long to wait, in seconds, and how often to try."""
+    """Timeouts and delays in seconds, and the number of attempts."""
 
     connect: float = 10.0
     read: float = 60.0
     attempts: int = 5
-    """In a row, without a mebibyte of progress between them."""
+    """Consecutive ones: a mebibyte of progress resets the count."""
     backoff: float = 0.5
-    """Before the second attempt; it doubles with each."""
+    """Delay before the second attempt; it doubles with each further one."""
     longest: float = 30.0
-    """Between two attempts, whatever a server asks for."""
+    """Limit of a delay, including those that a server requests."""
 
 
 def usual_patience() -> Patience:
-    """As ``EDGEOPT_CONNECT_TIMEOUT`` and ``EDGEOPT_READ_TIMEOUT`` say.
+    """The defaults, with the timeouts in ``EDGEOPT_CONNECT_TIMEOUT`` and ``EDGEOPT_READ_TIMEOUT``.
 
     Raises:
-        UsageError: one of them is no time in seconds.
+        UsageError: a variable is not a time in seconds.
     """
-    usual = Patience()
-    return usual._replace(
-        connect=_seconds("EDGEOPT_CONNECT_TIMEOUT", usual.connect),
-        read=_seconds("EDGEOPT_READ_TIMEOUT", usual.read),
+    defaults = Patience()
+    return defaults._replace(
+        connect=_seconds("EDGEOPT_CONNECT_TIMEOUT", defaults.connect),
+        read=_seconds("EDGEOPT_READ_TIMEOUT", defaults.read),
     )
 
 
-def _seconds(variable: str, usual: float) -> float:
-    text = os.environ.get(variable) or str(usual)
+def _seconds(variable: str, default: float) -> float:
+    text = os.environ.get(variable) or str(default)
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UsageError(f"{variable} is {text!r}, not a time in seconds", fix=f"{variable}={usual:g}")
+        raise UsageError(f"{variable} is {text!r}, not a time in seconds", fix=f"{variable}={default:g}")
     return seconds
 
 
 class Attempts:
-    """Counts what went wrong in a row, and waits a little longer each time."""
+    """Counts consecutive failures and waits longer after each."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -56,7 +56,7 @@ class Attempts:
         self._reached = 0
 
     def again(self, failure: TransientError, reached: int = 0) -> None:
-        """Wait before the next attempt. Raises the failure when there were enough."""
+        """Wait before the next attempt, or raise the final error. ``reached``: bytes received so far."""
         if reached >= self._reached + PIECE:
             self._failed = 0
             self._reached = reached
@@ -65,13 +65,13 @@ class Attempts:
             raise failure.final(self._failed) from failure
         wait = failure.wait
         if wait is None:
-            # Many that were turned away at once must not all come back at once.
+            # Jitter, so that clients that were rejected together do not retry together.
             wait = self._patience.backoff * 2 ** (self._failed - 1) * random.uniform(0.75, 1.25)
         time.sleep(min(wait, self._patience.longest))
 
 
-def asked_wait(header: str | None) -> float | None:
-    """What ``Retry-After`` says, in seconds; it may be a number or a date."""
+def retry_after(header: str | None) -> float | None:
+    """The delay of a ``Retry-After`` header in seconds; the header is a number or a date."""
     if header is None:
         return None
     if header.strip().isdecimal():

@@ -1,4 +1,4 @@
-"""Where the files of a layout lie: a folder, a bucket or a web server."""
+"""Storage of a layout's files: a folder, a bucket or a web server."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -14,59 +14,59 @@ from edgeopt.publish.remotes.transfer import Again, Pieces, give_up
 class Place(ABC):
     """Files under relative names; each is complete or absent at any moment.
 
-    Every method may raise ``RemoteError`` or ``StoreError``: it cannot be reached, read or written. A place
-    that does not say how it is written is there to be read.
+    Every method may raise ``RemoteError`` or ``StoreError``: the place cannot be reached, read or written. A
+    place that does not override the methods that write is read-only.
     """
 
     shown: str
-    """As it is shown to people."""
+    """Name for display."""
     lists: bool = True
-    """Whether it can tell which files it has."""
+    """Whether it can list its files."""
 
     @abstractmethod
     def read(self, name: str, limit: int) -> bytes | None:
-        """At most ``limit`` bytes, and one more where there are more; None if there is no such file."""
+        """At most ``limit`` bytes, plus one if the file is longer; None if it does not exist."""
 
     @abstractmethod
     def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
-        """The bytes of a blob from an offset on, and where they really begin; None if it is not there."""
+        """The actual offset, which may be 0, and a blob's bytes from there; None if it does not exist."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """In bytes; None if there is no such file."""
+        """The size of a file in bytes; None if it does not exist."""
 
     def attempts(self) -> Again:
-        """What happens when a file breaks off while it is read."""
+        """The retry policy for interrupted reads."""
         return give_up
 
     def holds(self, name: str, blob: Descriptor) -> bool:
-        """Whether a blob is there and need not be written, as far as can be told without fetching it."""
+        """Whether a blob is stored and need not be written; its content is not fetched to check it."""
         return self.size(name) == blob.size
 
     def names(self, folder: str) -> dict[str, str]:
-        """The names of the files in a folder, each with something that changes when it does."""
+        """The names of the files in a folder, each with a value that changes when the file does."""
         raise RemoteError(f"{self.shown} cannot list its files", fix="read it through its index.json")
 
     def read_all(self, folder: str, names: list[str], limit: int) -> dict[str, bytes]:
-        """Some small files of a folder; those that are gone are left out."""
-        found = {name: self.read(f"{folder}/{name}", limit) for name in names}
-        return {name: data for name, data in found.items() if data is not None}
+        """The content of small files of a folder; missing ones are omitted."""
+        contents = {name: self.read(f"{folder}/{name}", limit) for name in names}
+        return {name: data for name, data in contents.items() if data is not None}
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, over what was there."""
+        """Write a small file, replacing an existing one."""
         self._refuse()
 
     def put(self, name: str, blob: Descriptor, source: Path | bytes, progress: Progress) -> None:
-        """Write a blob, in pieces, if it is what its digest says."""
+        """Write a blob in pieces, if it matches its digest."""
         self._refuse()
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Delete a file, if it exists."""
         self._refuse()
 
-    def alone(self, name: str, exclusive: bool) -> AbstractContextManager[None]:
-        """Hold a lock, where there are locks: with others that share it, or alone."""
+    def lock(self, name: str, exclusive: bool) -> AbstractContextManager[None]:
+        """Hold a shared or exclusive lock, if the place has locks."""
         return nullcontext()
 
     def _refuse(self) -> NoReturn:
-        raise UsageError(f"{self.shown} can only be read", fix="push to oci://…, s3://… or file:///…")
+        raise UsageError(f"{self.shown} is read-only", fix="push to oci://…, s3://… or file:///…")

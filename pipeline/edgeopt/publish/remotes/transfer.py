@@ -1,4 +1,4 @@
-"""Content on its way into a file: continued where it broke off, bounded, and verified before it counts."""
+"""Downloads to a file: resumable, limited to the declared size, and verified."""
 
 import errno
 import hashlib
@@ -13,32 +13,35 @@ from edgeopt.publish.oci import Descriptor
 from edgeopt.publish.remote import Progress, silent
 
 PIECE = 1 << 20
-"""Bytes read at once: memory does not grow with what is transferred."""
+"""Bytes read at once: memory does not grow with the size of a transfer."""
+
+RESUME = "run the command again: the transfer resumes where it stopped"
+"""The fix for an interrupted transfer."""
 
 Pieces: TypeAlias = Generator[bytes, None, None]
-"""Content, as it comes; whoever asked for it closes it."""
+"""Content in order; the consumer closes it."""
 OpenAt: TypeAlias = Callable[[int], tuple[int, Pieces]]
-"""Opens content at an offset; gives where it really begins (there, or at 0) and the pieces from there on."""
+"""Opens content at an offset; returns the actual offset, which may be 0, and the pieces from there."""
 
 
 class TransientError(RemoteError):
-    """May go well when it is tried again; ``wait`` is how many seconds the server asked for."""
+    """A failure that a retry may fix. ``wait``: the delay in seconds that the server requested."""
 
     def __init__(self, message: str, *, fix: str = "", wait: float | None = None) -> None:
         super().__init__(message, fix=fix)
         self.wait = wait
 
     def final(self, attempts: int) -> RemoteError:
-        """What is told when it was tried often enough."""
+        """The error after the last attempt."""
         return RemoteError(f"{self.message} ({attempts} attempts)", fix=self.fix)
 
 
 Again: TypeAlias = Callable[[TransientError, int], None]
-"""Waits before the next attempt, given what is there by now (bytes), or raises what is final."""
+"""Waits before the next attempt, given the bytes received so far, or raises the final error."""
 
 
 def give_up(failure: TransientError, _: int) -> NoReturn:
-    """No further attempt."""
+    """Fail without a retry."""
     raise failure.final(1)
 
 
@@ -50,38 +53,39 @@ def receive(
     progress: Progress = silent,
     again: Again = give_up,
 ) -> None:
-    """Bring a blob into a file; what the file holds of an earlier attempt is taken for its beginning.
+    """Download a blob to a file, which may hold the beginning from an interrupted attempt.
 
-    ``progress`` gets a negative number when a wrong beginning is thrown away.
+    ``progress`` is called with a negative number when a wrong beginning is discarded.
 
     Raises:
-        RemoteError: it broke off too often; what came is kept for the next time.
-        VerificationError: what came has another size or digest; the file is removed.
+        RemoteError: all attempts were interrupted; received data are kept for the next call.
+        VerificationError: the data have another size or digest; the file is removed.
         StoreError: the file cannot be written.
     """
     with explained(target), target.open("r+b" if target.exists() else "w+b") as file:
-        arriving = _Arriving(file, blob, where, progress)
+        download = _Download(file, blob, where, progress)
         try:
-            inherited = arriving.take_what_is_there()
-            _complete(arriving, open_at, again)
-            if inherited and not arriving.right():
-                arriving.start_over()
-                _complete(arriving, open_at, again)
-            if not arriving.right():
-                raise mismatch(blob.digest, where, "its bytes have another digest")
+            resumed = download.read_existing()
+            _complete(download, open_at, again)
+            if resumed and not download.matches():
+                # The existing beginning may be that of another blob: discard it and try once more.
+                download.start_over()
+                _complete(download, open_at, again)
+            if not download.matches():
+                raise mismatch(blob.digest, where, "its bytes have a different digest")
             file.flush()
             os.fsync(file.fileno())
         except VerificationError:
             target.unlink(missing_ok=True)
             raise
         except RemoteError:
-            if not arriving.size:
+            if not download.size:
                 target.unlink(missing_ok=True)
             raise
 
 
 def mismatch(digest: str, where: str, why: str) -> VerificationError:
-    """The error for content that is not what its digest says."""
+    """The error for content that does not match its digest."""
     return VerificationError(
         f"{digest} in {where} is damaged: {why}", fix="push it again, then pull again; nothing was kept"
     )
@@ -95,26 +99,26 @@ def digest_of_file(path: Path) -> tuple[str, int]:
 
 
 def pieces_of(file: BinaryIO) -> Pieces:
-    """The rest of an open file, piece by piece."""
+    """The rest of an open file in pieces."""
     while piece := file.read(PIECE):
         yield piece
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say what is wrong with a disk instead of showing a traceback."""
+    """Convert an ``OSError`` into a ``StoreError`` that names the file."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"no space left for {path}", fix="free some space and run again: it goes on where it stopped"
-            ) from error
-        raise StoreError(f"cannot use {path}: {error.strerror or error}", fix="check the folder") from error
+            raise StoreError(f"no space left for {path}", fix=f"free some space, then {RESUME}") from error
+        raise StoreError(
+            f"cannot access {path}: {error.strerror or error}", fix="check the folder"
+        ) from error
 
 
-class _Arriving:
-    """A file that fills up, and the digest of what it holds so far."""
+class _Download:
+    """A partially written file, with the size and the digest of its content."""
 
     def __init__(self, file: BinaryIO, blob: Descriptor, where: str, progress: Progress) -> None:
         self.blob = blob
@@ -124,7 +128,8 @@ class _Arriving:
         self._hash = hashlib.sha256()
         self._progress = progress
 
-    def take_what_is_there(self) -> bool:
+    def read_existing(self) -> bool:
+        """Hash the content of an earlier attempt; return whether there is any."""
         for piece in pieces_of(self._file):
             self._count(piece)
             if self.size > self.blob.size:
@@ -133,6 +138,7 @@ class _Arriving:
         return self.size > 0
 
     def start_over(self) -> None:
+        """Discard the content."""
         self._file.seek(0)
         self._file.truncate()
         self._hash = hashlib.sha256()
@@ -141,11 +147,12 @@ class _Arriving:
 
     def add(self, piece: bytes) -> None:
         if self.size + len(piece) > self.blob.size:
-            raise mismatch(self.blob.digest, self.where, f"it is longer than its {self.blob.size} bytes")
+            raise mismatch(self.blob.digest, self.where, f"it is longer than {self.blob.size} bytes")
         self._file.write(piece)
         self._count(piece)
 
-    def right(self) -> bool:
+    def matches(self) -> bool:
+        """Whether the content has the blob's digest."""
         return f"sha256:{self._hash.hexdigest()}" == self.blob.digest
 
     def _count(self, piece: bytes) -> None:
@@ -154,19 +161,22 @@ class _Arriving:
         self._progress(len(piece))
 
 
-def _complete(arriving: _Arriving, open_at: OpenAt, again: Again) -> None:
-    while arriving.size < arriving.blob.size:
+def _complete(download: _Download, open_at: OpenAt, again: Again) -> None:
+    """Download the missing rest, with retries."""
+    while download.size < download.blob.size:
         try:
-            start, pieces = open_at(arriving.size)
+            start, pieces = open_at(download.size)
             with closing(pieces):
-                if start != arriving.size:
-                    arriving.start_over()
+                if start != download.size:
+                    # Servers may ignore a range request and send the whole content.
+                    download.start_over()
                 for piece in pieces:
-                    arriving.add(piece)
-            if arriving.size < arriving.blob.size:
+                    download.add(piece)
+            if download.size < download.blob.size:
                 raise TransientError(
-                    f"{arriving.where} broke off after {arriving.size} of {arriving.blob.size} bytes",
-                    fix="run it again: it goes on where it stopped",
+                    f"{download.where}: the transfer was interrupted after {download.size} of "
+                    f"{download.blob.size} bytes",
+                    fix=RESUME,
                 )
         except TransientError as failure:
-            again(failure, arriving.size)
+            again(failure, download.size)

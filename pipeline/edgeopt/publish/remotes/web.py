@@ -1,4 +1,4 @@
-"""The files of a layout on a web server: to be read, not written."""
+"""Layout files on a web server, read-only."""
 
 from edgeopt.errors import RemoteError
 from edgeopt.publish.oci import Descriptor
@@ -9,10 +9,10 @@ from edgeopt.publish.remotes.transfer import Again, Pieces
 
 
 class Web(Place):
-    """``https://host/path``; ``loopback`` says that no proxy is on the way. A ``~/.netrc`` says who asks.
+    """``https://host/path``, with credentials from ``~/.netrc``; ``loopback``: without a proxy.
 
-    It is read with the requests of the base install: fsspec would need aiohttp, and begins anew what
-    broke off.
+    It uses requests, which the base installation includes: fsspec requires aiohttp, and cannot resume
+    interrupted downloads.
     """
 
     lists = False
@@ -27,18 +27,18 @@ class Web(Place):
 
     def read(self, name: str, limit: int) -> bytes | None:
         response, data = self._http.document(f"{self.shown}/{name}", limit=limit)
-        return data if self._there(response.status_code, name) else None
+        return data if self._exists(response.status_code, name) else None
 
     def open_at(self, name: str, blob: Descriptor, offset: int) -> tuple[int, Pieces] | None:
         response, start, pieces = self._http.open_blob(f"{self.shown}/{name}", blob, offset)
         if response.status_code not in (200, 206):
             self._http.ending(response)
-        return (start, pieces) if self._there(response.status_code, name) else None
+        return (start, pieces) if self._exists(response.status_code, name) else None
 
     def size(self, name: str) -> int | None:
         response = self._http.request("HEAD", f"{self.shown}/{name}")
         self._http.ending(response)
-        if not self._there(response.status_code, name):
+        if not self._exists(response.status_code, name):
             return None
         length = response.headers.get("Content-Length", "")
         return int(length) if length.isdecimal() else None
@@ -46,17 +46,17 @@ class Web(Place):
     def attempts(self) -> Again:
         return Attempts(self._http.patience).again
 
-    def _there(self, status: int, name: str) -> bool:
+    def _exists(self, status: int, name: str) -> bool:
         if status in (404, 410):
             return False
         if status in (401, 403):
             raise RemoteError(
-                f"{self.shown} does not let us read {name} ({status})",
-                fix="check the address, or what ~/.netrc says of it",
+                f"{self.shown} denies access to {name} ({status})",
+                fix="check the URL, and its entry in ~/.netrc",
             )
         if status not in (200, 206):
             raise RemoteError(
-                f"{self.shown} answers {status} when asked for {name}",
-                fix="check that a pushed folder lies at this address",
+                f"{self.shown} returned {status} for {name}",
+                fix="check that the URL is that of a pushed folder",
             )
         return True

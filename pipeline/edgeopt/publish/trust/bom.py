@@ -1,4 +1,4 @@
-"""A bill of materials of an artifact: CycloneDX 1.6, as JSON.
+"""Bill of materials of an artifact: CycloneDX 1.6, as JSON.
 
 The model is the subject; its datasets and the packages that built it are components. The library does not
 support model cards yet: the card is inserted into its JSON afterwards.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FILE: Final = "bom.cdx.json"
 PREFIX: Final = "edgeopt:"
-"""Prefix of properties for which CycloneDX has no field."""
+"""Prefix of properties without a CycloneDX field."""
 _USES: Final = {
-    "calibration": "For the value ranges of quantization, and for the choices of searches.",
-    "train": "For fine-tuning.",
-    "validation": "For the choices of searches and early stopping.",
-    "evaluation": "For the measured quality; never used to build the model.",
+    "calibration": "Determines value ranges for quantization, and decisions of searches.",
+    "train": "Used for fine-tuning.",
+    "validation": "Decides searches and early stopping.",
+    "evaluation": "Measures quality; never used to build the model.",
 }
 
 
@@ -172,9 +172,8 @@ def _licences(package: str, version: str) -> list[Any]:
     except importlib.metadata.PackageNotFoundError:
         return []
     declared = next((about[field] for field in ("License-Expression", "License") if field in about), "")
-    if (
-        about["Version"] != version or not declared or len(declared) > 64
-    ):  # some packages declare the full text
+    # Some packages declare the full text of their licence.
+    if about["Version"] != version or not declared or len(declared) > 64:
         return []
     license_ = LicenseFactory().make_from_string(declared)
     known = isinstance(license_, LicenseExpression) or (

@@ -1,4 +1,4 @@
-"""Elliptic-curve keys of signatures in PEM files, with errors for everything else."""
+"""Elliptic-curve signing keys in PEM files, with explanations for any other file."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def check_private(key: Path) -> bytes | None:
     password: bytes | None = None
     try:
         try:
-            found = load_pem_private_key(content, None)
+            private = load_pem_private_key(content, None)
         except TypeError as error:
             variable = os.environ.get(PASSWORD)
             if not variable:
@@ -40,11 +40,11 @@ def check_private(key: Path) -> bytes | None:
                     f"the private key {key} is encrypted", fix=f"set its password in {PASSWORD}"
                 ) from error
             password = variable.encode()
-            found = load_pem_private_key(content, password)
+            private = load_pem_private_key(content, password)
     except (ValueError, UnsupportedAlgorithm) as error:
         reason = f"the password in {PASSWORD} is wrong" if password else f"it cannot be read: {error}"
         raise UsageError(f"the private key {key}: {reason}", fix=MAKE_KEYS) from error
-    if not isinstance(found, ec.EllipticCurvePrivateKey) or found.curve.name not in CURVES:
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in CURVES:
         raise _wrong_kind(key)
     return password
 
@@ -62,12 +62,12 @@ def fingerprint(key: Path) -> str:
     extract = f"extract the public key: openssl pkey -in {key} -pubout -out public.pem"
     content = _read_key(key, "PUBLIC KEY", "a public key", extract)
     try:
-        found = load_pem_public_key(content)
+        public = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"the public key {key} cannot be read: {error}", fix=MAKE_KEYS) from error
-    if not isinstance(found, ec.EllipticCurvePublicKey) or found.curve.name not in CURVES:
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in CURVES:
         raise _wrong_kind(key)
-    return hashlib.sha256(found.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _read_key(key: Path, header: str, what: str, otherwise: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Portable recipes: without the folders of the machine on which they ran."""
+"""Portable recipes: without the absolute paths of the machine on which they ran."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
@@ -8,14 +8,14 @@ import yaml
 
 from edgeopt.config.yaml_source import read_yaml
 
-_WORDS: Final = (("model", "labels"), ("gates",))
-"""Parts of a recipe whose texts are never paths."""
+_NOT_PATHS: Final = (("model", "labels"), ("gates",))
+"""Sections of a recipe whose texts are never paths."""
 
 
 def portable(document: str) -> str:
-    """Shorten the absolute paths of a recipe to their last part.
+    """Shorten the absolute paths of a recipe to their last component.
 
-    Paths that would become equal keep as many parts as distinguish them.
+    Paths that would become equal keep the components that distinguish them.
     """
     data, _ = read_yaml(document, "the recipe of the run")
     absolute = {text for text in _texts(data, ()) if _is_absolute(text)}
@@ -26,8 +26,8 @@ def portable(document: str) -> str:
 
 
 def _texts(value: object, path: tuple[object, ...]) -> Iterator[str]:
-    """All texts of a recipe that can be paths."""
-    if path in _WORDS:
+    """All texts of a recipe that may be paths."""
+    if path in _NOT_PATHS:
         return
     if isinstance(value, str):
         yield value
@@ -40,7 +40,7 @@ def _texts(value: object, path: tuple[object, ...]) -> Iterator[str]:
 
 
 def _replaced(value: Any, path: tuple[object, ...], short: Mapping[str, str]) -> Any:
-    if path in _WORDS:
+    if path in _NOT_PATHS:
         return value
     if isinstance(value, dict):
         return {key: _replaced(part, (*path, key), short) for key, part in value.items()}
@@ -57,6 +57,7 @@ def _is_absolute(text: str) -> bool:
 
 
 def _tail(path: str, others: set[str]) -> str:
+    """The shortest end of a path that distinguishes it from the others."""
     parts = [part.replace("\\", "/").rstrip("/").split("/") for part in (path, *others - {path})]
     mine = parts[0]
     for count in range(1, len(mine)):

@@ -1,7 +1,7 @@
 """Provenance of a bundle: an in-toto statement with a SLSA provenance predicate.
 
-It does not identify the machine or its user: absolute paths lose their folders, and the publisher is recorded
-only if given.
+It identifies neither the machine nor its user: absolute paths lose their folders, and the publisher is
+recorded only if given.
 
 Sources: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
 """
@@ -21,7 +21,7 @@ from edgeopt.results import Report, Result
 
 FILE: Final = "provenance.intoto.json"
 BUILD_TYPE: Final = "urn:edgeopt:build:recipe:v1"
-"""The build type that defines the meaning of `Definition`: the execution of a recipe."""
+"""The build type, which defines the meaning of `Definition`: the execution of a recipe."""
 LARGEST: Final = 16 << 20
 CONTENT: Final = "edgeoptContent"
 """Algorithm name of digests that are not the sha256 of one file: those of datasets and folders."""
@@ -123,7 +123,7 @@ class Predicate(_Part):
 
 
 class Statement(_Part):
-    """The statement. The first ``subject`` is the model file, the others are the other files of its bundle."""
+    """The statement. The first ``subject`` is the model file; the others are the rest of its bundle."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field("https://in-toto.io/Statement/v1", alias="_type")
     subject: tuple[Resource, ...] = Field(min_length=1)
@@ -131,25 +131,25 @@ class Statement(_Part):
     predicate: Predicate
 
     @property
-    def asked(self) -> External:
+    def parameters(self) -> External:
         """The parameters of the build."""
         return self.predicate.build_definition.external_parameters
 
     @property
     def packages(self) -> dict[str, str]:
         """Versions of the packages that built the artifact."""
-        found = self.predicate.build_definition.resolved_dependencies
+        dependencies = self.predicate.build_definition.resolved_dependencies
         return {
             each.name: each.uri.rpartition("@")[2]
-            for each in found
+            for each in dependencies
             if each.uri is not None and each.uri.startswith("pkg:pypi/")
         }
 
     @property
     def ingredients(self) -> dict[str, str]:
         """Digests of ``source`` (the source model) and of the datasets, by their use in the recipe."""
-        found = self.predicate.build_definition.resolved_dependencies
-        return {each.name: each.only_digest() for each in found if each.digest}
+        dependencies = self.predicate.build_definition.resolved_dependencies
+        return {each.name: each.only_digest() for each in dependencies if each.digest}
 
     @property
     def built(self) -> str:
@@ -188,7 +188,7 @@ def statement(
         raise ValueError(f"the artifact of {result.variant}.{result.format} is not among the files")
     ordered = [models[0], *sorted(set(files) - {models[0]})]
     built = str(record.get("digest") or artifact.digest)
-    made = Statement(
+    document = Statement(
         subject=tuple(Resource(name=file, digest={"sha256": files[file]}) for file in ordered),
         predicate=Predicate(
             build_definition=Definition(
@@ -221,7 +221,7 @@ def statement(
             published_by=who,
         ),
     )
-    return made.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return document.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def read_statement(path: Path) -> Statement:
@@ -256,6 +256,7 @@ def _recipe(report: Report) -> RecipeText:
 
 
 def _ingredients(report: Report, versions: Mapping[str, str]) -> Iterator[Resource]:
+    """The source model, the datasets and the packages of a build."""
     source = report.source
     if source is not None and source.digest:
         kind = CONTENT if source.is_folder else "sha256"

@@ -1,7 +1,7 @@
 """Signatures over a whole folder, in the format of OpenSSF model signing: a Sigstore bundle in ``model.sig``.
 
 The bundle contains an in-toto statement with the sha256 of every file. The package ``model-signing`` writes
-and verifies it; this module makes it cover every file, and explains why a verification failed.
+and verifies it; this module makes it cover every file and explains failed verifications.
 
 Source: https://github.com/sigstore/model-transparency, https://github.com/ossf/model-signing-spec
 """
@@ -31,7 +31,7 @@ _NAMED: Final = 5
 
 
 def prepare() -> None:
-    """Import the packages of `verify` in the background, which takes half a second."""
+    """Import the packages of `verify` in the background: the import takes half a second."""
     threading.Thread(target=importlib.import_module, args=("model_signing",), daemon=True).start()
 
 
@@ -59,7 +59,7 @@ def sign(folder: Path, key: Path) -> None:
     from model_signing import signing
 
     class Offline(signing.Config):
-        """A configuration that does not access the network, as some versions do on creation."""
+        """A configuration that does not access the network; some versions do so on creation."""
 
         def use_sigstore_signer(self, **_: Any) -> Any:
             return self
@@ -67,10 +67,10 @@ def sign(folder: Path, key: Path) -> None:
     make: Any = Offline  # the library's annotations are incomplete
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        written = Path(scratch) / SIGNATURE
+        output = Path(scratch) / SIGNATURE
         config = make().use_elliptic_key_signer(private_key=key, password=password)
-        config.set_hashing_config(_everything_of(folder)).sign(folder, written)
-        content = written.read_bytes()
+        config.set_hashing_config(_everything_of(folder)).sign(folder, output)
+        content = output.read_bytes()
     with replacing(folder / SIGNATURE) as temporary:
         temporary.write_bytes(content)
 
@@ -89,7 +89,7 @@ def verify(folder: Path, key: Path) -> None:
             or removed since; the error names them.
         UsageError: the key is invalid.
     """
-    wanted = fingerprint(key)
+    expected = fingerprint(key)
     files = _files(folder)
     for name, path in files.items():
         if not _regular(path):
@@ -103,7 +103,7 @@ def verify(folder: Path, key: Path) -> None:
             fix="ask the publisher for a signed version",
         )
     bundle = _bundle(signature)
-    _check_signer(bundle, wanted, signature, key)
+    _check_signer(bundle, expected, signature, key)
     _verify_with_library(folder, key, bundle, files)
 
 
@@ -123,7 +123,7 @@ def _verify_with_library(folder: Path, key: Path, bundle: Mapping[str, Any], fil
             fix="fetch it again; if that does not help, ask the publisher",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # The library checks the signature before the files, so the files are what differs.
+        # The library checks the signature before the files: it is valid, so the files differ.
         changes = list(_changes(bundle, files))
         if not changes:
             raise _damaged(folder / SIGNATURE, str(error)) from error
@@ -148,7 +148,7 @@ def _everything_of(folder: Path) -> Any:
 
 def _files(folder: Path) -> dict[str, Path]:
     """All files and links of a folder except the signature, by relative name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -159,10 +159,10 @@ def _files(folder: Path) -> dict[str, Path]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in (*names, *links):
             path = Path(place) / name
-            found[path.relative_to(folder).as_posix()] = path
-    if SIGNATURE in found and _regular(found[SIGNATURE]):
-        del found[SIGNATURE]
-    return dict(sorted(found.items()))
+            files[path.relative_to(folder).as_posix()] = path
+    if SIGNATURE in files and _regular(files[SIGNATURE]):
+        del files[SIGNATURE]
+    return dict(sorted(files.items()))
 
 
 def _regular(path: Path) -> bool:
@@ -170,7 +170,7 @@ def _regular(path: Path) -> bool:
 
 
 def _bundle(signature: Path) -> dict[str, Any]:
-    """The parts of the Sigstore bundle that messages need; the library checks it again.
+    """The parts of a Sigstore bundle that messages refer to; the library validates it again.
 
     Raises:
         VerificationError: it is invalid.
@@ -197,27 +197,27 @@ def _damaged(signature: Path, why: str) -> VerificationError:
     return VerificationError(f"{signature} is damaged, or not a model signature: {why}", fix="fetch it again")
 
 
-def _check_signer(bundle: Mapping[str, Any], wanted: str, signature: Path, key: Path) -> None:
+def _check_signer(bundle: Mapping[str, Any], expected: str, signature: Path, key: Path) -> None:
     """Refuse a signature that declares another key."""
     material = bundle["verificationMaterial"]
     if "x509CertificateChain" in material or "certificate" in material:
         raise VerificationError(
             f"{signature} was made with a certificate or a Sigstore identity, not with the key {key}",
-            fix="use 'model_signing verify sigstore' or 'model_signing verify certificate'; see docs/trust.md",
+            fix="verify it with 'model_signing verify sigstore' or 'certificate'; see docs/trust.md",
         )
     declared = material.get("publicKey")
     if not isinstance(declared, dict):
-        return  # no key is declared: the library checks the signature
+        return  # without a declared key, only the signature itself identifies the signer
     if "rawBytes" in declared:
         try:
-            found = hashlib.sha256(base64.b64decode(declared["rawBytes"])).hexdigest()
+            actual = hashlib.sha256(base64.b64decode(declared["rawBytes"])).hexdigest()
         except (ValueError, TypeError) as error:
             raise _damaged(signature, str(error)) from error
     else:
-        found = str(declared.get("hint") or wanted)
-    if found != wanted:
+        actual = str(declared.get("hint") or expected)
+    if actual != expected:
         raise VerificationError(
-            f"{signature} was made with another key ({found[:16]}…) than {key} ({wanted[:16]}…)",
+            f"{signature} was made with another key ({actual[:16]}…) than {key} ({expected[:16]}…)",
             fix="use the public key of the publisher, if you trust them",
         )
 
@@ -232,4 +232,4 @@ def _changes(bundle: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[s
         if name not in files:
             yield f"{name} is missing"
         elif file_digest(files[name]) != digest:
-            yield f"{name} was changed"
+            yield f"{name} was modified"

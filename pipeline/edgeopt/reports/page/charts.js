@@ -1,21 +1,21 @@
-// The two fronts. A chart shows the branches that the table shows; shape and colour both tell the format.
+// The two Pareto charts. They show the results that the table shows; shape and colour both encode the format.
 
 const shapes = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
 const formats = distinct(report.rows.map((row) => row.format));
 const charts = [];
 
-// Points that no other beats in both: cheaper, or better.
+// Pareto front: the points that no other point beats in both cost and accuracy.
 const front = (points) => {
   const sign = report.metric.higher ? 1 : -1;
-  const kept = [];
+  const optimal = [];
   let best = -Infinity;
   for (const point of [...points].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) {
-    if (sign * point.y > best) { kept.push(point); best = sign * point.y; }
+    if (sign * point.y > best) { optimal.push(point); best = sign * point.y; }
   }
-  return kept;
+  return optimal;
 };
 
-// Branches at the same place, such as one file on four devices, are one point.
+// Results with equal values, such as one file on four devices, share one point.
 const gather = (rows, cost) => {
   const points = new Map();
   for (const row of rows) {
@@ -27,7 +27,7 @@ const gather = (rows, cost) => {
   return [...points.values()];
 };
 
-// A legend shows a format's shape filled, whatever its first point is.
+// The legend shows every shape filled, even if the first point of the format is hollow.
 const legend = (chart) => Chart.defaults.plugins.legend.labels.generateLabels(chart).map((item) => (
   { ...item, fillStyle: item.strokeStyle, lineDash: chart.data.datasets[item.datasetIndex].borderDash ?? [] }));
 
@@ -36,17 +36,17 @@ const lines = (point) => {
   return point.rows.length > 4 ? [...shown, `and ${point.rows.length - 4} more`] : shown;
 };
 class Front {
-  // cost: "size" or "latency". choose: the row that a point stands for has been asked for.
+  // cost: "size" or "latency". choose: called with the row of a selected point.
   constructor({ id, title, cost, unit, choose, controls }) {
     Object.assign(this, { cost, choose, title, at: -1, trials: false });
     this.axis = unit;
     this.canvas = make("canvas", {
       id, tabindex: "0", role: "application", "aria-roledescription": "chart", "aria-describedby": "fronts-hint",
     });
-    this.none = make("p", { class: "empty", hidden: true });
+    this.empty = make("p", { class: "empty", hidden: true });
     this.plot = make("div", { class: "plot" }, this.canvas);
     this.figure = make("figure", { class: "card" },
-      make("figcaption", {}, make("h2", {}, title), controls), this.plot, this.none);
+      make("figcaption", {}, make("h2", {}, title), controls), this.plot, this.empty);
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("blur", () => this.look(-1));
     charts.push(this);
@@ -56,7 +56,7 @@ class Front {
     const series = formats.map((format, index) => {
       const own = points.filter((point) => point.rows[0].format === format);
       const ink = colour(`series-${index % 6}`);
-      // Beyond six formats a colour comes back, with another shape.
+      // Beyond six formats, colours repeat with another shape.
       const shape = (index + Math.floor(index / 6)) % shapes.length;
       const strokes = shape > 3;
       return {
@@ -71,13 +71,13 @@ class Front {
       borderColor: colour("muted"), order: 3, silent: true,
     };
     const source = report.metric.source;
-    return [...series, ...this.tried(points),
-      { ...line, label: "front", data: [...best, { x: right, y: best.at(-1).y }], stepped: "before" },
-      ...(source === null ? [] : [{ ...line, label: "untouched model", borderDash: [2, 4], data: [{ x: left, y: source }, { x: right, y: source }] }]),
+    return [...series, ...this.trialPoints(points),
+      { ...line, label: "Pareto front", data: [...best, { x: right, y: best.at(-1).y }], stepped: "before" },
+      ...(source === null ? [] : [{ ...line, label: "original model", borderDash: [2, 4], data: [{ x: left, y: source }, { x: right, y: source }] }]),
     ];
   }
 
-  tried(points) {
+  trialPoints(points) {
     if (!this.trials || report.metric.source === null) return [];
     const seen = new Set(points.flatMap((point) => point.rows.map((row) => `${row.variant}\n${row.format}`)));
     const sign = report.metric.higher ? 1 : -1;
@@ -86,24 +86,24 @@ class Front {
         { x: trial.size, y: report.metric.source - sign * trial.drop, trial, rows: [] })));
     const ink = colour("muted");
     return [{
-      label: "tried by a search", data, pointStyle: "circle", radius: 3, hitRadius: 5, borderColor: ink,
+      label: "search trials", data, pointStyle: "circle", radius: 3, hitRadius: 5, borderColor: ink,
       backgroundColor: "transparent", borderWidth: 1, order: 2,
     }];
   }
 
-  // Draw these branches: anew, because a scale may change its kind.
+  // Draw these results in a new chart, because the type of a scale may change.
   show(rows) {
     this.rows = rows;
     this.chart?.destroy();
     this.chart = null;
     this.at = -1;
     this.points = gather(rows, this.cost).sort((a, b) => a.x - b.x || b.y - a.y);
-    this.none.textContent = this.missing(rows);
-    this.none.hidden = this.points.length > 0;
+    this.empty.textContent = this.missing(rows);
+    this.empty.hidden = this.points.length > 0;
     this.plot.hidden = this.points.length === 0;
     this.canvas.setAttribute("aria-label", `${this.title}, ${this.points.length} points`);
     if (!this.points.length) return;
-    const places = [...this.points, ...this.tried(this.points).flatMap((set) => set.data)];
+    const places = [...this.points, ...this.trialPoints(this.points).flatMap((set) => set.data)];
     const [low, high] = [Math.min(...places.map((point) => point.x)), Math.max(...places.map((point) => point.x))];
     const logarithmic = low > 0 && high / low > 8;
     const pad = (high - low || high || 1) * 0.06;
@@ -119,8 +119,8 @@ class Front {
       options: {
         animation: false, maintainAspectRatio: false, responsive: true,
         interaction: { mode: "nearest", intersect: true },
-        onClick: (event, found) => this.go(this.point(found[0])),
-        onHover: (event, found) => { this.canvas.style.cursor = this.point(found[0])?.rows.length ? "pointer" : ""; },
+        onClick: (event, hits) => this.go(this.point(hits[0])),
+        onHover: (event, hits) => { this.canvas.style.cursor = this.point(hits[0])?.rows.length ? "pointer" : ""; },
         scales: {
           x: {
             type: logarithmic ? "logarithmic" : "linear",
@@ -144,7 +144,7 @@ class Front {
             callbacks: {
               title: (items) => items.slice(0, 1).flatMap((item) => (item.raw.trial
                 ? [shorten(item.raw.trial.name)] : lines(item.raw).map(shorten))),
-              label: (item) => this.told(item.raw),
+              label: (item) => this.describe(item.raw),
             },
           },
         },
@@ -153,25 +153,25 @@ class Front {
   }
 
   missing(rows) {
-    return rows.length ? `No branch shown here has both ${report.metric.name} and ${this.cost}.` : "No branch matches the filters.";
+    return rows.length ? `None of these results has both ${report.metric.name} and ${this.cost}.` : "No result matches the filters.";
   }
 
-  told(point) {
-    if (point.trial) return [`${point.trial.cells[0]}, drop ${point.trial.cells[1]} on the search's own data`];
+  describe(point) {
+    if (point.trial) return [`${point.trial.cells[0]}, drop ${point.trial.cells[1]} on the search data`];
     const row = point.rows[0];
     const gate = row.gate ? [`gates: ${words[row.gate]}`] : [];
     return [`${report.metric.name} ${row.accuracy.whole}`, `${this.cost} ${row[this.cost].whole}`, ...gate];
   }
 
-  point(found) {
-    return found ? this.chart.data.datasets[found.datasetIndex].data[found.index] : undefined;
+  point(hit) {
+    return hit ? this.chart.data.datasets[hit.datasetIndex].data[hit.index] : undefined;
   }
 
   go(point) {
     if (point?.rows.length) this.choose(point.rows[0]);
   }
 
-  // Put the tooltip on a point and tell it, as hovering does.
+  // Show the tooltip of a point, as hovering does, and announce it to screen readers.
   look(at) {
     if (!this.chart) return;
     this.at = at;
@@ -184,7 +184,7 @@ class Front {
       });
       const place = this.chart.getDatasetMeta(active[0].datasetIndex).data[active[0].index];
       this.chart.tooltip.setActiveElements(active, { x: place.x, y: place.y });
-      say(`Point ${at + 1} of ${this.points.length}: ${lines(point).join(", ")}; ${this.told(point).join("; ")}`);
+      announce(`Point ${at + 1} of ${this.points.length}: ${lines(point).join(", ")}; ${this.describe(point).join("; ")}`);
     } else {
       this.chart.tooltip.setActiveElements([], { x: 0, y: 0 });
     }

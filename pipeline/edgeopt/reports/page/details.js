@@ -1,10 +1,9 @@
-// What is known of each artifact on each device. A part is made when it is opened: a large report has
-// hundreds of them.
+// Details of each artifact on each device, built when they are opened: a large report has hundreds of them.
 
 const within = (row) => {
-  const own = (one) => one.variant === row.variant && one.format === row.format;
-  const search = report.searches.find(own);
-  const file = report.files.find(own);
+  const belongs = (one) => one.variant === row.variant && one.format === row.format;
+  const search = report.searches.find(belongs);
+  const file = report.files.find(belongs);
   const measured = row.measurements.length ? table(`Measurements of ${address(row)}`,
     [["measurement"], ["value", "number"], ["95 % interval", "number"], ["n", "number"]], row.measurements) : null;
   return [
@@ -13,37 +12,37 @@ const within = (row) => {
     make("div", { class: "pair broad" }, make("div", { class: "stack" },
       row.facts.length ? facts(row.facts) : null,
       hops(row),
-      row.diagnose ? make("p", { class: "muted" }, "Which layers lose accuracy, and what to change: ", make("code", {}, row.diagnose)) : null),
+      row.diagnose ? make("p", { class: "muted" }, "To find the layers that lose accuracy: ", make("code", {}, row.diagnose)) : null),
     measured),
-    row.spread ? ownTimes(row) : null,
+    row.spread ? latencyOf(row) : null,
     row.flips ? flips(row) : null,
     row.classes ? make("div", { class: "pair uneven" }, classes(row), confusions(row)) : null,
     search && search.layers.length ? sensitivity(search) : null,
     search && search.trials.length ? trials(search) : null,
     file ? bytes(file) : null,
     row.layers ? layers(row) : null,
-    make("p", {}, make("a", { href: `#row-${row.at}` }, "Back to its row")),
+    make("p", {}, make("a", { href: `#row-${row.at}` }, "Back to the table")),
   ];
 };
 
 const hops = (row) => (row.hops.length ? table(
-  `What each step did to the outputs of ${address(row)}`,
+  `Change of the outputs of ${address(row)} in each step`,
   [["step"], ["to"], ["SNR", "number"], ["largest error", "number"], ["agreement", "number"], [""]],
   row.hops.map((hop) => [hop.stage, hop.produced, hop.snr, hop.error, hop.agreement,
-    hop.status === "ok" ? (hop.lossless ? "keeps outputs" : "") : make("span", {}, state(hop.status), hop.reason ? `: ${hop.reason}` : "")])) : null);
+    hop.status === "ok" ? (hop.lossless ? "lossless" : "") : make("span", {}, state(hop.status), hop.reason ? `: ${hop.reason}` : "")])) : null);
 
 const layers = (row) => {
   const { titles, rows, count } = row.layers;
   const kinds = titles.map((_, at) => (rows.some((cells) => typeof cells[at] === "number") ? "number" : ""));
-  const told = rows.length < count ? `, ${rows.length} of ${count}; report.json has all` : "";
-  return table(`Operators of ${address(row)}${told}`, titles.map((title, at) => [title, kinds[at]]), rows, "tall");
+  const scope = rows.length < count ? `, ${rows.length} of ${count}; report.json contains all` : "";
+  return table(`Operators of ${address(row)}${scope}`, titles.map((title, at) => [title, kinds[at]]), rows, "tall");
 };
 
 const summaryOf = (row) => {
-  const told = [row.accuracy && `${report.metric.name} ${row.accuracy.text}`, row.size && row.size.text,
+  const values = [row.accuracy && `${report.metric.name} ${row.accuracy.text}`, row.size && row.size.text,
     row.latency && `${row.latency.text}${row.estimated ? " estimated" : ""}`];
   return make("summary", {}, make("b", {}, `${row.variant} · ${row.format}`), state(row.status), " ", state(row.gate), " ",
-    make("span", { class: "muted" }, told.filter(Boolean).join(" · ")));
+    make("span", { class: "muted" }, values.filter(Boolean).join(" · ")));
 };
 
 const detailsOf = (row) => {
@@ -55,8 +54,8 @@ const detailsOf = (row) => {
   return details;
 };
 
-// From the quickest run to the slowest, several branches on one scale: a line for all runs, a bar from the
-// median to the 90th percentile, a tick at the 99th. The numbers stand beside it.
+// Latency distributions of several results on one scale: a line from minimum to maximum, a bar from the median
+// to the 90th percentile, a tick at the 99th.
 const strips = (caption, rows) => {
   const values = rows.flatMap((row) => row.spread.map((point) => point.value));
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -69,7 +68,7 @@ const strips = (caption, rows) => {
       drawing("rect", { x: p50, width: Math.max(1.5, p90 - p50), y: 2, height: 10 }),
       drawing("line", { x1: p99, x2: p99, y1: 3, y2: 11 }));
   };
-  return table(`${caption}${logarithmic ? ", on a logarithmic scale" : ""}: line all runs, bar p50 to p90, tick p99`,
+  return table(`${caption}${logarithmic ? ", on a logarithmic scale" : ""}: line min to max, bar p50 to p90, tick p99`,
     [["artifact", "line"], ["distribution", "wide"], ["min", "number"], ["p50", "number"], ["p90", "number"], ["p99", "number"], ["max", "number"]],
     rows.map((row) => [`${row.variant}.${row.format}`, strip(row), ...row.spread.map((point) => point.text)]));
 };
@@ -77,12 +76,12 @@ const strips = (caption, rows) => {
 const distribution = (rows) => {
   const timed = rows.filter((row) => row.spread);
   if (!timed.length) return null;
-  return make("details", {}, make("summary", {}, "How latency is distributed"),
-    make("div", { class: "inside" }, strips("Latency from the quickest run to the slowest", timed)));
+  return make("details", {}, make("summary", {}, "Latency distribution"),
+    make("div", { class: "inside" }, strips("Latency distribution", timed)));
 };
 
-// Beside the float artifact of the same format, which is what it is compared with.
-const ownTimes = (row) => strips("How its latency is distributed", report.rows.filter((other) => other.spread
+// Together with the float artifact of the same format, with which it is compared.
+const latencyOf = (row) => strips("Latency distribution", report.rows.filter((other) => other.spread
   && other.device === row.device && other.format === row.format && (other === row || other.variant === "float")));
 
 const deviceSection = (device, at) => {
@@ -97,6 +96,6 @@ const deviceSection = (device, at) => {
   return make("section", { class: "card", id: `device-${at}`, "aria-labelledby": `device-${at}-title` },
     make("div", { class: "titled" }, make("h2", { id: `device-${at}-title` }, device.name), all),
     list, distribution(rows),
-    device.found.length ? make("details", {}, make("summary", {}, "What was found on it"), make("div", { class: "inside" }, facts(device.found)))
-      : make("p", { class: "muted" }, "Nothing is known of its environment."));
+    device.environment.length ? make("details", {}, make("summary", {}, "Environment"), make("div", { class: "inside" }, facts(device.environment)))
+      : make("p", { class: "muted" }, "Its environment is unknown."));
 };

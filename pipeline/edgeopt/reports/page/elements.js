@@ -1,5 +1,5 @@
-// Building the page. Whatever comes from the report goes in as text or as the value of an attribute that
-// runs nothing, so no name in it can become markup.
+// Page elements. Report data are inserted only as text or as values of inert attributes, so that no name in
+// them can become markup.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const part = (id) => document.getElementById(id);
@@ -13,15 +13,15 @@ const make = (tag, attributes = {}, ...children) => {
   return element;
 };
 
-const say = (text) => { part("said").textContent = text; };
+const announce = (text) => { part("announcement").textContent = text; };
 
 const words = { pass: "✓ pass", fail: "✗ fail", undecided: "? undecided", ok: "ok", failed: "✗ failed", skipped: "– skipped", broken: "✗ broken", unmeasured: "– unmeasured" };
 const state = (status) => (status ? make("span", { class: `state is-${status}` }, words[status] ?? status) : "");
 
 const address = (row) => `${row.variant}.${row.format} on ${row.device}`;
 
-// A table that scrolls within itself, so that the page never does. Columns: [title, kind], kind being
-// "number", "wide", "line" or nothing. A column in which no row has anything is left out.
+// A table that scrolls in its own box, so that the page never scrolls sideways. Columns: [title, kind], with
+// the kind "number", "wide", "line" or none. Empty columns are omitted.
 const table = (caption, columns, rows, extra = "") => {
   const used = columns.map((_, at) => at).filter((at) => rows.some((row) => ![null, undefined, ""].includes(row[at])));
   return make("div", { class: `scroll ${extra}`, role: "region", "aria-label": caption, tabindex: "0" },
@@ -44,6 +44,6 @@ const drawing = (name, attributes, ...children) => {
   return element;
 };
 
-// A bar for a share of 0 to 1; of a negative one, as long, and in another colour.
+// A bar for a fraction of 0 to 1; negative ones have another colour.
 const bar = (share) => drawing("svg", { viewBox: "0 0 100 10", class: `bar ${share < 0 ? "less" : ""}`, "aria-hidden": "true", preserveAspectRatio: "none" },
   drawing("rect", { width: 100 * Math.min(1, Math.abs(share)), height: 10 }));

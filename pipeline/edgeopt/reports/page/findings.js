@@ -1,38 +1,38 @@
-// What samples, classes, layers and bytes tell of one artifact.
+// Findings on the samples, classes, layers and bytes of one artifact.
 
 const percent = (part, whole) => (whole ? `${(100 * part / whole).toFixed(1)} %` : "–");
 const signed = (number) => (number > 0 ? `+${number}` : number < 0 ? `−${-number}` : "0");
 const count = (number) => number.toLocaleString("en");
 const nameOf = (label) => report.labels[label] ?? String(label);
 
-// Samples lost, with pictures where there are some.
+// Samples correct in the source model and wrong here, with thumbnails if available.
 const flips = (row) => {
-  const { rows, often, count: all } = row.flips;
-  const told = rows.length < all ? `${rows.length} of ${all}` : `${all}`;
+  const { rows, frequent, count: all } = row.flips;
+  const scope = rows.length < all ? `${rows.length} of ${all}` : `${all}`;
   const pictured = rows.filter(([sample]) => report.thumbnails[sample]);
-  const gallery = pictured.length ? make("ul", { class: "gallery", "aria-label": `Pictures of samples lost on ${address(row)}` },
+  const gallery = pictured.length ? make("ul", { class: "gallery", "aria-label": `Thumbnails of newly wrong samples on ${address(row)}` },
     pictured.map(([sample, label, answer]) => make("li", {},
       make("img", { src: report.thumbnails[sample], alt: `sample ${sample}` }),
       make("span", {}, nameOf(label)), make("span", { class: "muted" }, `→ ${nameOf(answer)}`)))) : null;
   return make("div", { class: "stack" }, gallery, make("div", { class: "pair" },
-    table(`Samples lost on ${address(row)}, the most certain mistakes first (${told})`,
-      [["sample", "number"], ["class"], ["taken for"], ["margin", "number"]],
+    table(`Correct in the original model, wrong on ${address(row)}; by margin (${scope})`,
+      [["sample", "number"], ["class"], ["prediction"], ["margin", "number"]],
       rows.map(([sample, label, answer, margin]) => [sample, nameOf(label), nameOf(answer), margin]), "tall"),
-    often.length ? table("Classes taken for another, of the samples lost", [["class"], ["taken for"], ["samples", "number"]],
-      often.map(([label, answer, number]) => [nameOf(label), nameOf(answer), number])) : null));
+    frequent.length ? table("Most frequent confusions among them", [["class"], ["prediction"], ["samples", "number"]],
+      frequent.map(([label, answer, number]) => [nameOf(label), nameOf(answer), number])) : null));
 };
 
 const classes = (row) => {
   const { rows, count: all } = row.classes;
-  const told = rows.length < all ? `, ${rows.length} of ${all}; report.json has all` : "";
+  const scope = rows.length < all ? `, ${rows.length} of ${all}; report.json contains all` : "";
   const most = Math.max(...rows.map(([, n, before, after]) => Math.abs(after - before) / n)) || 1;
-  return table(`Right answers per class, of the untouched model and of ${address(row)}${told}`,
+  return table(`Correct predictions per class, of the original model and of ${address(row)}${scope}`,
     [["class"], ["samples", "number"], ["before", "number"], ["after", "number"], ["change", "number"], ["", "graph"]],
     rows.map(([label, n, before, after]) => [nameOf(label), n, percent(before, n), percent(after, n), signed(after - before),
       after === before ? "" : bar((after - before) / n / most)]), "tall");
 };
 
-// As a matrix where the classes are few, otherwise as a list.
+// A confusion matrix for few classes, otherwise a list.
 const MATRIX = 16;
 const changed = (before, after) => (before || after ? make("span", { class: after > before ? "more" : after < before ? "fewer" : "" },
   String(after), before === after ? "" : make("small", {}, ` ${signed(after - before)}`)) : make("span", { class: "muted" }, "·"));
@@ -44,7 +44,7 @@ const confusions = (row) => {
   if (known && rows.length === all && seen.length <= MATRIX) {
     const right = new Map(row.classes.rows.map(([label, , before, after]) => [label, [before, after]]));
     const wrong = new Map(rows.map(([label, answer, before, after]) => [`${label} ${answer}`, [before, after]]));
-    const caption = "Answers per class, and how many more or fewer than the untouched model gave: classes down, answers across";
+    const caption = "Confusion matrix, with the difference to the original model: classes in rows, predictions in columns";
     return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, make("table", { class: "matrix" },
       make("caption", {}, caption),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "class"), seen.map((label) => make("th", { scope: "col", class: "number" }, nameOf(label))))),
@@ -52,22 +52,22 @@ const confusions = (row) => {
         ? make("td", { class: "number right" }, changed(...(right.get(label) ?? [0, 0])))
         : make("td", { class: "number wrong" }, changed(...(wrong.get(`${label} ${answer}`) ?? [0, 0]))))))))));
   }
-  const told = rows.length < all ? `, ${rows.length} of ${all}; report.json has more` : "";
-  return table(`Classes taken for another, the largest change first${told}`,
-    [["class"], ["taken for"], ["before", "number"], ["after", "number"], ["change", "number"]],
+  const scope = rows.length < all ? `, ${rows.length} of ${all}; report.json contains more` : "";
+  return table(`Confusions, largest change first${scope}`,
+    [["class"], ["prediction"], ["before", "number"], ["after", "number"], ["change", "number"]],
     rows.map(([label, answer, before, after]) => [nameOf(label), nameOf(answer), before, after, signed(after - before)]), "tall");
 };
 
 const sensitivity = (search) => {
   const most = Math.max(...search.layers.map(([, removed]) => removed), 0) || 1;
-  return table(`How sensitive each layer of ${search.variant}.${search.format} is: the share of the error that goes when it alone is raised`,
-    [["layer"], ["error removed", "number"], ["", "graph"], ["costs", "number"]],
+  return table(`Sensitivity of the layers of ${search.variant}.${search.format}: fraction of the error removed by raising each alone`,
+    [["layer"], ["error removed", "number"], ["", "graph"], ["cost", "number"]],
     search.layers.map(([layer, removed, cost]) => [layer, `${(100 * removed).toFixed(1)} %`,
       bar(removed < 0 ? Math.max(-1, removed) : removed / most), `${cost < 0 ? "−" : "+"}${count(Math.abs(cost))} B`]), "tall");
 };
 
 const trials = (search) => table(
-  `What was tried for ${search.variant}.${search.format}, judged on the data that the search may use`,
+  `Search for ${search.variant}.${search.format}, evaluated on the search data`,
   [["trial"], ["size", "number"], ["drop", "number"], ["agreement", "number"], ["SNR", "number"], ["samples", "number"], [""],
     ["layers in higher precision", "wide"]],
   search.trials.map((trial) => [trial.name, ...trial.cells]), "tall");
@@ -75,11 +75,11 @@ const trials = (search) => table(
 const bytes = (file) => {
   const all = file.parts.reduce((sum, [, size]) => sum + size, 0) || 1;
   const weights = file.layers.reduce((most, [, , size]) => Math.max(most, size), 0) || 1;
-  const told = file.layers.length < file.count ? `, ${file.layers.length} of ${file.count}; report.json has all` : "";
+  const scope = file.layers.length < file.count ? `, ${file.layers.length} of ${file.count}; report.json contains all` : "";
   return make("div", { class: "pair uneven" },
-    table(`Where the bytes of ${file.variant}.${file.format} go`, [["part"], ["bytes", "number"], ["share", "number"], ["", "graph"]],
+    table(`Size breakdown of ${file.variant}.${file.format}`, [["part"], ["bytes", "number"], ["share", "number"], ["", "graph"]],
       file.parts.map(([name, size]) => [name, count(size), percent(size, all), bar(size / all)])),
-    file.layers.length ? table(`Weights of its operators, the largest first${told}`,
+    file.layers.length ? table(`Weights by operator, largest first${scope}`,
       [["operator", "line"], ["bytes", "number"], ["", "graph"], ["MACs", "number"], ["kind"]],
       file.layers.map(([name, kind, size, macs]) => [make("span", { title: name }, name), count(size), bar(size / weights), macs === null ? "" : count(macs), kind]), "tall") : null);
 };

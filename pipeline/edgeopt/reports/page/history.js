@@ -1,4 +1,4 @@
-// One measurement of several artifacts, run after run. Colour tells the variant, shape the format.
+// One measurement of several artifacts over all runs. Colour encodes the variant, shape the format.
 
 const shapes = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
 const dashes = [[], [6, 3], [2, 3]];
@@ -8,28 +8,28 @@ const dayOf = (run) => run.started.slice(0, 10);
 const timeOf = (run) => run.started.slice(0, 16).replace("T", " ");
 
 class Line {
-  // place: which number of a point is drawn. breaks: whether what lies between two runs makes them incomparable.
+  // place: index of the plotted value in a point. breaks: whether two runs are not comparable.
   constructor({ id, title, place, text, breaks, choose }) {
     Object.assign(this, { place, text, breaks, choose });
     this.canvas = make("canvas", { id, role: "img", "aria-describedby": "charts-hint" });
-    this.none = make("p", { class: "empty", hidden: true });
+    this.empty = make("p", { class: "empty", hidden: true });
     this.plot = make("div", { class: "plot" }, this.canvas);
     this.title = make("h2", {}, title);
-    this.figure = make("figure", { class: "card" }, make("figcaption", {}, this.title), this.plot, this.none);
+    this.figure = make("figure", { class: "card" }, make("figcaption", {}, this.title), this.plot, this.empty);
   }
 
-  // Points of one artifact; nothing between two that cannot be compared, so that no line joins them.
+  // Points of one artifact, with a gap between two that are not comparable.
   points(view, artifact) {
-    const found = [];
+    const points = [];
     let last = null;
     view.recipe.runs.forEach((run, x) => {
       const point = run.points.find((one) => one[0] === artifact && one[1] === view.device);
       if (!point || point[this.place] === null) return;
-      if (last && this.breaks(last, { run, point })) found.push({ x: x - 0.5, y: NaN });
-      found.push({ x, y: point[this.place], run });
+      if (last && this.breaks(last, { run, point })) points.push({ x: x - 0.5, y: NaN });
+      points.push({ x, y: point[this.place], run });
       last = { run, point };
     });
-    return found;
+    return points;
   }
 
   show(view) {
@@ -40,8 +40,8 @@ class Line {
     const variants = distinct(view.recipe.artifacts.map(([variant]) => variant));
     const drawn = view.artifacts.map((at) => ({ at, data: this.points(view, at) })).filter((line) => line.data.length);
     this.plot.hidden = drawn.length === 0;
-    this.none.hidden = drawn.length > 0;
-    this.none.textContent = "No run has measured this.";
+    this.empty.hidden = drawn.length > 0;
+    this.empty.textContent = "No run has this measurement.";
     const values = drawn.flatMap((line) => line.data.map((point) => point.y)).filter(Number.isFinite);
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const logarithmic = low > 0 && high / low > 8 && this.place !== 2;
@@ -69,8 +69,8 @@ class Line {
       options: {
         animation: false, maintainAspectRatio: false, responsive: true, parsing: false,
         interaction: { mode: "nearest", intersect: true },
-        onClick: (event, found) => { if (found[0]) this.choose(this.raw(found[0]).run); },
-        onHover: (event, found) => { this.canvas.style.cursor = found.length ? "pointer" : ""; },
+        onClick: (event, hits) => { if (hits[0]) this.choose(this.raw(hits[0]).run); },
+        onHover: (event, hits) => { this.canvas.style.cursor = hits.length ? "pointer" : ""; },
         scales: {
           x: {
             type: "linear", min: -0.3, max: last + 0.3, grid,
@@ -84,7 +84,7 @@ class Line {
           },
         },
         plugins: {
-          // More names than that leave no room for the lines; hovering tells them as well.
+          // A longer legend would leave no room for the lines; the tooltip shows the names too.
           legend: { display: drawn.length <= 12, position: "bottom", onClick: () => {}, labels: { ...ink, usePointStyle: true, boxHeight: 7, boxWidth: 12 } },
           tooltip: {
             displayColors: false,
@@ -98,7 +98,7 @@ class Line {
     });
   }
 
-  raw(found) {
-    return this.chart.data.datasets[found.datasetIndex].data[found.index];
+  raw(hit) {
+    return this.chart.data.datasets[hit.datasetIndex].data[hit.index];
   }
 }

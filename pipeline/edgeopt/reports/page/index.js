@@ -1,4 +1,4 @@
-// All runs of a folder: what is shown, the three charts, and the tables.
+// All runs of a folder: the selection, the three charts, and the tables.
 
 const select = (id, options) => make("select", { id }, options.map(([value, name]) => make("option", { value }, shorten(name))));
 const fill = (field, options) => {
@@ -18,12 +18,12 @@ const shown = {};
 
 const choices = () => {
   const recipe = recipes[Number(fields.recipe.value)];
-  const kept = { ...shown };
+  const previous = { ...shown };
   fill(fields.device, recipe.devices.map((name, at) => [at, name]));
   fill(fields.variant, [["", "all"], ...distinct(recipe.artifacts.map(([variant]) => variant)).map((name) => [name, name])]);
   fill(fields.format, [["", "all"], ...distinct(recipe.artifacts.map(([, format]) => format)).map((name) => [name, name])]);
   for (const key of ["variant", "format"]) {
-    if ([...fields[key].options].some((option) => option.value === kept[key])) fields[key].value = kept[key];
+    if ([...fields[key].options].some((option) => option.value === previous[key])) fields[key].value = previous[key];
   }
 };
 
@@ -41,12 +41,12 @@ const go = (run) => {
   row.classList.add("found");
   row.focus({ preventScroll: true });
   row.scrollIntoView({ block: "center" });
-  say(`Run of ${timeOf(run)}`);
+  announce(`Run of ${timeOf(run)}`);
 };
 
 const scored = (value, span) => scoreText(value, span, view().recipe.share);
 const lines = [
-  // Other samples, another accuracy; another processor, another time: no line joins those.
+  // No line joins accuracies on different samples, or latencies on different processors.
   new Line({ id: "accuracy", title: "Accuracy", place: 2, text: scored, breaks: (one, other) => one.run.data !== other.run.data, choose: go }),
   new Line({ id: "size", title: "Size", place: 3, text: sizeText, breaks: () => false, choose: go }),
   new Line({ id: "latency", title: "Latency, p50", place: 4, text: timeText, breaks: (one, other) => one.point[5] !== other.point[5], choose: go }),
@@ -55,13 +55,13 @@ const lines = [
 const verdict = (run) => make("span", { class: `state is-${run.status}` }, `${{ pass: "✓ ", fail: "✗ ", broken: "✗ ", undecided: "? ", none: "" }[run.status]}${run.headline}`);
 
 const fillRuns = ({ recipe }) => {
-  const found = [...recipe.runs].reverse();
-  const box = table(`Every run of ${recipe.name}, the newest first`,
-    [["started", "line"], ["verdict"], ["measured", "number"], ["gates failed", "number"], ["samples", "number"], ["took", "number"], ["edgeopt"], ["folder"]],
-    found.map((run) => [run.link ? make("a", { href: run.link }, timeOf(run)) : timeOf(run), verdict(run), `${run.ok} of ${run.of}`,
+  const runs = [...recipe.runs].reverse();
+  const box = table(`Runs of ${recipe.name}, newest first`,
+    [["started", "line"], ["verdict"], ["measured", "number"], ["gates failed", "number"], ["samples", "number"], ["duration", "number"], ["edgeopt"], ["folder"]],
+    runs.map((run) => [run.link ? make("a", { href: run.link }, timeOf(run)) : timeOf(run), verdict(run), `${run.ok} of ${run.of}`,
       run.gates ? `${run.failed} of ${run.gates}` : "", run.samples.toLocaleString("en"), `${run.seconds} s`, run.edgeopt, run.folder]), "tall");
   [...box.querySelectorAll("tbody tr")].forEach((row, at) => {
-    row.id = `run-${found[at].at}`;
+    row.id = `run-${runs[at].at}`;
     row.tabIndex = -1;
   });
   part("runs").replaceChildren(part("runs-title"), box);
@@ -82,7 +82,7 @@ const fillNewest = ({ recipe, device, artifacts }) => {
       now[3] === null ? "–" : `${now[3].toLocaleString("en")} B`, difference(now[3], then?.[3], (change) => `${change.toLocaleString("en")} B`), one(4, timeText)];
   });
   part("newest").replaceChildren(part("newest-title"), table(
-    `${timeOf(newest)} on ${recipe.devices[device] ?? "no device"}${before ? `, against ${timeOf(before)}` : ""}. Times of two runs share no clock, so they are not subtracted`,
+    `${timeOf(newest)} on ${recipe.devices[device] ?? "no device"}${before ? `, against ${timeOf(before)}` : ""}. Latencies of two runs share no clock and are not subtracted`,
     [["artifact"], [recipe.metric, "number"], ["change", "number"], ["size", "number"], ["change", "number"], ["p50", "number"]], rows, "tall"));
 };
 const timeless = (value) => String(Number(value.toPrecision(3)));
@@ -93,28 +93,28 @@ const update = () => {
   for (const line of lines) line.show(now);
   fillNewest(now);
   fillRuns(now);
-  say(`${now.recipe.runs.length} runs of ${now.recipe.name}, ${now.artifacts.length} artifacts`);
+  announce(`${now.recipe.runs.length} runs of ${now.recipe.name}, ${now.artifacts.length} artifacts`);
 };
 
 recipes.forEach((recipe, number) => recipe.runs.forEach((run, at) => { run.at = `${number}-${at}`; }));
 if (recipes.length) {
-  part("choice").append(make("div", { class: "filters bare", role: "search", "aria-label": "What is shown" },
+  part("choice").append(make("div", { class: "filters bare", role: "search", "aria-label": "Selection" },
     Object.entries(fields).map(([name, field]) => labelled(name, field))));
   fields.recipe.addEventListener("input", () => { choices(); update(); });
   for (const key of ["device", "variant", "format"]) fields[key].addEventListener("input", update);
   part("charts").append(...lines.map((line) => line.figure), make("p", { class: "hint", id: "charts-hint" },
-    "One step to the right is one run. A line ends where the evaluation data (accuracy) or the processor (latency) is another: "
-    + "numbers on both sides do not compare. A click on a point goes to its run. The tables have the same numbers."));
+    "Each step to the right is one run. Lines are interrupted where the evaluation data (accuracy) or the processor (latency) changed: "
+    + "the numbers on both sides are not comparable. Click a point to go to its run. The tables contain the same numbers."));
   choices();
   themed(update);
 } else {
-  part("choice").append(make("p", {}, "No run here yet."));
+  part("choice").append(make("p", {}, "This folder contains no runs."));
   for (const id of ["charts", "newest", "runs"]) part(id).hidden = true;
   themed(() => {});
 }
 if (report.damaged.length) {
   part("damaged").hidden = false;
-  part("damaged").append(table("They are not part of what stands above", [["folder"], ["why", "wide"]], report.damaged));
+  part("damaged").append(table("They are not included above", [["folder"], ["reason", "wide"]], report.damaged));
 }
-say("");
+announce("");
 root.dataset.ready = Math.round(performance.now());

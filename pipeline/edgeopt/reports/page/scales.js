@@ -1,15 +1,15 @@
 // Colours, numbers and ticks of charts.
 
-// The stylesheet's colours as the current theme resolves them: a canvas knows no variables.
+// Resolves a colour of the stylesheet in the current theme: a canvas does not support CSS variables.
 const colour = (name) => {
-  const probe = part("said");
+  const probe = part("announcement");
   probe.style.color = `var(--${name})`;
-  const found = getComputedStyle(probe).color;
+  const resolved = getComputedStyle(probe).color;
   probe.style.color = "";
-  return found;
+  return resolved;
 };
 
-// A score as an axis over ``span`` needs it; share: it is one, and shown in percent.
+// Format a score for an axis of the length span; share: as a percentage.
 const scoreText = (value, span, share) => (share
   ? `${(100 * value).toFixed(span < 0.02 ? 2 : span < 0.1 ? 1 : 0)} %` : Number(value.toPrecision(4)).toString());
 const sizeText = (value) => {
@@ -40,7 +40,7 @@ const decades = (low, high) => {
 };
 const ticks = (low, high, logarithmic, bytes) => {
   if (!logarithmic) return even(low, high, !bytes || high < 1024 ? 1 : high < 1 << 20 ? 1024 : 1 << 20);
-  const found = bytes ? doubling(low, high) : decades(low, high);
-  const every = Math.ceil(found.length / 7);
-  return found.filter((_, at) => at % every === 0);
+  const values = bytes ? doubling(low, high) : decades(low, high);
+  const every = Math.ceil(values.length / 7);
+  return values.filter((_, at) => at % every === 0);
 };

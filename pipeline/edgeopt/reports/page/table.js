@@ -1,4 +1,4 @@
-// One table of all branches: sorted by a click on a title, narrowed by the filters above it.
+// The table of all results, sorted by clicking a column title and reduced by the filters above it.
 
 const chosen = { variant: "", format: "", device: "", status: "", text: "" };
 const order = { column: -1, down: false };
@@ -41,14 +41,14 @@ const before = (one, other) => {
   const column = columns[order.column];
   if (!column) return one.at - other.at;
   const [a, b] = [column.of(one), column.of(other)];
-  // What was not measured comes last, whichever way.
+  // Missing measurements come last in both directions.
   if (a === null || b === null) return (a === null) - (b === null) || one.at - other.at;
-  const found = column.number ? a - b : a.localeCompare(b, undefined, { numeric: true });
-  return (order.down ? -found : found) || one.at - other.at;
+  const comparison = column.number ? a - b : a.localeCompare(b, undefined, { numeric: true });
+  return (order.down ? -comparison : comparison) || one.at - other.at;
 };
 
-class Branches {
-  // shown: called with the rows that the filters leave.
+class ResultsTable {
+  // shown: called with the rows that match the filters.
   constructor(shown) {
     this.shown = shown;
     this.heads = columns.map((column, at) => {
@@ -62,15 +62,15 @@ class Branches {
       row.haystack = `${row.variant} ${row.format} ${row.device} ${row.status} ${row.reason}`.toLowerCase();
       row.element = rowOf(row);
     }
-    part("branches").append(this.filters(),
-      make("div", { class: "scroll tall branches", role: "region", "aria-label": "All branches", tabindex: "0" },
+    part("results").append(this.filters(),
+      make("div", { class: "scroll tall results", role: "region", "aria-label": "All results", tabindex: "0" },
         make("table", {},
-          make("caption", {}, "One row for each variant, format and device. A name leads to its details; a title sorts."),
+          make("caption", {}, "One row per variant, format and device. Click a name for details, or a column title to sort."),
           make("thead", {}, make("tr", {}, this.heads)), this.body)));
   }
 
   filters() {
-    const form = make("div", { class: "filters", role: "search", "aria-label": "Filter the branches" });
+    const form = make("div", { class: "filters", role: "search", "aria-label": "Filter the results" });
     this.fields = {};
     for (const key of ["variant", "format", "device", "status"]) {
       const known = key === "status" ? Object.keys(states).filter((name) => report.rows.some(states[name]))
@@ -97,39 +97,39 @@ class Branches {
     this.update();
   }
 
-  // First the way that is asked for most: text from A, numbers from the smallest; then the other; then none.
+  // Cycle through ascending, descending and unsorted.
   sort(at) {
     if (order.column !== at) Object.assign(order, { column: at, down: false });
     else if (!order.down) order.down = true;
     else Object.assign(order, { column: -1, down: false });
     this.arrange();
-    say(order.column < 0 ? "Sorted as in the recipe" : `Sorted by ${columns[at].title}, ${order.down ? "descending" : "ascending"}`);
+    announce(order.column < 0 ? "Sorted as in the recipe" : `Sorted by ${columns[at].title}, ${order.down ? "descending" : "ascending"}`);
   }
 
   arrange() {
     this.heads.forEach((head, at) => head.setAttribute("aria-sort",
       at !== order.column ? "none" : order.down ? "descending" : "ascending"));
-    const found = report.rows.filter(matches).sort(before);
-    this.body.replaceChildren(...(found.length ? found.map((row) => row.element)
-      : [make("tr", {}, make("td", { colspan: columns.length }, "No branch matches the filters."))]));
-    return found;
+    const rows = report.rows.filter(matches).sort(before);
+    this.body.replaceChildren(...(rows.length ? rows.map((row) => row.element)
+      : [make("tr", {}, make("td", { colspan: columns.length }, "No result matches the filters."))]));
+    return rows;
   }
 
   update() {
-    const found = this.arrange();
-    const told = `${found.length} of ${report.rows.length} branches`;
-    this.count.textContent = told;
-    say(told);
-    this.shown(found.sort((one, other) => one.at - other.at));
+    const rows = this.arrange();
+    const summary = `${rows.length} of ${report.rows.length} results`;
+    this.count.textContent = summary;
+    announce(summary);
+    this.shown(rows.sort((one, other) => one.at - other.at));
   }
 
-  // Bring the row of a branch into sight and focus it, whatever the filters say.
+  // Scroll to the row of a result and focus it, resetting the filters if they hide it.
   go(row) {
     if (!row.element.isConnected) this.reset();
     for (const other of this.body.querySelectorAll(".found")) other.classList.remove("found");
     row.element.classList.add("found");
     row.element.focus({ preventScroll: true });
     row.element.scrollIntoView({ block: "center", inline: "nearest" });
-    say(`Row of ${address(row)}`);
+    announce(`Row of ${address(row)}`);
   }
 }

@@ -1,8 +1,8 @@
-// Light and dark.
+// Light and dark theme.
 
 const root = document.documentElement;
 
-// What follows the system until the button is pressed; then that choice is kept, where the browser keeps it.
+// The theme follows the system until the button is pressed; the choice is stored if the browser permits.
 const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
 const remembered = (value) => {
   try {
@@ -21,10 +21,10 @@ const setTheme = (theme) => {
   paint();
 };
 
-const kept = remembered();
-if (kept === "dark" || kept === "light") root.dataset.theme = kept;
+const stored = remembered();
+if (stored === "dark" || stored === "light") root.dataset.theme = stored;
 
-// charts: draws them anew, since a canvas does not follow the stylesheet.
+// charts: redraws the charts, since a canvas does not follow the stylesheet.
 const themed = (charts) => {
   redraw = charts;
   paint();

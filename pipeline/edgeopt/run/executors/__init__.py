@@ -1,1 +1,1 @@
-"""One file per engine that carries tasks out."""
+"""One file per executor."""

@@ -1,4 +1,4 @@
-"""What carries tasks out: processes of this machine, or another engine."""
+"""The interface of executors, which run tasks in worker processes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -7,38 +7,38 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from edgeopt.plugin import Worker
 
 Say: TypeAlias = Callable[[str], None]
-"""Takes one line about what a task is doing."""
+"""Reports progress, one line per call."""
 
 
 class Task(NamedTuple):
-    """A function to be called as ``function(say, *args)``, in a process of its own kind of framework."""
+    """A call ``function(say, *args)``, run in the worker process of a framework."""
 
     key: str
-    """Names the task; no two that run at the same time have the same."""
+    """Unique among the running tasks."""
     function: Callable[..., Any]
-    """Found by its name in another process, as its arguments are pickled."""
+    """Pickled by name: a module-level function. The arguments are pickled, too."""
     args: tuple[Any, ...]
     worker: Worker
-    """Tasks of two frameworks never meet in one process."""
+    """The framework: tasks of different frameworks never share a process."""
     minutes: float
-    """After which it is stopped."""
+    """Time limit."""
     too_long: str
-    """What to do about a task that takes longer."""
+    """The fix shown if the time limit is exceeded."""
 
 
-class Ended(NamedTuple):
-    """A task that is over: what it returned, or why it failed."""
+class TaskResult(NamedTuple):
+    """The result of a finished task: its return value, or the reason of its failure."""
 
     key: str
     value: Any
     failure: str
-    """Empty for a task that returned; otherwise one line, and the task's last words below it."""
+    """Empty on success; otherwise one line, possibly followed by the end of the task's log."""
     seconds: float
-    """From its start; waiting does not count."""
+    """Run time, without the time in the queue."""
 
 
 class Progress(NamedTuple):
-    """The last line that a running task said since it was asked before."""
+    """The last progress line of a running task since the previous query."""
 
     key: str
     seconds: float
@@ -46,27 +46,27 @@ class Progress(NamedTuple):
 
 
 class Executor(ABC):
-    """Runs tasks. Whatever a task does to its process costs that task and nothing else."""
+    """Runs tasks in isolation: a crash, hang or memory leak of a task fails that task only."""
 
     @abstractmethod
     def submit(self, task: Task) -> None:
-        """Run a task as soon as there is room for it."""
+        """Schedule a task."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> list[Ended]:
-        """Tasks that ended since the last call; waits until there is one, or the time is over."""
+    def wait(self, seconds: float) -> list[TaskResult]:
+        """Tasks finished since the last call; waits up to ``seconds`` for at least one."""
 
     @abstractmethod
     def progress(self) -> Iterator[Progress]:
-        """What running tasks have said meanwhile."""
+        """New progress of running tasks."""
 
     @abstractmethod
     def cancel(self, key: str) -> None:
-        """Stop a task where it is; it ends as a failure."""
+        """Abort a task, which then fails."""
 
     @abstractmethod
     def close(self, *, at_once: bool) -> None:
-        """Let the workers finish what they do, or stop them where they are; nothing runs on afterwards."""
+        """Shut all workers down: after their current tasks, or immediately with ``at_once``."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Processes of this machine: one per kind of framework, kept warm from task to task."""
+"""Worker processes on this machine: one per framework, reused for all its tasks."""
 
 import concurrent.futures
 import multiprocessing
@@ -18,28 +18,28 @@ from pebble import ProcessExpired, ProcessPool
 
 from edgeopt.config.units import show_bytes
 from edgeopt.plugin import Worker
-from edgeopt.run.executors.executor import Ended, Executor, Progress, Task
-from edgeopt.run.executors.worker import prepare, work
+from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
+from edgeopt.run.executors.worker import prepare, run_task
 
 MEMORY_SHARE = 0.8
-"""Of this machine's memory: what one task may take unless somebody says otherwise."""
+"""Default memory limit of a task, as a fraction of this machine's memory."""
 POLL_SECONDS = 0.2
-GONE_SECONDS = 2.0
-"""What the answer of a process that is gone may still take."""
+EXIT_GRACE_SECONDS = 2.0
+"""Time for the result of an exited process to arrive."""
 LOG_LINES = 12
 
 
 @dataclass
 class _Running:
-    """A task under way, with the files that its worker leaves: process id, log and progress."""
+    """A submitted task; ``stem`` is the path of its worker's files without suffix: pid, log and progress."""
 
     task: Task
     stem: Path
-    killed: str = ""
-    """Why it was stopped from here."""
+    stop_reason: str = ""
+    """Why the executor stopped it."""
     lines_seen: int = 0
     gone_since: float = 0.0
-    """When its process was first found missing, by the monotonic clock."""
+    """When its process was first found missing; monotonic clock."""
 
     @property
     def started(self) -> bool:
@@ -47,12 +47,12 @@ class _Running:
 
     @property
     def seconds(self) -> float:
-        """Since it started, by the monotonic clock."""
+        """Run time."""
         started = self._started()
         return 0.0 if started is None else time.monotonic() - started[1]
 
     def process(self) -> psutil.Process | None:
-        """The process that runs it; None before it started."""
+        """Its worker process; None before the task starts or after the process exits."""
         started = self._started()
         try:
             return None if started is None else psutil.Process(started[0])
@@ -62,11 +62,12 @@ class _Running:
     def _started(self) -> tuple[int, float] | None:
         try:
             process, moment = self.stem.with_suffix(".pid").read_text().split()
-        except (OSError, ValueError):  # not yet, or half written
+        except (OSError, ValueError):  # not yet written, or incomplete
             return None
         return int(process), float(moment)
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
+        """The last lines of its log, indented."""
         try:
             lines = self.stem.with_suffix(".log").read_text("utf-8", "replace").splitlines()
         except OSError:
@@ -75,10 +76,10 @@ class _Running:
 
 
 class LocalExecutor(Executor):
-    """Tasks of different frameworks run side by side, those of one framework one after the other."""
+    """Runs tasks of different frameworks in parallel, and tasks of the same framework sequentially."""
 
     def __init__(self, memory_limit: int | None = None) -> None:
-        """``memory_limit``: bytes that one task and what it started may take."""
+        """``memory_limit``: bytes that a task may use, including its child processes."""
         self.memory_limit = memory_limit or int(psutil.virtual_memory().total * MEMORY_SHARE)
         self._pools: dict[Worker, ProcessPool] = {}
         self._running: dict[concurrent.futures.Future[Any], _Running] = {}
@@ -88,11 +89,11 @@ class LocalExecutor(Executor):
     def submit(self, task: Task) -> None:
         self._count += 1
         running = _Running(task, self._folder / f"task{self._count}")
-        # Its own time limit is not used: it goes by the clock on the wall, which may be set meanwhile.
-        future = self._pool(task.worker).schedule(work, args=(running.stem, task.function, task.args))
+        # pebble's own timeout is not used: it relies on the wall clock, which may be adjusted.
+        future = self._pool(task.worker).schedule(run_task, args=(running.stem, task.function, task.args))
         self._running[future] = running
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         deadline = time.monotonic() + seconds
         while self._running:
             left = max(0.0, min(POLL_SECONDS, deadline - time.monotonic()))
@@ -100,7 +101,7 @@ class LocalExecutor(Executor):
                 self._running, timeout=left, return_when=concurrent.futures.FIRST_COMPLETED
             )
             if done:
-                return [self._ended(future, self._running.pop(future)) for future in done]
+                return [self._result(future, self._running.pop(future)) for future in done]
             self._enforce_limits()
             if time.monotonic() >= deadline:
                 break
@@ -119,7 +120,7 @@ class LocalExecutor(Executor):
     def cancel(self, key: str) -> None:
         for future, running in self._running.items():
             if running.task.key == key:
-                running.killed = "it was cancelled"
+                running.stop_reason = "it was cancelled"
                 future.cancel()
 
     def close(self, *, at_once: bool) -> None:
@@ -134,10 +135,10 @@ class LocalExecutor(Executor):
 
     def _pool(self, worker: Worker) -> ProcessPool:
         if worker not in self._pools:
-            _silence_tracker()
+            _mute_resource_tracker()
             self._pools[worker] = ProcessPool(
                 max_workers=1,
-                # Never fork: a framework's threads and locks do not survive it.
+                # Not fork: the threads and locks of frameworks do not survive it.
                 context=multiprocessing.get_context("spawn"),
                 initializer=prepare,
                 initargs=(worker, os.getpid()),
@@ -145,58 +146,58 @@ class LocalExecutor(Executor):
         return self._pools[worker]
 
     def _enforce_limits(self) -> None:
-        """Stop what takes too long or too much memory, with everything that it started."""
+        """Kill tasks over the time or memory limit, with their child processes."""
         for future, running in self._running.items():
             process = running.process()
             if process is None and running.started:
-                # pebble does not count exit code 0 as a death, and would wait for ever.
+                # pebble does not treat exit code 0 as a failure, and would wait forever.
                 running.gone_since = running.gone_since or time.monotonic()
-                if time.monotonic() - running.gone_since > GONE_SECONDS and not future.done():
-                    running.killed = "its process died with exit code 0"
+                if time.monotonic() - running.gone_since > EXIT_GRACE_SECONDS and not future.done():
+                    running.stop_reason = "its process died with exit code 0"
                     future.cancel()
-            if process is None or running.killed:
+            if process is None or running.stop_reason:
                 continue
             try:
                 family = [process, *process.children(recursive=True)]
                 used = sum(each.memory_info().rss for each in family)
                 if used > self.memory_limit:
-                    running.killed = (
+                    running.stop_reason = (
                         f"stopped at {show_bytes(used)} of memory, over the limit of "
                         f"{show_bytes(self.memory_limit)} (limits.stage_memory)"
                     )
                 elif running.seconds > running.task.minutes * 60:
-                    running.killed = (
+                    running.stop_reason = (
                         f"stopped after {running.task.minutes:g} minutes ({running.task.too_long})"
                     )
-                if running.killed:
+                if running.stop_reason:
                     for each in family:
                         each.kill()
             except psutil.Error:
-                continue  # just gone
+                continue  # it has just exited
 
-    def _ended(self, future: concurrent.futures.Future[Any], running: _Running) -> Ended:
+    def _result(self, future: concurrent.futures.Future[Any], running: _Running) -> TaskResult:
         try:
             value, failure, expected = future.result()
-        except Exception as error:  # noqa: BLE001 - what a task does to its process costs that task alone
-            value, failure, expected = None, _why(running, error), False
-        words = "" if expected else running.last_words()
-        return Ended(running.task.key, value, failure + (f"\n{words}" if words else ""), running.seconds)
+        except Exception as error:  # noqa: BLE001 - a crash fails only its own task
+            value, failure, expected = None, _failure_reason(running, error), False
+        log = "" if expected else running.log_tail()
+        return TaskResult(running.task.key, value, failure + (f"\n{log}" if log else ""), running.seconds)
 
 
-def _why(running: _Running, error: BaseException) -> str:
-    if running.killed:
-        return running.killed
+def _failure_reason(running: _Running, error: BaseException) -> str:
+    if running.stop_reason:
+        return running.stop_reason
     if isinstance(error, ProcessExpired):
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
     return f"{type(error).__name__}: {error}"
 
 
-def _silence_tracker() -> None:
-    """Start multiprocessing's resource tracker so that it does not speak.
+def _mute_resource_tracker() -> None:
+    """Start multiprocessing's resource tracker with its warnings disabled.
 
-    Libraries of the frameworks (joblib's loky) tell it of semaphores that they later remove by
-    themselves, and it would warn on the user's screen about each at the end.
+    Libraries (joblib's loky) register semaphores that they remove themselves, and the tracker would print a
+    warning about each at exit.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))

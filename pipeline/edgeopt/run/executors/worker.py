@@ -1,4 +1,4 @@
-"""What runs inside a worker process: a task, with everything that it prints kept in a log."""
+"""The code of a worker process: runs a task and redirects its output to a log."""
 
 import os
 import signal
@@ -19,52 +19,52 @@ from edgeopt.results import Breakdown, LayerBytes
 from edgeopt.run.executors.executor import Say
 
 BREAKDOWN = "breakdown.json"
-"""Beside a finished file: where its bytes go."""
-FAILURE_LETTERS = 4000
-LAYERS = 200
-"""Operators whose weights are listed."""
+"""The size breakdown of a model, stored next to it."""
+MAX_FAILURE_CHARS = 4000
+MAX_LAYERS = 200
+"""Operators listed in a breakdown."""
 
 ENVIRONMENT: dict[Worker, dict[str, str]] = {
     "tensorflow": {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"},
-    # Threads that spin while they wait cost several times what they bring on a busy machine.
+    # On a busy machine, threads that spin while waiting cost several times what they gain.
     "torch": {"KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_WAIT_POLICY": "PASSIVE"},
-    "plain": {"OPENBLAS_NUM_THREADS": "1"},  # its threads wait for each other on a busy machine
+    "plain": {"OPENBLAS_NUM_THREADS": "1"},  # on a busy machine, its threads mostly wait for each other
 }
-"""Set before anything is imported: one warm worker per framework, so they never meet."""
+"""Environment variables by framework, set before imports: each framework has its own process."""
 
 
 def prepare(worker: Worker, parent: int) -> None:
-    """Set the worker's environment, and make sure that it does not outlive its parent."""
+    """Set the environment variables of the worker, and make it exit with its parent."""
     os.environ.update(ENVIRONMENT[worker])
-    # ONNX Runtime otherwise reports every session to its maker, and leaves a file among the temporary ones.
+    # Without the last one, ONNX Runtime sends usage data of every session and leaves a temporary file.
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
-    # The pool ends its workers with this signal, often while the interpreter is already leaving. A handler
-    # written in Python (pebble sets one) would then be found missing, and a traceback printed to the user.
+    # The pool terminates its workers with this signal, often during interpreter shutdown. A Python handler
+    # (pebble installs one) may be gone by then, and a traceback would be printed.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-class Returned(NamedTuple):
-    """What a task returned, or the one line that says why it did not."""
+class TaskReturn(NamedTuple):
+    """The return value of a task, or the reason of its failure in one line."""
 
     value: Any
     failure: str = ""
     expected: bool = True
-    """Whether the failure is explained; the task's last words help with one that is not."""
+    """Whether ``failure`` is self-explanatory; otherwise, the end of the log is shown with it."""
 
 
-def work(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> Returned:
-    """Call ``function(say, *args)``; whatever it raises comes back as text.
+def run_task(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> TaskReturn:
+    """Call ``function(say, *args)``; an exception is returned as text.
 
-    Three files are left for whoever watches: ``stem.pid`` (process, and when it started by the monotonic
-    clock, which all processes of a machine share), ``stem.log`` (all that was printed) and
-    ``stem.progress`` (one line per call of ``say``).
+    Writes three files for the parent process: ``stem.pid`` (process id and start time by the monotonic clock,
+    which all processes share), ``stem.log`` (stdout and stderr) and ``stem.progress`` (one line per call of
+    ``say``).
     """
     stem.with_suffix(".pid").write_text(f"{os.getpid()} {time.monotonic()}")
     with (
@@ -77,23 +77,23 @@ def work(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> Ret
             file.flush()
 
         try:
-            return Returned(function(say, *args))
+            return TaskReturn(function(say, *args))
         except EdgeoptError as error:
-            return Returned(None, _bounded(str(error)))
+            return TaskReturn(None, _truncated(str(error)))
         except SystemExit as error:
-            return Returned(None, _bounded(f"it left its process with exit code {error.code}"), False)
+            return TaskReturn(None, _truncated(f"it exited its process with exit code {error.code}"), False)
         except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
-            return Returned(None, _bounded(f"{type(error).__name__}: {error}"), False)
+            return TaskReturn(None, _truncated(f"{type(error).__name__}: {error}"), False)
 
 
-def _bounded(text: str) -> str:
-    """A message of at most ``FAILURE_LETTERS``, which can be written in any encoding of Unicode."""
+def _truncated(text: str) -> str:
+    """A message of at most ``MAX_FAILURE_CHARS``, encodable as UTF-8."""
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= FAILURE_LETTERS else text[:FAILURE_LETTERS] + " …"
+    return text if len(text) <= MAX_FAILURE_CHARS else text[:MAX_FAILURE_CHARS] + " …"
 
 
 class StageInputs(NamedTuple):
-    """What a stage is given beside the model and an empty folder."""
+    """The inputs of a stage other than the model and the folder."""
 
     calibration: Feed | None = None
     training: Feed | None = None
@@ -103,7 +103,7 @@ class StageInputs(NamedTuple):
 
 
 class StageResult(NamedTuple):
-    """What a stage made, noted and tried."""
+    """The results of a stage: the model, notes, trials of a search, and MACs, parameters and sparsity."""
 
     model: Model
     notes: tuple[str, ...]
@@ -112,21 +112,21 @@ class StageResult(NamedTuple):
 
 
 def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder: Path) -> StageResult:
-    """Run one stage on one model; every file of the result lies below ``folder``."""
+    """Run one stage on one model; it writes all files of the result below ``folder``."""
     notes: list[str] = []
     trials: list[Trial] = []
     context = Context(folder=folder, progress=say, note=notes.append, trial=trials.append, **inputs._asdict())
-    made = stage.run(model, context)
-    # Here and not where the report is made, which imports no framework.
-    found = _measured(made)
-    if found is not None:
-        # Kept beside the file: whoever finds it in the store finds this as well.
-        (folder / BREAKDOWN).write_text(breakdown(found).model_dump_json(), "utf-8")
-    return StageResult(made, tuple(notes), tuple(trials), arithmetic(found) if found is not None else {})
+    result = stage.run(model, context)
+    # Computed in the worker: the process that writes the report imports no framework.
+    sizes = _size_breakdown(result)
+    if sizes is not None:
+        # Stored next to the model, so that a cached step has it, too.
+        (folder / BREAKDOWN).write_text(breakdown(sizes).model_dump_json(), "utf-8")
+    return StageResult(result, tuple(notes), tuple(trials), arithmetic(sizes) if sizes is not None else {})
 
 
-def _measured(model: Model) -> SizeBreakdown | None:
-    """Where the bytes of an artifact go; None where it does not tell, and for a step on the way."""
+def _size_breakdown(model: Model) -> SizeBreakdown | None:
+    """The size breakdown of an artifact; None for an intermediate model or an unreadable file."""
     kind = formats().get(model.format)
     try:
         return kind.breakdown(model.path) if kind is not None and kind.artifact else None
@@ -134,33 +134,33 @@ def _measured(model: Model) -> SizeBreakdown | None:
         return None
 
 
-def arithmetic(found: SizeBreakdown) -> dict[str, float]:
-    """MACs, parameters and sparsity, where the file tells."""
-    values = {"macs": found.macs, "parameters": found.parameters, "sparsity": found.sparsity}
+def arithmetic(sizes: SizeBreakdown) -> dict[str, float]:
+    """MACs, parameters and sparsity, as far as they are known."""
+    values = {"macs": sizes.macs, "parameters": sizes.parameters, "sparsity": sizes.sparsity}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def breakdown(found: SizeBreakdown) -> Breakdown:
-    """Where the bytes go: by part, and the operators with the most."""
+def breakdown(sizes: SizeBreakdown) -> Breakdown:
+    """The size breakdown for the report: bytes by part, and the operators with the largest weights."""
     weighted = sorted(
-        (each for each in found.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
+        (each for each in sizes.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
     )
     layers = (
         LayerBytes(
-            # Converters name an operator after all that was fused into it.
+            # Converters concatenate the names of all fused operators: the first one identifies it.
             name=each.name.partition(";")[0],
             kind=each.kind,
             size_bytes=each.weight_bytes,
             macs=each.macs,
         )
-        for each in weighted[:LAYERS]
+        for each in weighted[:MAX_LAYERS]
     )
-    return Breakdown(parts=found.parts, layers=tuple(layers))
+    return Breakdown(parts=sizes.parts, layers=tuple(layers))
 
 
 @contextmanager
 def _captured(log: Path) -> Iterator[None]:
-    """Send file descriptors 1 and 2 to the log, so that native code's last words are kept as well."""
+    """Redirect file descriptors 1 and 2 to the log, which captures the output of native code, too."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)

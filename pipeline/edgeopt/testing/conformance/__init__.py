@@ -1,1 +1,1 @@
-"""What every plug-in of a kind keeps to: one module per kind, with one function that tests it."""
+"""Contracts of the plug-in kinds: one module per kind, with one function that tests a plug-in."""

@@ -1,4 +1,4 @@
-"""Datasets: the same samples each time, and a digest of them that every process gives."""
+"""Contract of datasets: reproducible samples and digest."""
 
 from itertools import islice
 from typing import Any, cast
@@ -11,38 +11,40 @@ from edgeopt.testing.conformance.options import check_options, demand, instance_
 from edgeopt.testing.workshop import Workshop
 
 SAMPLES = 50
-"""How many are looked at."""
+"""Number of samples to check."""
 
 
 def check_dataset(dataset: Dataset | type[Dataset], workshop: Workshop) -> None:
-    """The same samples each time, of one kind, and a digest that another process gives as well.
+    """Check that every pass yields the same samples, all of one type.
+
+    The digest must be the same in another process.
 
     Raises:
-        Nonconformance: it does not keep to this.
+        Nonconformance: the dataset violates the contract.
     """
     data = instance_of(dataset)
     check_options(data)
     name = type(data).__name__
     samples, again = list(islice(data.samples(), SAMPLES)), list(islice(data.samples(), SAMPLES))
     demand(bool(samples), f"{name} has no samples")
-    demand(len(samples) == len(again), f"{name} has another number of samples when it is asked again")
+    demand(len(samples) == len(again), f"{name} yields a different number of samples on the second pass")
     for index, (one, other) in enumerate(zip(samples, again, strict=True)):
         demand(
             all(map(_same, (*one.inputs, one.label), (*other.inputs, other.label))),
-            f"{name}: sample {index} is another one when it is asked for again",
+            f"{name}: sample {index} differs on the second pass",
         )
         demand(
             all(isinstance(value, np.ndarray) for value in one.inputs),
-            f"{name}: sample {index} has inputs that are no arrays",
+            f"{name}: sample {index} has inputs that are not arrays",
         )
         demand(
             len(one.inputs) == len(samples[0].inputs) and type(one.label) is type(samples[0].label),
-            f"{name}: sample {index} has other inputs, or another kind of label, than the first",
+            f"{name}: sample {index} differs from the first in its number of inputs or its label type",
         )
     digest = data.digest()
     demand(len(digest) == 64 and int(digest, 16) >= 0, f"{name}: its digest is not a sha256")
     elsewhere = workshop.call(_digest_of, (data,), "plain", 1)
-    demand(digest == elsewhere, f"{name} has another digest in another process")
+    demand(digest == elsewhere, f"{name} has a different digest in another process")
 
 
 def _digest_of(say: Say, dataset: Dataset) -> str:

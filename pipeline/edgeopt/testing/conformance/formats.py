@@ -1,4 +1,4 @@
-"""Formats: files are recognised, copied and digested as a whole, and damaged ones are refused."""
+"""Contract of formats: recognition, copies, digests, and rejection of damaged files."""
 
 import random
 import shutil
@@ -14,52 +14,57 @@ from edgeopt.testing.conformance.options import Nonconformance, demand
 from edgeopt.testing.workshop import Workshop
 
 DAMAGES = 40
-"""Copies of a file with other bytes: none may raise anything but an `EdgeoptError`."""
+"""Number of damaged copies of a file: none may raise anything but an `EdgeoptError`."""
 
 
 def check_format(kind: Format | type[Format], workshop: Workshop) -> None:
-    """Files are recognised, copied and digested as a whole, told truly, and refused when they are damaged.
+    """Check that files are recognised, copied, digested and described completely, and rejected when damaged.
 
     Raises:
-        Nonconformance: it does not keep to this.
+        Nonconformance: the format violates the contract.
     """
     format = kind() if isinstance(kind, type) else kind
     name = format.name
     demand(bool(format.title), f"{name} has no title")
     if format.runtime is not None:
-        demand(format.runtime in runtime_names(), f"{name}: there is no runtime {format.runtime!r}")
+        demand(format.runtime in runtime_names(), f"{name}: the runtime {format.runtime!r} does not exist")
     if format.artifact:
-        demand(bool(format.suffix), f"{name} is an artifact and has no suffix")
+        demand(bool(format.suffix), f"{name} is an artifact format without a suffix")
     model = workshop.model(name)
     path, files = model.path, format.files(model.path)
-    demand(bool(files) and all(file.is_file() for file in files), f"{name}: not all of its files are there")
+    demand(bool(files) and all(file.is_file() for file in files), f"{name}: not all of its files exist")
     if type(format).recognises is not Format.recognises:
-        found = identify(path)
-        demand(found is not None and found.name == name, f"{name} is taken for {found and found.name}")
+        identified = identify(path)
+        demand(
+            identified is not None and identified.name == name,
+            f"{name} is identified as {identified and identified.name}",
+        )
     if format.is_model:
         source = inspect(path)
         demand(source.model.format == name, f"{name} is read as {source.model.format}")
-    told = format.breakdown(path)
+    breakdown = format.breakdown(path)
     demand(
-        told.size_bytes == sum(file.stat().st_size for file in files) == sum(told.parts.values()),
-        f"{name}: the parts of its breakdown are not the bytes of its files",
+        breakdown.size_bytes == sum(file.stat().st_size for file in files) == sum(breakdown.parts.values()),
+        f"{name}: the parts of the breakdown do not add up to the size of the files",
     )
     scratch = workshop.folder / "formats" / name
     shutil.rmtree(scratch, ignore_errors=True)
     copy = scratch / "elsewhere" / f"other{path.suffix}"
     copy.parent.mkdir(parents=True)
     format.copy_to(path, copy)
-    demand(format.digest(copy) == format.digest(path), f"{name}: a copy has another digest")
-    demand(len(format.files(copy)) == len(files), f"{name}: a copy has another number of files")
+    demand(format.digest(copy) == format.digest(path), f"{name}: a copy has a different digest")
+    demand(len(format.files(copy)) == len(files), f"{name}: a copy has a different number of files")
     demand(
         format.semantic_digest(copy) == format.semantic_digest(path),
-        f"{name}: a copy has another semantic digest",
+        f"{name}: a copy has a different semantic digest",
     )
     for file in format.files(copy):
         content = file.read_bytes()
         if content:
             file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-            demand(format.digest(copy) != format.digest(path), f"{name}: {file.name} is not in the digest")
+            demand(
+                format.digest(copy) != format.digest(path), f"{name}: the digest does not cover {file.name}"
+            )
             file.write_bytes(content)
     for damage, file in _damaged(format, copy):
         for read in (inspect, check_weights, size_breakdown, format.operators):
@@ -74,15 +79,15 @@ def check_format(kind: Format | type[Format], workshop: Workshop) -> None:
 
 
 def _damaged(format: Format, path: Path) -> Iterator[tuple[str, Path]]:
-    """Damage one of the files after the other, always the same way; each is whole again afterwards."""
-    chance = random.Random(0)
+    """Damage the files in turn, reproducibly; each is restored afterwards."""
+    rng = random.Random(0)
     files = [file for file in format.files(path) if file.stat().st_size]
     for number in range(DAMAGES):
         file = files[number % len(files)]
         content = file.read_bytes()
-        place = chance.randrange(min(len(content), 4096) if number % 2 else len(content))
-        patch = (b"", bytes([chance.randrange(256)]), b"\xff" * 8)[number % 3]
+        place = rng.randrange(min(len(content), 4096) if number % 2 else len(content))
+        patch = (b"", bytes([rng.randrange(256)]), b"\xff" * 8)[number % 3]
         rest = content[place + len(patch) :] if patch else b""
         file.write_bytes(content[:place] + patch + rest)
-        yield f"with {patch.hex()} at {place}" if patch else f"cut off at {place}", file
+        yield f"with {patch.hex()} at {place}" if patch else f"truncated at {place}", file
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Metrics: they tell good outputs from bad ones, whatever the order of the samples."""
+"""Contract of metrics: they distinguish good from bad outputs, independently of the sample order."""
 
 import numpy as np
 
@@ -10,48 +10,50 @@ from edgeopt.testing.workshop import Workshop
 
 
 def check_metric(metric: Metric | type[Metric], workshop: Workshop) -> None:
-    """Scores do not depend on the order of the samples, agree with those per sample, and tell good from bad.
+    """Check that scores distinguish good from bad outputs.
+
+    They must also be independent of the sample order and agree with the per-sample values.
 
     Raises:
-        Nonconformance: it does not keep to this.
+        Nonconformance: the metric violates the contract.
     """
-    given = instance_of(metric)
-    check_options(given)
-    name = type(given).__name__
-    chance = np.random.default_rng(0)
-    outputs = chance.random((60, 10)).astype(np.float32)
+    instance = instance_of(metric)
+    check_options(instance)
+    name = type(instance).__name__
+    rng = np.random.default_rng(0)
+    outputs = rng.random((60, 10)).astype(np.float32)
     single = outputs[:, :1]
     targets: list[tuple[Array, Array, Array]] = [
-        # Outputs that are right, outputs that are not, and what is right.
+        # Correct outputs, wrong outputs, and targets.
         (outputs, outputs[::-1].copy(), outputs.argmax(axis=1)),
         (outputs, outputs[::-1].copy(), outputs.copy()),
         (single, single[::-1].copy(), (single[:, 0] > 0.5).astype(np.int64)),
     ]
-    told_apart = 0
-    for right, wrong, target in targets:
-        if given.against == "source" and target.shape != right.shape:
+    distinguished = 0
+    for correct, wrong, target in targets:
+        if instance.against == "source" and target.shape != correct.shape:
             continue
         try:
-            good, bad = given.score(right, target), given.score(wrong, target)
+            good, bad = instance.score(correct, target), instance.score(wrong, target)
         except (EdgeoptError, ValueError, TypeError, IndexError):
-            continue  # these are not what it judges
-        gain = good.value - bad.value if given.higher_is_better else bad.value - good.value
-        demand(gain >= 0, f"{name}: right outputs score {good.value:g}, wrong ones {bad.value:g}")
-        told_apart += gain > 0
-        order = chance.permutation(len(right))
-        moved = given.score(right[order], target[order])
+            continue  # not a supported target
+        gain = good.value - bad.value if instance.higher_is_better else bad.value - good.value
+        demand(gain >= 0, f"{name}: correct outputs score {good.value:g}, wrong ones {bad.value:g}")
+        distinguished += gain > 0
+        order = rng.permutation(len(correct))
+        shuffled = instance.score(correct[order], target[order])
         demand(
-            bool(np.isclose(moved.value, good.value, rtol=1e-9)),
-            f"{name} depends on the order of the samples: {good.value:g}, {moved.value:g}",
+            bool(np.isclose(shuffled.value, good.value, rtol=1e-9)),
+            f"{name} depends on the order of the samples: {good.value:g}, {shuffled.value:g}",
         )
         if good.per_sample is not None:
             mean = float(np.mean(good.per_sample))
-            demand(len(good.per_sample) == len(right), f"{name} does not have one value per sample")
+            demand(len(good.per_sample) == len(correct), f"{name} does not return one value per sample")
             demand(
                 bool(np.isclose(mean, good.value, rtol=1e-6)),
-                f"{name} is {good.value:g}, and the mean of its values per sample is {mean:g}",
+                f"{name} is {good.value:g}, but the mean of its per-sample values is {mean:g}",
             )
     demand(
-        told_apart > 0,
-        f"{name} tells right from wrong neither by classes, nor by scores, nor by arrays",
+        distinguished > 0,
+        f"{name} distinguishes correct from wrong outputs for no type of target",
     )

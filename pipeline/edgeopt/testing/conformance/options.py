@@ -1,4 +1,4 @@
-"""What all kinds of plug-ins keep to."""
+"""Contract of all plug-ins: their options."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from edgeopt.plugin import Plugin
 
 
 class Nonconformance(AssertionError):
-    """A plug-in does not do what its kind promises."""
+    """A plug-in violates the contract of its kind."""
 
 
 def demand(holds: bool, message: str) -> None:
@@ -18,20 +18,20 @@ def demand(holds: bool, message: str) -> None:
 
 
 def check_options(plugin: Plugin) -> None:
-    """Options survive JSON, an unknown one is refused, and each says what it is for.
+    """Check that options survive JSON, unknown ones are rejected, and each has a description.
 
     Raises:
-        Nonconformance: they do not.
+        Nonconformance: the options violate the contract.
     """
     kind, name = type(plugin), type(plugin).__name__
     again = kind.model_validate(plugin.options())
-    demand(again == plugin, f"{name}: its options read again are other ones: {plugin!r}, {again!r}")
+    demand(again == plugin, f"{name}: its options change when read back: {plugin!r}, {again!r}")
     try:
         kind.model_validate(plugin.options() | {"no_such_option": 1})
     except ValidationError:
         pass
     else:
-        raise Nonconformance(f"{name} takes an option that it does not have")
+        raise Nonconformance(f"{name} accepts an unknown option")
     for option, field in kind.model_fields.items():
         demand(bool(field.description), f"{name}.{option} has no description")
     demand(bool(kind.__doc__), f"{name} has no docstring")
@@ -44,6 +44,6 @@ def instance_of(plugin: Any) -> Any:
         return plugin()
     except ValidationError as error:
         raise UsageError(
-            f"{plugin.__name__} needs options to exist: {error.error_count()} are missing",
-            fix="give one to test with: cases(package, instances=[...])",
+            f"{plugin.__name__} has required options: {error.error_count()} are missing",
+            fix="provide an instance: cases(package, instances=[...])",
         ) from error

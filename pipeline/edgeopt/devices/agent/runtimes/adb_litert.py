@@ -1,4 +1,4 @@
-"""LiteRT on an Android device, by its own ``benchmark_model``.
+"""LiteRT on an Android device, measured by its ``benchmark_model``.
 
 Flags and output: https://developers.google.com/edge/litert/models/measurement, and the sources
 ``tensorflow/lite/tools/benchmark/benchmark_model.cc`` and ``litert/tools/benchmark_litert_model.h``.
@@ -32,8 +32,8 @@ NAMES = {
 }
 
 
-class Host(TfliteSession):
-    """The interpreter of this machine, which tells what a file takes."""
+class HostInterpreter(TfliteSession):
+    """The interpreter on the host, from which inputs and outputs are read."""
 
     @staticmethod
     def interpreter() -> Any:
@@ -43,9 +43,9 @@ class Host(TfliteSession):
 class Session(PhoneSession):
     """A ``.tflite`` file.
 
-    Options: ``benchmark_model``, where the program lies on the device; ``adb`` and ``serial``, the client
-    and which device; ``runs``, ``min_seconds`` and ``warmup_runs``, how much is measured at least;
-    ``flags``, further flags of the program, such as ``["--use_gpu=true"]``; ``seconds``, the time limit.
+    Options: ``benchmark_model``, the path of the program on the device; ``adb``, the adb client, and
+    ``serial``, the device; ``runs``, ``min_seconds`` and ``warmup_runs``, the minimum to measure; ``flags``,
+    additional flags of the program, such as ``["--use_gpu=true"]``; ``seconds``, the time limit.
     """
 
     known_options = (
@@ -62,13 +62,13 @@ class Session(PhoneSession):
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         self.min_seconds = positive(options, "min_seconds", 2.0, 0)
-        self.further = [str(flag) for flag in options.get("flags") or ()]
+        self.extra_flags = [str(flag) for flag in options.get("flags") or ()]
         super().__init__(path, threads, options)
         try:
-            here = Host(path, 1, {})
+            interpreter = HostInterpreter(path, 1, {})
         except (ImportError, RuntimeError, ValueError):
-            return  # this machine need not be able to run it
-        self.inputs, self.outputs = here.inputs, here.outputs
+            return  # the host does not need LiteRT: inputs and outputs stay unknown
+        self.inputs, self.outputs = interpreter.inputs, interpreter.outputs
 
     def default_tool(self) -> str:
         return "benchmark_model"
@@ -80,37 +80,37 @@ class Session(PhoneSession):
             f"--num_runs={self.runs}",
             f"--min_secs={self.min_seconds:g}",
             f"--warmup_runs={self.warmup_runs}",
-            *self.further,
+            *self.extra_flags,
         ]
 
     def read(self, text: str) -> dict[str, tuple[float, str]]:
-        """Latency of the runs after the warm-up, in ms; loading in ms; growth of the peak memory in bytes.
+        """Parse the output: latency after the warm-up and load time in ms, growth of peak memory in bytes.
 
         Raises:
-            AgentError: kind ``runtime``, when it is not what the program prints.
+            AgentError: kind ``runtime``: the output contains no valid timings.
         """
-        # The warm-up comes first, then what counts. Times are in microseconds.
-        spells = STATISTICS.findall(text)
+        # Statistics of the warm-up come first, those of the measurement last. Times are in microseconds.
+        phases = STATISTICS.findall(text)
         init, init_ms = INIT.search(text), INIT_MS.search(text)
-        if not spells or (init is None and init_ms is None):
+        if not phases or (init is None and init_ms is None):
             raise AgentError("runtime", f"benchmark_model printed no timings on {self.phone.serial}")
-        figures = dict(FIGURE.findall(spells[-1][1]))
-        if "avg" not in figures and "curr" in figures:  # all runs took the same time: it is printed once
+        figures = dict(FIGURE.findall(phases[-1][1]))
+        if "avg" not in figures and "curr" in figures:  # if all runs took the same time, only that is printed
             same = figures["curr"]
             figures = {"avg": same, "min": same, "max": same, "std": "0"}
-        if int(spells[-1][0]) < 1 or not {"avg", "min", "max"} <= set(figures):
-            raise AgentError("runtime", f"benchmark_model made no run on {self.phone.serial}")
+        if int(phases[-1][0]) < 1 or not {"avg", "min", "max"} <= set(figures):
+            raise AgentError("runtime", f"benchmark_model completed no run on {self.phone.serial}")
         try:
-            found = {
+            values = {
                 name: (float(figures[word]) / 1e3, "ms") for word, name in NAMES.items() if word in figures
             }
             if init is not None:
-                found["load_ms"] = float(init[1]) / 1e3, "ms"
+                values["load_ms"] = float(init[1]) / 1e3, "ms"
             elif init_ms is not None:
-                found["load_ms"] = float(init_ms[1]), "ms"
+                values["load_ms"] = float(init_ms[1]), "ms"
             memory = MEMORY.search(text) or MEMORY_MB.search(text)
             if memory is not None:
-                found["peak_memory_bytes"] = float(memory[1]) * MIB, "bytes"
+                values["peak_memory_bytes"] = float(memory[1]) * MIB, "bytes"
         except ValueError as error:
-            raise AgentError("runtime", f"benchmark_model printed rubbish on the device: {error}") from error
-        return finite(found, "benchmark_model")
+            raise AgentError("runtime", f"benchmark_model printed a malformed number: {error}") from error
+        return finite(values, "benchmark_model")

@@ -12,7 +12,7 @@ from edgeopt_agent.session import ModelSession, Spec
 from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
 
 BINDINGS = "executorch.extension.pybindings._portable_lib"
-"""What ``executorch.runtime`` wraps; importing the wrapper also imports the whole compiler: 6 s."""
+"""The module that ``executorch.runtime`` wraps; importing the wrapper imports the compiler, too: 6 s."""
 
 METHOD = "forward"
 
@@ -27,7 +27,7 @@ DTYPES = {
     7: "float64",
     11: "bool",
 }
-"""Scalar types as the program stores them."""
+"""ScalarType values of the ExecuTorch program format."""
 
 
 class Session(ModelSession):
@@ -48,14 +48,14 @@ class Session(ModelSession):
         names = [self.program.get_method_name(index) for index in range(self.program.num_methods())]
         if METHOD not in names:
             known = ", ".join(sorted(names)) or "none"
-            raise AgentError("model", f"{path.name} has no method {METHOD!r}; its methods: {known}")
+            raise AgentError("model", f"{path.name} has no method {METHOD!r}; it has: {known}")
         self.method = self.program.load_method(METHOD)
-        about = self.method.method_meta()
+        meta = self.method.method_meta()
         self.inputs = [
-            _spec(f"input_{index}", about.input_tensor_meta(index)) for index in range(about.num_inputs())
+            _spec(f"input_{index}", meta.input_tensor_meta(index)) for index in range(meta.num_inputs())
         ]
         self.outputs = [
-            _spec(f"output_{index}", about.output_tensor_meta(index)) for index in range(about.num_outputs())
+            _spec(f"output_{index}", meta.output_tensor_meta(index)) for index in range(meta.num_outputs())
         ]
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
@@ -66,6 +66,6 @@ class Session(ModelSession):
         return as_arrays(results), seconds
 
 
-def _spec(name: str, about: Any) -> Spec:
-    dtype = DTYPES.get(int(about.dtype()), f"scalar type {about.dtype()}")
-    return Spec(name, tuple(int(size) for size in about.sizes()), dtype)
+def _spec(name: str, meta: Any) -> Spec:
+    dtype = DTYPES.get(int(meta.dtype()), f"scalar type {meta.dtype()}")
+    return Spec(name, tuple(int(size) for size in meta.sizes()), dtype)

@@ -1,4 +1,4 @@
-"""Keras models as they are, and SavedModels with or without a Keras configuration."""
+"""Keras models, and SavedModels with or without a Keras configuration."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SIGNATURE = "serving_default"
 class Session(ModelSession):
     """``.keras`` through Keras 3; ``.h5`` and SavedModel folders through tf_keras.
 
-    A SavedModel that tf_keras cannot revive is run by its signature; inputs and outputs are then
-    in the order of their names.
+    A SavedModel that tf_keras cannot load as a Keras model is run through its ``serving_default`` signature;
+    its inputs and outputs are then sorted by name.
 
-    Option ``trust``: run code stored inside the model (Lambda layers).
+    Option ``trust``: run code stored in the model (Lambda layers).
     """
 
     requires = ("keras", "tensorflow")
@@ -44,7 +44,7 @@ class Session(ModelSession):
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         trust = bool(options.get("trust", False))
         if path.is_dir():
-            model = _revive(path, trust)
+            model = _load_saved_model(path, trust)
             if model is None:
                 self._use_signature(path)
                 return
@@ -61,10 +61,10 @@ class Session(ModelSession):
     def _use_model(self, model: Any) -> None:
         import tensorflow as tf
 
-        known = getattr(model, "inputs", None)
-        if known:
-            self.inputs = [_spec(value) for value in known]
-        single = not known or len(known) == 1
+        declared = getattr(model, "inputs", None)
+        if declared:
+            self.inputs = [_spec(value) for value in declared]
+        single = not declared or len(declared) == 1
 
         def call(*tensors: Any) -> Any:
             return model(tensors[0] if single else list(tensors), training=False)
@@ -75,7 +75,7 @@ class Session(ModelSession):
     def _use_signature(self, path: Path) -> None:
         import tensorflow as tf
 
-        # The signature lives only as long as the object it came from.
+        # The signature does not keep the loaded object and its variables alive: this reference does.
         self.model = tf.saved_model.load(str(path))
         if SIGNATURE not in self.model.signatures:
             known = ", ".join(self.model.signatures) or "none"
@@ -109,17 +109,17 @@ def _load_tf_keras(path: Path, trust: bool) -> Any:
     import tf_keras
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
-    # Outside such a scope the older formats unmarshal Lambda layers without asking.
+    # Without this scope, tf_keras unmarshals the Lambda layers of legacy formats regardless of safe_mode.
     with SafeModeScope(not trust):
         return tf_keras.models.load_model(path, compile=False)
 
 
-def _revive(path: Path, trust: bool) -> Any:
-    """The Keras model inside a SavedModel, or ``None`` if there is none to be had."""
+def _load_saved_model(path: Path, trust: bool) -> Any:
+    """The Keras model in a SavedModel, ``None`` if tf_keras cannot load it as one."""
     import tf_keras
 
     if not (path / "saved_model.pb").is_file():
-        raise AgentError("model", f"{path.name} is not a SavedModel: it holds no saved_model.pb")
+        raise AgentError("model", f"{path.name} is not a SavedModel: saved_model.pb is missing")
     with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
         model = _load_tf_keras(path, trust)
         if isinstance(model, tf_keras.Model):

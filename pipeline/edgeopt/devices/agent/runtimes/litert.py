@@ -1,4 +1,4 @@
-"""LiteRT (``ai-edge-litert``), with the XNNPACK delegate where it applies."""
+"""LiteRT (``ai-edge-litert``), with the XNNPACK delegate for the operators that it supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No model at all: answers with zeros at once, so what is measured is the harness."""
+"""A runtime without a model: returns zeros immediately, to measure the overhead of the harness."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgeopt_agent.session import ModelSession, Spec
 
 
 class Session(ModelSession):
-    """Options ``inputs`` and ``outputs`` (lists of specs) make it look like another model.
+    """Options ``inputs`` and ``outputs``: specs of the model to imitate.
 
-    Without them it takes anything, and its outputs have the shapes of its inputs.
+    Without them, any input is accepted, and the outputs have the shapes of the inputs.
     """
 
     known_options = ("inputs", "outputs")

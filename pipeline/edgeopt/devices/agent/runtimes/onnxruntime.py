@@ -24,10 +24,10 @@ KERNEL = "_kernel_time"
 
 
 class Session(ModelSession):
-    """A ``.onnx`` file; only the run itself is timed, with inputs and outputs bound beforehand.
+    """A ``.onnx`` file; only the run is timed, with inputs and outputs bound in advance (I/O binding).
 
-    Option ``optimize``: false turns every graph optimization off, so that quantize and dequantize
-    nodes are carried out as they are written, in float.
+    Option ``optimize``: ``false`` disables all graph optimizations, so that QuantizeLinear and
+    DequantizeLinear nodes run as written, in float.
     """
 
     requires = ("onnxruntime",)
@@ -35,14 +35,14 @@ class Session(ModelSession):
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports every session to its maker otherwise
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # otherwise it sends usage data of every session
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         self.path, self.threads, self.options = path, threads, options
-        self.last: list[Any] = []
+        self.last_inputs: list[Any] = []
         self.model = self._load(profile_into=None)
         self.inputs = [_spec(value) for value in self.model.get_inputs()]
         self.outputs = [_spec(value) for value in self.model.get_outputs()]
@@ -63,13 +63,13 @@ class Session(ModelSession):
         return onnxruntime.InferenceSession(str(self.path), settings, providers=["CPUExecutionProvider"])
 
     def details(self) -> list[dict[str, Any]]:
-        """Median time of every operator, in the order of execution, from the runtime's own profiler.
+        """Median time of every operator in execution order, from ONNX Runtime's profiler.
 
-        Taken in a session of its own: a profiled run is slower than a timed one.
+        Uses a separate session: profiling slows the runs down.
         """
         with tempfile.TemporaryDirectory() as folder:
             model = self._load(profile_into=os.path.join(folder, "profile"))
-            feeds = {spec.name: array for spec, array in zip(self.inputs or (), self.last)}
+            feeds = {spec.name: array for spec, array in zip(self.inputs or (), self.last_inputs)}
             for _ in range(PROFILED_RUNS):
                 model.run(None, feeds)
             events = json.loads(Path(model.end_profiling()).read_text("utf-8"))
@@ -86,7 +86,7 @@ class Session(ModelSession):
         ]
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
-        self.last = arrays
+        self.last_inputs = arrays
         binding = self.model.io_binding()
         for spec, array in zip(self.inputs or (), arrays):
             binding.bind_cpu_input(spec.name, array)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, by its CUDA or its TensorRT provider."""
+"""ONNX Runtime on an NVIDIA GPU, with the CUDA or the TensorRT execution provider."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent.cuda import chosen, gpu_memory_bytes, gpus, without_tf32
+from edgeopt_agent.cuda import gpu_memory_bytes, gpus, option_value, without_tf32
 from edgeopt_agent.failure import AgentError
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
@@ -24,14 +24,14 @@ DTYPES = {
 
 
 class Session(ModelSession):
-    """A ``.onnx`` file; inputs and outputs are bound to GPU memory, and copied outside of the clock.
+    """A ``.onnx`` file; inputs and outputs are bound to GPU memory, and their copies are not timed.
 
     Option ``provider``: ``cuda`` or ``tensorrt``. ``precision``: ``fp32`` (never rounded to TF32), or
-    ``fp16`` with TensorRT, which casts by itself; the CUDA provider runs a file as it is written.
-    ``cpu_nodes``: false refuses a file of which any node would run on the CPU.
+    ``fp16``, to which TensorRT casts the model; the CUDA provider runs a file as written. ``cpu_nodes``:
+    ``false`` rejects a file if any of its nodes would run on the CPU.
 
-    ONNX Runtime gives out no CUDA events: the seconds are the host's, from an idle GPU to one
-    that has nothing left to do.
+    ONNX Runtime does not expose CUDA events: the host clock is used, and the GPU is synchronized before and
+    after the run.
     """
 
     requires = ("onnxruntime-gpu",)
@@ -40,31 +40,31 @@ class Session(ModelSession):
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
-        settings(options)
+        provider_settings(options)
         without_tf32()
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports every session to its maker otherwise
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # otherwise it sends usage data of every session
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
         if hasattr(onnxruntime, "preload_dlls"):
-            # CUDA and cuDNN may come from packages of pip, where the loader of the system does not look.
+            # CUDA and cuDNN may be pip packages, which are not on the dynamic linker's search path.
             onnxruntime.preload_dlls()
-        present(asked(options), onnxruntime.get_available_providers(), onnxruntime.__version__)
+        check_available(provider_of(options), onnxruntime.get_available_providers(), onnxruntime.__version__)
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         import onnxruntime
 
-        self.provider = asked(options)
-        self.precision = str(chosen(options, "precision", PRECISIONS))
+        self.provider = provider_of(options)
+        self.precision = str(option_value(options, "precision", PRECISIONS))
         session = onnxruntime.SessionOptions()
         session.intra_op_num_threads = threads
         session.inter_op_num_threads = 1
         session.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        if not chosen(options, "cpu_nodes", (True, False)):
+        if not option_value(options, "cpu_nodes", (True, False)):
             session.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        self.model = onnxruntime.InferenceSession(str(path), session, providers=settings(options))
-        in_use(self.provider, self.model.get_providers())
-        # Otherwise a run that fails on the GPU is begun anew on the CPU.
+        self.model = onnxruntime.InferenceSession(str(path), session, providers=provider_settings(options))
+        check_active(self.provider, self.model.get_providers())
+        # Otherwise a run that fails on the GPU is repeated on the CPU.
         self.model.disable_fallback()
         self.inputs = [_spec(value) for value in self.model.get_inputs()]
         self.outputs = [_spec(value) for value in self.model.get_outputs()]
@@ -86,67 +86,67 @@ class Session(ModelSession):
         return binding.copy_outputs_to_cpu(), seconds
 
     def measurements(self) -> dict[str, Measured]:
-        """What the driver lists for this process: the model, its arena and the CUDA context."""
-        held = gpu_memory_bytes()
-        return {"gpu_memory_bytes": {"value": held, "unit": "bytes"}} if held else {}
+        """The driver's GPU memory usage of this process: model, arena and CUDA context."""
+        used = gpu_memory_bytes()
+        return {"gpu_memory_bytes": {"value": used, "unit": "bytes"}} if used else {}
 
     def notes(self) -> list[str]:
-        found = gpus()
-        name = found[0]["name"] if found else "GPU"
-        return [f"{name}, {self.provider}, {self.precision} without TF32, host clock, synchronised"]
+        listed = gpus()
+        name = listed[0]["name"] if listed else "GPU"
+        return [f"{name}, {self.provider}, {self.precision} without TF32, host clock, synchronized"]
 
 
-def asked(options: dict[str, Any]) -> str:
-    """The provider that the options name."""
-    return PROVIDERS[chosen(options, "provider", tuple(PROVIDERS))]
+def provider_of(options: dict[str, Any]) -> str:
+    """The execution provider selected by the options."""
+    return PROVIDERS[option_value(options, "provider", tuple(PROVIDERS))]
 
 
-def settings(options: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """Providers in the order in which nodes are offered to them, each with its options.
+def provider_settings(options: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers by descending priority, each with its options.
 
     Raises:
-        AgentError: kind ``runtime``, an option that is wrong, or a precision that the provider cannot make.
+        AgentError: kind ``runtime``: an option is invalid, or the provider does not support the precision.
     """
-    chosen(options, "cpu_nodes", (True, False))
-    precision = chosen(options, "precision", PRECISIONS)
+    option_value(options, "cpu_nodes", (True, False))
+    precision = option_value(options, "precision", PRECISIONS)
     cuda = (PROVIDERS["cuda"], {"device_id": "0", "use_tf32": "0"})
-    if asked(options) == PROVIDERS["cuda"]:
+    if provider_of(options) == PROVIDERS["cuda"]:
         if precision != "fp32":
             raise AgentError(
                 "runtime",
-                f"the CUDA provider runs a file as it is written and cannot make it {precision}: "
-                "set provider: tensorrt, or give a file of that precision",
+                f"the CUDA provider runs a file as written and cannot convert it to {precision}: "
+                "set provider: tensorrt, or use a file of that precision",
             )
         return [cuda]
     half = "1" if precision == "fp16" else "0"
     return [(PROVIDERS["tensorrt"], {"device_id": "0", "trt_fp16_enable": half}), cuda]
 
 
-def present(provider: str, available: list[str], version: str) -> None:
-    """Hold the provider against those that the installed ONNX Runtime was built with.
+def check_available(provider: str, available: list[str], version: str) -> None:
+    """Check that the installed ONNX Runtime was built with the provider.
 
     Raises:
-        AgentError: kind ``runtime``, when it is not among them.
+        AgentError: kind ``runtime``: it was not.
     """
     if provider not in available:
         raise AgentError(
             "runtime",
             f"onnxruntime {version} has no {provider}; it has: {', '.join(available) or 'none'}; "
-            "install onnxruntime-gpu, and no onnxruntime beside it",
+            "install onnxruntime-gpu, and uninstall onnxruntime",
         )
 
 
-def in_use(provider: str, used: list[str]) -> None:
-    """Refuse a session that was quietly made for another provider.
+def check_active(provider: str, active: list[str]) -> None:
+    """Check that a session uses the provider: ONNX Runtime falls back to another one without an error.
 
     Raises:
-        AgentError: kind ``runtime``, when the provider that was asked for is not in use.
+        AgentError: kind ``runtime``: it does not.
     """
-    if provider not in used:
+    if provider not in active:
         raise AgentError(
             "runtime",
-            f"{provider} could not be started and ONNX Runtime fell back to {', '.join(used) or 'none'}: "
-            "its CUDA, cuDNN or TensorRT libraries are missing or do not fit the driver",
+            f"{provider} could not be started and ONNX Runtime fell back to {', '.join(active) or 'none'}: "
+            "its CUDA, cuDNN or TensorRT libraries are missing or incompatible with the driver",
         )
 
 

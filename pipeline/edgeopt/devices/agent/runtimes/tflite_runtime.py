@@ -1,4 +1,4 @@
-"""The small ``tflite-runtime`` of older devices (2.14 and before, numpy 1)."""
+"""The interpreter-only package ``tflite-runtime`` of older devices (up to 2.14, numpy 1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """TensorFlow Lite Micro (``tflite-micro``): the kernels and the memory planner of microcontrollers.
 
-Its reference kernels answer as on a microcontroller, and it records what it would need of the arena there.
+Its reference kernels give the same outputs as on a microcontroller, and its recording allocator reports the
+arena size required there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import Layer, ModelSession, Spec
 
 ARENA = 64 << 20
-"""Room for the arena, in bytes; pages that the model does not need are never touched."""
+"""Bytes reserved for the arena; pages that the model does not use are never allocated."""
 PER_MODEL_BYTE = 10
 ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 SOURCE = re.compile(r"^\S+\.cc(:\d+)?\s+")
@@ -27,7 +28,7 @@ NAMES = {"total": "arena_bytes", "head": "arena_head_bytes", "tail": "arena_tail
 
 
 class Session(ModelSession):
-    """A ``.tflite`` file in TFLM's recording interpreter; only its ``invoke`` is timed."""
+    """A ``.tflite`` file in TFLM's recording interpreter; only ``invoke`` is timed."""
 
     requires = ("tflite-micro",)
 
@@ -39,14 +40,16 @@ class Session(ModelSession):
         from tflite_micro.python.tflite_micro import runtime
 
         content = path.read_bytes()
-        names, results = _names(content)
+        input_names, output_names = _names(content)
         arena = max(ARENA, PER_MODEL_BYTE * len(content))
         self.content, self.arena = content, arena
         self.preserving: Any = None
-        self.model = _told(lambda: runtime.Interpreter.from_bytes(content, arena_size=arena))
-        self.inputs = [_spec(name, self.model.get_input_details(index)) for index, name in enumerate(names)]
+        self.model = _with_reason(lambda: runtime.Interpreter.from_bytes(content, arena_size=arena))
+        self.inputs = [
+            _spec(name, self.model.get_input_details(index)) for index, name in enumerate(input_names)
+        ]
         self.outputs = [
-            _spec(name, self.model.get_output_details(index)) for index, name in enumerate(results)
+            _spec(name, self.model.get_output_details(index)) for index, name in enumerate(output_names)
         ]
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
@@ -56,26 +59,26 @@ class Session(ModelSession):
         try:
             self.model.invoke()
         except RuntimeError:
-            _told(self.model.invoke)
+            _with_reason(self.model.invoke)
             raise
         seconds = time.perf_counter() - start
         assert self.outputs is not None
         return [np.array(self.model.get_output(index)) for index in range(len(self.outputs))], seconds
 
     def measurements(self) -> dict[str, Measured]:
-        """Bytes of the arena as TFLM records them: tensors (head), and what lives as long as the model."""
-        found = ALLOCATION.findall(_printed(self.model.print_allocations))
-        return {NAMES[part]: {"value": int(count), "unit": "bytes"} for part, count in found}
+        """Arena size recorded by TFLM: total, head (non-persistent tensors) and tail (persistent data)."""
+        allocations = ALLOCATION.findall(_captured_stderr(self.model.print_allocations))
+        return {NAMES[part]: {"value": int(count), "unit": "bytes"} for part, count in allocations}
 
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
-        """Every operator's outputs, from a second interpreter whose arena keeps them all."""
+        """Every operator's outputs, from a second interpreter that preserves all tensors."""
         from tflite_micro.python.tflite_micro import runtime
         from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
         if self.preserving is None:
-            keeping = runtime.InterpreterConfig.kPreserveAllTensors
+            config = runtime.InterpreterConfig.kPreserveAllTensors
             self.preserving = runtime.Interpreter.from_bytes(
-                self.content, arena_size=self.arena, intrepreter_config=keeping
+                self.content, arena_size=self.arena, intrepreter_config=config
             )
         for index, array in enumerate(arrays):
             self.preserving.set_input(array, index)
@@ -85,7 +88,7 @@ class Session(ModelSession):
         kinds = {
             number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)
         }
-        found = []
+        layers = []
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
             code = model.OperatorCodes(operator.OpcodeIndex())
@@ -93,16 +96,16 @@ class Session(ModelSession):
             for tensor in map(int, operator.OutputsAsNumpy()):
                 name = str((graph.Tensors(tensor).Name() or b"").decode("utf-8", "replace"))
                 values = np.array(self.preserving.GetTensor(tensor, 0)["tensor_data"])
-                found.append(Layer(name, kind, None, values))
-        return found
+                layers.append(Layer(name, kind, None, values))
+        return layers
 
 
 def _names(content: bytes) -> tuple[list[str], list[str]]:
-    """Names of the inputs and of the outputs; the interpreter itself does not tell how many there are."""
+    """Names of the inputs and outputs; the interpreter does not report their number."""
     from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
     if content[4:8] != b"TFL3":
-        raise AgentError("model", "this is not a TFLite model: the identifier TFL3 is missing")
+        raise AgentError("model", "not a TFLite model: the file identifier TFL3 is missing")
     graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
 
     def name(tensor: int) -> str:
@@ -126,30 +129,30 @@ def _spec(name: str, detail: dict[str, Any]) -> Spec:
     )
 
 
-def _told(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, or its failure with TFLM's reason.
+def _with_reason(call: Callable[[], Any]) -> Any:
+    """Return the result of ``call``; add TFLM's reason to its error.
 
-    The reason goes to the standard error of the process alone. Nothing is redirected the first time, so that
-    the last words of an interpreter that aborts reach whoever reads there; a failure is made once more.
+    TFLM writes the reason only to stderr. The first call is not redirected, so that the message of an
+    interpreter that aborts the process is not lost; a failed call is repeated to capture the reason.
     """
     try:
         return call()
     except RuntimeError as error:
         reasons: list[str] = []
 
-        def again() -> None:
+        def repeat() -> None:
             try:
                 call()
             except RuntimeError as second:
                 reasons.append(str(second))
 
-        lines = [line.strip().rstrip(".") for line in _printed(again).splitlines() if line.strip()]
+        lines = [line.strip().rstrip(".") for line in _captured_stderr(repeat).splitlines() if line.strip()]
         text = "; ".join(SOURCE.sub("", line) for line in lines[-2:])
         raise AgentError("model", f"TFLM cannot run it: {text or error}") from error
 
 
-def _printed(call: Callable[[], Any]) -> str:
-    """What native code writes to standard error during ``call``."""
+def _captured_stderr(call: Callable[[], Any]) -> str:
+    """The text that native code writes to stderr during ``call``."""
     before = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)

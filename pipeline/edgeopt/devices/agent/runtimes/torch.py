@@ -1,4 +1,4 @@
-"""PyTorch itself: a module made by its own code with stored weights, or an exported program."""
+"""PyTorch: an eager module, built by its own code and loaded with stored weights, or an exported program."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ EAGER_BATCH = 32
 class Session(ModelSession):
     """A folder (``model.json`` + ``weights.safetensors``), or a ``.pt2`` exported program.
 
-    Option ``trust``: load an exported program although it holds pickled objects, which can run
-    any code.
+    Option ``trust``: also load an exported program that contains pickled objects, which can run any code.
     """
 
     requires = ("torch",)
@@ -27,7 +26,7 @@ class Session(ModelSession):
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
         if not options.get("trust", False):
-            # Reading an exported program unpickles tensors with all protection off otherwise.
+            # Otherwise torch.export.load unpickles tensors without the weights_only restriction.
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         limit_threads(threads)
         importlib.import_module("safetensors.torch" if path.is_dir() else "torch.export")

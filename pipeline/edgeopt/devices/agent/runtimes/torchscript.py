@@ -1,4 +1,4 @@
-"""TorchScript: files of the lite interpreter (``.ptl``), and full archives as well."""
+"""TorchScript: files for the lite interpreter (``.ptl``), and full archives."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
 
 
 class Session(ModelSession):
-    """A TorchScript file. The file does not tell the shapes it takes, so it is run sample by sample.
+    """A TorchScript file, run with batch size 1: the file does not declare its input shapes.
 
-    Option ``engine``: the quantized engine that packs the weights; ``qnnpack`` as on ARM. ``trust``
-    is taken, as from every source model, and changes nothing: such a file cannot hold Python code.
+    Option ``engine``: the quantized engine, which packs the weights; default ``qnnpack``, as on ARM.
+    ``trust``: accepted, as for every source model, but ignored: the file cannot contain Python code.
     """
 
     requires = ("torch",)
@@ -29,7 +29,7 @@ class Session(ModelSession):
         import torch
         import torch.jit.mobile
 
-        # Packed weights are built while loading, so the engine has to be chosen before.
+        # Weights are packed for the engine while the model is loaded: it must be set before.
         torch.backends.quantized.engine = options.get("engine", "qnnpack")
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:

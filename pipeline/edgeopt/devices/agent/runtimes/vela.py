@@ -1,6 +1,6 @@
-"""Arm's Vela (``ethos-u-vela``): compiles a model for an Ethos-U NPU and estimates what it will cost there.
+"""Arm's Vela (``ethos-u-vela``): compiles a model for an Ethos-U NPU and estimates its performance there.
 
-Nothing is executed. Figures come from the summary and the per-layer table that Vela writes.
+Nothing is executed. The estimates are read from Vela's summary and per-layer CSV files.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ COLUMNS = (
     "MAC Count",
     "Name",
 )
-WORDS = ("operator", "npu_operator", "target", "cycles", "sram_cycles", "dram_cycles", "macs", "name")
+KEYS = ("operator", "npu_operator", "target", "cycles", "sram_cycles", "dram_cycles", "macs", "name")
 
 
 class Session(ModelSession):
-    """A ``.tflite`` file as Vela compiles it. Options are Vela's own, ``accelerator`` is required."""
+    """A ``.tflite`` file, compiled by Vela. Options are those of Vela; ``accelerator`` is required."""
 
     requires = ("ethos-u-vela",)
     known_options = tuple(FLAGS)
@@ -49,7 +49,7 @@ class Session(ModelSession):
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         if "accelerator" not in options:
-            raise AgentError("runtime", "vela needs the option 'accelerator', such as ethos-u55-128")
+            raise AgentError("runtime", "vela requires the option 'accelerator', such as ethos-u55-128")
         self.graph = _graph(path)
         self.inputs = [self._spec(self.graph.Inputs(index)) for index in range(self.graph.InputsLength())]
         self.outputs = [self._spec(self.graph.Outputs(index)) for index in range(self.graph.OutputsLength())]
@@ -68,47 +68,47 @@ class Session(ModelSession):
             check=False,
         )
         if done.returncode != 0:
-            raise AgentError("model", f"Vela cannot compile it: {_last_line(done.stdout)}")
+            raise AgentError("model", f"Vela cannot compile the model: {_last_line(done.stdout)}")
         self.stem = path.stem
         self.summary = self._summary()
         self.rows = self._rows()
-        self.share = self._share(done.stdout)
+        self.npu_share = self._npu_share(done.stdout)
 
     def measurements(self) -> dict[str, Measured]:
-        """Cycles and memory by Vela's model of the NPU; bytes are those of its memory areas."""
-        figures = self.summary
-        flash = _number(figures, "on_chip_flash_memory_used") + _number(figures, "off_chip_flash_memory_used")
-        found = {
-            "npu_cycles": (_number(figures, "cycles_total"), ""),
-            "estimated_latency_ms": (_number(figures, "inference_time") * 1e3, "ms"),
-            "sram_bytes": (_number(figures, "sram_memory_used") * KIB, "bytes"),
+        """Cycles, latency and memory usage per memory area, estimated by Vela's performance model."""
+        summary = self.summary
+        flash = _number(summary, "on_chip_flash_memory_used") + _number(summary, "off_chip_flash_memory_used")
+        values = {
+            "npu_cycles": (_number(summary, "cycles_total"), ""),
+            "estimated_latency_ms": (_number(summary, "inference_time") * 1e3, "ms"),
+            "sram_bytes": (_number(summary, "sram_memory_used") * KIB, "bytes"),
             "flash_bytes": (flash * KIB, "bytes"),
-            "npu_share": (self.share, ""),
+            "npu_share": (self.npu_share, ""),
         }
-        dram = _number(figures, "dram_memory_used")
+        dram = _number(summary, "dram_memory_used")
         if dram:
-            found["dram_bytes"] = (dram * KIB, "bytes")
-        return {name: {"value": value, "unit": unit} for name, (value, unit) in found.items()}
+            values["dram_bytes"] = (dram * KIB, "bytes")
+        return {name: {"value": value, "unit": unit} for name, (value, unit) in values.items()}
 
     def compiled(self) -> Path | None:
         return self.folder / f"{self.stem}_vela.tflite"
 
     def details(self) -> list[dict[str, Any]]:
-        """One row per operator that Vela made, in the order of execution."""
+        """One row per operator of the compiled model, in execution order."""
         return self.rows
 
     def notes(self) -> list[str]:
-        """What must stand beside the figures."""
-        figures = self.summary
-        found = [
-            f"estimate by ethos-u-vela {self.version()}, nothing was executed: {figures['system_config']}, "
-            f"{figures['memory_mode']}, {_number(figures, 'core_clock') / 1e6:g} MHz"
+        """Caveats of the measurements."""
+        summary = self.summary
+        notes = [
+            f"estimate by ethos-u-vela {self.version()}, nothing was executed: {summary['system_config']}, "
+            f"{summary['memory_mode']}, {_number(summary, 'core_clock') / 1e6:g} MHz"
         ]
-        left = [row["operator"] for row in self.rows if row["target"] == "CPU"]
-        if left:
-            kinds = ", ".join(dict.fromkeys(left))
-            found.append(f"{len(left)} operators are left to the processor beside the NPU: {kinds}")
-        return found
+        on_cpu = [row["operator"] for row in self.rows if row["target"] == "CPU"]
+        if on_cpu:
+            kinds = ", ".join(dict.fromkeys(on_cpu))
+            notes.append(f"{len(on_cpu)} operators fall back to the CPU: {kinds}")
+        return notes
 
     def _spec(self, index: int) -> Spec:
         from ethosu.vela.tflite.TensorType import TensorType
@@ -128,12 +128,12 @@ class Session(ModelSession):
     def _summary(self) -> dict[str, str]:
         files = sorted(self.folder.glob(f"{self.stem}_summary_*.csv"))
         if not files:
-            raise AgentError("model", "Vela wrote no summary: this is not a version that is known here")
+            raise AgentError("model", "Vela wrote no summary: this version of ethos-u-vela is not supported")
         with files[0].open(newline="", encoding="utf-8") as file:
             return dict(next(csv.DictReader(file)))
 
     def _rows(self) -> list[dict[str, Any]]:
-        """The per-layer table. Names come last and are not quoted, whatever they hold."""
+        """The per-layer table. The last column, the name, is not quoted and may contain commas."""
         path = self.folder / f"{self.stem}_per-layer.csv"
         if not path.exists():
             return []
@@ -143,48 +143,48 @@ class Session(ModelSession):
         for line in lines:
             values = dict(zip(titles, line.split(",", len(titles) - 1)))
             row: dict[str, Any] = {}
-            for title, word in zip(COLUMNS, WORDS):
+            for title, key in zip(COLUMNS, KEYS):
                 value = values.get(title, "")
-                row[word] = int(value) if value.isdigit() and word != "name" else value
+                row[key] = int(value) if value.isdigit() and key != "name" else value
             rows.append(row)
         return rows
 
-    def _share(self, text: str) -> float:
-        """Share of the model's own operators that the NPU carries out.
+    def _npu_share(self, text: str) -> float:
+        """Fraction of the model's operators that run on the NPU.
 
-        Vela's count is of what it makes of them: a softmax alone becomes 26, which hides what is left out.
+        Vela counts compiled operators instead: a softmax alone becomes 26 of them, which hides the fallbacks.
 
         Raises:
-            AgentError: nothing runs on the NPU. Vela calls that a success.
+            AgentError: kind ``model``: no operator runs on the NPU, which Vela does not treat as an error.
         """
         counts = {kind: int(count) for kind, count in OPERATORS.findall(text)}
         total = int(self.graph.OperatorsLength())
-        left = counts.get("CPU", 0)
+        on_cpu = counts.get("CPU", 0)
         if not counts.get("NPU", 0) or not _number(self.summary, "cycles_total"):
             reasons = dict.fromkeys(f"{kind}: {reason.strip()}" for kind, reason in REASON.findall(text))
-            why = next(iter(reasons), "no operator is one that it supports")
+            why = next(iter(reasons), "it supports none of them")
             floats = "Float" in why
             raise AgentError(
                 "model",
-                f"none of its {total} operators can run on the NPU, all would run on the processor beside it "
-                f"({'float operators' if floats else 'operators it does not have'}; {why}): "
-                "give an int8 file with int8 activations (quantize: int8)",
+                f"none of its {total} operators can run on the NPU, all would fall back to the CPU "
+                f"({'float operators' if floats else 'unsupported operators'}; {why}): "
+                "use a file with int8 weights and activations (quantize: int8)",
             )
-        return max(0.0, 1 - left / total) if total else 0.0
+        return max(0.0, 1 - on_cpu / total) if total else 0.0
 
 
 def _graph(path: Path) -> Any:
-    """The main graph of a ``.tflite`` file, by the reader that comes with Vela."""
+    """The main graph of a ``.tflite`` file, parsed with Vela's FlatBuffers classes."""
     from ethosu.vela.tflite.Model import Model
 
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
-        raise AgentError("model", "this is not a TFLite model: the identifier TFL3 is missing")
+        raise AgentError("model", "not a TFLite model: the file identifier TFL3 is missing")
     return Model.GetRootAs(content, 0).Subgraphs(0)
 
 
-def _number(figures: dict[str, str], name: str) -> float:
-    value = float(figures.get(name) or 0)
+def _number(summary: dict[str, str], name: str) -> float:
+    value = float(summary.get(name) or 0)
     return value if math.isfinite(value) else 0.0
 
 

@@ -67,6 +67,7 @@ def save(
         arrays: dict[str, Any] = {name: dense[name] for name in sorted(dense)}
         np.savez(stored, **arrays)
         entries[DENSE] = stored.getvalue()
+    # Sorted members with a constant time: equal models must give equal bytes.
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, data in entries.items():

@@ -60,7 +60,7 @@ def allowed_by_trust(path: Path, config: Any, trust: bool) -> Iterator[str]:
                 )
             yield f"Lambda layer {_label(value)} runs code from the file; model.trust allows it"
         elif is_custom(value):
-            fix = "export the model with its graph: model.export('folder'), and give that folder"
+            fix = "export the model with its graph, model.export('folder'), and use that folder"
             if not value.get("module"):
                 # Registered in a script: it cannot be imported, so trusting the file does not help.
                 raise UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 from edgeopt.errors import MissingPackageError
 
 SECONDS = 20
+"""Time limit for reading a file; hostile files can keep the library in a loop."""
 
 
 def ask(path: Path, program: str, *arguments: str) -> Any:

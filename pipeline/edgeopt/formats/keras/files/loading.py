@@ -234,6 +234,7 @@ def _signature(model: Model) -> Program:
             f"{model.path.name} has no signature to call",
             fix="save it with tf.saved_model.save(model, path, signatures=...)",
         )
+    # `serving_default` is the convention of TensorFlow Serving; otherwise any, but always the same one.
     serving = signatures.get("serving_default") or signatures[sorted(signatures)[0]]
     arguments = serving.structured_input_signature[1]
     names = _order(list(arguments), model)
@@ -254,10 +255,11 @@ def _order(names: list[str], model: Model) -> list[str]:
     return declared if sorted(declared) == sorted(names) else sorted(names)
 
 
-def _fixed(model: Model, names: list[str], found: list[tuple[Any, str]]) -> tuple[TensorSpec, ...]:
+def _fixed(model: Model, names: list[str], tensors: list[tuple[Any, str]]) -> tuple[TensorSpec, ...]:
+    """Input specs of batch 1; open dimensions of ``tensors`` take their size from ``model.inputs``."""
     declared_specs = model.inputs if len(model.inputs) == len(names) else (None,) * len(names)
     specs = []
-    for name, (shape, dtype), declared in zip(_unique(names), found, declared_specs, strict=True):
+    for name, (shape, dtype), declared in zip(_unique(names), tensors, declared_specs, strict=True):
         sizes: list[int | None] = [1, *list(shape)[1:]]
         if declared is not None and len(declared.shape) == len(sizes):
             pairs = zip(sizes[1:], declared.shape[1:], strict=True)
@@ -266,7 +268,7 @@ def _fixed(model: Model, names: list[str], found: list[tuple[Any, str]]) -> tupl
             text = ", ".join("?" if size is None else str(size) for size in sizes)
             raise StageError(
                 f"input {name!r} of {model.path.name} has open dimensions: [{text}]",
-                fix="give the full input shape in the recipe, such as inputs: [{shape: [1, 96, 96, 3]}]",
+                fix="set the full input shape in the recipe, such as inputs: [{shape: [1, 96, 96, 3]}]",
             )
         layout = (declared.layout if declared is not None else None) or "NHWC"
         specs.append(
@@ -276,12 +278,13 @@ def _fixed(model: Model, names: list[str], found: list[tuple[Any, str]]) -> tupl
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
+    """Unique names that are identifiers, as TensorFlow signatures require."""
+    counts: dict[str, int] = {}
     result = []
     for name in names:
         clean = re.sub(r"\W", "_", name)
-        seen[clean] = seen.get(clean, 0) + 1
-        result.append(clean if seen[clean] == 1 else f"{clean}_{seen[clean]}")
+        counts[clean] = counts.get(clean, 0) + 1
+        result.append(clean if counts[clean] == 1 else f"{clean}_{counts[clean]}")
     return tuple(result)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.keras.files import config as keras_config
-from edgeopt.formats.specs import UNTOLD, tensor
+from edgeopt.formats.specs import UNDECLARED, tensor
 from edgeopt.formats.wire import bounded
 from edgeopt.formats.wire.protobuf import mapped, messages, number, text
 from edgeopt.model import Model, TensorSpec
@@ -44,10 +44,10 @@ def read(path: Path, trust: bool) -> Source:
     """
     file = path / "saved_model.pb"
     if not file.is_file():
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        members = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
         raise UsageError(
-            f"{path} is not a SavedModel folder: saved_model.pb not found (it contains {found})",
-            fix="give the folder that contains saved_model.pb, or a model file",
+            f"{path} is not a SavedModel folder: saved_model.pb not found (it contains {members})",
+            fix="use the folder that contains saved_model.pb, or a model file",
         )
     _stays_inside(path)
     with mapped(file) as data:
@@ -60,12 +60,14 @@ def read(path: Path, trust: bool) -> Source:
     if config:
         objects = list(keras_config.objects(config))
         if not trust and any(map(keras_config.is_lambda, objects)):
-            note = f"it has a Lambda layer: {FROM_GRAPH} (model.trust: true rebuilds it as a Keras model)"
+            note = (
+                f"the model has a Lambda layer: {FROM_GRAPH} (model.trust: true rebuilds it as a Keras model)"
+            )
         elif any(map(keras_config.is_custom, objects)):
-            note = f"it has custom layers: {FROM_GRAPH}"
+            note = f"the model has custom layers: {FROM_GRAPH}"
         else:
             inputs, outputs = keras_config.inputs(config) or inputs, ()
-    notes = (*([note] if note else []), *([] if inputs else [UNTOLD]))
+    notes = (*([note] if note else []), *([] if inputs else [UNDECLARED]))
     model = Model(format="saved_model" if note else "tf_keras", path=path, inputs=inputs, outputs=outputs)
     layers = keras_config.layers(config) if config and not note else {}
     return Source(model=model, framework="keras", notes=notes, layers=layers)

@@ -7,7 +7,7 @@ from typing import Any
 from edgeopt.errors import UsageError
 from edgeopt.formats.keras.files import config as keras_config
 from edgeopt.formats.keras.files import hdf5
-from edgeopt.formats.specs import UNTOLD
+from edgeopt.formats.specs import UNDECLARED
 from edgeopt.formats.wire import bounded
 from edgeopt.model import Model
 from edgeopt.plugin.contents import Source
@@ -75,7 +75,7 @@ def _source(path: Path, config: Any, version: str, trust: bool) -> Source:
     notes = list(keras_config.allowed_by_trust(path, config, trust))
     inputs = keras_config.inputs(config)
     if not inputs:
-        notes.append(UNTOLD)
+        notes.append(UNDECLARED)
     keras_2 = not version.startswith("3")
     if keras_2:
         notes.append(f"saved by Keras {version}: loaded with tf_keras")

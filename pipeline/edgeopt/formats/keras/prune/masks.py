@@ -17,7 +17,7 @@ from edgeopt.formats.keras.prune.sparsity import smallest_zeroed
 Values: TypeAlias = NDArray[np.float32]
 
 
-class Keeping:
+class Constraints:
     """Enforces a record of constraints on ``weights``, TensorFlow variables by name.
 
     Where ``dense`` has the weights from before pruning, training starts from these and prunes gradually: the
@@ -31,7 +31,7 @@ class Keeping:
         import tensorflow as tf
 
         self._shares = {name: share for name, share in kept.sparse.items() if name in dense}
-        self._settled_at = (epochs + 1) // 2 if self._shares else 0
+        self._final_epoch = (epochs + 1) // 2 if self._shares else 0
         self._weights = dict(weights)
         self._masks: dict[str, Any] = {}
         self._members: dict[str, NDArray[np.int32]] = {}
@@ -50,16 +50,16 @@ class Keeping:
 
     def begin(self, epoch: int) -> bool:
         """Apply the sparsity scheduled for this epoch; whether the final sparsity is reached."""
-        if 0 < epoch <= self._settled_at:
-            progress = epoch / self._settled_at
+        if 0 < epoch <= self._final_epoch:
+            progress = epoch / self._final_epoch
             for name, share in self._shares.items():
                 values = np.asarray(self._weights[name])
                 thinned = smallest_zeroed(values, share * (1 - (1 - progress) ** 3))
                 self._weights[name].assign(thinned)
                 self._masks[name].assign((thinned != 0).astype(np.float32))
-        return epoch >= self._settled_at
+        return epoch >= self._final_epoch
 
-    def guide(self, variable: Any, gradient: Any) -> Any:
+    def project(self, variable: Any, gradient: Any) -> Any:
         """The gradient of a weight, projected onto its constraints."""
         import tensorflow as tf
 
@@ -71,7 +71,7 @@ class Keeping:
             gradient = tf.reshape(tf.gather(means, member), gradient.shape)
         return gradient * self._masks[name] if name in self._masks else gradient
 
-    def hold(self, variable: Any) -> None:
+    def restore_zeros(self, variable: Any) -> None:
         """Restore the zeros after a step: momentum from before a weight was pruned still moves it."""
         name = self._names.get(id(variable), "")
         if name in self._masks:

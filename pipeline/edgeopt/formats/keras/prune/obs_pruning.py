@@ -1,4 +1,4 @@
-"""Optimal-brain-surgeon pruning: remove channels with the least effect, compensate in the layers reading them.
+"""Optimal-brain-surgeon pruning: remove the least important channels, compensate in their readers.
 
 The outputs of a layer that reads channels are a linear function of its inputs. The second moments of these
 inputs over sample data determine, for every channel, the smallest possible change of the outputs when the
@@ -44,9 +44,9 @@ class Reader(NamedTuple):
 
 
 def readers(
-    network: Any, channels: Channels, wanted: Sequence[Bundle], batches: Iterable[Batch], name: str
+    network: Any, channels: Channels, bundles: Sequence[Bundle], batches: Iterable[Batch], name: str
 ) -> list[Reader]:
-    """Run the data through the model and accumulate the input moments of every layer that reads ``wanted``.
+    """Run the data through the model and accumulate the input moments of every layer that reads ``bundles``.
 
     Skips layers that are called more than once and layers of nested models.
     """
@@ -54,7 +54,7 @@ def readers(
 
     graph = graph_of(network, name)
     uses = [call.path for call in graph.calls]
-    roots = {root for bundle in wanted for root in bundle.channels.tolist()}
+    roots = {root for bundle in bundles for root in bundle.channels.tolist()}
     # A layer called several times would need the moments of all its calls together. The tensors of a nested
     # model are not connected to the inputs of the outer one, so `keras.Model` below cannot compute them.
     # Grouped convolutions read a slice of the channels per output, which one moment matrix does not express.
@@ -83,19 +83,21 @@ def readers(
     ]
 
 
-def missed(bundle: Bundle, found: Sequence[Reader]) -> NDArray[np.float64] | None:
+def removal_order(bundle: Bundle, measured: Sequence[Reader]) -> NDArray[np.float64] | None:
     """The position of each channel in the order of removal; None if no reader of the bundle was measured."""
-    measured = _reading(bundle, found)
-    if not measured:
+    readers_of_bundle = _reading(bundle, measured)
+    if not readers_of_bundle:
         return None
     # The last channel need not be removed to be known as the most important one.
-    order = [root for root, _ in _removal(measured, bundle.channels.tolist(), len(bundle.channels) - 1)]
+    order = [
+        root for root, _ in _removal(readers_of_bundle, bundle.channels.tolist(), len(bundle.channels) - 1)
+    ]
     return np.array([order.index(root) if root in order else len(order) for root in bundle.channels], float)
 
 
-def make_up(found: Sequence[Reader], removed: NDArray[np.int64]) -> None:
+def compensate(measured: Sequence[Reader], removed: NDArray[np.int64]) -> None:
     """Adjust the weights of every reader, in place, to compensate for the removed channels."""
-    for reader in found:
+    for reader in measured:
         gone = [root for root in removed.tolist() if root in reader.roots]
         weights = reader.weights
         # Each layer separately: the order of elimination does not change its final weights, which solve the
@@ -109,9 +111,10 @@ def make_up(found: Sequence[Reader], removed: NDArray[np.int64]) -> None:
                 reader.call.layer.bias.assign(weights[-1])
 
 
-def _reading(bundle: Bundle, found: Sequence[Reader]) -> list[Reader]:
+def _reading(bundle: Bundle, measured: Sequence[Reader]) -> list[Reader]:
+    """The measured readers of a bundle; all its channels have the same readers."""
     first = bundle.channels[0]
-    return [reader for reader in found if first in reader.roots]
+    return [reader for reader in measured if first in reader.roots]
 
 
 def _removal(

@@ -82,13 +82,13 @@ def layers_by_path(network: Any, prefix: str = "") -> dict[str, Any]:
     """Every layer that is not itself a model, by its path as in ``graph_of``."""
     from edgeopt.formats.keras.graph.layers import is_model
 
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for layer in network.layers:
         if is_model(layer):
-            found |= layers_by_path(layer, f"{prefix}{layer.name}/")
+            layers |= layers_by_path(layer, f"{prefix}{layer.name}/")
         else:
-            found[prefix + str(layer.name)] = layer
-    return found
+            layers[prefix + str(layer.name)] = layer
+    return layers
 
 
 def resized(config: Any, sizes: Mapping[str, tuple[str, int]], prefix: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""Selection of the channels to remove: a fixed number per bundle, least important first, rounded for runtimes."""
+"""Selection of channels to remove: a number per bundle, rounded for runtimes, the least important first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -38,7 +38,7 @@ def share_of(
     return next(iter(shares), default)
 
 
-def keeping(
+def remaining_channels(
     bundles: Sequence[Bundle],
     *,
     share: float,

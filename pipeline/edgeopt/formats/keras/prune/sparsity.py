@@ -62,14 +62,14 @@ def kernels(network: Any, name: str) -> list[Kernel]:
     return result
 
 
-def chosen(found: Sequence[Kernel], keep: Sequence[str]) -> list[Kernel]:
+def chosen(candidates: Sequence[Kernel], keep: Sequence[str]) -> list[Kernel]:
     """The kernels that no pattern of ``keep`` matches.
 
     Raises:
         StageError: a pattern matches no layer, or all layers are kept.
     """
-    kept = matching(keep, [kernel.path for kernel in found], "keep")
-    rest = [kernel for kernel in found if kernel.path not in kept]
+    kept = matching(keep, [kernel.path for kernel in candidates], "keep")
+    rest = [kernel for kernel in candidates if kernel.path not in kept]
     if not rest:
         raise StageError("'keep' matches every layer: nothing to do", fix="keep fewer layers")
     return rest
@@ -84,15 +84,15 @@ def smallest_zeroed(values: Weights, share: float) -> Weights:
     return flat.reshape(values.shape)
 
 
-def thin_out(found: Sequence[Kernel], share: float, layers: Mapping[str, float]) -> Kept:
+def prune_by_magnitude(selected: Sequence[Kernel], share: float, layers: Mapping[str, float]) -> Kept:
     """Set the smallest ``share`` of every kernel to zero, in place (Zhu & Gupta 2017, arXiv:1710.01878).
 
     Raises:
         StageError: a pattern matches no layer, or a layer would lose all its weights.
     """
-    patterns = matching(layers, [kernel.path for kernel in found], "layers")
+    patterns = matching(layers, [kernel.path for kernel in selected], "layers")
     sparse = {}
-    for kernel in found:
+    for kernel in selected:
         layer_share = layers[patterns[kernel.path]] if kernel.path in patterns else share
         before = kernel.values
         if round(layer_share * before.size) >= before.size:
@@ -106,7 +106,7 @@ def thin_out(found: Sequence[Kernel], share: float, layers: Mapping[str, float])
     return Kept(sparse=sparse)
 
 
-def thin_out_pattern(found: Sequence[Kernel], n: int, m: int) -> tuple[Kept, list[str]]:
+def prune_n_m(selected: Sequence[Kernel], n: int, m: int) -> tuple[Kept, list[str]]:
     """Keep the ``n`` largest of every ``m`` weights along the input channels, in place.
 
     N:M sparsity: Mishra et al. 2021 (arXiv:2104.08378). Layers whose number of input channels is not a
@@ -116,8 +116,9 @@ def thin_out_pattern(found: Sequence[Kernel], n: int, m: int) -> tuple[Kept, lis
         StageError: no layer supports the pattern.
     """
     sparse, dense = {}, []
-    for kernel in found:
+    for kernel in selected:
         values = kernel.values
+        # Sparse kernels of the runtimes have no partial block.
         if values.shape[kernel.axis] % m:
             dense.append(kernel.path)
             continue
@@ -134,6 +135,7 @@ def largest_of(values: Weights, axis: int, n: int, m: int) -> Weights:
     """The array with all but the ``n`` largest of every ``m`` values along ``axis`` set to zero."""
     moved = np.moveaxis(values, axis, -1)
     blocks = moved.reshape(*moved.shape[:-1], -1, m).copy()
+    # By rank: exactly m - n zeros per block, also for equal magnitudes.
     small = np.argsort(np.abs(blocks), axis=-1, kind="stable")[..., : m - n]
     np.put_along_axis(blocks, small, 0, axis=-1)
     return np.ascontiguousarray(np.moveaxis(blocks.reshape(moved.shape), -1, axis))

@@ -14,7 +14,7 @@ BINS = 256
 
 
 def share_values(
-    found: Sequence[Kernel], clusters: int, layers: Mapping[str, int], kept: Kept
+    kernels: Sequence[Kernel], clusters: int, layers: Mapping[str, int], kept: Kept
 ) -> tuple[Kept, float]:
     """Cluster every kernel to at most ``clusters`` values, in place (Han et al. 2016, arXiv:1510.00149).
 
@@ -26,10 +26,10 @@ def share_values(
     Raises:
         StageError: a pattern matches no layer.
     """
-    patterns = matching(layers, [kernel.path for kernel in found], "layers")
+    patterns = matching(layers, [kernel.path for kernel in kernels], "layers")
     clustered: dict[str, int] = {}
     lost = energy = 0.0
-    for kernel in found:
+    for kernel in kernels:
         before = kernel.values
         count = layers[patterns[kernel.path]] if kernel.path in patterns else clusters
         after = few_values(before, count, keep_zeros=kernel.name in kept.sparse)

@@ -1,8 +1,9 @@
-"""A Keras 3 model with the rounding of int8 built in, to train with, and the way back to float weights.
+"""Quantization-aware training of a Keras 3 model: fake quantization to int8, and back to float weights.
 
-tfmot 0.8.1 builds it (Jacob et al. 2018, arXiv:1712.05877), and works on tf_keras alone: the model is
-rebuilt there, and what was learned is copied back. It leaves batch normalization as it is; as scales per
-output channel commute with the per-channel scales of the weights, that rounds as the folded model does.
+Fake quantization comes from tfmot 0.8.1 (Jacob et al. 2018, arXiv:1712.05877), which supports tf_keras only:
+the model is rebuilt there, and the trained weights are copied back. Batch normalization is not folded; its
+scale per output channel commutes with the per-channel scale of the weights, so rounding equals that of the
+folded model.
 """
 
 import warnings
@@ -17,14 +18,17 @@ from edgeopt.formats.keras.files.loading import input_structure
 from edgeopt.formats.keras.graph.to_tf_keras import rebuild
 
 WHOLE = frozenset({"SeparableConv1D", "SeparableConv2D"})
-"""Layers that tfmot takes apart, so that their weights have no place to come back from."""
+"""Layers that tfmot splits, so that their weights cannot be copied back."""
 
 
 class FakeQuantized:
-    """``network``: what is trained. Its ranges are those that the float model has on ``samples``.
+    """``network`` is the model to train; its activation ranges are those of the float model on ``samples``.
 
-    tfmot starts with ranges of -6..6 and follows with a memory of 1,000 steps: weights would be trained
-    for ranges that are not theirs. Here they are measured again whenever ``measure`` is called.
+    tfmot starts with ranges of -6..6 and updates them by a moving average over about 1,000 steps, so a short
+    training would use wrong ranges. Here ``measure`` replaces them by measured ones.
+
+    Raises:
+        StageError: a layer cannot be trained with fake quantization; the message names it.
     """
 
     def __init__(self, source: Any, name: str, samples: Sequence[NDArray[np.float32]]) -> None:
@@ -34,46 +38,50 @@ class FakeQuantized:
         self._plain = rebuild(source, name)
         for path, layer in self._plain.layers.items():
             if type(layer).__name__ in WHOLE:
-                raise _unfit(path, layer, name, "tfmot takes it apart, and its weights would not come back")
+                raise _unsupported(path, layer, name, "tfmot splits it, so its weights cannot be copied back")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.network = quantize.quantize_model(self._plain.network)
         except (RuntimeError, ValueError) as error:
-            named = next(
+            # tfmot puts the layer's name and a colon into its message.
+            cause = next(
                 (p for p, layer in self._plain.layers.items() if f"{layer.name}:" in str(error)), None
             )
-            layer = self._plain.layers.get(named or "")
+            layer = self._plain.layers.get(cause or "")
             why = " ".join(str(error).split())[:300]
-            if named is None or layer is None:
+            if cause is None or layer is None:
                 raise StageError(
-                    f"tfmot cannot train {name} for int8: {why}", fix="train without quantization_aware"
+                    f"tfmot cannot add fake quantization to {name}: {why}",
+                    fix="train without quantization_aware",
                 ) from error
-            raise _unfit(named, layer, name, why) from error
+            raise _unsupported(cause, layer, name, why) from error
         self._wrapped = {_inside(layer).name: layer for layer in self.network.layers}
         self._pairs = list(self._matched(name))
 
     def measure(self) -> None:
-        """Set every range of activations to what the float model with these weights has on the samples."""
+        """Set all activation ranges to those of the float model with the current weights on the samples."""
         import tensorflow as tf
         import tf_keras
 
-        for ours, theirs, _ in self._pairs:
-            ours.assign(theirs)
+        for plain_weight, trained, _ in self._pairs:
+            plain_weight.assign(trained)
         plain = self._plain.network
         names = [layer.name for layer in plain.layers]
-        every = tf_keras.Model(plain.inputs, [layer.output for layer in plain.layers])
+        with_outputs = tf_keras.Model(plain.inputs, [layer.output for layer in plain.layers])
         values = [tf.convert_to_tensor(sample) for sample in self._samples]
-        found = every(tf.nest.pack_sequence_as(input_structure(plain), values), training=False)
+        outputs = with_outputs(tf.nest.pack_sequence_as(input_structure(plain), values), training=False)
         ranges = {
             name: (min(0.0, float(np.min(value))), max(0.0, float(np.max(value))))
-            for name, value in zip(names, tf.nest.flatten(found), strict=True)
+            for name, value in zip(names, tf.nest.flatten(outputs), strict=True)
         }
-        entry = ranges[plain.input_names[0]]
+        # Only the layer that quantizes the input has no counterpart in the float model.
+        input_range = ranges[plain.input_names[0]]
         for name, wrapper in self._wrapped.items():
-            low, high = ranges.get(name, entry)
+            low, high = ranges.get(name, input_range)
             for variable in wrapper.variables:
                 kind = _short(variable)
+                # Activation ranges are scalars; kernel ranges follow from the weights in every step.
                 if (
                     tuple(variable.shape) == ()
                     and kind.endswith(("_min", "_max"))
@@ -82,40 +90,43 @@ class FakeQuantized:
                     variable.assign(low if kind.endswith("_min") else high)
 
     def variable(self, path: str, index: int) -> Any:
-        """The variable that stands for a weight of the source model."""
-        wanted = self._plain.layers[path].weights[index]
-        return next(theirs for ours, theirs, _ in self._pairs if ours is wanted)
+        """The trained variable of weight ``index`` of the source model's layer ``path``."""
+        weight = self._plain.layers[path].weights[index]
+        return next(trained for plain_weight, trained, _ in self._pairs if plain_weight is weight)
 
-    def bring_back(self) -> None:
-        """Copy what was learned to the source model, statistics of batch normalization included."""
-        for _, theirs, source in self._pairs:
-            source.assign(np.asarray(theirs))
+    def copy_back(self) -> None:
+        """Copy the trained weights and the statistics of batch normalization to the source model."""
+        for _, trained, source in self._pairs:
+            source.assign(np.asarray(trained))
 
     def _matched(self, name: str) -> Iterator[tuple[Any, Any, Any]]:
-        """Every weight as it is in the rebuilt, the quantized and the source model."""
+        """The variables of every weight in the rebuilt, the quantized and the source model."""
         from edgeopt.formats.keras.prune.remove_channels import layers_by_path
 
         sources = layers_by_path(self._source)
         for path, layer in self._plain.layers.items():
             wrapper = self._wrapped.get(layer.name)
-            theirs = {} if wrapper is None else {_short(variable): variable for variable in wrapper.variables}
-            for ours, source in zip(layer.weights, getattr(sources[path], "weights", ()), strict=True):
-                if _short(ours) not in theirs:
-                    raise _unfit(path, layer, name, f"its weight {_short(ours)!r} is not found again")
-                yield ours, theirs[_short(ours)], source
+            variables = () if wrapper is None else wrapper.variables
+            trained = {_short(variable): variable for variable in variables}
+            for weight, source in zip(layer.weights, getattr(sources[path], "weights", ()), strict=True):
+                # By name: the wrapper has further variables for the ranges.
+                if _short(weight) not in trained:
+                    raise _unsupported(path, layer, name, f"tfmot drops its weight {_short(weight)!r}")
+                yield weight, trained[_short(weight)], source
 
 
 def _inside(layer: Any) -> Any:
+    """The layer inside a tfmot wrapper, or the layer itself."""
     return getattr(layer, "layer", layer)
 
 
 def _short(variable: Any) -> str:
-    """``kernel`` for ``conv/kernel:0``."""
+    """The last part of a variable's name: ``kernel`` for ``conv/kernel:0``."""
     return str(variable.name).rpartition("/")[2].partition(":")[0]
 
 
-def _unfit(path: str, layer: Any, name: str, why: str) -> StageError:
+def _unsupported(path: str, layer: Any, name: str, why: str) -> StageError:
     return StageError(
-        f"layer {path!r} ({type(layer).__name__}) of {name} cannot be trained for int8: {why}",
+        f"layer {path!r} ({type(layer).__name__}) of {name} cannot be trained with fake quantization: {why}",
         fix="train without quantization_aware, or replace the layer",
     )

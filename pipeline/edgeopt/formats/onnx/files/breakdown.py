@@ -1,4 +1,4 @@
-"""Where the bytes of an ONNX file go, by message, and the arithmetic of its layers."""
+"""Size breakdown of an ONNX file by protobuf message, and the MACs of its layers."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ _ROLES: dict[str, dict[int, str]] = {
     "BatchNormalization": dict.fromkeys((1, 2, 3, 4), "weights"),
     "PRelu": {1: "weights"},
 }
-"""What a constant is, by the operator and the input that take it; any other is a constant."""
+"""Role of an initializer, by the operator and the input index that read it; otherwise ``constants``."""
 _KERNEL = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
 _MATRIX = {"Gemm": (0, 1), "MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
 
@@ -48,32 +48,32 @@ class _Value(NamedTuple):
 
 
 def read(path: Path) -> SizeBreakdown:
-    """The breakdown of the file at ``path``.
+    """Break an ONNX file down by message.
 
     Raises:
-        StageError: it is no ONNX model.
+        StageError: the file is not an ONNX model.
         MissingPackageError: onnx is not installed.
     """
     try:
         import onnx
     except ImportError as error:
         raise MissingPackageError(
-            "reading an ONNX file needs onnx", fix="pip install 'edgeopt[onnx]'"
+            "reading an ONNX file requires onnx", fix="pip install 'edgeopt[onnx]'"
         ) from error
     model = load(path)
     size = path.stat().st_size
     notes = []
-    outside = [
+    external = [
         tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
     ]
-    if outside:
-        notes.append(f"{len(outside)} tensors lie in other files and are not part of these bytes")
+    if external:
+        notes.append(f"{len(external)} tensors are stored in other files and not included in the size")
     values = _values(model, notes)
     roles = _roles(model.graph)
     stored = {tensor.name: _payload(tensor) for tensor in model.graph.initializer}
     layers = tuple(_layer(node, values, roles, stored) for node in model.graph.node)
     if any(layer.macs is None for layer in layers):
-        notes.append("MACs are not told for layers with a free dimension")
+        notes.append("the MACs of layers with a free dimension are unknown")
     kinds = ("weights", "biases")
     return SizeBreakdown(
         file=path.name,
@@ -89,43 +89,46 @@ def read(path: Path) -> SizeBreakdown:
 
 
 def _roles(graph: Any) -> dict[str, str]:
-    """What each initializer is, following it through the operators that only change its form."""
+    """The role of each initializer, traced through operators that only change its layout or type."""
     constants = {tensor.name for tensor in graph.initializer}
     origin = {name: name for name in constants}
     roles: dict[str, str] = {}
     for node in graph.node:
         known = _ROLES.get(node.op_type, {})
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             source = origin.get(name)
             if source is None:
                 continue
             if (
                 node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "Cast", "Identity")
-                and place == 0
+                and index == 0
             ):
                 origin.update(dict.fromkeys(node.output, source))
+            # One use as weights is decisive: a shared initializer may also be read as a plain constant.
             elif roles.get(source) != "weights":
-                roles[source] = known.get(place, "constants")
+                roles[source] = known.get(index, "constants")
     return roles
 
 
 def _parts(model: Any, roles: dict[str, str], size: int) -> dict[str, int]:
+    """Bytes of each part of the file; the sum is exactly ``size``."""
     import onnx
 
     sums: dict[str, int] = defaultdict(int)
     seen: set[bytes] = set()
     for tensor in model.graph.initializer:
         payload = _payload(tensor)
-        bare = tensor.ByteSize() - payload
+        header = tensor.ByteSize() - payload
         dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower().replace("float", "float32")
         dtype = dtype.replace("float3216", "float16")
         part = f"{roles.get(tensor.name, 'unused')} {dtype}"
+        # Shorter payloads, such as scalars, are often equal without being redundant.
         if len(tensor.raw_data) >= 32:
             if tensor.raw_data in seen:
                 part = "duplicates"
             seen.add(tensor.raw_data)
         sums[part] += payload
-        sums["names and shapes of constants"] += bare
+        sums["names and shapes of constants"] += header
     sums["graph structure"] = sum(node.ByteSize() for node in model.graph.node)
     ends = (*model.graph.input, *model.graph.output)
     sums["inputs and outputs"] = sum(value.ByteSize() for value in ends)
@@ -141,12 +144,13 @@ def _parts(model: Any, roles: dict[str, str], size: int) -> dict[str, int]:
         len(text.encode()) for text in texts
     )
     sums["functions"] = sum(function.ByteSize() for function in model.functions)
+    # The rest: tags and lengths of the top-level fields.
     sums["framing"] = size - sum(sums.values())
-    return {part: held for part, held in sums.items() if held}
+    return {part: count for part, count in sums.items() if count}
 
 
 def _payload(tensor: Any) -> int:
-    """Bytes of a constant's values, without its name and shape."""
+    """Bytes of an initializer's values, without its name and shape."""
     import onnx
 
     bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type).ByteSize()
@@ -154,7 +158,7 @@ def _payload(tensor: Any) -> int:
 
 
 def _values(model: Any, notes: list[str]) -> dict[str, _Value]:
-    """Type and shape of every value, as far as they can be inferred."""
+    """Type and shape of every tensor, as far as shape inference determines them."""
     import onnx
 
     try:
@@ -169,14 +173,14 @@ def _values(model: Any, notes: list[str]) -> dict[str, _Value]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
-        # A free batch counts as one.
+        # A free batch dimension counts as 1.
         shape = (1, *shape[1:]) if shape and shape[0] is None else shape
         values.setdefault(value.name, _Value(_dtype(kind.elem_type), shape))
     return values
 
 
 def _weights(model: Any, roles: dict[str, str]) -> Iterator[NDArray[np.generic]]:
-    """The values of all weights in the file, as they are stored."""
+    """The stored values of all weights in the file."""
     import onnx
 
     for tensor in model.graph.initializer:
@@ -198,25 +202,25 @@ def _dtype(number: int) -> str:
 def _layer(node: Any, values: dict[str, _Value], roles: dict[str, str], stored: dict[str, int]) -> LayerSize:
     inputs = [values.get(name) for name in node.input]
     output = values.get(node.output[0]) if node.output else None
-    kept = [name for name in node.input if roles.get(name) in ("weights", "biases") and name in values]
+    parameters = [name for name in node.input if roles.get(name) in ("weights", "biases") and name in values]
     return LayerSize(
         name=node.name or (node.output[0] if node.output else ""),
         kind=node.op_type,
         types=tuple(value.dtype for value in (*inputs, output) if value is not None),
         shape=output.shape if output else (),
         macs=_macs(node.op_type, inputs, output),
-        parameters=sum(product(values[name].shape) or 0 for name in kept),
-        weight_bytes=sum(stored.get(name, 0) for name in kept),
+        parameters=sum(product(values[name].shape) or 0 for name in parameters),
+        weight_bytes=sum(stored.get(name, 0) for name in parameters),
     )
 
 
 def _macs(kind: str, inputs: list[_Value | None], output: _Value | None) -> int | None:
-    """Multiply-accumulates of convolutions and matrix products; 0 for all others."""
+    """MACs of a convolution or matrix product; 0 for other operators, None with a free dimension."""
     if kind not in _KERNEL and kind not in _MATRIX:
         return 0
     if kind in _KERNEL:
         kernel = inputs[_KERNEL[kind]] if _KERNEL[kind] < len(inputs) else None
-        # A transposed convolution uses each input value as often as a plain one makes each output.
+        # A convolution applies the kernel once per output position, a transposed one once per input position.
         counted = inputs[0] if kind == "ConvTranspose" else output
         if kernel is None or counted is None or not kernel.shape:
             return None
@@ -228,7 +232,7 @@ def _macs(kind: str, inputs: list[_Value | None], output: _Value | None) -> int 
         return None
     total = product(output.shape)
     if kind == "Gemm":
-        # Either operand may be stored transposed; what they have in common is the inner dimension.
+        # Either operand may be stored transposed: the inner dimension follows from the size of the second.
         rows, columns, kernel_size = first.shape, output.shape, product(second.shape)
         if kernel_size is None or total is None or not columns or not columns[-1] or not rows:
             return None

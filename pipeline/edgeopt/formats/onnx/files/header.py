@@ -1,4 +1,4 @@
-"""Inputs, outputs and operators of an ONNX file, read on the wire: the onnx package is not needed.
+"""Inputs, outputs and operators of an ONNX file, read from the wire format without the onnx package.
 
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -12,6 +12,7 @@ from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin.contents import Source
 
 FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
+"""Field numbers of ModelProto."""
 TYPES = {
     1: "float32",
     2: "uint8",
@@ -31,7 +32,8 @@ TYPES = {
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether it is a ModelProto: a plausible version, a graph, and no field that ONNX does not have."""
+    """Whether the file is a ModelProto: a plausible IR version, a graph, and known fields only."""
+    # Protobuf has no magic number, and many binary files parse as some message.
     version, graph = 0, False
     with mapped(path) as data:
         try:
@@ -58,10 +60,10 @@ def read(path: Path) -> Source:
 
 
 def _specs(graph: memoryview, field: int) -> tuple[TensorSpec, ...]:
-    found = []
+    specs = []
     for info in messages(graph, field):
         shape = tuple(number(dimension, 1) or None for dimension in messages(info, 2, 1, 2, 1))
         element = next((number(kind, 1) for kind in messages(info, 2, 1)), 0)
-        # Both layouts are common in ONNX files, so none is claimed.
-        found.append(tensor(text(info, 1), shape, TYPES.get(element, "unknown"), None))
-    return tuple(found)
+        # The layout is unknown: both NCHW and NHWC are common in ONNX files.
+        specs.append(tensor(text(info, 1), shape, TYPES.get(element, "unknown"), None))
+    return tuple(specs)

@@ -1,4 +1,4 @@
-"""An ONNX file as a whole: reading it, its inputs and outputs, its opset, and what tells of its making."""
+"""ONNX model files: loading, input and output specs, opset conversion, removal of metadata."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,14 +8,14 @@ from edgeopt.errors import StageError
 from edgeopt.model import Layout, TensorSpec
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that hold nearly all weights and arithmetic of a network."""
+"""Operators with nearly all weights and MACs of a network."""
 
 
 def load(path: Path) -> Any:
-    """The file as a ``ModelProto``.
+    """Load a file as a ``ModelProto``.
 
     Raises:
-        StageError: when the file is not an ONNX model.
+        StageError: the file is not an ONNX model.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -30,7 +30,8 @@ def load(path: Path) -> Any:
 
 
 def specs(model: Any, layout: Layout | None = None) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs in graph order; inputs of rank 4 are said to have ``layout``."""
+    """Specs of the inputs and outputs in graph order; ``layout`` applies to inputs of rank 4."""
+    # Before IR version 4, initializers had to be listed among the graph inputs.
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_spec(value, layout) for value in model.graph.input if value.name not in constants)
     return inputs, tuple(_spec(value, None) for value in model.graph.output)
@@ -46,25 +47,25 @@ def _spec(value: Any, layout: Layout | None) -> TensorSpec:
 
 
 def count(model: Any, kind: str) -> int:
-    """How many nodes of one operator type there are, such as ``Transpose``."""
+    """The number of nodes of an operator type, such as ``Transpose``."""
     return Counter(node.op_type for node in model.graph.node)[kind]
 
 
 def float_weighted(model: Any) -> list[str]:
-    """Convolutions and matrix products whose weight or input is not behind a DequantizeLinear."""
+    """Convolutions and matrix products whose input or weights do not come from a DequantizeLinear."""
     producer = {output: node for node in model.graph.node for output in node.output}
-    left = []
+    unquantized = []
     for node in model.graph.node:
         if node.op_type not in WEIGHTED:
             continue
         sources = [producer.get(name) for name in node.input[:2]]
         if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
-            left.append(f"{node.op_type} {node.name or node.output[0]}")
-    return left
+            unquantized.append(f"{node.op_type} {node.name or node.output[0]}")
+    return unquantized
 
 
 def strip(model: Any) -> None:
-    """Drop what tells of the making of the file: inferred shapes, marks of tools, stack traces, paths."""
+    """Remove traces of how the file was made: inferred shapes, tool metadata, stack traces, paths."""
     for owner in (model, model.graph, *model.graph.node):
         del owner.metadata_props[:]
         owner.doc_string = ""
@@ -72,21 +73,21 @@ def strip(model: Any) -> None:
 
 
 def at_opset(model: Any, version: int, reason: str) -> Any:
-    """The model at least in this version of the operator set, which ``reason`` needs.
+    """Convert the model to at least this opset version; ``reason`` names the feature that requires it.
 
     Raises:
-        StageError: an operator has no counterpart there.
+        StageError: an operator cannot be converted.
     """
     from onnx import version_converter
     from onnx.onnx_cpp2py_export.version_converter import ConvertError
 
-    found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if found >= version:
+    current = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if current >= version:
         return model
     try:
         return version_converter.convert_version(model, version)
     except (ConvertError, RuntimeError, ValueError) as error:
         raise StageError(
-            f"the model cannot be brought to ONNX opset {version}, which {reason} need: {error}",
+            f"the model cannot be converted to ONNX opset {version}, required for {reason}: {error}",
             fix="choose another scheme, or export the model with a newer opset",
         ) from error

@@ -1,4 +1,4 @@
-"""What an ONNX file computes, as graphs without names and places."""
+"""ONNX files as semantic graphs, independent of names and positions."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,9 +10,9 @@ from edgeopt.formats.semantic_graph import Graph, Node, digest
 
 
 def graphs_of(path: Path) -> tuple[Graph, ...]:
-    """The graph of an ONNX file, and the functions that it brings.
+    """The main graph of an ONNX file and its local functions.
 
-    Left out: names, who made it, documentation, metadata, shapes in between, names of free dimensions.
+    Ignored: names, producer, documentation, metadata, inferred shapes, names of free dimensions.
 
     Raises:
         StageError: the file is damaged.
@@ -22,7 +22,7 @@ def graphs_of(path: Path) -> tuple[Graph, ...]:
         import onnx  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(
-            "comparing ONNX files needs onnx", fix="pip install 'edgeopt[onnx]'"
+            "comparing ONNX files requires onnx", fix="pip install 'edgeopt[onnx]'"
         ) from error
     model = onnx_model_file.load(path)
     versions = sorted((entry.domain, entry.version) for entry in model.opset_import)
@@ -50,6 +50,7 @@ def _function(function: Any) -> Graph:
 
 
 def _node(node: Any) -> Node:
+    # The order of attributes has no meaning.
     attributes = sorted(node.attribute, key=lambda attribute: str(attribute.name))
     bodies = [
         graph
@@ -66,7 +67,7 @@ def _node(node: Any) -> Node:
 
 
 def _attribute(attribute: Any) -> tuple[object, ...]:
-    """All of an attribute but the graphs in it, of which the number counts here."""
+    """The values of an attribute; of its subgraphs only the number, as they are compared as ``bodies``."""
     numbers = (attribute.f, attribute.i, *attribute.floats, *attribute.ints)
     tensors = [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
     texts = (attribute.s, *attribute.strings)

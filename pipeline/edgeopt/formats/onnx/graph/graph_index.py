@@ -1,4 +1,4 @@
-"""An ONNX graph with its wires looked up, to be changed and run; and what QDQ nodes say of its tensors."""
+"""An indexed ONNX graph for editing and running, with the quantization grids from its QDQ nodes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from edgeopt.plugin.layer_pair import Grid, Weights
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 STORED = (2, 3, 4, 5)
-"""uint8, int8, uint16 and int16, as ONNX numbers its types."""
+"""TensorProto data types uint8, int8, uint16 and int16."""
 
 
-class Wires:
-    """A graph with its wires looked up."""
+class GraphIndex:
+    """A graph indexed by tensor name: producers, consumers, constants and quantizers."""
 
     def __init__(self, proto: Any) -> None:
         from onnx import numpy_helper
@@ -25,6 +25,7 @@ class Wires:
         self.proto = proto
         self.nodes = list(proto.graph.node)
         self.constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        # Exporters write constants as initializers or as Constant nodes.
         self.constants |= {
             at.output[0]: numpy_helper.to_array(at.attribute[0].t)
             for at in self.nodes
@@ -36,6 +37,8 @@ class Wires:
         for at in self.nodes:
             for name in at.input:
                 self.consumers[name].append(at)
+        # Reversed, so that of several quantizers of a tensor the first one wins. The quantizer of a constant
+        # belongs to weights stored in float, not to an activation.
         self.quantizer = {
             at.input[0]: at
             for at in reversed(self.nodes)
@@ -50,16 +53,20 @@ class Wires:
         return Grid.of(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), str(zero.dtype))
 
     def weights(self, node: Any) -> Weights | None:
-        """The quantized weights of a convolution or dense layer."""
+        """The quantized weights of a convolution or dense layer; None if they are float or blockwise."""
         if len(node.input) < 2 or node.op_type not in WEIGHTED:
             return None
-        back = self.producer.get(node.input[1])
-        if back is None or back.op_type != DEQUANTIZE or back.input[0] not in self.constants:
+        dequantizer = self.producer.get(node.input[1])
+        if (
+            dequantizer is None
+            or dequantizer.op_type != DEQUANTIZE
+            or dequantizer.input[0] not in self.constants
+        ):
             return None
-        stored, scale = self.constants[back.input[0]], self.constants[back.input[1]]
-        zero = self.constants[back.input[2]] if len(back.input) > 2 else np.zeros(1, np.int64)
+        stored, scale = self.constants[dequantizer.input[0]], self.constants[dequantizer.input[1]]
+        zero = self.constants[dequantizer.input[2]] if len(dequantizer.input) > 2 else np.zeros(1, np.int64)
         if scale.ndim > 1 or stored.dtype.kind not in "iu":
-            return None  # in blocks, or less than a byte each: there is no range per channel
+            return None  # blockwise or sub-byte weights have no range per channel
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         axes = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if transposed else 1, "MatMul": -1}
         inner = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if transposed else 0, "MatMul": -2}
@@ -73,8 +80,8 @@ class Wires:
         return proto
 
 
-def types_of(graph: Wires) -> dict[str, int]:
-    """The types of the tensors that the nodes of a graph give, as ONNX numbers them, where they are known."""
+def types_of(graph: GraphIndex) -> dict[str, int]:
+    """The inferred TensorProto data type of each node output, as far as it is known."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(graph.proto).graph
@@ -82,8 +89,8 @@ def types_of(graph: Wires) -> dict[str, int]:
     return {v.name: v.type.tensor_type.elem_type for v in known if v.name in graph.producer}
 
 
-def with_real_ends(proto: Any) -> Any:
-    """A file that takes and gives integers, changed to quantize and dequantize these itself."""
+def with_float_io(proto: Any) -> Any:
+    """Convert integer graph inputs and outputs to float ones with QuantizeLinear and DequantizeLinear."""
     import onnx
 
     node = onnx.helper.make_node
@@ -93,30 +100,32 @@ def with_real_ends(proto: Any) -> Any:
             stored = value.name + "__stored"
             parameters = list(readers[0].input[1:])
             rewire(proto, {value.name: stored})
+            # First in the list: ONNX requires topological order.
             proto.graph.node.insert(0, node(QUANTIZE, [value.name, *parameters], [stored]))
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     for value in proto.graph.output:
-        makers = [at for at in proto.graph.node if value.name in at.output and at.op_type == QUANTIZE]
-        if value.type.tensor_type.elem_type in STORED and makers:
+        producers = [at for at in proto.graph.node if value.name in at.output and at.op_type == QUANTIZE]
+        if value.type.tensor_type.elem_type in STORED and producers:
             stored = value.name + "__stored"
+            # The output keeps its name, so the quantized tensor gets a new one.
             rewire(proto, {value.name: stored})
-            makers[0].output[0] = stored
-            parameters = list(makers[0].input[1:])
+            producers[0].output[0] = stored
+            parameters = list(producers[0].input[1:])
             proto.graph.node.append(node(DEQUANTIZE, [stored, *parameters], [value.name]))
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     return proto
 
 
 def rewire(proto: Any, names: Mapping[str, str]) -> None:
-    """Let every reader of a tensor read another one instead."""
+    """Replace the tensors that nodes read; ``names`` maps old names to new ones."""
     for node in proto.graph.node:
         for index, name in enumerate(node.input):
             if name in names:
                 node.input[index] = names[name]
 
 
-def accept(proto: Any, names: Sequence[str], types: Mapping[str, int] | None = None) -> None:
-    """Inputs of any shape; of float32 where ``types`` does not tell otherwise."""
+def add_inputs(proto: Any, names: Sequence[str], types: Mapping[str, int] | None = None) -> None:
+    """Add graph inputs of any shape; float32 unless ``types`` has another type."""
     import onnx
 
     for name in names:
@@ -124,19 +133,19 @@ def accept(proto: Any, names: Sequence[str], types: Mapping[str, int] | None = N
         proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
 
 
-def expose(proto: Any, outputs: Mapping[str, str]) -> None:
-    """Let the graph give these tensors as well."""
+def add_outputs(proto: Any, outputs: Mapping[str, str]) -> None:
+    """Make the tensors in the values of ``outputs`` graph outputs, unless they already are."""
     import onnx
 
-    there = {output.name for output in proto.graph.output}
+    present = {output.name for output in proto.graph.output}
     for name in outputs.values():
-        if name not in there:
+        if name not in present:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
-            there.add(name)
+            present.add(name)
 
 
 class EditedSession:
-    """A graph in onnxruntime; gives its outputs under their keys."""
+    """An edited graph in onnxruntime, whose outputs are returned by key."""
 
     def __init__(self, proto: Any, outputs: Mapping[str, str], *, optimize: bool = True) -> None:
         import onnxruntime
@@ -148,7 +157,9 @@ class EditedSession:
         )
         onnxruntime.set_default_logger_severity(3)
         options = onnxruntime.SessionOptions()
+        # With several threads, kernels may sum in a different order.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # The optimizer fuses QDQ nodes into integer kernels; without it, all operators compute in float.
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -156,21 +167,23 @@ class EditedSession:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except self.failures as error:
-            raise StageError(f"onnxruntime cannot load the graph cut at its layers: {error}") from error
-        halves = "tensor(float16)"
-        self.inputs = {value.name: value.type == halves for value in self.session.get_inputs()}
-        given = {value.name for value in self.session.get_outputs()}
-        self.outputs = {key: name for key, name in outputs.items() if name in given}
+            raise StageError(f"onnxruntime cannot load the graph split into its layers: {error}") from error
+        self.is_half = {value.name: value.type == "tensor(float16)" for value in self.session.get_inputs()}
+        present = {value.name for value in self.session.get_outputs()}
+        self.outputs = {key: name for key, name in outputs.items() if name in present}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by its key, and the inputs that are layers too."""
-        wanted = {
-            name: np.asarray(value, np.float16 if self.inputs[name] else None)
+        """Run the graph; returns all outputs by key, together with ``feeds``.
+
+        Feeds that are not inputs of the graph are ignored.
+        """
+        inputs = {
+            name: np.asarray(value, np.float16 if self.is_half[name] else None)
             for name, value in feeds.items()
-            if name in self.inputs
+            if name in self.is_half
         }
         try:
-            results = self.session.run(list(self.outputs.values()), wanted)
+            results = self.session.run(list(self.outputs.values()), inputs)
         except self.failures as error:
-            raise StageError(f"onnxruntime cannot run the graph cut at its layers: {error}") from error
+            raise StageError(f"onnxruntime cannot run the graph split into its layers: {error}") from error
         return dict(feeds) | dict(zip(self.outputs, results, strict=True))

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a quantized ONNX graph as integers instead of float."""
+"""Conversion of the float inputs and outputs of a quantized ONNX graph to integers."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -9,14 +9,14 @@ from edgeopt.model import TensorSpec
 
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 
-MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that move values about without changing them: a scale holds before and after."""
+RESHAPING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that only rearrange values: scale and zero point are the same before and after."""
 
 
 def make_integer(model: Any, ranges: Ranges) -> None:
-    """Take the outer QuantizeLinear and DequantizeLinear away, so that the file takes and gives 8 bits.
+    """Remove the outer QuantizeLinear and DequantizeLinear nodes, so that inputs and outputs have 8 bits.
 
-    An end that the graph has in float is given its calibrated range. Names stay.
+    An input or output that is used in float is converted with its calibrated range. Names are preserved.
     """
     for value in model.graph.input:
         if value.type.tensor_type.elem_type == 1:
@@ -30,24 +30,25 @@ def _input(model: Any, value: Any, ranges: Ranges) -> None:
     import onnx
 
     graph = model.graph
-    moved = value.name
-    while len(readers := _readers(graph, moved)) == 1 and readers[0].op_type in MOVES:
-        moved = readers[0].output[0]
+    quantized = value.name
+    while len(readers := _readers(graph, quantized)) == 1 and readers[0].op_type in RESHAPING:
+        quantized = readers[0].output[0]
     kinds = {(node.op_type, *node.input[1:3]) for node in readers}
+    # Only if all readers are quantizers with the same parameters, the input can replace their outputs.
     if len(kinds) == 1 and readers[0].op_type == "QuantizeLinear":
         zero = readers[0].input[2]
         for node in readers:
-            _replace(graph, node.output[0], moved)
+            _replace(graph, node.output[0], quantized)
             graph.node.remove(node)
     else:
-        # Whoever reads the input in float goes on to do so.
+        # At least one reader needs float.
         scale, zero = _constants(graph, value.name, ranges)
         real = f"{value.name}_real"
         _replace(graph, value.name, real)
-        made = onnx.helper.make_node(
+        dequantizer = onnx.helper.make_node(
             "DequantizeLinear", [value.name, scale, zero], [real], name=f"{real}_made"
         )
-        graph.node.insert(0, made)
+        graph.node.insert(0, dequantizer)
     value.type.tensor_type.elem_type = _type_of(graph, zero)
 
 
@@ -55,30 +56,38 @@ def _output(model: Any, value: Any, ranges: Ranges) -> None:
     import onnx
 
     graph = model.graph
-    moved = value.name
-    maker = _maker(graph, moved)
-    # What else reads a tensor on the way needs it in float.
-    while maker is not None and maker.op_type in MOVES and len(_readers(graph, maker.input[0])) == 1:
-        moved = maker.input[0]
-        maker = _maker(graph, moved)
-    ends_here = len(_readers(graph, moved)) == (moved != value.name)
-    if maker is not None and maker.op_type == "DequantizeLinear" and ends_here:
-        zero, stored = maker.input[2], maker.input[0]
-        graph.node.remove(maker)
-        if moved == value.name:
-            _replace(graph, stored, moved)
+    dequantized = value.name
+    producer = _producer(graph, dequantized)
+    # Stops at a tensor with further readers, which need it in float.
+    while (
+        producer is not None
+        and producer.op_type in RESHAPING
+        and len(_readers(graph, producer.input[0])) == 1
+    ):
+        dequantized = producer.input[0]
+        producer = _producer(graph, dequantized)
+    # A graph output has no readers of its own; before a reshaping operator, that operator is the only one.
+    only_output = len(_readers(graph, dequantized)) == (dequantized != value.name)
+    if producer is not None and producer.op_type == "DequantizeLinear" and only_output:
+        zero, stored = producer.input[2], producer.input[0]
+        graph.node.remove(producer)
+        if dequantized == value.name:
+            # The quantized tensor takes the name of the output, which must not change.
+            _replace(graph, stored, dequantized)
             for node in graph.node:
-                node.output[:] = [moved if name == stored else name for name in node.output]
+                node.output[:] = [dequantized if name == stored else name for name in node.output]
         else:
-            _replace(graph, moved, stored)
+            _replace(graph, dequantized, stored)
     else:
         scale, zero = _constants(graph, value.name, ranges)
         real = f"{value.name}_real"
         _replace(graph, value.name, real)
         for node in graph.node:
             node.output[:] = [real if name == value.name else name for name in node.output]
-        node = onnx.helper.make_node("QuantizeLinear", [real, scale, zero], [value.name], name=f"{real}_made")
-        graph.node.append(node)
+        quantizer = onnx.helper.make_node(
+            "QuantizeLinear", [real, scale, zero], [value.name], name=f"{real}_made"
+        )
+        graph.node.append(quantizer)
     value.type.tensor_type.elem_type = _type_of(graph, zero)
 
 
@@ -86,13 +95,15 @@ def _readers(graph: Any, name: str) -> list[Any]:
     return [node for node in graph.node if name in node.input]
 
 
-def _maker(graph: Any, name: str) -> Any | None:
+def _producer(graph: Any, name: str) -> Any | None:
     return next((node for node in graph.node if name in node.output), None)
 
 
 def _constants(graph: Any, name: str, ranges: Ranges) -> tuple[str, str]:
+    """Add uint8 scale and zero point for the calibrated range of a tensor; returns their names."""
     from onnx import numpy_helper
 
+    # Zero must be exactly representable.
     low, high = min(ranges[name][0], 0.0), max(ranges[name][1], 0.0)
     scale = np.float32((high - low) / 255 or 1.0)
     zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
@@ -112,7 +123,7 @@ def _type_of(graph: Any, name: str) -> int:
 
 
 def with_scales(model: Any, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Specs of integer inputs or outputs with scale and zero point, as the nodes beside them say."""
+    """Add scale and zero point to the specs of integer inputs or outputs, from the adjacent QDQ nodes."""
     return tuple(
         spec.model_copy(update=_scale(model.graph, spec.name)) if spec.dtype in ("int8", "uint8") else spec
         for spec in specs
@@ -123,14 +134,16 @@ def _scale(graph: Any, name: str) -> dict[str, float | int]:
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    ahead, behind = [name], [name]
-    while ahead or behind:
-        readers = _readers(graph, ahead[0]) if ahead else []
-        maker = _maker(graph, behind[0]) if behind else None
-        for node, kind in [*[(n, "DequantizeLinear") for n in readers], (maker, "QuantizeLinear")]:
+    # Both directions, through reshaping operators: an input has a dequantizer after it, an output a quantizer
+    # before it.
+    after, before = [name], [name]
+    while after or before:
+        readers = _readers(graph, after[0]) if after else []
+        producer = _producer(graph, before[0]) if before else None
+        for node, kind in [*[(n, "DequantizeLinear") for n in readers], (producer, "QuantizeLinear")]:
             if node is not None and node.op_type == kind and len(node.input) > 2:
                 scale, zero = (numpy_helper.to_array(constants[key]) for key in node.input[1:3])
                 return {"scale": float(scale), "zero_point": int(zero)}
-        ahead = [n.output[0] for n in readers if n.op_type in MOVES][:1]
-        behind = [maker.input[0]] if maker is not None and maker.op_type in MOVES else []
+        after = [n.output[0] for n in readers if n.op_type in RESHAPING][:1]
+        before = [producer.input[0]] if producer is not None and producer.op_type in RESHAPING else []
     return {}

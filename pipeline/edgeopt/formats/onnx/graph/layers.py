@@ -1,4 +1,4 @@
-"""The layers of an ONNX file that hold weights: names, sizes, types, and patterns over the names."""
+"""The weighted layers of an ONNX file: names, sizes, data types, and patterns over the names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -9,35 +9,37 @@ from edgeopt.formats.layer_names import matching
 from edgeopt.formats.onnx.files.model_file import WEIGHTED
 
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
-"""What dynamic quantization makes of them: the input becomes uint8 at run time."""
+"""Operators of dynamic quantization: their input is quantized to uint8 at run time."""
 BLOCKWISE = "MatMulNBits"
 RECURRENT = frozenset({"GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"})
 SHOWN = 5
+"""Number of layers in a message."""
 DYNAMIC_SUFFIX = "_quant"
+"""Suffix that onnxruntime appends to the name of a dynamically quantized node."""
 
 
 class Layer(NamedTuple):
-    """A convolution, matrix product or recurrent layer as it stands in the file."""
+    """A convolution, matrix product or recurrent layer of the file."""
 
     name: str
     kind: str
     weights: int
-    """Constant weights, 0 for a product of two computed tensors."""
+    """Number of constant weights; 0 for a product of two computed tensors."""
     weight: str
-    """Type in which the weights are stored."""
+    """Storage type of the weights."""
     activation: str
-    """Type of what goes in."""
+    """Type of the input."""
 
 
 def read(model: Any) -> list[Layer]:
-    """Every convolution, matrix product and recurrent layer, in the graph's order, whatever form it has."""
-    known = _Types(model)
-    found = []
+    """All convolutions, matrix products and recurrent layers in graph order, float or quantized."""
+    types = _Types(model)
+    layers = []
     for node in model.graph.node:
         name = node.name or node.output[0]
         if node.op_type in WEIGHTED:
-            source = known.source(node.input[1])
-            activation = known.stored(node.input[0])
+            source = types.source(node.input[1])
+            activation = types.stored(node.input[0])
         elif node.op_type in INTEGER:
             source, activation, name = (
                 node.input[1],
@@ -45,22 +47,26 @@ def read(model: Any) -> list[Layer]:
                 name.removesuffix(DYNAMIC_SUFFIX),
             )
         elif node.op_type in RECURRENT:
-            weights = known.size(node.input[1]) + known.size(node.input[2])
-            types = known.stored(node.input[1]), known.stored(node.input[0])
-            found.append(Layer(name.removesuffix(DYNAMIC_SUFFIX), node.op_type, weights, *types))
+            weights = types.size(node.input[1]) + types.size(node.input[2])
+            weight, activation = types.stored(node.input[1]), types.stored(node.input[0])
+            name = name.removesuffix(DYNAMIC_SUFFIX)
+            layers.append(Layer(name, node.op_type, weights, weight, activation))
             continue
         elif node.op_type == BLOCKWISE:
             bits = next(a.i for a in node.attribute if a.name == "bits")
             weights = prod(a.i for a in node.attribute if a.name in ("K", "N"))
-            found.append(Layer(name, node.op_type, weights, f"int{bits}", known.stored(node.input[0])))
+            layers.append(Layer(name, node.op_type, weights, f"int{bits}", types.stored(node.input[0])))
             continue
         else:
             continue
-        found.append(Layer(name, node.op_type, known.size(source), known.stored(node.input[1]), activation))
-    return found
+        weight = types.stored(node.input[1])
+        layers.append(Layer(name, node.op_type, types.size(source), weight, activation))
+    return layers
 
 
 class _Types:
+    """Lookup of the storage types of tensors, through dequantization and casts."""
+
     def __init__(self, model: Any) -> None:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in model.graph.node for output in node.output}
@@ -68,7 +74,7 @@ class _Types:
         self.values = {value.name: value.type.tensor_type.elem_type for value in values}
 
     def source(self, name: str) -> str:
-        """The constant behind a DequantizeLinear or a Cast, else the tensor itself."""
+        """The tensor before any DequantizeLinear, Cast, Transpose or Reshape."""
         node = self.producers.get(name)
         while node is not None and node.op_type in ("DequantizeLinear", "Cast", "Transpose", "Reshape"):
             name = node.input[0]
@@ -80,11 +86,12 @@ class _Types:
         return prod(tensor.dims) if tensor is not None else 0
 
     def stored(self, name: str) -> str:
-        """The type behind a DequantizeLinear, else the tensor's own; ``float32`` where nothing tells."""
+        """The type before a DequantizeLinear, otherwise that of the tensor; ``float32`` if unknown."""
         import onnx
 
         node = self.producers.get(name)
         if node is not None and node.op_type == "DequantizeLinear":
+            # The zero point has the type of the quantized tensor, which itself may have no recorded type.
             for candidate in (node.input[0], *node.input[2:3]):
                 if candidate in self.constants:
                     kind = self.constants[candidate].data_type
@@ -96,6 +103,7 @@ class _Types:
         return str(onnx.helper.tensor_dtype_to_np_dtype(kind).name) if kind else "float32"
 
     def _computed(self, node: Any) -> str:
+        """The output type of a node without shape inference, from its inputs or attributes."""
         if node is None:
             return "float32"
         if node.op_type == "Cast":
@@ -106,31 +114,31 @@ class _Types:
         if node.op_type == "QuantizeLinear":
             return self.stored(node.input[2]) if len(node.input) > 2 else "uint8"
         if node.op_type in WEIGHTED or node.op_type == BLOCKWISE:
-            # Both inputs and the output of these have one type.
+            # The inputs and the output of these operators have the same type.
             return self.stored(node.input[1]) if node.op_type in WEIGHTED else self.stored(node.input[0])
         return self.stored(node.input[0]) if node.input else "float32"
 
 
 def chosen(names: Sequence[str], usual: str, patterns: Mapping[str, str]) -> dict[str, str]:
-    """The precision of every layer: ``usual`` unless a pattern says otherwise; the last one to fit counts.
+    """The precision of every layer: that of the last matching pattern, otherwise ``usual``.
 
     Raises:
-        StageError: a pattern fits no layer.
+        StageError: a pattern matches no layer.
     """
-    said = {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
-    return dict.fromkeys(names, usual) | said
+    overrides = {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
+    return dict.fromkeys(names, usual) | overrides
 
 
 def refuse(wrong: Iterable[str], scheme: str, fix: str) -> None:
-    """Tell which layers did not become what was asked for.
+    """Reject a file with layers that do not have the requested types; ``wrong`` describes each.
 
     Raises:
-        StageError: when there are any.
+        StageError: there is such a layer.
     """
     lines = list(wrong)
     if lines:
         more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise StageError(
-            f"{len(lines)} layers did not become what {scheme} means: {'; '.join(lines[:SHOWN])}{more}",
+            f"{len(lines)} layers do not match the scheme {scheme}: {'; '.join(lines[:SHOWN])}{more}",
             fix=fix,
         )

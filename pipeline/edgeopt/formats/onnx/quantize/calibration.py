@@ -1,7 +1,7 @@
-"""The range of every tensor of an ONNX graph over calibration samples, in constant memory.
+"""Calibration of an ONNX graph: the range of every tensor over the samples, in constant memory.
 
-onnxruntime's own percentile and entropy calibrators keep every activation of every sample, and its entropy
-gives the ranges of min-max; here one sample's activations are held at a time.
+The percentile and entropy calibrators of onnxruntime keep all activations of all samples, and the latter
+returns min-max ranges; here only the activations of one sample are in memory at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,25 +16,25 @@ from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.model import Array, TensorSpec
 
 FUSED = "/MatMulAddFusion"
-"""What onnxruntime puts behind the name of a matrix product that takes over the sum after it."""
+"""Suffix that onnxruntime appends to the name of a matrix product fused with the Add after it."""
 CHUNK = 64
-"""Samples whose ranges are held before they are merged: onnxruntime keeps every sample until asked."""
+"""Samples per merge of the ranges: onnxruntime keeps the results of all samples until they are merged."""
 
 Samples: TypeAlias = Iterator[dict[str, Array]]
 Ranges: TypeAlias = dict[str, tuple[float, float]]
 
 
 class Observer(Protocol):
-    """Sees the values of one tensor, sample by sample."""
+    """Receives the values of one tensor, sample by sample."""
 
     def add(self, values: Array) -> None:
-        """Count the values of one sample."""
+        """Add the values of one sample."""
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Fold constants and batch norms and infer all shapes, independent of the processor at hand.
+    """Fold constants and batch normalization and infer all shapes, independent of the processor.
 
-    Every node has a name of its own afterwards; a product with a bias is called as without.
+    Afterwards every node has a unique name; a matrix product fused with its bias keeps its original name.
 
     Raises:
         StageError: onnxruntime cannot load the model.
@@ -47,38 +47,39 @@ def prepare(source: Path, target: Path) -> None:
     except (Fail, InvalidGraph, NotImplemented, RuntimeError, ValueError) as error:
         raise StageError(f"onnxruntime cannot prepare {source.name} for quantization: {error}") from error
     proto = onnx_model_file.load(target)
-    taken: set[str] = set()
+    used: set[str] = set()
+    # Layers are selected by node name; ONNX allows missing and repeated names.
     for node in proto.graph.node:
         name = node.name.removesuffix(FUSED)
-        node.name = name if name and name not in taken else node.output[0]
-        taken.add(node.name)
+        node.name = name if name and name not in used else node.output[0]
+        used.add(node.name)
     target.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def named(specs: Sequence[TensorSpec], inputs: Iterable[tuple[Array, ...]]) -> Samples:
-    """Samples by the names of the inputs, looked over before anything is learned from them.
+    """Samples as dictionaries by input name, each validated before use.
 
     Raises:
-        StageError: one holds NaN, or has another shape than the model takes.
+        StageError: a sample contains NaN or infinite values, or its shape does not match the model.
     """
     for number, values in enumerate(inputs):
         if not all(np.isfinite(value).all() for value in values):
             raise StageError(
-                f"calibration sample {number} holds NaN or infinite values",
+                f"calibration sample {number} contains NaN or infinite values",
                 fix="remove the sample, or check the preprocessing",
             )
         for spec, value in zip(specs, values, strict=True):
             if value.shape != spec.shape and None not in spec.shape:
                 raise StageError(
                     f"calibration sample {number} has the shape {list(value.shape)}, "
-                    f"input {spec.name!r} takes {list(spec.shape)}",
-                    fix="check the data's layout in 'preprocessing'",
+                    f"input {spec.name!r} expects {list(spec.shape)}",
+                    fix="check the layout of the data in 'preprocessing'",
                 )
         yield {spec.name: value for spec, value in zip(specs, values, strict=True)}
 
 
 def extremes(model: Path, samples: Samples) -> tuple[Ranges, int]:
-    """Minimum and maximum of every tensor, taken inside the graph, and how many samples there were."""
+    """Minimum and maximum of every tensor, computed by added graph nodes, and the number of samples."""
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     observer = MinMaxCalibrater(model, augmented_model_path=str(model.with_name("observed.onnx")))
@@ -91,8 +92,8 @@ def extremes(model: Path, samples: Samples) -> tuple[Ranges, int]:
         count += reader.count
     if not count:
         return {}, 0
-    found = observer.compute_data()
-    return {name: _ends(*found[name].range_value) for name in found}, count
+    ranges = observer.compute_data()
+    return {name: _ends(*ranges[name].range_value) for name in ranges}, count
 
 
 def _ends(low: Any, high: Any) -> tuple[float, float]:
@@ -100,7 +101,7 @@ def _ends(low: Any, high: Any) -> tuple[float, float]:
 
 
 class _Reader:
-    """What onnxruntime's calibrator reads from: the next sample, or None at the end."""
+    """A calibration data reader for onnxruntime: the next sample, or None at the end."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -113,37 +114,38 @@ class _Reader:
 
 
 def observe(model: Path, samples: Samples, observer: Callable[[], Observer]) -> tuple[dict[str, Any], int]:
-    """Show every tensor's values to an observer of its own; also how many samples there were."""
+    """Pass the values of every float tensor to an observer of its own; also returns the number of samples."""
     import onnx
 
     proto = onnx.load(str(model))
     floating = onnx.TensorProto.FLOAT
-    # Constants are no activations, and are listed among the inputs or the inner values by some.
+    # Some exporters list initializers among the inputs or inner values; they are not activations.
     constants = {tensor.name for tensor in proto.graph.initializer}
-    given, inner, made = (
+    inputs, inner, watched = (
         [v.name for v in values if v.type.tensor_type.elem_type == floating and v.name not in constants]
         for values in (proto.graph.input, proto.graph.value_info, proto.graph.output)
     )
-    extra = set(inner) - set(made)
+    # Outputs may be listed among the inner values, too, and must not be added twice.
+    extra = set(inner) - set(watched)
     proto.graph.output.extend(value for value in proto.graph.value_info if value.name in extra)
-    made += [name for name in inner if name in extra]
-    watched = model.with_name("watched.onnx")
-    onnx.save(proto, str(watched))
-    run = session(watched)
-    observers = {name: observer() for name in dict.fromkeys((*given, *made))}
+    watched += [name for name in inner if name in extra]
+    path = model.with_name("watched.onnx")
+    onnx.save(proto, str(path))
+    run = session(path)
+    observers = {name: observer() for name in dict.fromkeys((*inputs, *watched))}
     count = 0
     for sample in samples:
-        for name in given:
+        for name in inputs:
             if name in sample:
                 observers[name].add(sample[name])
-        for name, values in zip(made, run.run(made, sample), strict=True):
+        for name, values in zip(watched, run.run(watched, sample), strict=True):
             observers[name].add(values)
         count += 1
     return observers, count
 
 
 def session(path: Path, *, as_written: bool = False) -> Any:
-    """An onnxruntime session with one thread; ``as_written`` keeps quantize and dequantize nodes in float.
+    """An onnxruntime session with one thread; ``as_written`` disables the fusion of QDQ nodes into kernels.
 
     Raises:
         StageError: onnxruntime cannot load the file.
@@ -163,7 +165,7 @@ def session(path: Path, *, as_written: bool = False) -> Any:
 
 
 def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = False) -> Any:
-    """First output for each of the samples, float32 ``[n, values]``."""
+    """The first output for all samples, float32 ``[n, values]``."""
     run = session(path, as_written=as_written)
     names = [value.name for value in run.get_inputs()]
     first = run.get_outputs()[0].name
@@ -172,7 +174,7 @@ def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = F
 
 
 def save(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
-    """Write ranges in the form that ``quantize_static`` reads instead of calibrating."""
+    """Write ranges to a calibration cache, which ``quantize_static`` reads instead of calibrating."""
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
 
     as_arrays = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}

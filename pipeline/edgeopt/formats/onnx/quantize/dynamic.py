@@ -1,4 +1,4 @@
-"""A float ONNX graph whose layers quantize their inputs at run time, made by onnxruntime."""
+"""Dynamic quantization of ONNX graphs by onnxruntime: layers quantize their inputs at run time."""
 
 import logging
 from collections.abc import Sequence
@@ -15,17 +15,18 @@ from edgeopt.formats.onnx.quantize.overflow import rows_of, safe_scales
 
 INT8_MAX = 127
 MATMUL_SUFFIX = "_MatMul"
+"""Suffix of the MatMul that onnxruntime splits from a Gemm."""
 
 
 def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -> Any:
-    """The graph with 8-bit weights in all layers but ``left``.
+    """Quantize the weights of all layers except ``left`` to 8 bits, symmetrically.
 
-    Weights are symmetric. Those of a convolution are stored as uint8 with zero point 128, which is what its
-    kernel takes; those of a matrix product as int8 whose scales keep pairs of products below overflow on
-    every x86 (`onnx_overflow`); those of a recurrent layer as int8 with 7 bits.
+    Convolutions get uint8 weights with zero point 128, the only type that their kernel supports; matrix
+    products get int8 weights with scales that prevent overflow of pairs of products on every x86 processor
+    (see `overflow`); recurrent layers get int8 weights limited to 7 bits.
 
     Raises:
-        StageError: onnxruntime cannot do it.
+        StageError: onnxruntime cannot quantize the graph.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -35,10 +36,10 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
             str(prepared),
             str(target),
             per_channel=False,
-            # For what is not stored anew below: the int8 weights of recurrent layers.
+            # Matters for the weights that `_store` does not requantize: int8 in recurrent layers.
             reduce_range=True,
             weight_type=QuantType.QUInt8,
-            # A Gemm becomes a MatMul of another name before the exclusions are looked at.
+            # A Gemm is split into MatMul and Add, with new names, before the exclusions are evaluated.
             nodes_to_exclude=[*left, *(name + MATMUL_SUFFIX for name in left)],
         )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
@@ -46,6 +47,7 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
     proto = onnx_model_file.load(target)
     onnx_model_file.strip(proto)
     source = onnx_model_file.load(prepared)
+    # Restore the names of the split Gemm nodes, by which recipes select layers.
     for gemm in (node.name for node in source.graph.node if node.op_type == "Gemm"):
         for node in proto.graph.node:
             if node.name in (gemm + MATMUL_SUFFIX, gemm + MATMUL_SUFFIX + DYNAMIC_SUFFIX):
@@ -55,11 +57,11 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
 
 
 def _store(model: Any, prepared: Any, per_channel: bool) -> None:
+    """Requantize the weights of convolutions and matrix products from their float values."""
     from onnx import numpy_helper
     from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX as SUFFIX
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    # The library transposes what a Gemm with transB had.
     floats = {t.name: numpy_helper.to_array(t) for t in prepared.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in ("ConvInteger", "MatMulInteger") or node.input[1] not in constants:
@@ -68,6 +70,8 @@ def _store(model: Any, prepared: Any, per_channel: bool) -> None:
         scale = constants[f"{name}_scale"]
         values = floats.get(name)
         if values is None or tuple(constants[node.input[1]].dims) != values.shape:
+            # onnxruntime transposed the weights of a Gemm with transB and renamed them. The original is the
+            # float tensor of the transposed shape whose name is a prefix; otherwise dequantize the result.
             quantized = numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
             zero = numpy_helper.to_array(constants[node.input[3]]).astype(np.float32)
             values = (quantized - zero) * numpy_helper.to_array(scale)
@@ -80,7 +84,7 @@ def _store(model: Any, prepared: Any, per_channel: bool) -> None:
         if convolution:
             _put(constants, node.input[1], (steps + 128).astype(np.uint8))
             _put(constants, node.input[3], np.asarray(128, np.uint8))
-            # Multiplied with outputs [n, channels, *space].
+            # The scales are broadcast over outputs [n, channels, *spatial].
             scales = scales.reshape(-1, *[1] * (values.ndim - 2)) if scales.ndim else scales
         else:
             _put(constants, node.input[1], steps.astype(np.int8))
@@ -91,10 +95,11 @@ def _store(model: Any, prepared: Any, per_channel: bool) -> None:
 def _quantize(
     values: NDArray[np.float32], axis: int, per_channel: bool, safe: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Symmetric integers and scales; ``safe`` scales prevent overflow of pairs of products."""
     rows = rows_of(values.astype(np.float64), axis)
     scales = np.abs(rows).max(axis=1) / INT8_MAX
     if safe:
-        # A hair wider, so that rounding does not bring a pair of exactly the limit above it.
+        # Slightly wider: rounding must not lift a pair at exactly the limit above it.
         scales = safe_scales(rows) * (1 + 1 / 128)
     scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
     if not per_channel:
@@ -106,6 +111,7 @@ def _quantize(
 
 
 def _put(constants: dict[str, Any], name: str, values: Any) -> None:
+    """Replace the values of an initializer."""
     from onnx import numpy_helper
 
     constants[name].CopyFrom(

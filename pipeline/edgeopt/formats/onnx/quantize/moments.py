@@ -1,6 +1,7 @@
-"""Second moments of what goes into each layer of an ONNX graph: ``E[x x^T]`` over samples and positions.
+"""Second moments of the layer inputs of an ONNX graph: ``sum x x^T`` over samples and positions.
 
-``x`` is what one output value is a weighted sum of: a row of a matrix product, a patch of a convolution.
+``x`` is the vector that one output value is a weighted sum of: a row of a matrix product, or a patch of a
+convolution.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ from edgeopt.formats.second_moments import SecondMoments
 from edgeopt.model import Array
 
 MOST_BYTES = 256 << 20
-"""Of all moments together: where they need more, the widest layers are left out."""
+"""Memory limit for all moments together; beyond it, the widest layers are skipped."""
 MOST_POSITIONS = 1024
-"""Of one sample, spread over the image: more say little more."""
+"""Maximum number of positions per sample, evenly spaced; neighbouring patches are highly correlated."""
 
 Moments = NDArray[np.float64]
 
 
 class Reader(NamedTuple):
-    """A layer whose moments are wanted."""
+    """A layer whose input moments are collected."""
 
     node: Any
     shape: tuple[int, ...]
@@ -37,7 +38,7 @@ class Reader(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Weights of one output value."""
+        """Number of weights of one output value."""
         return prod(self.shape[1:]) if self.node.op_type == "Conv" else max(self.shape[self.axis], 1)
 
     @property
@@ -49,7 +50,7 @@ class Reader(NamedTuple):
         return 1 if self.node.op_type == "Gemm" and _option(self.node, "transB", 0) else 0
 
     def rows(self, values: Array) -> Array:
-        """What goes in, as ``[groups, positions, width]``."""
+        """The input values arranged as ``[groups, positions, width]``."""
         if self.node.op_type != "Conv":
             return values.reshape(1, -1, values.shape[-1])
         patches = _patches(values, self.node, self.shape[2:])  # [positions, channels, kernel]
@@ -59,7 +60,7 @@ class Reader(NamedTuple):
 
 
 def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
-    """``[groups, width, width]`` for each layer that can have them, by the layer's name."""
+    """Moments ``[groups, width, width]`` of each supported layer, by layer name."""
     readers = _affordable(_readers(onnx_model_file.load(prepared)))
     sums = {reader.name: SecondMoments() for reader in readers}
     run = _Run(prepared, readers)
@@ -71,41 +72,45 @@ def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
 
 
 class _Run:
+    """A session of the graph with the inputs of all readers as additional outputs."""
+
     def __init__(self, prepared: Path, readers: Sequence[Reader]) -> None:
         import onnx
 
         proto = onnx_model_file.load(prepared)
-        given = {value.name for value in proto.graph.input}
-        have = {value.name for value in proto.graph.output}
-        self.wanted = [n for n in dict.fromkeys(reader.node.input[0] for reader in readers) if n not in given]
+        inputs = {value.name for value in proto.graph.input}
+        outputs = {value.name for value in proto.graph.output}
+        self.names = [n for n in dict.fromkeys(reader.node.input[0] for reader in readers) if n not in inputs]
         values = {value.name: value for value in proto.graph.value_info}
-        proto.graph.output.extend(values[name] for name in self.wanted if name not in have)
+        proto.graph.output.extend(values[name] for name in self.names if name not in outputs)
         path = prepared.with_name("inner.onnx")
         onnx.save(proto, str(path))
         self.session = session(path)
 
     def __call__(self, sample: dict[str, Array]) -> dict[str, Array]:
-        if not self.wanted:
+        if not self.names:
             return sample
-        return {**sample, **dict(zip(self.wanted, self.session.run(self.wanted, sample), strict=True))}
+        return {**sample, **dict(zip(self.names, self.session.run(self.names, sample), strict=True))}
 
 
 def _readers(proto: Any) -> list[Reader]:
+    """Convolutions and two-dimensional matrix products with constant weights and a computed input."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     known = {value.name for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)}
-    found = []
+    readers = []
     for node in proto.graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[0] not in known - set(constants):
             continue
         tensor = constants.get(node.input[1])
+        # A transposed input or a batched product has no fixed vector per output value.
         if tensor is None or (node.op_type != "Conv" and len(tensor.dims) != 2) or _option(node, "transA", 0):
             continue
-        found.append(Reader(node, tuple(tensor.dims), _option(node, "group", 1)))
-    return found
+        readers.append(Reader(node, tuple(tensor.dims), _option(node, "group", 1)))
+    return readers
 
 
 def _affordable(readers: Sequence[Reader]) -> list[Reader]:
-    """As many as fit into memory, the narrowest first."""
+    """The narrowest readers whose moments fit into ``MOST_BYTES``."""
     kept, size = [], 0
     for reader in sorted(readers, key=lambda reader: reader.bytes):
         size += reader.bytes
@@ -124,22 +129,24 @@ def _option(node: Any, name: str, default: Any) -> Any:
 
 
 def _patches(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
-    """``[positions, channels, kernel values]`` of a batch ``[n, channels, *space]``."""
+    """Patches ``[positions, channels, kernel values]`` of a batch ``[n, channels, *spatial]``."""
     rank = len(kernel)
     strides = _option(node, "strides", [1] * rank)
     dilations = _option(node, "dilations", [1] * rank)
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     padded = np.pad(values, [(0, 0), (0, 0), *_padding(values.shape[2:], node, reach, strides)])
+    # A view: only the strided selection below is copied.
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
     steps = (*[slice(None, None, step) for step in strides], *[slice(None, None, step) for step in dilations])
-    seen = windows[(slice(None), slice(None), *steps)]
-    moved = np.moveaxis(seen, 1, 1 + rank)  # [n, *places, channels, *kernel]
+    strided = windows[(slice(None), slice(None), *steps)]
+    moved = np.moveaxis(strided, 1, 1 + rank)  # [n, *positions, channels, *kernel]
     return moved.reshape(-1, values.shape[1], prod(kernel))
 
 
 def _padding(
     space: tuple[int, ...], node: Any, reach: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
+    """Padding before and after each spatial axis, from ``pads`` or ``auto_pad`` (ONNX operator Conv)."""
     auto = _option(node, "auto_pad", b"NOTSET").decode()
     rank = len(space)
     if not auto.startswith("SAME"):
@@ -147,6 +154,7 @@ def _padding(
         return list(zip(pads[:rank], pads[rank:], strict=True))
     result = []
     for size, span, step in zip(space, reach, strides, strict=True):
+        # SAME: the output size is the input size divided by the stride, rounded up.
         total = max((-(-size // step) - 1) * step + span - size, 0)
         less, more = total // 2, total - total // 2
         result.append((less, more) if auto == "SAME_UPPER" else (more, less))

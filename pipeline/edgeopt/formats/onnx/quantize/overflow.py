@@ -1,13 +1,13 @@
-"""Weights that no x86 processor can overflow with, and the proof for a file.
+"""Int8 weights that cannot overflow on any x86 processor, and verification of a file.
 
-Without VNNI, x86 multiplies uint8 by int8 with one instruction (``vpmaddubsw``) that adds two neighbouring
-products in 16 bits and saturates in silence. Which two weights become neighbours is the runtime's business:
-it packs them by channel, kernel position or both. So a layer is called safe when *no two* weights of one
-output channel can do it, for any two inputs of 0 to 255: ``255 * (a + b) <= 32767`` for its two largest
-weights of one sign. That asks for a scale at most twice the usual one, seldom quite that.
+Without VNNI, x86 multiplies uint8 by int8 with ``vpmaddubsw``, which adds two neighbouring products in 16
+bits and saturates silently. The packing of the runtime determines which weights become neighbours: by
+channel, kernel position or both. A layer is therefore safe only if *no two* weights of an output channel can
+overflow for any two inputs from 0 to 255: ``255 * (a + b) <= 32767`` for its two largest weights of the same
+sign. This requires at most twice the usual scale, and in practice less.
 
-A convolution of one input channel per output channel (depthwise) never comes to that instruction: its
-kernel has the channels side by side, and widens to 32 bits.
+Depthwise convolutions (one input channel per output channel) do not use that instruction: their kernel
+vectorizes over channels and accumulates in 32 bits.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -25,14 +25,15 @@ WEIGHT_MAX = 127
 
 
 class Stored(NamedTuple):
-    """The constant weights of one layer of a QDQ graph."""
+    """The constant quantized weights of one layer of a QDQ graph."""
 
     node: Any
     weight: Any
-    """The DequantizeLinear of the weights; the bias has one as well, unless it is missing."""
+    """The DequantizeLinear of the weights."""
     bias: Any | None
+    """The DequantizeLinear of the bias, if it has one."""
     axis: int
-    """Of the output channels."""
+    """Axis of the output channels."""
     depthwise: bool
 
     @property
@@ -41,8 +42,9 @@ class Stored(NamedTuple):
 
 
 def pairs(rows: Numbers) -> Numbers:
-    """For each row (one output channel): the largest sum of two entries of the same sign, as a magnitude."""
+    """Per row (output channel), the largest magnitude of the sum of two entries of the same sign."""
     ordered = np.sort(rows, axis=1)
+    # A single weight has no partner; its own limit is the range of int8.
     if rows.shape[1] == 1:
         return np.asarray(np.abs(ordered[:, 0]))
     above = np.maximum(ordered[:, -1], 0) + np.maximum(ordered[:, -2], 0)
@@ -51,7 +53,7 @@ def pairs(rows: Numbers) -> Numbers:
 
 
 def safe_scales(rows: Numbers) -> NDArray[np.float32]:
-    """The smallest scale per row with which neither an entry nor a pair is too large."""
+    """The smallest scale per row for which every entry and every pair is within its limit."""
     scales = np.maximum(np.abs(rows).max(axis=1) / WEIGHT_MAX, pairs(rows) / PAIR_LIMIT)
     return np.asarray(np.maximum(scales, np.finfo(np.float32).tiny), np.float32)
 
@@ -60,7 +62,7 @@ def stored(model: Any) -> list[Stored]:
     """The layers whose weights are int8 or uint8 constants behind a DequantizeLinear."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
-    found = []
+    layers = []
     for node in model.graph.node:
         if node.op_type not in WEIGHTED:
             continue
@@ -71,12 +73,12 @@ def stored(model: Any) -> list[Stored]:
         bias = producers.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
         depthwise = node.op_type == "Conv" and group > 1 and dims[1] == 1 and group == dims[0]
-        found.append(Stored(node, weight, bias, axis_of(node, len(dims)), depthwise))
-    return found
+        layers.append(Stored(node, weight, bias, axis_of(node, len(dims)), depthwise))
+    return layers
 
 
 def axis_of(node: Any, rank: int) -> int:
-    """The axis of a layer's weights along which its output channels lie."""
+    """The axis of the output channels in a layer's weights."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -88,22 +90,22 @@ def axis_of(node: Any, rank: int) -> int:
 
 
 def rows_of(values: Numbers, axis: int) -> Numbers:
-    """One row per output channel."""
+    """The weights as a matrix with one row per output channel."""
     moved = np.moveaxis(values, axis, 0)
     return moved.reshape(len(moved), -1)
 
 
 def worst_pairs(model: Any) -> dict[str, int]:
-    """Per layer with int8 weights: the largest sum of two products that a uint8 input can bring about.
+    """Per layer with int8 weights, the largest sum of two products for any uint8 input.
 
-    More than 32767 overflows. Depthwise convolutions and uint8 weights are left out: their kernels widen.
+    Above 32767 it overflows. Skips depthwise convolutions and uint8 weights: their kernels widen to 32 bits.
     """
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {}
+    sums = {}
     for layer in stored(model):
         values = numpy_helper.to_array(constants[layer.weight.input[0]])
         if values.dtype == np.int8 and not layer.depthwise:
-            found[layer.name] = INPUT_MAX * int(pairs(rows_of(values.astype(np.int64), layer.axis)).max())
-    return found
+            sums[layer.name] = INPUT_MAX * int(pairs(rows_of(values.astype(np.int64), layer.axis)).max())
+    return sums

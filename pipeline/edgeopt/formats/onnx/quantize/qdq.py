@@ -1,4 +1,4 @@
-"""A float ONNX graph in QDQ form, made by onnxruntime from ranges that are known already."""
+"""Static quantization of ONNX graphs to QDQ form by onnxruntime, with precomputed ranges."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Activation: TypeAlias = Literal["uint8", "int8", "int16"]
 
 
 class Making(NamedTuple):
-    """What ``make`` is told beside the layers' precisions."""
+    """Options of ``make`` that apply to the whole graph."""
 
     activation: Activation
     per_channel: bool = True
@@ -21,22 +21,23 @@ class Making(NamedTuple):
 
 
 MERGED = ("Relu", "Clip")
-"""What the library takes out where the range of an output does the same."""
+"""Operators that onnxruntime removes if the range of their output clips the same values."""
 
 
 def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], making: Making) -> Any:
-    """The graph with int8 weights; ``plan`` says of each layer ``int8``, ``int16`` or ``float32``.
+    """Quantize a graph; ``plan`` assigns ``int8``, ``int16`` or ``float32`` to each layer.
 
-    ``int16`` means 16 bits for what goes into the layer and comes out; its weights have 8 all the same.
+    The input and output of an ``int16`` layer have 16 bits; all quantized weights have 8 bits.
 
     Raises:
-        StageError: onnxruntime cannot do it.
+        StageError: onnxruntime cannot quantize the graph.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    # Left to itself the library ends with a warning about the pre-processing that was done before.
+    # onnxruntime always warns that the model should be pre-processed, although it has been.
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     kinds = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "int16": QuantType.QInt16}
+    # At most two activation types occur in a graph: the usual one, and the other for special layers.
     other = {"int8": "int16"} if making.activation != "int16" else {"int16": "uint8", "int8": "uint8"}
     usual = "int16" if making.activation == "int16" else "int8"
     special = {name for name, precision in plan.items() if precision not in ("float32", usual)}
@@ -70,44 +71,47 @@ def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], ma
 
 
 def _read_float(model: Any, prepared: Any, raised: set[str]) -> None:
-    """Let layers in float read what they read before, instead of what was quantized for them.
+    """Connect the inputs of float layers to the float tensors, instead of dequantized ones.
 
-    Otherwise a tensor between two layers that no range suits could not be helped by raising either. The
-    library removes a Relu whose work the range of its output does: it is put back for such a layer.
+    Otherwise a tensor that quantizes badly would stay quantized even if the layers that read it are float.
+    onnxruntime removes a Relu that the range of its output replaces: it is restored for such a layer.
     """
-    now = {output: node for node in model.graph.node for output in node.output}
-    before = {node.name: node for node in prepared.graph.node}
-    makers = {output: node for node in prepared.graph.node for output in node.output}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    original = {node.name: node for node in prepared.graph.node}
+    original_producers = {output: node for node in prepared.graph.node for output in node.output}
     constants = {tensor.name for tensor in prepared.graph.initializer}
-    given = {value.name for value in model.graph.input}
+    inputs = {value.name for value in model.graph.input}
     nodes: list[Any] = []
-    there = given | {output for node in model.graph.node for output in node.output}
+    available = inputs | {output for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.name in raised:
-            for position, name in enumerate(before[node.name].input):
+            for position, name in enumerate(original[node.name].input):
                 if name in constants or not name:
                     continue
-                gone = makers.get(name)
-                is_merged = gone is not None and gone.op_type in MERGED and name in now
-                if gone is not None and is_merged and now[name].op_type != gone.op_type:
-                    # Its name went over to what it read: the sum before a Relu is called as the Relu was.
-                    gone = type(gone).FromString(gone.SerializeToString())
-                    gone.input[0], name = name, f"{name}_in_float"
-                    gone.output[0] = name
-                if name not in there and gone is not None and set(gone.input[:1]) <= there:
-                    nodes.append(gone)
-                    there.add(name)
-                if name in there:
+                merged = original_producers.get(name)
+                is_merged = merged is not None and merged.op_type in MERGED and name in producers
+                if merged is not None and is_merged and producers[name].op_type != merged.op_type:
+                    # The node before a removed Relu took over the name of its output, so the restored Relu
+                    # reads that name and needs another one for its own output.
+                    merged = type(merged).FromString(merged.SerializeToString())
+                    merged.input[0], name = name, f"{name}_in_float"
+                    merged.output[0] = name
+                # Inserted before its first reader, after its input: ONNX requires topological order.
+                if name not in available and merged is not None and set(merged.input[:1]) <= available:
+                    nodes.append(merged)
+                    available.add(name)
+                if name in available:
                     node.input[position] = name
         nodes.append(node)
     _replace_nodes(model, nodes)
 
 
 def _replace_nodes(model: Any, nodes: list[Any]) -> None:
-    """Put these nodes in, without quantizers whose result nobody reads any more."""
-    ends = {value.name for value in model.graph.output}
+    """Replace the nodes of a graph, without quantizers and initializers that are no longer read."""
+    outputs = {value.name for value in model.graph.output}
+    # Repeated, because removing a DequantizeLinear may leave its QuantizeLinear without readers.
     while True:
-        read = ends | {name for node in nodes for name in node.input}
+        read = outputs | {name for node in nodes for name in node.input}
         kept = [
             node
             for node in nodes
@@ -119,6 +123,7 @@ def _replace_nodes(model: Any, nodes: list[Any]) -> None:
     used = {name for node in nodes for name in node.input}
     constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
     for field, values in ((model.graph.node, nodes), (model.graph.initializer, constants)):
+        # Copied first: the elements belong to the field that is cleared.
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]
         field.extend(copies)
@@ -127,18 +132,22 @@ def _replace_nodes(model: Any, nodes: list[Any]) -> None:
 def _overrides(
     prepared: Path, plan: Mapping[str, str], special: set[str], kind: Any, usual: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """Tensors around the special layers get ``kind``, and are converted for everybody else who reads them."""
+    """Overrides that give the inputs and outputs of special layers the type ``kind``.
+
+    For all other readers such a tensor is converted to ``usual``.
+    """
     model = onnx_model_file.load(prepared)
     constants = {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, set[str]] = {}
-    touched: dict[str, None] = {}
+    special_tensors: dict[str, None] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, set()).add(node.name)
         if node.name in special:
-            touched |= dict.fromkeys(n for n in (*node.input, *node.output) if n and n not in constants)
+            activations = (n for n in (*node.input, *node.output) if n and n not in constants)
+            special_tensors |= dict.fromkeys(activations)
     result = {}
-    for name in touched:
+    for name in special_tensors:
         override: dict[str, Any] = {"quant_type": kind}
         others = {reader for reader in readers.get(name, set()) if reader not in special}
         if others:
@@ -148,10 +157,10 @@ def _overrides(
 
 
 def verify(proto: Any, plan: Mapping[str, str], scheme: str) -> None:
-    """Make sure that every layer of the file has the types that its precision stands for.
+    """Check that every layer of the file has the types of its precision in ``plan``.
 
     Raises:
-        StageError: with the layers that the quantizer passed over.
+        StageError: the quantizer skipped a layer; the message names these layers.
     """
     activations = {"int8": ("uint8", "int8"), "int16": ("int16",), "float32": ("float32",)}
     found = {layer.name: layer for layer in onnx_layers.read(proto)}
@@ -159,7 +168,7 @@ def verify(proto: Any, plan: Mapping[str, str], scheme: str) -> None:
     for name, precision in plan.items():
         layer = found.get(name)
         if layer is None:
-            wrong.append(f"{name} is gone")
+            wrong.append(f"{name} is missing")
         elif precision == "float32":
             if layer.weight != "float32":
                 wrong.append(f"{layer.kind} {name} has {layer.weight} weights, not float32")
@@ -168,5 +177,5 @@ def verify(proto: Any, plan: Mapping[str, str], scheme: str) -> None:
         elif layer.activation not in activations[precision]:
             wrong.append(f"{layer.kind} {name} computes in {layer.activation}, not {precision}")
     onnx_layers.refuse(
-        wrong, scheme, "give these layers another precision in 'layers', such as float32, or replace them"
+        wrong, scheme, "set another precision for these layers in 'layers', such as float32, or replace them"
     )

@@ -1,4 +1,4 @@
-"""A float ONNX graph with its weights in 4 or 8 bits, and nothing else."""
+"""Weight-only quantization of ONNX graphs to 4 or 8 bits; activations stay float."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,21 +13,20 @@ from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize.overflow import Numbers, axis_of, rows_of
 
 OPSET = 21
-"""The first whose DequantizeLinear knows 4 bits."""
+"""First opset version whose DequantizeLinear supports int4."""
 LEVELS = {"int4": 7, "int8": 127}
 SHARES = np.linspace(0.5, 1.0, 26)
-"""Of the largest weight: what the largest step may stand for."""
+"""Candidates for the clipping value, as a fraction of the largest weight."""
 
 
 def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
-    """The graph with the layers' weights in the plan's precision: ``int4``, ``int8`` or ``float32``.
+    """Quantize the weights of each layer to its precision in ``plan``: ``int4``, ``int8`` or ``float32``.
 
-    Matrix products in int4 become MatMulNBits with one scale for every ``block`` weights of an output;
-    everything else gets a DequantizeLinear with one scale per output channel. Scales are those of the least
-    squared error.
+    Matrix products in int4 become MatMulNBits with one scale per ``block`` weights of an output; all other
+    layers get a DequantizeLinear with one scale per output channel. Scales minimize the squared error.
 
     Raises:
-        StageError: a layer's weights are not constant, or the graph cannot be brought to opset 21.
+        StageError: the weights of a layer are not constant, or the graph cannot be converted to opset 21.
     """
     model = onnx_model_file.at_opset(onnx_model_file.load(prepared), OPSET, "4 bits")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -44,13 +43,14 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
         tensor = constants.get(node.input[1])
         if tensor is None:
             raise StageError(
-                f"{node.op_type} {node.name} has no constant weights to store in {precision}",
-                fix=f"leave it out: layers: {{'{node.name}': float32}}",
+                f"{node.op_type} {node.name} has no constant weights to quantize to {precision}",
+                fix=f"exclude it: layers: {{'{node.name}': float32}}",
             )
         nodes += _replaced(model.graph, node, tensor, precision, block)
         readers[tensor.name] -= 1
     kept = [tensor for tensor in model.graph.initializer if readers.get(tensor.name, 1) > 0]
     for field, values in ((model.graph.node, nodes), (model.graph.initializer, kept)):
+        # Copied first: the elements belong to the field that is cleared.
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]
         field.extend(copies)
@@ -59,10 +59,12 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
 
 
 def _replaced(graph: Any, node: Any, tensor: Any, precision: str, block: int) -> list[Any]:
+    """The nodes that replace a layer; its quantized weights are added to the initializers."""
     from onnx import helper, numpy_helper
 
     values = numpy_helper.to_array(tensor)
     axis = axis_of(node, values.ndim)
+    # MatMulNBits computes A @ B of two-dimensional B only, without alpha, beta or a transposed A.
     plain = values.ndim == 2 and (node.op_type == "MatMul" or _plain_gemm(node))
     if precision == "int4" and plain:
         return _blockwise(graph, node, rows_of(values, axis), tensor.name, block)
@@ -71,24 +73,26 @@ def _replaced(graph: Any, node: Any, tensor: Any, precision: str, block: int) ->
     steps = _steps(rows, scales, LEVELS[precision]).reshape(np.moveaxis(values, axis, 0).shape)
     stored = np.ascontiguousarray(np.moveaxis(steps, 0, axis))
     name = f"{tensor.name}_{precision}"
+    # Layers may share weights.
     if not any(t.name == name for t in graph.initializer):
         graph.initializer.append(_integers(stored, name, precision))
         graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
         graph.initializer.append(_integers(np.zeros_like(scales), f"{name}_zero", precision))
     real = f"{node.output[0]}_weight"
-    made = helper.make_node(
+    dequantizer = helper.make_node(
         "DequantizeLinear", [name, f"{name}_scale", f"{name}_zero"], [real], name=real, axis=axis
     )
     node.input[1] = real
-    return [made, node]
+    return [dequantizer, node]
 
 
 def _integers(values: Numbers, name: str, precision: str) -> Any:
+    """An int8 or packed int4 initializer."""
     import onnx
 
     if precision == "int8":
         return onnx.numpy_helper.from_array(values.astype(np.int8), name)
-    # Two values in a byte, the first in the low half.
+    # Two values per byte, the first in the low nibble.
     flat = values.astype(np.int8).reshape(-1)
     flat = np.append(flat, np.zeros(len(flat) % 2, np.int8)).astype(np.uint8) & 15
     packed = flat[0::2] | (flat[1::2] << 4)
@@ -96,6 +100,7 @@ def _integers(values: Numbers, name: str, precision: str) -> Any:
 
 
 def _plain_gemm(node: Any) -> bool:
+    """Whether a node is a Gemm equivalent to a MatMul with bias."""
     import onnx
 
     options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -104,7 +109,7 @@ def _plain_gemm(node: Any) -> bool:
 
 
 def _blockwise(graph: Any, node: Any, rows: Numbers, name: str, block: int) -> list[Any]:
-    """A MatMulNBits, and an Add for the bias; ``rows`` ``[outputs, inputs]``."""
+    """A MatMulNBits with weights ``rows`` ``[outputs, inputs]``, and an Add for the bias."""
     from onnx import helper, numpy_helper
 
     outputs, inputs = rows.shape
@@ -113,15 +118,15 @@ def _blockwise(graph: Any, node: Any, rows: Numbers, name: str, block: int) -> l
     padded[:, :inputs] = rows
     pieces = padded.reshape(-1, block)
     scales = least_error_scales(pieces, LEVELS["int4"])
-    # Stored with 8 added, which is the operator's own zero point.
+    # Offset by 8, the implicit zero point of the operator.
     steps = (_steps(pieces, scales, LEVELS["int4"]) + 8).astype(np.uint8)
     packed = (steps[:, 0::2] | (steps[:, 1::2] << 4)).reshape(outputs, blocks, block // 2)
     stored = f"{name}_int4"
     if not any(t.name == stored for t in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(packed, stored))
         graph.initializer.append(numpy_helper.from_array(scales.reshape(outputs, blocks), f"{stored}_scale"))
-    biased = len(node.input) > 2 and node.input[2]
-    result = f"{node.output[0]}_product" if biased else node.output[0]
+    has_bias = len(node.input) > 2 and node.input[2]
+    result = f"{node.output[0]}_product" if has_bias else node.output[0]
     product = helper.make_node(
         onnx_layers.BLOCKWISE,
         [node.input[0], stored, f"{stored}_scale"],
@@ -133,25 +138,25 @@ def _blockwise(graph: Any, node: Any, rows: Numbers, name: str, block: int) -> l
         bits=4,
         block_size=block,
     )
-    model_nodes = [product]
-    if biased:
-        model_nodes.append(
+    nodes = [product]
+    if has_bias:
+        nodes.append(
             helper.make_node("Add", [result, node.input[2]], [node.output[0]], name=f"{result}_bias")
         )
-    return model_nodes
+    return nodes
 
 
 def least_error_scales(rows: Numbers, levels: int) -> NDArray[np.float32]:
-    """Per row, the symmetric scale that leaves the least squared error with steps of -levels to levels."""
+    """Per row, the symmetric scale with the least squared error for integers in ``[-levels, levels]``."""
     largest = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
     best = np.full(len(rows), np.inf)
-    found = largest / levels
+    result = largest / levels
     for share in SHARES:
         scales = largest * share / levels
         error = np.square(_steps(rows, scales, levels) * scales[:, np.newaxis] - rows).sum(axis=1)
-        found = np.where(error < best, scales, found)
+        result = np.where(error < best, scales, result)
         best = np.minimum(error, best)
-    return np.asarray(found, np.float32)
+    return np.asarray(result, np.float32)
 
 
 def _steps(rows: Numbers, scales: Numbers, levels: int) -> Numbers:

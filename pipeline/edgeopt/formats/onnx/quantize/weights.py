@@ -1,4 +1,4 @@
-"""The constant int8 weights of a QDQ graph, quantized anew from their float values in the form asked for."""
+"""Requantization of the constant weights of a QDQ graph from their float values, in a chosen encoding."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
@@ -18,31 +18,31 @@ from edgeopt.formats.onnx.quantize.overflow import (
     stored,
 )
 
-Form: TypeAlias = Literal["safe", "full", "reduced", "unsigned"]
-"""How the weights of a layer are stored: ``safe``: int8 with scales that keep pairs of products below
-overflow; ``full``: int8 with the whole range; ``reduced``: with 7 bits of it; ``unsigned``: the whole range
-shifted by 128 to uint8, for the kernel that widens first: the same numbers as ``full``, about half as fast
-with VNNI."""
+Encoding: TypeAlias = Literal["safe", "full", "reduced", "unsigned"]
+"""Encoding of the weights of a layer. ``safe``: int8 with scales that prevent overflow of pairs of products.
+``full``: int8 with the whole range. ``reduced``: int8 limited to 7 bits. ``unsigned``: ``full`` shifted by
+128 to uint8, whose kernel widens before it multiplies; about half as fast with VNNI."""
 
 REDUCED_MAX = PAIR_LIMIT // 2
 
 
 class Weights:
-    """The weights of one model, to be put into any QDQ graph made of it.
+    """The float weights of one model, for requantization in any QDQ graph made from it.
 
-    ``floats`` holds their values before quantization, by the name of the quantized constant, ``moments`` the
-    second moments of the layers' inputs ``[groups, width, width]`` by the name of the layer; a layer
-    without has its weights rounded to the nearest step.
+    Args:
+        floats: values before quantization, by the name of the quantized constant.
+        moments: second moments of the layer inputs ``[groups, width, width]``, by layer name; the weights of
+            layers without moments are rounded to nearest.
     """
 
     def __init__(self, floats: Mapping[str, Numbers], moments: Mapping[str, NDArray[np.float64]]) -> None:
         self.floats, self.moments = floats, moments
-        self._known: dict[tuple[str, str, bytes], tuple[Numbers, Numbers]] = {}
+        self._cache: dict[tuple[str, str, bytes], tuple[Numbers, Numbers]] = {}
 
-    def rewrite(self, model: Any, forms: Mapping[str, Form]) -> None:
-        """Store the weights of each layer in its form; a layer that ``forms`` does not name is left alone.
+    def rewrite(self, model: Any, encodings: Mapping[str, Encoding]) -> None:
+        """Requantize the weights of each layer in its encoding; layers not in ``encodings`` are unchanged.
 
-        Weights that several layers share get the form of the first, unsigned instead of safe.
+        Weights shared by several layers get the encoding of the first layer, but unsigned instead of safe.
         """
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         uses: dict[str, int] = {}
@@ -52,109 +52,114 @@ class Weights:
         done = set()
         for layer in stored(model):
             name = layer.weight.input[0]
-            form = forms.get(layer.name)
-            if form is None or name in done:
+            encoding = encodings.get(layer.name)
+            if encoding is None or name in done:
                 continue
             done.add(name)
-            own = [name, layer.weight.output[0], *(layer.bias.output if layer.bias is not None else ())]
-            fixed = any(uses[value] > 1 for value in own) or name not in self.floats
-            if form == "safe" and (fixed or layer.depthwise):
-                form = "full" if layer.depthwise else "unsigned"
+            tensors = [name, layer.weight.output[0], *(layer.bias.output if layer.bias is not None else ())]
+            # Shared weights cannot change their scale: the bias of every reader depends on it.
+            fixed = any(uses[value] > 1 for value in tensors) or name not in self.floats
+            if encoding == "safe" and (fixed or layer.depthwise):
+                encoding = "full" if layer.depthwise else "unsigned"
             if not fixed:
-                self._put(layer, form, constants)
-            if form == "unsigned":
+                self._put(layer, encoding, constants)
+            if encoding == "unsigned":
                 _shift(layer, constants)
 
-    def _put(self, layer: Stored, form: Form, constants: Mapping[str, Any]) -> None:
+    def _put(self, layer: Stored, encoding: Encoding, constants: Mapping[str, Any]) -> None:
+        """Replace values and scales of one layer's weights, and adapt its bias."""
         from onnx import numpy_helper
 
         name, scale_name = layer.weight.input[:2]
         before = numpy_helper.to_array(constants[scale_name])
-        key = name, "full" if form == "unsigned" else form, before.tobytes()
-        if key not in self._known:
-            self._known[key] = self._quantize(layer, form, before)
-        values, scales = self._known[key]
+        key = name, "full" if encoding == "unsigned" else encoding, before.tobytes()
+        # Search candidates differ in few layers, and the rounding of a layer is slow.
+        if key not in self._cache:
+            self._cache[key] = self._quantize(layer, encoding, before)
+        values, scales = self._cache[key]
         _put(constants, name, values)
         _put(constants, scale_name, scales)
-        if layer.bias is not None and form == "safe":
+        if layer.bias is not None and encoding == "safe":
             _rescale_bias(layer.bias, scales / before, constants)
 
-    def _quantize(self, layer: Stored, form: Form, before: Numbers) -> tuple[Numbers, Numbers]:
-        """Values and scales; these are the quantizer's own but for ``safe``."""
+    def _quantize(self, layer: Stored, encoding: Encoding, before: Numbers) -> tuple[Numbers, Numbers]:
+        """Values and scales; except for ``safe``, the scales ``before`` of the quantizer are kept."""
         floats = self.floats[layer.weight.input[0]]
         rows = rows_of(floats.astype(np.float64), layer.axis)
         scales = np.broadcast_to(before, (len(rows),)).astype(np.float64)
-        if form == "safe":
-            scales = _wide_enough(rows, scales, alike=before.ndim == 0)
+        if encoding == "safe":
+            scales = _safe_scales(rows, scales, per_tensor=before.ndim == 0)
         steps = _nearest(rows, scales)
         moments = self.moments.get(layer.name)
         if moments is not None:
-            steps = _compensated(rows, scales, moments, *_ends(steps, form))
+            steps = _compensated(rows, scales, moments, *_limits(steps, encoding))
         moved = np.moveaxis(floats, layer.axis, 0).shape
         values = np.moveaxis(steps.reshape(moved), 0, layer.axis).astype(np.int8)
-        kept = scales.max() if before.ndim == 0 else scales
-        return np.ascontiguousarray(values), np.asarray(kept, before.dtype).reshape(before.shape)
+        scales = scales.max() if before.ndim == 0 else scales
+        return np.ascontiguousarray(values), np.asarray(scales, before.dtype).reshape(before.shape)
 
 
 def _nearest(rows: Numbers, scales: Numbers) -> Numbers:
     return np.clip(np.rint(rows / scales[:, np.newaxis]), -WEIGHT_MAX, WEIGHT_MAX)
 
 
-def _wide_enough(rows: Numbers, scales: Numbers, alike: bool) -> Numbers:
-    """Scales with which no pair is too large; never below those given, which may be wide for a bias."""
-    wide = np.maximum(safe_scales(rows), scales)
-    if alike:
-        wide = np.full_like(wide, wide.max())
-    # Rounding may bring a sum of exactly the limit one step above it.
-    while (over := pairs(_nearest(rows, wide)) > PAIR_LIMIT).any():
-        wide = np.where(over.any() if alike else over, wide * (1 + 1e-4), wide)
-    # What the file holds: the same numbers in the next steps.
-    return wide.astype(np.float32).astype(np.float64)
+def _safe_scales(rows: Numbers, scales: Numbers, per_tensor: bool) -> Numbers:
+    """Scales for which no pair overflows; at least ``scales``, which the range of a bias may have widened."""
+    safe = np.maximum(safe_scales(rows), scales)
+    if per_tensor:
+        safe = np.full_like(safe, safe.max())
+    # Rounding may lift a pair at exactly the limit one step above it.
+    while (over := pairs(_nearest(rows, safe)) > PAIR_LIMIT).any():
+        safe = np.where(over.any() if per_tensor else over, safe * (1 + 1e-4), safe)
+    # In the precision of the file: the weights must be rounded with the scales that are stored.
+    return safe.astype(np.float32).astype(np.float64)
 
 
-def _ends(steps: Numbers, form: Form) -> tuple[Numbers, Numbers]:
-    """The lowest and the highest value that each weight may take.
+def _limits(steps: Numbers, encoding: Encoding) -> tuple[Numbers, Numbers]:
+    """The lowest and the highest value of each weight.
 
-    For ``safe``: of each sign, the largest weight of a row may keep what it has, or half the limit; the
-    others share the rest.
+    For ``safe``, per row and sign: the largest weight keeps its value, or half the pair limit if that is
+    more, and all others are limited to the remainder, so that no pair exceeds the limit.
     """
-    if form != "safe":
-        most = REDUCED_MAX if form == "reduced" else WEIGHT_MAX
+    if encoding != "safe":
+        most = REDUCED_MAX if encoding == "reduced" else WEIGHT_MAX
         return np.full_like(steps, -most), np.full_like(steps, most)
-    found = []
+    limits = []
     for sign in (-1, 1):
         values = sign * steps
         largest = np.clip(values.max(axis=1), REDUCED_MAX, WEIGHT_MAX)
-        ends = np.repeat((PAIR_LIMIT - largest)[:, np.newaxis], steps.shape[1], axis=1)
-        ends[np.arange(len(steps)), values.argmax(axis=1)] = largest
-        found.append(sign * ends)
-    return found[0], found[1]
+        bounds = np.repeat((PAIR_LIMIT - largest)[:, np.newaxis], steps.shape[1], axis=1)
+        bounds[np.arange(len(steps)), values.argmax(axis=1)] = largest
+        limits.append(sign * bounds)
+    return limits[0], limits[1]
 
 
 def _compensated(
     rows: Numbers, scales: Numbers, moments: Numbers, lowest: Numbers, highest: Numbers
 ) -> NDArray[np.float64]:
-    parts = np.split(np.arange(len(rows)), len(moments))
-    found = [
-        weight_rounding.compensated(rows[part], scales[part], seen, lowest[part], highest[part])
-        for part, seen in zip(parts, moments, strict=True)
+    """Rounding with error compensation, separately for each group of a convolution."""
+    groups = np.split(np.arange(len(rows)), len(moments))
+    rounded = [
+        weight_rounding.compensated(rows[group], scales[group], matrix, lowest[group], highest[group])
+        for group, matrix in zip(groups, moments, strict=True)
     ]
-    return np.concatenate(found)
+    return np.concatenate(rounded)
 
 
 def _rescale_bias(bias: Any, factors: Numbers, constants: Mapping[str, Any]) -> None:
-    """An int32 bias has the scale of its products: input scale times weight scale."""
+    """Adapt an int32 bias to new weight scales: its scale is input scale times weight scale."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(constants[bias.input[0]]).astype(np.float64)
     scales = numpy_helper.to_array(constants[bias.input[1]])
+    # A per-tensor bias scale can follow only one factor.
     spread = factors if scales.ndim else np.max(factors)
     _put(constants, bias.input[0], np.rint(values / spread).astype(np.int32))
     _put(constants, bias.input[1], (scales * spread).astype(scales.dtype).reshape(scales.shape))
 
 
 def _shift(layer: Stored, constants: Mapping[str, Any]) -> None:
-    """Add 128 to values and zero point: the same numbers as uint8."""
+    """Shift values and zero point by 128 to uint8; the represented weights stay the same."""
     from onnx import numpy_helper
 
     for name in (layer.weight.input[0], layer.weight.input[2]):

@@ -1,4 +1,4 @@
-"""Where the bytes of a TFLite file go, exact to the byte, and the arithmetic of its layers."""
+"""Size breakdown of a TFLite file, exact to the byte, and the MACs of its layers."""
 
 from collections.abc import Iterator
 from math import prod
@@ -37,7 +37,7 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "LSTM": _LSTM,
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _LSTM,
 }
-"""Which inputs of an operator are weights, and which are biases, where they are constant."""
+"""Indices of the inputs of an operator that are weights, and of those that are biases, if constant."""
 
 _BITS = {"float32": np.uint32, "float16": np.uint16, "int8": np.uint8, "uint8": np.uint8}
 
@@ -60,11 +60,11 @@ _TABLES = {
     "Metadata": "metadata",
 }
 _ROLES = ("unused buffers", "metadata", "constants", "biases", "weights")
-"""What a buffer is for; the last that holds is told."""
+"""Roles of a buffer in ascending priority: a shared buffer gets the last one that applies."""
 
 
 class _Tensor(NamedTuple):
-    """A tensor as a layer sees it. ``data`` is empty where it is no constant."""
+    """A tensor as a layer reads it. ``data`` is empty unless it is a constant."""
 
     number: int
     name: str
@@ -75,7 +75,7 @@ class _Tensor(NamedTuple):
 
 
 def read(path: Path) -> SizeBreakdown:
-    """The breakdown of the file at ``path``.
+    """Break a TFLite file down by purpose.
 
     Raises:
         StageError: as `model_file.load`.
@@ -84,7 +84,7 @@ def read(path: Path) -> SizeBreakdown:
 
 
 def size_breakdown(file: TfliteFile) -> SizeBreakdown:
-    """The breakdown of a file that has been read."""
+    """The breakdown of a file that is already loaded."""
     roles, layers, parameters, weights = _graphs(file)
     free = any(layer.macs is None for layer in layers)
     return SizeBreakdown(
@@ -96,12 +96,12 @@ def size_breakdown(file: TfliteFile) -> SizeBreakdown:
         parameters=parameters,
         macs=total_macs(layers),
         sparsity=sparsity(weights),
-        notes=("MACs are not told for layers with a free dimension",) if free else (),
+        notes=("the MACs of layers with a free dimension are unknown",) if free else (),
     )
 
 
 def _parts(file: TfliteFile, roles: dict[int, int]) -> dict[str, int]:
-    """Every byte once, in the order of the file. ``roles`` tells what each buffer is for."""
+    """Bytes per part, each byte counted once, in file order. ``roles`` maps buffers to their role."""
     used: dict[int, int] = {}
     for number, buffer in enumerate(file.model.tables("buffers")):
         vector = buffer.vector("data")
@@ -116,6 +116,7 @@ def _parts(file: TfliteFile, roles: dict[int, int]) -> dict[str, int]:
             sums["padding"] += extent.start - position
             position = extent.start
         size = extent.end - position
+        # Extents may overlap, for example vtables: only the bytes after the previous extents count.
         if size <= 0:
             continue
         position = extent.end
@@ -135,18 +136,18 @@ def _part(extent: Extent, used: dict[int, int]) -> str:
     if extent.owner == "Buffer.data":
         return _ROLES[used.get(id(extent.vector), 0)]
     table, dot, _ = extent.owner.partition(".")
-    # A table holds offsets and little else; what it describes lies in its vectors.
+    # The table itself contains little but offsets, so only its vectors count as what it describes.
     return _OWNERS.get(extent.owner) or (_TABLES.get(table) if dot else None) or "graph structure"
 
 
 def _graphs(
     file: TfliteFile,
 ) -> tuple[dict[int, int], tuple[LayerSize, ...], int, list[NDArray[np.generic]]]:
-    """The role of each buffer, the layers of all graphs, the number of parameters, and the weights' bits."""
+    """Role of each buffer, layers of all graphs, number of parameters, and weights as bit patterns."""
     model = file.model
     weights: dict[int, NDArray[np.generic]] = {}
     roles: dict[int, int] = {}
-    # Counted by tensor: that equal ones share their bytes in the file makes no difference to the model.
+    # By tensor, not by buffer: equal tensors may share bytes in the file, and are still separate parameters.
     counted: dict[tuple[int, int], int] = {}
     layers = []
 
@@ -158,26 +159,26 @@ def _graphs(
         *model.numbers("metadata_buffer"),
     ):
         mark(number, "metadata")
-    for place, graph in enumerate(graphs_of(file)):
+    for index, graph in enumerate(graphs_of(file)):
         tensors = [_tensor(tensor) for tensor in graph.tensors]
         for tensor in tensors:
             mark(tensor.buffer, "constants")
         for operation in graph.operations:
             kind = operation.kind
-            inputs = [None if given is None else tensors[given.number] for given in operation.inputs]
+            inputs = [None if tensor is None else tensors[tensor.number] for tensor in operation.inputs]
             constants = list(_constants(kind, inputs))
             for constant, role in constants:
                 mark(constant.buffer, role)
                 if role == "weights" and constant.dtype in _BITS:
                     weights[constant.buffer] = np.frombuffer(constant.data, _BITS[constant.dtype])
-                counted[place, constant.number] = product(constant.shape) or 0
+                counted[index, constant.number] = product(constant.shape) or 0
             if kind in UNPACKING and operation.outputs and inputs and inputs[0] is not None:
-                # Unpacked when the model is loaded: whoever reads the result, reads the constant.
+                # Unpacked when the model is loaded, so readers of the result are readers of the constant.
                 result = operation.outputs[0].number
                 tensors[result] = tensors[result]._replace(
                     buffer=inputs[0].buffer, number=inputs[0].number, data=inputs[0].data
                 )
-            outputs = [tensors[made.number] for made in operation.outputs]
+            outputs = [tensors[tensor.number] for tensor in operation.outputs]
             layers.append(
                 LayerSize(
                     name=outputs[0].name if outputs else "",
@@ -195,33 +196,33 @@ def _graphs(
 def _constants(kind: str, inputs: list[_Tensor | None]) -> Iterator[tuple[_Tensor, str]]:
     """The constant weights and biases of an operator."""
     weights, biases = WEIGHTS.get(kind, ((), ()))
-    for place, tensor in enumerate(inputs):
-        if tensor is not None and tensor.data and place in weights + biases:
-            yield tensor, "weights" if place in weights else "biases"
+    for index, tensor in enumerate(inputs):
+        if tensor is not None and tensor.data and index in weights + biases:
+            yield tensor, "weights" if index in weights else "biases"
 
 
 def _tensor(tensor: Tensor) -> _Tensor:
-    # A free batch counts as the one that is stored; any other free dimension makes the size unknown.
+    # A free batch dimension counts as its stored size, 1; other free dimensions make the size unknown.
     free = [index for index, size in enumerate(tensor.signature) if size < 0 and index]
     return _Tensor(
         tensor.number,
         tensor.name or f"tensor {tensor.number}",
         tensor.dtype if tensor.dtype != "unknown" else f"type {tensor.table.integer('type')}",
-        tuple(None if place in free else size for place, size in enumerate(tensor.shape)),
+        tuple(None if index in free else size for index, size in enumerate(tensor.shape)),
         tensor.buffer if tensor.is_constant else 0,
         tensor.data,
     )
 
 
 def _macs(kind: str, inputs: list[_Tensor | None], outputs: list[_Tensor]) -> int | None:
-    """Multiply-accumulates of the layers that consist of them; 0 for all others."""
+    """MACs of a layer with weights; 0 for other operators, None with a free dimension."""
     if kind not in WEIGHTS or kind in ("GATHER", "EMBEDDING_LOOKUP", "PRELU"):
         return 0
     if len(inputs) < 2 or not outputs:
         return None
     first, weight = inputs[0], inputs[1]
     if first is None or weight is None:
-        # An LSTM without an input gate: the forget gate's weights are always there.
+        # An LSTM without an input gate (CIFG); the weights of the forget gate are mandatory.
         weight = inputs[2] if len(inputs) > 2 else None
         if first is None or weight is None:
             return None
@@ -237,6 +238,7 @@ def _macs(kind: str, inputs: list[_Tensor | None], outputs: list[_Tensor]) -> in
     if kind == "BATCH_MATMUL":
         return None if first.shape[-1:] == (None,) or not first.shape else out * int(first.shape[-1] or 0)
     if kind == "TRANSPOSE_CONV":
+        # The kernel is applied once per input position, not per output position.
         source = product(inputs[2].shape) if len(inputs) > 2 and inputs[2] else None
         return None if source is None else source * (kernel // (weight.shape[-1] or 1))
     if kind in ("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "RNN", "UNIDIRECTIONAL_SEQUENCE_RNN", "SVDF"):
@@ -245,9 +247,9 @@ def _macs(kind: str, inputs: list[_Tensor | None], outputs: list[_Tensor]) -> in
 
 
 def _recurrent(kind: str, inputs: list[_Tensor | None], first: _Tensor) -> int | None:
-    """Each matrix is applied once per step and sample: all dimensions of the input but the last."""
+    """MACs of a recurrent layer: every matrix is applied once per sample and time step."""
     steps = product(first.shape[:-1])
-    matrices = [inputs[place] for place in WEIGHTS[kind][0] if place < len(inputs)]
+    matrices = [inputs[index] for index in WEIGHTS[kind][0] if index < len(inputs)]
     sizes = [product(tensor.shape) for tensor in matrices if tensor is not None]
     if steps is None or None in sizes:
         return None

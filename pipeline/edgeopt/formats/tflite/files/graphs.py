@@ -1,4 +1,4 @@
-"""The graphs of a TFLite file: tensors and operators in the order of the file."""
+"""The graphs of a TFLite file: tensors and operators in file order."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ BITS = {
 }  # fmt: skip
 
 WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D"})
-"""Operators that hold nearly all weights and arithmetic of a network."""
+"""Operators with nearly all weights and MACs of a network."""
 BETWEEN_TYPES = ("QUANTIZE", "DEQUANTIZE")
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """One tensor of a graph; ``data`` is empty where it is no constant."""
+    """One tensor of a graph; ``data`` is empty unless it is a constant."""
 
     number: int
     table: Table
@@ -38,7 +38,7 @@ class Tensor:
 
     @cached_property
     def name(self) -> str:
-        """Empty for most tensors of a slimmed file."""
+        """The name; empty for most tensors of a slimmed file."""
         return self.table.text("name")
 
     @cached_property
@@ -47,12 +47,12 @@ class Tensor:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """As it is stored: a free dimension is 1."""
+        """The stored shape, in which free dimensions are 1."""
         return tuple(self.table.numbers("shape"))
 
     @cached_property
     def signature(self) -> tuple[int, ...]:
-        """The shape with -1 for each free dimension; empty where none is free."""
+        """The shape with -1 for free dimensions; empty if none is free."""
         return tuple(self.table.numbers("shape_signature"))
 
     @property
@@ -65,12 +65,12 @@ class Tensor:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes at batch 1; free dimensions count as 1."""
+        """Size in bytes at batch 1; free dimensions count as 1."""
         return (prod(max(1, size) for size in self.shape) * BITS.get(self.dtype, 0) + 7) // 8
 
     @cached_property
     def scale(self) -> float | None:
-        """Where the whole tensor has one scale."""
+        """The scale of a per-tensor quantized tensor, otherwise None."""
         quantization = self.table.table("quantization")
         scale = quantization.vector("scale") if quantization is not None else None
         values = scale.numbers().tolist() if scale is not None else []
@@ -78,13 +78,13 @@ class Tensor:
 
     @cached_property
     def zero_point(self) -> int | None:
-        """That of the one scale; None where none is stored."""
+        """The zero point of a per-tensor quantized tensor; None if it is not stored."""
         quantization = self.table.table("quantization")
         values = quantization.numbers("zero_point") if quantization is not None else []
         return values[0] if self.scale is not None and values else None
 
     def spec(self, name: str | None, layout: Layout | None) -> TensorSpec:
-        """As an input or output of the model."""
+        """The spec of this tensor as an input or output of the model; ``layout`` applies to rank 4."""
         sizes = tuple(None if size < 0 else size for size in self.signature) or self.shape
         return TensorSpec(
             name=name or self.name,
@@ -98,7 +98,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operator. Inputs that are left out are None; outputs that are, are not listed."""
+    """One operator. Omitted optional inputs are None; omitted outputs are not listed."""
 
     kind: str
     version: int
@@ -108,7 +108,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Of its first output."""
+        """The name of the first output; TFLite operators have none of their own."""
         return self.outputs[0].name if self.outputs else ""
 
     @property
@@ -117,13 +117,13 @@ class Operation:
 
     @property
     def present(self) -> tuple[Tensor, ...]:
-        """The inputs that are there."""
+        """The inputs without omitted ones."""
         return tuple(tensor for tensor in self.inputs if tensor is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One graph; inputs and outputs are in the order in which the interpreter takes and gives them."""
+    """One graph; inputs and outputs are in the order of the interpreter."""
 
     tensors: tuple[Tensor, ...]
     operations: tuple[Operation, ...]
@@ -131,11 +131,11 @@ class Graph:
     outputs: tuple[Tensor, ...]
 
     def count(self, kind: str) -> int:
-        """How many operators of one kind there are, such as ``TRANSPOSE``."""
+        """The number of operators of a kind, such as ``TRANSPOSE``."""
         return Counter(operation.kind for operation in self.operations)[kind]
 
     def float_weighted(self) -> list[str]:
-        """Names of the convolutions and dense layers that compute in float or hold float weights."""
+        """Names of the convolutions and dense layers with a float input or float weights."""
         return [
             f"{operation.kind} {operation.name}"
             for operation in self.operations
@@ -143,7 +143,7 @@ class Graph:
         ]
 
     def float_others(self) -> list[str]:
-        """Kinds of the operators without weights that compute in float."""
+        """Kinds of the operators without weights that have float tensors."""
         return sorted(
             {
                 operation.kind
@@ -156,7 +156,7 @@ class Graph:
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """The main graph of a file, and its inputs and outputs under the names of the first signature."""
+    """The main graph of a file, with inputs and outputs named by the first signature."""
 
     graph: Graph
     inputs: tuple[TensorSpec, ...]
@@ -171,23 +171,23 @@ def graphs_of(file: TfliteFile) -> tuple[Graph, ...]:
 
 
 def read_signature(path: Path, layout: Layout | None = None) -> Signature:
-    """The main graph of the file at ``path``; inputs of rank 4 are said to have ``layout``.
+    """The main graph of the file at ``path``; ``layout`` applies to inputs of rank 4.
 
     Raises:
-        StageError: when it is not a TFLite model, or a damaged one.
+        StageError: the file is not a TFLite model, or is damaged.
     """
     file = load(path)
     graph = graphs_of(file)[0]
-    given, made = signature_names(file)
+    input_names, output_names = signature_names(file)
     return Signature(
         graph,
-        tuple(tensor.spec(given.get(tensor.number), layout) for tensor in graph.inputs),
-        tuple(tensor.spec(made.get(tensor.number), None) for tensor in graph.outputs),
+        tuple(tensor.spec(input_names.get(tensor.number), layout) for tensor in graph.inputs),
+        tuple(tensor.spec(output_names.get(tensor.number), None) for tensor in graph.outputs),
     )
 
 
 def signature_names(file: TfliteFile) -> tuple[dict[int, str], dict[int, str]]:
-    """Number of a tensor to the name that the first signature gives it, for inputs and for outputs."""
+    """Names of the inputs and of the outputs in the first signature, by tensor number."""
     signature = next(iter(file.model.tables("signature_defs")), None)
     if signature is None:
         return {}, {}

@@ -1,4 +1,4 @@
-"""A TFLite file as a whole: its tables, the buffers that lie behind them, and what else the file holds."""
+"""TFLite files: tables, buffers stored outside the tables, and appended data."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,22 +13,22 @@ CUSTOM = OPERATORS.index("CUSTOM")
 
 
 class TfliteFile(NamedTuple):
-    """A file as it was read. Buffers and options that lay behind the tables are part of ``model``."""
+    """A loaded file. Buffers and options stored outside the tables are included in ``model``."""
 
     name: str
     content: bytes
     model: Table
     extents: tuple[Extent, ...]
-    """What each byte is for; in the order of their place."""
+    """The purpose of each byte range, in file order."""
     trailer: bytes
-    """What follows after all that the tables refer to, such as a zip archive with labels."""
+    """Data after everything that the tables reference, such as a zip archive with labels."""
 
 
 def load(path: Path) -> TfliteFile:
-    """Read a file and check every offset in it.
+    """Load a file and check all its offsets and indices.
 
     Raises:
-        StageError: when it is no TFLite file, is damaged, or holds what is not known here.
+        StageError: the file is not a TFLite model, is damaged, or contains unknown fields.
     """
     try:
         content = path.read_bytes()
@@ -38,20 +38,21 @@ def load(path: Path) -> TfliteFile:
 
 
 def parse(content: bytes, name: str) -> TfliteFile:
-    """As `load`, for content that is in memory.
+    """Parse the content of a file; ``name`` identifies it in messages.
 
     Raises:
-        StageError: as there.
+        StageError: as `load`.
     """
     if content[4:8] != IDENTIFIER:
         raise StageError(
             f"{name} is not a TFLite model: the identifier TFL3 is missing",
-            fix="give the file that a TFLite converter wrote",
+            fix="use a file written by a TFLite converter",
         )
     reader = Reader(content, SCHEMA, name)
     model = reader.root("Model")
+    # Shared objects make real models smaller, but never expand beyond the size of the file.
     if expansion(model) > len(content) + 4096:
-        raise StageError(f"{name} is damaged: its tables refer to each other more often than any model's")
+        raise StageError(f"{name} is damaged: its tables reference each other more often than a model's can")
     model = model.but(
         buffers=tuple(_buffer(buffer, reader) for buffer in model.tables("buffers")),
         subgraphs=tuple(_subgraph(subgraph, reader) for subgraph in model.tables("subgraphs")),
@@ -61,15 +62,17 @@ def parse(content: bytes, name: str) -> TfliteFile:
     extents = tuple(sorted(reader.extents, key=lambda extent: extent[:2]))
     used = max(extent.end for extent in extents)
     trailer = content[used:]
-    behind = trailer.lstrip(b"\0")
-    if not behind or behind.startswith(ZIP):
-        trailer = behind
+    appended = trailer.lstrip(b"\0")
+    # Zeros before an appended archive are alignment; before unknown data they may belong to it.
+    if not appended or appended.startswith(ZIP):
+        trailer = appended
     return TfliteFile(name, content, model, extents, trailer)
 
 
 def _buffer(buffer: Table, reader: Reader) -> Table:
-    """A buffer with its data, wherever that was."""
+    """A buffer with its data inline; files above 2 GB store it after the tables, with offset and size."""
     offset, size = buffer.integer("offset"), buffer.integer("size")
+    # Converters write 1 as a placeholder, not as a position.
     if offset <= 1 or not size:
         return buffer.but("offset", "size")
     return buffer.but("offset", "size", data=reader.region(offset, size, "Buffer.data"))
@@ -91,25 +94,25 @@ def _operator(operator: Table, reader: Reader) -> Table:
 
 
 def _check(model: Table, name: str) -> None:
-    """Every number that stands for a tensor, a buffer or an operator code must be one.
+    """Check that all indices of tensors, buffers, operator codes and graphs are in range.
 
     Raises:
-        StageError: with the first that is not.
+        StageError: an index is out of range; the message names the first one.
     """
 
     def within(numbers: list[int], count: int, what: str, least: int = 0) -> None:
         for number in numbers:
             if not least <= number < count:
                 raise StageError(
-                    f"{name} is damaged: it refers to {what} {number}, and there are {count}",
-                    fix="fetch or export the file again",
+                    f"{name} is damaged: it refers to {what} {number}, but has only {count}",
+                    fix="download or export the file again",
                 )
 
     if model.integer("version") != 3:
-        raise StageError(f"{name} has version {model.integer('version')} of the format, only 3 is known")
+        raise StageError(f"{name} has format version {model.integer('version')}, only 3 is supported")
     buffers, subgraphs = len(model.tables("buffers")), model.tables("subgraphs")
     if not subgraphs:
-        raise StageError(f"{name} is damaged: it holds no graph")
+        raise StageError(f"{name} is damaged: it contains no graph")
     for subgraph in subgraphs:
         tensors = len(subgraph.tables("tensors"))
         within([tensor.integer("buffer") for tensor in subgraph.tables("tensors")], buffers, "buffer")
@@ -137,7 +140,8 @@ def data_of(buffer: Table) -> bytes:
 
 
 def kind_of(code: Table) -> str:
-    """The name of an operator: built-in, or the custom one's own."""
+    """The name of an operator: built-in, or the code of a custom operator."""
+    # Codes above 127 do not fit into the deprecated field; older files have only that one.
     number = max(code.integer("builtin_code"), code.integer("deprecated_builtin_code"))
     if number == CUSTOM:
         return code.text("custom_code") or "CUSTOM"

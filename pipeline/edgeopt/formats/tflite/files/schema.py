@@ -1,11 +1,11 @@
-"""The tables of a TFLite file, as data: what `formats.flatbuffer` needs to read and write one.
+"""The schema of TFLite files as data, for `formats.wire.flatbuffer`.
 
-One line per table, its fields in the order of their slots: ``name:type=default``. ``i8`` to ``u64``, ``f32``
-and ``bool`` are scalars, ``str`` a string, ``[x]`` a vector of x, ``@n`` what its data is aligned to beyond
-the size of x, another table's name a reference to it and ``<X>`` a union, whose type stands in the field
-before it. ``-`` is a slot that is no longer used. A union's member without a line of its own has no fields.
+One line per table, with its fields in slot order: ``name:type=default``. ``i8`` to ``u64``, ``f32`` and
+``bool`` are scalars, ``str`` is a string, ``[x]`` a vector of x, ``@n`` an alignment of its data beyond the
+size of x, the name of another table a reference to it, and ``<X>`` a union, whose type is in the preceding
+field. ``-`` is a deprecated slot. Union members without a line of their own have no fields.
 
-Facts of the interface, by the schema of version 3 (tensorflow/compiler/mlir/lite/schema/schema.fbs).
+Source: schema version 3 (tensorflow/compiler/mlir/lite/schema/schema.fbs).
 """
 
 from edgeopt.formats.wire.flatbuffer import Schema
@@ -219,6 +219,6 @@ STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE STABLEHLO_RNG_BIT_GENERATOR REDUCE_W
 STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT STABLEHLO_CASE
 """.split()
 )
-"""Built-in operators by number."""
+"""Built-in operators by code."""
 
 SCHEMA = Schema(TABLES, {name: tuple(members.split()) for name, members in UNIONS.items()})

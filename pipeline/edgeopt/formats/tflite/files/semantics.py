@@ -1,4 +1,4 @@
-"""What a TFLite file computes, as graphs without names and places."""
+"""TFLite files as semantic graphs, independent of names and positions."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -12,7 +12,7 @@ from edgeopt.formats.wire.flatbuffer import Table, Vector
 def graphs_of(path: Path) -> tuple[Graph, ...]:
     """The graphs of a TFLite file.
 
-    Left out: names, minimum and maximum from calibration, signatures, metadata, buffer numbers.
+    Ignored: names, minimum and maximum from calibration, signatures, metadata, buffer numbers.
 
     Raises:
         StageError: the file is damaged.
@@ -52,18 +52,18 @@ def _graph(subgraph: Table, codes: list[tuple[str, str]], buffers: list[bytes]) 
 def _facts(tensor: Table) -> str:
     bare = tensor.but("buffer", "name", "quantization", "shape_signature")
     quantization = tensor.table("quantization")
-    known = quantization and quantization.but("min", "max")
+    parameters = quantization and quantization.but("min", "max")
     shape = tensor.numbers("shape_signature")
     return digest(
         plain(_without_empty(bare)),
-        plain(_without_empty(known))
-        if known and (known.numbers("scale") or known.table("details"))
+        plain(_without_empty(parameters))
+        if parameters and (parameters.numbers("scale") or parameters.table("details"))
         else None,
         tuple(shape) if shape != tensor.numbers("shape") else (),
     )
 
 
 def _without_empty(table: Table) -> Table:
-    """A vector without elements says the same as none."""
+    """The table without empty vectors, which are equivalent to absent ones."""
     empty = [name for name, part in table.fields.items() if isinstance(part, Vector) and not part.data]
     return table.but(*empty)

@@ -1,11 +1,11 @@
-"""The same TFLite model in fewer bytes: nothing that a runtime computes with is lost or changed.
+"""Lossless slimming of TFLite files: nothing that a runtime uses is removed or changed.
 
-Written once instead of many times: equal buffers, vectors, strings, tables, vtables and operator codes. Left
-out: names of tensors and graphs that nothing asks for, minimum and maximum from calibration, empty
-quantization, shape signatures that repeat the shape, buffers without a user, and what converters note about
-themselves. Tensors and operators keep their numbers, because delegates and metadata refer to them.
+Deduplicated: equal buffers, vectors, strings, tables, vtables and operator codes. Removed: unreferenced names
+of tensors and graphs, minimum and maximum from calibration, empty quantization parameters, shape signatures
+that repeat the shape, unused buffers, and the metadata of converters. Tensors and operators keep their
+numbers, because delegates and metadata refer to them.
 
-Afterwards the result is read again and compared with the original, field by field.
+The result is parsed again and compared with the original, field by field.
 """
 
 import struct
@@ -20,32 +20,33 @@ from edgeopt.formats.wire.flatbuffer_writer import LIMIT, pack
 CONVERTERS_METADATA = frozenset(
     {"min_runtime_version", "CONVERSION_METADATA", "buffer_location", "keep_stablehlo_constant"}
 )
-"""What converters write for themselves: no runtime reads it."""
+"""Metadata that converters write and no runtime reads."""
 CONVERTERS_DESCRIPTIONS = frozenset({"MLIR Converted.", "TOCO Converted."})
 METADATA = "TFLITE_METADATA"
 """The user's own description of inputs and outputs (tensorflow/lite/support metadata)."""
 DISPATCH = "DISPATCH_OP"
-"""Operators compiled for an accelerator: their options hold places in the file, in a form of their own."""
+"""Operators compiled for an accelerator: their options contain file offsets in a vendor format."""
 ALIGN = 16
+"""Alignment of buffers in bytes, as the schema requires."""
 
 
 def slimmed(file: TfliteFile) -> bytes:
-    """The bytes of the smaller file, or of the same one where nothing can be saved.
+    """The content of the slimmed file, or the original content if that is not larger.
 
     Raises:
-        StageError: when the file holds what cannot be moved, or the result would differ.
+        StageError: the file contains data that cannot be moved, or the result would differ.
     """
     if any(kind_of(code) == DISPATCH for code in file.model.tables("operator_codes")):
         raise StageError(
-            f"{file.name} is compiled for an accelerator: its {DISPATCH} operators hold places in the file",
-            fix="slim the file before it is compiled",
+            f"{file.name} is compiled for an accelerator: its {DISPATCH} operators contain file offsets",
+            fix="slim the file before compiling it",
         )
     if any(
         tensor.integer("buffer") == 0 and data_of(file.model.tables("buffers")[0])
         for subgraph in file.model.tables("subgraphs")
         for tensor in subgraph.tables("tensors")
     ):
-        raise StageError(f"{file.name} keeps data in buffer 0, which runtimes take for none")
+        raise StageError(f"{file.name} stores data in buffer 0, which runtimes treat as empty")
     try:
         result = pack(slim_model(file.model), SCHEMA, IDENTIFIER)
     except OverflowError as error:
@@ -53,6 +54,7 @@ def slimmed(file: TfliteFile) -> bytes:
     if file.trailer:
         result += bytes(-len(result) % ALIGN)
         result += _moved(file.trailer, len(file.content) - len(file.trailer), len(result))
+    # The file may already be minimal, or written by a packer that fills gaps better.
     if len(result) >= len(file.content):
         return file.content
     verify(file, parse(result, f"the slimmed {file.name}"))
@@ -60,26 +62,27 @@ def slimmed(file: TfliteFile) -> bytes:
 
 
 def slim_model(model: Table) -> Table:
-    """The model without what is not needed. Equal parts are shared by the writer."""
+    """The model without unneeded parts; the writer deduplicates equal ones."""
     described = any(entry.text("name") == METADATA for entry in model.tables("metadata"))
     metadata = tuple(entry for entry in model.tables("metadata") if _kept(entry))
     used = set(model.numbers("metadata_buffer"))
     used |= {entry.integer("buffer") for entry in metadata}
     used |= {t.integer("buffer") for s in model.tables("subgraphs") for t in s.tables("tensors")}
-    buffers, place = _merged(model.tables("buffers"), used)
-    codes, code_place = _merged_codes(model)
+    buffers, buffer_map = _merged(model.tables("buffers"), used)
+    codes, code_map = _merged_codes(model)
     parts: dict[str, Value] = {
         "operator_codes": codes,
         "buffers": buffers,
         "subgraphs": tuple(
-            _subgraph(subgraph, place, code_place, _named(model, index, described))
+            _subgraph(subgraph, buffer_map, code_map, _named(model, index, described))
             for index, subgraph in enumerate(model.tables("subgraphs"))
         ),
     }
     if metadata:
-        parts["metadata"] = tuple(entry.but(buffer=place[entry.integer("buffer")]) for entry in metadata)
+        parts["metadata"] = tuple(entry.but(buffer=buffer_map[entry.integer("buffer")]) for entry in metadata)
     if legacy := model.numbers("metadata_buffer"):
-        parts["metadata_buffer"] = Vector("i32", struct.pack(f"<{len(legacy)}i", *(place[n] for n in legacy)))
+        numbers = (buffer_map[number] for number in legacy)
+        parts["metadata_buffer"] = Vector("i32", struct.pack(f"<{len(legacy)}i", *numbers))
     dropped = ["metadata"]
     if model.text("description") in CONVERTERS_DESCRIPTIONS | {""}:
         dropped.append("description")
@@ -91,60 +94,65 @@ def _kept(entry: Table) -> bool:
 
 
 def _merged(buffers: tuple[Table, ...], used: set[int]) -> tuple[tuple[Table, ...], dict[int, int]]:
-    """The different buffers that are used, and the new number of each old one. Number 0 is the empty one."""
-    places = {b"": 0}
-    place = {}
+    """The distinct used buffers, and the new number of each old one. Number 0 is always the empty buffer."""
+    new_numbers = {b"": 0}
+    buffer_map = {}
     for number, buffer in enumerate(buffers):
         if number in used:
-            place[number] = places.setdefault(data_of(buffer), len(places))
-    empty, *contents = places
+            buffer_map[number] = new_numbers.setdefault(data_of(buffer), len(new_numbers))
+    empty, *contents = new_numbers
     assert not empty
     filled = (Table("Buffer", {"data": Vector("u8", data)}) for data in contents)
-    return (Table("Buffer", {}), *filled), place
+    return (Table("Buffer", {}), *filled), buffer_map
 
 
 def _merged_codes(model: Table) -> tuple[tuple[Table, ...], dict[int, int]]:
+    """The distinct used operator codes, and the new number of each old one."""
     codes = model.tables("operator_codes")
     used = {o.integer("opcode_index") for s in model.tables("subgraphs") for o in s.tables("operators")}
-    kept: dict[object, tuple[int, Table]] = {}
-    place = {}
+    distinct: dict[object, tuple[int, Table]] = {}
+    code_map = {}
     for number, code in enumerate(codes):
         if number in used:
-            place[number] = kept.setdefault(plain(code), (len(kept), code))[0]
-    return tuple(code for _, code in kept.values()), place
+            code_map[number] = distinct.setdefault(plain(code), (len(distinct), code))[0]
+    return tuple(code for _, code in distinct.values()), code_map
 
 
 def _named(model: Table, index: int, described: bool) -> set[int]:
-    """Tensors of a graph whose names are all that a caller knows them by."""
+    """Inputs and outputs of a graph that callers can identify only by their tensor names."""
     subgraph = model.tables("subgraphs")[index]
     ends = {*subgraph.numbers("inputs"), *subgraph.numbers("outputs")}
     signatures = [s for s in model.tables("signature_defs") if s.integer("subgraph_index") == index]
+    # Metadata of the TFLite Support Library refers to tensors by name.
     if described:
         return ends
     if not signatures and index:
         return set()
+    # The names in the first signature replace the tensor names.
     for signature in signatures[:1]:
         for field in ("inputs", "outputs"):
             ends -= {entry.integer("tensor_index") for entry in signature.tables(field)}
     return ends
 
 
-def _subgraph(subgraph: Table, place: dict[int, int], code_place: dict[int, int], named: set[int]) -> Table:
+def _subgraph(
+    subgraph: Table, buffer_map: dict[int, int], code_map: dict[int, int], named: set[int]
+) -> Table:
     return subgraph.but(
         "name",
         tensors=tuple(
-            _tensor(tensor, place, number in named)
+            _tensor(tensor, buffer_map, number in named)
             for number, tensor in enumerate(subgraph.tables("tensors"))
         ),
-        operators=tuple(_operator(operator, code_place) for operator in subgraph.tables("operators")),
+        operators=tuple(_operator(operator, code_map) for operator in subgraph.tables("operators")),
     )
 
 
-def _tensor(tensor: Table, place: dict[int, int], named: bool) -> Table:
+def _tensor(tensor: Table, buffer_map: dict[int, int], named: bool) -> Table:
     dropped = [] if named else ["name"]
     if _repeats(tensor):
         dropped.append("shape_signature")
-    parts: dict[str, Value] = {"buffer": place[tensor.integer("buffer")]}
+    parts: dict[str, Value] = {"buffer": buffer_map[tensor.integer("buffer")]}
     quantization = tensor.table("quantization")
     if quantization is not None:
         if _quantizes(quantization):
@@ -159,6 +167,7 @@ def _repeats(tensor: Table) -> bool:
 
 
 def _quantizes(quantization: Table) -> bool:
+    """Whether the parameters quantize a tensor; minimum and maximum alone are calibration statistics."""
     return bool(quantization.numbers("zero_point") or _filled(quantization, "scale")) or (
         quantization.table("details") is not None
     )
@@ -169,29 +178,32 @@ def _filled(table: Table, field: str) -> bool:
     return vector is not None and bool(vector.data)
 
 
-def _operator(operator: Table, code_place: dict[int, int]) -> Table:
+def _operator(operator: Table, code_map: dict[int, int]) -> Table:
     optional = ("intermediates", "mutating_variable_inputs")
     dropped = [field for field in optional if not _filled(operator, field)]
-    return operator.but(*dropped, opcode_index=code_place[operator.integer("opcode_index")])
+    return operator.but(*dropped, opcode_index=code_map[operator.integer("opcode_index")])
 
 
 def _moved(trailer: bytes, before: int, after: int) -> bytes:
-    """What follows the tables, for its new place: a zip archive counts from the beginning of the file.
+    """The data after the tables, adapted to its new position: offsets in a zip archive are absolute.
 
-    Source: PKWARE APPNOTE.TXT 6.3, sections 4.3.12 and 4.3.16.
+    ``before`` and ``after`` are the old and the new position. Source: PKWARE APPNOTE.TXT 6.3, sections 4.3.12
+    and 4.3.16.
     """
     end = trailer.rfind(b"PK\5\6")
     if not trailer.startswith(ZIP) or end < 0 or end + 22 > len(trailer):
         return trailer
     moved = bytearray(trailer)
+    # From the end of central directory record: number of entries, size and offset of the directory.
     count, size, start = struct.unpack_from("<HII", trailer, end + 10)
     if start + size != before + end:
-        return trailer  # it counts from its own beginning, which moves along
+        return trailer  # its offsets are relative to its own start
     struct.pack_into("<I", moved, end + 16, start - before + after)
     at = start - before
     for _ in range(count):
         if trailer[at : at + 4] != b"PK\1\2" or at + 46 > end:
-            raise StageError("the zip archive behind the model is damaged", fix="fetch the file again")
+            raise StageError("the zip archive after the model is damaged", fix="download the file again")
+        # Each entry has the lengths of name, extra field and comment, and the offset of its local header.
         lengths = struct.unpack_from("<HHH", trailer, at + 28)
         (local,) = struct.unpack_from("<I", trailer, at + 42)
         struct.pack_into("<I", moved, at + 42, local - before + after)
@@ -200,38 +212,38 @@ def _moved(trailer: bytes, before: int, after: int) -> bytes:
 
 
 def plain(value: Value | None) -> object:
-    """A value as nested tuples that can be compared and hashed."""
+    """A value as nested tuples, which can be compared and hashed."""
     if isinstance(value, Table):
         return (value.name, *sorted((name, plain(part)) for name, part in value.fields.items()))
     if isinstance(value, Vector):
         return value.data
     if isinstance(value, tuple):
         return tuple(map(plain, value))
-    # As bits: NaN is equal to itself, and -0.0 is not 0.0.
+    # As bits, so that NaN equals itself and -0.0 differs from 0.0.
     return struct.pack("<d", value) if isinstance(value, float) else value
 
 
 def verify(before: TfliteFile, after: TfliteFile) -> None:
-    """Compare what two files say: buffers and operator codes by content, whatever their number is now.
+    """Compare the content of two files; buffers and operator codes by content instead of number.
 
     Raises:
-        StageError: with the first part that differs.
+        StageError: a part differs; the message names the first one.
     """
     if len(before.trailer.lstrip(b"\0")) != len(after.trailer.lstrip(b"\0")):
-        raise StageError(f"slimming {before.name} would change what follows its tables", fix=_REPORT)
+        raise StageError(f"slimming {before.name} would change the data after its tables", fix=_REPORT)
     if any((e.start + 4) % ALIGN for e in after.extents if e.owner == "Buffer.data"):
         raise StageError(f"slimming {before.name} would misalign its weights", fix=_REPORT)
     old, new = _facts(before.model), _facts(after.model)
-    for (what, expected), (_, found) in zip(old, new, strict=True):
-        if expected != found:
-            raise StageError(f"slimming {before.name} would change {what}", fix=_REPORT)
+    for (part, expected), (_, actual) in zip(old, new, strict=True):
+        if expected != actual:
+            raise StageError(f"slimming {before.name} would change {part}", fix=_REPORT)
 
 
-_REPORT = "this is a bug in edgeopt: nothing was written, please report it with the file"
+_REPORT = "this is a bug in edgeopt: no file was written; please report it with the file"
 
 
 def _facts(model: Table) -> Iterator[tuple[str, object]]:
-    """All that matters, part by part, each with its name."""
+    """The parts of a model that slimming must preserve, each with its name."""
     buffers = [data_of(buffer) for buffer in model.tables("buffers")]
     codes = [plain(code) for code in model.tables("operator_codes")]
     legacy = [buffers[number] for number in model.numbers("metadata_buffer")]

@@ -1,4 +1,4 @@
-"""A TFLite file to be changed and run: its main graph as objects, and interpreters of changed copies."""
+"""Editable TFLite graphs, and interpreters of edited copies."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from edgeopt.model import Array
 from edgeopt.plugin.layer_pair import Grid, Weights
 
 CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
-"""Axis of the output channels in the weights of an operator."""
+"""Axis of the output channels in the weights of each operator kind."""
 
 
 class EditedFile:
-    """The main graph of a file, to be changed at will; buffers that lay behind the tables are in it."""
+    """The main graph of a file as mutable objects, with the buffers stored after the tables inlined."""
 
     def __init__(self, path: Path) -> None:
         from ai_edge_litert import schema_py_generated as schema
@@ -30,12 +30,14 @@ class EditedFile:
         for buffer in self.model.buffers:
             if buffer.offset > 1 and buffer.size:
                 buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            # Offsets into this file would be wrong in the packed copies.
             buffer.offset = buffer.size = 0
         self.graph = self.model.subgraphs[0]
         self.operators = self.graph.operators
         self.names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
         self.keys = _unique([tensor.name.decode(errors="replace") for tensor in self.graph.tensors])
         self.producer = {int(t): i for i, at in enumerate(self.operators) for t in at.outputs}
+        # Conversions between types have no counterpart in the float file.
         self.computing = [i for i, at in enumerate(self.operators) if self.kind(at) not in BETWEEN_TYPES]
 
     def kind(self, operator: Any) -> str:
@@ -43,7 +45,7 @@ class EditedFile:
         return str(self.names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM"))
 
     def constant(self, index: int) -> bool:
-        """Whether a tensor is in the file, or made of one that is."""
+        """Whether a tensor is stored in the file, or converted from a stored one."""
         data = self.model.buffers[self.graph.tensors[index].buffer].data
         if data is not None and len(data):
             return True
@@ -52,29 +54,30 @@ class EditedFile:
             return False
         return self.constant(int(self.operators[at].inputs[0]))
 
-    def moving(self, operator: int) -> list[int]:
-        """The inputs of an operator that change from sample to sample."""
+    def variable_inputs(self, operator: int) -> list[int]:
+        """Indices of the inputs of an operator that depend on the sample."""
         inputs = self.operators[operator].inputs
         return [slot for slot, index in enumerate(inputs) if index >= 0 and not self.constant(int(index))]
 
     def shape(self, operator: int) -> tuple[int, ...]:
-        """The shape of what an operator gives."""
+        """The output shape of an operator."""
         return tuple(self.graph.tensors[self.operators[operator].outputs[0]].shape)
 
     def grid(self, index: int) -> Grid | None:
+        """The quantization grid of a tensor; None if it is not quantized per tensor."""
         tensor = self.graph.tensors[index]
         scale, zero_point = _scale(tensor)
         return Grid.of(scale, zero_point, DTYPES[tensor.type]) if scale else None
 
     def entry_grid(self, index: int) -> Grid | None:
-        """The grid of an input, also where the graph takes real numbers and quantizes them itself."""
+        """The grid of a graph input; for a float input, the grid of the QUANTIZE that reads it."""
         if (grid := self.grid(index)) is not None:
             return grid
         readers = [at for at in self.operators if index in at.inputs and self.kind(at) == "QUANTIZE"]
         return self.grid(int(readers[0].outputs[0])) if readers else None
 
     def weights(self, operator: Any) -> Weights | None:
-        """The quantized weights of a convolution or dense layer."""
+        """The int8 weights of a convolution or dense layer; None for other operators and types."""
         axis = CHANNELS.get(self.kind(operator))
         if axis is None or not self.constant(int(operator.inputs[1])):
             return None
@@ -84,12 +87,12 @@ class EditedFile:
             return None
         stored = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).view(np.int8)
         zero = np.asarray(tensor.quantization.zeroPoint if tensor.quantization.zeroPoint is not None else [0])
-        # A depthwise kernel has one input channel for each of its outputs.
+        # In a depthwise kernel, every output channel reads one input channel of its own.
         inner = None if axis == 3 else -1
         return Weights.of(stored.reshape(tuple(tensor.shape)), np.asarray(scale), zero, axis, inner)
 
     def stored(self, index: int, values: Array, *, of: Any = None) -> Array:
-        """Real numbers in the type of a tensor."""
+        """Quantize real numbers to the type of a tensor, by default of this file."""
         tensor = (of or self.model).subgraphs[0].tensors[index]
         dtype = np.dtype(DTYPES[tensor.type])
         scale, zero_point = _scale(tensor)
@@ -102,7 +105,7 @@ class EditedFile:
         return clipped
 
     def real(self, index: int, values: Array) -> Array:
-        """The real numbers that the integers of a tensor stand for."""
+        """Dequantize the values of a tensor."""
         scale, zero_point = _scale(self.graph.tensors[index])
         if not scale:
             return values
@@ -110,47 +113,48 @@ class EditedFile:
 
 
 def _scale(tensor: Any) -> tuple[float, int]:
-    """Scale and zero point of an activation; scale 0 where it is not quantized."""
-    told = tensor.quantization
-    if told is None or told.scale is None or len(told.scale) != 1:
+    """Scale and zero point of an activation; scale 0 if it is not quantized per tensor."""
+    parameters = tensor.quantization
+    if parameters is None or parameters.scale is None or len(parameters.scale) != 1:
         return 0.0, 0
-    known = told.zeroPoint is not None and len(told.zeroPoint)
-    return float(told.scale[0]), int(told.zeroPoint[0]) if known else 0
+    has_zero_point = parameters.zeroPoint is not None and len(parameters.zeroPoint)
+    return float(parameters.scale[0]), int(parameters.zeroPoint[0]) if has_zero_point else 0
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    found = []
+    counts: dict[str, int] = {}
+    unique = []
     for name in names:
-        count = seen[name] = seen.get(name, 0) + 1
-        found.append(name if count == 1 else f"{name}#{count}")
-    return found
+        count = counts[name] = counts.get(name, 0) + 1
+        unique.append(name if count == 1 else f"{name}#{count}")
+    return unique
 
 
 class EditedInterpreter:
-    """A changed graph in LiteRT; tensors are given and told by their numbers."""
+    """An edited graph in LiteRT; tensors are identified by number."""
 
     def __init__(self, model: Any) -> None:
         import flatbuffers
         from ai_edge_litert.interpreter import Interpreter
 
-        model.signatureDefs = None
+        model.signatureDefs = None  # they refer to the original inputs and outputs
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
         self.model = model
         self.inputs: dict[int, dict[int, int]] = {}
-        """Per operator, the tensors that were put in the place of its inputs."""
+        """Per operator, the graph inputs that replace its own inputs, by input index."""
         self.errors: dict[str, int] = {}
+        """Per tensor, the graph input that is added to it."""
         try:
             self.interpreter = Interpreter(model_content=bytes(builder.Output()), num_threads=1)
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise StageError(f"LiteRT cannot load the graph cut at its layers: {error}") from error
+            raise StageError(f"LiteRT cannot load the graph split into its layers: {error}") from error
         self.details = {d["index"]: d for d in self.interpreter.get_input_details()}
         self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
 
     def run(self, feeds: Mapping[int, Array]) -> dict[int, Array]:
-        """Inputs that are not given are zero."""
+        """Run the graph; returns all outputs. Inputs missing from ``feeds`` are zero."""
         for index, detail in self.details.items():
             value = feeds.get(index)
             if value is None:
@@ -161,7 +165,7 @@ class EditedInterpreter:
 
 
 def whole(file: EditedFile) -> EditedInterpreter:
-    """The file, giving the outputs of all operators."""
+    """The graph with the outputs of all operators as graph outputs."""
     model = copy.deepcopy(file.model)
     graph = model.subgraphs[0]
     graph.outputs = [int(at.outputs[0]) for at in graph.operators if not file.constant(int(at.outputs[0]))]
@@ -169,28 +173,29 @@ def whole(file: EditedFile) -> EditedInterpreter:
 
 
 def cut(file: EditedFile, operators: Sequence[int]) -> EditedInterpreter:
-    """The file with every one of these operators reading inputs of its own."""
+    """The graph reduced to these operators, each with graph inputs of its own."""
     model = copy.deepcopy(file.model)
     graph = model.subgraphs[0]
-    places: dict[int, dict[int, int]] = {}
+    replacements: dict[int, dict[int, int]] = {}
     for number in operators:
         operator = graph.operators[number]
         operator.inputs = [int(index) for index in operator.inputs]
-        for slot in file.moving(number):
-            place = _clone(graph, operator.inputs[slot], f"given {number} {slot}")
-            operator.inputs[slot] = place
-            places.setdefault(number, {})[slot] = place
+        for slot in file.variable_inputs(number):
+            replacement = _clone(graph, operator.inputs[slot], f"given {number} {slot}")
+            operator.inputs[slot] = replacement
+            replacements.setdefault(number, {})[slot] = replacement
+    # Operators that unpack constants stay: the kept operators read their outputs.
     kept = set(operators) | {i for i, at in enumerate(graph.operators) if file.constant(int(at.outputs[0]))}
     graph.operators = [at for i, at in enumerate(graph.operators) if i in kept]
-    graph.inputs = [place for slots in places.values() for place in slots.values()]
+    graph.inputs = [number for slots in replacements.values() for number in slots.values()]
     graph.outputs = [int(file.operators[number].outputs[0]) for number in operators]
     interpreter = EditedInterpreter(model)
-    interpreter.inputs = places
+    interpreter.inputs = replacements
     return interpreter
 
 
 def with_errors(file: EditedFile, keys: Sequence[str]) -> EditedInterpreter:
-    """The file with an addition behind every one of these tensors."""
+    """The graph with an ADD after each of these tensors, whose other operand is a graph input."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = copy.deepcopy(file.model)
@@ -200,7 +205,7 @@ def with_errors(file: EditedFile, keys: Sequence[str]) -> EditedInterpreter:
     add.version = 1
     model.operatorCodes.append(add)
     errors: dict[str, int] = {}
-    behind: dict[int, Any] = {}
+    additions: dict[int, Any] = {}
     index_of = {key: index for index, key in enumerate(file.keys)}
     for key in keys:
         index = index_of[key]
@@ -210,18 +215,20 @@ def with_errors(file: EditedFile, keys: Sequence[str]) -> EditedInterpreter:
         if index in file.producer:
             at = graph.operators[file.producer[index]]
             at.outputs = [raw if out == index else int(out) for out in at.outputs]
-            behind[file.producer[index]] = (raw, errors[key], index)
+            additions[file.producer[index]] = (raw, errors[key], index)
         else:
-            # An input keeps its place; whoever reads it reads the sum.
+            # A graph input stays the input; its readers read the sum instead.
             for at in graph.operators:
                 at.inputs = [raw if each == index else int(each) for each in at.inputs]
-            behind[-1 - len(behind)] = (index, errors[key], raw)
+            # Negative numbers sort before all operators: the sum must precede its readers.
+            additions[-1 - len(additions)] = (index, errors[key], raw)
     ordered = []
-    for number in [*sorted(n for n in behind if n < 0), *range(len(graph.operators))]:
+    # TFLite runs operators in file order, so each ADD goes right after the producer of its tensor.
+    for number in [*sorted(n for n in additions if n < 0), *range(len(graph.operators))]:
         if number >= 0:
             ordered.append(graph.operators[number])
-        if number in behind:
-            first, second, out = behind[number]
+        if number in additions:
+            first, second, out = additions[number]
             extra = schema.OperatorT()
             extra.opcodeIndex = len(model.operatorCodes) - 1
             extra.inputs, extra.outputs = [first, second], [out]
@@ -236,7 +243,7 @@ def with_errors(file: EditedFile, keys: Sequence[str]) -> EditedInterpreter:
 
 
 def _clone(graph: Any, index: int, name: str) -> int:
-    """Another tensor of the same kind, without content; returns its number."""
+    """Append a copy of a tensor without content; returns its number."""
     tensor = copy.deepcopy(graph.tensors[index])
     tensor.name, tensor.buffer = name.encode(), 0
     graph.tensors.append(tensor)

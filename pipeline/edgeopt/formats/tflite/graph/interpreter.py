@@ -1,7 +1,4 @@
-"""TFLite files run in this process, by LiteRT: for calibration and for comparing candidates.
-
-Latency is never measured here.
-"""
+"""Running TFLite files in this process with LiteRT: for calibration and comparison, not for latency."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,15 +14,15 @@ from edgeopt.model import Array, Model
 
 
 def opened(content: bytes, name: str, keep_all: bool = False) -> Any:
-    """An interpreter with one thread that is ready to run; ``keep_all`` keeps every tensor to be looked at.
+    """An allocated interpreter with one thread; ``keep_all`` preserves all tensors for inspection.
 
     Raises:
-        StageError: LiteRT has no kernel for the file, with its reason.
+        StageError: LiteRT cannot run the file; the message contains its reason.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     with warnings.catch_warnings():
-        # Keeping all tensors is meant for debugging, because it costs memory: one sample's worth, here.
+        # LiteRT warns about the memory for all tensors; here it is that of a single sample.
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
         interpreter = Interpreter(
             model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all
@@ -38,10 +35,10 @@ def opened(content: bytes, name: str, keep_all: bool = False) -> Any:
 
 
 def feed(interpreter: Any, sample: Sequence[Array]) -> None:
-    """Run one sample, given as real numbers: integer inputs are quantized as the file says.
+    """Run one sample of real numbers; integer inputs are quantized with the parameters in the file.
 
     Raises:
-        StageError: a kernel fails, with its reason.
+        StageError: a kernel fails; the message contains its reason.
     """
     for detail, value in zip(interpreter.get_input_details(), sample, strict=True):
         stored = value
@@ -57,31 +54,32 @@ def feed(interpreter: Any, sample: Sequence[Array]) -> None:
 
 
 def outputs(content: bytes, name: str, samples: Iterable[Sequence[Array]]) -> NDArray[np.float32]:
-    """The first output for samples of batch 1, as real numbers ``[n, ...]``.
+    """The first output for samples of batch 1, dequantized, ``[n, ...]``.
 
     Raises:
         StageError: LiteRT cannot run the file.
     """
     interpreter = opened(content, name)
-    (given, *_) = interpreter.get_output_details()
+    (detail, *_) = interpreter.get_output_details()
     results = []
     for sample in samples:
         feed(interpreter, sample)
-        value = interpreter.get_tensor(given["index"])
-        if np.issubdtype(given["dtype"], np.integer) and given["quantization"][0]:
-            scale, zero = given["quantization"]
+        value = interpreter.get_tensor(detail["index"])
+        if np.issubdtype(detail["dtype"], np.integer) and detail["quantization"][0]:
+            scale, zero = detail["quantization"]
             value = (value.astype(np.float32) - zero) * np.float32(scale)
         results.append(value.astype(np.float32))
     return np.concatenate(results)
 
 
 def finished(path: Path, model: Model) -> Model:
-    """The file at ``path`` as a model that takes what ``model`` takes, after it ran once.
+    """The file at ``path`` as a model with the input layouts of ``model``, after a test run.
 
     Raises:
-        StageError: LiteRT has no kernel for it, which shows only when it runs.
+        StageError: LiteRT cannot run the file; missing kernels are detected only by running it.
     """
     signature = read_signature(path)
+    # There is no neutral value for strings to test with.
     if all(spec.dtype != "string" for spec in signature.inputs):
         zeros = [
             np.zeros([size or 1 for size in spec.shape], np.dtype(spec.dtype)) for spec in signature.inputs
@@ -102,7 +100,7 @@ def finished(path: Path, model: Model) -> Model:
 
 
 class Candidates:
-    """One float file and its quantized forms, as a search for the best mix of precisions asks for them."""
+    """A float file and its mixed-precision variants, for the search over layer precisions."""
 
     def __init__(
         self,
@@ -117,7 +115,7 @@ class Candidates:
         self.samples = samples
 
     def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        """First output ``[n, ...]`` on the samples; None means the float file.
+        """The first output ``[n, ...]`` for the samples; ``path`` None means the float file.
 
         Raises:
             StageError: LiteRT cannot run the file.

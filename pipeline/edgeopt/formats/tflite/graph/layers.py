@@ -1,8 +1,8 @@
-"""The layers of a TFLite file: operators with weights, under names that their author knows, and their types.
+"""The weighted layers of a TFLite file: their names in the source framework, and their data types.
 
-A layer is called what the framework called it where the file still says so: Keras' ``conv2d_1`` out of
-``model/activation_1/Relu;model/conv2d_1/BiasAdd;model/conv2d_1/Conv2D1``. Otherwise, as in files from
-PyTorch, it is called by kind and place: ``conv_2d_7`` is the eighth convolution that runs.
+A layer has its name in the framework if a tensor name contains it: Keras' ``conv2d_1`` is taken from
+``model/activation_1/Relu;model/conv2d_1/BiasAdd;model/conv2d_1/Conv2D1``. Otherwise it is named by kind and
+execution order: ``conv_2d_7`` is the eighth convolution.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeopt.formats.layer_names import calls, keras_layer, layer_told
+from edgeopt.formats.layer_names import calls, keras_layer, layer_of_scope
 from edgeopt.formats.tflite.files.graphs import WEIGHTED, Graph, Operation, Tensor, graphs_of
 from edgeopt.formats.tflite.files.model_file import TfliteFile, load
 
@@ -33,36 +33,37 @@ WEIGHTS_AT = {
     ),
     "GATHER": 0,
 }
-"""Operators that may have weights, and which input these are."""
+"""Operators that may have weights, and the index of that input."""
 DATA_AT = {"TRANSPOSE_CONV": 2, "CONV_3D_TRANSPOSE": 2}
+"""Index of the data input, where it is not 0."""
 LOOK_UP = frozenset({"EMBEDDING_LOOKUP", "GATHER"})
-"""Operators that take numbers of rows, not values."""
+"""Operators whose input consists of row indices instead of values."""
 
 
 class Step(NamedTuple):
-    """One operator as a quantizer knows it: by its kind and the names of its outputs."""
+    """One operator as ai-edge-quantizer identifies it: by its kind and the names of its outputs."""
 
     kind: str
     outputs: tuple[str, ...]
 
 
 class WeightedLayer(NamedTuple):
-    """One operator with weights. ``weight`` is their type in the file, though an operator may lie between."""
+    """One operator with weights. ``weight`` is their storage type, also if an operator unpacks them."""
 
     name: str
     step: Step
     weight: str
     elements: int
-    """How many weights; 0 where they are computed by other operators."""
+    """Number of weights; 0 if they are computed by other operators."""
     row: int
-    """How many of them belong together: the last dimension."""
+    """Size of the last dimension of the weights."""
     input: str
     output: str
     inner: bool = False
-    """Whether it lies in a graph of its own, such as the body of a loop."""
+    """Whether it is in another graph than the main one, such as the body of a loop."""
     followers: tuple[Step, ...] = ()
-    """Operators without weights that work on its output, up to the next layer; for the first layer also
-    those before it."""
+    """Operators without weights that process its output, up to the next layer; for the first layer also the
+    operators before it."""
 
     @property
     def kind(self) -> str:
@@ -70,12 +71,12 @@ class WeightedLayer(NamedTuple):
 
     @property
     def tensor(self) -> str:
-        """Name of its output in the file."""
+        """Name of its first output in the file."""
         return self.step.outputs[0]
 
     @property
     def activation(self) -> str:
-        """The type it works in, or both if it takes another than it gives."""
+        """The type of its input and output, or both types if they differ."""
         same = self.kind in LOOK_UP or self.input == self.output
         return self.output if same else f"{self.input} to {self.output}"
 
@@ -85,10 +86,10 @@ class WeightedLayer(NamedTuple):
 
 
 def read(path: Path) -> list[WeightedLayer]:
-    """The layers of all graphs of a file, in the order in which they run.
+    """The layers of all graphs of a file, in execution order.
 
     Raises:
-        StageError: when it is no TFLite file, or a damaged one.
+        StageError: the file is not a TFLite model, or is damaged.
     """
     return _named(
         [
@@ -100,23 +101,23 @@ def read(path: Path) -> list[WeightedLayer]:
 
 
 def inner_tensors(file: TfliteFile) -> list[str]:
-    """Names of the tensors of all graphs but the main one."""
+    """Names of the tensors of all graphs except the main one."""
     return [tensor.name for graph in graphs_of(file)[1:] for tensor in graph.tensors]
 
 
 def _named(layers: list[WeightedLayer]) -> list[WeightedLayer]:
-    """The layers under names that are unique."""
+    """The layers with unique names."""
     known = [_known(layer.tensor) or layer.name for layer in layers]
     kinds: Counter[str] = Counter()
     names = []
-    for layer, given in zip(layers, known, strict=True):
-        names.append(given or f"{layer.kind.lower()}_{kinds[layer.kind]}")
+    for layer, known_name in zip(layers, known, strict=True):
+        names.append(known_name or f"{layer.kind.lower()}_{kinds[layer.kind]}")
         kinds[layer.kind] += 1
     return [layer._replace(name=name) for layer, name in zip(layers, calls(names), strict=True)]
 
 
 def _of_graph(graph: Graph) -> list[WeightedLayer]:
-    """The layers of one graph, called what their weights are called in Keras, or nothing."""
+    """The layers of one graph, named after their weights in Keras; without a name if that is unknown."""
     layers: list[WeightedLayer] = []
     followers: list[list[Step]] = []
     before: list[Step] = []
@@ -125,15 +126,18 @@ def _of_graph(graph: Graph) -> list[WeightedLayer]:
     for operation in graph.operations:
         inputs, outputs = operation.inputs, operation.outputs
         step = Step(operation.kind, tuple(tensor.name for tensor in outputs))
+        # Weight-only files store weights in float16 or integers and unpack them before the layer.
         if operation.kind == "DEQUANTIZE" and inputs[0] is not None:
             unpacked[outputs[0].number] = inputs[0]
         weights = _weights(operation, unpacked)
         if weights is None or not outputs:
+            # It follows the last of the layers whose outputs it reads.
             owners = (owner[tensor.number] for tensor in operation.present if tensor.number in owner)
-            place = max(owners, default=None)
-            (before if place is None else followers[place]).append(step)
+            index = max(owners, default=None)
+            (before if index is None else followers[index]).append(step)
         else:
-            place = len(layers)
+            index = len(layers)
+            # Computed weights, such as the second operand of an attention product, are not parameters.
             shape = weights.shape if weights.is_constant else (0,)
             data = inputs[DATA_AT.get(operation.kind, 0)]
             layers.append(
@@ -149,25 +153,27 @@ def _of_graph(graph: Graph) -> list[WeightedLayer]:
             )
             followers.append(before)
             before = []
-        if place is not None:
-            owner |= dict.fromkeys((tensor.number for tensor in outputs), place)
+        if index is not None:
+            owner |= dict.fromkeys((tensor.number for tensor in outputs), index)
     return [layer._replace(followers=tuple(steps)) for layer, steps in zip(layers, followers, strict=True)]
 
 
 def _weights(operation: Operation, unpacked: dict[int, Tensor]) -> Tensor | None:
-    """The tensor with the weights of an operator as they are stored; None if it has none."""
-    kind, place = operation.kind, WEIGHTS_AT.get(operation.kind)
-    given = operation.inputs[place] if place is not None and place < len(operation.inputs) else None
-    if given is None:
+    """The stored tensor with the weights of an operator; None if it has no weights."""
+    kind, index = operation.kind, WEIGHTS_AT.get(operation.kind)
+    weights = operation.inputs[index] if index is not None and index < len(operation.inputs) else None
+    if weights is None:
         return None
-    stored = unpacked.get(given.number, given)
+    stored = unpacked.get(weights.number, weights)
     if not stored.is_constant:
-        return given if kind in WEIGHTED else None
-    numbers_of_places = kind == "GATHER" and stored.dtype in ("int32", "int64", "bool", "string")
-    return None if numbers_of_places else stored
+        return weights if kind in WEIGHTED else None
+    # A lookup in a table of shapes or indices, not in an embedding.
+    is_lookup_table = kind == "GATHER" and stored.dtype in ("int32", "int64", "bool", "string")
+    return None if is_lookup_table else stored
 
 
 def _known(tensor: str) -> str:
-    """What a tensor's name tells of the layer that gives it, or that it is the weights of; else empty."""
+    """The layer in the name of an output or of weights; empty if it contains none."""
+    # The converter joins the names of fused operators; the layer with the weights comes last.
     parts = reversed(tensor.split(";"))
-    return next((name for part in parts if (name := layer_told(part) or keras_layer(part))), "")
+    return next((name for part in parts if (name := layer_of_scope(part) or keras_layer(part))), "")

@@ -1,8 +1,8 @@
-"""TFLite files side by side: a float one, and the same with its operators quantized.
+"""Layer-by-layer comparison of a float TFLite file with its quantized version.
 
-Operators stand in the same order in both, apart from those that convert between types, so their order
-tells which belong together. Every graph that is run is made from the two files: with the outputs of all
-operators, or with every operator reading inputs of its own.
+Apart from conversions between types, both files have the same operators in the same order, so the order
+identifies corresponding operators. All graphs that are run are derived from the two files: with the outputs
+of all operators, or with every operator reading inputs of its own.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from edgeopt.plugin.layer_pair import INPUT, Each, Layer, Values, in_step
 
 
 class TflitePair:
-    """Both files, and the interpreters made from them on demand."""
+    """Both files, and the interpreters derived from them on demand."""
 
     def __init__(self, reference: Path, quantized: Path) -> None:
         self.float_file, self.int_file = EditedFile(reference), EditedFile(quantized)
@@ -30,11 +30,11 @@ class TflitePair:
         ]
         self.layers += [self._layer(f, q) for f, q in self.matched]
         self.output = self.float_file.keys[int(self.float_file.graph.outputs[0])]
-        there = {f for f, _ in self.matched}
+        matched = {f for f, _ in self.matched}
         self.unmatched = [
             self.float_file.keys[self.float_file.operators[i].outputs[0]]
             for i in self.float_file.computing
-            if i not in there
+            if i not in matched
         ]
 
     def _layer(self, f: int, q: int) -> Layer:
@@ -47,7 +47,7 @@ class TflitePair:
             mine.kind(operator),
             theirs.grid(theirs.operators[q].outputs[0]),
             theirs.weights(theirs.operators[q]),
-            tuple(dict.fromkeys(mine.keys[operator.inputs[slot]] for slot in mine.moving(f))),
+            tuple(dict.fromkeys(mine.keys[operator.inputs[slot]] for slot in mine.variable_inputs(f))),
             channels_last=True,
         )
 
@@ -58,7 +58,7 @@ class TflitePair:
 
     def quantized(self, inputs: Sequence[Array], *, written: bool = False) -> Values | None:
         if written:
-            return None
+            return None  # the file has integer operators, not QDQ pairs that could run in float
         file = self.int_file
         given = zip(file.graph.inputs, inputs, strict=True)
         values = self._run_quantized.run({index: file.stored(index, value) for index, value in given})
@@ -72,7 +72,7 @@ class TflitePair:
             int(theirs.operators[q].outputs[0]): mine.keys[mine.operators[f].outputs[0]]
             for f, q in self.matched
         }
-        # Where the graph ends in real numbers, these are what the model gives.
+        # If the graph ends in a DEQUANTIZE, which has no counterpart, compare the final float output.
         last, end = int(mine.graph.outputs[0]), int(theirs.graph.outputs[0])
         if mine.keys[last] not in keys.values():
             keys[end] = mine.keys[last]
@@ -89,11 +89,11 @@ class TflitePair:
                 for slot, tensor in interpreter.inputs[pair[which]].items():
                     key = self.float_file.keys[self.float_file.operators[pair[0]].inputs[slot]]
                     feeds[tensor] = file.stored(tensor, values[key], of=interpreter.model)
-            found = interpreter.run(feeds)
+            results = interpreter.run(feeds)
             sides.append(
                 {
                     self.float_file.keys[self.float_file.operators[pair[0]].outputs[0]]: file.real(
-                        out := int(file.operators[pair[which]].outputs[0]), found[out]
+                        out := int(file.operators[pair[which]].outputs[0]), results[out]
                     )
                     for pair in self.matched
                 }
@@ -127,15 +127,17 @@ class TflitePair:
 
 
 def _matched(one: EditedFile, other: EditedFile) -> list[tuple[int, int]]:
-    """Operators of both files that do the same on tensors of the same shape."""
+    """Corresponding operators: same kind in the same order, output shape and variable inputs."""
     kinds = [[file.kind(file.operators[i]) for i in file.computing] for file in (one, other)]
-    found = []
+    pairs = []
+    # The order alone is not sufficient: fused or split operators shift it.
     for a, b in in_step(*kinds):
         f, q = one.computing[a], other.computing[b]
         shapes = [
             tuple(file.graph.tensors[file.operators[i].outputs[0]].shape)
             for file, i in ((one, f), (other, q))
         ]
-        if shapes[0] == shapes[1] and one.moving(f) and one.moving(f) == other.moving(q):
-            found.append((f, q))
-    return found
+        slots = one.variable_inputs(f)
+        if shapes[0] == shapes[1] and slots and slots == other.variable_inputs(q):
+            pairs.append((f, q))
+    return pairs

@@ -1,4 +1,4 @@
-"""The range of every tensor of a float TFLite file, over calibration samples that are never held together."""
+"""Calibration of a float TFLite file: the range of every tensor, with one sample in memory at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,16 +14,16 @@ from edgeopt.model import Array, Model
 from edgeopt.plugin import Context
 
 FEW = 32
-"""Fewer samples than this are worth a remark."""
+"""Fewer samples than this cause a note."""
 LARGEST = 3e38
-"""Beyond are stand-ins for infinity, such as the padding before a maximum: not values to be represented."""
+"""Larger magnitudes represent infinity, such as the padding of a maximum, and are not part of the range."""
 
 
 def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple[Array, ...]]:
-    """The calibration samples as the file takes them, checked one by one.
+    """The calibration samples in the order and shape of the file's inputs, each validated before use.
 
     Raises:
-        StageError: there are none, or one is of no use; it says which.
+        StageError: there are no samples, or one is unusable; the message gives its number.
     """
     if context.calibration is None:
         raise StageError("int8 needs calibration data", fix="add 'data: {calibration: ...}' to the recipe")
@@ -31,32 +31,34 @@ def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple
     for number, values in enumerate(context.calibration.inputs(model)):
         if not all(np.isfinite(value).all() for value in values):
             raise StageError(
-                f"calibration sample {number} holds NaN or infinite values",
+                f"calibration sample {number} contains NaN or infinite values",
                 fix="remove the sample, or check the preprocessing",
             )
         for spec, value in zip(source.inputs, values, strict=True):
             if value.shape != spec.shape:
-                # The interpreter would resize the graph without a word and calibrate another one.
+                # The interpreter would silently resize the graph and calibrate a different one.
                 raise StageError(
                     f"calibration sample {number} has the shape {list(value.shape)}, "
-                    f"input {spec.name!r} takes {list(spec.shape)}",
-                    fix="check the data's layout in 'preprocessing'",
+                    f"input {spec.name!r} expects {list(spec.shape)}",
+                    fix="check the layout of the data in 'preprocessing'",
                 )
         count += 1
         yield values
     if not count:
-        raise StageError("the calibration data is empty", fix="give at least one sample, better 100 or more")
+        raise StageError(
+            "the calibration data are empty", fix="provide at least one sample, preferably 100 or more"
+        )
     if count < FEW:
         plural = "sample" if count == 1 else "samples"
-        context.note(f"ranges come from {count} calibration {plural}: values that these lack will be clipped")
+        context.note(f"only {count} calibration {plural}: values outside their range will be clipped")
 
 
 def extremes(content: bytes, source: Signature, values: Iterable[Sequence[Array]]) -> Ranges:
-    """Least and largest value of every tensor over all samples."""
+    """Minimum and maximum of every tensor over all samples."""
     from ai_edge_quantizer import calibrator, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
-    # The runtime's own profiler takes the same ranges 5 to 10 times faster than a walk over all tensors.
+    # The profiler of the runtime collects the same ranges 5 to 10 times faster than reading all tensors.
     observer = calibrator.Calibrator(
         content,
         num_threads=1,
@@ -67,12 +69,12 @@ def extremes(content: bytes, source: Signature, values: Iterable[Sequence[Array]
     recipe = recipe_manager.RecipeManager()
     for sample in values:
         named = {spec.name: value for spec, value in zip(source.inputs, sample, strict=True)}
-        # One call per sample: a call with many would first collect them all in a list.
+        # One call per sample: a single call would first collect all samples in a list.
         observer.calibrate({signature: [named]}, recipe)
     ranges: Ranges = observer.get_model_qsvs()
-    for tensor, ends in ranges.items():
-        if not np.isfinite([ends["min"], ends["max"]]).all():
-            _refuse(tensor)
+    for tensor, limits in ranges.items():
+        if not np.isfinite([limits["min"], limits["max"]]).all():
+            _raise_not_finite(tensor)
     return ranges
 
 
@@ -84,10 +86,10 @@ def calibrated(
     percentile: float,
     levels: int,
 ) -> Ranges:
-    """The range of every tensor by ``method``, to be covered with ``levels`` integers.
+    """The range of every tensor by ``method``, for quantization to ``levels`` integers.
 
-    One histogram of fixed size per tensor is all that is kept. 65,536 levels are those of 16 bits, which
-    are symmetric around zero.
+    Memory is one histogram of fixed size per tensor. Ranges for 16 bits (65,536 levels) are symmetric, as the
+    TFLite quantization specification requires.
 
     Raises:
         StageError: the model computes NaN.
@@ -99,13 +101,13 @@ def calibrated(
         tflite_interpreter.feed(interpreter, sample)
         for tensor, index in watched:
             try:
-                found = interpreter.get_tensor(index)
-            except ValueError:  # a loop gives some of its outputs no memory, because nothing reads them
+                activation = interpreter.get_tensor(index)
+            except ValueError:  # an output of a loop that nothing reads has no memory
                 continue
-            within = np.abs(found) < LARGEST
-            if np.isnan(found).any():
-                _refuse(tensor)
-            histograms[tensor].add(found if within.all() else found[within])
+            finite = np.abs(activation) < LARGEST
+            if np.isnan(activation).any():
+                _raise_not_finite(tensor)
+            histograms[tensor].add(activation if finite.all() else activation[finite])
     ranges: Ranges = {}
     for tensor, histogram in histograms.items():
         if histogram.count:
@@ -115,13 +117,13 @@ def calibrated(
 
 
 def _activations(file: TfliteFile) -> Iterator[tuple[str, int]]:
-    """Name and number of the tensors of the main graph that hold other values with every sample."""
+    """Name and number of the float tensors of the main graph that are not constant."""
     for tensor in graphs_of(file)[0].tensors:
         if tensor.dtype == "float32" and not tensor.is_constant:
             yield tensor.name, tensor.number
 
 
-def _refuse(tensor: str) -> None:
+def _raise_not_finite(tensor: str) -> None:
     raise StageError(
         f"the float model computes NaN or infinite values in {tensor!r} on the calibration data",
         fix="check the preprocessing, and whether the weights are finite",

@@ -1,4 +1,7 @@
-"""ai-edge-quantizer, told layer by layer what to do: it would skip in silence what it cannot."""
+"""Quantization with ai-edge-quantizer, from an explicit recipe for every layer.
+
+The library silently skips layers that it does not support: `precision.verify` detects them.
+"""
 
 import re
 import warnings
@@ -11,7 +14,7 @@ from edgeopt.formats.tflite.graph.layers import Step, WeightedLayer
 from edgeopt.formats.tflite.quantize.precision import Plan
 
 Ranges: TypeAlias = dict[str, dict[str, Any]]
-"""Least and largest value of each tensor, by its name, as arrays of one element: ``{"min": …, "max": …}``."""
+"""Minimum and maximum of each tensor, by tensor name, as arrays of one element: ``{"min": …, "max": …}``."""
 ACTIVATION_BITS = {"int4": 8, "int8": 8, "int16": 16}
 WEIGHT_BITS = {"int4": 4, "int8": 8, "int16": 8}
 UNPACKED = frozenset({"DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
@@ -27,14 +30,14 @@ def static_recipe(
     io: str,
     inner: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Everything in ``usual`` (``int8`` or ``int16`` activations), the layers as planned.
+    """Recipe for static quantization: everything in ``usual`` (``int8`` or ``int16``), layers as in ``plan``.
 
-    Operators without weights are ``usual`` as well, where the runtime has kernels for that; but those that
-    follow a layer in float stay in float with it. So a file whose layers all are in float is all float.
-    ``inner`` are the tensors of loops and branches, where everything stays float.
+    Operators without weights are ``usual`` if the runtime has a kernel for it, but float after a float layer;
+    if all layers are float, the whole file is. ``inner`` are the tensors of loops and branches, where
+    everything stays float.
 
     Raises:
-        StageError: a layer in a loop is planned to be anything else, or no kernel takes what is asked for.
+        StageError: a layer in a loop has another precision than float32, or no kernel supports a precision.
     """
     from ai_edge_quantizer import qtyping, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -42,6 +45,7 @@ def static_recipe(
     weights = qtyping.QuantGranularity.CHANNELWISE if per_channel else qtyping.QuantGranularity.TENSORWISE
     recipe = recipe_manager.RecipeManager()
     everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    # The last matching entry of a recipe applies, so the general one comes first.
     recipe.add_static_config(".*", everything, ACTIVATION_BITS[usual], 8, weights)
     if io == "float32":
         for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
@@ -54,8 +58,8 @@ def static_recipe(
         precision, operation = plan[layer.name], _operation(layer.step)
         if layer.inner and precision != "float32":
             raise StageError(
-                f"{layer.label} lies in a loop or branch, which stays float: it cannot be {precision}",
-                fix=f"leave it in float, layers: {{{layer.name!r}: float32}}, or use the scheme dynamic_int8",
+                f"{layer.label} is in a loop or branch, which stays float: it cannot be {precision}",
+                fix=f"keep it in float, layers: {{{layer.name!r}: float32}}, or use the scheme dynamic_int8",
             )
         if precision == usual or operation is None:
             continue
@@ -67,9 +71,9 @@ def static_recipe(
                     )
         else:
             activations, bits = ACTIVATION_BITS[precision], WEIGHT_BITS[precision]
-            with _naming(layer, precision):
+            with _errors_named(layer, precision):
                 if bits == 4 and layer.kind in UNPACKED:
-                    raise ValueError("no kernel takes them")
+                    raise ValueError("no kernel supports them")
                 recipe.add_static_config(_only(layer.step), operation, activations, bits, weights)
     return list(recipe.get_quantization_recipe())
 
@@ -77,11 +81,13 @@ def static_recipe(
 def weights_recipe(
     layers: Sequence[WeightedLayer], plan: Plan, *, per_channel: bool, block: int | None, unpack: bool
 ) -> list[dict[str, Any]]:
-    """Only weights: int8 and int4, which kernels take as they are or after an operator that unpacks them
-    (``unpack``; float16 always), int4 with one scale per channel or per ``block`` of weights.
+    """Recipe for weight-only and dynamic quantization: int8, int4 or float16 weights, float activations.
+
+    Kernels read int8 and int4 weights directly, or with ``unpack`` after a DEQUANTIZE operator; float16 is
+    always unpacked. int4 has one scale per channel, or per ``block`` of weights.
 
     Raises:
-        StageError: no kernel takes what is asked for; it names the layer.
+        StageError: no kernel supports the precision of a layer; the message names it.
     """
     from ai_edge_quantizer import qtyping, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -93,7 +99,7 @@ def weights_recipe(
         if precision == "float32" or operation is None:
             continue
         blocks = block if precision == "int4" else None
-        with _naming(layer, precision if blocks is None else f"int4 in blocks of {blocks}"):
+        with _errors_named(layer, precision if blocks is None else f"int4 in blocks of {blocks}"):
             if precision == "float16":
                 casting = AlgorithmName.FLOAT_CASTING
                 recipe.add_weight_only_config(_only(layer.step), operation, 16, algorithm_key=casting)
@@ -102,12 +108,13 @@ def weights_recipe(
             if blocks is not None:
                 grain = granularity(f"BLOCKWISE_{blocks}")
                 if layer.row % blocks:
-                    raise ValueError(f"its rows of {layer.row} weights are no multiple of {blocks}")
-            # Some kernels do not take int4, and the depthwise one for int8 reads beyond a single scale (7 %
-            # agreement, or NaN). The operator that unpacks serves all; the library's list does not say so.
-            alone = precision == "int4" and layer.kind in UNPACKED and blocks is None
-            alone |= layer.kind == "DEPTHWISE_CONV_2D" and not per_channel
-            unpacked = unpack or alone
+                    raise ValueError(f"its rows of {layer.row} weights are not a multiple of {blocks}")
+            # Some kernels do not support int4, and the hybrid depthwise kernel reads past the end of a single
+            # int8 scale (7 % agreement, or NaN). Unpacking works for all of them; `skip_checks`, because the
+            # library's policy does not list it.
+            needs_unpacking = precision == "int4" and layer.kind in UNPACKED and blocks is None
+            needs_unpacking |= layer.kind == "DEPTHWISE_CONV_2D" and not per_channel
+            unpacked = unpack or needs_unpacking
             recipe.add_quantization_config(
                 _only(layer.step),
                 operation,
@@ -126,10 +133,10 @@ def weights_recipe(
 
 
 def quantized(content: bytes, name: str, recipe: list[dict[str, Any]], ranges: Ranges | None = None) -> bytes:
-    """The quantized file.
+    """Quantize a file; ``ranges`` are required for static quantization. An empty recipe changes nothing.
 
     Raises:
-        StageError: the library cannot do it, with its reason.
+        StageError: the library cannot quantize the file; the message contains its reason.
     """
     from ai_edge_quantizer import quantizer
 
@@ -137,36 +144,36 @@ def quantized(content: bytes, name: str, recipe: list[dict[str, Any]], ranges: R
         return content
     try:
         with warnings.catch_warnings():
-            # The library opens the float model once more to look at its tensors; the interpreter warns
-            # that this costs memory.
+            # The library opens the float model again with all tensors preserved, and LiteRT warns about the
+            # memory for that.
             warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
-            work = quantizer.Quantizer(content, recipe)
-            result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+            library = quantizer.Quantizer(content, recipe)
+            result = library.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise StageError(f"ai-edge-quantizer cannot quantize {name}: {error}") from error
     return bytes(result.quantized_model or b"")
 
 
 @contextmanager
-def _naming(layer: WeightedLayer, precision: str) -> Iterator[None]:
-    """Turns the library's refusal of a layer into an error that says which."""
+def _errors_named(layer: WeightedLayer, precision: str) -> Iterator[None]:
+    """Convert an error of the library into one that names the layer."""
     try:
         yield
     except ValueError as error:
         reason = re.split(r"\.? Error: | with config", str(error))[0]
         raise StageError(
             f"{layer.label} cannot have {precision} weights: {reason}",
-            fix=f"change the options, or give it more bits: layers: {{{layer.name!r}: float32}}",
+            fix=f"change the options, or use more bits: layers: {{{layer.name!r}: float32}}",
         ) from error
 
 
 def _only(step: Step) -> str:
-    """A regular expression that fits the operator's outputs as the library spells them, and nothing else."""
+    """A regular expression that matches exactly the operator's outputs, joined as in the library."""
     return f"^{re.escape(';'.join(filter(None, step.outputs)))};$"
 
 
 def _operation(step: Step) -> Any:
-    """The library's name of the operator; None for one that it does not know, and so leaves in float."""
+    """The operator's name in the library; None if it has none, so that the operator stays float."""
     from ai_edge_quantizer import qtyping
 
     try:

@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints, modules, exported programs and TorchScript."""
+"""Reading and writing of checkpoints, modules, exported programs and TorchScript."""

@@ -1,7 +1,7 @@
-"""TorchScript archives, rewritten so that the same module always gives the same small file.
+"""Normalization of TorchScript archives: the same module always produces the same small file.
 
-torch numbers the classes of a module by how many the process has seen before, notes the source line of
-every operator with paths of the machine, and stores constants of the lite interpreter twice.
+torch numbers the classes of a module by a counter of the whole process, records the source line of every
+operator with local paths, and stores the constants of the lite interpreter twice.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from edgeopt.formats.wire import bounded
 
 MANGLED = re.compile(r"___torch_mangle_\d+")
 _NOISE = (".data/serialization_id", ".data/version", ".debug_pkl", "mobile_debug_handles.pkl")
-"""Members that say nothing about what is computed."""
+"""Suffixes of members that do not affect the computation."""
 WRITTEN_BY_TORCH = frozenset({"version", ".data/version", ".data/serialization_id"})
 
 
@@ -36,14 +36,15 @@ def normalize(path: Path) -> None:
         if not name.endswith(".debug_pkl") and name not in WRITTEN_BY_TORCH
     }
     names = _stable_names(records)
-    twins = _twins(records)
+    duplicates = _duplicates(records)
 
     def renamed(text: str) -> str:
-        return twins.get(text) or MANGLED.sub(lambda found: names.get(found[0], found[0]), text)
+        return duplicates.get(text) or MANGLED.sub(lambda match: names.get(match[0], match[0]), text)
 
+    # torch's own writer starts every record at an aligned offset; zipfile does not.
     writer: Any = torch._C.PyTorchFileWriter(str(path))
     for name, content in records.items():
-        if name.removeprefix("constants/") in twins:
+        if name.removeprefix("constants/") in duplicates:
             continue
         if name.endswith(".pkl"):
             content = rename_in_pickle(content, renamed)
@@ -54,37 +55,39 @@ def normalize(path: Path) -> None:
 
 
 def _stable_names(records: dict[str, bytes]) -> dict[str, str]:
-    """Mangled names in the order of their numbers, counted from 0."""
-    found: set[str] = set()
+    """Map mangled names to names numbered from 0 in the same order."""
+    mangled: set[str] = set()
     for name, content in records.items():
-        found.update(MANGLED.findall(name))
+        mangled.update(MANGLED.findall(name))
         if name.endswith((".pkl", ".py")):
-            found.update(MANGLED.findall(content.decode("latin-1")))
-    ordered = sorted(found, key=lambda text: int(text.rpartition("_")[2]))
+            # latin-1 decodes any bytes; the names themselves are ASCII.
+            mangled.update(MANGLED.findall(content.decode("latin-1")))
+    ordered = sorted(mangled, key=lambda text: int(text.rpartition("_")[2]))
     return {old: f"___torch_mangle_{index}" for index, old in enumerate(ordered)}
 
 
-def _twins(records: dict[str, bytes]) -> dict[str, str]:
-    """Constants of the lite interpreter with the content of an earlier one, by the name in its pickles."""
+def _duplicates(records: dict[str, bytes]) -> dict[str, str]:
+    """Map constants to an earlier constant of equal content, by the names that pickles refer to."""
     first: dict[str, str] = {}
-    twins = {}
+    duplicates = {}
     for name, content in records.items():
         short = name.removeprefix("constants/")
         if short != name and name.endswith(".storage"):
-            known = first.setdefault(hashlib.sha256(content).hexdigest(), short)
-            if known != short:
-                twins[short] = known
-    return twins
+            original = first.setdefault(hashlib.sha256(content).hexdigest(), short)
+            if original != short:
+                duplicates[short] = original
+    return duplicates
 
 
 def rename_in_pickle(content: bytes, rename: Callable[[str], str]) -> bytes:
-    """Change the strings and class names in a pickle without loading it."""
+    """Replace the strings and class names in a pickle without loading it."""
     import pickletools
 
     pieces = []
-    steps = list(pickletools.genops(content))
-    ends = [position for _, _, position in steps[1:]] + [len(content)]
-    for (code, argument, start), end in zip(steps, ends, strict=True):
+    opcodes = list(pickletools.genops(content))
+    # An opcode ends where the next one starts: pickletools reports positions, not lengths.
+    ends = [position for _, _, position in opcodes[1:]] + [len(content)]
+    for (code, argument, start), end in zip(opcodes, ends, strict=True):
         piece = content[start or 0 : end]
         if code.name == "BINUNICODE" and isinstance(argument, str):
             text = rename(argument).encode()
@@ -97,12 +100,12 @@ def rename_in_pickle(content: bytes, rename: Callable[[str], str]) -> bytes:
 
 
 def member_digests(path: Path) -> dict[str, str]:
-    """The digests of an archive's members but for noise, by their names without the archive's own.
+    """SHA-256 of each member that affects the computation, by its name without the archive's folder.
 
     Raises:
         StageError: the archive is damaged.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name in bounded.member_names(archive):
@@ -112,7 +115,9 @@ def member_digests(path: Path) -> dict[str, str]:
                     with archive.open(name) as member:
                         while piece := member.read(CHUNK):
                             content.update(piece)
-                    found[inner] = content.hexdigest()
+                    digests[inner] = content.hexdigest()
     except (*bounded.MALFORMED, zlib.error) as error:
-        raise StageError(f"{path.name} is damaged: {error}", fix="fetch or export the file again") from error
-    return found
+        raise StageError(
+            f"{path.name} is damaged: {error}", fix="download or export the file again"
+        ) from error
+    return digests

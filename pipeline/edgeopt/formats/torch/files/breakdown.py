@@ -1,4 +1,4 @@
-"""Where the bytes of files from PyTorch go: archives by member, ExecuTorch programs by segment."""
+"""Size breakdown of PyTorch files: archives by member, ExecuTorch programs by segment."""
 
 import struct
 from pathlib import Path
@@ -15,11 +15,11 @@ _MEMBERS = (
     (".data/", "metadata"),
     ("extra/", "metadata"),
 )
-"""How torch names the members of its archives, and what they are."""
+"""Name prefixes of archive members, and the part of the breakdown that each belongs to."""
 
 
 def read_archive(path: Path, format_name: str) -> SizeBreakdown:
-    """By member: all that torch writes as an archive.
+    """Size by member, of any archive that torch writes.
 
     Raises:
         zipfile.BadZipFile: the archive is damaged.
@@ -38,16 +38,16 @@ def _part(member: str) -> str:
 
 
 def read_stream(path: Path, format_name: str) -> SizeBreakdown:
-    """Of a pickle, whose parts can only be told by running what is in it."""
+    """Size of a pickle as one part: separating its contents would require running it."""
     size = path.stat().st_size
-    notes = ("a pickle: its parts are not told, because reading them would run code",)
+    notes = ("a pickle: its parts are not listed, because reading them would run code",)
     return SizeBreakdown(
         file=path.name, format=format_name, size_bytes=size, parts={"pickle": size}, notes=notes
     )
 
 
 def read_executorch(path: Path) -> SizeBreakdown:
-    """By program and data segments, as the extended header has them.
+    """Size by program and data segments, as declared in the extended header.
 
     Source: https://docs.pytorch.org/executorch/stable/pte-file-format.html
 
@@ -57,7 +57,7 @@ def read_executorch(path: Path) -> SizeBreakdown:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(40)
-    notes = ("what a delegate compiled is opaque: layers and types are not told",)
+    notes = ("delegate blobs are opaque: layers and types are not listed",)
     if head[8:12] != b"eh00" or len(head) < 32:
         return SizeBreakdown(
             file=path.name, format="executorch", size_bytes=size, parts={"program": size}, notes=notes
@@ -65,9 +65,10 @@ def read_executorch(path: Path) -> SizeBreakdown:
     (length,) = struct.unpack_from("<I", head, 12)
     program, base = struct.unpack_from("<QQ", head, 16)
     if program > size or base > size or (base and base < program):
-        raise ValueError("its header tells of more bytes than there are")
-    held = struct.unpack_from("<Q", head, 32)[0] if length >= 32 and len(head) == 40 else size - base
-    segments = min(held, size - base) if base else 0
+        raise ValueError("its header declares more bytes than the file has")
+    # Headers before segment_data_size was added are 24 bytes long: there the segments end with the file.
+    declared = struct.unpack_from("<Q", head, 32)[0] if length >= 32 and len(head) == 40 else size - base
+    segments = min(declared, size - base) if base else 0
     parts = {
         "program": program,
         "segments (weights and delegates' data)": segments,
@@ -77,6 +78,6 @@ def read_executorch(path: Path) -> SizeBreakdown:
         file=path.name,
         format="executorch",
         size_bytes=size,
-        parts={part: held for part, held in parts.items() if held},
+        parts={part: count for part, count in parts.items() if count},
         notes=notes,
     )

@@ -1,6 +1,6 @@
 """Inputs, outputs and operators of a torch exported program (``.pt2``), read without torch.
 
-The archive: torch/export/pt2_archive; its JSON: torch/_export/serde/schema.py.
+Sources: torch/export/pt2_archive for the archive, torch/_export/serde/schema.py for its JSON.
 """
 
 import zipfile
@@ -13,7 +13,7 @@ from edgeopt.formats.wire import bounded
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin.contents import Source
 
-TYPES = {
+DTYPES = {
     1: "uint8",
     2: "int8",
     3: "int16",
@@ -29,10 +29,10 @@ TYPES = {
 
 
 def read(path: Path) -> Source:
-    """The model in a ``.pt2`` archive.
+    """Read the model in a ``.pt2`` archive.
 
     Raises:
-        UsageError: it was written by an older torch, or holds several programs.
+        UsageError: the archive was written by an older torch, or contains several programs.
     """
     with zipfile.ZipFile(path) as archive:
         programs = sorted(
@@ -42,29 +42,29 @@ def read(path: Path) -> Source:
         )
         if not programs:
             raise UsageError(
-                f"{path} was written by an older torch: it has no models/*.json inside",
-                fix="load it there and save it again with torch >= 2.9",
+                f"{path} was written by an older torch: it contains no models/*.json",
+                fix="load it with that version and export it again with torch >= 2.9",
             )
         if len(programs) > 1:
             names = ", ".join(Path(name).stem for name in programs)
-            raise UsageError(f"{path} holds several programs: {names}", fix="save each to a file of its own")
+            raise UsageError(f"{path} contains several programs: {names}", fix="save each to its own file")
         module = bounded.json_member(archive, programs[0])["graph_module"]
     graph, signature = module["graph"], module["signature"]
     notes = []
 
     def specs(side: str, key: str) -> tuple[TensorSpec, ...]:
-        found = []
+        described = []
         for entry in signature[side]:
             argument = entry.get(key, {}).get("arg", {})
             name = argument.get("as_tensor", {}).get("name")
             if name is not None:
                 value = graph["tensor_values"][name]
-                # A size that is no plain number is symbolic: free.
+                # A size that is not a plain integer is symbolic, so the axis is free.
                 shape = tuple(size.get("as_int") for size in value["sizes"])
-                found.append(tensor(name, shape, TYPES.get(value["dtype"], "unknown"), "NCHW"))
+                described.append(tensor(name, shape, DTYPES.get(value["dtype"], "unknown"), "NCHW"))
             elif key in entry:
                 notes.append(f"a {key.replace('_', ' ')} is not a tensor: {', '.join(argument) or 'nothing'}")
-        return tuple(found)
+        return tuple(described)
 
     model = Model(
         format="exported_program",

@@ -1,4 +1,4 @@
-"""From an exported program to the bytes of an ExecuTorch program whose kernels are XNNPACK's."""
+"""Lowering of an exported program to an ExecuTorch program with the XNNPACK delegate."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,13 @@ if TYPE_CHECKING:
 
 
 def lower(program: "ExportedProgram") -> bytes:
-    """Give XNNPACK what it knows; the rest runs on portable kernels.
+    """Delegate the supported operators to XNNPACK; the rest runs on portable kernels.
+
+    Returns:
+        The contents of a ``.pte`` file.
 
     Raises:
-        StageError: ExecuTorch cannot do it, or a quantized layer would compute in float.
+        StageError: ExecuTorch cannot lower the program, or a quantized layer would compute in float.
     """
     with torch_engine.quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -21,22 +24,23 @@ def lower(program: "ExportedProgram") -> bytes:
 
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            if left := _left(edge.exported_program()):
+            # An operator that the partitioner rejects falls back to dequantize and float without a warning.
+            if fallbacks := _float_fallbacks(edge.exported_program()):
                 raise StageError(
-                    f"XNNPACK has no such kernel for {', '.join(left)}: they would compute in float",
-                    fix="say so in the recipe, with layers: {NAME: float32}",
+                    f"XNNPACK has no int8 kernel for {', '.join(fallbacks)}: they would compute in float",
+                    fix="declare this in the recipe with layers: {NAME: float32}",
                 )
             lowered = edge.to_executorch()
         except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
             raise StageError(
                 f"ExecuTorch cannot lower the model: {torch_engine.brief(error)}",
-                fix="replace the operator it names, or leave executorch out of 'formats'",
+                fix="replace the operator that the message names, or remove executorch from 'formats'",
             ) from error
     return bytes(lowered.buffer)
 
 
-def _left(program: Any) -> list[str]:
-    """What computes with quantized weights outside XNNPACK, by the names of these weights."""
+def _float_fallbacks(program: Any) -> list[str]:
+    """Names of the quantized weights that are dequantized outside the delegate."""
     signature = program.graph_signature
     constants = signature.inputs_to_parameters | signature.inputs_to_buffers
     constants |= signature.inputs_to_lifted_tensor_constants

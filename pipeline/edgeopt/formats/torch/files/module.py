@@ -1,10 +1,10 @@
-"""PyTorch modules in files: code that builds the module, sizes that were changed since, and weights.
+"""PyTorch modules in files: the code that builds the module, the sizes of pruned layers, and the weights.
 
-A folder holds ``model.json`` (factory, digest of its code, arguments, inputs; ``resized``: the sizes of
-layers that were pruned; ``keeps``: what further training must keep, see ``torch_keeping``) and
-``weights.safetensors``, keyed as the module's ``state_dict``. Nothing in it is a pickle, and nothing says
-where the code lies: a folder found in the store may have been made elsewhere. ``agent/torchside.py`` builds
-the same.
+A folder contains ``model.json`` (factory, digest of its code, arguments, inputs; ``resized``: the sizes of
+pruned layers; ``keeps``: the constraints on further training, see `edgeopt.formats.torch.prune.masks`) and
+``weights.safetensors``, keyed like the module's ``state_dict``. It contains no pickle and no path to the
+code: a folder in the store may come from another machine. ``devices/agent/torchside.py`` builds the same
+module on the device.
 """
 
 import json
@@ -29,41 +29,43 @@ SIZES = (
     *("in_features", "out_features", "num_features"),
     *("num_channels", "num_groups", "num_parameters"),
 )
-"""Attributes of torch's layers that say how large they are."""
+"""Attributes of ``torch.nn`` layers that hold a size."""
 
 Resized: TypeAlias = dict[str, dict[str, int]]
-"""Name of a layer -> its sizes."""
+"""Layer name -> size attributes and their values."""
 
 
 def build(model: Model) -> "torch.nn.Module":
-    """The module of a model of format ``torch``, in evaluation mode.
+    """Build the module of a model of format ``torch``, in evaluation mode.
 
     Raises:
-        StageError: when its factory returns something else, or the weights do not fit.
+        StageError: the factory returns something other than a module, or the weights do not fit.
     """
     import torch
     from safetensors.torch import load_file
 
     described = about(model.path)
+    # Parameters are overwritten below, but a factory may draw other random values that it keeps.
     torch.manual_seed(0)
     factory = Code(target=described["factory"], folder=model.code)
     module = factory.load()(**described["arguments"])
     if not isinstance(module, torch.nn.Module):
         raise StageError(f"{factory.target} returned a {type(module).__name__}, not a torch.nn.Module")
     weights = load_file(model.path / WEIGHTS)
+    # The factory builds the original sizes; load_state_dict accepts only matching shapes.
     resize(module, described.get("resized", {}), weights)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise StageError(
             f"the stored weights do not fit {factory.target}: {torch_engine.brief(error)}",
-            fix="the code has changed since the weights were stored: run again with the code of then",
+            fix="the code has changed since the weights were stored: run again with the earlier code",
         ) from error
     return module.eval()
 
 
 def resize(module: "torch.nn.Module", resized: Resized, weights: "Mapping[str, torch.Tensor]") -> None:
-    """Give layers the sizes they were pruned to; their tensors take the shapes of ``weights``."""
+    """Resize layers in place to their pruned sizes; their tensors take the shapes of ``weights``."""
     import torch
 
     for name, sizes in resized.items():
@@ -79,13 +81,13 @@ def resize(module: "torch.nn.Module", resized: Resized, weights: "Mapping[str, t
 
 
 def sizes_of(layer: "torch.nn.Module") -> dict[str, int]:
-    """The sizes of a layer, as far as it has them."""
-    found = {name: getattr(layer, name, None) for name in SIZES}
-    return {name: value for name, value in found.items() if isinstance(value, int)}
+    """Size attributes of a layer, those that it has."""
+    sizes = {name: getattr(layer, name, None) for name in SIZES}
+    return {name: value for name, value in sizes.items() if isinstance(value, int)}
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` says."""
+    """Read ``model.json``."""
     described: dict[str, Any] = json.loads((folder / ABOUT).read_text("utf-8"))
     return described
 
@@ -98,14 +100,17 @@ def save(
     changed: Mapping[str, Any] | None = None,
     carry: Iterable[str] = (),
 ) -> Model:
-    """Write a module that came from ``model``; ``changed`` replaces parts of its description.
+    """Write a modified module to a new folder.
 
     Args:
-        module: the module as it is now.
-        folder: a new folder.
-        model: what it was built from.
-        changed: entries of ``model.json`` that are other than before; None removes one.
-        carry: names of further files to take over from the old folder.
+        module: the module to write.
+        folder: path of the folder, which must not exist.
+        model: the model that the module was built from.
+        changed: entries of ``model.json`` to replace; None removes an entry.
+        carry: names of further files to copy from the old folder.
+
+    Returns:
+        The written model. Its outputs are measured by a run on zeros.
     """
     described = about(model.path) | dict(changed or {})
     folder.mkdir()
@@ -124,7 +129,7 @@ def write_about(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def write_weights(module: "torch.nn.Module", path: Path) -> None:
-    """Write all parameters and buffers, each with memory of its own: safetensors refuses shared memory."""
+    """Write all parameters and buffers, each as its own copy: safetensors rejects shared memory."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}

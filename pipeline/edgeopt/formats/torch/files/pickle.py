@@ -1,6 +1,6 @@
-"""What a torch checkpoint would run when it is loaded, found by reading its pickles without loading them.
+"""Scan for code that loading a torch checkpoint would run; its pickles are parsed, never loaded.
 
-The measure is ``torch.load(weights_only=True)``: torch/_weights_only_unpickler.py of torch 2.13.
+The allow-list is that of ``torch.load(weights_only=True)``: torch/_weights_only_unpickler.py of torch 2.13.
 """
 
 import pickletools
@@ -14,36 +14,41 @@ from typing import IO
 from edgeopt.formats.wire.bounded import member_names
 
 PICKLE_LIMIT = 64 << 20
-"""Bytes of pickle that are looked through: tensors lie outside of it, so real ones are small."""
+"""Largest pickle to scan, in bytes; tensors are stored outside the pickle, so real ones are small."""
 INSTRUCTION = "the pickle instruction "
+"""Prefix of the opcodes among the results of ``refused``."""
 
 
 def refused(path: Path, *, legacy: bool) -> list[str]:
-    """Globals and instructions in a checkpoint that ``weights_only=True`` does not take.
+    """Globals and opcodes in a checkpoint that ``weights_only=True`` rejects, in the order of the file.
 
-    ``legacy`` is the format before torch 1.6: pickles one after the other instead of an archive.
-    An instruction is named after ``INSTRUCTION``.
+    Args:
+        path: the checkpoint.
+        legacy: the format from before torch 1.6, a sequence of pickles instead of an archive.
+
+    Returns:
+        Full names of globals, and opcodes prefixed with ``INSTRUCTION``, each once.
     """
-    found: dict[str, None] = {}
+    rejected: dict[str, None] = {}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # about odd escapes in the pickle's texts
+        warnings.simplefilter("ignore")  # about invalid escapes in the pickle's strings
         if legacy:
             stream = _Bounded(stack.enter_context(path.open("rb")))
-            # Magic number, protocol, machine, the object itself, and the keys of its storages.
+            # Magic number, protocol version, system information, the object, and its storage keys.
             for _ in range(5):
-                found.update(_scan(stream))
-            return list(found)
+                rejected.update(_scan(stream))
+            return list(rejected)
         archive = stack.enter_context(zipfile.ZipFile(path))
         for name in sorted(member_names(archive)):
             if name.partition("/")[2] == "data.pkl":
                 with archive.open(name) as member:
-                    found.update(_scan(_Bounded(member)))
-    return list(found)
+                    rejected.update(_scan(_Bounded(member)))
+    return list(rejected)
 
 
 class _Bounded:
-    """A stream for ``pickletools`` that stops a pickle from growing without end."""
+    """A stream for ``pickletools`` that limits the number of bytes read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -63,29 +68,31 @@ class _Bounded:
 
 
 def _scan(stream: _Bounded) -> dict[str, None]:
-    found: dict[str, None] = {}
+    rejected: dict[str, None] = {}
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             if opcode.name == "STACK_GLOBAL":
-                # The names were pushed as text just before; a memo lookup would hide them.
+                # STACK_GLOBAL takes its names from the stack: usually the last two strings. A memo lookup
+                # would hide them, which is why the opcode itself is rejected below.
                 module, name = strings[-2:] if len(strings) > 1 else ["an unknown module", "unknown"]
             else:
                 module, _, name = str(argument).partition(" ")
             full = _python_3_name(module, name)
             if full not in ALLOWED_GLOBALS:
-                found[full] = None
+                rejected[full] = None
             elif opcode.name != "GLOBAL":
-                found[INSTRUCTION + opcode.name] = None
+                rejected[INSTRUCTION + opcode.name] = None
         elif opcode.name not in ALLOWED_INSTRUCTIONS:
-            # Text in another encoding than torch writes may still name what is fetched next.
-            found[INSTRUCTION + opcode.name] = None
+            rejected[INSTRUCTION + opcode.name] = None
+        # Strings of rejected opcodes count too: they may still name the next global.
         if isinstance(argument, str):
             strings = [*strings[-1:], argument]
-    return found
+    return rejected
 
 
 def _python_3_name(module: str, name: str) -> str:
+    # Unpickling maps Python 2 names in the same way; the list below has Python 3 names.
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
@@ -129,4 +136,4 @@ ALLOWED_GLOBALS = frozenset(
         *(f"torch.{place}sparse.{name}Tensor" for place in ("", "cuda.") for name in _SPARSE),
     )
 )
-"""What ``torch.load(weights_only=True)`` of torch 2.13 takes (torch/_weights_only_unpickler.py)."""
+"""Globals that ``torch.load(weights_only=True)`` of torch 2.13 accepts (torch/_weights_only_unpickler.py)."""

@@ -1,4 +1,4 @@
-"""Exported programs (``.pt2``): exporting, reading and writing."""
+"""Exported programs (``.pt2``): export, reading and writing."""
 
 import pickle
 import zipfile
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 PLAIN = "edgeopt.plain"
-"""Name of the note inside a ``.pt2`` file that its graph is in the plain form already."""
+"""Name of the extra file inside a ``.pt2`` that marks its graph as being in the plain form."""
 
 UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, OSError, AssertionError, AttributeError, TypeError),
     *(zipfile.BadZipFile, pickle.UnpicklingError),
 )
-"""What torch.export.load raises for files that are not programs, or damaged."""
+"""Exceptions of ``torch.export.load`` for damaged files and files that are not programs."""
 
 ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
-"""Node annotations that tell where an operator came from, with paths of this machine."""
+"""Node metadata on the origin of an operator; it contains local paths."""
 
 
 def read(path: Path) -> "ExportedProgram":
-    """Load a ``.pt2`` file, quantized or not. No code in it is run.
+    """Load a ``.pt2`` file, quantized or not, without running code from it.
 
     Raises:
-        StageError: when the file is not an exported program, is from a version that cannot be read, or
-            holds more than a network.
+        StageError: the file is not an exported program, is from an unsupported version, or contains more
+            than a network.
     """
     return _read(path)[0]
 
@@ -45,38 +45,39 @@ def _read(path: Path) -> "tuple[ExportedProgram, bool]":
     import torch
 
     register_quantized_operators()
-    notes = {PLAIN: ""}
+    extra_files = {PLAIN: ""}
     try:
         refuse_code(path)
         with quiet(), weights_only():
-            program = torch.export.load(path, extra_files=notes)
+            program = torch.export.load(path, extra_files=extra_files)
     except UNREADABLE as error:
         raise StageError(
             f"{path} cannot be read as an exported program: {brief(error)}",
             fix=f"write it with torch.export.save of torch {torch.__version__}, "
-            "or give the model as factory and weights",
+            "or declare the model by factory and weights",
         ) from error
     program._guards_code = []  # Python from the file; shapes are checked against the specs instead
-    return program, bool(notes[PLAIN])
+    return program, bool(extra_files[PLAIN])
 
 
 def register_quantized_operators() -> None:
-    """Make torch know the operators of quantized programs, without which those do not load."""
+    """Register the operators of quantized programs, which must exist before such a program is loaded."""
     with quiet():
         import torch.ao.quantization.fx._decomposed  # noqa: F401 - the imports register operators
         import torchao.quantization.pt2e  # noqa: F401
 
 
 def write(program: "ExportedProgram", path: Path, *, plain: bool = False) -> None:
-    """Save a program. The same program gives the same bytes, and no path of this machine is in them.
+    """Save a program. The same program always produces the same bytes, without local paths.
 
     Args:
-        program: what to save.
-        path: torch names the folder inside the archive after this file, so give it a fixed name.
-        plain: note in the file that the graph is in the plain form.
+        program: the program; metadata on the origin of its nodes is removed in place.
+        path: the file. torch names the folder inside the archive after it, so use a fixed file name.
+        plain: mark the graph as being in the plain form.
     """
     import torch
 
+    # Subgraphs of control flow are modules of their own.
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -87,10 +88,13 @@ def write(program: "ExportedProgram", path: Path, *, plain: bool = False) -> Non
 
 
 def plain_graph(model: Model) -> "tuple[GraphModule, tuple[TensorSpec, ...]]":
-    """Read an exported program as a graph in the plain form, and say what it takes (batch 1).
+    """Read an exported program as a graph in the plain form.
+
+    Returns:
+        The graph, and its input specs at batch 1.
 
     Raises:
-        StageError: when the file cannot be read, or ``model.inputs`` do not fit it.
+        StageError: the file cannot be read, or ``model.inputs`` do not match it.
     """
     program, plain = _read(model.path)
     inputs = describe_inputs(program, model.inputs)
@@ -105,13 +109,14 @@ def _plain(
 ) -> "GraphModule":
     if not plain:
         with quiet():
-            program = program.run_decompositions({})  # no decomposition: only makes the graph functional
+            # An empty table decomposes nothing: the call only makes the graph functional.
+            program = program.run_decompositions({})
     module: Any = program.module(check_guards=False)
     return torch_simplify.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
 
 
 def save_plain(graph: "GraphModule", path: Path, model: Model, inputs: Sequence[TensorSpec]) -> Model:
-    """Save a graph of the plain form as a program; outputs keep the names that ``model`` gives them."""
+    """Export and save a graph in the plain form; outputs keep their names in ``model``."""
     program = export(graph, inputs)
     write(program, path, plain=True)
     outputs = describe_outputs(run(graph, inputs), model.outputs)
@@ -128,14 +133,14 @@ def save_module(
     """Export a module in the plain form and save it.
 
     Args:
-        module: what to export.
+        module: the module to export.
         path: the file to write.
-        model: where it comes from; outputs keep the names given there.
-        inputs: what it takes.
-        constants: what to call tensors of which export forgets the name, by the address of their data.
+        model: the model that the module was built from; outputs keep its names.
+        inputs: the input specs.
+        constants: names for tensors that lose theirs during export, by data pointer.
 
     Raises:
-        StageError: when the module cannot be exported.
+        StageError: ``torch.export`` cannot export the module.
     """
     import torch
 
@@ -143,15 +148,15 @@ def save_module(
         program = export(named(module), inputs)
     except (RuntimeError, TypeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
         raise StageError(
-            f"torch.export cannot follow the model: {brief(error)}",
-            fix="keep forward() free of control flow that depends on values; "
-            "torch.export.draft_export names every place",
+            f"torch.export cannot trace the model: {brief(error)}",
+            fix="remove data-dependent control flow from forward(); "
+            "torch.export.draft_export reports every occurrence",
         ) from error
     return save_plain(_plain(program, inputs, constants=constants), path, model, inputs)
 
 
 def export(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "ExportedProgram":
-    """``torch.export.export`` at a batch of 1."""
+    """Run ``torch.export.export`` at batch 1."""
     import torch
 
     with torch.no_grad(), quiet():
@@ -159,10 +164,10 @@ def export(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "Exported
 
 
 def named(module: "torch.nn.Module") -> "torch.nn.Module":
-    """Wrap a module under the name ``model``, in evaluation mode.
+    """Wrap a module as a submodule named ``model``, in evaluation mode.
 
-    A top-level ``nn.Sequential`` names its parameters ``0.weight``, and names that begin with a digit
-    break later conversions.
+    A top-level ``nn.Sequential`` names its parameters ``0.weight``, and names with a leading digit break
+    later conversions.
     """
     import torch
 

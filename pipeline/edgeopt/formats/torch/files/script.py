@@ -1,4 +1,4 @@
-"""TorchScript files, in full (``.pt``) and for the lite interpreter (``.ptl``)."""
+"""TorchScript files: full modules (``.pt``) and lite interpreter modules (``.ptl``)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import archive as torch_archive
 from edgeopt.formats.torch.files.specs import zeros
-from edgeopt.formats.torch.graph.operators import MOVES
+from edgeopt.formats.torch.graph.operators import TRANSPOSES
 from edgeopt.formats.torch.lab.engine import brief, mobile_engine, quiet
 from edgeopt.model import TensorSpec
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 
 def trace(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "torch.jit.ScriptModule":
-    """The TorchScript of a module without control flow, frozen."""
+    """Trace and freeze a module without control flow."""
     import torch
 
     with torch.no_grad(), quiet():
         traced = torch.jit.trace(module.eval(), zeros(inputs), check_trace=False)
+        # Freezing inlines weights and submodules, so that later passes see one flat graph.
         return torch.jit.freeze(traced.eval())
 
 
 def save_script(module: "torch.jit.ScriptModule", path: Path, *, lite: bool = False) -> None:
-    """Save TorchScript, in full or for the lite interpreter; the same module gives the same bytes.
+    """Save a full or a lite interpreter module; the same module always produces the same bytes.
 
-    torch names the folder inside the archive after the file, so give it a fixed name.
+    torch names the folder inside the archive after the file, so use a fixed file name.
     """
     with quiet(), mobile_engine():
         if lite:
@@ -40,10 +41,10 @@ def save_script(module: "torch.jit.ScriptModule", path: Path, *, lite: bool = Fa
 def load_script(path: Path) -> "torch.jit.ScriptModule":
     """Load a TorchScript file in evaluation mode.
 
-    torch's reader of TorchScript knows no Python objects, so nothing but TorchScript can come out.
+    The TorchScript unpickler does not construct Python objects, so untrusted files are safe to load.
 
     Raises:
-        StageError: when it is not one.
+        StageError: the file is not TorchScript.
     """
     import torch
 
@@ -53,11 +54,11 @@ def load_script(path: Path) -> "torch.jit.ScriptModule":
     except RuntimeError as error:
         raise StageError(
             f"{path} cannot be read as TorchScript: {brief(error)}",
-            fix="expected is what torch.jit.save writes",
+            fix="write it with torch.jit.save",
         ) from error
     return module
 
 
 def count_transposes(module: "torch.jit.ScriptModule") -> int:
-    """How many operators of a frozen module only move data."""
-    return sum(len(module.inlined_graph.findAllNodes(f"aten::{name}")) for name in MOVES)
+    """Number of operators of a frozen module that only transpose data."""
+    return sum(len(module.inlined_graph.findAllNodes(f"aten::{name}")) for name in TRANSPOSES)

@@ -1,9 +1,9 @@
-"""Refuses ``.pt2`` files that hold more than a network.
+"""Rejection of ``.pt2`` files that contain more than a network.
 
-``torch.export.load`` is not made for files from strangers: an archive may hold pickled objects and
-compiled libraries, which it loads, an operator may be any function below ``torch``, and names and symbolic
-sizes become Python code. So an archive is looked through before torch gets to see it. Pickles of
-plain tensors stay, such as the example inputs: these are read with ``weights_only``.
+``torch.export.load`` is not safe for untrusted files: it loads the pickled objects and compiled libraries of
+an archive, resolves an operator to any function below ``torch``, and turns names and symbolic sizes into
+Python code. An archive is therefore scanned before torch loads it. Pickles of plain tensors, such as the
+example inputs, are permitted: they are read with ``weights_only``.
 """
 
 import json
@@ -17,10 +17,10 @@ from typing import Any
 from edgeopt.errors import StageError
 
 CODE = re.compile(r"data/aotinductor/|data/executorch/|data/mtia/|data/constants/(opaque|custom)_obj")
-"""Records with compiled libraries or objects: see torch/csrc/export/pt2_archive_constants.h."""
+"""Records with compiled libraries or pickled objects: see torch/csrc/export/pt2_archive_constants.h."""
 
 NAME = re.compile(r"[\w.@*/-]*")
-"""Names become part of generated Python."""
+"""Permitted names: names become part of generated Python code."""
 
 OPERATOR = re.compile(
     r"torch\.ops(\.(?!__)\w+){2,3}"
@@ -29,7 +29,7 @@ OPERATOR = re.compile(
     r"|math\.[a-z]\w*"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-"""Functions that compute."""
+"""Permitted operator targets: functions without side effects."""
 
 SYMBOL = re.compile(r"[suz]\w*\d")
 ALGEBRA = frozenset(
@@ -39,44 +39,46 @@ ALGEBRA = frozenset(
     "PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToInt TruncToFloat ToFloat RoundToInt Identity "
     "integer real positive negative nonnegative nonpositive finite precision".split()
 )
-"""What may stand in the expression of a symbolic size, which sympy evaluates as Python."""
+"""Permitted words in the expression of a symbolic size, which sympy evaluates as Python."""
 
 IMPORTS = ("__enum__", "default_factory")
-"""What in the structure of inputs and outputs makes torch import a module."""
+"""Keys in the pytree specs of inputs and outputs that make torch import a module."""
 
 
 def refuse_code(path: Path) -> None:
-    """Look through a ``.pt2`` archive.
+    """Scan a ``.pt2`` archive without loading it.
 
     Raises:
-        StageError: it holds objects, compiled code, or functions that are no operators.
-        RuntimeError: it is not an archive that torch can read.
+        StageError: the archive contains objects, compiled code, or functions that are not operators.
+        RuntimeError: the file is not an archive that torch can read.
     """
     import torch
 
-    # The reader that torch itself uses: another could be shown another content. It raises for files of
-    # torch < 2.9, so that torch's own way of reading those, which is not looked at here, is never taken.
+    # torch's own reader: a crafted archive could present different contents to another zip reader. It also
+    # raises for files of torch < 2.9, so torch never falls back to its older loader, which is not scanned.
     reader = torch._C.PyTorchFileReader(str(path))
     records = list(reader.get_all_records())
-    found = [name for name in records if CODE.search(name.lower())]
+    # Lower case throughout: torch's reader looks records up without regard to case.
+    suspicious = [name for name in records if CODE.search(name.lower())]
     if len({name.lower() for name in records}) < len(records):
-        found.append("two records of one name")  # which of them is read differs
+        suspicious.append("two records of the same name")  # which one is read depends on the reader
     for name in records:
         if name.lower().startswith("models/"):
             try:
-                found += _suspicious(json.loads(reader.get_record(name)))
+                suspicious += _suspicious(json.loads(reader.get_record(name)))
             except ValueError:
-                found.append(f"{name}, which is not JSON")
-    if found:
+                suspicious.append(f"{name}, which is not JSON")
+    if suspicious:
         raise StageError(
-            f"{path} holds more than a network, and loading it could run anything: {found[0][:200]}",
-            fix="export it again without custom objects and compiled parts, or give the model as "
+            f"{path} contains more than a network; loading it could run arbitrary code: "
+            f"{suspicious[0][:200]}",
+            fix="export it again without custom objects and compiled parts, or declare the model by "
             "factory and weights",
         )
 
 
 def _suspicious(value: Any, key: str = "") -> Iterator[str]:
-    """What in the JSON of a program is no plain operator, name or size."""
+    """Values in the JSON of a program that are not a plain operator, name or size."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _suspicious(inner, name)
@@ -91,6 +93,7 @@ def _plain(key: str, text: str) -> bool:
     if key in ("target", "as_operator"):
         return OPERATOR.fullmatch(text) is not None
     if key == "expr_str":
+        # No dots except in numbers: an attribute access could reach any Python object.
         words = re.findall(r"[^\W\d]\w*", text)
         return "." not in re.sub(r"\d\.\d", "", text) and all(
             word in ALGEBRA or SYMBOL.fullmatch(word) for word in words
@@ -102,7 +105,7 @@ def _plain(key: str, text: str) -> bool:
 
 @contextmanager
 def weights_only() -> Iterator[None]:
-    """Let torch load nothing but tensors, wherever its own code calls ``torch.load``."""
+    """Restrict every ``torch.load`` call inside torch to tensors."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:

@@ -1,4 +1,4 @@
-"""Files of weights that are pickles: what loading them would run, and what to do about it."""
+"""Weight files that are pickles: the code that loading them would run, and how to avoid it."""
 
 from pathlib import Path
 
@@ -9,25 +9,25 @@ RESAVE = "torch.save(model.state_dict(), 'weights.pt')"
 
 
 def check_pickles(path: Path, *, trust: bool, legacy: bool) -> tuple[str, ...]:
-    """Look through a checkpoint without loading it; returns notes on what ``trust`` let through.
+    """Scan a checkpoint without loading it; return notes on the code that ``trust`` permits.
 
     Raises:
-        UsageError: it names anything that ``torch.load(weights_only=True)`` would refuse.
+        UsageError: the checkpoint references a global that ``torch.load(weights_only=True)`` rejects.
     """
     refused = torch_pickle.refused(path, legacy=legacy)
     if not refused:
         return ()
-    # Names say more than instructions do, which are refused for what they could bring.
+    # Names are more informative than opcodes, which are rejected only because they could hide a name.
     refused = [name for name in refused if not name.startswith(torch_pickle.INSTRUCTION)] or refused
     names = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
     if any("torch.nn.modules." in name for name in refused):
         raise UsageError(
             f"{path} is a whole pickled module, not weights: loading it would run code ({names})",
-            fix=f"where the network's code is at hand: {RESAVE}, and give that file",
+            fix=f"run {RESAVE} where the network's code is available, and use that file",
         )
     if trust:
         return (f"{path.name} can run code when it is loaded ({names}); model.trust allows it",)
     raise UsageError(
-        f"{path}: loading it could run code: it holds {names}",
-        fix=f"save the weights alone, {RESAVE}; or, if you trust where it comes from, set model.trust: true",
+        f"{path}: loading it could run code: it references {names}",
+        fix=f"save the weights alone with {RESAVE}; or, if you trust its source, set model.trust: true",
     )

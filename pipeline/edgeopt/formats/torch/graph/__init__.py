@@ -1,1 +1,1 @@
-"""The network as a graph: layers, their names, and changes that keep the outputs."""
+"""The network as a graph: its layers, their names, and rewrites that preserve the outputs."""

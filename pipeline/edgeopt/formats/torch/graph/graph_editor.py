@@ -1,4 +1,4 @@
-"""A graph under revision: what rewriting rules look at and change."""
+"""Editing of a graph: the queries and changes that rewriting rules are made of."""
 
 import keyword
 import operator
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 VERSION = re.compile(r"_v\d+$")
-"""What is appended to the name of a constant whose name is taken while rewriting goes on."""
+"""Temporary suffix of a constant whose name is already taken during rewriting."""
 
 
-class Draft:
-    """A copy of a graph in which every constant is a buffer, and the shape of every value is known.
+class GraphEditor:
+    """An editable copy of a graph, with every constant as a buffer and the shape of every value known.
 
-    A rule that inserts a node with ``new`` gives its shape there; ``measure`` finds all shapes anew.
+    A rule that inserts a node with ``insert`` provides its shape; ``infer_shapes`` recomputes all shapes.
+
+    Args:
+        module: the graph to copy; it stays unchanged.
+        inputs: example inputs, which fix all shapes.
+        constants: names for tensors by data pointer, where they differ from those in the module.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class Draft:
 
         self.inputs = inputs
         self.count = 0
-        # A fresh root: hooks, guards and pytree code of the exported module stay behind.
+        # A new root module leaves hooks, guards and pytree code of the exported module behind.
         self.root = torch.nn.Module()
         graph = torch.fx.Graph()
         known: dict[Node, Node] = {}
@@ -45,8 +50,9 @@ class Draft:
                 value = operator.attrgetter(node.target)(module)
                 known[node] = self._constant(graph, value, constants.get(value.data_ptr(), node.target))
             elif node.op == "call_module":
-                continue  # the guards on inputs; shapes are fixed here
+                continue  # input guards, redundant with fixed shapes
             elif node.op == "output":
+                # Converters expect a flat tuple: dicts and nested outputs of forward() are flattened.
                 leaves = [leaf for leaf in _pytree.tree_leaves(node.args) if leaf is not None]
                 results = tuple(known[leaf] for leaf in leaves)
                 graph.output(results[0] if len(results) == 1 else results)
@@ -57,10 +63,10 @@ class Draft:
         self.root = self.module
         self.graph = self.module.graph
 
-    # looking
+    # queries
 
     def shape(self, node: object) -> Shape | None:
-        """Shape of a value; none for what is not one tensor."""
+        """Shape of a value; None if it is not a single tensor."""
         if self.is_constant(node):
             return tuple(self.value(node).shape)
         meta = getattr(node, "meta", {}).get("tensor_meta")
@@ -68,67 +74,71 @@ class Draft:
         return None if shape is None else tuple(shape)
 
     def rank(self, node: object) -> int:
-        """Number of axes of a value; 0 where that is unknown."""
+        """Number of axes of a value; 0 if unknown."""
         return len(self.shape(node) or ())
 
     def dtype(self, node: "Node") -> Any:
         """Data type of a value."""
         return self.value(node).dtype if self.is_constant(node) else node.meta["tensor_meta"].dtype
 
-    def is_value(self, node: object) -> bool:
-        """Whether an argument is computed or a constant tensor, and not a plain number."""
+    def is_node(self, node: object) -> bool:
+        """Whether an argument is a node, computed or constant, rather than a Python value."""
         import torch
 
         return isinstance(node, torch.fx.Node)
 
     def is_constant(self, node: object) -> bool:
         """Whether an argument is a constant tensor."""
-        return self.is_value(node) and node.op == "get_attr"  # type: ignore[attr-defined]
+        return self.is_node(node) and node.op == "get_attr"  # type: ignore[attr-defined]
 
     def value(self, node: Any) -> "torch.Tensor":
         """The tensor of a constant."""
         tensor: torch.Tensor = getattr(self.module, str(node.target))
         return tensor
 
-    def values_in(self, args: object) -> "list[Node]":
-        """The nodes among arguments, however deep in lists."""
+    def nodes_in(self, args: object) -> "list[Node]":
+        """All nodes among arguments, including those in nested lists."""
         from torch.utils import _pytree
 
-        return [leaf for leaf in _pytree.tree_leaves(args) if self.is_value(leaf)]
+        return [leaf for leaf in _pytree.tree_leaves(args) if self.is_node(leaf)]
 
     def layer_before(self, node: "Node", source: Any) -> "Node | None":
-        """The convolution or linear layer with constant weights that only ``node`` reads."""
+        """``source`` if it is a convolution or linear layer with constant weights and no reader but ``node``.
+
+        With a second reader, a change of the layer's weights would change that reader's input as well.
+        """
         if operator_name(source) not in LAYERS or len(source.users) != 1 or source.kwargs:
             return None
         if len(source.args) < 3 or not self.is_constant(source.args[1]):
             return None
         if source.args[2] is not None and not self.is_constant(source.args[2]):
             return None
-        found: Node = source
-        return found
+        layer: Node = source
+        return layer
 
-    # changing
+    # changes
 
-    def new(self, before: "Node", target: Any, args: tuple[Any, ...], shape_of: "Node | Shape") -> "Node":
-        """Insert a call before a node; its shape is that of another node or given."""
+    def insert(self, before: "Node", target: Any, args: tuple[Any, ...], shape_of: "Node | Shape") -> "Node":
+        """Insert a call before a node; ``shape_of`` is its shape, or a node of the same shape."""
         import torch
 
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args)
         if isinstance(shape_of, tuple):
-            like = next(a for a in self.values_in(args) if not self.is_constant(a))
+            # The dtype is that of the computed operand; constants have no metadata.
+            like = next(a for a in self.nodes_in(args) if not self.is_constant(a))
             node.meta["tensor_meta"] = like.meta["tensor_meta"]._replace(shape=torch.Size(shape_of))
         else:
             node.meta["tensor_meta"] = shape_of.meta["tensor_meta"]
         return node
 
-    def store(self, before: "Node", value: "torch.Tensor", hint: str) -> "Node":
+    def insert_constant(self, before: "Node", value: "torch.Tensor", hint: str) -> "Node":
         """Insert a constant before a node, named after ``hint``."""
         with self.graph.inserting_before(before):
             return self._constant(self.graph, value, hint)
 
     def replace(self, node: "Node", by: "Node") -> bool:
-        """Put one node in the place of another; returns true."""
+        """Replace a node by another and erase it; return True, as the result of a rule."""
         node.replace_all_uses_with(by)
         self.graph.erase_node(node)
         return True
@@ -138,49 +148,52 @@ class Draft:
         if stem[:1].isdigit() or not stem:
             stem = f"p_{stem}"
         self.count += 1
+        # A clone: the original module, and every earlier version of this constant, stay as they are.
         name = stem if not hasattr(self.root, stem) else f"{stem}_v{self.count}"
         self.root.register_buffer(name, value.detach().clone().contiguous())
         return graph.get_attr(name)
 
     # between rounds
 
-    def clean(self) -> None:
-        """Remove what nothing reads."""
+    def remove_unused(self) -> None:
+        """Remove nodes and constants without readers."""
         self.graph.eliminate_dead_code()
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
         for name in [name for name, _ in self.module.named_buffers() if name not in used]:
             delattr(self.module, name)
         self.graph.lint()
 
-    def measure(self) -> None:
-        """Find the shape of every value."""
+    def infer_shapes(self) -> None:
+        """Compute the shape of every value by running the graph on the example inputs."""
         from torch.fx.passes.shape_prop import ShapeProp
 
         self.module.recompile()
         ShapeProp(self.module).propagate(*self.inputs)
 
     def finish(self, names: Sequence[str]) -> "GraphModule":
-        """The module, its inputs called by ``names``, its constants without the count of rewrites."""
+        """Return the module with its inputs renamed to ``names`` and final names for its constants."""
         self._name_inputs(names)
         self._name_constants()
         self.module.recompile()
         return self.module.eval()
 
     def _name_inputs(self, names: Sequence[str]) -> None:
-        wanted = [re.sub(r"\W", "_", name) for name in names]
+        identifiers = [re.sub(r"\W", "_", name) for name in names]
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        fit = len(set(wanted)) == len(placeholders) and all(
+        # They become parameters of the generated forward(), which uses ``self`` and ``torch`` itself.
+        valid = len(set(identifiers)) == len(placeholders) and all(
             name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", "torch")
-            for name in wanted
+            for name in identifiers
         )
         for index, node in enumerate(placeholders):
-            node.target = node._rename(wanted[index] if fit else f"input_{index}") or node.name
+            node.target = node._rename(identifiers[index] if valid else f"input_{index}") or node.name
 
     def _name_constants(self) -> None:
         nodes = [node for node in self.graph.nodes if node.op == "get_attr"]
         taken = {str(node.target) for node in self.graph.nodes if node.op == "placeholder"}
         values = dict(self.module.named_buffers())
         renamed: dict[str, str] = {}
+        # In the order of the nodes, so that the same graph always produces the same names.
         for old in dict.fromkeys(str(node.target) for node in nodes):
             stem = VERSION.sub("", old)
             new, count = stem, 1

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers of a plain graph: their weights, and what they see of each sample."""
+"""Convolutions and linear layers of a graph in the plain form: their weights, inputs and names."""
 
 import re
 from collections import Counter
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 ROOT = "model_"
-"""Before the names of all constants of a program: the module that is exported is wrapped under that name."""
+"""Prefix of all constants of a program: modules are exported as a submodule of that name."""
 INSIDE = "___"
-"""Between the name of a Keras model and that of a layer in it; names of constants have no slashes."""
+"""Separator between a Keras model and a layer in it; names of constants cannot contain slashes."""
 WEIGHT = re.compile(r"(?P<layer>.*?)_?(weight|kernel(_(?P<call>\d+))?)")
 
 
 class Layer(NamedTuple):
-    """One convolution or linear layer whose weight and bias are constants that nothing else reads."""
+    """A convolution or linear layer whose weight and bias are constants without other readers."""
 
     node: Any
     name: str
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
     @property
     def axis(self) -> int:
-        """The axis of the channels in what goes in and comes out."""
+        """Channel axis of inputs and outputs."""
         return -1 if self.is_linear else 1
 
     @property
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
         return graph.get_buffer(str(self.node.args[1].target))
 
     def bias(self, graph: "GraphModule") -> "torch.Tensor":
-        """Shape ``[outputs]``; zeros where the layer has none."""
+        """Shape ``[outputs]``; zeros if the layer has no bias."""
         node = self.node.args[2]
         if node is None:
             return self.weight(graph).new_zeros(self.weight(graph).shape[0])
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
         setattr(graph, str(self.node.args[1].target), value.to(self.weight(graph).dtype).contiguous())
 
     def set_bias(self, graph: "GraphModule", value: "torch.Tensor") -> None:
-        """Give the layer another bias, or its first."""
+        """Replace the layer's bias, or add one."""
         value = value.to(self.weight(graph).dtype).contiguous()
         old = self.node.args[2]
         if old is not None:
@@ -67,53 +67,55 @@ class Layer(NamedTuple):
         self.node.args = (*self.node.args[:2], constant, *self.node.args[3:])
 
     def apply(self, x: "torch.Tensor", weight: "torch.Tensor", bias: "torch.Tensor") -> "torch.Tensor":
-        """What the layer gives with another weight and bias."""
+        """Output of the layer for input ``x`` with the given weight and bias."""
         result: torch.Tensor = self.node.target(x, weight, bias, *self.node.args[3:])
         return result
 
     def mean(self, output: "torch.Tensor") -> "torch.Tensor":
-        """Mean of an output over everything but its channels, in float64: shape ``[outputs]``."""
+        """Mean of an output over all axes except its channels, in float64: shape ``[outputs]``."""
         channels = output.double().movedim(self.axis, 0)
         return channels.reshape(channels.shape[0], -1).mean(1)
 
     def patches(self, x: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
-        """The inputs of every output position: ``[groups, positions, inputs / groups * kernel]``.
+        """Input patches of all output positions (im2col): ``[groups, positions, inputs / groups * kernel]``.
 
-        An output of group g at a position is the product of that row with the flattened weight.
+        An output of group g at a position is the product of its row and the flattened weight.
         """
         import torch
 
         if self.is_linear:
             return x.reshape(1, -1, x.shape[-1])
         rank = weight.dim() - 2
-        stride, padding, dilation = (_each(self.node.args[place], rank) for place in (3, 4, 5))
+        stride, padding, dilation = (_per_axis(self.node.args[place], rank) for place in (3, 4, 5))
         amounts = [amount for size in reversed(padding) for amount in (size, size)]
         windows = torch.nn.functional.pad(x, amounts)
         for axis in range(rank):
             reach = dilation[axis] * (weight.shape[2 + axis] - 1) + 1
             windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
-        # [batch, channels, *positions, *kernel], channels of one group next to each other
+        # Now [batch, channels, *positions, *kernel]. The result has the features in the order of a flattened
+        # weight: channels of the group, then kernel positions.
         groups = self.groups
         batch, channels = windows.shape[:2]
-        apart = windows.reshape(batch, groups, channels // groups, *windows.shape[2:])
+        grouped = windows.reshape(batch, groups, channels // groups, *windows.shape[2:])
         order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-        return apart.permute(order).reshape(groups, -1, weight[0].numel())
+        return grouped.permute(order).reshape(groups, -1, weight[0].numel())
 
 
-def _each(value: Any, rank: int) -> list[int]:
+def _per_axis(value: Any, rank: int) -> list[int]:
+    """One value per spatial axis: ATen accepts a single value for all."""
     values = [int(item) for item in value]
     return values * rank if len(values) == 1 else values
 
 
 def layers(graph: "GraphModule") -> list[Layer]:
-    """The layers in the order in which they run."""
-    readers = _readers(graph)
+    """All layers, in order of execution."""
+    readers = _reader_counts(graph)
     return [Layer(node, layer_name(node)) for node in graph.graph.nodes if _is_layer(node, readers)]
 
 
 def others(graph: "GraphModule") -> list[str]:
-    """Names of what holds weights and is not among ``layers``: shared or computed weights, other kinds."""
-    readers = _readers(graph)
+    """Names of weighted operators that are not among ``layers``: shared or computed weights, other kinds."""
+    readers = _reader_counts(graph)
     return [
         f"{layer_name(node)} ({operator_name(node)})"
         for node in graph.graph.nodes
@@ -122,9 +124,10 @@ def others(graph: "GraphModule") -> list[str]:
 
 
 def layer_name(node: Any) -> str:
-    """The name of a layer in the source model, as far as its weight still tells, such as ``block1_conv2``.
+    """Name of a layer in the source model, derived from its weight, such as ``block1_conv2``.
 
-    Of a Keras layer: ``head/conv2d``, and ``head/conv2d:2`` where it is called again.
+    A Keras layer is named ``head/conv2d``, and its second call ``head/conv2d:2``. A layer whose weight does
+    not determine the name is called after its node.
     """
     weight = node.args[1]
     if weight.op != "get_attr":
@@ -134,21 +137,21 @@ def layer_name(node: Any) -> str:
 
 
 def layer_of(constant: str) -> str:
-    """The layer that a constant is the weight of, by the constant's name; empty if that does not tell."""
-    found = WEIGHT.fullmatch(VERSION.sub("", constant).removeprefix(ROOT))
-    if found is None or not found["layer"]:
+    """Name of the layer that a constant is the weight of; empty if the constant's name does not match."""
+    match = WEIGHT.fullmatch(VERSION.sub("", constant).removeprefix(ROOT))
+    if match is None or not match["layer"]:
         return ""
-    return found["layer"].replace(INSIDE, "/") + (f":{found['call']}" if found["call"] else "")
+    return match["layer"].replace(INSIDE, "/") + (f":{match['call']}" if match["call"] else "")
 
 
 def weight_name(layer: str, weight: str) -> str:
-    """What to call a weight of a Keras layer, such as ``head/conv2d``; ``layer_of`` finds that again."""
+    """Constant name for a weight of a Keras layer such as ``head/conv2d``; the inverse of ``layer_of``."""
     kind = "kernel" if weight.endswith("kernel") else weight
     return f"{ROOT}{layer.replace('/', INSIDE)}_{kind}"
 
 
-def _readers(graph: "GraphModule") -> Counter[str]:
-    """How many nodes read each constant."""
+def _reader_counts(graph: "GraphModule") -> Counter[str]:
+    """Number of nodes that read each constant."""
     constants = [node for node in graph.graph.nodes if node.op == "get_attr"]
     return Counter(str(constant.target) for constant in constants for _ in constant.users)
 
@@ -157,6 +160,7 @@ def _is_layer(node: Any, readers: Counter[str]) -> bool:
     if operator_name(node) not in LAYERS or node.kwargs or len(node.args) < 3:
         return False
     if any(isinstance(argument, str) for argument in node.args):
-        return False  # a padding that is a word: the plain form has numbers
+        return False  # padding="same": the plain form has numbers
+    # Whoever changes the weight of a layer must not change another one.
     constants = [constant for constant in node.args[1:3] if constant is not None]
     return all(constant.op == "get_attr" and readers[str(constant.target)] == 1 for constant in constants)

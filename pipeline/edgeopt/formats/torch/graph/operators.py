@@ -1,13 +1,13 @@
-"""What the operators of a graph are called, and which of them are alike."""
+"""Names and categories of the operators in a graph."""
 
 import operator
 from typing import Any
 
-NOTHING = frozenset(
+NO_OPS = frozenset(
     "contiguous clone alias detach detach_ lift_fresh_copy lift_fresh "
     "dropout dropout_ feature_dropout alpha_dropout native_dropout".split()
 )
-"""Operators that change no value in a program for inference."""
+"""Operators without effect on values at inference."""
 
 UNARY = frozenset(
     "relu relu6 hardtanh sigmoid tanh hardswish hardsigmoid leaky_relu elu gelu silu mish softplus selu "
@@ -19,21 +19,24 @@ SOFTMAX = frozenset("softmax _softmax log_softmax".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 LAYERS = CONVOLUTIONS | {"linear"}
 WEIGHTED = LAYERS | frozenset("conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
-"""Operators that hold nearly all weights and arithmetic of a network: int8 is for them."""
+"""Operators with nearly all weights and MACs of a network: those that int8 quantization targets."""
 
 RESHAPES = frozenset(
     "reshape view view_copy _unsafe_view flatten squeeze squeeze_copy unsqueeze unsqueeze_copy".split()
 )
-"""Ways to write a reshape to the shape of the result."""
+"""Operators equivalent to a reshape to the shape of their result."""
 
-MOVES = frozenset("permute permute_copy transpose transpose_copy t t_copy".split())
-"""Operators that move data without computing."""
+TRANSPOSES = frozenset("permute permute_copy transpose transpose_copy t t_copy".split())
+"""Operators that reorder data in memory without arithmetic."""
 
 SYNONYMS = {"subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div"}
 
 
 def operator_name(node: object) -> str:
-    """``relu`` for a call of ``aten.relu.default``; ``getitem`` for the Python operator; else empty."""
+    """Name of the called operator without overload: ``relu``, ``getitem``; empty for other nodes.
+
+    Operators outside the ``aten`` namespace keep their full name.
+    """
     import torch
 
     if not isinstance(node, torch.fx.Node) or node.op != "call_function":
@@ -44,5 +47,5 @@ def operator_name(node: object) -> str:
 
 
 def count_transposes(graph: Any) -> int:
-    """How many nodes of a ``torch.fx.Graph`` only move data."""
-    return sum(operator_name(node) in MOVES for node in graph.nodes)
+    """Number of nodes of a ``torch.fx.Graph`` that only transpose data."""
+    return sum(operator_name(node) in TRANSPOSES for node in graph.nodes)

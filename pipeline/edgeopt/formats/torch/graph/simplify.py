@@ -1,10 +1,10 @@
-"""The graph of an exported program in one plain form, whichever framework it came from.
+"""Reduction of exported programs to one plain form, independent of the framework that they come from.
 
-The plain form is a ``torch.fx.GraphModule`` of functional aten operators in which every weight is a
-buffer: constants are folded, batch norm and other per-channel arithmetic lies inside the convolution or
-linear layer before it, zero padding inside the convolution after it, and the permutes that a
-channels-last framework puts around each convolution are gone where they cancel out. It computes what
-the program computed, up to float rounding.
+The plain form is a ``torch.fx.GraphModule`` of functional ATen operators in which every weight is a buffer.
+Constants are folded, batch norm and other per-channel arithmetic is merged into the preceding convolution
+or linear layer, zero padding into the following convolution, and the permutes that a channels-last framework
+inserts around each convolution are removed where they cancel. The result is numerically equivalent to the
+program up to float rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgeopt.formats.torch.graph import canonicalize as torch_canonicalize
 from edgeopt.formats.torch.graph import folding as torch_folding
 from edgeopt.formats.torch.graph import permutes as torch_permutes
-from edgeopt.formats.torch.graph.graph_editor import Draft
+from edgeopt.formats.torch.graph.graph_editor import GraphEditor
 from edgeopt.formats.torch.lab.engine import one_thread
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 ROUNDS = 64
-"""More rewriting rounds than any graph seen needed; a rule that undoes another must not hang a run."""
+"""Upper bound on the number of rounds: two rules that undo each other must not hang a run."""
 
-RULES: "tuple[Callable[[Draft, Node], bool], ...]" = (
-    torch_canonicalize.drop_nothing,
-    torch_canonicalize.respell,
+# Canonicalization comes first, so that all later rules match one spelling of each operator. Folding
+# precedes the permute rules: it removes operators that a permute would otherwise be moved across.
+RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
+    torch_canonicalize.remove_no_op,
+    torch_canonicalize.canonicalize,
     torch_folding.fold_constant,
     torch_folding.fold_batch_norm,
     torch_folding.fold_affine,
@@ -35,7 +37,7 @@ RULES: "tuple[Callable[[Draft, Node], bool], ...]" = (
     torch_permutes.sink_permute,
     torch_permutes.permute_into_linear,
 )
-"""Each looks at one node and says whether it changed something."""
+"""Rewriting rules: each inspects one node and returns whether it changed the graph."""
 
 
 def simplify(
@@ -44,13 +46,13 @@ def simplify(
     names: Sequence[str] = (),
     constants: Mapping[int, str] | None = None,
 ) -> "GraphModule":
-    """Rewrite a graph of functional aten operators into the plain form, for inputs like the given ones.
+    """Rewrite a graph of functional ATen operators into the plain form, for fixed input shapes.
 
     Args:
-        module: takes its inputs by position; whatever it returns is flattened.
-        inputs: examples of the right shape and dtype, such as zeros; the values do not matter.
-        names: how the inputs are to be called in the result.
-        constants: how tensors are to be called, by the address of their data, if not as in the module.
+        module: takes its inputs by position; its outputs are flattened.
+        inputs: example tensors of the right shape and dtype, such as zeros; their values are not used.
+        names: names for the inputs of the result.
+        constants: names for tensors by data pointer, where they differ from those in the module.
 
     Returns:
         A module that returns one tensor, or a tuple of several.
@@ -58,19 +60,22 @@ def simplify(
     import torch
 
     with torch.no_grad(), one_thread():
-        draft = Draft(module, tuple(inputs), constants or {})
+        editor = GraphEditor(module, tuple(inputs), constants or {})
         for _ in range(ROUNDS):
-            draft.clean()
-            draft.measure()
-            if not _round(draft):
+            # Dead nodes count as readers: removing them first lets more rules apply in this round.
+            editor.remove_unused()
+            editor.infer_shapes()
+            if not _apply_rules(editor):
                 break
-        draft.clean()
-        return draft.finish(names)
+        editor.remove_unused()
+        return editor.finish(names)
 
 
-def _round(draft: Draft) -> bool:
+def _apply_rules(editor: GraphEditor) -> bool:
+    """Apply at most one rule to every node; return whether any applied."""
     changed = False
-    for node in list(draft.graph.nodes):
-        if node.op == "call_function" and not node._erased and any(rule(draft, node) for rule in RULES):
+    for node in list(editor.graph.nodes):
+        # A rule may erase its node and others, so any() has to stop at the first one that applies.
+        if node.op == "call_function" and not node._erased and any(rule(editor, node) for rule in RULES):
             changed = True
     return changed

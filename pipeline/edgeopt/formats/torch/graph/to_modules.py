@@ -1,4 +1,4 @@
-"""A plain graph written with ``torch.nn`` modules and functions, which eager-mode quantization knows."""
+"""Conversion of a graph in the plain form to the ``torch.nn`` modules that FX quantization expects."""
 
 import operator
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 PREFIX = "layer_"
-"""Before the name of the node that a module stands for."""
+"""Prefix of a module's name, before that of the node that it replaces."""
 
 RECURRENT = {"lstm": "LSTM", "gru": "GRU"}
 
 
 def with_modules(graph: "GraphModule", *, recurrent: bool = False) -> "GraphModule":
-    """Write a graph of the plain form with the modules and functions that FX quantization knows.
+    """Rewrite a graph in the plain form with the modules and functions that FX quantization matches.
 
-    Convolutions and linear layers with constant weights become ``torch.nn`` modules, and so do LSTM and
-    GRU if ``recurrent`` says so; the numbers stay.
+    Convolutions and linear layers with constant weights become ``torch.nn`` modules, and so do LSTM and GRU
+    if ``recurrent`` is set. The outputs stay the same.
     """
     import torch
 
@@ -40,25 +40,25 @@ def with_modules(graph: "GraphModule", *, recurrent: bool = False) -> "GraphModu
                 name = f"{PREFIX}{node.name}"
                 root.add_module(name, layer)
                 known[node] = result.call_module(name, _inputs(node, args))
-            elif _is_state(node) and known[node.args[0]].op == "call_module":
-                known[node] = _state(result, known[node.args[0]], node.args[1])
+            elif _is_final_state(node) and known[node.args[0]].op == "call_module":
+                known[node] = _final_state(result, known[node.args[0]], node.args[1])
             else:
                 target, args, kwargs = _function(node, args, kwargs)
                 known[node] = result.create_node("call_function", target, args, kwargs, name=node.name)
         else:
             known[node] = result.node_copy(node, lambda old: known[old])
-    # The graph is run as it stands: a module's training flag would bring dropout back to life.
     module = torch.fx.GraphModule(root, result)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in module.named_buffers(recurse=False) if name not in used]:
-        delattr(module, name)  # a program keeps what its module has, used or not
+        delattr(module, name)  # export writes all buffers of a module, used or not
     module.recompile()
     return module.eval()
 
 
 def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
+    """Build the module of a convolution or linear layer with constant weights; None for other nodes."""
     import torch
 
     name = operator_name(node)
@@ -91,31 +91,31 @@ def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
 
 
 def _inputs(node: "Node", args: Any) -> tuple[Any, ...]:
-    """What the module of a layer takes: recurrent ones take the states as well, an LSTM's as a pair."""
+    """Arguments of a layer's module: a recurrent one also takes its initial states, an LSTM as a pair."""
     kind = operator_name(node)
     if kind not in RECURRENT:
         return (args[0],)
     return (args[0], tuple(args[1]) if kind == "lstm" else args[1])
 
 
-def _is_state(node: "Node") -> bool:
+def _is_final_state(node: "Node") -> bool:
     return operator_name(node) == "getitem" and operator_name(node.args[0]) == "lstm" and node.args[1] != 0
 
 
-def _state(result: "torch.fx.Graph", layer: "Node", index: Any) -> "Node":
-    """A final state of an LSTM: the operator returns three results, the module an output and a pair."""
+def _final_state(result: "torch.fx.Graph", layer: "Node", index: Any) -> "Node":
+    """A final state of an LSTM: the operator returns three values, the module an output and a pair."""
     pair = result.call_function(operator.getitem, (layer, 1))
     return result.call_function(operator.getitem, (pair, index - 1))
 
 
 def _recurrent(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
-    """The module of an ``aten.lstm.input`` or ``aten.gru.input`` with constant weights."""
+    """Build the module of an ``aten.lstm.input`` or ``aten.gru.input`` with constant weights."""
     import torch
 
     kind = RECURRENT.get(operator_name(node))
     if kind is None or getattr(node.target, "_overloadname", "") != "input":
         return None
-    constants, biases, count, _, _, both, batch_first = node.args[2:9]
+    constants, has_biases, count, _, _, bidirectional, batch_first = node.args[2:9]
     if any(constant.op != "get_attr" for constant in constants):
         return None
     weights = [graph.get_buffer(str(constant.target)) for constant in constants]
@@ -123,15 +123,16 @@ def _recurrent(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
         input_size=weights[0].shape[1],
         hidden_size=weights[1].shape[1],
         num_layers=count,
-        bias=biases,
-        bidirectional=both,
+        bias=has_biases,
+        bidirectional=bidirectional,
         batch_first=batch_first,
     )
     if len(layer._flat_weights) != len(weights):
-        return None  # with a projection
+        return None  # an LSTM with projections has further weights
     with torch.no_grad():
-        for own, weight in zip(layer._flat_weights, weights, strict=True):
-            own.copy_(weight)
+        # The operator takes its weights in the order of the module's own flat list.
+        for parameter, weight in zip(layer._flat_weights, weights, strict=True):
+            parameter.copy_(weight)
     return layer.eval()
 
 
@@ -140,11 +141,12 @@ def _tuple(values: Any, rank: int) -> tuple[int, ...]:
 
 
 def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The function that FX quantization knows for an aten operator, or the operator itself."""
+    """The function that FX quantization matches in place of an ATen operator, or the operator itself."""
     import torch
     import torch.nn.functional as F
 
     name = operator_name(node)
+    # FX quantization matches by function identity: it knows torch's functions, not ATen overloads.
     if name in ("add", "mul") and len(args) == 2 and not kwargs:
         return (operator.add if name == "add" else operator.mul), args, {}
     same: dict[str, Any] = {
@@ -165,6 +167,7 @@ def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...
         "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
         "clamp": torch.clamp,
     }
+    # ReLU6 is often exported as a clamp with two bounds; the quantization rules look for hardtanh.
     if name == "clamp" and len(args) == 3 and args[1] is not None and args[2] is not None:
         return F.hardtanh, args, {}
     if name in ("max_pool2d", "max_pool1d"):
@@ -175,9 +178,10 @@ def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...
     if name == "slice":
         rank = int(args[1]) if len(args) > 1 else 0
         start, stop, step = (*args[2:5], *(None,) * (5 - len(args)))[:3]
+        # Export writes an open end as INT64_MAX.
         stop = None if stop is not None and stop >= 2**62 else stop
-        whole = (slice(None),) * rank
-        return operator.getitem, (args[0], (*whole, slice(start, stop, step))), {}
+        leading = (slice(None),) * rank
+        return operator.getitem, (args[0], (*leading, slice(start, stop, step))), {}
     if name in same:
         return same[name], args, dict(kwargs)
     return node.target, args, dict(kwargs)

@@ -1,1 +1,1 @@
-"""Running programs to look inside: engines, runtimes, layer by layer."""
+"""Running programs for inspection: engines, runtimes, and evaluation layer by layer."""

@@ -1,4 +1,4 @@
-"""How torch runs in this process: on how many threads, with which kernels, and how loudly."""
+"""Settings of torch in this process: number of threads, quantized engine, and log output."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ from edgeopt.model import TensorSpec
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torch's own code says about its own deprecated parts."""
+    """Suppress warnings and log messages of torch about its own deprecated code."""
     loggers = [logging.getLogger(name) for name in ("torch", "torchao", "root")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -28,13 +28,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def mobile_engine() -> Iterator[None]:
-    """Use qnnpack's kernels, those of phones and boards.
+    """Use the qnnpack engine, whose kernels run on phones and boards.
 
-    Packed weights are bound to the engine under which they were made or loaded, and larger under others.
+    Packed weights are bound to the engine that was active when they were created or loaded; other engines
+    pack them into more bytes.
     """
     import torch
 
     before = torch.backends.quantized.engine
+    # Builds for some platforms lack qnnpack; ``require_qnnpack`` reports that where int8 needs it.
     if "qnnpack" in torch.backends.quantized.supported_engines:
         torch.backends.quantized.engine = "qnnpack"
     try:
@@ -45,9 +47,9 @@ def mobile_engine() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: a batch of 1 is many tiny operators.
+    """Run torch on one thread, because a batch of 1 consists of many tiny operators.
 
-    Shared between threads, these wait for each other; on a busy machine that made them 50 times slower.
+    Split among threads, these spend their time on synchronization; on a busy machine up to 50 times slower.
     """
     import torch
 
@@ -60,7 +62,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run(module: Callable[..., Any], inputs: Sequence[TensorSpec]) -> Any:
-    """What a module returns for zeros."""
+    """Outputs of a module for zeros at batch 1."""
     import torch
 
     with torch.no_grad(), one_thread():
@@ -68,5 +70,5 @@ def run(module: Callable[..., Any], inputs: Sequence[TensorSpec]) -> Any:
 
 
 def brief(error: BaseException, lines: int = 4) -> str:
-    """The first lines of a message that may be pages long."""
+    """First lines of an error message, which may be pages long."""
     return "\n".join(str(error).strip().splitlines()[:lines]) or type(error).__name__

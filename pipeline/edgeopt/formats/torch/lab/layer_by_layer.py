@@ -1,8 +1,7 @@
-"""A graph run on many samples at once, layer by layer, beside a copy of it whose layers are being changed.
+"""Evaluation of a graph layer by layer, in parallel with a copy whose layers are modified on the way.
 
-Each layer is met once, with everything before it as it will be. Only values that are still needed are kept,
-so memory grows with the samples that take part, and these are a fixed number drawn from any amount of
-data.
+Each layer is visited once, after all preceding layers were modified. Values are released after their last
+use. Memory grows with the number of samples, which is limited by drawing a fixed number from the data.
 """
 
 import random
@@ -21,72 +20,76 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 MEMORY = 1 << 30
-"""Bytes that the values of all samples may take together."""
+"""Memory limit for the values of all samples, in bytes."""
 
 
-class Seen(NamedTuple):
-    """What a layer sees of every sample, and what it gives in the unchanged model."""
+class LayerSamples(NamedTuple):
+    """Inputs and target outputs of a layer, one tensor per sample."""
 
     inputs: "list[torch.Tensor]"
-    """With every layer before it changed."""
+    """Inputs in the modified copy."""
     outputs: "list[torch.Tensor]"
-    """Of the model as it was."""
+    """Outputs in the original graph."""
 
 
-Change: TypeAlias = "Callable[[Layer, Seen], tuple[torch.Tensor, torch.Tensor]]"
-"""Gives the weight and bias that the copy goes on with."""
+Change: TypeAlias = "Callable[[Layer, LayerSamples], tuple[torch.Tensor, torch.Tensor]]"
+"""Callback that returns the weight and bias of a layer in the modified copy."""
 
 
 def draw(
     inputs: Iterable[tuple[Array, ...]], specs: Sequence[TensorSpec], count: int
 ) -> "list[tuple[torch.Tensor, ...]]":
-    """At most ``count`` samples, every one of the data as likely as another, the same ones each time.
+    """Draw at peak ``count`` samples with uniform probability and a fixed seed.
 
-    Reservoir sampling (Vitter 1985, algorithm R): the data are read once and never held.
+    Reservoir sampling (Vitter 1985, algorithm R): the data is read once and never kept as a whole.
 
     Raises:
-        StageError: there are no samples, or one is not finite or of another shape than the model takes.
+        StageError: there are no samples, or one contains non-finite values or has the wrong shape.
     """
     import torch
 
-    choice = random.Random(0)
+    generator = random.Random(0)
     drawn: list[tuple[Any, ...]] = []
     for number, values in enumerate(inputs):
         for spec, value in zip(specs, values, strict=True):
             if not np.isfinite(value).all():
                 raise StageError(
-                    f"calibration sample {number} holds NaN or infinite values",
+                    f"calibration sample {number} contains NaN or infinite values",
                     fix="remove the sample, or check the preprocessing",
                 )
             if value.shape != spec.shape:
                 raise StageError(
                     f"calibration sample {number} has the shape {list(value.shape)}, "
-                    f"input {spec.name!r} takes {list(spec.shape)}",
+                    f"but input {spec.name!r} takes {list(spec.shape)}",
                     fix="check the data's layout in 'preprocessing'",
                 )
-        place = number if number < count else choice.randrange(number + 1)
+        place = number if number < count else generator.randrange(number + 1)
+        # The slice assignment appends while the reservoir is not full, and replaces afterwards.
         if place < count:
             drawn[place : place + 1] = [tuple(torch.from_numpy(np.ascontiguousarray(v)) for v in values)]
     if not drawn:
-        raise StageError("the calibration data is empty", fix="give at least one sample, better 100 or more")
+        raise StageError(
+            "the calibration data is empty", fix="provide at least one sample, preferably 100 or more"
+        )
     return drawn
 
 
 def bytes_per_sample(graph: "GraphModule") -> int:
-    """The most that the values of one sample take at one time, in both copies of the graph."""
-    waiting: Counter[Any] = Counter()
+    """Peak memory for the values of one sample, in both copies of the graph."""
+    pending_readers: Counter[Any] = Counter()
     sizes: dict[Any, int] = {}
-    most = 0
+    peak = 0
     for node in graph.graph.nodes:
         if node.op in ("call_function", "placeholder"):
             sizes[node] = _bytes(node)
-            waiting[node] = len(node.users)
-        most = max(most, sum(sizes.values()))
+            pending_readers[node] = len(node.users)
+        peak = max(peak, sum(sizes.values()))
         for source in node.all_input_nodes:
-            waiting[source] -= 1
-            if not waiting[source]:
+            pending_readers[source] -= 1
+            if not pending_readers[source]:
                 sizes.pop(source, None)
-    return 2 * most
+    # Both copies, which share values only ahead of the first modified layer.
+    return 2 * peak
 
 
 def _bytes(node: Any) -> int:
@@ -96,14 +99,20 @@ def _bytes(node: Any) -> int:
 
 
 def fitting(graph: "GraphModule", count: int) -> int:
-    """How many of ``count`` samples fit into memory."""
+    """Number of samples up to ``count`` that fit into ``MEMORY``."""
     return max(1, min(count, MEMORY // max(1, bytes_per_sample(graph))))
 
 
-def walk(graph: "GraphModule", samples: "Sequence[tuple[torch.Tensor, ...]]", change: Change) -> None:
-    """Meet every layer in the order in which they run. The graph itself stays as it is.
+def visit_layers(graph: "GraphModule", samples: "Sequence[tuple[torch.Tensor, ...]]", change: Change) -> None:
+    """Call ``change`` for every layer, in order of execution.
 
-    ``change`` may write into the graph: the unchanged copy goes on with the weights from before.
+    ``change`` may write to the graph: the values of the original are computed with the weights from before
+    the call.
+
+    Args:
+        graph: a graph in the plain form.
+        samples: inputs of batch 1.
+        change: returns the weight and bias of the layer in the modified copy.
     """
     import torch
 
@@ -111,13 +120,14 @@ def walk(graph: "GraphModule", samples: "Sequence[tuple[torch.Tensor, ...]]", ch
     constants = {
         node: graph.get_buffer(str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"
     }
-    left = {node: len(node.users) for node in graph.graph.nodes}
+    pending = {node: len(node.users) for node in graph.graph.nodes}
     before: dict[Any, list[Any]] = {}
     after: dict[Any, list[Any]] = {}
     places = iter(range(len(samples[0])))
     with torch.no_grad():
         for node in list(graph.graph.nodes):
-            sources = node.all_input_nodes  # as they are now: a layer may be given its first bias
+            # Before the callback, which may add a bias and with it an input that was not counted.
+            sources = node.all_input_nodes
             if node.op == "placeholder":
                 place = next(places)
                 before[node] = after[node] = [sample[place] for sample in samples]
@@ -126,27 +136,28 @@ def walk(graph: "GraphModule", samples: "Sequence[tuple[torch.Tensor, ...]]", ch
                 weight, bias = layer.weight(graph), layer.bias(graph)
                 source = node.args[0]
                 before[node] = [layer.apply(x, weight, bias) for x in before[source]]
-                weight, bias = change(layer, Seen(after[source], before[node]))
+                weight, bias = change(layer, LayerSamples(after[source], before[node]))
                 after[node] = [layer.apply(x, weight, bias) for x in after[source]]
             elif node.op == "call_function":
-                before[node] = _called(node, before, constants, len(samples))
+                before[node] = _call_node(node, before, constants, len(samples))
+                # Ahead of the first modified layer both copies are equal, and are computed once.
                 same = all(after.get(n) is before.get(n) for n in sources)
-                after[node] = before[node] if same else _called(node, after, constants, len(samples))
+                after[node] = before[node] if same else _call_node(node, after, constants, len(samples))
             for source in sources:
-                left[source] -= 1
-                if not left[source]:
+                pending[source] -= 1
+                if not pending[source]:
                     before.pop(source, None)
                     after.pop(source, None)
 
 
-def _called(node: Any, values: dict[Any, list[Any]], constants: dict[Any, Any], count: int) -> list[Any]:
+def _call_node(node: Any, values: dict[Any, list[Any]], constants: dict[Any, Any], count: int) -> list[Any]:
     import torch
 
-    def of_sample(index: int) -> Any:
+    def run_sample(index: int) -> Any:
         def look(source: Any) -> Any:
             return constants[source] if source in constants else values[source][index]
 
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
         return node.target(*args, **kwargs)
 
-    return [of_sample(index) for index in range(count)]
+    return [run_sample(index) for index in range(count)]

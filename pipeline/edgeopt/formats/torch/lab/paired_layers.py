@@ -1,7 +1,7 @@
-"""Exported programs side by side: a float one in the plain form, and the same quantized by pt2e.
+"""Layer-wise comparison of exported programs: a float one in the plain form, and the same quantized by pt2e.
 
-A quantized program computes in float between quantize and dequantize operators, so both are run node by
-node in torch; the backend that carries them out in integers comes later.
+A quantized program computes in float between quantize and dequantize operators, so torch runs both node by
+node. Integer arithmetic is introduced later, when a backend lowers the program.
 """
 
 from collections.abc import Sequence
@@ -22,39 +22,47 @@ if TYPE_CHECKING:
 
 QUANTIZERS = ("quantize_per_tensor", "quantize_affine")
 ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
-BETWEEN_TYPES = (
+CONVERSIONS = (
     *(*QUANTIZERS, "dequantize_per_tensor", "dequantize_affine"),
     *("dequantize_per_channel", "quantize_per_channel", "choose_qparams"),
 )
 
 
 class TorchPair:
-    """Both programs as graphs."""
+    """A float and a quantized program, with their matching nodes.
+
+    Raises:
+        StageError: a program cannot be read.
+    """
 
     def __init__(self, reference: Model, quantized: Model) -> None:
         self.float_graph, _ = torch_program.plain_graph(reference)
         self.int_graph: GraphModule = torch_program.read(quantized.path).module(check_guards=False)
-        pairs = _matched(self.float_graph, self.int_graph)
-        ends = {node.name for node in self.float_graph.graph.output_node().all_input_nodes}
-        quantized_at_all = any(_quantizer(q) is not None for _, q in pairs)
+        pairs = _match_nodes(self.float_graph, self.int_graph)
+        output_names = {node.name for node in self.float_graph.graph.output_node().all_input_nodes}
+        # Layers are compared where the quantized program puts a value on a grid, and at the outputs. With
+        # weights only quantized there is no such place: all nodes are compared.
+        has_quantizers = any(_quantizer(q) is not None for _, q in pairs)
         self.nodes = {
             f.name: q
             for f, q in pairs
-            if _quantizer(q) is not None or f.name in ends or (not quantized_at_all and f.op != "placeholder")
+            if _quantizer(q) is not None
+            or f.name in output_names
+            or (not has_quantizers and f.op != "placeholder")
         }
         self.output = self.float_graph.graph.output_node().all_input_nodes[0].name
         floats = {f.name: f for f, _ in pairs}
         called = {layer.node: layer.name for layer in quantizable(self.float_graph)}
         self.layers = [self._layer(floats[key], q, called) for key, q in self.nodes.items()]
-        there = {q.name for q in self.nodes.values()}
+        matched = {q.name for q in self.nodes.values()}
         self.unmatched = [
             node.name
             for node in self.int_graph.graph.nodes
-            if operator_name(node) in WEIGHTED and not there & {node.name, *(u.name for u in node.users)}
+            if operator_name(node) in WEIGHTED and not matched & {node.name, *(u.name for u in node.users)}
         ]
 
     def _layer(self, f: "Node", q: "Node", called: dict[str, str]) -> Layer:
-        # A layer is called after its convolution, not after the activation behind it.
+        # A layer is named after its convolution, not after the activation that follows it.
         weighted = _weighted(q)
         convolution = _weighted(f)
         return Layer(
@@ -68,14 +76,15 @@ class TorchPair:
         )
 
     def _sources(self, node: "Node") -> list[str]:
-        found, waiting = [], list(node.all_input_nodes)
-        while waiting:
-            source = waiting.pop(0)
+        """Keys of the nearest compared nodes that a node depends on."""
+        sources, queue = [], list(node.all_input_nodes)
+        while queue:
+            source = queue.pop(0)
             if source.name in self.nodes:
-                found.append(source.name)
+                sources.append(source.name)
             else:
-                waiting += source.all_input_nodes
-        return list(dict.fromkeys(found))
+                queue += source.all_input_nodes
+        return list(dict.fromkeys(sources))
 
     def reference(self, inputs: Sequence[Array]) -> Values:
         return self._run(self.float_graph, inputs, {name: name for name in self.nodes})
@@ -83,21 +92,21 @@ class TorchPair:
     def quantized(self, inputs: Sequence[Array], *, written: bool = False) -> Values | None:
         if written:
             return None
-        found = self._run(self.int_graph, inputs, self._keys)
-        return {key: self._snapped(key, value) for key, value in found.items()}
+        outputs = self._run(self.int_graph, inputs, self._keys)
+        return {key: self._snap(key, value) for key, value in outputs.items()}
 
     def each(self, values: Values) -> Each:
         inputs = [values[node.name] for node in self._placeholders]
-        found = self._run(self.int_graph, inputs, self._keys, given=values)
+        outputs = self._run(self.int_graph, inputs, self._keys, replacements=values)
         return Each(
-            self._run(self.float_graph, inputs, {name: name for name in self.nodes}, given=values),
-            {key: self._snapped(key, value) for key, value in found.items()},
+            self._run(self.float_graph, inputs, {name: name for name in self.nodes}, replacements=values),
+            {key: self._snap(key, value) for key, value in outputs.items()},
             None,
         )
 
     def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
-        wanted = {self.output: self.output}
-        return self._run(self.float_graph, inputs, wanted, errors={key: error})[self.output]
+        keys = {self.output: self.output}
+        return self._run(self.float_graph, inputs, keys, errors={key: error})[self.output]
 
     @cached_property
     def _placeholders(self) -> "list[Node]":
@@ -111,7 +120,8 @@ class TorchPair:
     def _grids(self) -> dict[str, Grid | None]:
         return {layer.key: layer.grid for layer in self.layers}
 
-    def _snapped(self, key: str, values: Array) -> Array:
+    def _snap(self, key: str, values: Array) -> Array:
+        # The graph yields a layer's value before its quantize node; the device stores it rounded.
         grid = self._grids.get(key)
         return values if grid is None else grid.snap(values)
 
@@ -121,39 +131,44 @@ class TorchPair:
         inputs: Sequence[Array],
         keys: dict[str, str],
         *,
-        given: Values | None = None,
+        replacements: Values | None = None,
         errors: Values | None = None,
     ) -> dict[str, Array]:
-        """What the nodes in ``keys`` give, by key; ``given`` is what their readers get instead."""
+        """Values of the nodes in ``keys``, by key.
+
+        With ``replacements``, readers of these nodes get those values instead: every layer runs by itself.
+        With ``errors``, an error is added to the value of a node, and propagates.
+        """
         import torch
 
-        found: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
 
-        class Walk(torch.fx.Interpreter):
+        class Recorder(torch.fx.Interpreter):
             def run_node(self, n: "Node") -> Any:
                 value = super().run_node(n)
                 key = keys.get(n.name, n.name)
                 if errors is not None and key in errors:
                     value = value + torch.from_numpy(np.asarray(errors[key])).to(value.dtype)
                 if n.name in keys or n.op == "placeholder":
-                    found[key] = value.float().numpy() if value.is_floating_point() else value.numpy()
-                if given is not None and n.name in keys:
-                    return torch.from_numpy(np.asarray(given[key])).to(value.dtype)
+                    outputs[key] = value.float().numpy() if value.is_floating_point() else value.numpy()
+                if replacements is not None and n.name in keys:
+                    return torch.from_numpy(np.asarray(replacements[key])).to(value.dtype)
                 return value
 
         with torch.no_grad(), torch_engine.quiet(), torch_engine.one_thread():
-            Walk(graph).run(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs))
-        return found
+            Recorder(graph).run(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs))
+        return outputs
 
 
-def _between_types(node: "Node") -> bool:
-    return node.op == "get_attr" or any(name in str(node.target) for name in BETWEEN_TYPES)
+def _is_auxiliary(node: "Node") -> bool:
+    """Whether a node is a constant, or converts between float and quantized values."""
+    return node.op == "get_attr" or any(name in str(node.target) for name in CONVERSIONS)
 
 
-def _matched(one: "GraphModule", other: "GraphModule") -> "list[tuple[Node, Node]]":
-    """Nodes of both graphs that do the same, in the order of execution."""
+def _match_nodes(one: "GraphModule", other: "GraphModule") -> "list[tuple[Node, Node]]":
+    """Corresponding nodes of both graphs, in order of execution."""
     nodes = [
-        [node for node in graph.graph.nodes if node.op != "output" and not _between_types(node)]
+        [node for node in graph.graph.nodes if node.op != "output" and not _is_auxiliary(node)]
         for graph in (one, other)
     ]
     kinds = [[node.op if node.op == "placeholder" else str(node.target) for node in each] for each in nodes]
@@ -161,13 +176,15 @@ def _matched(one: "GraphModule", other: "GraphModule") -> "list[tuple[Node, Node
 
 
 def _quantizer(node: "Node") -> "Node | None":
+    """The quantize node that reads a value, if any."""
     users = [user for user in node.users if any(name in str(user.target) for name in QUANTIZERS)]
-    plain = [user for user in users if "dequantize" not in str(user.target)]
-    return plain[0] if plain else None
+    # "dequantize_affine" contains "quantize_affine".
+    quantizers = [user for user in users if "dequantize" not in str(user.target)]
+    return quantizers[0] if quantizers else None
 
 
 def _grid(quantizer: "Node | None") -> Grid | None:
-    """The grid that a node's output is put on; None for one that is found anew for every sample."""
+    """Grid of a quantize node; None if it is dynamic, with parameters computed for every sample."""
     if quantizer is None or len(quantizer.args) < 5:
         return None
     _, scale, zero_point, low, high = quantizer.args[:5]
@@ -177,7 +194,7 @@ def _grid(quantizer: "Node | None") -> Grid | None:
 
 
 def _weighted(node: "Node") -> "Node | None":
-    """The convolution or linear layer that gives a node's value, through its activation."""
+    """The convolution or linear layer that produces a node's value, directly or before an activation."""
     while operator_name(node) not in WEIGHTED:
         if operator_name(node) not in ACTIVATIONS:
             return None
@@ -186,11 +203,11 @@ def _weighted(node: "Node") -> "Node | None":
 
 
 def _weights(graph: "GraphModule", node: "Node") -> Weights | None:
-    """The quantized weights of a convolution or linear layer."""
+    """The quantized weights of a convolution or linear layer; None if they stay in float."""
     import torch
 
-    back = node.args[1]
-    if not isinstance(back, torch.fx.Node) or "dequantize_per" not in str(back.target):
+    dequantize = node.args[1]
+    if not isinstance(dequantize, torch.fx.Node) or "dequantize_per" not in str(dequantize.target):
         return None
 
     def value(argument: Any) -> Array:
@@ -198,7 +215,7 @@ def _weights(graph: "GraphModule", node: "Node") -> Weights | None:
             argument = _attribute(graph, str(argument.target))
         return np.asarray(argument)
 
-    stored, scale, zero = (value(argument) for argument in back.args[:3])
+    stored, scale, zero = (value(argument) for argument in dequantize.args[:3])
     axis = 1 if "transpose" in operator_name(node) else 0
     return Weights.of(stored, scale, zero, axis, 1 - axis)
 

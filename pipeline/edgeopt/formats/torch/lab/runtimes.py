@@ -1,4 +1,4 @@
-"""What runs torch's mobile formats in this process: the lite interpreter with qnnpack, and ExecuTorch."""
+"""Runtimes for torch's mobile formats in this process: the lite interpreter with qnnpack, and ExecuTorch."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Array
 
 
-def demand_qnnpack() -> None:
-    """Make sure that this torch can run int8 as phones and boards do.
+def require_qnnpack() -> None:
+    """Check that this build of torch has the int8 kernels of phones and boards.
 
     Raises:
-        StageError: it cannot.
+        StageError: it has no qnnpack engine.
     """
     import torch
 
@@ -29,7 +29,7 @@ def demand_qnnpack() -> None:
 
 
 def load_lite(path: Path) -> Callable[..., Any]:
-    """A file for the lite interpreter, to be called with tensors. Call it under ``mobile_engine`` as well."""
+    """Load a lite interpreter file; call the result with tensors, under ``mobile_engine`` as well."""
     from torch.jit.mobile import _load_for_lite_interpreter
 
     with torch_engine.quiet(), torch_engine.mobile_engine():
@@ -38,28 +38,29 @@ def load_lite(path: Path) -> Callable[..., Any]:
 
 
 def load_executorch(content: bytes) -> Callable[..., Any]:
-    """An ExecuTorch program, to be called with tensors; it returns a list of them."""
+    """Load an ExecuTorch program; the result takes tensors and returns a list of tensors."""
     from executorch.runtime import Runtime
 
-    # The runtime reads weights out of ``content``, and of a program that lives: both are held on to.
+    # The method reads weights from ``content`` and from the program without owning them: the closure keeps
+    # all three alive.
     program = Runtime.get().load_program(content)
-    held = (content, program, program.load_method("forward"))
+    keep_alive = (content, program, program.load_method("forward"))
 
     def call(*tensors: Any) -> Any:
-        return held[-1].execute(tensors)
+        return keep_alive[-1].execute(tensors)
 
     return call
 
 
 def first_outputs(run: Callable[..., Any], samples: Sequence[Sequence[Array]]) -> NDArray[np.float32]:
-    """The first output of every sample, inputs of batch 1: ``[n, ...]``."""
+    """First output of every sample, run at batch 1: shape ``[n, ...]``."""
     import torch
     from torch.utils import _pytree
 
-    found = []
+    outputs = []
     with torch.no_grad(), torch_engine.one_thread():
         for values in samples:
             results = _pytree.tree_leaves(run(*(torch.from_numpy(value) for value in values)))
-            # What ExecuTorch returns lies in memory that the next call writes to.
-            found.append(np.array(results[0], dtype=np.float32))
-    return np.concatenate(found)
+            # A copy: ExecuTorch returns views of memory that the next call overwrites.
+            outputs.append(np.array(results[0], dtype=np.float32))
+    return np.concatenate(outputs)

@@ -1,6 +1,6 @@
-"""Types of the tensors in what XNNPACK was given of an ExecuTorch program, read from the file.
+"""Types of the tensors in the XNNPACK delegate blobs of an ExecuTorch program, read from the file.
 
-Facts of the interface: executorch/backends/xnnpack/serialization/schema.fbs, and the header before it in
+Sources: executorch/backends/xnnpack/serialization/schema.fbs, and the header of a blob in
 ``xnnpack_graph_serialize.py``.
 """
 
@@ -27,14 +27,14 @@ TYPES = (
     *("int4 per channel", "int8 at run time", "int4 per block", "int8 packed", "int32 plain"),
     *("float32 packed", "bfloat16"),
 )
-"""XNNPACK's data types in the order of their numbers."""
+"""XNNPACK's data types in the order of their enum values."""
 
 MAGIC = b"XH00"
 HEADER = struct.Struct("<4s4sHIIIQ")
 
 
 class Tensor(NamedTuple):
-    """One tensor. ``constant``: its values are in the file, such as those of a weight."""
+    """A tensor of a delegate blob. ``constant``: its values are stored in the file, as for a weight."""
 
     type: str
     shape: tuple[int, ...]
@@ -42,26 +42,27 @@ class Tensor(NamedTuple):
 
 
 def read(path: Path) -> tuple[Tensor, ...]:
-    """The tensors of all parts of a program that XNNPACK runs; none if it runs nothing.
+    """Tensors of all XNNPACK delegate blobs of a program; empty if it has none.
 
     Raises:
-        StageError: such a part is damaged.
+        StageError: a blob is damaged.
     """
     content = path.read_bytes()
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
+    # The magic number follows four zero bytes at the start of a blob.
     place = content.find(MAGIC)
     while place >= 4:
-        found += _part(content, place - 4, path.name)
+        tensors += _blob(content, place - 4, path.name)
         place = content.find(MAGIC, place + len(MAGIC))
-    return tuple(found)
+    return tuple(tensors)
 
 
-def _part(content: bytes, start: int, name: str) -> list[Tensor]:
+def _blob(content: bytes, start: int, name: str) -> list[Tensor]:
     if start + HEADER.size > len(content):
-        raise StageError(f"{name} ends inside a header of XNNPACK", fix="copy or make the file again")
+        raise StageError(f"{name} ends inside an XNNPACK header", fix="copy or export the file again")
     zeros, _, length, offset, size, _, _ = HEADER.unpack_from(content, start)
     if any(zeros) or length != HEADER.size:
-        return []  # four letters among the weights
+        return []  # the same four bytes by chance, such as inside weights
     root = Reader(content[start + offset : start + offset + size], SCHEMA, name).root("XNNGraph")
     tensors = []
     for value in root.tables("xvalues"):

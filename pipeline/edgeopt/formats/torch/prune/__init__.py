@@ -1,1 +1,1 @@
-"""Removing channels and weights."""
+"""Pruning of channels and weights."""

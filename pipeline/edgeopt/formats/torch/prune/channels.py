@@ -1,9 +1,10 @@
-"""Which channels of a PyTorch module can be removed together, and removing them.
+"""Structured pruning of a PyTorch module: dependency groups of channels, and their removal.
 
 Layers that share channels (through sums, concatenations, depthwise convolutions) form a group: Fang et
-al. 2023, "DepGraph" (arXiv:2301.12900), here by way of torch-pruning. Its graph does not see what code
-does between layers, such as shortcuts padded with a fixed number of channels. So each group is tried: the
-module without a channel must give what the whole module gives when nothing reads that channel.
+al. 2023, "DepGraph" (arXiv:2301.12900), implemented by torch-pruning. Its graph does not contain the Python
+code between layers, such as shortcuts padded with a fixed number of channels. Each group is therefore
+verified: the module without some channels must produce the outputs of the whole module with the weights
+that read these channels set to zero.
 """
 
 import copy
@@ -19,24 +20,25 @@ if TYPE_CHECKING:
     import torch
 
 BROKEN = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError, AttributeError)
-"""What a module raises, or torch-pruning in it, when its layers no longer fit together."""
+"""Exceptions of a module, or of torch-pruning, when layers no longer fit together."""
 
 TOLERANCE = 1e-3
+"""Largest difference of the outputs in the verification, relative to the largest output."""
 
 
 class Group(NamedTuple):
-    """Channels that can only be removed together, called after the first layer that makes them."""
+    """Channels that can only be removed together, named after the first layer that produces them."""
 
     name: str
     channels: int
-    makers: dict[str, list[int]]
-    """Layers that make the channels, normalization included -> which of their outputs, channel by channel."""
+    producers: dict[str, list[int]]
+    """Layers that produce the channels, including normalizations -> their output for each channel."""
     readers: dict[str, list[tuple[int, int]]]
-    """Layers that read the channels -> pairs of a channel and an input of the layer that it is read by."""
+    """Layers that read the channels -> pairs of a channel and the index of the layer's input."""
 
 
 class Fixed(NamedTuple):
-    """A layer whose channels must stay, and why."""
+    """A layer whose channels cannot be removed, with the reason."""
 
     name: str
     reason: str
@@ -45,11 +47,21 @@ class Fixed(NamedTuple):
 def groups(
     module: "torch.nn.Module", inputs: Sequence[TensorSpec], round_to: int
 ) -> tuple[list[Group], list[Fixed]]:
-    """All groups of channels that can be removed, and the layers that must stay as they are."""
-    found: list[Group] = []
+    """Find the groups of removable channels.
+
+    Args:
+        module: the module, which stays unchanged.
+        inputs: its input specs.
+        round_to: number of channels that the verification of a group removes.
+
+    Returns:
+        The groups that passed the verification, and the layers that cannot lose channels.
+    """
+    verified: list[Group] = []
     fixed: list[Fixed] = []
     seen: set[str] = set()
     for name, layer in weighted(module).items():
+        # A depthwise layer belongs to the group of the layer that produces its inputs.
         if name in seen or is_depthwise(layer):
             continue
         try:
@@ -57,22 +69,32 @@ def groups(
         except BROKEN as error:
             fixed.append(Fixed(name, torch_engine.brief(error, 1)))
             continue
-        seen.update(group.makers)
-        reason = _try(module, group, inputs, min(round_to, group.channels - 1))
+        seen.update(group.producers)
+        reason = _verify(module, group, inputs, min(round_to, group.channels - 1))
         if reason:
-            fixed += [Fixed(maker, reason) for maker in group.makers if maker in weighted(module)]
+            fixed += [Fixed(producer, reason) for producer in group.producers if producer in weighted(module)]
         else:
-            found.append(group)
-    return found, fixed
+            verified.append(group)
+    return verified, fixed
 
 
 def remove(
     module: "torch.nn.Module", inputs: Sequence[TensorSpec], chosen: Mapping[str, Sequence[int]]
 ) -> Resized:
-    """Remove channels (name of a group -> indices) in place; the new sizes of all layers that changed."""
+    """Remove channels in place.
+
+    Args:
+        module: the module to prune.
+        inputs: its input specs.
+        chosen: group name -> indices of the channels to remove.
+
+    Returns:
+        The new sizes of all layers that changed.
+    """
     before = {name: (sizes_of(layer), _shapes(layer)) for name, layer in module.named_modules()}
     for name, indices in chosen.items():
         if indices:
+            # The dependency graph refers to tensors of the old shapes, so every group needs a new one.
             _graph_group(module, name, inputs, sorted(indices)).prune()
     return {
         name: sizes_of(layer)
@@ -89,9 +111,10 @@ def _shapes(layer: Any) -> dict[str, tuple[int, ...]]:
 def _graph_group(
     module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec], indices: list[int]
 ) -> Any:
+    """The pruning group of torch-pruning for some output channels of a layer."""
     import torch
 
-    with torch_engine.quiet(), torch.enable_grad():  # it follows the graph of gradients
+    with torch_engine.quiet(), torch.enable_grad():  # torch-pruning traces the autograd graph
         import torch_pruning
 
         example = tuple(
@@ -108,26 +131,28 @@ def _group(module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec]) -
     layer = module.get_submodule(name)
     channels = getattr(layer, "out_channels", None) or layer.out_features
     names = {inner: inner_name for inner_name, inner in module.named_modules()}
-    makers: dict[str, list[int]] = {}
+    producers: dict[str, list[int]] = {}
     readers: dict[str, list[tuple[int, int]]] = {}
     for dependency, indices in _graph_group(module, name, inputs, list(range(channels))):
         target = names.get(dependency.target.module)
         if target is None:
             continue  # an operator without parameters
+        # Recent versions of torch-pruning return hybrid indices: own position and that in the root layer.
         plain = [getattr(index, "idx", index) for index in indices]
         if "out" in dependency.handler.__name__:
-            makers[target] = makers.get(target, []) + plain
+            producers[target] = producers.get(target, []) + plain
         else:
             origins = [getattr(index, "root_idx", index) for index in indices]
             if max(origins, default=0) >= channels:
-                # Behind a concatenation they count from its first channel; their order stays.
+                # After a concatenation, root indices count from its first channel, but keep their order.
+                # A flattened layer has several inputs per channel, hence the division.
                 origins = [place * channels // len(plain) for place in range(len(plain))]
             readers.setdefault(target, []).extend(zip(origins, plain, strict=True))
-    return Group(name, channels, makers, readers)
+    return Group(name, channels, producers, readers)
 
 
-def _try(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec], count: int) -> str:
-    """Remove the first channels of a group from a copy; the reason why that cannot be, or ''."""
+def _verify(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec], count: int) -> str:
+    """Remove the first channels of a group from a copy; return why they cannot be removed, or ''."""
     import torch
 
     if count < 1:
@@ -139,35 +164,36 @@ def _try(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec], 
         else torch.zeros([2, *spec.shape[1:]], dtype=getattr(torch, spec.dtype))
         for spec in inputs
     )
-    pruned, silenced = copy.deepcopy(module).eval(), copy.deepcopy(module).eval()
+    pruned, reference = copy.deepcopy(module).eval(), copy.deepcopy(module).eval()
     with torch.no_grad(), torch_engine.one_thread():
-        wanted = _first(module.eval()(*values))
+        original = _first(module.eval()(*values))
         try:
-            found = _graph_group(pruned, group.name, inputs, list(range(count)))
+            pruning_group = _graph_group(pruned, group.name, inputs, list(range(count)))
             names = {inner: name for name, inner in pruned.named_modules()}
-            for dependency, indices in found:
+            for dependency, indices in pruning_group:
                 target = names.get(dependency.target.module)
                 if target is not None and "in" in dependency.handler.__name__.split("_"):
-                    _silence(silenced.get_submodule(target), [getattr(i, "idx", i) for i in indices])
-            found.prune()
-            got = _first(pruned(*values))
+                    _zero_inputs(reference.get_submodule(target), [getattr(i, "idx", i) for i in indices])
+            pruning_group.prune()
+            actual = _first(pruned(*values))
         except BROKEN as error:
             return torch_engine.brief(error, 1)
-        if got.shape != wanted.shape:
+        if actual.shape != original.shape:
             return OUTPUT
-        expected = _first(silenced(*values))
+        expected = _first(reference(*values))
         scale = float(expected.abs().max()) + 1e-6
-        if not float((got - expected).abs().max()) <= TOLERANCE * scale:
-            return "the network computes something else without some of its channels"
+        # Negated, so that NaN counts as a difference.
+        if not float((actual - expected).abs().max()) <= TOLERANCE * scale:
+            return "the outputs change by more than these channels contribute"
     return ""
 
 
 OUTPUT = "its channels are the model's outputs"
-"""The reason that needs no telling."""
+"""The one reason that is expected, and not worth a note."""
 
 
-def _silence(layer: Any, indices: list[int]) -> None:
-    """Let a layer no longer read these inputs."""
+def _zero_inputs(layer: Any, indices: list[int]) -> None:
+    """Set the weights that read the given input channels to zero."""
     import torch
 
     axis = 0 if isinstance(layer, torch.nn.modules.conv._ConvTransposeNd) else 1

@@ -1,4 +1,4 @@
-"""Parameters and multiplications of a PyTorch module, layer by layer."""
+"""Parameter and MAC counts of a PyTorch module, layer by layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,31 +11,35 @@ if TYPE_CHECKING:
 
 
 class Counts(NamedTuple):
-    """What a module costs. ``macs`` is per layer, for one sample."""
+    """Number of parameters of a module, and the MACs of each layer for one sample."""
 
     parameters: int
     macs: dict[str, int]
 
     @property
     def total(self) -> int:
-        """Multiply-accumulates of one sample."""
+        """MACs of all layers for one sample."""
         return sum(self.macs.values())
 
 
 def count(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> Counts:
-    """Run zeros of batch 1 through a module and count what convolutions and linear layers do."""
+    """Count parameters and the MACs of convolutions and linear layers, by a run on zeros at batch 1.
+
+    Source: a layer's MACs are its outputs times the weights per output.
+    """
     macs: dict[str, int] = {}
     handles = []
 
     def watch(name: str, layer: Any) -> None:
-        def note(_: Any, __: Any, output: Any) -> None:
+        def record(_: Any, arguments: Any, output: Any) -> None:
             each = layer.weight[0].numel()
             if type(layer).__name__.startswith("ConvTranspose"):
-                # Every value that goes in is multiplied with the kernels of all that it adds to.
-                output = __[0]
+                # Here every input value is multiplied by the kernels of all outputs: the roles swap.
+                output = arguments[0]
+            # Accumulated, because a layer may be called several times.
             macs[name] = macs.get(name, 0) + output.numel() * each
 
-        handles.append(layer.register_forward_hook(note))
+        handles.append(layer.register_forward_hook(record))
 
     for name, layer in weighted(module).items():
         watch(name, layer)
@@ -48,7 +52,7 @@ def count(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> Counts:
 
 
 def weighted(module: "torch.nn.Module") -> dict[str, Any]:
-    """Convolutions and linear layers by name, in the order in which the module holds them."""
+    """Convolutions and linear layers by name, in the order of ``named_modules``."""
     import torch
 
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
@@ -56,6 +60,6 @@ def weighted(module: "torch.nn.Module") -> dict[str, Any]:
 
 
 def is_depthwise(layer: Any) -> bool:
-    """Whether each channel has kernels of its own."""
+    """Whether a convolution has one group per input channel."""
     groups = getattr(layer, "groups", 1)
     return bool(groups > 1 and groups == layer.in_channels)

@@ -1,4 +1,4 @@
-"""How much each channel of a PyTorch module matters, and which to remove."""
+"""Importance of the channels of a PyTorch module, and how many of them to keep."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Importance: TypeAlias = dict[str, NDArray[np.float64]]
-"""Name of a group -> one number per channel."""
+"""Group name -> one score per channel."""
 
 DRAWS = 4
 """Random directions of the outputs per sample."""
@@ -23,29 +23,29 @@ DRAWS = 4
 def by_outputs(
     module: "torch.nn.Module", groups: Sequence[Group], batches: Iterable[tuple[Any, ...]]
 ) -> Importance:
-    """Mean squared change of the model's first output when nobody reads a channel any more, to first order.
+    """First-order estimate of the mean squared change of the model's first output without a channel.
 
-    The change is the product of what is read and the gradient of the output with respect to it (Molchanov
-    et al. 2017, arXiv:1611.06440), summed over all layers that read the channel. Here the gradient is
-    taken along random directions of the output instead of a loss, so that no labels are needed, and what the
-    model is sure of counts as well. Numbers of different groups can be compared.
+    The change is the product of the values read and the gradient of the output with respect to them
+    (Molchanov et al. 2017, arXiv:1611.06440), summed over all layers that read the channel. The gradient
+    is taken along random directions of the output instead of a loss: this needs no labels, and samples that
+    the model predicts with confidence count as well. Scores of different groups are comparable.
 
     Args:
-        module: in evaluation mode.
-        groups: whose channels are weighed.
-        batches: inputs as tensors, batch axis first.
+        module: the module, in evaluation mode.
+        groups: the groups of channels to score.
+        batches: input tensors, batch axis first.
     """
     import torch
     from torch.utils import _pytree
 
-    read: dict[str, Any] = {}
+    inputs_of: dict[str, Any] = {}
     handles = []
 
     def watch(name: str) -> None:
-        def keep(_: Any, given: Any) -> Any:
-            # A value of its own, so that the gradient is that of this reader alone.
-            read[name] = given[0].clone().requires_grad_()
-            return (read[name], *given[1:])
+        def keep(_: Any, arguments: Any) -> Any:
+            # A clone per reader, so that its gradient excludes the other readers of the same tensor.
+            inputs_of[name] = arguments[0].clone().requires_grad_()
+            return (inputs_of[name], *arguments[1:])
 
         handles.append(module.get_submodule(name).register_forward_pre_hook(keep))
 
@@ -58,19 +58,21 @@ def by_outputs(
         for values in batches:
             output = _pytree.tree_leaves(module(*values))[0]
             for draw in range(DRAWS):
+                # E over v ~ N(0, I) of (v^T J dx)^2 is |J dx|^2: the squared change over all outputs, from a
+                # few vector-Jacobian products.
                 direction = torch.randn(output.shape, generator=generator)
-                names = list(read)
+                names = list(inputs_of)
                 slopes = torch.autograd.grad(
-                    output, [read[name] for name in names], direction, retain_graph=draw < DRAWS - 1
+                    output, [inputs_of[name] for name in names], direction, retain_graph=draw < DRAWS - 1
                 )
                 changes = {
-                    name: _per_input(read[name].detach() * slope, module.get_submodule(name))
+                    name: _per_input(inputs_of[name].detach() * slope, module.get_submodule(name))
                     for name, slope in zip(names, slopes, strict=True)
                 }
                 for group in groups:
                     totals[group.name] += _squared_sum(group, changes)
             samples += len(values[0])
-            read.clear()
+            inputs_of.clear()
     finally:
         for handle in handles:
             handle.remove()
@@ -78,7 +80,7 @@ def by_outputs(
 
 
 def _per_input(change: "torch.Tensor", layer: Any) -> NDArray[np.float64]:
-    """Summed over everything but samples and inputs of the layer."""
+    """Sum over positions: shape ``[samples, inputs of the layer]``."""
     import torch
 
     if isinstance(layer, torch.nn.Linear):
@@ -89,42 +91,48 @@ def _per_input(change: "torch.Tensor", layer: Any) -> NDArray[np.float64]:
 
 
 def _squared_sum(group: Group, changes: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Changes summed over the readers of each channel, then squared and summed over samples."""
     total: NDArray[np.float64] | None = None
     for name, pairs in group.readers.items():
         if name not in changes:
             continue  # a layer that the forward pass does not use
         if total is None:
             total = np.zeros((len(changes[name]), group.channels))
-        for channel, place in pairs:
-            total[:, channel] += changes[name][:, place]
+        for channel, index in pairs:
+            total[:, channel] += changes[name][:, index]
     return np.zeros(group.channels) if total is None else np.asarray((total**2).sum(axis=0))
 
 
 def by_weights(module: "torch.nn.Module", groups: Sequence[Group]) -> Importance:
-    """Squared L2 norm of the weights that make a channel, relative to the mean of its group.
+    """Squared L2 norm of the weights that produce a channel, relative to the mean of its group.
 
-    Li et al. 2017 (arXiv:1608.08710). Needs no data; numbers of different groups are not comparable.
+    Li et al. 2017 (arXiv:1608.08710). Needs no data; scores of different groups are not comparable.
     """
-    found = {}
+    scores = {}
     for group in groups:
         total = np.zeros(group.channels)
-        for name, indices in group.makers.items():
+        for name, indices in group.producers.items():
             weight = getattr(module.get_submodule(name), "weight", None)
+            # Weights of normalizations have one axis, and do not count.
             if weight is not None and weight.ndim > 1:
                 norms = weight.detach().double().pow(2).flatten(1).sum(1).numpy()
                 total += norms[np.asarray(indices)]
-        found[group.name] = total / max(float(total.mean()), 1e-30)
-    return found
+        scores[group.name] = total / max(float(total.mean()), 1e-30)
+    return scores
 
 
 def kept_channels(channels: int, share: float, round_to: int) -> int:
-    """How many channels stay when ``share`` of them is to go: a multiple of ``round_to``, at least one."""
-    wanted = channels * (1 - share)
-    rounded = max(round_to, math.floor(wanted / round_to + 0.5) * round_to)
+    """Number of channels to keep when a fraction is removed: a multiple of ``round_to``, at least one.
+
+    A group with fewer channels than ``round_to`` keeps all of them.
+    """
+    exact = channels * (1 - share)
+    # Half up, not to even as round() does: neighbouring layers should be treated alike.
+    rounded = max(round_to, math.floor(exact / round_to + 0.5) * round_to)
     return min(channels, rounded)
 
 
-def spend(
+def meet_mac_target(
     groups: Sequence[Group],
     movable: Sequence[Group],
     kept: Mapping[str, int],
@@ -135,50 +143,62 @@ def spend(
     target: float,
     round_to: int,
 ) -> dict[str, int]:
-    """How many channels of each group stay so that at most ``target`` multiplications are left.
+    """Number of channels to keep in each group so that at most ``target`` MACs remain.
 
-    Greedy: of all ``movable`` groups, ``round_to`` channels are removed where the outputs change least per
-    multiplication saved, again and again. Where the target cannot be reached, every one of them ends at
-    ``round_to`` channels.
+    Greedy: each step removes ``round_to`` channels from the ``movable`` group with the smallest loss of
+    importance per MAC saved. If the target is out of reach, all movable groups end at ``round_to`` channels.
+
+    Args:
+        groups: all groups of the module.
+        movable: the groups to remove channels from.
+        kept: group name -> number of channels to start from.
+        importance: scores that are comparable between groups.
+        counts: MACs of the whole module.
+        layers: layer name -> module.
+        target: MACs to reach.
+        round_to: number of channels that each step removes.
     """
     kept = dict(kept)
     ranked = {group.name: np.sort(importance[group.name]) for group in movable}
-    here = remaining(groups, kept, counts, layers)
-    while here > target:
+    current = remaining(groups, kept, counts, layers)
+    while current > target:
         best: tuple[float, str, int, float] | None = None
         for group in movable:
             now = kept[group.name]
             after = max(round_to, (math.ceil(now / round_to) - 1) * round_to)
             if after >= now:
                 continue
-            there = remaining(groups, kept | {group.name: after}, counts, layers)
-            gone = ranked[group.name][group.channels - now : group.channels - after]
-            price = float(gone.sum()) / max(1e-9, here - there)
-            if best is None or price < best[0]:
-                best = price, group.name, after, there
+            reduced = remaining(groups, kept | {group.name: after}, counts, layers)
+            # The least important channels go first: those before now are removed already.
+            removed = ranked[group.name][group.channels - now : group.channels - after]
+            cost = float(removed.sum()) / max(1e-9, current - reduced)
+            if best is None or cost < best[0]:
+                best = cost, group.name, after, reduced
         if best is None:
             break
-        kept[best[1]], here = best[2], best[3]
+        kept[best[1]], current = best[2], best[3]
     return kept
 
 
 def remaining(
     groups: Sequence[Group], kept: Mapping[str, int], counts: Counts, layers: Mapping[str, Any]
 ) -> float:
-    """Multiplications left when only ``kept`` channels of each group stay."""
-    made = dict.fromkeys(counts.macs, 1.0)
-    read = dict.fromkeys(counts.macs, 1.0)
+    """MACs that remain with ``kept`` channels in each group."""
+    # Fractions of the outputs and inputs of each layer; its MACs are proportional to their product.
+    outputs_kept = dict.fromkeys(counts.macs, 1.0)
+    inputs_kept = dict.fromkeys(counts.macs, 1.0)
     for group in groups:
         share = kept[group.name] / group.channels
-        for name, indices in group.makers.items():
-            if name in made:
-                # A layer may make the channels of several groups, where its output is split.
+        for name, indices in group.producers.items():
+            if name in outputs_kept:
+                # A layer whose output is split produces the channels of several groups.
                 part = len(indices) / layers[name].weight.shape[0]
-                made[name] -= part * (1 - share)
+                outputs_kept[name] -= part * (1 - share)
         for name, pairs in group.readers.items():
-            if name in read and not is_depthwise(layers[name]):
-                read[name] -= len(pairs) / _inputs(layers[name]) * (1 - share)
-    return sum(macs * made[name] * read[name] for name, macs in counts.macs.items())
+            # A depthwise layer has one input per output, which the outputs already account for.
+            if name in inputs_kept and not is_depthwise(layers[name]):
+                inputs_kept[name] -= len(pairs) / _inputs(layers[name]) * (1 - share)
+    return sum(macs * outputs_kept[name] * inputs_kept[name] for name, macs in counts.macs.items())
 
 
 def _inputs(layer: Any) -> int:

@@ -1,1 +1,1 @@
-"""Calibration, precision per layer, quantized weights."""
+"""Calibration, per-layer precision, and quantization of weights."""

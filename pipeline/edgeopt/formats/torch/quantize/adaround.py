@@ -1,14 +1,14 @@
-"""AdaRound: round each weight up or down, whichever keeps the layer's output, not to the nearest.
+"""AdaRound: round each weight up or down so that the error of the layer's output is minimal.
 
-Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv:2004.10568). A variable
-per weight, passed through a rectified sigmoid, says how far it is rounded up; gradient descent on the
-squared error of the layer's output, and a regularizer whose power is annealed, push it to 0 or 1. The inputs
-are those of the model with all layers before rounded, the outputs those of the float model.
+Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv:2004.10568). One variable
+per weight, passed through a rectified sigmoid, is the fraction by which it is rounded up. Gradient descent
+on the squared error of the layer's output, plus a regularizer with an annealed exponent, drives it to 0 or
+1. The inputs come from the model with all preceding layers rounded, the target outputs from the float model.
 
-The paper estimates the gradient from batches of samples. The error is a quadratic form of the weights, so
-here the gradient of all samples at once comes from their second moments: less noise, and a thousand steps
-in a second. Afterwards single weights are turned over while that lowers the error, so the result is never
-worse than rounding to nearest on the samples it was learned from.
+The paper estimates the gradient from mini-batches. The error is a quadratic form of the weights, so this
+implementation computes the gradient over all samples from their second moments: without sampling noise, and
+at a thousand steps per second. A greedy search then flips single weights while this reduces the error, so on
+the calibration samples the result is never worse than rounding to nearest.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,27 +19,30 @@ from edgeopt.formats.torch.quantize.moments import Moments
 if TYPE_CHECKING:
     import torch
 
-LOW, HIGH = -0.1, 1.1
-"""How far the sigmoid is stretched before it is rectified (section 3.2 of the paper)."""
+GAMMA, ZETA = -0.1, 1.1
+"""Limits to which the sigmoid is stretched before it is rectified (section 3.2 of the paper)."""
 
 WARM_UP = 0.2
-"""Share of the steps without regularizer."""
+"""Fraction of the steps without regularizer."""
 
 BETA = 20.0, 2.0
-"""The regularizer's power, from first to last."""
+"""Exponent of the regularizer, annealed from the first to the second value."""
 
-PULL = 1.0
-"""Weight of the regularizer, against a layer's error in units of that of rounding to nearest."""
+REGULARIZER = 1.0
+"""Weight of the regularizer; the layer's error is measured relative to that of rounding to nearest."""
 
-RATE = 0.05
-"""Step size of Adam."""
+LEARNING_RATE = 0.05
+"""Learning rate of Adam."""
 
-CLIPS = tuple(1.0 - 0.02 * step for step in range(26))
-"""Shares of the largest weight that the scale is tried with."""
+CLIP_FRACTIONS = tuple(1.0 - 0.02 * step for step in range(26))
+"""Fractions of the largest weight from which candidate scales are computed."""
 
 
 class Rounded(NamedTuple):
-    """Weights on the grid: ``codes * scale``. Errors are means over outputs, relative to their power."""
+    """Quantized weights ``codes * scale``, with the errors of rounding to nearest and of learned rounding.
+
+    Errors are mean squared errors over all outputs, relative to the mean power of the outputs.
+    """
 
     codes: "torch.Tensor"
     scale: "torch.Tensor"
@@ -47,19 +50,22 @@ class Rounded(NamedTuple):
     learned: float
 
 
-class _Choice(NamedTuple):
-    """Every weight is ``(down + 0 or 1) * scale``; all but ``scale`` ``[groups, outputs, features]``."""
+class _Problem(NamedTuple):
+    """The search space: every weight is ``(down + 0 or 1) * scale``.
+
+    Shapes are ``[groups, outputs, features]``, and ``[groups, outputs, 1]`` for ``scale``.
+    """
 
     down: "torch.Tensor"
-    part: "torch.Tensor"
-    """How far the weight lies above ``down``, 0 to 1."""
+    fraction: "torch.Tensor"
+    """Distance of the weight from ``down`` in steps, 0 to 1."""
     fixed: "torch.Tensor"
-    """Weights at the end of the grid, which stay there."""
+    """Mask of weights at the limits of the grid, which are not varied."""
     scale: "torch.Tensor"
 
     @property
     def nearest(self) -> "torch.Tensor":
-        return (self.part >= 0.5).float()
+        return (self.fraction >= 0.5).float()
 
     def weights(self, up: "torch.Tensor") -> "torch.Tensor":
         return (self.down + up) * self.scale
@@ -71,96 +77,108 @@ def round_weights(
     """Learn the rounding of one layer.
 
     Args:
-        weight: ``[groups, outputs, features]``.
-        moments: of the same layer.
-        bits: of the signed integers.
-        per_channel: one scale per output instead of one.
-        clip: try smaller scales than the largest weight's, where that keeps the output better.
-        steps: of gradient descent.
+        weight: shape ``[groups, outputs, features]``.
+        moments: second moments of the layer's inputs and outputs.
+        bits: width of the signed integers.
+        per_channel: use one scale per output channel instead of one per tensor.
+        clip: also try scales below that of the largest weight.
+        steps: number of gradient descent steps.
     """
     import torch
 
     top = torch_grid.largest(bits)
     full = torch_grid.scales(weight.flatten(0, 1), bits, per_channel).reshape(*weight.shape[:2], 1)
-    scale = _clipped(weight, moments, full, top, per_channel) if clip else full
+    scale = _search_scale(weight, moments, full, top, per_channel) if clip else full
     position = weight / scale
-    # What the scale comes from stays the largest, so that whoever quantizes the file finds the same scale.
+    # The largest weight stays at the limit of the grid: a quantizer that reads the file derives the scale
+    # from it, and must obtain the same one.
     fixed = position.abs() >= top * (1 - 1e-6)
     down = torch.clamp(torch.floor(position), -top, top - 1)
-    part = torch.where(fixed, (position > 0).float(), (position - down).clamp(0, 1))
-    choice = _Choice(down, part, fixed, scale)
-    found = [_turned_over(choice, up, moments) for up in (_descend(choice, moments, steps), choice.nearest)]
-    errors = [moments.errors(choice.weights(up)) for up in found]
-    best = torch.where((errors[0] <= errors[1])[..., None], *found)
+    fraction = torch.where(fixed, (position > 0).float(), (position - down).clamp(0, 1))
+    problem = _Problem(down, fraction, fixed, scale)
+    # Rounding to nearest is the second start, so the result is never worse. The better one is taken for
+    # each output: no two outputs share a weight.
+    starts = (_descend(problem, moments, steps), problem.nearest)
+    candidates = [_flip_greedily(problem, up, moments) for up in starts]
+    errors = [moments.errors(problem.weights(up)) for up in candidates]
+    best = torch.where((errors[0] <= errors[1])[..., None], *candidates)
     plain = torch_grid.nearest(weight.flatten(0, 1), bits, per_channel).reshape(weight.shape)
     power = float(moments.power.mean().clamp_min(1e-30))
-    nearest, learned = (moments.errors(values).mean() for values in (plain, choice.weights(best)))
+    nearest, learned = (moments.errors(values).mean() for values in (plain, problem.weights(best)))
     return Rounded(down + best, scale, float(nearest) / power, float(learned) / power)
 
 
-def _clipped(
+def _search_scale(
     weight: "torch.Tensor", moments: Moments, full: "torch.Tensor", top: int, per_channel: bool
 ) -> "torch.Tensor":
-    """The scale, not above ``full``, with which rounding to nearest keeps the output best."""
+    """The scale up to ``full`` with the smallest output error when rounding to nearest."""
     import torch
 
     best, least = full, torch.full(full.shape[:2], float("inf"))
-    for share in CLIPS:
-        scale = full * share
+    for clip_fraction in CLIP_FRACTIONS:
+        scale = full * clip_fraction
         error = moments.errors(torch.clamp(torch.round(weight / scale), -top, top) * scale)
         if not per_channel:
+            # All outputs share one scale, so the sum of their errors decides.
             error = error.sum().expand(error.shape)
         best = torch.where((error < least)[..., None], scale, best)
         least = torch.minimum(error, least)
     return best
 
 
-def _descend(choice: _Choice, moments: Moments, steps: int) -> "torch.Tensor":
-    """Gradient descent on how far each weight is rounded up; 0 or 1 each."""
+def _descend(problem: _Problem, moments: Moments, steps: int) -> "torch.Tensor":
+    """Minimize the output error by gradient descent on the fractions; return 0 or 1 for each weight."""
     import torch
 
     if not steps:
-        return choice.nearest
+        return problem.nearest
     floor = max(1e-12 * float(moments.power.max()), 1e-30)
-    unit = moments.errors(choice.weights(choice.nearest))[..., None].clamp_min(floor)
-    inside = (choice.part.clamp(0.01, 0.99) - LOW) / (HIGH - LOW)
+    unit = moments.errors(problem.weights(problem.nearest))[..., None].clamp_min(floor)
+    # The inverse of the rectified sigmoid at the weight's own fraction: the start is the float weight.
+    inside = (problem.fraction.clamp(0.01, 0.99) - GAMMA) / (ZETA - GAMMA)
     with torch.enable_grad():
         variable = torch.log(inside / (1 - inside)).requires_grad_()
-        adam = torch.optim.Adam([variable], lr=RATE)
+        adam = torch.optim.Adam([variable], lr=LEARNING_RATE)
         for step in range(steps):
-            up = torch.clamp(torch.sigmoid(variable) * (HIGH - LOW) + LOW, 0, 1)
+            up = torch.clamp(torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA, 0, 1)
             with torch.no_grad():
-                now = choice.weights(torch.where(choice.fixed, choice.part, up))
-                slope = 2 * (moments.times(now) - moments.cross) * choice.scale / unit
+                now = problem.weights(torch.where(problem.fixed, problem.fraction, up))
+                # Analytic gradient of the quadratic error; weights at the limits have their fixed value.
+                slope = 2 * (moments.times(now) - moments.cross) * problem.scale / unit
+            # A linear function with that gradient: autograd adds only the derivative of the sigmoid.
             loss = (up * slope).sum()
-            rest = (1 - step / steps) / (1 - WARM_UP)
-            if rest <= 1:
-                beta = BETA[1] + (BETA[0] - BETA[1]) * rest
-                loss = loss + PULL * (1 - (2 * up - 1).abs().pow(beta)).sum() / up.shape[2]
+            remaining = (1 - step / steps) / (1 - WARM_UP)
+            if remaining <= 1:
+                # A large exponent first leaves the fractions free; the smaller ones push them to 0 or 1.
+                beta = BETA[1] + (BETA[0] - BETA[1]) * remaining
+                loss = loss + REGULARIZER * (1 - (2 * up - 1).abs().pow(beta)).sum() / up.shape[2]
             adam.zero_grad()
             loss.backward()
             adam.step()
-    return torch.where(choice.fixed, choice.part, (variable.detach() >= 0).float())
+    return torch.where(problem.fixed, problem.fraction, (variable.detach() >= 0).float())
 
 
-def _turned_over(choice: _Choice, up: "torch.Tensor", moments: Moments) -> "torch.Tensor":
-    """Turn over one weight per output at a time, the one that lowers the error most, while any does."""
+def _flip_greedily(problem: _Problem, up: "torch.Tensor", moments: Moments) -> "torch.Tensor":
+    """Flip one weight per output at a time, the one that reduces the error most, until none does."""
     import torch
 
     if moments.matrix is None:
-        return up  # without the matrix each turn would cost as much as a step of gradient descent
-    matrix, scale = moments.matrix, choice.scale
-    curve = torch.diagonal(matrix, dim1=1, dim2=2)[:, None, :] * scale.square()
-    slope = 2 * (moments.times(choice.weights(up)) - moments.cross)
+        return up  # without the matrix, each flip would cost as much as a gradient step
+    matrix, scale = moments.matrix, problem.scale
+    # A flip by +-1 changes the error by +-slope * scale + curvature: exact, as the error is quadratic.
+    curvature = torch.diagonal(matrix, dim1=1, dim2=2)[:, None, :] * scale.square()
+    slope = 2 * (moments.times(problem.weights(up)) - moments.cross)
     groups = torch.arange(len(up))[:, None]
     up = up.clone()
+    # The bound guards against cycles from float rounding.
     for _ in range(2 * up.shape[2]):
-        turn = 1 - 2 * up
-        gain = (turn * slope * scale + curve).masked_fill(choice.fixed, 0)
-        least, place = gain.min(2, keepdim=True)
+        flip = 1 - 2 * up
+        change = (flip * slope * scale + curvature).masked_fill(problem.fixed, 0)
+        least, place = change.min(2, keepdim=True)
         if not bool((least < 0).any()):
             break
-        by = torch.where(least < 0, turn.gather(2, place), torch.zeros(()))
+        by = torch.where(least < 0, flip.gather(2, place), torch.zeros(()))
         up.scatter_add_(2, place, by)
+        # One row of the matrix updates the slope of the output: no full product per flip.
         slope = slope + 2 * (by * scale) * matrix[groups, place[..., 0]]
     return up

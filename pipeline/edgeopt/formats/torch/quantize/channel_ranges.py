@@ -1,4 +1,4 @@
-"""The largest values that channels of a graph's tensors take, over any number of samples."""
+"""Per-channel ranges of the tensors of a graph, over any number of samples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
 def channel_ranges(
     graph: "GraphModule", axes: Mapping[Any, int], samples: "Iterable[Sequence[torch.Tensor]]"
 ) -> "dict[Any, torch.Tensor]":
-    """The largest magnitude of every channel of some nodes.
+    """Largest magnitude of every channel of the given nodes.
 
     Args:
-        graph: is run once per sample.
-        axes: the nodes, and the axis of the channels of each.
+        graph: the graph, which is run once per sample.
+        axes: nodes, with the channel axis of each.
         samples: inputs of batch 1.
 
     Returns:
-        Per node, float64 of shape ``[channels]``.
+        Per node a float64 tensor of shape ``[channels]``.
     """
     import torch
 
-    found: dict[Any, torch.Tensor] = {}
+    ranges: dict[Any, torch.Tensor] = {}
 
-    class Watch(torch.fx.Interpreter):
+    class Recorder(torch.fx.Interpreter):
         def run_node(self, n: Any) -> Any:
             value = super().run_node(n)
             if n in axes:
                 rows = value.double().abs().movedim(axes[n], 0)
-                most = rows.reshape(rows.shape[0], -1).amax(1)
-                found[n] = torch.maximum(found[n], most) if n in found else most
+                largest = rows.reshape(rows.shape[0], -1).amax(1)
+                ranges[n] = torch.maximum(ranges[n], largest) if n in ranges else largest
             return value
 
-    watch = Watch(graph)
+    recorder = Recorder(graph)
     with torch.no_grad():
         for sample in samples:
-            watch.run(*sample)
-    return found
+            recorder.run(*sample)
+    return ranges

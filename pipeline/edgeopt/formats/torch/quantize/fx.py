@@ -1,4 +1,4 @@
-"""How FX graph mode quantization is told what to do for qnnpack, and held to it."""
+"""Configuration of FX graph mode quantization for qnnpack, and a check that it quantized every layer."""
 
 import operator
 from collections.abc import Mapping
@@ -12,16 +12,23 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 KERNELS = frozenset({"add", "mul", "cat"})
-"""Operators with an int8 kernel: one that reads a value that was int8 was missed."""
+"""Operators with an int8 kernel: in float after an int8 operator, they were skipped by mistake."""
 
 KINDS = WEIGHTED | frozenset(torch_to_modules.RECURRENT)
+"""Names of the operators that int8 is required for."""
 
 SMALLEST_SCALE = 2**-12
-"""The smallest that qnnpack's requantization takes."""
+"""Smallest scale that qnnpack's requantization accepts."""
 
 
-def mapping_of(per_channel: bool, lifted: "GraphModule", exempt: set[str]) -> Any:
-    """int8 for all but the layers called ``exempt``, with observers that keep the range they are given."""
+def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[str]) -> Any:
+    """QConfigMapping with int8 for all layers except ``exempt``, with min-max observers.
+
+    Args:
+        per_channel: use one weight scale per output channel instead of one per tensor.
+        float_graph: the graph to be prepared, with ``torch.nn`` modules.
+        exempt: names of the nodes whose layers stay in float.
+    """
     import torch
     from torch.ao import quantization
 
@@ -33,6 +40,7 @@ def mapping_of(per_channel: bool, lifted: "GraphModule", exempt: set[str]) -> An
         if per_channel
         else (quantization.MinMaxObserver, torch.per_tensor_symmetric)
     )
+    # The grid of ``edgeopt.formats.torch.quantize.grid``: symmetric, without -128.
     weight = kind.with_args(
         dtype=torch.qint8, qscheme=scheme, quant_min=-127, quant_max=127, eps=SMALLEST_SCALE
     )
@@ -40,54 +48,56 @@ def mapping_of(per_channel: bool, lifted: "GraphModule", exempt: set[str]) -> An
     mapping = quantization.get_default_qconfig_mapping("qnnpack").set_global(config)
     for kind in list(mapping.object_type_qconfigs):
         default = mapping.object_type_qconfigs[kind]
+        # Entries by type override the global one, so they are replaced too, except fixed ranges.
         if default is not None and not _fixed_range(default):
             mapping.set_object_type(kind, config)
-    for name, function, place in _activations(lifted, exempt):
+    for name, function, index in _activations(float_graph, exempt):
         mapping.set_module_name(name, None)
         if function is not None:
-            mapping.set_module_name_object_type_order("", function, place, None)
+            mapping.set_module_name_object_type_order("", function, index, None)
     return mapping
 
 
-def _activations(lifted: "GraphModule", exempt: set[str]) -> list[tuple[str, Any, int]]:
-    """Modules that stay in float, each with the activation that is its only reader and stays as well.
+def _activations(float_graph: "GraphModule", exempt: set[str]) -> list[tuple[str, Any, int]]:
+    """Names of modules that stay in float, each with its activation, which must stay in float as well.
 
-    An activation is told by its function and its place among the calls of that. FX has fused Relus
-    with the layer before them by then: they are part of that layer, and do not count.
+    An activation is identified as FX does: by its function, and its index among the calls of that function.
+    ReLUs that FX fuses into the preceding layer are not counted, because fusion precedes the lookup.
     """
     import torch
     import torch.nn.functional as F
 
     fusing = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
-    modules = dict(lifted.named_modules())
+    modules = dict(float_graph.named_modules())
 
     def fused(node: "Node") -> bool:
-        before = node.all_input_nodes[0] if node.target is F.relu else None
+        source = node.all_input_nodes[0] if node.target is F.relu else None
         return (
-            before is not None
-            and before.op == "call_module"
-            and isinstance(modules[str(before.target)], fusing)
-            and len(before.users) == 1
+            source is not None
+            and source.op == "call_module"
+            and isinstance(modules[str(source.target)], fusing)
+            and len(source.users) == 1
         )
 
-    places: dict[Any, int] = {}
-    place_of: dict[Any, int] = {}
-    for node in lifted.graph.nodes:
+    call_counts: dict[Any, int] = {}
+    index_of: dict[Any, int] = {}
+    for node in float_graph.graph.nodes:
         if node.op == "call_function" and not fused(node):
-            place_of[node] = places.get(node.target, 0)
-            places[node.target] = place_of[node] + 1
-    found = []
-    for node in lifted.graph.nodes:
+            index_of[node] = call_counts.get(node.target, 0)
+            call_counts[node.target] = index_of[node] + 1
+    exempted = []
+    for node in float_graph.graph.nodes:
         name = str(node.target)
         if node.op == "call_module" and name.removeprefix(torch_to_modules.PREFIX) in exempt:
             reader = next(iter(node.users)) if len(node.users) == 1 else node
-            fits = reader in place_of and reader.target in (F.relu, F.relu6, F.hardtanh)
-            found.append((name, reader.target, place_of[reader]) if fits else (name, None, 0))
-    return found
+            # Left in int8, the activation would quantize the float output that the recipe asked for.
+            is_activation = reader in index_of and reader.target in (F.relu, F.relu6, F.hardtanh)
+            exempted.append((name, reader.target, index_of[reader]) if is_activation else (name, None, 0))
+    return exempted
 
 
 def _fixed_range(config: Any) -> bool:
-    """Sigmoid, tanh and their like have a range known beforehand."""
+    """Whether an operator, such as sigmoid or tanh, has a range that is known in advance."""
     from torch.ao import quantization
 
     observer = config.activation()
@@ -95,26 +105,29 @@ def _fixed_range(config: Any) -> bool:
     return isinstance(observer, fixed) or type(observer).__name__.startswith("FixedQParams")
 
 
-def value_names(lifted: "GraphModule", prepared: "GraphModule") -> dict[str, str]:
-    """What the values of a prepared graph were called before: FX traces anew, and names anew.
+def value_names(float_graph: "GraphModule", prepared: "GraphModule") -> dict[str, str]:
+    """Map node names of a prepared graph to those before preparation, since FX retraces and renames.
 
     Args:
-        lifted: what ``prepare_fx`` was given.
-        prepared: what it returned: the same in the same order, with observers between, and with layers
-            that have taken over the activation after them and give what that gave.
+        float_graph: the argument of ``prepare_fx``.
+        prepared: its result, with the same nodes in the same order, plus observers. A layer with a fused
+            activation produces the value of that activation.
     """
     from torch.ao.nn.intrinsic import _FusedModule
 
     modules = dict(prepared.named_modules(remove_duplicate=False))
     fused = {name for name, module in modules.items() if isinstance(module, _FusedModule)}
     readers = {
-        str(node.target): next(iter(node.users)) for node in _values(lifted) if str(node.target) in fused
+        str(node.target): next(iter(node.users))
+        for node in _value_nodes(float_graph)
+        if str(node.target) in fused
     }
-    taken = set(readers.values())
-    before = [node for node in _values(lifted) if node not in taken]
+    # Fused activations have no node of their own any more; observers are new.
+    fused_activations = set(readers.values())
+    before = [node for node in _value_nodes(float_graph) if node not in fused_activations]
     after = [
         node
-        for node in _values(prepared)
+        for node in _value_nodes(prepared)
         if not (node.op == "call_module" and hasattr(modules[str(node.target)], "calculate_qparams"))
     ]
     return {
@@ -123,48 +136,52 @@ def value_names(lifted: "GraphModule", prepared: "GraphModule") -> dict[str, str
     }
 
 
-def _values(module: "GraphModule") -> "list[Node]":
+def _value_nodes(module: "GraphModule") -> "list[Node]":
     return [node for node in module.graph.nodes if node.op not in ("get_attr", "output")]
 
 
 def refuse_float(
-    lifted: "GraphModule", converted: "GraphModule", exempt: set[str], called: Mapping[str, str]
+    float_graph: "GraphModule", converted: "GraphModule", exempt: set[str], called: Mapping[str, str]
 ) -> None:
-    """Raise for operators, other than those called ``exempt``, that compute in float and need not.
+    """Check that no operator except ``exempt`` was left in float.
 
-    ``called`` are the layers' names to users, by those of their nodes.
+    Args:
+        float_graph: the graph before quantization.
+        converted: the result of ``convert_fx``.
+        exempt: names of the nodes that stay in float on request.
+        called: node name -> the layer's name for messages.
 
     Raises:
-        StageError: there are some.
+        StageError: FX quantization left operators in float.
     """
     import torch
 
     kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
-    left = []
+    in_float = []
     modules = dict(converted.named_modules(remove_duplicate=False))
-    # Operators that no module stands for keep their order, but not their names.
-    names = iter([str(node.name) for node in lifted.graph.nodes if operator_name(node) in KINDS])
+    # Operators without a module keep their order, but not their names.
+    names = iter([str(node.name) for node in float_graph.graph.nodes if operator_name(node) in KINDS])
     for node in converted.graph.nodes:
         if node.op == "call_module":
-            # The quantized modules with a float class as base are the references that no kernel took over.
+            # Reference modules, for which no quantized kernel was found, inherit from the float classes.
             if isinstance(modules[str(node.target)], kinds):
-                left.append(str(node.target).removeprefix(torch_to_modules.PREFIX))
+                in_float.append(str(node.target).removeprefix(torch_to_modules.PREFIX))
         elif operator_name(node) in KINDS:
-            left.append(next(names))  # aten's own operator, where a quantized layer should be
+            in_float.append(next(names))  # an ATen operator where a quantized layer is expected
         elif node.op == "call_function" and _float_call(node, beside_float=bool(exempt)):
-            left.append(node.name)
-    if left := [called.get(name, name) for name in left if name not in exempt]:
+            in_float.append(node.name)
+    if in_float := [called.get(name, name) for name in in_float if name not in exempt]:
         raise StageError(
-            f"int8 was asked for, and these operators would stay in float: {', '.join(left)}",
-            fix="FX quantization does not know their pattern; say so with "
-            f"layers: {{{left[0]!r}: float32}}, or leave torchscript out for this variant",
+            f"int8 was requested, but these operators would stay in float: {', '.join(in_float)}",
+            fix="FX quantization does not support their pattern; declare this with "
+            f"layers: {{{in_float[0]!r}: float32}}, or remove torchscript from this variant",
         )
 
 
 def _float_call(node: "Node", *, beside_float: bool) -> bool:
-    """Whether an operator with an int8 kernel computes in float although what it reads was int8.
+    """Whether an operator with an int8 kernel computes in float although its inputs were int8.
 
-    Where layers are in float on purpose (``beside_float``), so is a sum of their results with others.
+    With layers in float on request (``beside_float``), an operator may read both: then all inputs count.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""What a layer's rounding is judged by: second moments of its inputs, over all samples and positions.
+"""Second moments of a layer's inputs over all samples and positions: the error measure for its rounding.
 
-The squared error of a layer's output is a quadratic form of its weights. Its matrix is gathered once, in
-memory that does not depend on the number of samples, and then no sample is needed any more.
+The squared error of a layer's output is a quadratic form of its weights. Its matrix is accumulated once, in
+memory independent of the number of samples; afterwards the samples are not needed any more.
 """
 
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from edgeopt.formats.torch.graph.layers import Layer
 if TYPE_CHECKING:
     import torch
 
-    from edgeopt.formats.torch.lab.layer_by_layer import Seen
+    from edgeopt.formats.torch.lab.layer_by_layer import LayerSamples
 
 WIDEST = 4608
-"""Weights per output up to which the matrix of second moments is held; 85 MB as float32."""
+"""Largest number of weights per output for which the full matrix is kept; 85 MB as float32."""
 
 ROWS = 1024
-"""Input rows that stand for all of them where the matrix would be larger."""
+"""Number of sampled input rows that replace a larger matrix."""
 
 
 class Moments(NamedTuple):
-    """Of inputs x ``[features]`` of a group, and outputs y ``[outputs of the group]`` without bias."""
+    """Moments of the inputs x ``[features]`` and outputs y ``[outputs]`` of each group, without bias."""
 
     matrix: "torch.Tensor | None"
-    """E[x x^T], ``[groups, features, features]``; none where ``rows`` stands for it."""
+    """E[x x^T], ``[groups, features, features]``; None if ``rows`` replaces it."""
     rows: "torch.Tensor | None"
-    """``[groups, ROWS, features]``, such that rows^T rows is E[x x^T]."""
+    """``[groups, ROWS, features]``, such that rows^T rows approximates E[x x^T]."""
     cross: "torch.Tensor"
     """E[y x^T], ``[groups, outputs, features]``."""
     power: "torch.Tensor"
     """E[y^2], ``[groups, outputs]``."""
-    shift: "torch.Tensor"
-    """E[x], ``[groups, features, 1]``; zero where the means are not taken out."""
-    wanted: "torch.Tensor"
-    """E[y], ``[groups, outputs]``; zero likewise."""
+    mean_input: "torch.Tensor"
+    """E[x], ``[groups, features, 1]``; zero if the moments are not centred."""
+    mean_output: "torch.Tensor"
+    """E[y], ``[groups, outputs]``; zero if the moments are not centred."""
 
     def times(self, weight: "torch.Tensor") -> "torch.Tensor":
         """``weight E[x x^T]`` for weights ``[groups, outputs, features]``."""
@@ -46,26 +46,27 @@ class Moments(NamedTuple):
 
     def errors(self, weight: "torch.Tensor") -> "torch.Tensor":
         """Mean squared error of each output with these weights: ``[groups, outputs]``."""
-        found: torch.Tensor = ((self.times(weight) - 2 * self.cross) * weight).sum(2) + self.power
-        return found.clamp_min(0)
+        # E[(w x - y)^2] = w E[x x^T] w^T - 2 w E[x y] + E[y^2]; float rounding can make it negative.
+        errors: torch.Tensor = ((self.times(weight) - 2 * self.cross) * weight).sum(2) + self.power
+        return errors.clamp_min(0)
 
-    def missing(self, weight: "torch.Tensor") -> "torch.Tensor":
-        """What the bias has to make up for with these weights: ``[outputs]``."""
-        made = (weight @ self.shift)[..., 0]
-        return (self.wanted - made).flatten()
+    def bias_correction(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """Shift of the mean output with these weights, to be added to the bias: ``[outputs]``."""
+        quantized_mean = (weight @ self.mean_input)[..., 0]
+        return (self.mean_output - quantized_mean).flatten()
 
 
 def gather(
-    layer: Layer, seen: "Seen", weight: "torch.Tensor", bias: "torch.Tensor", centred: bool
+    layer: Layer, samples: "LayerSamples", weight: "torch.Tensor", bias: "torch.Tensor", centred: bool
 ) -> Moments:
-    """Moments of a layer.
+    """Accumulate the moments of a layer.
 
     Args:
         layer: the layer.
-        seen: its inputs as they will be, and its outputs as they were.
-        weight: for its shape.
-        bias: what is part of the outputs and not of the product.
-        centred: take the means out, because the bias will make up for them.
+        samples: its inputs in the quantized model, and its outputs in the float model.
+        weight: the float weight; only its shape is used.
+        bias: the float bias, which is subtracted from the outputs.
+        centred: subtract the means, because a corrected bias will compensate for their error.
     """
     import torch
 
@@ -75,47 +76,51 @@ def gather(
     cross: Any = 0.0
     mean: Any = 0.0
     power: Any = 0.0
-    wanted: Any = 0.0
-    kept: list[torch.Tensor] = []
-    for x, y in _rows(layer, seen, weight, bias, wide):
+    mean_output: Any = 0.0
+    sampled: list[torch.Tensor] = []
+    # Products in float32 for speed, sums in float64: thousands of positions would lose the small terms.
+    for x, y in _rows(layer, samples, weight, bias, wide):
         total += x.shape[1]
         matrix = 0.0 if wide else matrix + (x.transpose(1, 2) @ x).double()
         cross = cross + (y.transpose(1, 2) @ x).double()
         mean = mean + x.double().sum(1)
-        wanted = wanted + y.double().sum(1)
+        mean_output = mean_output + y.double().sum(1)
         power = power + y.double().square().sum(1)
         if wide:
-            kept.append(x)
-    matrix, cross, mean, wanted, power = (value / total for value in (matrix, cross, mean, wanted, power))
-    rows = torch.cat(kept, 1) / total**0.5 if wide else None
+            sampled.append(x)
+    matrix, cross, mean, mean_output, power = (
+        value / total for value in (matrix, cross, mean, mean_output, power)
+    )
+    rows = torch.cat(sampled, 1) / total**0.5 if wide else None
     if centred:
+        # Cov(x, y) = E[x y] - E[x] E[y]
         if rows is None:
             matrix = matrix - mean[:, :, None] * mean[:, None, :]
         else:
             rows = rows - (mean / total**0.5)[:, None, :].float()
-        cross = cross - wanted[:, :, None] * mean[:, None, :]
-        power = power - wanted.square()
+        cross = cross - mean_output[:, :, None] * mean[:, None, :]
+        power = power - mean_output.square()
     else:
-        mean, wanted = torch.zeros_like(mean), torch.zeros_like(wanted)
+        mean, mean_output = torch.zeros_like(mean), torch.zeros_like(mean_output)
     return Moments(
         matrix=None if wide else matrix.float(),
         rows=rows,
         cross=cross.float(),
         power=power.float(),
-        shift=mean.float()[:, :, None],
-        wanted=wanted.float(),
+        mean_input=mean.float()[:, :, None],
+        mean_output=mean_output.float(),
     )
 
 
 def _rows(
-    layer: Layer, seen: "Seen", weight: "torch.Tensor", bias: "torch.Tensor", few: bool
+    layer: Layer, samples: "LayerSamples", weight: "torch.Tensor", bias: "torch.Tensor", few: bool
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Per sample: inputs ``[groups, positions, features]``, outputs ``[groups, positions, outputs]``."""
+    """Inputs ``[groups, positions, features]`` and outputs ``[groups, positions, outputs]`` per sample."""
     import torch
 
-    each = -(-ROWS // len(seen.inputs))
+    each = -(-ROWS // len(samples.inputs))
     generator = torch.Generator().manual_seed(0)
-    for x, output in zip(seen.inputs, seen.outputs, strict=True):
+    for x, output in zip(samples.inputs, samples.outputs, strict=True):
         inputs = layer.patches(x, weight)
         channels = output.movedim(layer.axis, -1).reshape(-1, layer.groups, len(bias) // layer.groups)
         outputs = (channels - bias.reshape(layer.groups, -1)).transpose(0, 1)

@@ -1,7 +1,7 @@
-"""A plain graph in which every layer lies in a module of its own, named after it.
+"""Wrapping of every layer of a graph in a module that carries its name.
 
-litert-torch forgets the names of nodes and weights, but calls what an operation gives by the modules around
-it: ``edgeopt.Layer_conv2d_1`` for the layer ``conv2d_1``.
+litert-torch discards the names of nodes and weights, but names the output of an operation after its
+enclosing modules: ``edgeopt.Layer_conv2d_1`` for the layer ``conv2d_1``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def with_named_layers(graph: "GraphModule") -> "GraphModule":
-    """The same graph, which calls a module for each layer with weights.
+    """Return the same graph with each weighted layer called as a module.
 
-    Constants stay where they are, and are given to the modules.
+    Constants stay in the root module and are passed to the layer modules as arguments.
     """
     import torch
 
@@ -32,8 +32,8 @@ def with_named_layers(graph: "GraphModule") -> "GraphModule":
         if name and not hasattr(root, name) and not node.kwargs:
             constants = {place: value for place, value in enumerate(node.args) if not _is_node(value)}
             root.add_module(name, _module(node.target, len(node.args), constants))
-            given = tuple(known[value] for value in node.args if _is_node(value))
-            known[node] = result.call_module(name, given)
+            arguments = tuple(known[value] for value in node.args if _is_node(value))
+            known[node] = result.call_module(name, arguments)
         else:
             known[node] = result.node_copy(node, lambda old: known[old])
     return torch.fx.GraphModule(root, result).eval()
@@ -46,10 +46,11 @@ def _is_node(value: object) -> bool:
 
 
 def _module(target: Any, count: int, constants: dict[int, Any]) -> "torch.nn.Module":
-    """A module that calls an operator: ``count`` arguments, all but the constants given by the caller."""
+    """A module that calls an operator with ``count`` arguments: ``constants``, the others from the caller."""
     import torch
 
     class Layer(torch.nn.Module):
+        # litert-torch builds the names in the file from these.
         __module__, __qualname__ = MODULE, MODULE_CLASS
 
         def forward(self, *values: torch.Tensor) -> Any:

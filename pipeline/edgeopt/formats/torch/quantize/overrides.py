@@ -1,4 +1,4 @@
-"""Which layers of a plain graph there are, what users call them, and which of them a pattern means."""
+"""Layers of a graph that can be quantized, their names for users, and per-layer settings by pattern."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 SHOWN = 6
+"""Number of names in a message."""
 FLOAT_BYTES, INT8_BYTES = 4, 1
 
-
-Said = TypeVar("Said")
-"""What is said of a layer: its precision, or its number of bits."""
+Setting = TypeVar("Setting")
+"""A per-layer setting: the precision, or the number of bits."""
 
 
 class Quantizable(NamedTuple):
-    """One layer with weights. ``node`` is its name in the graph, ``name`` what it is called to users."""
+    """A layer with weights. ``node`` is its name in the graph, ``name`` the one shown to users."""
 
     node: str
     name: str
@@ -29,19 +29,19 @@ class Quantizable(NamedTuple):
 
     @property
     def growth(self) -> int:
-        """Bytes by which a file grows if the layer stays in float instead of int8."""
+        """Additional bytes in the file if the layer stays in float instead of int8."""
         return self.elements * (FLOAT_BYTES - INT8_BYTES)
 
 
 def quantizable(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[Quantizable, ...]:
-    """The layers of these kinds of operators, in the order in which they run.
+    """Layers of the given kinds of operators, in order of execution.
 
-    A layer is called as in the source model, with ``_`` for ``.``, where its weight still tells that, and
-    otherwise by its operator: ``conv2d``, ``conv2d_1`` and so on, or ``aten.conv2d_1`` where a layer of the
-    source has that name. A second call of a layer has its number behind the name, ``conv1:2``.
+    A layer has its name in the source model, with ``_`` for ``.``, if its weight still carries that name.
+    Otherwise it is named after its operator: ``conv2d``, ``conv2d_1`` and so on, or ``aten.conv2d_1`` if a
+    layer of the source already has that name. Further calls of a layer append their number: ``conv1:2``.
     """
-    wanted = frozenset(kinds)
-    nodes = [node for node in graph.graph.nodes if operator_name(node) in wanted]
+    operators = frozenset(kinds)
+    nodes = [node for node in graph.graph.nodes if operator_name(node) in operators]
     known = [_name(node) for node in nodes]
     names = calls(
         name or (f"aten.{node.name}" if node.name in known else str(node.name))
@@ -54,10 +54,12 @@ def quantizable(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[
 
 
 def _name(node: Any) -> str:
-    """What the weights tell of the layer's name, or nothing."""
+    """Layer name derived from its weights; empty if they do not contain one."""
     if operator_name(node) in WEIGHTED:
         name = layer_name(node) if node.args[1].op == "get_attr" else ""
+        # Export calls a tensor that is no parameter or buffer lifted_tensor_0: that names no layer.
         return "" if name.startswith("lifted_tensor") else name
+    # Recurrent operators take a flat list of weights as their third argument.
     constants = node.args[2]
     first = str(constants[0].target) if constants and constants[0].op == "get_attr" else ""
     return first.removeprefix("model_").removesuffix("_weight_ih_l0")
@@ -68,20 +70,20 @@ def _elements(node: Any, graph: "GraphModule") -> int:
     return sum(graph.get_buffer(str(c.target)).numel() for c in constants if c.op == "get_attr")
 
 
-def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, Said]) -> dict[str, Said]:
-    """What ``patterns`` says of each layer, by name; the last one that fits counts. Others are left out.
+def precisions(layers: Iterable[Quantizable], patterns: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Setting of each layer that a pattern matches, by layer name; the last matching pattern wins.
 
-    Beside its name, a layer goes by that of its operator in the graph: ``conv2d_1``.
+    A pattern may also give the name of the layer's operator in the graph, such as ``conv2d_1``.
 
     Raises:
-        StageError: a pattern means no layer; it names the nearest.
+        StageError: a pattern matches no layer; the message suggests similar names.
     """
     names = {layer.name: (layer.node,) for layer in layers}
     return {name: patterns[pattern] for name, pattern in matching(patterns, names).items()}
 
 
 def named(names: Iterable[str]) -> str:
-    """A list of names for a message, not too long."""
-    several = list(names)
-    more = f" and {len(several) - SHOWN} more" if len(several) > SHOWN else ""
-    return ", ".join(several[:SHOWN]) + more
+    """Join names for a message, abbreviated after ``SHOWN`` names."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

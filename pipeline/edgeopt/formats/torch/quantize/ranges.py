@@ -1,4 +1,4 @@
-"""Activation ranges of a graph: seen once, then given to the observers of as many preparations as needed."""
+"""Activation ranges of a graph: observed once, then assigned to the observers of each prepared graph."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 
 Range: TypeAlias = tuple[float, float]
 
-FEW = 8
-"""Fewer samples than these give ranges that are little more than a guess."""
+MIN_SAMPLES = 8
+"""Number of samples below which ranges are unreliable."""
 
 
 class Ranges(NamedTuple):
-    """The range that integers should cover, for every floating-point value of a graph by node name."""
+    """Range to be covered by integers, for every floating-point value of a graph by node name."""
 
     values: Mapping[str, Range]
     samples: int
 
     def of(self, names: Iterable[str]) -> Range:
-        """The range of several values that share one scale."""
-        found = [self.values[name] for name in names]
-        return min(low for low, _ in found), max(high for _, high in found)
+        """Common range of several values that share one scale."""
+        ranges = [self.values[name] for name in names]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     @property
     def remark(self) -> str:
-        """What is to be said about so few samples; empty where there are enough."""
-        if self.samples >= FEW:
+        """Warning about too few samples; empty if there are enough."""
+        if self.samples >= MIN_SAMPLES:
             return ""
-        several = "samples" if self.samples > 1 else "sample"
+        noun = "samples" if self.samples > 1 else "sample"
         return (
-            f"calibrated with {self.samples} {several}: activation ranges are a guess, and what lies outside "
-            "is clipped; give a hundred samples or more as 'data.calibration'"
+            f"calibrated with {self.samples} {noun}: activation ranges are unreliable, and values outside "
+            "them are clipped; provide at least 100 samples in 'data.calibration'"
         )
 
 
-class _Watcher(Protocol):
-    """Collects the values of one node, in constant memory."""
+class _Observer(Protocol):
+    """Accumulator for the values of one node, in constant memory."""
 
     def add(self, values: Array) -> None: ...
 
@@ -50,7 +50,7 @@ class _Watcher(Protocol):
 
 
 class _LeastSquares:
-    """The range of least squared error as torch searches it: from the extremes inwards, an end at a time."""
+    """Range of least squared error, found by torch's search from the extremes inwards, one end at a time."""
 
     def __init__(self) -> None:
         from torch.ao.quantization import HistogramObserver
@@ -66,6 +66,7 @@ class _LeastSquares:
         self.observer(tensor)
 
     def range(self, calibrator: Calibrator, *, percentile: float) -> Range:
+        # torch's search divides by the width of the histogram, which is zero for a constant.
         if float(self.observer.min_val) == float(self.observer.max_val):
             only = float(self.observer.min_val)
             return min(only, 0.0), max(only, 0.0)
@@ -73,24 +74,26 @@ class _LeastSquares:
         return float(low), float(high)
 
 
-def see(
+def observe(
     module: "GraphModule", samples: Iterable[Sequence[Array]], calibrator: Calibrator, percentile: float
 ) -> Ranges:
-    """Run a graph on calibration samples, in memory that does not grow with their number.
+    """Run a graph on calibration samples and determine the range of every value.
+
+    Memory does not grow with the number of samples.
 
     Raises:
         StageError: there is no sample, or a value is not finite.
     """
     import torch
 
-    watchers: dict[str, _Watcher] = {}
+    observers: dict[str, _Observer] = {}
 
     class Recorder(torch.fx.Interpreter):
         def run_node(self, n: "Node") -> Any:
             value = super().run_node(n)
-            seen = n.op not in ("get_attr", "output") and isinstance(value, torch.Tensor)
-            if seen and value.is_floating_point():
-                _add(watchers, n.name, value, calibrator, count + 1)
+            is_activation = n.op not in ("get_attr", "output") and isinstance(value, torch.Tensor)
+            if is_activation and value.is_floating_point():
+                _add(observers, n.name, value, calibrator, count + 1)
             return value
 
     recorder, count = Recorder(module), 0
@@ -99,49 +102,51 @@ def see(
             recorder.run(*(torch.from_numpy(value) for value in values))
             count += 1
     if not count:
-        raise StageError("the calibration data are empty", fix="correct 'data.calibration' in the recipe")
-    ranges = {name: watcher.range(calibrator, percentile=percentile) for name, watcher in watchers.items()}
+        raise StageError("the calibration data is empty", fix="correct 'data.calibration' in the recipe")
+    ranges = {name: observer.range(calibrator, percentile=percentile) for name, observer in observers.items()}
     return Ranges(ranges, count)
 
 
 def _add(
-    watchers: dict[str, _Watcher], name: str, value: "torch.Tensor", calibrator: Calibrator, sample: int
+    observers: dict[str, _Observer], name: str, value: "torch.Tensor", calibrator: Calibrator, sample: int
 ) -> None:
-    if name not in watchers:
-        watchers[name] = _LeastSquares() if calibrator == "mse" else Histogram()
+    if name not in observers:
+        observers[name] = _LeastSquares() if calibrator == "mse" else Histogram()
     try:
-        watchers[name].add(value.numpy())
+        observers[name].add(value.numpy())
     except ValueError as error:
         raise StageError(
-            f"calibration sample {sample} is of no use: in {name}, {error}",
-            fix="check that sample of 'data.calibration', and 'preprocess' of the model",
+            f"calibration sample {sample} is unusable: in {name}, {error}",
+            fix="check that sample of 'data.calibration' and the model's 'preprocess'",
         ) from error
 
 
-def give(
+def assign(
     prepared: "GraphModule", ranges: Ranges, name_of: "Callable[[Node], str]" = lambda node: str(node.name)
 ) -> None:
-    """Give every observer its range, as if it had seen the calibration data; weights are seen now.
+    """Assign every activation observer its range, and let every weight observer observe its weight.
 
     Args:
-        prepared: a graph with min-max observers, one of which may watch several values.
-        ranges: of the same graph before it was prepared.
-        name_of: what the value of a node of ``prepared`` is called in ``ranges``.
+        prepared: a graph with min-max observers; one observer may serve several values.
+        ranges: ranges of the same graph before it was prepared.
+        name_of: maps a node of ``prepared`` to its name in ``ranges``.
     """
     import torch
 
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    watched: dict[Any, list[str]] = {}
+    # Inputs of an addition or concatenation may share one observer, and so one scale.
+    names_of: dict[Any, list[str]] = {}
     for node in prepared.graph.nodes:
         observer = modules.get(str(node.target)) if node.op == "call_module" else None
         if observer is None or not hasattr(observer, "calculate_qparams"):
             continue
         source = node.args[0]
         if source.op == "get_attr":
+            # A weight is known exactly, and its range does not depend on samples.
             with torch.no_grad():
                 observer(operator.attrgetter(str(source.target))(prepared))
         elif hasattr(observer, "min_val"):
-            watched.setdefault(observer, []).append(name_of(source))
-    for observer, names in watched.items():
+            names_of.setdefault(observer, []).append(name_of(source))
+    for observer, names in names_of.items():
         low, high = ranges.of(names)
         observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)

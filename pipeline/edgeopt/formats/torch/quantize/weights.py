@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits for XNNPACK, with activations that are quantized to 8 bits at run time."""
+"""Weight quantization to 8 and 4 bits for XNNPACK, with activations quantized dynamically to 8 bits."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ SMALLEST_SCALE = 2**-12
 
 
 def has_kernel(node: Any, graph: "GraphModule", precision: str) -> bool:
-    """Whether XNNPACK runs a layer with weights of ``precision`` and dynamically quantized activations.
+    """Whether XNNPACK has a kernel for a layer with weights of ``precision`` and dynamic int8 activations.
 
-    Linear layers, and in int8 convolutions over images unless each output reads one channel: depthwise, or
-    of a grey image (``executorch/backends/xnnpack/partition/config/gemm_configs.py``).
+    It has kernels for linear layers, and in int8 for 2D convolutions with more than one input channel per
+    group (``executorch/backends/xnnpack/partition/config/gemm_configs.py``).
     """
     kind = operator_name(node)
     if kind not in ("linear", "conv2d") or node.args[1].op != "get_attr":
@@ -34,40 +34,51 @@ def has_kernel(node: Any, graph: "GraphModule", precision: str) -> bool:
 def quantize(
     graph: "GraphModule", inputs: Sequence[TensorSpec], plan: Mapping[str, str], group_size: int
 ) -> "ExportedProgram":
-    """A program whose layers have the weights that ``plan`` says, by node name: ``int8`` or ``int4``.
+    """Quantize the weights of the layers in ``plan`` and export the result.
 
-    Weights are symmetric, with a scale per output channel; those of 4 bits with one per ``group_size``
-    inputs where these divide evenly (torchao's ``Int8DynamicActivationIntxWeightConfig``). The others go
-    through ``prepare_pt2e`` and ``convert_pt2e``.
+    Weights are symmetric with one scale per output channel. 4-bit weights have one scale per ``group_size``
+    inputs if that divides the number of inputs (torchao's ``Int8DynamicActivationIntxWeightConfig``). All
+    other layers go through ``prepare_pt2e`` and ``convert_pt2e``.
+
+    Args:
+        graph: a graph in the plain form.
+        inputs: its input specs.
+        plan: node name -> ``int8`` or ``int4``.
+        group_size: inputs per scale of 4-bit weights.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    lifted = torch_to_modules.with_modules(graph)
+    float_graph = torch_to_modules.with_modules(graph)
+    # Export renames nodes but keeps their order: this order maps the names of ``plan`` to the new ones.
     order = [node.name for node in graph.graph.nodes if operator_name(node) in WEIGHTED]
     grouped = {
         name
         for name, precision in plan.items()
-        if precision == "int4" and _inputs(lifted, name) % group_size == 0
+        if precision == "int4" and _inputs(float_graph, name) % group_size == 0
     }
-    module: Any = lifted
+    module: Any = float_graph
     if grouped:
-        module = _group(lifted, grouped, group_size)
+        module = _quantize_groups(float_graph, grouped, group_size)
     module = torch_program.export(module, inputs).module(check_guards=False)
     rest = {name: precision for name, precision in plan.items() if name not in grouped}
     if rest:
-        found = [node for node in module.graph.nodes if operator_name(node) in WEIGHTED]
-        wanted = {node.name: rest[name] for name, node in zip(order, found, strict=True) if name in rest}
-        module = prepare_pt2e(module, _quantizer(wanted))
-        torch_ranges.give(module, torch_ranges.Ranges({}, 0))
+        exported = [node for node in module.graph.nodes if operator_name(node) in WEIGHTED]
+        precision_of = {
+            node.name: rest[name] for name, node in zip(order, exported, strict=True) if name in rest
+        }
+        module = prepare_pt2e(module, _quantizer(precision_of))
+        # Activations are quantized at run time: only the weight observers need data.
+        torch_ranges.assign(module, torch_ranges.Ranges({}, 0))
         module = convert_pt2e(module)
     return torch_program.export(module, inputs)
 
 
-def _inputs(lifted: "GraphModule", name: str) -> int:
-    return int(lifted.get_submodule(f"{torch_to_modules.PREFIX}{name}").in_features)
+def _inputs(float_graph: "GraphModule", name: str) -> int:
+    return int(float_graph.get_submodule(f"{torch_to_modules.PREFIX}{name}").in_features)
 
 
-def _group(lifted: "GraphModule", names: set[str], group_size: int) -> Any:
+def _quantize_groups(float_graph: "GraphModule", names: set[str], group_size: int) -> Any:
+    """Quantize the named linear layers to 4 bits in groups of inputs, in place."""
     import torch
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerGroup
@@ -76,13 +87,14 @@ def _group(lifted: "GraphModule", names: set[str], group_size: int) -> Any:
     config = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4, weight_granularity=PerGroup(group_size)
     )
-    wanted = {f"{torch_to_modules.PREFIX}{name}" for name in names}
-    quantize_(lifted, config, filter_fn=lambda _, name: name in wanted)
-    return unwrap_tensor_subclass(lifted)
+    layers = {f"{torch_to_modules.PREFIX}{name}" for name in names}
+    quantize_(float_graph, config, filter_fn=lambda _, name: name in layers)
+    # torch.export cannot serialize tensor subclasses.
+    return unwrap_tensor_subclass(float_graph)
 
 
-def _quantizer(wanted: Mapping[str, str]) -> Any:
-    """Marks the input and the weight of each of these nodes, and nothing else."""
+def _quantizer(precision_of: Mapping[str, str]) -> Any:
+    """A quantizer that annotates the input and weight of the given nodes, and nothing else."""
     import torch
     from torchao.quantization.pt2e import PerChannelMinMaxObserver, PlaceholderObserver
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
@@ -110,11 +122,11 @@ def _quantizer(wanted: Mapping[str, str]) -> Any:
     class Named(Quantizer):
         def annotate(self, model: "GraphModule") -> "GraphModule":
             for node in model.graph.nodes:
-                if node.name in wanted:
+                if node.name in precision_of:
                     node.meta["quantization_annotation"] = QuantizationAnnotation(
                         input_qspec_map={
                             node.args[0]: activation,
-                            node.args[1]: weights[wanted[node.name]],
+                            node.args[1]: weights[precision_of[node.name]],
                         },
                         _annotated=True,
                     )

@@ -1,1 +1,1 @@
-"""Fine-tuning by distillation, with fake quantization."""
+"""Fine-tuning by distillation, and quantization-aware training."""

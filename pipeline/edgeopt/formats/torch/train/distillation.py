@@ -1,4 +1,4 @@
-"""A PyTorch module that learns from another: one step at a time, and all of its state in files."""
+"""Distillation between PyTorch modules: single training steps, with the complete state in files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,66 +10,80 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.prune.masks import Keeper
-from edgeopt.formats.torch.train.fake_quant import Rounder
+from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
 
 if TYPE_CHECKING:
     import torch
 
-Scores: TypeAlias = NDArray[np.float32]
+Outputs: TypeAlias = NDArray[np.float32]
 
 MOMENTUM = 0.9
-DECAY = 1e-4
-"""Of weights only: a normalization's scale has no reason to be small."""
+WEIGHT_DECAY = 1e-4
+"""Weight decay of weights only: biases and the scales of normalizations need not be small."""
 
-LONGEST_STEP = 5.0
-"""Norm to which the gradient is cut: a pruned model's first steps would throw it far off."""
+MAX_GRADIENT_NORM = 5.0
+"""Gradient norm to clip to: the first gradients of a pruned model are large, and would make it diverge."""
 
 
 class Hints:
-    """What both networks compute on the way, where its shape is the same.
+    """Feature distillation on intermediate outputs that have the same shape in student and teacher.
 
-    Compared are the outputs of blocks, the modules that hold others; in a network without blocks, those of
-    normalizations. Its part of the loss is the mean squared difference relative to the teacher's mean
-    square, averaged over these places (Romero et al. 2015, arXiv:1412.6550).
+    The outputs of blocks, the modules with submodules, are compared; in a network without blocks, those of
+    normalizations. The loss is the mean squared difference relative to the teacher's mean square, averaged
+    over these modules (Romero et al. 2015, arXiv:1412.6550).
+
+    Args:
+        student: the module to train.
+        teacher: the module to imitate.
+        inputs: input specs, for one run on zeros that determines the shapes.
+        weight: factor of this loss.
     """
 
     def __init__(self, student: "torch.nn.Module", teacher: "torch.nn.Module", inputs: Any, weight: float):
         self.weight = weight
-        self.ours: dict[str, Any] = {}
-        self.theirs: dict[str, Any] = {}
+        self.student_features: dict[str, Any] = {}
+        self.teacher_features: dict[str, Any] = {}
         names = _blocks(teacher)
         self.handles = [
-            *_watch(student, names, self.ours),
-            *_watch(teacher, names, self.theirs),
+            *_record_outputs(student, names, self.student_features),
+            *_record_outputs(teacher, names, self.teacher_features),
         ]
         torch_engine.run(student, inputs)
         torch_engine.run(teacher, inputs)
-        alike = [name for name in names if _alike(self.ours.get(name), self.theirs.get(name))]
-        # A row of blocks gives what its last block gives.
+        comparable = [
+            name
+            for name in names
+            if _same_shape(self.student_features.get(name), self.teacher_features.get(name))
+        ]
+        # A sequence of blocks returns the very output of its last block, which must not count twice.
         self.names = [
             name
-            for number, name in enumerate(alike)
-            if not any(self.theirs[name] is self.theirs[other] for other in alike[number + 1 :])
+            for number, name in enumerate(comparable)
+            if not any(
+                self.teacher_features[name] is self.teacher_features[other]
+                for other in comparable[number + 1 :]
+            )
         ]
 
     def loss(self) -> "torch.Tensor":
-        """Of the batch that both networks saw last."""
+        """Loss of the batch that both modules processed last."""
         import torch
 
         total = torch.zeros(())
         for name in self.names:
-            wanted = self.theirs[name].detach()
-            difference = (self.ours[name] - wanted).square().mean()
-            total = total + difference / (wanted.square().mean() + 1e-7)
+            target = self.teacher_features[name].detach()
+            difference = (self.student_features[name] - target).square().mean()
+            total = total + difference / (target.square().mean() + 1e-7)
         return total * (self.weight / max(1, len(self.names)))
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Remove the hooks from both modules."""
         for handle in self.handles:
             handle.remove()
 
 
 def _blocks(module: "torch.nn.Module") -> list[str]:
+    """Names of the modules whose outputs are compared."""
     import torch
 
     blocks = [name for name, inner in module.named_modules() if name and any(inner.children())]
@@ -77,39 +91,44 @@ def _blocks(module: "torch.nn.Module") -> list[str]:
     return blocks or [name for name, inner in module.named_modules() if isinstance(inner, norms)]
 
 
-def _watch(module: "torch.nn.Module", names: list[str], into: dict[str, Any]) -> list[Any]:
-    def keeper(name: str) -> Any:
-        def keep(_: Any, __: Any, output: Any) -> None:
+def _record_outputs(module: "torch.nn.Module", names: list[str], into: dict[str, Any]) -> list[Any]:
+    """Add hooks that store the last output of each module; return their handles."""
+
+    def hook(name: str) -> Any:
+        def store(_: Any, __: Any, output: Any) -> None:
             into[name] = output
 
-        return keep
+        return store
 
     inner = dict(module.named_modules())
-    return [inner[name].register_forward_hook(keeper(name)) for name in names if name in inner]
+    return [inner[name].register_forward_hook(hook(name)) for name in names if name in inner]
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
+def _same_shape(student_features: Any, teacher_features: Any) -> bool:
     import torch
 
-    both = isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)
-    return both and ours.shape == theirs.shape and ours.is_floating_point()
+    both = isinstance(student_features, torch.Tensor) and isinstance(teacher_features, torch.Tensor)
+    return both and student_features.shape == teacher_features.shape and student_features.is_floating_point()
 
 
 class Learner:
-    """Student and teacher, with what the loop of ``edgeopt.stages._training_loop`` asks for.
+    """Student and teacher with the interface that ``edgeopt.stages._training_loop`` expects.
 
-    Stochastic gradient descent with Nesterov's momentum. Images are kept channels-last in memory, for which
-    oneDNN has the faster kernels; results are the same.
+    The optimizer is SGD with Nesterov momentum. Images use the channels-last memory format, for which oneDNN
+    has faster kernels; the results are the same.
 
     Args:
-        student: learns, in place.
-        teacher: answers, and is left as it is.
-        keeper: holds the student to its zeros and shared values.
-        temperature: softens the scores; 1 without distillation.
-        squared_error: the loss is the mean squared error, and targets are outputs; else targets are
-            probabilities, and the loss their divergence.
-        rounder: for quantization-aware training.
-        hints: lets the student imitate the teacher's inner features too.
+        student: the module to train, in place.
+        teacher: the module that provides the targets.
+        keeper: enforces the student's zeros and shared values.
+        temperature: divisor of the logits in the loss; 1 without distillation.
+        squared_error: use the mean squared error, with outputs as targets, instead of the KL divergence, with
+            probabilities as targets.
+        fake_quantizer: simulates int8 arithmetic, for quantization-aware training.
+        hints: adds feature distillation.
+
+    Raises:
+        StageError: the student has no trainable weights.
     """
 
     def __init__(
@@ -120,89 +139,104 @@ class Learner:
         *,
         temperature: float,
         squared_error: bool,
-        rounder: Rounder | None = None,
+        fake_quantizer: FakeQuantizer | None = None,
         hints: "Hints | None" = None,
     ) -> None:
         import torch
 
         self.student = student.to(memory_format=torch.channels_last)
-        self.imitated = teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.keeper, self.rounder, self.hints = keeper, rounder, hints
-        self.asked: object = None
+        self.teacher_module = teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.keeper, self.fake_quantizer, self.hints = keeper, fake_quantizer, hints
+        self.last_teacher_inputs: object = None
         self.temperature, self.squared_error = temperature, squared_error
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         if not parameters:
-            raise StageError("the model has no weights that can be trained", fix="leave finetune out")
+            raise StageError(
+                "the model has no weights that can be trained", fix="remove finetune from this variant"
+            )
         self.optimizer = torch.optim.SGD(
             [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=0.0,
             momentum=MOMENTUM,
             nesterov=True,
         )
-        self.softmaxed: dict[int, bool] = {}
+        self.returns_probabilities: dict[int, bool] = {}
 
     def begin(self, epoch: int) -> bool:
-        """Prepare for an epoch; whether weights of this epoch may be kept."""
-        settled = self.keeper.begin(epoch)
-        return settled if self.rounder is None else self.rounder.begin(epoch) and settled
+        """Prepare an epoch; return whether its weights may become the result."""
+        # Weights from before the final sparsity, or from training in float, would be judged too well.
+        final = self.keeper.begin(epoch)
+        return final if self.fake_quantizer is None else self.fake_quantizer.begin(epoch) and final
 
-    def step(self, inputs: Sequence[NDArray[Any]], target: Scores, rate: float) -> float:
-        """Learn from one batch; the loss."""
+    def step(self, inputs: Sequence[NDArray[Any]], target: Outputs, rate: float) -> float:
+        """Train on one batch and return the loss.
+
+        Args:
+            inputs: arrays with the batch axis first.
+            target: outputs or probabilities, see ``squared_error``.
+            rate: learning rate.
+        """
         import torch
 
-        if self.rounder is None:
+        if self.fake_quantizer is None:
             self.student.train()
         else:
-            self.rounder.train(self.student)
+            self.fake_quantizer.train(self.student)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.hints is not None and self.asked is not inputs:
+        # The targets may come from a cache: the hints need the teacher's features of this very batch.
+        if self.hints is not None and self.last_teacher_inputs is not inputs:
             self.teacher(inputs)
-        scores = self._scores(self.student, inputs)
-        wanted = torch.from_numpy(target)
+        logits = self._logits(self.student, inputs)
+        expected = torch.from_numpy(target)
         if self.squared_error:
-            loss = torch.nn.functional.mse_loss(scores, wanted)
+            loss = torch.nn.functional.mse_loss(logits, expected)
         else:
-            heat = self.temperature
-            shares = torch.nn.functional.log_softmax(scores / heat, dim=1)
-            loss = torch.nn.functional.kl_div(shares, wanted, reduction="batchmean") * heat**2
+            temperature = self.temperature
+            log_probabilities = torch.nn.functional.log_softmax(logits / temperature, dim=1)
+            # Times T^2, so that the size of the gradients does not depend on the temperature (Hinton et al.
+            # 2015, arXiv:1503.02531).
+            loss = (
+                torch.nn.functional.kl_div(log_probabilities, expected, reduction="batchmean")
+                * temperature**2
+            )
         if self.hints is not None:
             loss = loss + self.hints.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.keeper.guide()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), LONGEST_STEP)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.keeper.hold()
         return float(loss.detach())
 
-    def outputs(self, inputs: Sequence[NDArray[Any]]) -> Scores:
+    def outputs(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
         """The student's first output, in inference mode."""
-        return self._answer(self.student.eval(), inputs)
+        return self._predict(self.student.eval(), inputs)
 
-    def teacher(self, inputs: Sequence[NDArray[Any]]) -> Scores:
+    def teacher(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
         """The teacher's first output."""
-        self.asked = inputs
-        return self._answer(self.imitated, inputs)
+        self.last_teacher_inputs = inputs
+        return self._predict(self.teacher_module, inputs)
 
     def save(self, folder: Path) -> None:
-        """Everything that the next step depends on."""
+        """Write the complete training state to ``state.pt``."""
         import torch
 
         state = {
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "keeper": self.keeper.state(),
-            "rounder": {} if self.rounder is None else self.rounder.state(),
-            "random": torch.get_rng_state(),  # of dropout
+            "rounder": {} if self.fake_quantizer is None else self.fake_quantizer.state(),
+            "random": torch.get_rng_state(),  # dropout draws from it
         }
         torch.save(state, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
-        """Take up what ``save`` wrote."""
+        """Restore the state that ``save`` wrote."""
         import torch
 
         state = torch.load(folder / "state.pt", weights_only=True)
@@ -210,32 +244,36 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.keeper.restore(state["keeper"])
         torch.set_rng_state(state["random"])
-        if self.rounder is not None:
-            self.rounder.restore(state["rounder"])
+        if self.fake_quantizer is not None:
+            self.fake_quantizer.restore(state["rounder"])
 
-    def _answer(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> Scores:
+    def _predict(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> Outputs:
         import torch
 
         with torch.no_grad():
-            return np.asarray(self._scores(module, inputs).numpy(), np.float32)
+            return np.asarray(self._logits(module, inputs).numpy(), np.float32)
 
-    def _scores(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> "torch.Tensor":
-        """First output; of what has been through a softmax, the logarithm, which has the same softmax."""
+    def _logits(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> "torch.Tensor":
+        """First output of a module, with probabilities converted to logits.
+
+        The logarithm of probabilities has the same softmax as the logits that they were computed from.
+        """
         import torch
         from torch.utils import _pytree
 
         values = [torch.from_numpy(value) for value in inputs]
         values = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in values]
-        if self.rounder is not None and module is self.student:
-            answer = self.rounder.compute(module, values)
+        if self.fake_quantizer is not None and module is self.student:
+            result = self.fake_quantizer.compute(module, values)
         else:
-            answer = module(*values)
-        scores = _pytree.tree_leaves(answer)[0]
-        if self.squared_error or scores.ndim != 2:
-            return scores
-        if id(module) not in self.softmaxed:
-            found = scores.detach()
-            self.softmaxed[id(module)] = bool((found >= 0).all()) and bool(
-                ((found.sum(dim=1) - 1).abs() < 1e-3).all()
+            result = module(*values)
+        outputs = _pytree.tree_leaves(result)[0]
+        if self.squared_error or outputs.ndim != 2:
+            return outputs
+        # Decided once per module: a later batch that happens to look different must not change the loss.
+        if id(module) not in self.returns_probabilities:
+            first = outputs.detach()
+            self.returns_probabilities[id(module)] = bool((first >= 0).all()) and bool(
+                ((first.sum(dim=1) - 1).abs() < 1e-3).all()
             )
-        return scores.clamp_min(1e-7).log() if self.softmaxed[id(module)] else scores
+        return outputs.clamp_min(1e-7).log() if self.returns_probabilities[id(module)] else outputs

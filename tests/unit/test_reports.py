@@ -1,4 +1,4 @@
-"""The forms of a report that other programs read."""
+"""The machine-readable forms of a report."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from edgeopt.cli.optimize import read_report
-from edgeopt.cli.screen.github import tell_github
+from edgeopt.cli.screen.github import report_to_github
 from edgeopt.errors import UsageError
 from edgeopt.reports import RENDERERS, write_report
 from edgeopt.results import Artifact, Report, Result, Run, Verdict
@@ -41,7 +41,7 @@ def verdict(status: str, **changes: Any) -> Verdict:
         "device": "host",
         "status": status,
         "limit": 0.01,
-        "reason": "" if status == "pass" else "top1 fell by 0.05",
+        "reason": "" if status == "pass" else "top1 dropped by 0.05",
         "blocks": status != "pass",
     }
     return Verdict(**(usual | changes))
@@ -76,7 +76,7 @@ def test_junit_has_a_case_per_gate_and_artifact(report: Report) -> None:
     assert cases[4].attrib["name"] == "int8.onnx: top1 max_drop 0.01"
     failure = cases[4].find("failure")
     assert failure is not None
-    assert failure.get("message") == "fail: top1 fell by 0.05"
+    assert failure.get("message") == "fail: top1 dropped by 0.05"
     error = cases[1].find("error")
     assert error is not None
     assert "<script>alert('x')</script> & �" in (error.text or "")
@@ -139,15 +139,15 @@ def test_a_report_that_was_cut_off_is_refused(report: Report, tmp_path: Path, sh
 def test_github_gets_a_summary_and_annotations(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_github(report)
+    report_to_github(report)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    tell_github(report)
+    report_to_github(report)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
     assert [line.partition(" ")[0] for line in lines] == ["::error"] * 4 + ["::warning"]
     assert lines[0].startswith("::error title=int8.onnx on host::=cmd()%0Aquantize_onnx: <script>")
-    assert lines[2] == ("::error title=top1 max_drop 0.01%3A int8.onnx on host::fail: top1 fell by 0.05")
+    assert lines[2] == ("::error title=top1 max_drop 0.01%3A int8.onnx on host::fail: top1 dropped by 0.05")
     assert (tmp_path / "summary.md").read_text().startswith("# kws\n")

@@ -1,4 +1,4 @@
-"""Samples that judge must not be samples that were learned from."""
+"""Evaluation samples must not be training samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_evaluation_samples_that_were_learned_from_are_refused(
     recipe = write_recipe(data=f"{{evaluation: {judging}, {part}: {other}}}")
     with pytest.raises(UsageError, match=f"3 of the 100 evaluation samples are in data.{part} as well"):
         leaks(recipe, tmp_path / "store")
-    # The second time the hashes come from the store.
+    # The second time, the hashes come from the store.
     with pytest.raises(UsageError, match="allow_leak"):
         leaks(recipe, tmp_path / "store")
 

@@ -1,4 +1,4 @@
-"""Golden vectors as a run keeps them: evenly chosen, in the types of the file, exact."""
+"""Golden vectors of a run: evenly spaced, in the dtypes of the file, exact."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: what is said, where, and with which exit code."""
+"""The command line: messages, streams and exit codes."""
 
 import io
 import json
@@ -35,7 +35,7 @@ class Said(NamedTuple):
 def edgeopt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Said]:
-    """Run the command line in this process, in a folder of its own."""
+    """Run the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> Said:
@@ -95,13 +95,16 @@ def test_a_recipe_error_exits_2_on_stderr(edgeopt: Edgeopt, write_recipe: Write)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros((4, 9, 9, 1), np.uint8), "y": np.zeros(4, np.int64)}, "shape [9, 9, 1] does not fit"),
+        (
+            {"x": np.zeros((4, 9, 9, 1), np.uint8), "y": np.zeros(4, np.int64)},
+            "shape [9, 9, 1] does not match",
+        ),
         ({"x": np.zeros((0, 8, 8, 1), np.uint8), "y": np.zeros(0, np.int64)}, "no samples"),
         ({"x": np.zeros((4, 8, 8, 1), np.uint8), "y": np.zeros(3, np.int64)}, "differ in length"),
         ({"x": np.zeros((4, 8, 8, 1), np.uint8)}, "no array 'y'"),
         (
             {"x": np.full((4, 8, 8, 1), np.nan, np.float32), "y": np.zeros(4, np.int64)},
-            "sample 0: the input holds NaN",
+            "sample 0: the input contains NaN",
         ),
     ],
 )
@@ -122,7 +125,7 @@ def test_a_nan_far_into_the_data_is_found_before_anything_is_built(
     x[37, 3, 3, 0] = np.inf
     said = edgeopt("optimize", write_recipe(data=data(tmp_path, x=x, y=np.zeros(50, np.int64))))
     assert said.code == 2
-    assert "sample 37: the input holds infinity" in said.err
+    assert "sample 37: the input contains infinity" in said.err
 
 
 def test_a_model_that_is_not_what_its_name_says(
@@ -205,7 +208,7 @@ def test_a_full_disk_exits_3_and_keeps_what_was_finished(
 
     def fills_up(self: Store, key: str, folder: Path, meta: dict[str, object]) -> object:
         if len(kept) == 1:
-            # The real thing, as the kernel says it: every write to this device finds it full.
+            # A real ENOSPC from the kernel: every write to this device fails.
             (folder / "full").symlink_to("/dev/full")
             with (folder / "full").open("wb", buffering=0) as file:
                 try:
@@ -227,7 +230,7 @@ def test_a_full_disk_exits_3_and_keeps_what_was_finished(
     said = edgeopt("optimize", path, "--keep-going")
     assert said.code == 3
     assert "no space left for the store" in said.err
-    assert "it resumes" in said.err
+    assert "run again to resume" in said.err
     assert Store(tmp_path / "artifacts" / "store").get(kept[0]) is not None
 
 
@@ -257,7 +260,7 @@ def test_an_interrupt_exits_130(
 
 
 def test_init_writes_a_recipe_that_plans(edgeopt: Edgeopt, tmp_path: Path) -> None:
-    digits = Path(__file__).resolve().parent.parent / "recipes" / "digits" / "digits.keras"
+    digits = Path(__file__).resolve().parents[2] / "recipes" / "digits" / "digits.keras"
     assert edgeopt("init", digits).code == 0
     text = (tmp_path / "recipe.yaml").read_text()
     assert str(digits) in text
@@ -278,7 +281,7 @@ def test_devices_are_listed_and_shown(edgeopt: Edgeopt) -> None:
 def test_a_device_without_its_environment_says_how_to_make_it(
     edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "empty"))  # other tests have set it up in theirs
+    monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "empty"))  # other tests have set up their own
     said = edgeopt("devices", "check", "host-tflite-runtime")
     assert said.code == 3
     assert "edgeopt devices setup host-tflite-runtime" in said.err
@@ -331,7 +334,7 @@ def measured(variant: str, **changes: float) -> Result:
 
 
 def shown(width: int | None, *variants: str) -> list[str]:
-    """The lines of a report as a terminal of so many columns shows them; without a width, those in a file."""
+    """The lines of a report on a terminal with this many columns; without a width, those in a file."""
     run = Run(started="2026-01-01", seconds=1, command="", edgeopt="0", samples=400)
     rows = [measured(name, macs=2_000_000 + index) for index, name in enumerate(variants)]
     report = Report(recipe="kws", run=run, environment={}, results=tuple(rows))
@@ -357,7 +360,7 @@ def test_a_terminal_gets_the_columns_that_fit_and_none_is_cut(
     width: int, more: list[str], left_out: str
 ) -> None:
     lines = shown(width, "float", "int8", "int8-pruned")
-    told = [line for line in lines if line.startswith("not shown")]
+    told = [line for line in lines if line.startswith("hidden:")]
     assert set(titles(lines[1])) == {title.replace(" ", "-") for title in [*ALWAYS, *more]}
     text = "\n".join(lines)
     assert "…" not in text
@@ -365,7 +368,7 @@ def test_a_terminal_gets_the_columns_that_fit_and_none_is_cut(
     assert text.count("1,098,816 B") == text.count("12.3 ms") == text.count("-0.25 pt") == 3
     assert bool(told) == bool(left_out)
     if left_out:
-        assert f"{left_out} (a wider terminal shows them)" in " ".join(text.split())
+        assert f"{left_out} (terminal too narrow)" in " ".join(text.split())
 
 
 def test_a_long_variant_name_is_cut_before_a_column_is_left_out() -> None:
@@ -379,4 +382,4 @@ def test_a_file_gets_every_column_however_wide() -> None:
     long = "int8-with-a-name-that-goes-on-and-on-and-on"
     lines = shown(None, "float", long)
     assert long in lines[4] and len(titles(lines[1])) == 13
-    assert not [line for line in lines if "…" in line or "not shown" in line]
+    assert not [line for line in lines if "…" in line or "hidden:" in line]

@@ -1,4 +1,4 @@
-"""A starter recipe is valid YAML, tells what the file tells, and marks what is left to fill in."""
+"""A starter recipe is valid YAML, describes the model file, and marks the values to fill in."""
 
 import json
 import struct
@@ -47,7 +47,7 @@ def test_a_file_that_tells_its_input(tmp_path: Path) -> None:
     assert recipe["model"] == {"path": "models/My Net.keras"}
     assert recipe["formats"] == ["tflite", "onnx", "torchscript", "executorch"]
     assert "image [null, 32, 32, 3] float32 NHWC" in text
-    # The commented preprocessing is valid once its sign is taken away.
+    # The commented-out preprocessing is valid once uncommented.
     line = next(line for line in text.splitlines() if "# preprocess:" in line)
     assert yaml.safe_load(line.replace("# ", ""))["preprocess"]["scale"] == "1/255"
     line = next(line for line in text.splitlines() if "# labels:" in line)
@@ -93,6 +93,6 @@ def test_trust_is_written_down(tmp_path: Path) -> None:
 def test_nothing_to_convert(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(struct.pack("<I", 28) + b"TFL3" + bytes(56))
-    with pytest.raises(UsageError, match="tflite already") as caught:
+    with pytest.raises(UsageError, match="already tflite") as caught:
         starter_recipe(path)
     assert "edgeopt profile" in caught.value.fix

@@ -27,7 +27,7 @@ def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: W
     lines = told.splitlines()
     assert f"{path}:6:11: formats.0: no format 'tflight'; did you mean 'tflite'?" in told
     assert "no device 'hots'; did you mean 'host'?" in told
-    assert f"{path}:9:10: optimize.int8.quantise: nothing can 'quantise'; did you mean 'quantize'?" in told
+    assert f"{path}:9:10: optimize.int8.quantise: unknown intent 'quantise'; did you mean 'quantize'?" in told
     assert f"{path}:10:10: optimize.int4.quantize: no quantize scheme 'int3'; did you mean 'int8'?" in told
     assert f"{path}:12:6: gates.0.metric: no metric 'top2'; did you mean 'top" in told
     assert len([line for line in lines if line.startswith(str(path))]) == 5
@@ -39,12 +39,12 @@ def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: W
         ("optimise: {}\n", "7:1: optimise: unknown key 'optimise'; did you mean 'optimize'?"),
         ("limits: {stage_minutes: soon}\n", "7:10: limits.stage_minutes: input should be a valid number"),
         ("gates: [{metric: top1}]\n", "give exactly one of max, min, max_drop"),
-        ("gates: [{metric: size_bytes, max: 3 ms}]\n", "unit 'ms' does not fit; expected B, kB"),
+        ("gates: [{metric: size_bytes, max: 3 ms}]\n", "unit 'ms' is not valid here; expected B, kB"),
         ("gates: [{metric: top1, max_drop: .01, devices: [moon]}]\n", "no device 'moon' in this recipe"),
         ("gates: [{metric: top1, max_drop: .01, variants: [int9]}]\n", "no variant 'int9' in this recipe"),
         ("gates: [{metric: top1, max_drop: .01, class: catt}]\n", "no class 'catt'"),
-        ("optimize: {float: {quantize: int8}}\n", "'float' is the untouched baseline"),
-        ("optimize: {'../x': {}}\n", "may hold letters, digits"),
+        ("optimize: {float: {quantize: int8}}\n", "'float' is the unmodified baseline"),
+        ("optimize: {'../x': {}}\n", "may only contain letters, digits"),
         (
             "optimize: {x: {stages: [quantise_onnx]}}\n",
             "no stage 'quantise_onnx'; did you mean 'quantize_onnx'?",
@@ -140,7 +140,7 @@ def test_code_is_known_by_all_that_it_imports_beside_it(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text("import os, numpy as np\nfrom blocks import block\nimport broken\n")
     (tmp_path / "blocks.py").write_text("def block():\n    from parts.small import conv\n    return conv\n")
     (tmp_path / "parts").mkdir()
-    (tmp_path / "blocks").mkdir()  # of data
+    (tmp_path / "blocks").mkdir()  # contains data
     (tmp_path / "parts" / "small.py").write_text("from . import nets\nimport blocks\nconv = 1\n")
     (tmp_path / "parts" / "__init__.py").write_text("")
     (tmp_path / "broken.py").write_text("def (\n")
@@ -169,7 +169,12 @@ def test_a_document_that_cannot_be_used_still_has_its_names_looked_up(write_reci
         devices="[hots]",
     )
     told = problems_of(path)
-    for message in ("no metric 'topl'", "no format 'tensorrt'", "no device 'hots'", "nothing can 'quantise'"):
+    for message in (
+        "no metric 'topl'",
+        "no format 'tensorrt'",
+        "no device 'hots'",
+        "unknown intent 'quantise'",
+    ):
         assert message in told
     assert "unknown key 'max_dorp'; did you mean 'max_drop'?" in told
 
@@ -177,13 +182,13 @@ def test_a_document_that_cannot_be_used_still_has_its_names_looked_up(write_reci
 @pytest.mark.parametrize(
     ("gate", "problem"),
     [
-        ("{metric: top1, min: 0.9, confidence: 0.95}", "confidence is about a drop"),
+        ("{metric: top1, min: 0.9, confidence: 0.95}", "confidence requires max_drop"),
         ("{metric: top1, max_drop: 0.1, confidence: 2}", "less than 1"),
         ("{metric: top1, max_drop: 0.1, undecided: maybe}", "fail"),
-        ("{metric: top1, max_ratio: 2, class: 3}", "classes belong to max_drop"),
-        ("{metric: top1, max_drop: 0.1, class: cat}", "no class 'cat'; model.labels names none"),
+        ("{metric: top1, max_ratio: 2, class: 3}", "classes require max_drop"),
+        ("{metric: top1, max_drop: 0.1, class: cat}", "no class 'cat'; model.labels is empty"),
         ("{metric: top1, max_drop: 0.1, class: 3, classes: [4]}", "give class or classes, not both"),
-        ("{metric: size_bytes, max: 12 ms}", "unit 'ms' does not fit"),
+        ("{metric: size_bytes, max: 12 ms}", "unit 'ms' is not valid here"),
     ],
 )
 def test_a_gate_that_makes_no_sense_is_refused(write_recipe: Write, gate: str, problem: str) -> None:

@@ -89,7 +89,7 @@ def test_names_of_class_variables_from_before_still_count() -> None:
 
 @pytest.fixture
 def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages of toys that prune and train, among the shipped ones."""
+    """The toy stages for pruning and training, in addition to the shipped ones."""
     known = {"train": toys.Train, "thin": toys.Thin, "make": toys.Toy, "finish": toys.Finish}
     monkeypatch.setattr(registry, "plugins", lambda base: known)
 
@@ -163,7 +163,7 @@ def test_a_wrong_option_for_one_format_is_named(write_recipe: Write) -> None:
 
 
 def test_a_switch_where_a_scheme_is_needed_is_refused(write_recipe: Write) -> None:
-    with pytest.raises(RecipeError, match="quantize is no switch: give a scheme"):
+    with pytest.raises(RecipeError, match="quantize is not a boolean: give a scheme"):
         make(write_recipe("optimize: {int8: {quantize: true}}\n"))
 
 
@@ -200,7 +200,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     stage = registry.find(Stage, "keras_to_tflite")
     monkeypatch.setattr(stage, "requires", ("tensorflow", "not-there"))
     reason, fix = only(make(write_recipe()))
-    assert reason == "keras_to_tflite needs not-there, not installed here"
+    assert reason == "keras_to_tflite needs not-there, which is not installed"
     assert fix == "pip install 'edgeopt[keras]'"
 
 
@@ -212,7 +212,7 @@ def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:
 def test_an_option_the_stage_does_not_know_is_refused(write_recipe: Write) -> None:
     path = write_recipe("optimize: {int8: {quantize: {scheme: int8, weight_type: int8}}}\n")
     reason, _ = only(make(path))
-    assert reason.startswith("quantize_tflite refuses option 'weight_type': unknown option")
+    assert reason.startswith("quantize_tflite rejects option 'weight_type': unknown option")
     path = write_recipe("optimize: {int8: {quantize: {scheme: int8, per_chanel: true}}}\n")
     with pytest.raises(RecipeError, match=r"recipe.yaml:7:44: .*unknown option 'per_chanel'; did you mean"):
         make(path)

@@ -1,4 +1,4 @@
-"""Device files: found by name, read with every mistake named."""
+"""Device files: found by name, and parsed with all mistakes reported."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_all_mistakes_are_reported_with_their_place(tmp_path: Path) -> None:
     assert f"{path}:2:1" in text and "no runtime 'litrt'; did you mean 'litert'?" in text
     assert f"{path}:3:1" in text
     assert f"{path}:5:3" in text and "unknown key 'rma'; did you mean 'ram'?" in text
-    assert f"{path}:6:3" in text and "'parsecs' does not fit" in text
+    assert f"{path}:6:3" in text and "'parsecs' is not valid here" in text
     assert f"{path}:7:1" in text and "{uses: name, with: {options}}" in text
 
 

@@ -62,7 +62,7 @@ def test_a_full_disk_is_explained_and_finished_work_kept(
         with pytest.raises(StoreError, match="no space left for the store") as caught:
             put(store, "cd" + "0" * 62)
     assert caught.value.exit_code == 3
-    assert "it resumes" in str(caught.value)
+    assert "run again to resume" in str(caught.value)
     again = Store(tmp_path)
     assert again.get(KEY) is not None
     assert again.get("cd" + "0" * 62) is None

@@ -9,7 +9,7 @@ import pytest
 from edgeopt.errors import StageError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
-from edgeopt.stages._search import Budget, evidence, search
+from edgeopt.stages._search import Budget, search, search_samples
 
 SAMPLES, CLASSES = 400, 10
 
@@ -183,15 +183,15 @@ def test_it_judges_by_validation_data_where_there_are_some(tmp_path: Path) -> No
     feed, other = Feed(Numbers(), Preprocessing()), Feed(Numbers(start=100), Preprocessing())
     model = Model(format="onnx", path=tmp_path, inputs=(TensorSpec(name="x", shape=(1, 2)),))
     context = Context(tmp_path, feed, lambda _: None)
-    inputs, labels = evidence(model, context)
+    inputs, labels = search_samples(model, context)
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 3, 4]
     assert inputs[1][0].tolist() == [[1.0, 1.0]]
-    _, labels = evidence(model, context._replace(validation=other), limit=3)
+    _, labels = search_samples(model, context._replace(validation=other), limit=3)
     assert labels is not None
     assert labels.tolist() == [100, 101, 102]
-    with pytest.raises(StageError, match="data to judge by"):
-        evidence(model, context._replace(calibration=None))
+    with pytest.raises(StageError, match="needs validation or calibration data"):
+        search_samples(model, context._replace(calibration=None))
 
 
 def test_a_candidate_that_cannot_be_made_is_passed_over(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_it_is_read_again(report: Report, tmp_path: Path) -> None:
     foreign = made(report) | {"added": "by others"}
     file.write_text(json.dumps(foreign))
     read = read_statement(file)
-    assert read.asked.device == "cortex-m"
+    assert read.parameters.device == "cortex-m"
     assert read.packages["tensorflow"] == "2.21.0"
     assert read.ingredients == {"source": "44" * 32, "calibration": "22" * 32, "evaluation": "33" * 32}
     assert read.model_dump(mode="json", by_alias=True, exclude_none=True) == made(report)
@@ -191,14 +191,14 @@ def test_another_statement_is_refused(
     file.write_text(json.dumps(told))
     with pytest.raises(VerificationError) as caught:
         read_statement(file)
-    assert "is no provenance of edgeopt" in str(caught.value) and why in str(caught.value)
+    assert "is not a provenance record of edgeopt" in str(caught.value) and why in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"_type": '])
 def test_what_is_no_statement_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "provenance.intoto.json"
     file.write_bytes(content)
-    with pytest.raises(VerificationError, match="is no provenance of edgeopt"):
+    with pytest.raises(VerificationError, match="is not a provenance record of edgeopt"):
         read_statement(file)
     with pytest.raises(VerificationError, match="cannot read the provenance"):
         read_statement(tmp_path / "none.json")

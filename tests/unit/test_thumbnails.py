@@ -1,4 +1,4 @@
-"""Pictures of samples: what becomes one, how it looks, and that they stay few and small."""
+"""Thumbnails of samples: which inputs become one, their content, and limits of number and size."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeopt.plugin import Sample
-from edgeopt.reports.thumbnails import PREFIX, ROOM, image_of, png, thumbnails, worst_flips
+from edgeopt.reports.thumbnails import MAX_CHARACTERS, PREFIX, image_of, png, thumbnails, worst_flips
 from edgeopt.results import Flip, Result
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -88,7 +88,7 @@ def test_pictures_never_take_more_than_their_room() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 48, 3), np.uint8)
     found = thumbnails(samples(*noise), list(range(40)), "NHWC")
     assert 15 < len(found) < 30
-    assert sum(map(len, found.values())) <= ROOM < 200_000
+    assert sum(map(len, found.values())) <= MAX_CHARACTERS < 200_000
 
 
 def test_every_artifact_has_its_worst_sample_shown_first() -> None:
@@ -98,4 +98,4 @@ def test_every_artifact_has_its_worst_sample_shown_first() -> None:
 
     rows = [lost(5, 1, 2), lost(), lost(7, 5, 9)]
     assert worst_flips(rows) == [5, 7, 1, 2, 9]
-    assert worst_flips(rows, most=3) == [5, 7, 1]
+    assert worst_flips(rows, limit=3) == [5, 7, 1]

@@ -1,4 +1,4 @@
-"""The shipped JSON Schemas say what the program says, accept what it accepts, and catch typing mistakes."""
+"""The shipped JSON Schemas match the code: they accept what it accepts, and reject typing mistakes."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_the_shipped_schema_is_up_to_date(name: schemas.Name) -> None:
 def test_no_choice_is_empty_and_every_reference_leads_somewhere(name: schemas.Name) -> None:
     whole = schemas.schema(name)
     text = json.dumps(whole)
-    assert '"enum": []' not in text  # editors refuse the whole schema for it
+    assert '"enum": []' not in text  # editors reject the whole schema because of it
     assert set(re.findall(r'"#/definitions/([^"]+)"', text)) == set(whole["definitions"])
     assert whole["$schema"] == "http://json-schema.org/draft-07/schema#"
     Draft7Validator.check_schema(whole)
@@ -98,7 +98,7 @@ def test_short_and_long_forms_of_the_fixed_keys_fit(parts: dict[str, str]) -> No
         ("metric: topp1", ".metric"),
         ("data: {evaluation: {uses: nzp, with: {path: a.npz}}}", ".data.evaluation"),
         ("data: {evaluation: {uses: npz, with: {pth: a.npz}}}", ".data.evaluation"),
-        ("data: {evaluation: npz}", ".data.evaluation"),  # it needs its path
+        ("data: {evaluation: npz}", ".data.evaluation"),  # its path is required
         ("optimize: {a: {quantise: int8}}", ".optimize.a"),
         ("optimize: {a: {quantize: int9}}", ".optimize.a"),
         ("optimize: {a: {quantize: {scheme: int8, per_chanel: true}}}", ".optimize.a"),

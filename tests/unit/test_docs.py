@@ -1,8 +1,9 @@
-"""The documents: generated parts are fresh, references lead somewhere, and the examples do what they say."""
+"""The documents: generated parts are fresh, links resolve, and the examples work."""
 
 import importlib.util
 import re
 import struct
+import subprocess
 import sys
 import wave
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "artifacts" / "README.md"])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 TRACKED = tuple("pipeline/ docs/ tests/ recipes/ devices/ benchmarks/ constraints.txt pyproject.toml".split())
-"""A path in backticks that begins like this is a file of the repository."""
+"""A path in backticks with one of these prefixes is a file of the repository."""
 
 
 def name_of(path: Path) -> str:
@@ -48,10 +49,10 @@ def test_generated_parts_are_fresh(generate: ModuleType) -> None:
 
 
 def test_every_plugin_and_command_is_told(generate: ModuleType) -> None:
-    told = (ROOT / "docs" / "recipe.md").read_text("utf-8")
+    reference = (ROOT / "docs" / "recipe.md").read_text("utf-8")
     for kind in ("datasets", "metrics", "stages", "connections"):
         for name in registry.names(kind):
-            assert f"### `{name}`\n" in told
+            assert f"### `{name}`\n" in reference
     commands = (ROOT / "docs" / "commands.md").read_text("utf-8")
     for command in ("optimize", "plan", "profile", "init", "report", "doctor", "schema", "devices check"):
         assert f"## edgeopt {command}\n" in commands
@@ -80,7 +81,7 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
             continue
         file, _, anchor = link.partition("#")
         target = (path.parent / file).resolve() if file else path
-        assert target.exists(), f"{link} leads nowhere"
+        assert target.exists(), f"{link}: no such file"
         assert target == ROOT or ROOT in target.parents
         if anchor:
             assert anchor in anchors(target), f"{link}: no such heading"
@@ -111,12 +112,12 @@ def examples() -> dict[str, str]:
 
 
 EXAMPLES = {"pipeline/edgeopt/stages/fold_constants.py"} | set(examples())
-"""Files that the documents make up."""
+"""Files that exist only in the documents."""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files of the examples, and the data they speak of."""
+    """A folder with the files of the examples, and their data."""
     for name, text in examples().items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
@@ -126,6 +127,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in examples():
         sys.modules.pop(Path(name).stem, None)
+
+
+def test_the_former_module_of_units_can_be_imported() -> None:
+    program = "import edgeopt.plugin; from edgeopt.units import Bytes, show_bytes; print(show_bytes(4096))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "4.0 KiB\n"
 
 
 def test_all_examples_are_there() -> None:
@@ -169,7 +176,7 @@ def test_the_dataset_of_the_example(project: Path) -> None:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(16000)
-            # 10 periods in a window for "no", 20 for "yes": their bins are the highest.
+            # 10 periods per window for "no", 20 for "yes": these bins are the largest.
             turn = 2 * np.pi * 10 * (label + 1) / 256
             sound = (16000 * np.sin(turn * np.arange(600))).astype(int)
             file.writeframes(struct.pack("<600h", *sound))

@@ -5,7 +5,7 @@ import pytest
 
 from edgeopt.evaluation.comparison import hop
 from edgeopt.evaluation.judge import Evidence, judge
-from edgeopt.evaluation.measurements import flips, of_the_samples
+from edgeopt.evaluation.measurements import flips, sample_measurements
 from edgeopt.evaluation.metrics.agreement import Agreement
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
@@ -64,7 +64,7 @@ def test_a_latency_ratio_is_never_made_from_two_absolute_times() -> None:
     ("gate", "reason"),
     [
         (Gate(metric="top1", max_drop=0.01), "top1 was not measured"),
-        (Gate(metric="top1", max_drop=0.01, formats=("onnx",)), "nothing in this run fits the gate"),
+        (Gate(metric="top1", max_drop=0.01, formats=("onnx",)), "the gate applies to no result of this run"),
         (Gate(metric="latency_p50_ms", max=1), "latency_p50_ms was not measured"),
         (Gate(metric="size_bytes", max_ratio=0.5), "size_bytes of the float variant was not measured"),
     ],
@@ -156,7 +156,7 @@ def test_a_source_model_that_guesses_is_told() -> None:
     from typing import Any
 
     from edgeopt.results import SourceResult
-    from edgeopt.run.assemble import doubts
+    from edgeopt.run.assemble import plausibility_notes
 
     measured: Any = SimpleNamespace(source=SimpleNamespace(outputs=(logits([1, 2]),)))
 
@@ -164,9 +164,9 @@ def test_a_source_model_that_guesses_is_told() -> None:
         value = {"value": top1, "n": 446}
         return SourceResult(format="keras", path="m.keras", measurements={"top1": value})
 
-    (doubt,) = doubts(source(0.1121), measured)
-    assert "right for 11.2% of 446 samples, which is guessing among 10 classes" in doubt
-    assert doubts(source(0.5), measured) == []
+    (note,) = plausibility_notes(source(0.1121), measured)
+    assert "correct for 11.2% of 446 samples, which is chance level for 10 classes" in note
+    assert plausibility_notes(source(0.5), measured) == []
 
 
 def samples(worse: int, better: int, count: int) -> Paired:
@@ -226,22 +226,22 @@ def test_a_gate_on_classes_judges_their_samples_alone() -> None:
         assert (verdict.status, verdict.measured) == ("fail", pytest.approx(measured))
     assert confident(Gate(metric="top1", max_drop=0.0, classes=("4",)), pair, labels=labels).status == "pass"
     absent = confident(Gate(metric="top1", max_drop=0.1, classes=("42",)), pair, labels=labels)
-    assert absent.reason == "no evaluation sample is of class 42"
+    assert absent.reason == "no evaluation sample belongs to class 42"
     unlabelled = confident(Gate(metric="top1", max_drop=0.1, classes=("3",)), pair)
-    assert unlabelled.reason == "the evaluation data has no class labels"
+    assert unlabelled.reason == "the evaluation data have no class labels"
 
 
 def test_a_confident_gate_without_samples_fails() -> None:
     (verdict,) = judge([Gate(metric="top1", max_drop=0.1, confidence=0.9)], [result(top1=0.9, top1_drop=0.0)])
     assert (verdict.status, verdict.blocks) == ("fail", True)
-    assert verdict.reason == "top1 was not measured sample by sample"
+    assert verdict.reason == "top1 has no per-sample values"
 
 
 def test_samples_tell_the_worst_class_and_what_could_be_seen() -> None:
     labels = np.arange(100) % 10
     after = np.ones(100)
     after[labels == 3] = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
-    found = of_the_samples([NamedMetric("top1", Top1())], {"top1": Paired(np.ones(100), after)}, labels)
+    found = sample_measurements([NamedMetric("top1", Top1())], {"top1": Paired(np.ones(100), after)}, labels)
     assert found["top1_worst_class_drop"].value == pytest.approx(0.4)
     assert 0.03 < found["top1_detectable_drop"].value < 0.1
 

@@ -1,4 +1,4 @@
-"""The report's page as text: complete in itself, the same each time, and no name in it is more than text."""
+"""The report page as text: self-contained, deterministic, and safe against injected names."""
 
 import base64
 import hashlib
@@ -111,7 +111,7 @@ def data(page: str) -> Any:
 @pytest.mark.parametrize("word", HOSTILE, ids=lambda word: ascii(word[:12]))
 def test_a_hostile_name_is_text(word: str) -> None:
     plain, page = html.render(hostile("name")), html.render(hostile(word))
-    # Not one element more or less than for a harmless name, with the same attributes.
+    # Exactly the same elements as for a harmless name, with the same attributes.
     assert Elements(page).found == Elements(plain).found
     assert not set(map(chr, [*range(9), *range(14, 32)])) & set(page)
     page.encode()
@@ -121,7 +121,7 @@ def test_a_hostile_name_is_text(word: str) -> None:
         assert shown["rows"][0]["notes"] == shown["notes"] == [word]
         assert shown["labels"][0].startswith(word[:40])
         assert shown["document"] == shown["files"][0]["layers"][0][0] == shown["searches"][0]["layers"][0][0]
-    # What is no picture is not shown as one.
+    # Data that is not an image is not shown as one.
     assert shown["thumbnails"] == {}
 
 
@@ -168,7 +168,7 @@ def test_the_first_words_are_the_verdict() -> None:
         report = large_report(variants=1, formats=1, devices=1)
         verdict = report.gates[0].model_copy(update={"blocks": False} | changes)
         found = collect(report.model_copy(update={"gates": (verdict, report.gates[1])}))["verdict"]
-        return found["headline"], found["told"]
+        return found["headline"], found["summary"]
 
     assert told() == ("Passed", "2 of 2 gates passed.")
     assert told(status="fail", blocks=True) == ("Failed", "1 of 2 gates failed.")
@@ -177,8 +177,8 @@ def test_the_first_words_are_the_verdict() -> None:
     assert told(status="undecided") == ("Passed", undecided)
     whole = collect(large_report())["verdict"]
     assert whole["headline"] == "Incomplete"
-    assert whole["detectable"] == "1,000 evaluation samples can show drops of 1.30 pt or more."
-    assert collect(Report(recipe="r", run=RUN))["verdict"]["headline"] == "Not judged"
+    assert whole["detectable"] == "1,000 evaluation samples can detect drops of 1.30 pt or more."
+    assert collect(Report(recipe="r", run=RUN))["verdict"]["headline"] == "No gates"
 
 
 def test_gates_say_what_was_measured_and_how_sure() -> None:
@@ -186,9 +186,9 @@ def test_gates_say_what_was_measured_and_how_sure() -> None:
     assert [gate["status"] for gate in gates[:18]] == ["fail"] * 18
     fell = next(gate for gate in gates if gate["measured"] == "+5.10 pt")
     assert fell["limit"] == "+2.00 pt"
-    assert fell["sure"] == "95 % sure: between +4.20 pt and +6.00 pt"
+    assert fell["interval"] == "95 %: +4.20 pt to +6.00 pt"
     unsure = next(gate for gate in gates if gate["status"] == "undecided")
-    assert unsure["reason"].endswith("4,200 samples would decide")
+    assert unsure["reason"].endswith("4,200 samples would decide it")
     assert gates[-1]["limit"] == "524,288 B"
 
 
@@ -279,7 +279,7 @@ def test_sensitive_layers_come_first() -> None:
     assert [layer for layer, _, _ in layers] == [f"model/block_{number}" for number in range(1, 13)]
     assert layers[0][1] == pytest.approx(1 - 10 ** (-1.5 / 10))
     assert layers[0][2] == 1_000
-    # Single layers were looked at, not tried.
+    # Single layers were measured, not tried.
     assert len(search["trials"]) == 12
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes of files go: that it adds up, and what it says about files whose content is known."""
+"""Size breakdown of files: the sum is correct, and so are the parts of files with known content."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from edgeopt.formats.source import size_breakdown
 from edgeopt.plugin import SizeBreakdown
 from toy_tflite import NOTES, toy
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -45,7 +45,7 @@ def test_every_byte_of_a_tflite_file_has_its_place(tmp_path: Path, behind: bool)
     assert found.parts["biases"] == 32 + length
     assert found.parts["unused buffers"] == 100 + length
     assert found.parts["min/max statistics"] >= 2 * 8
-    # The second layer's weights and bias, and scales that were there before.
+    # The weights and bias of the second layer, and scales that already exist.
     assert found.parts["duplicates"] >= 64 + 32
     assert found.parts["metadata"] >= len(NOTES)
     assert found.parameters == 2 * (8 * 8 + 8)
@@ -144,7 +144,7 @@ def test_an_executorch_file_by_its_header(tmp_path: Path) -> None:
         "padding": 512,
     }
     path.write_bytes(header.ljust(800, b"\0"))
-    with pytest.raises(UsageError, match="more bytes than there are"):
+    with pytest.raises(UsageError, match="more bytes than the file has"):
         size_breakdown(path)
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is empty"):
         size_breakdown(empty)
     empty.write_text("some text")
-    with pytest.raises(UsageError, match="nothing that is known here"):
+    with pytest.raises(UsageError, match="it is of an unknown format"):
         size_breakdown(empty)
     empty.write_bytes(b"\x10\0\0\0TFL3" + bytes(3))
     with pytest.raises(StageError, match="is damaged"):

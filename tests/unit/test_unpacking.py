@@ -40,7 +40,7 @@ def raw_zip(members: Iterable[tuple[bytes, bytes, dict[str, int]]], shared: bool
 
 
 def zeros(megabytes: int) -> bytes:
-    """A deflate stream of so many MiB of zeros, about a thousandth in size."""
+    """A deflate stream of this many MiB of zeros, about a thousandth of the size."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     piece = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     return piece * megabytes + packer.flush()
@@ -52,7 +52,7 @@ def everything_below(folder: Path) -> list[str]:
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[[bytes], str]:
-    """Why an archive is refused; nothing of it may be left, inside of its folder or elsewhere."""
+    """The reason why an archive is refused; no file of it may remain, in its folder or elsewhere."""
 
     def refused(content: bytes) -> str:
         archive, folder = tmp_path / "kit.zip", tmp_path / "deep" / "er" / "out"
@@ -123,27 +123,27 @@ def test_packing_refuses_what_could_not_be_unpacked(kit: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        (b"../evil", "it is no name"),
-        (b"a/../../evil", "it is no name"),
-        (b"/etc/evil", "it is no name"),
-        (b"a//b", "it is no name"),
-        (b"./a", "it is no name"),
-        (b"", "it is no name"),
-        (b"C:evil", "it holds ':'"),
-        (b"C:\\evil", "it holds ':'"),
-        (b"a\\..\\evil", "it holds '\\\\'"),
-        (b"\\\\host\\share", "it holds '\\\\'"),
-        (b"a\0b", "it holds '\\x00'"),
-        (b"a\nb", "it holds '\\n'"),
-        (b"a*", "it holds '*'"),
+        (b"../evil", "it is not a file name"),
+        (b"a/../../evil", "it is not a file name"),
+        (b"/etc/evil", "it is not a file name"),
+        (b"a//b", "it is not a file name"),
+        (b"./a", "it is not a file name"),
+        (b"", "it is not a file name"),
+        (b"C:evil", "it contains ':'"),
+        (b"C:\\evil", "it contains ':'"),
+        (b"a\\..\\evil", "it contains '\\\\'"),
+        (b"\\\\host\\share", "it contains '\\\\'"),
+        (b"a\0b", "it contains '\\x00'"),
+        (b"a\nb", "it contains '\\n'"),
+        (b"a*", "it contains '*'"),
         (b"src/CON", "reserved on Windows"),
         (b"aux.h", "reserved on Windows"),
         ("com¹.txt".encode(), "reserved on Windows"),
         (b"NUL .txt", "reserved on Windows"),
-        (b"a./b", "Windows drops its last character"),
-        (b"a ", "Windows drops its last character"),
+        (b"a./b", "Windows removes its last character"),
+        (b"a ", "Windows removes its last character"),
         (b"n" * 256, "longer than 255 bytes"),
-        (b"\xff\xfe", "damaged, or no zip archive"),
+        (b"\xff\xfe", "damaged, or not a zip archive"),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(
@@ -191,12 +191,12 @@ def test_special_members_are_refused(refused: Callable[[bytes], str], mode: int,
     [
         ({"flags": 0x801}, "is encrypted"),
         ({"flags": 0x820}, "is a patch"),
-        ({"method": 12}, "another method than deflate"),
-        ({"method": 14}, "another method than deflate"),
+        ({"method": 12}, "a method other than deflate"),
+        ({"method": 14}, "a method other than deflate"),
         ({"crc": 1}, "Bad CRC-32"),
-        ({"size": 3}, "is larger than it says"),
-        ({"size": 5}, "is smaller than it says"),
-        ({"method": 8}, "damaged, or no zip archive"),
+        ({"size": 3}, "is larger than it declares"),
+        ({"size": 5}, "is smaller than it declares"),
+        ({"method": 8}, "damaged, or not a zip archive"),
     ],
 )
 def test_members_that_are_not_what_they_say_are_refused(
@@ -224,7 +224,7 @@ def test_a_bomb_that_lies_is_stopped_where_its_lie_ends(refused: Callable[[bytes
     bomb = raw_zip([(b"zeros", zeros(2000), {"method": 8, "size": size, "crc": zlib.crc32(bytes(size))})])
     tracemalloc.start()
     try:
-        assert "member 'zeros' is larger than it says" in refused(bomb)
+        assert "member 'zeros' is larger than it declares" in refused(bomb)
         assert tracemalloc.get_traced_memory()[1] < 24 * MIB
     finally:
         tracemalloc.stop()
@@ -324,5 +324,5 @@ def test_a_disk_that_is_full_leaves_nothing_behind(kit: Path, tmp_path: Path) ->
 def test_a_file_name_is_only_that() -> None:
     assert check_name("kws int8.tflite") == "kws int8.tflite"
     for name in ("../model.tflite", "a/b", "", ".", "CON", "model.", "\ud800"):
-        with pytest.raises(VerificationError, match="is refused as a file name"):
+        with pytest.raises(VerificationError, match="is not an acceptable file name"):
             check_name(name)

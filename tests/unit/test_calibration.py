@@ -1,4 +1,4 @@
-"""Ranges from histograms: exact where they must be, streaming, and what each calibrator is for."""
+"""Ranges from histograms: exact where required, streaming, and the purpose of each calibrator."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_growing_loses_no_value(scale: float) -> None:
 
 def test_one_sample_or_many_give_the_same_counts() -> None:
     values = np.random.default_rng(1).standard_normal((64, 100))
-    values[0, 0] = 10.0  # the range is known from the first sample on
+    values[0, 0] = 10.0  # the first sample sets the range
     whole, pieces = histogram(values), histogram(*values)
     assert np.array_equal(whole.counts, pieces.counts)
 
@@ -82,5 +82,5 @@ def test_zeros_do_not_outweigh_the_rest() -> None:
 def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         histogram(np.array([1.0, np.nan]))
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="histogram is empty"):
         Histogram().range("minmax")

@@ -1,4 +1,4 @@
-"""Whether a file will run on a device: what is wrong is found, and nothing in files that do run."""
+"""Lint: defects are found, and files that run on the device have no findings."""
 
 import json
 import re
@@ -58,8 +58,8 @@ def test_a_version_that_is_too_new(tmp_path: Path) -> None:
     file = write(tmp_path / "b.tflite", newer, shape=IMAGE, types=INT8)
     (finding,) = lint(file, load_device("host-tflite-runtime"), "tflite")
     assert finding.rule == "version"
-    assert f"version {newest + 1}, tflite-runtime 2.14.0 has it up to version {newest}" in finding.message
-    # TFLM keeps one kernel per operator and does not look at versions.
+    assert f"but tflite-runtime 2.14.0 supports versions up to {newest}" in finding.message
+    # TFLM has one kernel per operator and ignores versions.
     assert rules(file, "cortex-m") == []
 
 
@@ -87,7 +87,7 @@ def test_types_of_other_operators(tmp_path: Path) -> None:
     (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("dtype", "error")
     assert finding.message.startswith("int8, ")
-    assert finding.message.endswith("takes float32")
+    assert finding.message.endswith("supports float32")
 
 
 def test_weights_in_half_precision(tmp_path: Path) -> None:
@@ -119,14 +119,14 @@ def test_memory_of_the_device(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("RELU"), shape=(1, 512, 256, 2), types=INT8)
     (finding,) = lint(file, load_device("cortex-m"), "tflite")
     assert (finding.rule, finding.severity) == ("ram", "error")
-    assert "alone take 524,288 bytes, the device has 262,144 bytes of RAM" in finding.message
-    # In place: the output of a reshape lies where its input does.
+    assert "alone take 524,288 bytes, but the device has 262,144 bytes of RAM" in finding.message
+    # In place: the output of a reshape shares the memory of its input.
     flat = write(tmp_path / "n.tflite", operator("RESHAPE"), shape=(1, 512, 256, 2), types=INT8)
     assert lint(flat, load_device("cortex-m"), "tflite") == []
     size = file.stat().st_size
     limits = load_device("cortex-m").limits.model_copy(update={"flash": size - 1, "ram": None})
     (finding,) = lint(file, device("cortex-m", limits=limits), "tflite")
-    assert f"the file has {size:,} bytes, the device has {size - 1:,}" in finding.message
+    assert f"the file is {size:,} bytes, but the device has {size - 1:,}" in finding.message
     assert finding.rule == "flash"
 
 
@@ -134,7 +134,7 @@ def test_what_the_runtime_told_is_held_against_the_limits() -> None:
     target = load_device("cortex-m")
     assert lint_measured({"arena_bytes": {"value": 262_144, "unit": "bytes"}}, target) == []
     (finding,) = lint_measured({"arena_bytes": {"value": 262_145, "unit": "bytes"}}, target)
-    assert finding.message == "the arena takes 262,145 bytes, the device has 262,144 bytes of RAM"
+    assert finding.message == "the arena is 262,145 bytes, but the device has 262,144 bytes of RAM"
 
 
 def test_float_files_are_of_no_use_to_an_npu(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_float_files_are_of_no_use_to_an_npu(tmp_path: Path) -> None:
     part = write(tmp_path / "b.tflite", conv, operator("TOPK_V2"), relu, shape=IMAGE, types=INT8)
     (finding,) = lint(part, load_device("ethos-u55-128"), "tflite")
     assert (finding.rule, finding.severity) == ("operator", "warning")
-    assert "the processor beside the NPU carries it out" in finding.message
+    assert "falls back to the CPU" in finding.message
 
 
 def test_damaged_files_are_an_error_of_their_own(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_findings_of_one_kind_are_told_once(tmp_path: Path) -> None:
 def test_the_recipe_already_tells() -> None:
     ethos, micro, host = (load_device(name) for name in ("ethos-u55-128", "cortex-m", "host"))
     for scheme in ((), ("float16",), ("dynamic_int8",), ("int4",)):
-        assert "integers" in expected(ethos, "tflite", scheme)
+        assert "integer-only" in expected(ethos, "tflite", scheme)
         assert expected(ethos, "onnx", scheme) == ""
         assert expected(host, "tflite", scheme) == ""
     assert expected(ethos, "tflite", ("int8",)) == ""
@@ -181,8 +181,8 @@ def test_the_recipe_already_tells() -> None:
 @pytest.mark.parametrize(
     ("scheme", "reason"),
     [
-        ("float16", "weights stored as float16 are not made float32 again there"),
-        ("int4", "float activations with int4 weights (hybrid) do not run there"),
+        ("float16", "it cannot dequantize weights stored as float16"),
+        ("int4", "it does not support float activations with int4 weights (hybrid)"),
     ],
 )
 def test_small_weights_are_foreseen_where_nothing_takes_them(
@@ -198,7 +198,7 @@ def test_small_weights_are_foreseen_where_nothing_takes_them(
 
 
 def test_the_plan_warns(write_recipe: Callable[..., Path]) -> None:
-    """Float is only the baseline on a device made for integers; another float variant was asked for."""
+    """Float is only the baseline on an integer device; another float variant was requested."""
     recipe = write_recipe(
         optimize="{int8: {quantize: int8}, plain: {}}", devices="[host, cortex-m, ethos-u55-128]"
     )
@@ -218,7 +218,7 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
     clean = runner.invoke(app, ["lint", str(good), "--device", "cortex-m"])
     assert (clean.exit_code, clean.stdout) == (
         0,
-        "good.tflite on cortex-m: nothing speaks against it (tflite-micro)\n",
+        "good.tflite on cortex-m: no findings (tflite-micro)\n",
     )
     found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
     assert found.exit_code == 1
@@ -233,7 +233,7 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
 
 
 def test_code_scanning_gets_sarif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What SARIF 2.1.0 requires, and what GitHub requires of it."""
+    """The requirements of SARIF 2.1.0 and of GitHub."""
     (tmp_path / "out models").mkdir()
     nodes = operator("EXP"), operator("RELU"), operator("TOPK_V2")
     bad = write(tmp_path / "out models" / "bad.tflite", *nodes, shape=IMAGE, types=INT8)

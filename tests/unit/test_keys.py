@@ -1,8 +1,8 @@
-"""Keys of the store: they stay what they are, so that finished work is found again after an update.
+"""Keys of the store: they must not change, so that finished work is reused after an update.
 
-``data/cache_keys.json`` was recorded with packages of no particular version, and with "step 0", "step 1" ...
-in place of the digests of earlier results. Whoever changes what a stage makes of the same input raises the
-stage's ``revision``, and records its keys anew.
+``data/cache_keys.json`` was recorded with placeholder package versions, and with "step 0", "step 1" ... in
+place of the digests of earlier results. A change to the output of a stage requires a new ``revision`` of the
+stage, and new recorded keys.
 """
 
 import json
@@ -17,9 +17,9 @@ from edgeopt.plugin import Plugin
 from edgeopt.recipe.planner import Built, Step
 from edgeopt.run.keys import Keys
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECORDED: dict[str, dict[str, Any]] = json.loads(
-    (Path(__file__).parent / "data" / "cache_keys.json").read_text("utf-8")
+    (Path(__file__).parents[1] / "data" / "cache_keys.json").read_text("utf-8")
 )
 WITHOUT_DATA = ("digits-keras", "digits-torch")
 

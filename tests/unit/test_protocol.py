@@ -1,4 +1,4 @@
-"""What host and agent say to each other: one set of types, checked on both sides, errors name the field."""
+"""The protocol of host and agent: one set of types, validated on both sides; errors name the field."""
 
 import json
 import math
@@ -10,16 +10,16 @@ import pytest
 
 from edgeopt.devices.agent import protocol
 from edgeopt.errors import DeviceError
-from edgeopt.run.protocol import read_answer, read_probe, schema
+from edgeopt.run.protocol import read_probe, read_response, schema
 from toy_results import PROBE, job_result, spell
 
 FAILURE = {"protocol": protocol.PROTOCOL, "ok": False, "error": "no", "kind": "model", "detail": ""}
 
 
 def test_a_result_and_a_failure_are_told_apart() -> None:
-    result, failure = read_answer(json.dumps(job_result(conditions=[spell()])), "pi")
+    result, failure = read_response(json.dumps(job_result(conditions=[spell()])), "pi")
     assert result is not None and result["conditions"][0]["seconds"] == 1.0 and failure is None
-    result, failure = read_answer(json.dumps(FAILURE), "pi")
+    result, failure = read_response(json.dumps(FAILURE), "pi")
     assert result is None and failure is not None and failure["error"] == "no"
 
 
@@ -49,7 +49,7 @@ def setting(*path: Any) -> Callable[[dict[str, Any]], object]:
         (setting("load_seconds", [1]), "load_seconds: expected a finite number, got [1]"),
         (setting("notes", "busy"), "notes: expected a list, got 'busy'"),
         (setting("notes", ["a", 1]), "notes[1]: expected text, got 1"),
-        (setting("surprise", 1), "surprise: is not known"),
+        (setting("surprise", 1), "surprise: is unknown"),
         (setting("measurements", {"arena": {"value": 1}}), "measurements.arena.unit: is missing"),
         (setting("measurements", [1]), "measurements: expected a mapping, got [1]"),
         (setting("details", [{"x": []}]), "details[0].x: expected text or a whole number"),
@@ -63,14 +63,14 @@ def test_a_malformed_response_names_the_field(change: Callable[[dict[str, Any]],
     result: Any = json.loads(json.dumps(job_result()))
     change(result)
     with pytest.raises(DeviceError) as caught:
-        read_answer(json.dumps(result), "pi")
+        read_response(json.dumps(result), "pi")
     assert caught.value.message.startswith(f"device pi returned a malformed response: {told}")
     assert "\n" not in caught.value.message and len(caught.value.message) < 200
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", '"ok"', "[" * 100_000, b"\xff\xfe", '{"ok": {}}'])
 def test_what_is_no_answer_at_all_is_refused(text: str | bytes) -> None:
-    for read in (read_answer, read_probe):
+    for read in (read_response, read_probe):
         with pytest.raises(DeviceError, match="returned a malformed response"):
             read(text, "pi")
 

@@ -1,4 +1,4 @@
-"""How sure a drop is: held against published values, an independent solution, and simulation."""
+"""Confidence of a drop, compared with published values, an independent solution, and simulation."""
 
 import math
 
@@ -24,7 +24,7 @@ def pair(worse: int, better: int, samples: int) -> Paired:
 
 
 def test_mcnemar_is_the_binomial_test() -> None:
-    # Approval of a prime minister, asked twice (Agresti 2002, table 10.1): 150 changed one way, 86 the other.
+    # Approval of a prime minister, two surveys (Agresti 2002, table 10.1): 150 changed one way, 86 the other.
     assert mcnemar(150, 86) == pytest.approx(1.9e-5, rel=0.1)
     assert mcnemar(3, 0) == 0.125
     assert mcnemar(10, 2) == pytest.approx(sum(math.comb(12, k) for k in (10, 11, 12)) / 2**12)
@@ -41,7 +41,7 @@ def test_the_interval_is_the_published_one() -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_the_bounds_solve_the_score_equation(worse: int, better: int, samples: int, side: int) -> None:
     limit = score_bounds(worse, better, samples, 0.95)[side]
-    # The share of better answers that makes the data likeliest if the drop is the limit, on a fine grid.
+    # Maximum-likelihood fraction of better answers if the drop equals the limit, on a fine grid.
     shares = np.linspace(max(0.0, -limit), (1 - limit) / 2, 2_000_003)[1:-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         likelihood = (
@@ -69,7 +69,7 @@ def test_a_real_drop_fails_and_a_small_one_passes() -> None:
 
 
 def test_three_changes_are_no_proof() -> None:
-    # The score test alone would be sure (z = 1.73); the exact test is not (p = 0.125).
+    # The score test alone would be significant (z = 1.73); the exact test is not (p = 0.125).
     assert score_bounds(3, 0, 100_000, 0.95).low > 0
     assert decide(pair(3, 0, 100_000), 0.0).verdict == "undecided"
 
@@ -78,6 +78,7 @@ def test_no_number_of_samples_decides_a_drop_that_is_the_limit() -> None:
     assert samples_needed(pair(4, 0, 400), 0.01) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changing", [0.02, 0.1])
 def test_without_a_drop_at_most_one_in_twenty_fails(changing: float) -> None:
     random = np.random.default_rng(0)

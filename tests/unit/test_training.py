@@ -1,4 +1,4 @@
-"""Fine-tuning as far as no framework is in it: data, augmentation, schedule, loop, checkpoints."""
+"""The framework-independent parts of fine-tuning: data, augmentation, schedule, loop, checkpoints."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ IMAGE = TensorSpec(name="image", shape=(1, 8, 10, 3), layout="NHWC")
 
 
 class Points(Dataset):
-    """Points in six dimensions; ``labels`` tells which class each belongs to."""
+    """Points in six dimensions; ``labels`` contains their classes."""
 
     count: int = 200
     labels: str = "mixed"
@@ -49,7 +49,7 @@ class Toy(Finetune):
 
 
 class Linear:
-    """Softmax regression in numpy: the smallest trainee there is."""
+    """Softmax regression in NumPy, the smallest possible trainee."""
 
     def __init__(self, stop_before: int = 0) -> None:
         rng = np.random.default_rng(2)
@@ -166,7 +166,7 @@ def test_flips_shifts_and_mixes_are_what_they_are_called() -> None:
 
 def test_images_only_are_flipped() -> None:
     check_augmentation(("mixup",), (SPEC,))
-    with pytest.raises(StageError, match=r"flip is for images, and the inputs are x \[1, 6\]"):
+    with pytest.raises(StageError, match=r"flip requires images, but the inputs are x \[1, 6\]"):
         check_augmentation(("flip",), (SPEC,))
 
 
@@ -210,7 +210,7 @@ def test_it_learns_labels_when_told_to() -> None:
 def test_the_best_epoch_is_kept_and_patience_ends(tmp_path: Path) -> None:
     class Ruined(Linear):
         def begin(self, epoch: int) -> bool:
-            self.slope = -1.0 if epoch > 3 else 1.0  # from then on it climbs
+            self.slope = -1.0 if epoch > 3 else 1.0  # from then on, it rises
             return True
 
     trainee = Ruined()
@@ -227,12 +227,12 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     go(whole, tmp_path / "whole", augment=("mixup",))
     with pytest.raises(KeyboardInterrupt):
         go(Linear(stop_before=8), tmp_path / "c", augment=("mixup",))
-    (tmp_path / "c" / "unfinished").mkdir()  # as a process killed while it writes leaves it
+    (tmp_path / "c" / "unfinished").mkdir()  # as left by a process killed while writing
     resumed = Linear()
     _, said, _ = go(resumed, tmp_path / "c", augment=("mixup",))
-    assert said[0] == "going on after epoch 7"
+    assert said[0] == "resuming after epoch 7"
     assert np.array_equal(resumed.weights, whole.weights)
-    # With other options it begins anew.
+    # With other options, it starts again.
     _, said, _ = go(Linear(), tmp_path / "c", epochs=2)
     assert said[0].startswith("before training")
 
@@ -257,10 +257,10 @@ def test_a_loss_that_is_not_finite_names_epoch_and_rate() -> None:
 
 
 def test_labels_of_one_class_or_none() -> None:
-    with pytest.raises(StageError, match="all 200 training samples are labelled 2"):
+    with pytest.raises(StageError, match="all 200 training samples have the label 2"):
         go(Linear(), dataset=Points(labels="one"), distill=False)
     _, _, noted = go(Linear(), dataset=Points(labels="one"), epochs=1)
-    assert "all 200 training samples are labelled 2" in noted[0]
+    assert "all 200 training samples have the label 2" in noted[0]
     with pytest.raises(StageError, match="have no class labels"):
         go(Linear(), dataset=Points(labels="none"), distill=False)
     go(Linear(), dataset=Points(labels="none"), epochs=1)
@@ -269,12 +269,12 @@ def test_labels_of_one_class_or_none() -> None:
 def test_training_data_of_another_distribution_are_remarked() -> None:
     _, _, noted = go(Linear(), dataset=Points(spread=0.05), calibration=Points(), epochs=1)
     assert len(noted) == 1
-    assert "look unlike the calibration data" in noted[0] and "% on average (entropy" in noted[0]
+    assert "differ from the calibration data" in noted[0] and "% on them (entropy" in noted[0]
     assert go(Linear(), calibration=Points(count=100), epochs=1)[2] == []
 
 
 def test_options_that_do_not_go_together() -> None:
-    with pytest.raises(ValueError, match="loss mse imitates the source"):
+    with pytest.raises(ValueError, match="loss: mse is for distillation"):
         Toy(loss="mse", distill=False)
     refused: list[Callable[[], Toy]] = [
         lambda: Toy(epochs=0),

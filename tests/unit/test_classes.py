@@ -1,4 +1,4 @@
-"""What is lost per class, and which classes are taken for another."""
+"""Losses per class, and confusions between classes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics, on numbers that can be checked by hand or by scikit-learn."""
+"""Metrics, on numbers that can be verified by hand or with scikit-learn."""
 
 import sys
 
@@ -140,7 +140,7 @@ def test_agreement():
     changed[1] = [0.1, 0.8, 0.1]
     assert Agreement().score(changed, SCORES).per_sample.tolist() == [1, 0, 1, 1]
     assert Agreement().score(changed, SCORES).value == 0.75
-    # One output: probabilities are decided at 0.5, logits at 0, as the source's values say.
+    # One output: the threshold is 0.5 for probabilities and 0 for logits, as the source's values show.
     assert Agreement().score(np.array([[0.4], [0.6]]), np.array([[0.2], [0.4]])).value == 0.5
     assert Agreement().score(np.array([[0.4], [-2.0]]), np.array([[0.2], [-1.0]])).value == 1.0
     # One decision per pixel.

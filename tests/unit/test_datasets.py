@@ -1,4 +1,4 @@
-"""Datasets, and what checks and stacks their samples."""
+"""Datasets, and the code that checks and stacks their samples."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def test_npz_rows_do_not_change_when_pieces_are_reused(tmp_path):
     x = np.random.default_rng(0).random((300, 64, 64), np.float32)  # 4.7 MiB: several pieces
     data = npz(tmp_path, x=x, y=np.zeros(300, np.int64))
     assert np.array_equal(values(data), x)
-    assert np.array_equal(values(data), x)  # a second time
+    assert np.array_equal(values(data), x)  # again
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -102,7 +102,9 @@ def test_npz_missing_file():
 
 def test_npz_missing_key_lists_those_there(tmp_path):
     np.savez(tmp_path / "d.npz", images=np.ones((2, 3)), labels=np.zeros(2, int))
-    with pytest.raises(UsageError, match=r"d\.npz: no array 'image'; there is 'images', 'labels'") as error:
+    with pytest.raises(
+        UsageError, match=r"d\.npz: no array 'image'; the arrays are 'images', 'labels'"
+    ) as error:
         list(Npz(path=tmp_path / "d.npz", inputs=("image",)).samples())
     assert "did you mean 'images'?" in error.value.fix
     with pytest.raises(UsageError, match="no array 'y'") as error:
@@ -116,9 +118,9 @@ def test_npz_lengths_differ(tmp_path):
 
 
 def test_npz_refuses_objects_text_and_single_numbers(tmp_path):
-    with pytest.raises(UsageError, match="'x' holds pickled objects, which are refused"):
+    with pytest.raises(UsageError, match="'x' contains pickled objects, which are rejected"):
         list(npz(tmp_path, x=np.array([{}, []], object), y=np.zeros(2, int)).samples())
-    with pytest.raises(UsageError, match="'y' holds values of dtype <U3"):
+    with pytest.raises(UsageError, match="'y' contains values of dtype <U3"):
         list(npz(tmp_path, x=np.ones(2), y=np.array(["cat", "dog"])).samples())
     with pytest.raises(UsageError, match="single number"):
         list(npz(tmp_path, x=np.float32(1), y=np.zeros(2, int)).samples())
@@ -161,7 +163,7 @@ def test_image_folder(pictures):
     data = ImageFolder(path=pictures)
     samples = list(data.samples())
     assert data.classes() == ["cat", "dog"]
-    assert [s.label for s in samples] == [0, 1, 0, 1, 0]  # in turn
+    assert [s.label for s in samples] == [0, 1, 0, 1, 0]  # alternating
     assert samples[0].inputs[0].shape == (4, 6, 3)
     assert samples[0].inputs[0].dtype == np.uint8
     assert samples[2].inputs[0][0, 0].tolist() == [101, 7, 250]
@@ -229,7 +231,7 @@ def test_csv(pictures):
         ("file,label\n,1\n", r"t\.csv:2: no file name", "'file'"),
         ("file,label\nt.csv,1\n", r"t\.csv:2: cannot read the image", "replace"),
         ("file,label\nbad.npy,1\n", r"t\.csv:2: cannot read .*bad\.npy", "numpy.save"),
-        ("file,labels\ndog/1.png,1\n", r"t\.csv:1: no column 'label'; there is 'file', 'labels'", "'labels'"),
+        ("file,labels\ndog/1.png,1\n", r"t\.csv:1: no column 'label'; the columns are 'file'", "'labels'"),
     ],
 )
 def test_csv_names_file_and_line(pictures, text, message, fix):
@@ -257,7 +259,7 @@ def test_digits_parts_are_all_of_it_once():
     assert seen.shape == (1797, 8, 8, 1)
     assert seen.dtype == np.uint8
     assert (seen.min(), seen.max()) == (0, 16)
-    assert seen.sum(dtype=np.int64) == 561718  # of the whole data set
+    assert seen.sum(dtype=np.int64) == 561718  # the whole dataset
     assert {s.label for s in parts["calibration"]} == set(range(10))
     assert len(list(Digits(part="train", limit=3).samples())) == 3
 
@@ -321,6 +323,7 @@ def code(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -343,6 +346,7 @@ def test_function_takes_what_is_returned_as_it_is(code, name, arguments):
     assert all(type(s.label) is int for s in samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [0, 3])
 def test_function_tf_dataset_without_labels(code, batch):
     pytest.importorskip("tensorflow")
@@ -351,6 +355,7 @@ def test_function_tf_dataset_without_labels(code, batch):
     assert samples[0].label is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch_loader", "tf_dataset"])
 def test_function_shuffling_gives_one_order(code, name):
     pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[name.split("_")[0]])
@@ -380,11 +385,11 @@ def test_function_digest_follows_code_arguments_and_data(code, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nothing", {}, "returned int, which holds no samples"),
+        ("nothing", {}, "returned int, which contains no samples"),
         ("empty", {}, "own_data:empty: no samples"),
         ("arrays", {"rows": 7}, r"differ in length: \[7, 8\]"),
         ("arrays", {"row": 7}, "unexpected keyword argument 'row'"),
-        ("three", {}, "sample 0 is not understood"),
+        ("three", {}, "sample 0 has an unsupported type"),
         ("misspelt", {}, "cannot load 'own_data:misspelt'"),
     ],
 )
@@ -400,12 +405,12 @@ def test_function_mistakes(code, name, arguments, message):
 def test_nan_names_the_sample(tmp_path):
     x = np.ones((5, 3), np.float32)
     x[3, 1] = np.nan
-    with pytest.raises(UsageError, match=r"data\.npz: sample 3: the input holds NaN \(1 of 3"):
+    with pytest.raises(UsageError, match=r"data\.npz: sample 3: the input contains NaN \(1 of 3"):
         list(checked(npz(tmp_path, x=x, y=np.zeros(5, int))))
     x[3, 1], x[2, 0] = 0, -np.inf
-    with pytest.raises(UsageError, match="sample 2: the input holds infinity"):
+    with pytest.raises(UsageError, match="sample 2: the input contains infinity"):
         list(checked(npz(tmp_path, x=x, y=np.zeros(5, int))))
-    with pytest.raises(UsageError, match="sample 1: the label holds NaN"):
+    with pytest.raises(UsageError, match="sample 1: the label contains NaN"):
         list(checked(npz(tmp_path, x=np.ones((2, 3)), y=np.array([0, np.nan]))))
 
 
@@ -448,7 +453,7 @@ def test_collect_quantizes_for_integer_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "spec", "preprocessing", "fix"),
     [
-        ((5, 6, 3), ((1, 3, 5, 6), "NCHW"), {}, "fits when read as NHWC: set 'layout: NHWC'"),
+        ((5, 6, 3), ((1, 3, 5, 6), "NCHW"), {}, "it matches as NHWC: set 'layout: NHWC'"),
         ((5, 6, 3), ((1, 3, 5, 6), "NCHW"), {"mean": (1, 2, 3)}, "'layout: NHWC'"),
         ((3, 5, 6), ((1, 5, 6, 3), "NHWC"), {}, "'layout: NCHW'"),
         ((3, 5, 6), ((1, 3, 5, 6), "NCHW"), {"layout": "NHWC"}, "'layout: NCHW'"),
