@@ -17,7 +17,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from edgeopt.reports import html
-from edgeopt.reports.thumbnails import MOST
+from edgeopt.reports.thumbnails import MAX_COUNT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -34,7 +34,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, pictures in (("without thumbnails", 0), (f"with {MOST} thumbnails", MOST)):
+        for name, pictures in (("without thumbnails", 0), (f"with {MAX_COUNT} thumbnails", MAX_COUNT)):
             page = Path(folder) / f"{pictures}.html"
             page.write_text(html.render(large_report(pictures=pictures)), "utf-8")
             ready = []
