@@ -372,7 +372,7 @@ def test_tls_with_an_authority_of_our_own(
         refused(caught.value, "is not trusted", "EDGEOPT_CA_BUNDLE")
         with pytest.raises(RemoteError) as caught:
             at(host).tags()
-        refused(caught.value, "speaks TLS", "oci+https://")
+        refused(caught.value, "requires TLS", "oci+https://")
 
         for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "EDGEOPT_CA_BUNDLE"):
             with monkeypatch.context() as patch:
@@ -586,7 +586,7 @@ def test_all_pages_of_tags_are_read() -> None:
     page = Reply(200, b"<html>a login page</html>")
     with server(lambda request: page) as running, pytest.raises(RemoteError) as caught:
         at(running.host).tags()
-    refused(caught.value, "something else", "address of a registry")
+    refused(caught.value, "malformed list of tags", "address of a registry")
 
 
 def test_a_manifest_is_what_its_digest_says() -> None:

@@ -197,7 +197,7 @@ def test_a_file_that_is_no_model_costs_its_branch(store: Path, tmp_path: Path) -
     )
     assert done.code == 3
     assert done.row("float", "tflite")["status"] == "ok"
-    assert "refused" in done.row("x", "tflite")["reason"]
+    assert "rejected" in done.row("x", "tflite")["reason"]
 
 
 def test_killed_in_the_middle_it_resumes_to_the_same_artifacts(torch: Done, tmp_path: Path) -> None:
