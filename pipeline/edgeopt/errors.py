@@ -34,6 +34,11 @@ class EdgeoptError(Exception):
         return (_rebuild, (type(self), self.message, self.fix))
 
 
+def install(extra: str) -> str:
+    """How to install an extra: from edgeopt's own files, as anyone may own its name on an index."""
+    return f"in a checkout of edgeopt: pip install '.[{extra}]'"
+
+
 def _rebuild(error_type: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:
     return error_type(message, fix=fix)
 
