@@ -1,6 +1,7 @@
 """Whatever user code does, it costs its branch: a reason, exit code 3, a report, and no process left."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgeopt.commands.optimize import optimize
 from edgeopt.commands.optimize import plan as make
+from edgeopt.devices.connections.local import Local
+from edgeopt.errors import DataError, UsageError
+from edgeopt.model import Model
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.results import Report
 from edgeopt.run.build import build
+from edgeopt.run.outcome import read_outcome
+from edgeopt.run.protocol import PROTOCOL
 from edgeopt.run.store import Store
 from edgeopt.testing import toys
 
@@ -147,3 +156,120 @@ def test_an_interrupt_ends_what_a_stage_started(built_of: Build, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         built_of(toys.Misbehave(how="daemon, then hang"))
     assert not left()
+
+
+AGENT = """
+import json, os, subprocess, sys
+what = sys.argv[1]
+if what == "child":
+    subprocess.Popen(["sleep", "971"])
+print("z" * 6_000_000 if what == "long" else "fine", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_job_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(AGENT)
+    with Local().open() as link:
+        link.put(tmp_path / "job.py", "job.py")
+        begun = time.monotonic()
+        done = link.python(["job.py", "child"], 60)
+        assert (done.returncode, done.stdout) == (0, "fine\n")
+        assert time.monotonic() - begun < 20
+        assert not left()
+        assert len(link.python(["job.py", "long"], 60).stdout) == 4 << 20
+
+
+def test_the_message_of_a_device_is_printable(tmp_path: Path) -> None:
+    failure = {"protocol": PROTOCOL, "ok": False, "error": "\udcff\x1b[31mred", "kind": "model", "detail": ""}
+    (tmp_path / "result.json").write_text(json.dumps(failure))
+    model = Model(format="tflite", path=tmp_path / "model.tflite")
+    outcome = read_outcome("litert", folder=tmp_path, model=model, device="host", cached=False)
+    assert outcome.error == "?red"
+
+
+OWN = """
+import numpy as np
+from edgeopt.testing.toys import MISBEHAVIOURS
+
+def samples(how, after=0):
+    for index in range(20):
+        if index == after and how:
+            MISBEHAVIOURS[how]()
+        yield np.full((8, 8, 1), index, np.float32), index % 10
+"""
+
+
+@pytest.fixture
+def data_of(write_recipe: Write, tmp_path: Path) -> Callable[..., Path]:
+    """A recipe whose calibration data are samples of user code."""
+    (tmp_path / "own_samples.py").write_text(OWN)
+
+    def write(**arguments: object) -> Path:
+        data = {"uses": "function", "with": {"function": "own_samples:samples", "arguments": arguments}}
+        return write_recipe(data=f"{{calibration: {data}}}", metric="", optimize="{int8: {quantize: int8}}")
+
+    return write
+
+
+@pytest.mark.parametrize("how", [*FAILURES, "wait for child", "close streams"])
+def test_data_that_misbehave_have_a_reason(data_of: Callable[..., Path], how: str) -> None:
+    dataset = load_recipe(
+        data_of(how=how, after=3), overrides=["limits={stage_minutes: 0.05}"] * (how == "wait for child")
+    ).calibration
+    assert dataset is not None
+    if how == "close streams":
+        assert len(list(dataset.samples())) == 20
+        return
+    with pytest.raises(DataError) as caught:
+        list(dataset.samples())
+    reason = {"wait for child": "no sample for 0.05 minutes", "close pipes": "own_samples:samples: "}
+    assert (reason.get(how) or FAILURES[how]) in str(caught.value)
+    assert "own_samples:samples: " in caught.value.message
+    assert len(str(caught.value)) < LONGEST_REASON and "\x1b" not in str(caught.value)
+
+
+def test_data_in_another_process_are_the_same(data_of: Callable[..., Path]) -> None:
+    import pickle
+
+    dataset = load_recipe(data_of(how="")).calibration
+    assert dataset is not None
+    itself = pickle.loads(pickle.dumps(dataset))
+    assert type(itself).__name__ == "Function"
+    assert dataset.digest() == itself.digest()
+    pairs = list(zip(dataset.samples(), itself.samples(), strict=True))
+    assert len(pairs) == 20
+    assert all((one.inputs[0] == other.inputs[0]).all() for one, other in pairs)
+    first, second = dataset.samples(), dataset.samples()
+    assert next(first).label == next(second).label == 0
+    first.close()  # type: ignore[attr-defined]
+    assert next(second).label == 1
+
+
+@pytest.mark.parametrize("how", ["exit", "os exit"])
+def test_data_that_misbehave_leave_a_report(data_of: Callable[..., Path], tmp_path: Path, how: str) -> None:
+    report = optimize(data_of(how=how), out=tmp_path / "out", store=tmp_path / "store")
+    assert report.exit_code == 3
+    assert {row.status for row in report.results} == {"failed"}
+    assert all(FAILURES[how] in row.reason for row in report.results)
+    assert Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes()) is not None
+    assert FAILURES[how] in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import sys; sys.exit(0)", "it exited its process with exit code 0"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def (", "SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_a_mistake_of_the_recipe(
+    write_recipe: Write, tmp_path: Path, line: str, reason: str
+) -> None:
+    name = f"own_{abs(hash(line))}"
+    (tmp_path / f"{name}.py").write_text(line)
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write_recipe(optimize=f"{{own: {{stages: ['{name}:Stage']}}}}"))
+    assert reason in str(caught.value) and f"{name}:Stage" in str(caught.value)

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable
 
@@ -27,6 +28,18 @@ def lead_group() -> None:
         os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with(parent: int) -> None:
+    """End this process and everything it started when its parent, which has this id, is gone."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    end_descendants(psutil.Process())
+    os._exit(1)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -83,6 +83,21 @@ class Measured:
     """Whether the inputs are random: only lossless steps can be judged on them."""
 
 
+def unmeasured(plan: Plan, reason: str) -> Measured:
+    """The outcomes of a run whose samples cannot be read: nothing is measured."""
+    return Measured(
+        source=Outcome("", reason),
+        source_model=plan.source,
+        labels=None,
+        samples=0,
+        finals={},
+        step_outputs={},
+        probes={},
+        evaluation_digest="",
+        random=False,
+    )
+
+
 def measure(
     plan: Plan,
     builds: Sequence[Built],

@@ -17,20 +17,18 @@ from typing import Any
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from edgeopt.config.text import printable
+from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
 from edgeopt.devices.descendants import descendants, end, memory
 from edgeopt.plugin import Worker
 from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
-from edgeopt.run.executors.worker import MAX_FAILURE_CHARS, prepare, run_task
+from edgeopt.run.executors.worker import prepare, run_task
 
 MEMORY_SHARE = 0.8
 """Default memory limit of a task, as a fraction of this machine's memory."""
 POLL_SECONDS = 0.2
 EXIT_GRACE_SECONDS = 2.0
 """Time for the result of an exited process to arrive."""
-LOG_LINES = 12
-LINE_CHARS = 300
 
 
 @dataclass
@@ -71,16 +69,6 @@ class _Running:
         except (OSError, ValueError):  # not yet written, or incomplete
             return None
         return int(process), float(moment)
-
-    def log_tail(self) -> str:
-        """The last lines of its log, indented."""
-        try:
-            lines = self.stem.with_suffix(".log").read_text("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(
-            ["  | " + printable(line, LINE_CHARS) for line in lines if line.strip()][-LOG_LINES:]
-        )
 
     def end(self) -> None:
         """Kill its worker, and everything that it started."""
@@ -205,7 +193,7 @@ class LocalExecutor(Executor):
                 value = None if failure else pickle.loads(pickled)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling may import user code
                 failure, expected = f"its result cannot be read: {_failure_reason(running, error)}", False
-        log = "" if expected else running.log_tail()
+        log = "" if expected else log_tail(running.stem.with_suffix(".log"))
         return TaskResult(running.task.key, value, failure + (f"\n{log}" if log else ""), running.seconds)
 
 
@@ -215,7 +203,7 @@ def _failure_reason(running: _Running, error: BaseException) -> str:
     if isinstance(error, ProcessExpired):
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-    return printable(f"{type(error).__name__}: {error}", MAX_FAILURE_CHARS)
+    return reason_of(error)
 
 
 def _mute_resource_tracker() -> None:

@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from edgeopt.config.text import printable
-from edgeopt.devices.descendants import end_descendants, lead_group
+from edgeopt.config.text import MAX_REASON_CHARS, printable, reason_of
+from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import formats
 from edgeopt.formats.wire.bounded import MALFORMED
@@ -25,7 +24,6 @@ from edgeopt.run.executors.executor import Say
 
 BREAKDOWN = "breakdown.json"
 """The size breakdown of a model, stored next to it."""
-MAX_FAILURE_CHARS = 4000
 MAX_NOTE_CHARS = 1000
 MAX_LAYERS = 200
 """Operators listed in a breakdown."""
@@ -48,14 +46,7 @@ def prepare(worker: Worker, parent: int) -> None:
     # (pebble installs one) may be gone by then, and a traceback would be printed.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     lead_group()
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-
-
-def _exit_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    end_descendants(psutil.Process())
-    os._exit(1)
+    end_with(parent)
 
 
 class TaskReturn(NamedTuple):
@@ -97,25 +88,9 @@ def _call(function: Callable[..., Any], say: Say, args: tuple[Any, ...]) -> Task
     try:
         return TaskReturn(pickle.dumps(function(say, *args)))
     except EdgeoptError as error:
-        return TaskReturn(failure=printable(_text(error), MAX_FAILURE_CHARS))
-    except SystemExit as error:
-        code = error.code or 0
-        how = f" with exit code {code}" if isinstance(code, int) else f": {_text(error)}"
-        return _unexpected(f"it exited its process{how}")
+        return TaskReturn(failure=printable(str(error), MAX_REASON_CHARS))
     except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
-        return _unexpected(f"{type(error).__name__}: {_text(error)}")
-
-
-def _unexpected(failure: str) -> TaskReturn:
-    return TaskReturn(failure=printable(failure, MAX_FAILURE_CHARS), expected=False)
-
-
-def _text(error: BaseException) -> str:
-    """The message of an exception of user code, which may fail to produce one."""
-    try:
-        return str(error)
-    except BaseException as failure:  # noqa: BLE001 - as above
-        return f"no message: its __str__ raised {type(failure).__name__}"
+        return TaskReturn(failure=reason_of(error), expected=False)
 
 
 class StageInputs(NamedTuple):
