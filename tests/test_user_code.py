@@ -8,11 +8,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from edgeopt.cli import app
 from edgeopt.commands.optimize import optimize
 from edgeopt.commands.optimize import plan as make
+from edgeopt.config import registry
 from edgeopt.devices.connections.local import Local
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import CannotRunError, DataError, UsageError
 from edgeopt.model import Model
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
@@ -273,3 +276,40 @@ def test_a_module_that_fails_on_import_is_a_mistake_of_the_recipe(
     with pytest.raises(UsageError) as caught:
         load_recipe(write_recipe(optimize=f"{{own: {{stages: ['{name}:Stage']}}}}"))
     assert reason in str(caught.value) and f"{name}:Stage" in str(caught.value)
+
+
+VALIDATOR = """
+import sys
+from pydantic import model_validator
+from edgeopt.testing.toys import Toy
+
+class Exits(Toy):
+    @model_validator(mode="after")
+    def check(self):
+        sys.exit(0)
+
+class Undescribed(Toy):
+    def key_parts(self):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("command", ["optimize", "plan"])
+def test_code_in_this_process_does_not_decide_the_exit_code(
+    write_recipe: Write, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "own_validator.py").write_text(VALIDATOR)
+    recipe = write_recipe(optimize="{own: {stages: ['own_validator:Exits']}}")
+    done = CliRunner().invoke(app, [command, str(recipe)])
+    assert isinstance(done.exception, CannotRunError) and done.exception.exit_code == 3
+    assert "code of the recipe ended the command" in str(done.exception)
+
+
+def test_a_stage_that_fails_to_describe_itself_costs_its_branch(
+    built_of: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_validator.py").write_text(VALIDATOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    bad, good = built_of(registry.find(Stage, "own_validator:Undescribed")(), toys.Toy())
+    assert bad.failure == "own_validator:Undescribed: it exited its process with exit code 0"
+    assert good.complete
