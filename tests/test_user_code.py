@@ -313,3 +313,19 @@ def test_a_stage_that_fails_to_describe_itself_costs_its_branch(
     bad, good = built_of(registry.find(Stage, "own_validator:Undescribed")(), toys.Toy())
     assert bad.failure == "own_validator:Undescribed: it exited its process with exit code 0"
     assert good.complete
+
+
+def test_a_factory_that_exits_leaves_a_report(write_recipe: Write, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "own_factory.py").write_text("import os\ndef build():\n    os._exit(0)\n")
+    model = (
+        "{factory: 'own_factory:build', inputs: [{name: x, shape: [1, 1, 8, 8], layout: NCHW}], "
+        "preprocess: {layout: NHWC}}"
+    )
+    report = optimize(
+        write_recipe(model=model, formats="[onnx]"), out=tmp_path / "out", store=tmp_path / "store"
+    )
+    assert report.exit_code == 3
+    assert report.source is not None and "its process died with exit code 0" in report.source.reason
+    assert [row.status for row in report.results] == ["failed"]
+    assert "its process died with exit code 0" in (tmp_path / "out" / "report.md").read_text()
