@@ -6,6 +6,7 @@ EdgeoptError            base class: a message and a fix
 ├── VerificationError   exit 1: a digest, signature or gate check failed
 └── CannotRunError      exit 3: a valid command could not be completed
     ├── MissingPackageError  a plugin's packages are not installed
+    ├── DataError       the code of a dataset failed, exited or crashed
     ├── StageError      a stage failed, crashed, hung or ran out of memory
     ├── StoreError      the store cannot be read or written
     ├── RemoteError     a registry, bucket or server is unreachable or rejects the request
@@ -32,6 +33,11 @@ class EdgeoptError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # The default pickling between processes drops keyword-only arguments.
         return (_rebuild, (type(self), self.message, self.fix))
+
+
+def install(extra: str) -> str:
+    """How to install an extra: from edgeopt's own files, as anyone may own its name on an index."""
+    return f"in a checkout of edgeopt: pip install '.[{extra}]'"
 
 
 def _rebuild(error_type: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:
@@ -87,6 +93,10 @@ class MissingPackageError(CannotRunError):
 
 class StageError(CannotRunError):
     """A stage failed, crashed, hung or ran out of memory."""
+
+
+class DataError(CannotRunError):
+    """The user code of a dataset failed, exited or crashed."""
 
 
 class StoreError(CannotRunError):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders, no_exit
 
 if TYPE_CHECKING:
     from edgeopt.results import Report
@@ -43,7 +43,7 @@ def optimize(
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.optimize import optimize as run
 
-    with Progress(quiet=quiet) as progress:
+    with no_exit(), Progress(quiet=quiet) as progress:
         report = run(
             recipe,
             out=out,
@@ -80,10 +80,13 @@ def plan(
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
-    planned = make_plan(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
-    check_data(planned)
-    place = store_folder(store)
-    builds = look_up(planned, Store(place)) if place.exists() else []
+    with no_exit():
+        planned = make_plan(
+            recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices)
+        )
+        check_data(planned)
+        place = store_folder(store)
+        builds = look_up(planned, Store(place)) if place.exists() else []
     if as_json:
         typer.echo(plan_as_json(planned, builds))
     else:

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -39,3 +41,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def folders(given: list[Path] | None) -> tuple[Path, ...]:
     """Folders of device files: the given ones, then ``./devices``."""
     return (*(given or ()), Path("devices"))
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Turn an exit of user code, which would decide the exit code of the command, into an error.
+
+    Raises:
+        CannotRunError: user code that runs in this process, such as a validator of a plugin, exited.
+    """
+    from edgeopt.config.text import reason_of
+    from edgeopt.errors import CannotRunError
+
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        raise CannotRunError(
+            f"code of the recipe ended the command: {reason_of(error)}", fix="raise an exception instead"
+        ) from error

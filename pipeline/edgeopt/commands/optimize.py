@@ -7,9 +7,10 @@ from pathlib import Path
 
 from edgeopt.config.files import replacing
 from edgeopt.config.registry import plugin_name
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, UsageError
 from edgeopt.evaluation.judge import judge
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.plugin import Dataset
+from edgeopt.recipe.planner import Built, Plan, make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
@@ -18,9 +19,9 @@ from edgeopt.results import Event, Report, Result
 from edgeopt.run import assemble
 from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
-from edgeopt.run.preflight import preflight
+from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import Scorer
-from edgeopt.run.session import measure, measure_step
+from edgeopt.run.session import measure, measure_step, unmeasured
 from edgeopt.run.store import ARTIFACTS, Store, store_folder
 
 
@@ -58,11 +59,16 @@ def optimize(
         plan.demand_possible()
     folder = run_folder(out, loaded.name, clock.started)
     finished = Store(store_folder(store))
-    findings = preflight(plan, finished, device_folders, watch)
-
-    announce(plan, watch)
-    builds = build(plan, finished, watch)
-    measured = measure(plan, builds, finished, device_folders, watch)
+    findings = Findings()
+    try:
+        findings = preflight(plan, finished, device_folders, watch)
+        announce(plan, watch)
+        builds = build(plan, finished, watch)
+        measured = measure(plan, builds, finished, device_folders, watch)
+    except DataError as error:
+        # Nothing can be built or judged without its data; the report says so.
+        builds = [Built(branch, failure=str(error)) for branch in plan.branches]
+        measured = unmeasured(plan, str(error))
     with Scorer(loaded.metrics, measured.labels, findings.failed_metrics) as scorer:
         source = assemble.source_result(plan, measured, scorer)
         rows, evidence = assemble.results(plan, builds, measured, scorer, folder)
@@ -72,10 +78,10 @@ def optimize(
         recipe=loaded.name,
         run=clock.record(
             recipe_digest=loaded.digest,
-            calibration_digest=loaded.calibration.digest() if loaded.calibration else "",
+            calibration_digest=_digest(loaded.calibration),
             evaluation_digest=measured.evaluation_digest,
-            train_digest=loaded.train.digest() if loaded.train else "",
-            validation_digest=loaded.validation.digest() if loaded.validation else "",
+            train_digest=_digest(loaded.train),
+            validation_digest=_digest(loaded.validation),
             document=loaded.document,
             samples=measured.samples,
             notes=(
@@ -141,6 +147,14 @@ def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Pat
             f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR"
         ) from error
     return folder
+
+
+def _digest(dataset: Dataset | None) -> str:
+    """The digest of a dataset; '' if there is none, or its code fails, which the results say."""
+    try:
+        return dataset.digest() if dataset is not None else ""
+    except DataError:
+        return ""
 
 
 def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:

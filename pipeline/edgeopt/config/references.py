@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
 from edgeopt.config.files import file_digest
+from edgeopt.config.text import reason_of
 from edgeopt.errors import UsageError
 
 
@@ -84,6 +85,11 @@ class Code(BaseModel):
                 target = getattr(target, part)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"cannot load {self.target!r}: {error}") from error
+        except (Exception, SystemExit, GeneratorExit) as error:  # the module is user code
+            raise UsageError(
+                f"cannot load {self.target!r}: its module fails when it is imported: {reason_of(error)}",
+                fix="keep what a script does below: if __name__ == '__main__':",
+            ) from error
         return target
 
     def digest(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from edgeopt.config.files import file_digest
 from edgeopt.config.nearest import nearest
 from edgeopt.config.references import Code
+from edgeopt.config.text import reason_of
 from edgeopt.errors import UsageError
 
 Kind = Literal["stages", "formats", "datasets", "metrics", "connections", "runtimes"]
@@ -132,7 +133,13 @@ def _load(kind: Kind, name: str, roots: tuple[Path, ...]) -> Any:
         except ValueError as error:
             raise UsageError(f"no {kind[:-1]} {name!r}: {error}") from error
     if (point := entry_points().get((kind, name))) is not None:
-        return point.load()
+        try:
+            return point.load()
+        except (Exception, SystemExit, GeneratorExit) as error:
+            raise UsageError(
+                f"{kind[:-1]} {name!r} of {point.value} cannot be loaded: {reason_of(error)}",
+                fix="repair or uninstall its distribution",
+            ) from error
     module = _modules(kind).get(name)
     if module is None:
         raise UsageError(f"no {kind[:-1]} {name!r}{nearest(name, names(kind))}")

@@ -29,6 +29,7 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
+from edgeopt.recipe.isolated import Isolated, Reader, runs_user_code
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate
 
 P = TypeVar("P", Dataset, Metric, Stage)
@@ -133,6 +134,11 @@ class _Resolver:
             part: self._plugin(Dataset, use, ("data", part))
             for part in ("calibration", "evaluation", "train", "validation")
             if (use := getattr(document.data, part)) is not None
+        }
+        reader = Reader(document.limits.stage_minutes)
+        datasets = {
+            part: Isolated.of(dataset, reader) if dataset is not None and runs_user_code(dataset) else dataset
+            for part, dataset in datasets.items()
         }
         if "evaluation" not in datasets and document.metric:
             self.problems.add(("metric",), "accuracy needs data.evaluation: add it, or remove metric")

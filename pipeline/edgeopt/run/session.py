@@ -83,6 +83,21 @@ class Measured:
     """Whether the inputs are random: only lossless steps can be judged on them."""
 
 
+def unmeasured(plan: Plan, reason: str) -> Measured:
+    """The outcomes of a run whose samples cannot be read: nothing is measured."""
+    return Measured(
+        source=Outcome("", reason),
+        source_model=plan.source,
+        labels=None,
+        samples=0,
+        finals={},
+        step_outputs={},
+        probes={},
+        evaluation_digest="",
+        random=False,
+    )
+
+
 def measure(
     plan: Plan,
     builds: Sequence[Built],
@@ -128,9 +143,12 @@ class _Session:
         host = self.benches[HOST]
         source = self._source_model(builds)
         self._emit("source", HOST, "started")
-        source_outcome = host.run(
-            source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
-        )
+        if source.format in host.device.runtimes:
+            source_outcome = host.run(
+                source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
+            )
+        else:  # a factory that failed
+            source_outcome = Outcome("", next((b.failure for b in builds if b.failure), "it was not loaded"))
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
         floats = {
             b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete

@@ -51,4 +51,4 @@ def one_line(error: BaseException) -> str:
 def trace_tail(error: BaseException) -> str:
     """The last lines of the traceback."""
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
-    return "\n".join(lines[-DETAIL_LINES:])
+    return "\n".join(line[:MESSAGE_LENGTH] for line in lines[-DETAIL_LINES:])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 
 SECONDS = 20
 """Time limit for reading a file; hostile files can keep the library in a loop."""
@@ -21,7 +21,7 @@ def ask(path: Path, program: str, *arguments: str) -> Any:
         ValueError: the file cannot be read.
     """
     if importlib.util.find_spec("h5py") is None:
-        raise MissingPackageError(f"reading {path.name} needs h5py", fix="pip install 'edgeopt[keras]'")
+        raise MissingPackageError(f"reading {path.name} needs h5py", fix=install("keras"))
     command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
