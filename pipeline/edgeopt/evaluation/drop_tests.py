@@ -112,7 +112,7 @@ def binomial_tail(least: Counts, samples: Counts, share: Floats | float) -> Floa
     return found
 
 
-def mean_p(drops: Floats, limit: float, lowest: float) -> Floats:
+def mean_p(drops: Floats, limit: float, lowest: float | Floats) -> Floats:
     """p-values of a mean drop of at most ``limit``, if no drop is below ``lowest``; one per row ``[r, n]``.
 
     Gaffke's test (Gaffke 2005; Learned-Miller and Thomas, arXiv:1905.06208): the probability that a randomly
@@ -123,7 +123,7 @@ def mean_p(drops: Floats, limit: float, lowest: float) -> Floats:
     (Lugannani and Rice 1980); its relative error is a few percent at most.
     """
     rows = np.atleast_2d(drops)
-    distances = limit - np.column_stack([rows, np.full(len(rows), lowest)])
+    distances = limit - np.column_stack([rows, np.broadcast_to(lowest, len(rows))])
     return _positive_sum(distances)
 
 
