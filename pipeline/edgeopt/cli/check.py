@@ -65,7 +65,7 @@ def check(
     """Check at a given confidence whether a run is worse than the baseline.
 
     Accuracy is compared sample by sample. With that confidence, the check fails if the drop exceeds
-    --max-drop, and passes if it does not. Otherwise it is undecided.
+    --max-drop, and passes if it does not. Otherwise it is undecided; an unchanged artifact always passes.
 
     Exit code 0: no worse. 1: worse, or undecided. 2: the baseline does not match. 3: something could not run.
     """
@@ -180,9 +180,7 @@ def compare(
     from edgeopt.evaluation.baseline import check as check_baseline
 
     before, after = read_report(first), read_report(second)
-    limits = Limits(
-        max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9, same_passes=True
-    )
+    limits = Limits(max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9)
     compared = check_baseline(after, baseline_of(before), limits)
     verdicts = [verdict for verdict in compared if not verdict.gate.startswith("size_bytes ")]
     if as_json:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.config.files import write_text
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.statistics import Paired, decide
+from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
@@ -58,9 +58,6 @@ class Limits(_Part):
     confidence: float = Field(0.95, ge=0.5, lt=1)
     undecided: str = "fail"
     max_size_increase: float = Field(0.02, ge=0, description="relative to the old size")
-    same_passes: bool = Field(
-        False, description="identical predictions pass even if the samples are too few for the limit"
-    )
 
 
 def baseline_of(report: Report) -> Baseline:
@@ -208,7 +205,12 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
         if new is None or new.count != old.count:
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
-        yield _compare_samples(entry, gate, Paired(old.unpack(), new.unpack()), limits)
+        measured = result.measurements.get(metric)
+        pair = Paired(old.unpack(), new.unpack(), measured is not None and measured.kind == "fraction")
+        same_file = (
+            bool(entry.digest) and result.artifact is not None and result.artifact.digest == entry.digest
+        )
+        yield _compare_samples(entry, gate, pair, limits, same_file=same_file)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:
         growth = after.value / before - 1
@@ -218,18 +220,29 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
         yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
 
 
-def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
+def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, same_file: bool) -> Verdict:
+    """Compare an artifact with its predecessor; an unchanged one passes, however few the samples.
+
+    The same file can still fail: another version of its runtime may give other answers.
+    """
     decision = decide(pair, limits.max_drop, limits.confidence)
     drop, (low, high) = float(pair.drops.mean()), decision.bounds
-    if pair.worse == pair.better == 0:
-        reason = f"the predictions are identical ({len(pair.before)} samples)"
-        if limits.same_passes:
-            decision = decision._replace(verdict="pass", samples_needed=None)
-    else:
-        reason = (
-            f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); "
-            f"with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
+    if pair.unchanged or (same_file and decision.verdict != "fail"):
+        decision = decision._replace(verdict="pass", samples_needed=None)
+        what = (
+            f"the predictions are identical ({len(pair.before)} samples)"
+            if pair.unchanged
+            else "the same file"
         )
+        reason = f"unchanged: {what}"
+    else:
+        reason = f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better)"
+        if decision.bounds == UNBOUNDED:
+            reason += "; the values have no known range, so few samples do not bound the drop"
+        else:
+            reason += (
+                f"; with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
+            )
         if decision.p_value is not None:
             reason += f"; exact McNemar p = {decision.p_value:.2g}"
     if decision.verdict == "undecided":
@@ -247,7 +260,7 @@ def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits) -> V
         reason,
         blocks=blocks,
         confidence=limits.confidence,
-        bounds=(max(low, -1e300), min(high, 1e300)),
+        bounds=None if decision.bounds == UNBOUNDED else (low, high),
         p_value=decision.p_value,
         samples_needed=decision.samples_needed,
     )
