@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeopt.config.files import write_text
+from edgeopt.config.files import regular, write_text
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.statistics import Paired, decide
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
@@ -128,14 +129,14 @@ def read_baseline(path: Path) -> Baseline:
         UsageError: it is missing, truncated, damaged, or of another version.
     """
     try:
-        text = path.read_text("utf-8")
+        text = regular(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
             f"cannot read the baseline {path}: {reason}", fix="write one: edgeopt baseline write RUN"
         ) from error
     try:
-        version = json.loads(text).get("schema")
+        version = json_value(text).get("schema")
         if version != SCHEMA:
             raise UsageError(
                 f"{path} is a baseline of version {version}, this edgeopt reads version {SCHEMA}",

@@ -3,7 +3,6 @@
 Every response from a device is validated here before it is used.
 """
 
-import json
 from typing import Any, get_args, get_origin
 
 from edgeopt.devices.agent import protocol
@@ -22,6 +21,7 @@ from edgeopt.devices.agent.protocol import (
     Timing,
 )
 from edgeopt.errors import DeviceError
+from edgeopt.formats.wire.bounded import json_value
 
 __all__ = [
     "PROTOCOL",
@@ -93,7 +93,7 @@ def schema(kind: Any) -> dict[str, Any]:
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("message", f"is not JSON: {str(error)[:100]}") from error
 
