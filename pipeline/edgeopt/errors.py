@@ -29,16 +29,21 @@ def shortened(text: str, length: int) -> str:
     return text[: length - len(ending)] + ending
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what UTF-8 cannot encode: bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class EdgeoptError(Exception):
     """A failure reported to the user as a message and a fix instead of a traceback."""
 
     exit_code = 3
 
     def __init__(self, message: str, *, fix: str = "") -> None:
-        message = "\n".join(shortened(line, MAX_LINE) for line in message.split("\n"))
+        message = printable("\n".join(shortened(line, MAX_LINE) for line in message.split("\n")))
         super().__init__(message)
         self.message = message
-        self.fix = fix
+        self.fix = printable(fix)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.fix}" if self.fix else self.message

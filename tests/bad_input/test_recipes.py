@@ -1,4 +1,4 @@
-"""Recipes with one bad setting, and recipe files that are no recipes: exit 2, and a message that says what is wrong."""
+"""Recipes with one bad setting, and files that are no recipes."""
 
 from collections.abc import Callable
 from pathlib import Path

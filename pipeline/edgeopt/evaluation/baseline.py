@@ -8,10 +8,12 @@ two runs share no clock, so they never decide a verdict.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.config.files import regular, write_text
+from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.statistics import Paired, decide
 from edgeopt.formats.wire.bounded import json_value
@@ -52,12 +54,12 @@ class Baseline(_Part):
     entries: tuple[Entry, ...]
 
 
-class Limits(_Part):
+class Limits(Settings):
     """How much worse than the baseline a run may be."""
 
     max_drop: float = Field(0.01, ge=0, le=1)
     confidence: float = Field(0.95, ge=0.5, lt=1)
-    undecided: str = "fail"
+    undecided: Literal["fail", "pass"] = "fail"
     max_size_increase: float = Field(0.02, ge=0, description="relative to the old size")
     same_passes: bool = Field(
         False, description="identical predictions pass even if the samples are too few for the limit"

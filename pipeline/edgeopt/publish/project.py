@@ -55,9 +55,8 @@ def _read(file: Path) -> Artifacts:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][-1]) if first["loc"] else ""
         hint = nearest(key, list(Artifacts.model_fields)) if first["type"] == "extra_forbidden" else ""
-        raise UsageError(
-            f"{file}: {'.'.join(filter(None, ('artifacts', key)))}: {first['msg'].lower()}{hint}"
-        ) from error
+        place = f"artifacts.{key}" if key else "artifacts"
+        raise UsageError(f"{file}: {place}: {first['msg'].lower()}{hint}") from error
     return found.model_copy(
         update={
             "require_signature": found.require_signature and file.parent / found.require_signature,

@@ -68,7 +68,7 @@ class Csv(Dataset):
                     if not name:
                         raise UsageError(f"{where}: no file name", fix=f"fill the column {self.file!r}")
                     yield where, root / name, self._index(row[self.label], where) if self.label else None
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeDecodeError, IsADirectoryError) as error:
             raise UsageError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
 
     def _check_columns(self, columns: Sequence[str]) -> None:
