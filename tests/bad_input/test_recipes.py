@@ -258,7 +258,6 @@ SETTINGS = [
     ("limits.stage_memory=.nan", "limits.stage_memory: NaN is not a number"),
     ("limits.stage_memory=-1", "limits.stage_memory: input should be greater than or equal to"),
     ("limits.stage_memory=0", "limits.stage_memory: input should be greater than or equal to"),
-    ("limits.stage_memory=1", "limits.stage_memory: input should be greater than or equal to"),
     ("limits.stage_memory=1e30", "limits.stage_memory: the number is infinite, or larger than any"),
     ("limits.stage_memory=true", "limits.stage_memory: true is not a number"),
     ('limits.stage_memory="1e400 GiB"', "limits.stage_memory: the number is infinite, or larger than any"),

@@ -196,7 +196,7 @@ class Limits(_Part):
         240.0, gt=0, le=MONTH, description="timeout of a stage that trains, in minutes"
     )
     stage_memory: Bytes | None = Field(
-        None, ge=1 << 20, description="memory limit of a stage; default: 80 % of this machine's memory"
+        None, ge=1, description="memory limit of a stage; default: 80 % of this machine's memory"
     )
 
 

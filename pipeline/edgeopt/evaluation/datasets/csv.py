@@ -92,7 +92,7 @@ class Csv(Dataset):
             )
         if not text.isdecimal() or len(text) > MAX_DIGITS:
             raise UsageError(
-                f"{where}: the label {shortened(text, 60)!r} is not a class index",
+                f"{where}: the label {shortened(text, 60)!r} is not an integer from 0 to 999,999,999",
                 fix="list the names in 'classes'",
             )
         return int(text)
