@@ -1,5 +1,6 @@
 """``baseline``, ``check`` and ``compare``: a run compared with an earlier one, sample by sample."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -200,7 +201,7 @@ def _report(
     from edgeopt.cli.optimize import read_report
 
     path = Path(target)
-    if path.is_dir() or path.suffix == ".json":
+    if os.path.isdir(path) or path.suffix == ".json":
         return read_report(path)
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.optimize import optimize

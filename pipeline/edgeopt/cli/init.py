@@ -1,5 +1,6 @@
 """``init``: a starter recipe for a model file."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ def init(
     from edgeopt.recipe.starter import starter_recipe
 
     text = starter_recipe(model, folder=out.parent)
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise UsageError(
             f"{out} already exists", fix="choose another with --out, or overwrite it with --force"
         )

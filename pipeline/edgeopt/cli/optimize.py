@@ -1,5 +1,6 @@
 """``optimize``, ``plan`` and ``report``: run a recipe, show its plan, show its report."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,7 @@ def plan(
         )
         check_data(planned)
         place = store_folder(store)
-        builds = look_up(planned, Store(place)) if place.exists() else []
+        builds = look_up(planned, Store(place)) if os.path.isdir(place) else []
     if as_json:
         typer.echo(plan_as_json(planned, builds))
     else:
@@ -143,12 +144,13 @@ def read_report(run: Path) -> "Report":
     """
     from pydantic import ValidationError
 
+    from edgeopt.config.files import regular
     from edgeopt.errors import UsageError
     from edgeopt.results import Report
 
-    path = run / "report.json" if run.is_dir() else run
+    path = run / "report.json" if os.path.isdir(run) else run
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(regular(path).read_bytes())
     except OSError as error:
         raise UsageError(f"no report in {run}: {error.strerror}", fix="give the folder of a run") from error
     except ValidationError as error:

@@ -1,9 +1,11 @@
 """Files and folders: atomic writes, content digests, sizes."""
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,3 +73,14 @@ def content_digest(path: Path) -> str:
 def size_bytes(path: Path) -> int:
     """Size in bytes of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in files_of(path))
+
+
+def regular(path: Path) -> Path:
+    """The path of a regular file; reading a device such as ``/dev/zero`` or a pipe may never end.
+
+    Raises:
+        OSError: there is no such file, or it is something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path

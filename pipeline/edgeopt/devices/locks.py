@@ -86,7 +86,7 @@ def _lock_folders() -> tuple[Path, ...]:
     """Candidate folders for locks; the second is for accounts without a home folder, as in containers."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
-        return (Path(home).expanduser().absolute() / "locks",)
+        return (Path(os.path.expanduser(home)).absolute() / "locks",)
     return (
         platformdirs.user_state_path("edgeopt") / "locks",
         Path(tempfile.gettempdir()) / f"edgeopt-{os.getuid()}" / "locks",

@@ -8,12 +8,15 @@ two runs share no clock, so they never decide a verdict.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeopt.config.files import write_text
+from edgeopt.config.files import regular, write_text
+from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
@@ -51,12 +54,12 @@ class Baseline(_Part):
     entries: tuple[Entry, ...]
 
 
-class Limits(_Part):
+class Limits(Settings):
     """How much worse than the baseline a run may be."""
 
     max_drop: float = Field(0.01, ge=0, le=1)
     confidence: float = Field(0.95, ge=0.5, lt=1)
-    undecided: str = "fail"
+    undecided: Literal["fail", "pass"] = "fail"
     max_size_increase: float = Field(0.02, ge=0, description="relative to the old size")
 
 
@@ -125,14 +128,14 @@ def read_baseline(path: Path) -> Baseline:
         UsageError: it is missing, truncated, damaged, or of another version.
     """
     try:
-        text = path.read_text("utf-8")
+        text = regular(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
             f"cannot read the baseline {path}: {reason}", fix="write one: edgeopt baseline write RUN"
         ) from error
     try:
-        version = json.loads(text).get("schema")
+        version = json_value(text).get("schema")
         if version != SCHEMA:
             raise UsageError(
                 f"{path} is a baseline of version {version}, this edgeopt reads version {SCHEMA}",

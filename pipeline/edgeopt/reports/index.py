@@ -1,6 +1,7 @@
 """All runs of a folder on one page: accuracy, size and latency over time, per recipe."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
     Raises:
         UsageError: the folder does not exist, or the page cannot be written.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"no such folder: {folder}", fix="choose a folder with runs: artifacts/runs")
     target = out or folder / INDEX
     try:

@@ -3,7 +3,6 @@
 Every response from a device is validated here before it is used.
 """
 
-import json
 from typing import Any, get_args, get_origin
 
 from edgeopt.devices.agent import protocol
@@ -22,6 +21,7 @@ from edgeopt.devices.agent.protocol import (
     Timing,
 )
 from edgeopt.errors import DeviceError
+from edgeopt.formats.wire.bounded import json_value
 
 __all__ = [
     "PROTOCOL",
@@ -93,7 +93,7 @@ def schema(kind: Any) -> dict[str, Any]:
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        value = json.loads(text)
+        value = json_value(text)
         # Escapes can form lone surrogates, which no report can be written with.
         return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ import psutil
 
 from edgeopt.config.files import file_digest, files_of
 from edgeopt.errors import StoreError, UsageError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.plugin import digest_of
 
 ARTIFACTS = Path("artifacts")
@@ -78,7 +79,7 @@ class Store:
         models = {}
         for folder in self._folders():
             try:
-                meta = json.loads((folder / "entry.json").read_text("utf-8"))["meta"]
+                meta = json_value((folder / "entry.json").read_text("utf-8"))["meta"]
                 if "model" in meta:
                     models[meta["digest"]] = folder / "files" / meta["model"]["path"]
             except (OSError, ValueError, KeyError, TypeError):
@@ -183,7 +184,7 @@ def store_folder(given: Path | None) -> Path:
 def _verified_record(folder: Path) -> dict[str, Any] | None:
     """The record of an entry, None if any of its bytes changed."""
     try:
-        record: dict[str, Any] = json.loads((folder / "entry.json").read_text("utf-8"))
+        record: dict[str, Any] = json_value((folder / "entry.json").read_text("utf-8"))
         intact = record["check"] == digest_of([record["files"], record["meta"]])
         return record if intact and record["files"] == _digests(folder / "files") else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -6,7 +6,6 @@ Python code. An archive is therefore scanned before torch loads it. Pickles of p
 example inputs, are permitted: they are read with ``weights_only``.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import StageError
+from edgeopt.formats.wire.bounded import json_value
 
 CODE = re.compile(r"data/aotinductor/|data/executorch/|data/mtia/|data/constants/(opaque|custom)_obj")
 """Records with compiled libraries or pickled objects: see torch/csrc/export/pt2_archive_constants.h."""
@@ -65,7 +65,7 @@ def refuse_code(path: Path) -> None:
     for name in records:
         if name.lower().startswith("models/"):
             try:
-                suspicious += _suspicious(json.loads(reader.get_record(name)))
+                suspicious += _suspicious(json_value(reader.get_record(name)))
             except ValueError:
                 suspicious.append(f"{name}, which is not JSON")
     if suspicious:
