@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgeopt.cli import interruption
+from edgeopt.config.files import write_text, writing
 from edgeopt.results import Event
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ def plain_output() -> bool:
 class Progress:
     """Receives the progress events of a run and shows them as a tree or as lines."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, kept: bool = True) -> None:
+        """``kept``: whether the results of steps remain after the command ends."""
         self.quiet = quiet
+        self.kept = kept
         self.lines: list[str] = []
         self.start_times: dict[tuple[str, str], float] = {}
         self.work: Work | None = None
@@ -72,6 +76,8 @@ class Progress:
         if event.status == "planned":
             return
         key = (event.branch, event.step)
+        if self.kept and event.status in ("done", "shared", "cached"):
+            interruption.keep_step(*key)
         if event.status == "started":
             self.start_times[key] = time.monotonic()
             return
@@ -88,5 +94,10 @@ class Progress:
             typer.echo(line, err=True)
 
     def write_log(self, path: Path) -> None:
-        """Write all lines that were shown to a file."""
-        path.write_text("\n".join(self.lines) + "\n", "utf-8")
+        """Write all lines that were shown to a file.
+
+        Raises:
+            CannotRunError: the file cannot be written.
+        """
+        with writing(path, "free space there"):
+            write_text(path, "\n".join(self.lines) + "\n")
