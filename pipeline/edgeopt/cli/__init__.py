@@ -86,7 +86,8 @@ def _explain(error: BaseException) -> int:
         cause = error.__context__ and (error.__context__.__cause__ or error.__context__)
         if isinstance(cause, OSError | EOFError):
             return _explain(cause)  # typer ends with 1 after these, which is the code of a failed check
-        return error.code if isinstance(error.code, int) else 0
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
     if isinstance(error, EdgeoptError):
         _say(f"{_red('error:')} {error}")
         return error.exit_code
