@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py [build train measure push pull] [--count 200] [--seed 0] [--minutes 600]
 
-Each turn starts one of the commands, by default of all five, and ends it with SIGKILL, SIGINT, SIGTERM or SIGHUP. Afterwards:
+Each turn starts one of these commands and ends it with SIGKILL, SIGINT, SIGTERM or SIGHUP. Afterwards:
 
 - the exit code is 130 after a signal, with one line of explanation and no traceback;
 - no process of the command is left after 2 s;
@@ -107,15 +107,8 @@ class Work:
         return ["optimize", f"{name}.yaml", "--store", f"store-{name}", "--out", name]
 
     def push(self, remote: str, shelf: str) -> list[str]:
-        return [
-            "artifacts",
-            "push",
-            "build",
-            "--to",
-            f"{self.folder / remote}/digits:1.0",
-            "--library",
-            shelf,
-        ]
+        release = f"{self.folder / remote}/digits:1.0"
+        return ["artifacts", "push", "build", "--to", release, "--library", shelf]
 
     def pull(self, remote: str, shelf: str) -> list[str]:
         release = ["artifacts", "pull", f"{self.folder / remote}/digits:1.0", "--library", shelf]

@@ -403,10 +403,10 @@ def test_a_killed_writer_leaves_nothing_beside_the_next_file(tmp_path: Path) -> 
 
 def test_a_full_disk_names_the_file_and_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "models" / "int8.tflite"
-    with pytest.raises(CannotRunError) as caught, writing(target, "free space there"), FULL.open("w") as file:
+    with pytest.raises(CannotRunError) as caught, writing(target, "choose another"), FULL.open("w") as file:
         file.write("x")
         file.flush()
-    assert str(caught.value) == f"cannot write {target}: no space left\n  free space there"
+    assert str(caught.value) == f"cannot write {target}: no space left\n  free space there, or choose another"
     assert caught.value.exit_code == 3
 
     def full(*_: object, **__: object) -> None:

@@ -46,6 +46,6 @@ def slim(file: Path, out: Path) -> Slimmed:
         slimmed = (
             applicable[0].model_validate(strict).run(Model(format=kind.name, path=file, inputs=()), context)
         )
-        with writing(out, "free space there, or choose another folder"), replacing(out) as place:
+        with writing(out, "choose another folder"), replacing(out) as place:
             kind.copy_to(slimmed.path, place)
     return Slimmed(before, size_breakdown(out))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.config.scratch import scratch_folder, sweep
-from edgeopt.errors import CannotRunError
+from edgeopt.errors import CannotRunError, EdgeoptError, UsageError
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -41,7 +41,8 @@ def writing(place: Path, fix: str) -> Iterator[None]:
     """Convert an ``OSError`` of the block into an error that names the file or folder written.
 
     Raises:
-        CannotRunError: ``place`` cannot be written.
+        UsageError: ``place`` is not writable.
+        CannotRunError: the disk is full.
     """
     try:
         yield
@@ -49,10 +50,11 @@ def writing(place: Path, fix: str) -> Iterator[None]:
         raise unwritable(place, error, fix) from error
 
 
-def unwritable(place: Path, error: OSError, fix: str) -> CannotRunError:
-    """The error for a file or folder that cannot be written."""
-    reason = "no space left" if error.errno in NO_SPACE else error.strerror or error
-    return CannotRunError(f"cannot write {place}: {reason}", fix=fix)
+def unwritable(place: Path, error: OSError, fix: str) -> EdgeoptError:
+    """The error for a file or folder that cannot be written; see `writing`."""
+    if error.errno in NO_SPACE:
+        return CannotRunError(f"cannot write {place}: no space left", fix=f"free space there, or {fix}")
+    return UsageError(f"cannot write {place}: {error.strerror or error}", fix=fix)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -56,7 +56,11 @@ class Golden:
             )
         if self.labels is not None:
             arrays["label"] = self.labels
-        with writing(path, "free space there"), replacing(path) as scratch, scratch.open("wb") as file:
+        with (
+            writing(path, "choose another folder with --out DIR"),
+            replacing(path) as scratch,
+            scratch.open("wb") as file,
+        ):
             np.savez(file, allow_pickle=False, **arrays)
 
 

@@ -26,7 +26,7 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", fix="choose a folder with runs: artifacts/runs")
     target = out or folder / INDEX
-    with writing(target, "free space there, or choose another file with --out"):
+    with writing(target, "choose another file with --out"):
         write_text(target, render(*read_runs(folder), folder=folder, place=target))
     return target
 

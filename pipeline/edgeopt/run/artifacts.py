@@ -12,7 +12,7 @@ from edgeopt.plugin import Format
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Artifact
 
-OTHER_FOLDER = "free space there, or choose another folder with --out DIR"
+OTHER_FOLDER = "choose another folder with --out DIR"
 
 
 def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
@@ -60,7 +60,8 @@ def place(kind: Format, path: Path, target: Path) -> list[Path]:
     """Copy a model to ``target``, each file atomically; returns its files there other than ``target``.
 
     Raises:
-        CannotRunError: the folder is not writable, or the disk is full.
+        UsageError: the folder is not writable.
+        CannotRunError: the disk is full.
     """
     if path.is_dir():
         # Replaced as a whole, so that no file of an earlier run remains.
@@ -76,7 +77,8 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
     """Write a file or folder atomically: ``write`` gets a scratch path next to ``target``.
 
     Raises:
-        CannotRunError: the folder is not writable, or the disk is full.
+        UsageError: the folder is not writable.
+        CannotRunError: the disk is full.
     """
     with writing(target, OTHER_FOLDER), replacing(target) as scratch:
         write(scratch)

@@ -97,7 +97,8 @@ class Progress:
         """Write all lines that were shown to a file.
 
         Raises:
-            CannotRunError: the file cannot be written.
+            UsageError: the file is not writable.
+            CannotRunError: the disk is full.
         """
-        with writing(path, "free space there"):
+        with writing(path, "choose another folder with --out DIR"):
             write_text(path, "\n".join(self.lines) + "\n")
