@@ -107,11 +107,11 @@ class Work:
         return ["optimize", f"{name}.yaml", "--store", f"store-{name}", "--out", name]
 
     def push(self, remote: str, shelf: str) -> list[str]:
-        release = f"{self.folder / remote}/digits:1.0"
+        release = f"file://{self.folder / remote}/digits:1.0"
         return ["artifacts", "push", "build", "--to", release, "--library", shelf]
 
     def pull(self, remote: str, shelf: str) -> list[str]:
-        release = ["artifacts", "pull", f"{self.folder / remote}/digits:1.0", "--library", shelf]
+        release = ["artifacts", "pull", f"file://{self.folder / remote}/digits:1.0", "--library", shelf]
         return [*release, "--variant", "int8", "--device", "host", "--out", "pulled"]
 
     def undisturbed(self, name: str, *arguments: str) -> Command:

@@ -58,6 +58,7 @@ def main() -> NoReturn:
     if code == interruption.INTERRUPTED or interruption.happened():
         code = interruption.INTERRUPTED
         _say(interruption.message())
+    interruption.finish()
     sys.exit(code)
 
 

@@ -42,6 +42,13 @@ def stop_listening() -> None:
     _State.listening = False
 
 
+def finish() -> None:
+    """Ignore signals until the process has ended: the interpreter restores default actions, but not these."""
+    with contextlib.suppress(ValueError):
+        for number in (*SIGNALS, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def happened() -> bool:
     """Whether a signal interrupted the process."""
     return _State.happened
