@@ -231,14 +231,14 @@ def main() -> int:
     deadline = time.monotonic() + given.minutes * 60
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         work = Work(Path(name), given.commands or list(WRITTEN))
-        fresh = set(work.commands)
+        fresh = {command.name for command in work.commands}
         while work.ended.total() < given.count and time.monotonic() < deadline:
             command = chance.choice(work.commands)
-            if command in fresh or chance.random() < 0.2:
-                fresh.discard(command)
+            if command.name in fresh or chance.random() < 0.2:
+                fresh.discard(command.name)
                 forget(work.folder, command.name)
             if not work.turn(command, chance.choice(SIGNALS), chance.uniform(0, command.seconds)):
-                fresh.add(command)
+                fresh.add(command.name)
         # The next runs: they resume, sweep, and end with the same files.
         for command in work.commands:
             work.undisturbed(command.name, *command.arguments)
