@@ -167,6 +167,19 @@ def test_a_signal_during_the_imports_is_no_traceback(tmp_path: Path) -> None:
     assert LINE.fullmatch(done.stderr)
 
 
+def test_a_signal_inside_exec_of_a_text_ends_with_130() -> None:
+    script = (
+        "import signal\n"
+        "from edgeopt.cli import main\n"
+        "import edgeopt.cli.root as root\n"
+        "def command(): exec('signal.raise_signal(signal.SIGTERM)', {'signal': signal})\n"
+        "root.app = command\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, bool(LINE.fullmatch(done.stderr))) == (130, True)
+
+
 @pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

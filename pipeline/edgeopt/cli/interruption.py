@@ -1,6 +1,6 @@
 """SIGINT, SIGTERM and SIGHUP end a command in the same way: it cleans up, prints one line and exits with 130.
 
-The first signal raises ``KeyboardInterrupt``, and further ones are ignored: runners of CI jobs send several,
+The first signal raises ``Interrupted``, and further ones are ignored: runners of CI jobs send several,
 which must not interrupt the clean-up. A signal that the parent process ignores (``nohup``) stays ignored.
 """
 
@@ -16,6 +16,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEANUP_SECONDS = 8.0
 """Time for the clean-up; CI runners wait 7.5 s or more before they kill a job."""
 RETRY_SECONDS = 0.01
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal arrived.
+
+    Not ``KeyboardInterrupt`` itself: if it passes through ``exec`` of a text, as in a dataclass that is just
+    being defined, CPython ends with SIGINT instead of the exit code, even if it is handled later.
+    """
 
 
 class _State:
@@ -68,7 +76,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _State.listening:
         _State.listening, _State.happened = False, True
         signal.setitimer(signal.ITIMER_REAL, CLEANUP_SECONDS)
-        raise KeyboardInterrupt
+        raise Interrupted
     if number == signal.SIGALRM and _State.happened:
         _give_up()
 

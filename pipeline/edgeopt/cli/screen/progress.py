@@ -62,7 +62,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.work is not None:
-            aborted = "interrupted" if kind is KeyboardInterrupt else "stopped"
+            aborted = "interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else "stopped"
             self.work.outcome = "finished" if kind is None else aborted
         if self.live is not None:
             # Draws the final state, unless nothing was ever shown, and restores the cursor.
