@@ -76,6 +76,7 @@ def check(
 
     from edgeopt.cli.screen.github import report_to_github
     from edgeopt.cli.screen.tables import show_verdicts
+    from edgeopt.config.files import writing
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
     from edgeopt.evaluation.baseline import check as check_baseline
@@ -125,7 +126,8 @@ def check(
     judged = report.model_copy(update={"gates": tuple(verdicts)})
     for path, text in ((comment, comments.render(report, verdicts)), (junit, junits.render(judged))):
         if path is not None:
-            path.write_text(text, "utf-8")
+            with writing(path, "give another file"):
+                path.write_text(text, "utf-8")
     if as_json:
         typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
     else:

@@ -58,7 +58,7 @@ def optimize(
     assert report.folder is not None  # set by optimize
     progress.write_log(report.folder / "run.log")
     if as_json:
-        typer.echo((report.folder / "report.json").read_text("utf-8"), nl=False)
+        typer.echo((report.folder / "report.json").read_bytes(), nl=False)
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.html'}")
@@ -131,7 +131,7 @@ def report(
     if format == "table":
         show_report(shown)
     elif format in RENDERERS:
-        typer.echo(RENDERERS[format](shown), nl=False)
+        typer.echo(RENDERERS[format](shown).encode(), nl=False)
     else:
         raise UsageError(f"no report format {format!r}", fix=f"choose table, {', '.join(RENDERERS)}")
 

@@ -1,12 +1,12 @@
 """The main use case, in order: recipe, plan, build, measure, judge, report."""
 
-import datetime
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from edgeopt.config.files import replacing
+from edgeopt.config.files import NO_SPACE, SCRATCH, replacing, unwritable, writing
 from edgeopt.config.registry import plugin_name
+from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import DataError, UsageError
 from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset
@@ -17,6 +17,7 @@ from edgeopt.reports.index import write_index
 from edgeopt.reports.thumbnails import thumbnails, worst_flips
 from edgeopt.results import Event, Report, Result
 from edgeopt.run import assemble
+from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
 from edgeopt.run.preflight import Findings, preflight
@@ -57,8 +58,26 @@ def optimize(
     plan = make_plan(loaded)
     if not keep_going:
         plan.demand_possible()
-    folder = run_folder(out, loaded.name, clock.started)
-    finished = Store(store_folder(store))
+    place = out or ARTIFACTS / "runs" / f"{clock.started:%Y%m%d-%H%M%S}-{loaded.name}"
+    with run_folder(place, whole=out is None) as folder:
+        report = _run(plan, folder, Store(store_folder(store)), clock, device_folders, watch)
+    if out is None:
+        with writing(place.parent, OTHER_FOLDER):
+            point_latest(place)
+        write_index(place.parent)
+    return report.model_copy(update={"folder": place})
+
+
+def _run(
+    plan: Plan,
+    folder: Path,
+    finished: Store,
+    clock: RunClock,
+    device_folders: Sequence[Path],
+    watch: Callable[[Event], None],
+) -> Report:
+    """Build, measure and judge everything in a plan, and write the report to ``folder``."""
+    loaded = plan.recipe
     findings = Findings()
     try:
         findings = preflight(plan, finished, device_folders, watch)
@@ -99,11 +118,9 @@ def optimize(
         labels=loaded.model.labels,
         thumbnails=_pictures(plan, rows),
     )
-    write_report(report, folder)
-    if out is None:
-        point_latest(folder)
-        write_index(folder.parent)
-    return report.model_copy(update={"folder": folder})
+    with writing(folder, OTHER_FOLDER):
+        write_report(report, folder)
+    return report
 
 
 def plan(
@@ -130,23 +147,40 @@ def announce(plan: Plan, watch: Callable[[Event], None]) -> None:
             watch(Event(branch=branch.name, step=step, status="planned"))
 
 
-def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Path:
-    """Create the report's folder early, to fail before the run if it is not writable.
+@contextmanager
+def run_folder(place: Path, *, whole: bool) -> Iterator[Path]:
+    """The folder to write the report to, created early, to fail before the run if it is not writable.
+
+    A run that does not finish leaves no empty folder. With ``whole``, it leaves nothing: the folder is a
+    scratch folder, which is renamed to ``place`` at the end.
 
     Raises:
         UsageError: the folder cannot be created or written.
+        CannotRunError: the disk is full.
     """
-    folder = given or ARTIFACTS / "runs" / f"{started:%Y%m%d-%H%M%S}-{name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR"
-        ) from error
-    return folder
+    with ExitStack() as cleanup:
+        parent = place.parent if whole else place
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            sweep(parent, SCRATCH)
+            scratch = cleanup.enter_context(scratch_folder(parent, SCRATCH))
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise unwritable(place, error, OTHER_FOLDER) from error
+            raise UsageError(
+                f"cannot write to {place}: {error.strerror}", fix="choose another with --out DIR"
+            ) from error
+        if whole:
+            yield scratch
+            with writing(place, OTHER_FOLDER):
+                scratch.rename(place)
+            return
+        cleanup.close()
+        try:
+            yield place
+        finally:
+            with suppress(OSError):
+                place.rmdir()  # only if it is empty
 
 
 def _digest(dataset: Dataset | None) -> str:

@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeopt.config.scratch import lasting_temporary_folder
 from edgeopt.devices.environments import HOME_VARIABLE
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import digest_of
@@ -89,5 +89,5 @@ def _lock_folders() -> tuple[Path, ...]:
         return (Path(os.path.expanduser(home)).absolute() / "locks",)
     return (
         platformdirs.user_state_path("edgeopt") / "locks",
-        Path(tempfile.gettempdir()) / f"edgeopt-{os.getuid()}" / "locks",
+        lasting_temporary_folder() / f"edgeopt-{os.getuid()}" / "locks",
     )

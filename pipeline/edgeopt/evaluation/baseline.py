@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeopt.config.files import regular, write_text
+from edgeopt.config.files import regular, write_text, writing
 from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
@@ -115,10 +115,8 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
         UsageError: the file cannot be written.
     """
     record = baseline.model_dump(mode="json", by_alias=True)
-    try:
+    with writing(path, "choose another file"):
         write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", fix="choose another file") from error
 
 
 def read_baseline(path: Path) -> Baseline:

@@ -3,6 +3,7 @@
 Every response from a device is validated here before it is used.
 """
 
+import json
 from typing import Any, get_args, get_origin
 
 from edgeopt.devices.agent import protocol

@@ -1,10 +1,12 @@
 """A temporary job folder on this machine, and processes that run in it."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,10 @@ INTERPRETER_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_E
 """Settings of the running interpreter that would break another one."""
 MAX_OUTPUT = 4 << 20
 """Bytes of a job's output that are kept, its end."""
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded here: a forked process must not load a library
 
 
 def foreign_environment() -> dict[str, str]:
@@ -67,6 +73,7 @@ class LocalLink(Link):
                     stdout=stdout,
                     stderr=stderr,
                     start_new_session=True,
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 raise DeviceError(f"cannot start {self.command[0]}: {error}") from error
@@ -105,6 +112,11 @@ class LocalLink(Link):
         if path == self.folder or self.folder not in path.parents:
             raise DeviceError(f"{name!r} is outside the job folder")
         return path
+
+
+def _die_with_parent() -> None:
+    """Run in a new process: the kernel kills it when this one dies, even by SIGKILL (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> str | Path:

@@ -1,5 +1,6 @@
 """The code of a worker process: runs a task and redirects its output to a log."""
 
+import io
 import os
 import pickle
 import signal
@@ -42,6 +43,10 @@ def prepare(worker: Worker, parent: int) -> None:
     os.environ.update(ENVIRONMENT[worker])
     # Without the last one, ONNX Runtime sends usage data of every session and leaves a temporary file.
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
+    for stream in (sys.stdout, sys.stderr):
+        # The encoding of the log: libraries print characters that the encoding of the terminal may lack.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # The pool terminates its workers with this signal, often during interpreter shutdown. A Python handler
     # (pebble installs one) may be gone by then, and a traceback would be printed.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
