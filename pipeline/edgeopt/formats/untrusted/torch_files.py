@@ -67,7 +67,7 @@ def findings(path: Path) -> list[str]:
 
 
 def findings_for_torch(path: Path) -> list[str]:
-    """The same, read by torch: a crafted archive could present different contents to another zip reader.
+    """The same, and also as torch reads it: a crafted archive can present other contents to another reader.
 
     Raises:
         RuntimeError: the file is not an archive that torch can read, such as a program of torch < 2.9.
@@ -75,6 +75,9 @@ def findings_for_torch(path: Path) -> list[str]:
     """
     import torch
 
+    found = findings(path)
+    if found:
+        return found
     reader: Any = torch._C.PyTorchFileReader(str(path))
     names = list(reader.get_all_records())
     return _scan(names, lambda name: bytes(reader.get_record(name)))

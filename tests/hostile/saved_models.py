@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile_case import SECRET, Case
+from hostile.case import SECRET, Case
 
 SCRIPT = r"""
 import json, os, sys, warnings
@@ -139,7 +139,7 @@ metadata("lambda-wrapped", inside_wrapper)
 metadata("lambda-spaced", lambda c: json.dumps(c, indent=3).replace('": "Lambda"', '" :\n"Lambda"'))
 def operator(content):
     content["class_name"] = "TFOpLambda"
-    content["config"] = {"name": "lam", "trainable": True, "dtype": "float32", "function": "io.gfile.makedirs"}
+    content["config"] = {"name": "lam", "dtype": "float32", "function": "io.gfile.makedirs"}
     return json.dumps(content)
 metadata("lambda-operator", operator)
 

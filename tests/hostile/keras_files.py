@@ -5,12 +5,14 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
-from hostile_case import SECRET, Case
+from hostile.case import SECRET, Case
+
+if TYPE_CHECKING:
+    import h5py
 
 Layer = dict[str, Any]
 
@@ -103,11 +105,20 @@ def _configurations(mark: Path) -> Iterator[tuple[str, Layer, str]]:
     utility = {"class_name": "get_file", "module": "keras.utils", "config": {"origin": f"file://{SECRET}"}}
     yield "keras-get-file", _with_dense(kernel_initializer=utility), "keras.utils"
     yield "module-of-others", _model(_layer("Dense", module="their.layers", units=3)), "their.layers"
-    spec = {"class_name": "__typespec__", "spec_name": "Popen", "module": "subprocess", "registered_name": None}
+    spec = {
+        "class_name": "__typespec__",
+        "spec_name": "Popen",
+        "module": "subprocess",
+        "registered_name": None,
+    }
     yield "type", _with_dense(bias_initializer={**spec, "config": []}), "subprocess"
 
     yield "lambda", _model(_layer("Lambda", function=["4wA=", None, None])), "Lambda"
-    yield "lambda-function", _with_dense(activation={"class_name": "__lambda__", "config": {"value": "4wA="}}), ""
+    yield (
+        "lambda-function",
+        _with_dense(activation={"class_name": "__lambda__", "config": {"value": "4wA="}}),
+        "",
+    )
     yield "torch-module", _model(_layer("TorchModuleWrapper", module="keras.layers")), "TorchModuleWrapper"
     saved = _layer("TFSMLayer", module="keras.layers", filepath=str(SECRET.parent))
     yield "saved-model-layer", _model(saved), "TFSMLayer"
@@ -115,8 +126,10 @@ def _configurations(mark: Path) -> Iterator[tuple[str, Layer, str]]:
     yield "vocabulary-text", _model(_layer("TextVectorization", vocabulary=str(SECRET))), str(SECRET)
 
 
-def hdf5(path: Path, config: Layer, edit: Callable[[h5py.File], None] = lambda file: None) -> Path:
+def hdf5(path: Path, config: Layer, edit: "Callable[[h5py.File], None]" = lambda file: None) -> Path:
     """An ``.h5`` file as tf_keras writes it; ``edit`` changes its weights."""
+    import h5py
+
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = json.dumps(config)
         file.attrs["keras_version"], file.attrs["backend"] = "2.15.0", "tensorflow"
@@ -139,25 +152,26 @@ def archive(path: Path, config: Layer, weights: Path, version: str = "2.15.0") -
     return path
 
 
-def _elsewhere(folder: Path) -> dict[str, Callable[[h5py.File], None]]:
+def _elsewhere(folder: Path) -> "dict[str, Callable[[h5py.File], None]]":
     """Weights that are stored in another file, in each way that HDF5 has."""
+    import h5py
 
-    def external(file: h5py.File) -> None:
+    def external(file: "h5py.File") -> None:
         del file["model_weights/d/d/kernel:0"]
         store = [(str(SECRET), 0, 48)]
         file.create_dataset("model_weights/d/d/kernel:0", (4, 3), "<f4", external=store)
 
-    def virtual(file: h5py.File) -> None:
+    def virtual(file: "h5py.File") -> None:
         del file["model_weights/d/d/kernel:0"]
         layout = h5py.VirtualLayout((4, 3), "<f4")
         layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "secret", (4, 3))
         file.create_virtual_dataset("model_weights/d/d/kernel:0", layout)
 
-    def link(file: h5py.File) -> None:
+    def link(file: "h5py.File") -> None:
         del file["model_weights/d/d/kernel:0"]
         file["model_weights/d/d/kernel:0"] = h5py.ExternalLink(str(folder / "other.h5"), "secret")
 
-    def group(file: h5py.File) -> None:
+    def group(file: "h5py.File") -> None:
         del file["model_weights/d"]
         file["model_weights/d"] = h5py.ExternalLink("other.h5", "group")
 
@@ -166,6 +180,8 @@ def _elsewhere(folder: Path) -> dict[str, Callable[[h5py.File], None]]:
 
 def build(folder: Path, mark: Path) -> Iterator[Case]:
     """Build the files; ``mark`` is the folder whose content none of them may change."""
+    import h5py
+
     with h5py.File(folder / "other.h5", "w") as other:
         other["secret"] = np.full((4, 3), 7, np.float32)
     plain = hdf5(folder / "plain.h5", _model())
@@ -180,5 +196,7 @@ def build(folder: Path, mark: Path) -> Iterator[Case]:
     for name, edit in _elsewhere(folder).items():
         file = hdf5(folder / f"stored-{name}.h5", _model(), edit)
         yield Case(file, "the file", allowed_by_trust=False)
-        inner = archive(folder / f"stored-{name}.keras", _model(), file, "3.10.0" if name == "link" else "2.15.0")
+        inner = archive(
+            folder / f"stored-{name}.keras", _model(), file, "3.10.0" if name == "link" else "2.15.0"
+        )
         yield Case(inner, "the file", allowed_by_trust=False)

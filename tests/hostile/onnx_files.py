@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hostile_case import SECRET, Case
+from hostile.case import SECRET, Case
 
 
 def build(folder: Path, mark: Path) -> Iterator[Case]:
@@ -54,7 +54,9 @@ def build(folder: Path, mark: Path) -> Iterator[Case]:
         return helper.make_node("Constant", [], [name], value=stored(up))
 
     def branch(name: str) -> Any:
-        return helper.make_graph([constant(f"{name}_w"), *mean(f"{name}_w", name)], name, [], [value(name, None)])
+        return helper.make_graph(
+            [constant(f"{name}_w"), *mean(f"{name}_w", name)], name, [], [value(name, None)]
+        )
 
     places: dict[str, Callable[[], Path]] = {
         "attribute": lambda: save("attribute", [constant("w"), *mean("w", "m")], []),

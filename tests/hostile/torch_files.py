@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hostile_case import SECRET, Case
+from hostile.case import SECRET, Case
 
 HARMLESS = """
 import sys, torch
@@ -79,11 +79,17 @@ torch.jit.script(net).save("plain.pt")
                 new.writestr(f"{Path(source).stem}/{member}", content)
         return folder / name
 
-    def program(name: str, change: Callable[[str], str]) -> Path:
+    def program(name: str, old: str, new: str) -> Path:
+        """The exported program with the text that matches ``old`` replaced."""
+
         def edit(member: str, content: bytes) -> bytes:
-            return change(content.decode()).encode() if "/models/" in member else content
+            text = re.sub(old, lambda _: new, content.decode()) if "/models/" in member else ""
+            return text.encode() or content
 
         return edited("net.pt2", name, edit)
+
+    def unchanged(member: str, content: bytes) -> bytes:
+        return content
 
     touch = f"__import__('os').system('touch {mark}/pt2')"
     expressions = {
@@ -94,10 +100,8 @@ torch.jit.script(net).save("plain.pt")
         "getattr": "getattr(Symbol, 's0')",
     }
     for name, expression in expressions.items():
-        text = json.dumps(expression)
-        changed = re.compile(r'"expr_str": "[^"]*"')
-        found = program(f"expression-{name}.pt2", lambda old: changed.sub(lambda _: f'"expr_str": {text}', old))
-        yield Case(found, "expr_str")
+        text = f'"expr_str": {json.dumps(expression)}'
+        yield Case(program(f"expression-{name}.pt2", '"expr_str": "[^"]*"', text), "expr_str")
     targets = {
         "os": "os.system",
         "builtin": "builtins.exec",
@@ -111,33 +115,33 @@ torch.jit.script(net).save("plain.pt")
         "call": "_operator.call",
     }
     for name, target in targets.items():
-        text = target
-        file = program(f"target-{name}.pt2", lambda old: old.replace("torch.ops.aten.linear.default", text))
-        yield Case(file, target)
+        yield Case(program(f"target-{name}.pt2", r"torch\.ops\.aten\.linear\.default", target), target)
     code = pickle.dumps(_Touch(str(mark / "unpickled")))
     for name, record in {
         "opaque": "data/constants/opaque_obj_0",
         "custom": "data/constants/custom_obj_0",
         "compiled": "data/aotinductor/model/evil.so",
     }.items():
-        yield Case(edited("net.pt2", f"{name}.pt2", lambda _, content: content, **{record: code}), record)
-    twice = edited("net.pt2", "twice.pt2", lambda _, content: content, **{"ARCHIVE_format": b"pt2"})
+        yield Case(edited("net.pt2", f"{name}.pt2", unchanged, **{record: code}), record)
+    twice = edited("net.pt2", "twice.pt2", unchanged, ARCHIVE_format=b"pt2")
     yield Case(twice, "two records of the same name")
 
     lines = {
         "method": f'_0 = (x).save("{mark}/method")',
         "alias": f't = torch\n    t.save(x, "{mark}/alias")',
         "operator": f'ops.aten.save(x, "{mark}/operator")',
-        "network": 'ops.c10d.send([x], 0, 0)',
+        "network": "ops.c10d.send([x], 0, 0)",
         "escaped": f'getattr(torch, "sa\\x76e")(x, "{mark}/escaped")',
     }
     with zipfile.ZipFile(folder / "plain.pt") as plain:
-        module = next(name for name in plain.namelist() if name.endswith(".py") and b"linear" in plain.read(name))
+        module = next(
+            name for name in plain.namelist() if name.endswith(".py") and b"linear" in plain.read(name)
+        )
     for name, line in lines.items():
-        text = line
+        statement = f"    {line}\n    ".encode()
 
-        def edit(member: str, content: bytes, text: str = text) -> bytes:
-            return content.replace(b"    ", f"    {text}\n    ".encode(), 1) if member == module else content
+        def edit(member: str, content: bytes, statement: bytes = statement) -> bytes:
+            return content.replace(b"    ", statement, 1) if member == module else content
 
         word = {"network": "c10d::send", "escaped": "escapes"}.get(name, "aten::save")
         yield Case(edited("plain.pt", f"script-{name}.pt", edit), word)
