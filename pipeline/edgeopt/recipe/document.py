@@ -72,7 +72,7 @@ class ModelPart(_Part):
     )
     preprocess: Preprocessing = Field(Preprocessing(), description="conversion of raw samples to model input")
     labels: tuple[str, ...] = Field((), description="class names, in the order of the outputs")
-    trust: bool = Field(False, description="allow Lambda layers and pickles, which run code from the file")
+    trust: bool = Field(False, description="allow a file that runs code, or reads or writes other files")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelPart":
