@@ -62,7 +62,7 @@ y = keras.layers.MultiHeadAttention(2, 2)(y, y)
 inner = keras.Sequential([keras.Input((36, 4)), keras.layers.GRU(3)]); inner.compile("sgd", "mse")
 new = keras.Model(third, keras.layers.Dense(2)(inner(y)))
 new.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, 9)), "mse", metrics=["mae"])
-new.save("new.keras"); new.save("new.h5"); new.export("exported", verbose=False)
+inner.save("new.h5"); new.save("new.keras"); new.export("exported", verbose=False)
 words = keras.Sequential([keras.Input((1,), dtype="string"),
                           keras.layers.TextVectorization(vocabulary=["a", "b"])])
 words.save("words.keras")
