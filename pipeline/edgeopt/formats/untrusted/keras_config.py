@@ -98,7 +98,8 @@ SCORES = frozenset(
 LEGACY_PARTS = frozenset(
     "constant glorot_normal glorot_uniform he_normal he_uniform identity lecun_normal lecun_uniform ones "
     "orthogonal random_normal random_uniform truncated_normal variance_scaling zeros l1 l1_l2 l2 max_norm "
-    "min_max_norm non_neg radial_constraint unit_norm normal uniform one zero orthogonal_regularizer stft".split()
+    "min_max_norm non_neg radial_constraint unit_norm normal uniform one zero orthogonal_regularizer "
+    "stft".split()
 )
 """Initializers, regularizers and constraints by the names of Keras 1 and 2."""
 FUNCTIONS = ACTIVATIONS | SCORES
