@@ -34,7 +34,7 @@ def profile(
     min_seconds: Annotated[float, typer.Option(help="Measure latency for at least this long.", min=0)] = 2.0,
     protocol: Protocol = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Allow pickles and Lambda layers, which run code from the file.")
+        bool, typer.Option("--trust", help="Allow a file that runs code, or reads or writes other files.")
     ] = False,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,

@@ -97,7 +97,7 @@ class ModelPart(_Part):
     labels: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
         (), description="class names, in the order of the outputs"
     )
-    trust: bool = Field(False, description="allow Lambda layers and pickles, which run code from the file")
+    trust: bool = Field(False, description="allow a file that runs code, or reads or writes other files")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelPart":

@@ -13,6 +13,11 @@ SECONDS = 20
 """Time limit for reading a file; hostile files can keep the library in a loop."""
 
 
+def available() -> bool:
+    """Whether h5py is installed."""
+    return importlib.util.find_spec("h5py") is not None
+
+
 def ask(path: Path, program: str, *arguments: str) -> Any:
     """Run a Python program with ``path`` as its first argument and return the JSON that it prints.
 
@@ -20,7 +25,7 @@ def ask(path: Path, program: str, *arguments: str) -> Any:
         MissingPackageError: h5py is not installed.
         ValueError: the file cannot be read.
     """
-    if importlib.util.find_spec("h5py") is None:
+    if not available():
         raise MissingPackageError(f"reading {path.name} needs h5py", fix=install("keras"))
     command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), *arguments]
     try:
