@@ -250,13 +250,13 @@ def test_rebuilt_in_keras_3(report: Any) -> None:
 
 
 def test_open_dimensions_are_asked_for(report: Any) -> None:
-    assert "shape [1, ?, ?, 1] with open dimensions" in report["open"]
+    assert "free.keras has open dimensions: [1, ?, ?, 1]" in report["open"]
     assert report["told"] == [1, 9, 7, 1]
 
 
 @pytest.mark.parametrize("name", ["code.keras", "code.h5", "code_saved"])
 def test_lambda_layer_is_refused_with_the_flag_that_allows_it(report: Any, name: str) -> None:
-    assert f"{name} carries Python code in Lambda layer 'doubler'" in report[name]
+    assert f"{name} contains Python code in Lambda layer 'doubler'" in report[name]
     assert "trust: true" in report[name]
 
 
