@@ -250,7 +250,7 @@ def test_rebuilt_in_keras_3(report: Any) -> None:
 
 
 def test_open_dimensions_are_asked_for(report: Any) -> None:
-    assert "shape [1, ?, ?, 1] with open dimensions" in report["open"]
+    assert "free.keras has open dimensions: [1, ?, ?, 1]" in report["open"]
     assert report["told"] == [1, 9, 7, 1]
 
 

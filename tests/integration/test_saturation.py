@@ -63,7 +63,8 @@ def diagnoses(needs_real_data: Path, tmp_path_factory: pytest.TempPathFactory) -
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    # 3: on a processor without VNNI, `whole_range` saturates here, too.
+    assert done.returncode in (0, 3), done.stderr
     from edgeopt.formats.source import inspect
 
     files = {path.stem: path for path in out.rglob("*.onnx") if "store" not in path.relative_to(out).parts}

@@ -177,7 +177,7 @@ def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Pat
     code, report, err = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript")
     assert (code, report) == (2, {})
     assert "float as torchscript: no chain of stages leads from saved_model to torchscript" in err
-    assert "save the model as functional .keras" in err
+    assert "save the model as a functional .keras" in err
     code, report, _ = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript", "--keep-going")
     assert code == 3
     status = {(row["variant"], row["format"]): row["status"] for row in report["results"]}
