@@ -22,7 +22,6 @@ from edgeopt.devices.agent.protocol import (
     Timing,
 )
 from edgeopt.errors import DeviceError
-from edgeopt.formats.wire.bounded import json_value
 
 __all__ = [
     "PROTOCOL",
@@ -94,9 +93,7 @@ def schema(kind: Any) -> dict[str, Any]:
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        value = json_value(text)
-        # Escapes can form lone surrogates, which no report can be written with.
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("message", f"is not JSON: {str(error)[:100]}") from error
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt_agent.failure import AgentError, refuse
+from edgeopt_agent.failure import AgentError
 from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_untrusted import keras_files, saved_model
 
 SIGNATURE = "serving_default"
 
@@ -25,8 +24,7 @@ class Session(ModelSession):
     A SavedModel that tf_keras cannot load as a Keras model is run through its ``serving_default`` signature;
     its inputs and outputs are then sorted by name.
 
-    Option ``trust``: load a model that contains more than a network, such as Lambda layers: it can run any
-    code.
+    Option ``trust``: run code stored in the model (Lambda layers).
     """
 
     requires = ("keras", "tensorflow")
@@ -50,11 +48,7 @@ class Session(ModelSession):
             if model is None:
                 self._use_signature(path)
                 return
-            self._use_model(model)
-            return
-        if not trust:
-            refuse(path.name, keras_files.findings(path))
-        if path.suffix == ".keras":
+        elif path.suffix == ".keras":
             import keras
 
             if not zipfile.is_zipfile(path):
@@ -121,15 +115,11 @@ def _load_tf_keras(path: Path, trust: bool) -> Any:
 
 
 def _load_saved_model(path: Path, trust: bool) -> Any:
-    """The Keras model in a SavedModel; ``None`` if tf_keras cannot load it, or would run its code."""
+    """The Keras model in a SavedModel, ``None`` if tf_keras cannot load it as one."""
     import tf_keras
 
-    if not (path / saved_model.GRAPH).is_file():
-        raise AgentError("model", f"{path.name} is not a SavedModel: {saved_model.GRAPH} is missing")
-    if not trust:
-        refuse(path.name, saved_model.findings(path))
-        if saved_model.keras_findings(path):
-            return None
+    if not (path / "saved_model.pb").is_file():
+        raise AgentError("model", f"{path.name} is not a SavedModel: saved_model.pb is missing")
     with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
         model = _load_tf_keras(path, trust)
         if isinstance(model, tf_keras.Model):
