@@ -187,7 +187,8 @@ def test_other_data_is_refused_with_both_digests(bundle: Path, again: Callable[.
 
     digest = load_recipe("digits-keras").calibration.digest()  # type: ignore[union-attr]
     rewrite(bundle, other)
-    with pytest.raises(UsageError, match=f"data.calibration is not the data .* {digest}, recorded is {'0' * 64}"):
+    expected = f"data.calibration is not the data .* {digest}, recorded is {'0' * 64}"
+    with pytest.raises(UsageError, match=expected):
         again()
 
 
