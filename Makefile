@@ -42,6 +42,7 @@ lint: $(READY)  ## style, types, layers and wording
 	PYTHONPATH=pipeline $(BIN)/lint-imports
 	$(BIN)/mypy
 	@mkdir -p $(VENV)/agent && ln -sfn ../../pipeline/edgeopt/devices/agent $(VENV)/agent/edgeopt_agent
+	@ln -sfn ../../pipeline/edgeopt/formats/untrusted $(VENV)/agent/edgeopt_untrusted
 	MYPYPATH=$(VENV)/agent $(BIN)/mypy --package edgeopt_agent
 
 unit: $(READY)  ## the fast tests: no framework, no worker process

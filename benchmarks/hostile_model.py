@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from hostile import RESNET20, rescaled  # noqa: E402
+from rescaled_networks import RESNET20, rescaled  # noqa: E402
 
 FACTOR = 100.0
 

@@ -254,8 +254,8 @@ def _facts(plugin: type[Plugin]) -> Iterator[str]:
         if isinstance(plugin.higher_is_better, bool):
             yield f"{'higher' if plugin.higher_is_better else 'lower'} is better"
     if plugin.requires:
-        install = f": `pip install 'edgeopt[{plugin.extra}]'`" if plugin.extra else ""
-        yield f"needs {', '.join(plugin.requires)}{install}"
+        extras = f" (extra `{plugin.extra}`)" if plugin.extra else ""
+        yield f"needs {', '.join(plugin.requires)}{extras}"
 
 
 def _options(plugin: type[Plugin]) -> list[str]:

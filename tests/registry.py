@@ -167,6 +167,9 @@ class Reply(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012
     cut: int | None = None
     pause: float = 0.0
+    drip: float = 0.0
+    """Seconds between two bytes of the body; ``drip_head``: of the status line as well."""
+    drip_head: bool = False
     length: bool = True
     """Whether to send Content-Length."""
 
@@ -200,6 +203,9 @@ def server(answer: Callable[[Request], Reply | None]) -> Iterator[Server]:
                 self.close_connection = True
                 return
             closing.wait(reply.pause)
+            if reply.drip_head:
+                self.drip(b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 10_000, reply.drip)
+                return
             self.send_response(reply.status)
             for key, value in reply.headers.items():
                 self.send_header(key, value)
@@ -208,10 +214,19 @@ def server(answer: Callable[[Request], Reply | None]) -> Iterator[Server]:
             else:
                 self.close_connection = True
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command != "HEAD" and reply.drip:
+                self.drip(reply.body, reply.drip)
+            elif self.command != "HEAD":
                 self.wfile.write(reply.body[: reply.cut])
             if reply.cut is not None:
                 self.close_connection = True
+
+        def drip(self, data: bytes, seconds: float) -> None:
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if closing.wait(seconds):
+                    break
 
         do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
 

@@ -28,9 +28,10 @@ def steps(folder: Path, **inputs: str) -> dict[str, int]:
         }
         assert "${{" not in step["run"]
         environment = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PATH": f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin",
             "HOME": str(folder),
             "GITHUB_ACTIONS": "true",
+            "GITHUB_ACTION_PATH": str(ROOT),
             "GITHUB_OUTPUT": str(folder / "output"),
             "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
             **variables,
@@ -71,3 +72,27 @@ def test_an_input_is_never_part_of_a_script(tmp_path: Path) -> None:
     codes = steps(tmp_path, recipe="$(touch evil); touch evil")
     assert codes == {"optimize": 2}
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("install", "requirement"),
+    [
+        ("keras,onnx", f"{ROOT}[keras,onnx]"),
+        ("edgeopt[keras,onnx]", f"{ROOT}[keras,onnx]"),
+        ("edgeopt", str(ROOT)),
+        ("./edgeopt.whl[onnx]", "./edgeopt.whl[onnx]"),
+        ("edgeopt==1.0", None),
+        ("https://example.com/edgeopt.whl", None),
+    ],
+)
+def test_edgeopt_is_never_installed_by_its_name(
+    tmp_path: Path, install: str, requirement: str | None
+) -> None:
+    python = tmp_path / "python"  # instead of pip: writes its arguments, and fails to end the job
+    python.write_text('#!/bin/sh\necho "$@" > asked\nexit 9\n')
+    python.chmod(0o755)
+    (tmp_path / "edgeopt.whl").touch()
+    codes = steps(tmp_path, recipe="digits-torch", install=install)
+    assert codes == {"install": 9 if requirement else 2}
+    if requirement:
+        assert (tmp_path / "asked").read_text() == f"-m pip install {requirement}\n"

@@ -81,8 +81,8 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
     baseline = baseline_of(run(right()))
     same = check(run(right()), baseline, Limits())
     assert [verdict.status for verdict in same] == ["pass", "pass"]
-    assert same[0].reason == "the predictions are identical (400 samples)"
-    assert (same[0].p_value, same[0].bounds) == (1.0, pytest.approx((-0.0067, 0.0067), abs=1e-4))
+    assert same[0].reason == "unchanged: the predictions are identical (400 samples)"
+    assert (same[0].p_value, same[0].bounds) == (1.0, pytest.approx((-0.0075, 0.0075), abs=1e-4))
     worse, size = check(run(right(wrong=60)), baseline, Limits())
     assert (worse.status, worse.blocks, worse.measured) == ("fail", True, pytest.approx(0.05))
     assert worse.p_value == pytest.approx(2**-20)
@@ -92,12 +92,34 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
 
 
 def test_forty_samples_do_not_decide() -> None:
-    verdict, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits())
-    assert (verdict.status, verdict.blocks, verdict.samples_needed) == ("undecided", True, 268)
-    told = "the predictions are identical (40 samples); about 268 samples would decide it"
-    assert verdict.reason == told
-    lenient, _ = check(run(right(40, 4)), baseline_of(run(right(40, 4))), Limits(undecided="pass"))
+    other = Artifact(path="models/int8.tflite", digest="cd" * 32, size_bytes=1000)
+    changed = run(np.roll(right(40, 4), 1), artifact=other)
+    verdict, _ = check(changed, baseline_of(run(right(40, 4))), Limits())
+    assert (verdict.status, verdict.blocks) == ("undecided", True)
+    assert (verdict.samples_needed or 0) > 299
+    assert verdict.reason.endswith(f"about {verdict.samples_needed:,} samples would decide it")
+    lenient, _ = check(changed, baseline_of(run(right(40, 4))), Limits(undecided="pass"))
     assert (lenient.status, lenient.blocks) == ("undecided", False)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("limit", [0.0, 0.01])
+def test_an_unchanged_artifact_passes_however_few_the_samples(count: int, limit: float) -> None:
+    baseline, limits = baseline_of(run(right(count, 1))), Limits(max_drop=limit)
+    other = Artifact(path="models/int8.tflite", digest="cd" * 32, size_bytes=1000)
+    for report in (run(right(count, 1)), run(right(count, 1), artifact=other)):
+        verdict, _ = check(report, baseline, limits)
+        assert (verdict.status, verdict.blocks, verdict.samples_needed) == ("pass", False, None)
+        assert verdict.reason == f"unchanged: the predictions are identical ({count} samples)"
+
+
+def test_the_same_file_passes_unless_it_is_worse_beyond_doubt() -> None:
+    baseline = baseline_of(run(right()))
+    flicker, _ = check(run(np.roll(right(), 1)), baseline, Limits(max_drop=0.0))
+    assert (flicker.status, flicker.reason) == ("pass", "unchanged: the same file")
+    # Another version of the runtime broke it.
+    broken, _ = check(run(right(wrong=80)), baseline, Limits())
+    assert (broken.status, broken.blocks) == ("fail", True)
 
 
 def test_a_file_that_grew_is_told() -> None:
@@ -164,7 +186,9 @@ def edgeopt(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
-    for name, report in (("good", run(right())), ("bad", run(right(wrong=60)))):
+    other = Artifact(path="models/int8.tflite", digest="cd" * 32, size_bytes=1000)
+    flicker = run(np.roll(right(), 1), artifact=other)
+    for name, report in (("good", run(right())), ("bad", run(right(wrong=60))), ("flicker", flicker)):
         (tmp_path / name).mkdir()
         write_report(report, tmp_path / name)
     file = tmp_path / "baseline.json"
@@ -183,7 +207,7 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert "exact McNemar p = 9.5e-07" in (tmp_path / "comment.md").read_text()
     both = json.loads(edgeopt("compare", tmp_path / "good", tmp_path / "bad", "--json").stdout)
     assert [verdict["measured"] for verdict in both] == [pytest.approx(0.05)]
-    unsure = edgeopt("check", tmp_path / "good", "--against", file, "--max-drop", 0)
+    unsure = edgeopt("check", tmp_path / "flicker", "--against", file, "--max-drop", 0)
     assert unsure.returncode == 1
     last = f"undecided whether worse than {file}: 1 of 2 pass, 1 undecided"
     assert unsure.stdout.splitlines()[-1] == last
@@ -208,7 +232,7 @@ def test_two_runs_are_compared_and_what_is_gone_is_shown(tmp_path: Path) -> None
         (verdict,) = json.loads(done.stdout)
         return verdict["status"], verdict["reason"]
 
-    assert compared("b") == ("pass", "the predictions are identical (40 samples)")
+    assert compared("b") == ("pass", "unchanged: the predictions are identical (40 samples)")
     assert compared("gone") == ("fail", "the run has no such artifact")
     assert compared("broken") == ("fail", "failed: no memory")
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -323,6 +324,100 @@ def test_a_password_never_leaves_tls(realm: str, tmp_path: Path, authority: Auth
 
     with pytest.raises(RemoteError, match="insecure token service"):
         _checked_realm(realm, "https://registry.example", "registry.example")
+
+
+@pytest.mark.parametrize(
+    ("registry", "realm", "fits"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry.gitlab.com", "https://gitlab.com/jwt/auth", True),
+        ("https://ghcr.io", "https://ghcr.io/token", True),
+        ("https://gitlab.example.co.uk:5050", "https://gitlab.example.co.uk/jwt/auth", True),
+        ("https://registry.example.co.uk", "https://auth.example.co.uk/token", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:6000/token", True),
+        ("https://registry.example.com", "https://tokens.listed.net/token", True),
+        ("https://registry.example.com", "https://example.com.attacker.net/token", False),
+        ("https://registry.example.com", "https://auth-example.com/token", False),
+        ("https://registry.example.com", "https://registry.example.com@attacker.net/token", False),
+        ("https://registry.example.com", "https://x@registry.example.com/token", False),
+        ("https://example.co.uk", "https://attacker.co.uk/token", False),
+        ("https://mine.azurecr.io", "https://other.azurecr.io/token", False),
+        ("https://mine.azurecr.io", "https://mine.azurecr.io/oauth2/token", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.2:5000/token", False),
+        ("http://10.1.0.1:5000", "http://10.2.0.1:5000/token", False),
+        ("http://localhost:5000", "http://attacker:5000/token", False),
+        ("http://[::1]:5000", "http://[::2]:5000/token", False),
+        ("https://registry.example.com", "https:///token", False),
+    ],
+)
+def test_a_password_goes_to_token_services_of_the_same_owner(
+    monkeypatch: pytest.MonkeyPatch, registry: str, realm: str, fits: bool
+) -> None:
+    from edgeopt.publish.remotes.authority import may_log_in
+
+    monkeypatch.setenv("EDGEOPT_TOKEN_HOSTS", "other.net, tokens.listed.net")
+    assert may_log_in(realm, registry) is fits
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_a_token_service_elsewhere_gets_no_password(
+    nobodys_login: Path, monkeypatch: pytest.MonkeyPatch, identity: bool
+) -> None:
+    def registry(request: Request) -> Reply:
+        if request.headers.get("authorization") == "Bearer fine":
+            return Reply(200, b'{"tags": []}')
+        return Reply(401, headers={"Www-Authenticate": f'Bearer realm="{realm}",service="s"'})
+
+    def elsewhere(request: Request) -> Reply:
+        return Reply(200, b'{"token": "fine"}')
+
+    with server(elsewhere) as service, server(registry) as running:
+        realm = f"http://localhost:{service.host.partition(':')[2]}/token"
+        assert at(running.host).tags() == []  # anonymously, anywhere
+        if identity:
+            entry = {"auths": {running.host: {"identitytoken": PASSWORD}}}
+            (nobodys_login / "config.json").write_text(json.dumps(entry))
+        else:
+            log_in(nobodys_login, running.host)
+        with pytest.raises(RemoteError) as caught:
+            at(running.host).tags()
+        refused(
+            caught.value, "another host: no password is sent to localhost", "EDGEOPT_TOKEN_HOSTS=localhost"
+        )
+        assert [each.headers.get("authorization") for each in service.asked] == [None]
+        monkeypatch.setenv("EDGEOPT_TOKEN_HOSTS", "localhost")
+        assert at(running.host).tags() == []
+
+
+def test_a_redirected_token_service_gets_no_identity_token(nobodys_login: Path) -> None:
+    def elsewhere(request: Request) -> Reply:
+        return Reply(200, b'{"token": "fine"}')
+
+    def registry(request: Request) -> Reply:
+        if request.path == "/token":
+            return Reply(307, headers={"Location": f"http://{service.host}/token"})
+        realm = f'Bearer realm="http://{request.headers["host"]}/token",service="s"'
+        return Reply(401, headers={"Www-Authenticate": realm})
+
+    with server(elsewhere) as service, server(registry) as running:
+        entry = {"auths": {running.host: {"identitytoken": PASSWORD}}}
+        (nobodys_login / "config.json").write_text(json.dumps(entry))
+        with pytest.raises(RemoteError):
+            at(running.host).tags()
+        assert service.asked == []
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_registry_that_drips_is_given_up(tmp_path: Path, head: bool) -> None:
+    def answer(request: Request) -> Reply:
+        return Reply(200, MODEL_BYTES, drip=0.05, drip_head=head)
+
+    with server(answer) as running:
+        begun = time.monotonic()
+        with pytest.raises(RemoteError) as caught:
+            at(running.host).fetch(BLOB, tmp_path / "came")
+        assert time.monotonic() - begun < 20
+        refused(caught.value, "5 attempts", "sent no data for 0.4 s" if head else "sent only")
 
 
 def test_no_login_goes_to_another_server(tmp_path: Path, nobodys_login: Path) -> None:

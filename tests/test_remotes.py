@@ -521,7 +521,7 @@ def test_a_bucket_without_its_package_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingPackageError) as caught:
         open_remote("s3://models/kws")
-    refused(caught.value, "s3fs", "pip install 'edgeopt[publish]'")
+    refused(caught.value, "s3fs", "pip install '.[publish]'")
 
 
 @pytest.mark.parametrize("tls", [False, True])

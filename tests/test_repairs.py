@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import hostile
+import rescaled_networks as networks
 from edgeopt.errors import StageError
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.evaluation.datasets.npz import Npz
@@ -145,8 +145,8 @@ Digit = tuple[Model, Model, Model]
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digit:
     """The trained digits network: original, hostile, and equalized."""
     folder = tmp_path_factory.mktemp("digits")
-    trained = hostile.exported(hostile.DIGITS, folder / "trained")
-    bad = hostile.exported(hostile.DIGITS, folder / "hostile", factor=100)
+    trained = networks.exported(networks.DIGITS, folder / "trained")
+    bad = networks.exported(networks.DIGITS, folder / "hostile", factor=100)
     return trained, bad, repaired(Equalize(), bad, folder / "equalized")
 
 
@@ -480,9 +480,9 @@ def accuracy(model: Model, judged: Feed) -> float:
 def test_resnet20_is_restored_within_a_point(tmp_path: Path, real_data: Path) -> None:
     feed = Feed(Npz(path=real_data / "cifar10" / "calibration512.npz", limit=128), CIFAR)
     judged = Feed(Npz(path=real_data / "cifar10" / "test446.npz"), CIFAR)
-    trained = hostile.exported(hostile.RESNET20, tmp_path / "trained", data=real_data)
+    trained = networks.exported(networks.RESNET20, tmp_path / "trained", data=real_data)
     source = accuracy(trained, judged)
-    bad = hostile.exported(hostile.RESNET20, tmp_path / "hostile", data=real_data, factor=100)
+    bad = networks.exported(networks.RESNET20, tmp_path / "hostile", data=real_data, factor=100)
     good = repaired(Equalize(), bad, tmp_path / "equalized", feed)
     assert accuracy(int8_tflite(bad, tmp_path / "bad", feed), judged) < source - 0.1
     assert accuracy(int8_tflite(good, tmp_path / "good", feed), judged) >= source - 0.01

@@ -203,7 +203,7 @@ def test_files_of_keras(keras_files: Path) -> None:
 def test_lambda_layers_of_keras(keras_files: Path) -> None:
     for name in ("lambda.keras", "lambda.h5"):
         message = _refusal(keras_files / name)
-        assert "Lambda layer, 'twice'" in message
+        assert "'twice' (Lambda) runs code from the file" in message
         assert "model.trust: true" in message
         trusted = inspect(keras_files / name, trust=True)
         assert trusted.model.format == "keras"

@@ -256,7 +256,7 @@ def test_open_dimensions_are_asked_for(report: Any) -> None:
 
 @pytest.mark.parametrize("name", ["code.keras", "code.h5", "code_saved"])
 def test_lambda_layer_is_refused_with_the_flag_that_allows_it(report: Any, name: str) -> None:
-    assert f"{name} contains Python code in Lambda layer 'doubler'" in report[name]
+    assert f"{name} contains more than a network: 'doubler' (Lambda) runs code" in report[name]
     assert "trust: true" in report[name]
 
 

@@ -6,6 +6,7 @@ EdgeoptError            base class: a message and a fix
 ├── VerificationError   exit 1: a digest, signature or gate check failed
 └── CannotRunError      exit 3: a valid command could not be completed
     ├── MissingPackageError  a plugin's packages are not installed
+    ├── DataError       the code of a dataset failed, exited or crashed
     ├── StageError      a stage failed, crashed, hung or ran out of memory
     ├── StoreError      the store cannot be read or written
     ├── RemoteError     a registry, bucket or server is unreachable or rejects the request
@@ -15,6 +16,24 @@ EdgeoptError            base class: a message and a fix
 from collections.abc import Sequence
 from typing import NamedTuple
 
+MAX_LINE = 1000
+"""Longest line of a message: parsers of other packages quote whole headers."""
+MAX_PROBLEMS = 20
+"""Most mistakes of one file that are listed."""
+
+
+def shortened(text: str, length: int) -> str:
+    """The text in at most ``length`` characters: the start, and the number of characters in all."""
+    if len(text) <= length:
+        return text
+    ending = f"... ({len(text):,} characters)" if length > 100 else "..."
+    return text[: length - len(ending)] + ending
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what UTF-8 cannot encode: bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class EdgeoptError(Exception):
     """A failure reported to the user as a message and a fix instead of a traceback."""
@@ -22,9 +41,10 @@ class EdgeoptError(Exception):
     exit_code = 3
 
     def __init__(self, message: str, *, fix: str = "") -> None:
+        message = printable("\n".join(shortened(line, MAX_LINE) for line in message.split("\n")))
         super().__init__(message)
         self.message = message
-        self.fix = fix
+        self.fix = printable(fix)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.fix}" if self.fix else self.message
@@ -32,6 +52,11 @@ class EdgeoptError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # The default pickling between processes drops keyword-only arguments.
         return (_rebuild, (type(self), self.message, self.fix))
+
+
+def install(extra: str) -> str:
+    """How to install an extra: from edgeopt's own files, as anyone may own its name on an index."""
+    return f"in a checkout of edgeopt: pip install '.[{extra}]'"
 
 
 def _rebuild(error_type: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:
@@ -63,8 +88,10 @@ class RecipeError(UsageError):
             f"{file}:{p.line}:{p.column}: {p.path + ': ' if p.path else ''}{p.message}"
             if p.line
             else f"{file}: {p.path + ': ' if p.path else ''}{p.message}"
-            for p in self.problems
+            for p in self.problems[:MAX_PROBLEMS]
         ]
+        if len(self.problems) > MAX_PROBLEMS:
+            lines.append(f"{file}: and {len(self.problems) - MAX_PROBLEMS} further mistakes")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -87,6 +114,10 @@ class MissingPackageError(CannotRunError):
 
 class StageError(CannotRunError):
     """A stage failed, crashed, hung or ran out of memory."""
+
+
+class DataError(CannotRunError):
+    """The user code of a dataset failed, exited or crashed."""
 
 
 class StoreError(CannotRunError):

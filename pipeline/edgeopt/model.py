@@ -10,7 +10,10 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from edgeopt.config.settings import Settings
+from edgeopt.config.units import check_number
 
 Layout: TypeAlias = Literal["NHWC", "NCHW"]
 Array: TypeAlias = NDArray[np.generic]
@@ -19,22 +22,23 @@ Array: TypeAlias = NDArray[np.generic]
 def _number(value: object) -> object:
     """Parse a fraction such as ``1/255``; other values pass through."""
     if isinstance(value, str) and "/" in value:
-        return float(Fraction(value))
+        try:
+            return check_number(float(Fraction(value)))
+        except ArithmeticError as error:
+            raise ValueError(f"{value} is not a finite number") from error
     return value
 
 
 Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 
 
-class TensorSpec(BaseModel):
+class TensorSpec(Settings):
     """Name, shape and dtype of one input or output.
 
     ``shape`` includes the batch axis; ``None`` is a dynamic dimension. ``layout`` is set for image-like
     tensors of rank 4 only. ``scale`` and ``zero_point`` are set for quantized tensors:
     ``real = (stored - zero_point) * scale``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="name of the tensor in the model")
     shape: tuple[int | None, ...] = Field(description="including the batch axis; null is a dynamic dimension")
@@ -43,15 +47,34 @@ class TensorSpec(BaseModel):
     scale: float | None = Field(None, description="quantization scale: real = (stored - zero_point) * scale")
     zero_point: int | None = Field(None, description="quantization zero point")
 
+    @property
+    def problem(self) -> str:
+        """Why samples cannot be fed to it; empty if they can."""
+        try:
+            numeric = np.dtype(self.dtype).kind in "biuf" and np.dtype(self.dtype).name == self.dtype
+        except TypeError:
+            numeric = False
+        if not numeric:
+            return f"dtype {self.dtype!r} is not a numeric type of NumPy, such as float32, uint8 or int64"
+        if not self.shape or any(size is not None and size < 1 for size in self.shape):
+            return f"shape {list(self.shape)} needs a batch axis, and sizes of at least 1 or null"
+        if self.layout is not None and len(self.shape) != 4:
+            return f"layout {self.layout} needs a shape of 4 axes, not {list(self.shape)}"
+        if self.scale is not None and self.scale <= 0:
+            return f"the quantization scale {self.scale:g} is not positive"
+        if self.zero_point is not None and np.dtype(self.dtype).kind in "iu":
+            limits = np.iinfo(self.dtype)
+            if not limits.min <= self.zero_point <= limits.max:
+                return f"the zero point {self.zero_point} is outside {self.dtype}"
+        return ""
 
-class Preprocessing(BaseModel):
+
+class Preprocessing(Settings):
     """Conversion of a raw sample to model input: ``(x * scale - mean) / std``, per channel.
 
     ``layout`` is the layout of the raw data; samples are transposed to the layout of the input. ``mean`` and
     ``std`` apply after scaling: one number, or one per channel.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scale: Number = Field(1.0, description="factor applied first; accepts fractions such as '1/255'")
     mean: tuple[Number, ...] = Field((), description="subtracted after scaling, per channel")
@@ -59,6 +82,20 @@ class Preprocessing(BaseModel):
     layout: Layout | None = Field(
         None, description="layout of the raw data; default: that of the model input"
     )
+
+    @field_validator("scale")
+    @classmethod
+    def _not_zero(cls, scale: float) -> float:
+        if scale == 0:
+            raise ValueError("a scale of 0 makes all samples equal")
+        return scale
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+        if any(each <= 0 for each in std):
+            raise ValueError("a standard deviation is positive")
+        return std
 
     def apply(self, sample: Array, spec: TensorSpec) -> Array:
         """Convert a raw sample (no batch axis) to an input of batch 1, dtype and layout as in ``spec``."""

@@ -1,4 +1,4 @@
-"""A CI job on a real model: a worse model is blocked, a harmless change passes, too few samples are told."""
+"""A CI job on a real model: a worse model is blocked, a harmless change passes."""
 
 import json
 import subprocess
@@ -110,16 +110,16 @@ def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
 
 
 @pytest.mark.slow
-def test_forty_samples_are_too_few_and_the_number_needed_is_told(
+def test_an_unchanged_artifact_passes_although_forty_samples_are_too_few(
     kws: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = kws("few", samples=40)
     committed = baseline(tmp_path, recipe)
     told = edgeopt(tmp_path, "check", recipe, "--against", committed, "--store", tmp_path / "store", "--json")
-    assert told.returncode == 1
+    assert told.returncode == 0, told.stdout + told.stderr
     drops = [verdict for verdict in json.loads(told.stdout) if "max_drop" in verdict["gate"]]
-    assert {verdict["status"] for verdict in drops} == {"undecided"}
-    assert {verdict["samples_needed"] for verdict in drops} == {268}
+    assert {verdict["status"] for verdict in drops} == {"pass"}
+    assert all(verdict["reason"].startswith("unchanged: ") for verdict in drops)
 
 
 def test_the_old_file_is_run_again_in_turns(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(Path(name).stem, None)
 
 
+def test_nothing_is_installed_by_a_name_that_may_belong_to_others() -> None:
+    by_name = re.compile(r"""(?:pip3? install|uv add|pipx|install:)\b[^\n`]*[\s'"]edgeopt(?![-\w/.])""")
+    places = ("pipeline", "docs", "recipes", "devices", "benchmarks")
+    files = [file for place in places for file in (ROOT / place).rglob("*") if file.is_file()]
+    texts = [file for file in files if file.suffix in (".py", ".md", ".yaml", ".j2", ".h")]
+    for file in (*texts, *ROOT.glob("*.md"), ROOT / "action.yml", ROOT / "Makefile"):
+        assert not (found := by_name.search(file.read_text("utf-8"))), f"{file}: {found[0]}"
+
+
 def test_the_former_module_of_units_can_be_imported() -> None:
     program = "import edgeopt.plugin; from edgeopt.units import Bytes, show_bytes; print(show_bytes(4096))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

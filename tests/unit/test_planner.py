@@ -201,7 +201,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     monkeypatch.setattr(stage, "requires", ("tensorflow", "not-there"))
     reason, fix = only(make(write_recipe()))
     assert reason == "keras_to_tflite needs not-there, which is not installed"
-    assert fix == "pip install 'edgeopt[keras]'"
+    assert fix == "in a checkout of edgeopt: pip install '.[keras]'"
 
 
 def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:

@@ -1,5 +1,6 @@
 import errno
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -74,12 +75,14 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> Non
         Store(tmp_path / "file")
 
 
-def test_scratch_of_dead_processes_is_swept_and_that_of_the_living_kept(tmp_path: Path) -> None:
-    Store(tmp_path)
-    (tmp_path / "scratch" / "999999999-dead").mkdir()
-    (tmp_path / "scratch" / "1-alive").mkdir()
-    Store(tmp_path)
-    assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["1-alive"]
+def test_abandoned_scratch_is_swept_and_that_of_a_living_run_kept(tmp_path: Path) -> None:
+    with Store(tmp_path).scratch() as living:
+        # The same process id means nothing: in containers, every run may have it.
+        abandoned = living.with_name(f"{os.getpid()}-abandoned")
+        abandoned.mkdir()
+        (abandoned / "model.bin").touch()
+        Store(tmp_path)
+        assert list((tmp_path / "scratch").iterdir()) == [living]
 
 
 def test_processes_may_store_the_same_keys_at_once(tmp_path: Path) -> None:

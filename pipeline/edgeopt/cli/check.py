@@ -1,5 +1,6 @@
 """``baseline``, ``check`` and ``compare``: a run compared with an earlier one, sample by sample."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,7 @@ def check(
     """Check at a given confidence whether a run is worse than the baseline.
 
     Accuracy is compared sample by sample. With that confidence, the check fails if the drop exceeds
-    --max-drop, and passes if it does not. Otherwise it is undecided.
+    --max-drop, and passes if it does not. Otherwise it is undecided; an unchanged artifact always passes.
 
     Exit code 0: no worse. 1: worse, or undecided. 2: the baseline does not match. 3: something could not run.
     """
@@ -75,6 +76,7 @@ def check(
 
     from edgeopt.cli.screen.github import report_to_github
     from edgeopt.cli.screen.tables import show_verdicts
+    from edgeopt.config.files import writing
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
     from edgeopt.evaluation.baseline import check as check_baseline
@@ -124,7 +126,8 @@ def check(
     judged = report.model_copy(update={"gates": tuple(verdicts)})
     for path, text in ((comment, comments.render(report, verdicts)), (junit, junits.render(judged))):
         if path is not None:
-            path.write_text(text, "utf-8")
+            with writing(path, "give another file"):
+                path.write_text(text, "utf-8")
     if as_json:
         typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
     else:
@@ -180,9 +183,7 @@ def compare(
     from edgeopt.evaluation.baseline import check as check_baseline
 
     before, after = read_report(first), read_report(second)
-    limits = Limits(
-        max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9, same_passes=True
-    )
+    limits = Limits(max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9)
     compared = check_baseline(after, baseline_of(before), limits)
     verdicts = [verdict for verdict in compared if not verdict.gate.startswith("size_bytes ")]
     if as_json:
@@ -202,7 +203,7 @@ def _report(
     from edgeopt.cli.optimize import read_report
 
     path = Path(target)
-    if path.is_dir() or path.suffix == ".json":
+    if os.path.isdir(path) or path.suffix == ".json":
         return read_report(path)
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.optimize import optimize

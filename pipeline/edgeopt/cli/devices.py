@@ -74,8 +74,7 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
 @app.command()
 def setup(name: Name, devices: DeviceFolders = None) -> None:
     """Create a device's Python environment with pinned packages. No other command installs packages."""
-    from edgeopt.devices.device import load_device
-    from edgeopt.run.bench import connection_of
+    from edgeopt.devices.device import connection_of, load_device
 
     device = load_device(name, folders(devices))
     connection_of(device).setup(device.setup.python, lambda text: typer.echo(text, err=True))

@@ -11,6 +11,7 @@ def doctor(as_json: AsJson = False) -> None:
     import platform
 
     from edgeopt.config import registry
+    from edgeopt.errors import install
     from edgeopt.plugin import Stage
 
     stages = {
@@ -23,7 +24,8 @@ def doctor(as_json: AsJson = False) -> None:
     typer.echo(f"Python {platform.python_version()} on {platform.platform()}")
     for name, stage in registry.plugins(Stage).items():
         if missing := stage.missing():
-            typer.echo(f"✗ {name}: needs {', '.join(missing)}: pip install 'edgeopt[{stage.extra}]'")
+            fix = install(stage.extra) if stage.extra else f"pip install {' '.join(missing)}"
+            typer.echo(f"✗ {name}: needs {', '.join(missing)}: {fix}")
         else:
             installed = ", ".join(f"{package} {version}" for package, version in stage.versions().items())
             typer.echo(f"✓ {name}: {installed or 'no packages needed'}")

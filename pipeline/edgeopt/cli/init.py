@@ -1,5 +1,6 @@
 """``init``: a starter recipe for a model file."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +15,15 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:
     """Inspect a model file and write a commented starter recipe for it."""
+    from edgeopt.config.files import writing
     from edgeopt.errors import UsageError
     from edgeopt.recipe.starter import starter_recipe
 
     text = starter_recipe(model, folder=out.parent)
-    if out.exists() and not force:
+    if os.path.lexists(out) and not force:
         raise UsageError(
             f"{out} already exists", fix="choose another with --out, or overwrite it with --force"
         )
-    try:
+    with writing(out, "choose another with --out"):
         out.write_text(text, "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror}") from error
     typer.echo(f"wrote {out}; fill in the data, then: edgeopt plan {out}")

@@ -26,6 +26,7 @@ def lint(
     """
     import json
 
+    from edgeopt.config.files import writing
     from edgeopt.devices.device import load_device
     from edgeopt.devices.lint import errors, shortened
     from edgeopt.devices.lint import lint as check
@@ -46,10 +47,8 @@ def lint(
         raise UsageError(error.message, fix=error.fix) from error
     failures = errors(findings)
     if sarif is not None:
-        try:
+        with writing(sarif, "give another file"):
             sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {sarif}: {error.strerror}", fix="give another file") from error
     if as_json:
         rows = [finding.model_dump(mode="json") for finding in findings]
         typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": rows}, indent=2))

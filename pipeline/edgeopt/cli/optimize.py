@@ -1,11 +1,12 @@
 """``optimize``, ``plan`` and ``report``: run a recipe, show its plan, show its report."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders, no_exit
 
 if TYPE_CHECKING:
     from edgeopt.results import Report
@@ -43,7 +44,7 @@ def optimize(
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.optimize import optimize as run
 
-    with Progress(quiet=quiet) as progress:
+    with no_exit(), Progress(quiet=quiet) as progress:
         report = run(
             recipe,
             out=out,
@@ -57,7 +58,7 @@ def optimize(
     assert report.folder is not None  # set by optimize
     progress.write_log(report.folder / "run.log")
     if as_json:
-        typer.echo((report.folder / "report.json").read_text("utf-8"), nl=False)
+        typer.echo((report.folder / "report.json").read_bytes(), nl=False)
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.html'}")
@@ -80,10 +81,13 @@ def plan(
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
-    planned = make_plan(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
-    check_data(planned)
-    place = store_folder(store)
-    builds = look_up(planned, Store(place)) if place.exists() else []
+    with no_exit():
+        planned = make_plan(
+            recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices)
+        )
+        check_data(planned)
+        place = store_folder(store)
+        builds = look_up(planned, Store(place)) if os.path.isdir(place) else []
     if as_json:
         typer.echo(plan_as_json(planned, builds))
     else:
@@ -127,7 +131,7 @@ def report(
     if format == "table":
         show_report(shown)
     elif format in RENDERERS:
-        typer.echo(RENDERERS[format](shown), nl=False)
+        typer.echo(RENDERERS[format](shown).encode(), nl=False)
     else:
         raise UsageError(f"no report format {format!r}", fix=f"choose table, {', '.join(RENDERERS)}")
 
@@ -140,12 +144,13 @@ def read_report(run: Path) -> "Report":
     """
     from pydantic import ValidationError
 
+    from edgeopt.config.files import regular
     from edgeopt.errors import UsageError
     from edgeopt.results import Report
 
-    path = run / "report.json" if run.is_dir() else run
+    path = run / "report.json" if os.path.isdir(run) else run
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(regular(path).read_bytes())
     except OSError as error:
         raise UsageError(f"no report in {run}: {error.strerror}", fix="give the folder of a run") from error
     except ValidationError as error:

@@ -1,5 +1,8 @@
 """Options that several commands share."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +21,8 @@ DataRoot = Annotated[
     ),
 ]
 DeviceFolders = Annotated[
-    list[Path] | None, typer.Option("--devices", help="Folder with your own device files.")
+    list[Path] | None,
+    typer.Option("--devices", help="Folder with your own device files; they may replace shipped ones."),
 ]
 StoreFolder = Annotated[
     Path | None,
@@ -37,5 +41,32 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def folders(given: list[Path] | None) -> tuple[Path, ...]:
-    """Folders of device files: the given ones, then ``./devices``."""
-    return (*(given or ()), Path("devices"))
+    """The given folders of device files; ``./devices`` is searched without being given.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    from edgeopt.errors import UsageError
+
+    for folder in given or ():
+        if not os.path.isdir(folder):
+            raise UsageError(f"--devices {folder}: no such folder", fix="give a folder of device files")
+    return tuple(given or ())
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Turn an exit of user code, which would decide the exit code of the command, into an error.
+
+    Raises:
+        CannotRunError: user code that runs in this process, such as a validator of a plugin, exited.
+    """
+    from edgeopt.config.text import reason_of
+    from edgeopt.errors import CannotRunError
+
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        raise CannotRunError(
+            f"code of the recipe ended the command: {reason_of(error)}", fix="raise an exception instead"
+        ) from error

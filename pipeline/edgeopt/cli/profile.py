@@ -34,13 +34,15 @@ def profile(
     min_seconds: Annotated[float, typer.Option(help="Measure latency for at least this long.", min=0)] = 2.0,
     protocol: Protocol = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Allow pickles and Lambda layers, which run code from the file.")
+        bool, typer.Option("--trust", help="Allow a file that runs code, or reads or writes other files.")
     ] = False,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, memory, size and accuracy of any model file on a device."""
+    from pydantic import ValidationError
+
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.profile import profile as run
     from edgeopt.config.nearest import nearest
@@ -53,7 +55,13 @@ def profile(
     from edgeopt.recipe.resolve import load_recipe
     from edgeopt.reports import RENDERERS
 
-    timing = Latency(min_runs=min_runs, min_seconds=min_seconds)
+    try:
+        timing = Latency(
+            min_runs=min_runs, min_seconds=min_seconds, max_seconds=max(min_seconds, Latency().max_seconds)
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg'].lower()}") from error
     if protocol is not None:
         if protocol not in PROTOCOLS:
             raise UsageError(f"no protocol {protocol!r}{nearest(protocol, [*PROTOCOLS])}")
@@ -98,8 +106,11 @@ def _spec(text: str, index: int) -> "TensorSpec":
 
     try:
         shape = tuple(int(part) for part in text.split(","))
+        spec = TensorSpec(name=f"input_{index}", shape=shape, layout=None)
     except ValueError as error:
         raise UsageError(
             f"--shape {text!r} is not a list of integers", fix="write it as 1,3,32,32"
         ) from error
-    return TensorSpec(name=f"input_{index}", shape=shape, layout=None)
+    if spec.problem:
+        raise UsageError(f"--shape {text}: {spec.problem}")
+    return spec

@@ -206,7 +206,7 @@ def reproduce(
                 if source.url != shelf.url:
                     fetch_bundle(release, choice.descriptor, source, shelf, places.root / reference.name)
                 folder = place(release, choice, shelf, Path(scratch) / "bundle").folder
-        with Progress() as progress:
+        with Progress(kept=store is not None) as progress:
             reproduction = rebuild(
                 folder,
                 store=store,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import load_device
+from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, causes, propose
 from edgeopt.evaluation.layer_comparison import Data
@@ -24,7 +24,7 @@ from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.results import Event, Hop
 from edgeopt.run import assemble
-from edgeopt.run.bench import HOST, Bench, Evaluation
+from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
 from edgeopt.run.preflight import check_data

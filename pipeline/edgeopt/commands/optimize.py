@@ -1,26 +1,28 @@
 """The main use case, in order: recipe, plan, build, measure, judge, report."""
 
-import datetime
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from edgeopt.config.files import replacing
+from edgeopt.config.files import NO_SPACE, SCRATCH, replacing, unwritable, writing
 from edgeopt.config.registry import plugin_name
-from edgeopt.errors import UsageError
+from edgeopt.config.scratch import scratch_folder, sweep
+from edgeopt.errors import DataError, UsageError
 from edgeopt.evaluation.judge import judge
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.plugin import Dataset
+from edgeopt.recipe.planner import Built, Plan, make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
 from edgeopt.reports.thumbnails import thumbnails, worst_flips
 from edgeopt.results import Event, Report, Result
 from edgeopt.run import assemble
+from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
-from edgeopt.run.preflight import preflight
+from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import Scorer
-from edgeopt.run.session import measure, measure_step
+from edgeopt.run.session import measure, measure_step, unmeasured
 from edgeopt.run.store import ARTIFACTS, Store, store_folder
 
 
@@ -56,13 +58,36 @@ def optimize(
     plan = make_plan(loaded)
     if not keep_going:
         plan.demand_possible()
-    folder = run_folder(out, loaded.name, clock.started)
-    finished = Store(store_folder(store))
-    findings = preflight(plan, finished, device_folders, watch)
+    place = out or ARTIFACTS / "runs" / f"{clock.started:%Y%m%d-%H%M%S}-{loaded.name}"
+    with run_folder(place, whole=out is None) as folder:
+        report = _run(plan, folder, Store(store_folder(store)), clock, device_folders, watch)
+    if out is None:
+        with writing(place.parent, OTHER_FOLDER):
+            point_latest(place)
+        write_index(place.parent)
+    return report.model_copy(update={"folder": place})
 
-    announce(plan, watch)
-    builds = build(plan, finished, watch)
-    measured = measure(plan, builds, finished, device_folders, watch)
+
+def _run(
+    plan: Plan,
+    folder: Path,
+    finished: Store,
+    clock: RunClock,
+    device_folders: Sequence[Path],
+    watch: Callable[[Event], None],
+) -> Report:
+    """Build, measure and judge everything in a plan, and write the report to ``folder``."""
+    loaded = plan.recipe
+    findings = Findings()
+    try:
+        findings = preflight(plan, finished, device_folders, watch)
+        announce(plan, watch)
+        builds = build(plan, finished, watch)
+        measured = measure(plan, builds, finished, device_folders, watch)
+    except DataError as error:
+        # Nothing can be built or judged without its data; the report says so.
+        builds = [Built(branch, failure=str(error)) for branch in plan.branches]
+        measured = unmeasured(plan, str(error))
     with Scorer(loaded.metrics, measured.labels, findings.failed_metrics) as scorer:
         source = assemble.source_result(plan, measured, scorer)
         rows, evidence = assemble.results(plan, builds, measured, scorer, folder)
@@ -72,10 +97,10 @@ def optimize(
         recipe=loaded.name,
         run=clock.record(
             recipe_digest=loaded.digest,
-            calibration_digest=loaded.calibration.digest() if loaded.calibration else "",
+            calibration_digest=_digest(loaded.calibration),
             evaluation_digest=measured.evaluation_digest,
-            train_digest=loaded.train.digest() if loaded.train else "",
-            validation_digest=loaded.validation.digest() if loaded.validation else "",
+            train_digest=_digest(loaded.train),
+            validation_digest=_digest(loaded.validation),
             document=loaded.document,
             samples=measured.samples,
             notes=(
@@ -93,11 +118,9 @@ def optimize(
         labels=loaded.model.labels,
         thumbnails=_pictures(plan, rows),
     )
-    write_report(report, folder)
-    if out is None:
-        point_latest(folder)
-        write_index(folder.parent)
-    return report.model_copy(update={"folder": folder})
+    with writing(folder, OTHER_FOLDER):
+        write_report(report, folder)
+    return report
 
 
 def plan(
@@ -124,23 +147,48 @@ def announce(plan: Plan, watch: Callable[[Event], None]) -> None:
             watch(Event(branch=branch.name, step=step, status="planned"))
 
 
-def run_folder(given: Path | None, name: str, started: datetime.datetime) -> Path:
-    """Create the report's folder early, to fail before the run if it is not writable.
+@contextmanager
+def run_folder(place: Path, *, whole: bool) -> Iterator[Path]:
+    """The folder to write the report to, created early, to fail before the run if it is not writable.
+
+    A run that does not finish leaves no empty folder. With ``whole``, it leaves nothing: the folder is a
+    scratch folder, which is renamed to ``place`` at the end.
 
     Raises:
         UsageError: the folder cannot be created or written.
+        CannotRunError: the disk is full.
     """
-    folder = given or ARTIFACTS / "runs" / f"{started:%Y%m%d-%H%M%S}-{name}"
+    with ExitStack() as cleanup:
+        parent = place.parent if whole else place
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            sweep(parent, SCRATCH)
+            scratch = cleanup.enter_context(scratch_folder(parent, SCRATCH))
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise unwritable(place, error, OTHER_FOLDER) from error
+            raise UsageError(
+                f"cannot write to {place}: {error.strerror}", fix="choose another with --out DIR"
+            ) from error
+        if whole:
+            yield scratch
+            with writing(place, OTHER_FOLDER):
+                scratch.rename(place)
+            return
+        cleanup.close()
+        try:
+            yield place
+        finally:
+            with suppress(OSError):
+                place.rmdir()  # only if it is empty
+
+
+def _digest(dataset: Dataset | None) -> str:
+    """The digest of a dataset; '' if there is none, or its code fails, which the results say."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror}", fix="choose another with --out DIR"
-        ) from error
-    return folder
+        return dataset.digest() if dataset is not None else ""
+    except DataError:
+        return ""
 
 
 def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:

@@ -42,7 +42,7 @@ def profile(
         preprocessing: from raw sample to model input; default none.
         metrics: metrics to compute against the labels of the dataset.
         inputs: specs for formats that do not declare their inputs, such as TorchScript.
-        trust: allow Lambda layers and pickles, which run code from the file.
+        trust: allow a file that runs code, or reads or writes other files.
 
     Raises:
         UsageError: the file is not a model, or the device has no runtime for it.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.config import registry
-from edgeopt.config.files import replacing
+from edgeopt.config.files import replacing, writing
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.source import recognise, size_breakdown
@@ -46,9 +46,6 @@ def slim(file: Path, out: Path) -> Slimmed:
         slimmed = (
             applicable[0].model_validate(strict).run(Model(format=kind.name, path=file, inputs=()), context)
         )
-        try:
-            with replacing(out) as place:
-                kind.copy_to(slimmed.path, place)
-        except OSError as error:
-            raise UsageError(f"cannot write {out}: {error.strerror}", fix="choose another folder") from error
+        with writing(out, "choose another folder"), replacing(out) as place:
+            kind.copy_to(slimmed.path, place)
     return Slimmed(before, size_breakdown(out))

@@ -1,20 +1,27 @@
 """Files and folders: atomic writes, content digests, sizes."""
 
+import errno
 import hashlib
 import os
-import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeopt.config.scratch import scratch_folder, sweep
+from edgeopt.errors import CannotRunError, EdgeoptError, UsageError
+
 CHUNK = 1 << 20
 """Bytes read at a time."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk is full, or a limit of the user (quota, ``ulimit -f``) is reached."""
+SCRATCH = ".edgeopt-"
+"""Prefix of scratch folders beside the files that they will replace."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A scratch path beside ``target`` that replaces it atomically when the block ends.
+    """A scratch path that replaces ``target`` atomically when the block ends.
 
     Readers of ``target`` see either the old or the new content, even if the process is killed. If the block
     raises, ``target`` is unchanged and the scratch path is removed.
@@ -23,16 +30,32 @@ def replacing(target: Path) -> Iterator[Path]:
         OSError: the folder of ``target`` cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    sweep(target.parent, SCRATCH)
+    with scratch_folder(target.parent, SCRATCH) as folder:
+        scratch = folder / target.name
         yield scratch
         os.replace(scratch, target)
-    except BaseException:
-        if scratch.is_dir() and not scratch.is_symlink():
-            shutil.rmtree(scratch, ignore_errors=True)
-        else:
-            scratch.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def writing(place: Path, fix: str) -> Iterator[None]:
+    """Convert an ``OSError`` of the block into an error that names the file or folder written.
+
+    Raises:
+        UsageError: ``place`` is not writable.
+        CannotRunError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(place, error, fix) from error
+
+
+def unwritable(place: Path, error: OSError, fix: str) -> EdgeoptError:
+    """The error for a file or folder that cannot be written; see `writing`."""
+    if error.errno in NO_SPACE:
+        return CannotRunError(f"cannot write {place}: no space left", fix=f"free space there, or {fix}")
+    return UsageError(f"cannot write {place}: {error.strerror or error}", fix=fix)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -71,3 +94,14 @@ def content_digest(path: Path) -> str:
 def size_bytes(path: Path) -> int:
     """Size in bytes of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in files_of(path))
+
+
+def regular(path: Path) -> Path:
+    """The path of a regular file; reading a device such as ``/dev/zero`` or a pipe may never end.
+
+    Raises:
+        OSError: there is no such file, or it is something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.config.yaml_source import Positions
-from edgeopt.errors import Problem, RecipeError
+from edgeopt.errors import Problem, RecipeError, shortened
 
 
 class Problems:
@@ -42,9 +42,9 @@ class Problems:
             elif item["type"] == "too_short":
                 message = "list at least one"
             elif item["type"] == "tuple_type":
-                message = f"expected a list (got {_short(item['input'])})"
+                message = f"expected a list (got {short(item['input'])})"
             else:
-                message = f"{item['msg'][0].lower()}{item['msg'][1:]} (got {_short(item['input'])})"
+                message = f"{item['msg'][0].lower()}{item['msg'][1:]} (got {short(item['input'])})"
             self.add(loc, message)
 
     def add(self, loc: Loc, message: str) -> None:
@@ -83,6 +83,6 @@ def _model_in(annotation: Any) -> Any:
     return None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def short(value: object) -> str:
+    """The value in at most 40 characters."""
+    return shortened(repr(value), 40)

@@ -7,6 +7,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,26 +16,40 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
 from edgeopt.config.files import file_digest
-from edgeopt.errors import UsageError
+from edgeopt.config.nearest import nearest
+from edgeopt.config.text import reason_of
+from edgeopt.errors import UsageError, shortened
 
 
 def _existing(value: object, info: ValidationInfo) -> object:
     """Resolve a relative path beside the recipe, then under the data root."""
     if not isinstance(value, str | Path):
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))  # unlike Path.expanduser, keeps the ~ of an unknown user
     roots: Sequence[Path] = (info.context or {}).get("roots", ())
     candidates = [path] if path.is_absolute() else [root / path for root in roots] or [path]
     for candidate in candidates:
-        if candidate.exists():
-            return candidate.resolve()
+        try:
+            if candidate.exists():
+                return candidate.resolve()
+        except OSError as error:
+            raise ValueError(f"{shortened(str(value), 60)!r}: {error.strerror}") from error
     searched = " or ".join(str(c) for c in candidates)
     if len(roots) == 1 and not path.is_absolute():
         searched += " (no other folder is searched: neither --data-root nor EDGEOPT_DATA is set)"
     raise ValueError(f"no such file: {searched}")
 
 
+UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OSError)
+"""Exceptions of ``ast.parse``; the last but one are for expressions that are nested too deeply."""
+
 ExistingPath: TypeAlias = Annotated[Path, BeforeValidator(_existing)]
+
+
+DYNAMIC = frozenset({"*", "__getattr__", "globals", "vars", "exec"})
+"""What can define names that the source of a module does not show."""
+MAX_NAME = 200
+"""Longest name of a module: file systems allow 255 bytes, with the suffix."""
 
 
 class Code(BaseModel):
@@ -53,19 +68,27 @@ class Code(BaseModel):
     def _from_text(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
             module, colon, name = value.partition(":")
-            if not (colon and module and name):
-                raise ValueError(f"{value!r} is not of the form 'module:name'")
+            parts = module.split(".")
+            if not colon or not all(part.isidentifier() for part in (*parts, *name.split("."))):
+                raise ValueError(f"{shortened(value, 60)!r} is not of the form 'module:name'")
+            if max(len(part.encode()) for part in parts) > MAX_NAME:
+                raise ValueError(f"the name of the module {shortened(module, 60)!r} is too long")
             roots: Sequence[Path] = (info.context or {}).get("roots", ())
-            relative = Path(*module.split("."))
             for root in roots:
-                if (root / relative).with_suffix(".py").exists() or (
-                    root / relative / "__init__.py"
-                ).exists():
+                for file in _sources(root.joinpath(*parts)):
+                    _check_defined(file, name.partition(".")[0])
                     return {"target": value, "folder": root.resolve()}
-            top = module.partition(".")[0]
-            if importlib.util.find_spec(top) is None:
+            spec = importlib.util.find_spec(parts[0])
+            if spec is None:
                 searched = " or ".join(str(root) for root in roots) or "the Python path"
                 raise ValueError(f"no module {module!r} in {searched}")
+            # Of a package, only the source is read: importing its parent would run code.
+            inside = [Path(folder, *parts[1:]) for folder in spec.submodule_search_locations or ()]
+            sources = (
+                [file for place in inside for file in _sources(place)] if inside else [spec.origin or ""]
+            )
+            if sources and str(sources[0]).endswith(".py"):
+                _check_defined(Path(sources[0]), name.partition(".")[0])
             return {"target": value}
         return value
 
@@ -84,6 +107,11 @@ class Code(BaseModel):
                 target = getattr(target, part)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"cannot load {self.target!r}: {error}") from error
+        except (Exception, SystemExit, GeneratorExit) as error:  # the module is user code
+            raise UsageError(
+                f"cannot load {self.target!r}: its module fails when it is imported: {reason_of(error)}",
+                fix="keep what a script does below: if __name__ == '__main__':",
+            ) from error
         return target
 
     def digest(self) -> str:
@@ -97,6 +125,36 @@ class Code(BaseModel):
         files = sorted(_files(self.folder, self.target.partition(":")[0].partition(".")[0]))
         lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _sources(place: Path) -> list[Path]:
+    """The source of the module at ``place``, a file or a package; empty if there is none."""
+    return [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()]
+
+
+def _check_defined(file: Path, name: str) -> None:
+    """Look for a name in the source of a module, without running it.
+
+    Raises:
+        ValueError: nothing in the module can define it.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except UNPARSABLE:
+        return  # reported with its cause when it is imported
+    known: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            known.add(node.name)
+        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in DYNAMIC):
+            known.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {part for alias in node.names for part in (alias.asname or alias.name).split(".")}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            known.add(node.value)  # setattr(module, "name", ...)
+    if name not in known and not known & DYNAMIC:
+        names = [each for each in known if each.isidentifier()]
+        raise ValueError(f"{file} does not define {shortened(name, 60)!r}{nearest(name, names)}")
 
 
 def _files(folder: Path, name: str) -> set[Path]:
@@ -117,7 +175,7 @@ def _imported(file: Path) -> set[str]:
     """The top-level names of all imports of a file."""
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except (SyntaxError, ValueError):
+    except UNPARSABLE:
         return set()  # reported when it is imported
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [

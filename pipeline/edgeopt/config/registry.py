@@ -14,10 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from pydantic import ValidationError
+
 from edgeopt.config.files import file_digest
 from edgeopt.config.nearest import nearest
 from edgeopt.config.references import Code
-from edgeopt.errors import UsageError
+from edgeopt.config.text import reason_of
+from edgeopt.errors import UsageError, shortened
 
 Kind = Literal["stages", "formats", "datasets", "metrics", "connections", "runtimes"]
 
@@ -128,11 +131,19 @@ def _walk(pattern: str) -> Iterator[str]:
 def _load(kind: Kind, name: str, roots: tuple[Path, ...]) -> Any:
     if ":" in name:
         try:
-            return Code.model_validate(name, context={"roots": roots}).load()
-        except ValueError as error:
-            raise UsageError(f"no {kind[:-1]} {name!r}: {error}") from error
+            code = Code.model_validate(name, context={"roots": roots})
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["ctx"]["error"]
+            raise UsageError(f"no {kind[:-1]} {shortened(name, 60)!r}: {reason}") from error
+        return code.load()
     if (point := entry_points().get((kind, name))) is not None:
-        return point.load()
+        try:
+            return point.load()
+        except (Exception, SystemExit, GeneratorExit) as error:
+            raise UsageError(
+                f"{kind[:-1]} {name!r} of {point.value} cannot be loaded: {reason_of(error)}",
+                fix="repair or uninstall its distribution",
+            ) from error
     module = _modules(kind).get(name)
     if module is None:
         raise UsageError(f"no {kind[:-1]} {name!r}{nearest(name, names(kind))}")

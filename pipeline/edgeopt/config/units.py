@@ -1,5 +1,6 @@
 """Numbers with units in recipes: ``64 KiB``, ``12 ms``, ``0.5 %``."""
 
+import math
 import re
 import sys
 from typing import Annotated
@@ -21,6 +22,9 @@ FRACTIONS = {"%": 1e-2}
 FACTORS = {"bytes": BYTES, "ms": MILLISECONDS, "": FRACTIONS}
 """Accepted units of a limit, by the unit of its metric."""
 
+LARGEST = 1e18
+"""Magnitude that no setting reaches: 30 years in nanoseconds, a million terabytes in bytes."""
+
 _QUANTITY = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*")
 
 
@@ -28,21 +32,34 @@ def quantity(value: object, unit: str) -> float:
     """Convert ``value`` to a number in ``unit`` (``bytes``, ``ms`` or ``''`` for a fraction).
 
     Raises:
-        ValueError: it is not a number, or its unit is of another dimension.
+        ValueError: it is not a finite number, or its unit is of another dimension.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return check_number(value)
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is not a number with a unit")
     number, suffix = match.groups()
     if not suffix:
-        return float(number)
+        return check_number(float(number))
     known = FACTORS.get(unit, {})
     if suffix not in known:
         expected = ", ".join(known) or f"no unit other than {unit}"
         raise ValueError(f"unit {suffix!r} is not valid here; expected {expected}")
-    return float(number) * known[suffix]
+    return check_number(float(number) * known[suffix])
+
+
+def check_number(value: float) -> float:
+    """The number as a float.
+
+    Raises:
+        ValueError: it is NaN, infinite, or larger than any setting.
+    """
+    if math.isnan(value):
+        raise ValueError("NaN is not a number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"the number is infinite, or larger than any setting ({LARGEST:.0e})")
+    return float(value)
 
 
 def _as_bytes(value: object) -> object:

@@ -10,6 +10,8 @@ Path = tuple[str | int, ...]
 Positions = dict[Path, tuple[int, int]]
 
 MAX_DEPTH = 100
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError)
+"""Exceptions of PyYAML's constructors: ``!!bool x`` is a KeyError, ``!!int ''`` an IndexError."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -81,8 +83,8 @@ class _Reader:
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         try:
             return self.scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            what = getattr(error, "problem", None) or str(error)
+        except UNREADABLE as error:
+            what = getattr(error, "problem", None) or f"not a {node.tag.rpartition(':')[2]}"
             self.problems.append(Problem(f"cannot be read: {what}", line, column))
             return None
 
@@ -102,8 +104,10 @@ class _Reader:
         return values
 
 
-def set_value(document: Any, assignment: str) -> None:
+def set_value(document: Any, assignment: str, positions: Positions | None = None) -> None:
     """Apply ``--set a.b.0=value`` to a parsed document; the value is YAML.
+
+    In ``positions``, the new value and its parts get the position 0, 0: they are not in the file.
 
     Raises:
         ValueError: the path does not exist, or there is no ``=``.
@@ -111,19 +115,31 @@ def set_value(document: Any, assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {assignment!r} is not of the form key.key=value")
-    value, _ = read_yaml(text, f"--set {path}") if text.strip() else (None, {})
+    value, parts = read_yaml(text, f"--set {path}") if text.strip() else (None, {(): (0, 0)})
     *parents, last = path.split(".")
     node = document
+    place: Path = ()
     for name in parents:
         if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            place = (*place, int(name))
             node = node[int(name)]
         elif isinstance(node, dict):
+            place = (*place, name)
             node = node.setdefault(name, {})
         else:
             raise ValueError(f"--set {assignment!r}: {name!r} is not a key or index here")
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        place = (*place, int(last))
         node[int(last)] = value
     elif isinstance(node, dict):
+        place = (*place, last)
         node[last] = value
     else:
         raise ValueError(f"--set {assignment!r}: {last!r} is not a key or index here")
+    if positions is not None:
+        for old in [known for known in positions if known[: len(place)] == place]:
+            del positions[old]
+        positions.update(
+            {place[:depth]: (0, 0) for depth in range(1, len(place)) if place[:depth] not in positions}
+        )
+        positions.update({(*place, *part): (0, 0) for part in parts})

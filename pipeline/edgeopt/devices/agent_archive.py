@@ -7,9 +7,13 @@ from pathlib import Path
 from edgeopt.config import registry
 from edgeopt.config.files import replacing
 from edgeopt.errors import UsageError
+from edgeopt.formats import untrusted
 
 SOURCE = Path(__file__).parent / "agent"
 PACKAGE = "edgeopt_agent"
+SCANNERS = Path(untrusted.__file__).parent
+SCANNERS_PACKAGE = "edgeopt_untrusted"
+"""The device rejects the same files as this machine: it scans them with the same modules."""
 SHEBANG = b"#!/usr/bin/env python3\n"
 MAIN = f"import sys\n\nfrom {PACKAGE}.cli import main\n\nsys.exit(main(sys.argv[1:]))\n"
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -23,8 +27,9 @@ def build_agent(target: Path) -> Path:
         OSError: the folder of ``target`` is not writable.
     """
     entries = {"__main__.py": MAIN.encode()}
-    for file in SOURCE.rglob("*.py"):
-        entries[f"{PACKAGE}/{file.relative_to(SOURCE).as_posix()}"] = file.read_bytes()
+    for package, folder in ((PACKAGE, SOURCE), (SCANNERS_PACKAGE, SCANNERS)):
+        for file in folder.rglob("*.py"):
+            entries[f"{package}/{file.relative_to(folder).as_posix()}"] = file.read_bytes()
     for name, content in _installed_runtimes().items():
         entries[f"{PACKAGE}/runtimes/{name}.py"] = content
     with replacing(target) as scratch, scratch.open("wb") as stream:

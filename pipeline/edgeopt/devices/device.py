@@ -1,21 +1,33 @@
 """Device descriptions: YAML files that define the connection, the runtimes and the memory limits."""
 
+import logging
 import os
+import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
+from edgeopt.config.problems import Problems
+from edgeopt.config.settings import FileName, Settings
 from edgeopt.config.units import Bytes
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.devices.agent_archive import runtime_names
-from edgeopt.errors import Problem, RecipeError, UsageError
+from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import formats
+from edgeopt.plugin import Code, Connection
 
 SUFFIX = ".yaml"
+MAX_SHOWN = 100
+"""Longest name that a message quotes."""
+HOST = "host"
+"""The device that is this machine: it runs the source model and the intermediate steps."""
+WORKING = Path("devices")
+"""Folder of device files that is searched without being named: that of the working folder."""
 
 
 def _default_runtimes(value: object) -> object:
@@ -33,8 +45,17 @@ def _known_runtimes(runtimes: dict[str, str]) -> dict[str, str]:
     return runtimes
 
 
+def _by_runtime(options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    _known_runtimes({f"{name!r}": name for name in options})
+    return options
+
+
 def _connection(value: str | dict[str, Any]) -> str | dict[str, Any]:
-    if isinstance(value, dict) and (set(value) - {"uses", "with"} or not isinstance(value.get("uses"), str)):
+    if isinstance(value, dict) and not (
+        set(value) <= {"uses", "with"}
+        and isinstance(value.get("uses"), str)
+        and isinstance(value.get("with") or {}, dict)
+    ):
         raise ValueError("expected a name, or {uses: name, with: {options}}")
     return value
 
@@ -52,31 +73,25 @@ def _known_table(value: str | None) -> str | None:
     return value
 
 
-class Limits(BaseModel):
+class Limits(Settings):
     """Memory limits of the device, in bytes or with a unit: ``256 KiB``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     flash: Bytes | None = Field(default=None, description="flash available for the model, in bytes", ge=0)
     ram: Bytes | None = Field(default=None, description="RAM available for one inference, in bytes", ge=0)
 
 
-class Setup(BaseModel):
+class Setup(Settings):
     """Packages that ``edgeopt devices setup`` installs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     python: tuple[str, ...] = Field(
         default=(), description="pinned requirements of the device's Python environment"
     )
 
 
-class Device(BaseModel):
+class Device(Settings):
     """A device, named after its file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
+    name: FileName
     description: str = ""
     connection: Annotated[str | dict[str, Any], AfterValidator(_connection)] = Field(
         "local", description="connection: a name, or {uses: name, with: {options}}"
@@ -84,13 +99,15 @@ class Device(BaseModel):
     runtimes: Annotated[
         dict[str, str], BeforeValidator(_default_runtimes), AfterValidator(_known_runtimes)
     ] = Field(description="format -> runtime that runs it; 'default': the default runtime of every format")
-    reference: dict[str, dict[str, Any]] = Field(
+    reference: Annotated[dict[str, dict[str, Any]], AfterValidator(_by_runtime)] = Field(
         {},
         description="runtime -> options with which it executes a quantized file exactly as written; "
         "its optimized kernels are compared with that",
     )
-    options: dict[str, dict[str, Any]] = Field({}, description="runtime -> its options on this device")
-    threads: int = Field(1, ge=1, description="threads that a model may use during measurement")
+    options: Annotated[dict[str, dict[str, Any]], AfterValidator(_by_runtime)] = Field(
+        {}, description="runtime -> its options on this device"
+    )
+    threads: int = Field(1, ge=1, le=1024, description="threads that a model may use during measurement")
     needs: tuple[Literal["gpu"], ...] = Field(
         (), description="hardware that the device requires: without it, its measurements are skipped"
     )
@@ -110,36 +127,80 @@ def shipped(kind: str) -> Path:
 
 
 def known_devices(folders: Sequence[Path] = ()) -> list[str]:
-    """Names of all devices, user-defined and shipped."""
-    places = [*folders, shipped("devices")]
+    """Names of all devices: in ``folders``, in the working folder's ``devices``, and shipped."""
+    places = [*folders, WORKING, shipped("devices")]
     return sorted({file.stem for place in places for file in place.glob(f"*{SUFFIX}")})
 
 
-def load_device(name: str, folders: Sequence[Path] = ()) -> Device:
-    """Load the device ``name`` from the user's ``folders`` or, failing that, from the shipped devices.
+def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None = None) -> Device:
+    """Load a device by name, or from the path of a device file.
 
-    ``name`` may also be the path of a device file.
+    Args:
+        name: its name, or the path of its file.
+        folders: folders that the user has named, searched first: their devices may replace shipped ones.
+        beside: a folder to search unasked, as the working folder's ``devices`` is: a device from there
+            never replaces a shipped one, and the programs that it names are reported.
 
     Raises:
-        UsageError: the device does not exist, or its file is invalid; lists every mistake.
+        UsageError: the device does not exist, or has the name of a shipped device, or its file is invalid;
+            lists every mistake.
     """
     if name.endswith((SUFFIX, ".yml")) or os.sep in name:
-        path = Path(name).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(name))  # unlike Path.expanduser, keeps the ~ of an unknown user
+        if not _is_file(path):
             raise UsageError(
-                f"no such device file: {path}", fix="give a device name or the path of a device file"
+                f"no such device file: {shortened(str(path), MAX_SHOWN)}",
+                fix="give a device name or the path of a device file",
             )
         return read_device(path)
-    places = [*folders, shipped("devices")]
-    for place in places:
+    unasked = [WORKING] if beside is None else [beside, WORKING]
+    own = shipped("devices") / f"{name}{SUFFIX}"
+    for place in (*folders, *unasked):
         path = place / f"{name}{SUFFIX}"
-        if path.is_file():
-            return read_device(path)
-    searched = ", ".join(str(place) for place in places)
+        if not _is_file(path) or (_is_file(own) and path.samefile(own)):
+            continue
+        device = read_device(path)
+        if place in folders:
+            return device
+        if _is_file(own):
+            raise UsageError(
+                f"{path} has the name of a shipped device, and would replace it",
+                fix=f"rename the file, or allow it with: --devices {place}",
+            )
+        _report_programs(device, path)
+        return device
+    if _is_file(own):
+        return read_device(own)
+    searched = ", ".join(str(place) for place in (*folders, *unasked, own.parent))
     raise UsageError(
-        f"no device {name!r}{nearest(name, known_devices(folders))}",
-        fix=f"searched for {name}{SUFFIX} in {searched}; 'edgeopt devices list' shows all devices",
+        f"no device {shortened(name, MAX_SHOWN)!r}{nearest(name, known_devices(folders))}",
+        fix=f"searched for its file in {searched}; 'edgeopt devices list' shows all devices",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system does not allow
+        return False
+
+
+def _report_programs(device: Device, path: Path) -> None:
+    """Name the programs that a device file from a folder that nobody named would run."""
+    uses, _ = connection_parts(device)
+    named = [uses] if ":" in uses else connection_of(device).programs()
+    named += [
+        value for options in device.options.values() for value in options.values() if _is_program(value)
+    ]
+    if named:
+        logging.getLogger("edgeopt").warning(
+            f"device {device.name}, described in {path}, runs {', '.join(map(repr, named))}"
+        )
+
+
+def _is_program(value: object) -> bool:
+    """Whether an option of a runtime names a program: a path, or a command."""
+    return isinstance(value, str) and (os.sep in value or shutil.which(value) is not None)
 
 
 def read_device(path: Path) -> Device:
@@ -156,24 +217,48 @@ def read_device(path: Path) -> Device:
     document, positions = read_yaml(text, str(path))
     if not isinstance(document, dict):
         raise RecipeError(str(path), [Problem("a device file must be a mapping of settings", 1, 1)])
+    problems = Problems(path, positions)
     try:
-        return Device.model_validate({"name": path.stem, **document})
+        device = Device.model_validate({"name": path.stem, **document})
     except ValidationError as error:
-        problems = []
-        for mistake in error.errors(include_url=False):
-            where = tuple(mistake["loc"])
-            known = where
-            while known and known not in positions:
-                known = known[:-1]
-            line, column = positions.get(known, (0, 0))
-            message = mistake["msg"].removeprefix("Value error, ")
-            if mistake["type"] == "extra_forbidden":
-                message = f"unknown key {str(where[-1])!r}{nearest(str(where[-1]), _sibling_keys(where))}"
-            problems.append(Problem(message, line, column, ".".join(str(part) for part in where)))
-        raise RecipeError(str(path), problems) from error
+        problems.refused(error, (), Device)
+        raise problems.error() from error
+    uses, options = connection_parts(device)
+    try:
+        if ":" in uses:  # user code: it is not imported before it is used
+            Code.model_validate(uses)
+        else:
+            kind = registry.find(Connection, uses)
+            try:
+                kind.model_validate(options)
+            except ValidationError as error:
+                problems.refused(error, ("connection", "with"), kind)
+    except ValidationError as error:
+        problems.refused(error, ("connection", "uses"), Code)
+    except UsageError as error:
+        problems.add(("connection", "uses"), error.message)
+    if problems:
+        raise problems.error()
+    return device
 
 
-def _sibling_keys(where: tuple[str | int, ...]) -> list[str]:
-    kinds: dict[str | int, type[BaseModel]] = {"limits": Limits, "setup": Setup}
-    kind = kinds.get(where[0], Device) if len(where) > 1 else Device
-    return list(kind.model_fields)
+def connection_parts(device: Device) -> tuple[str, dict[str, Any]]:
+    """The name of a device's connection, and its options."""
+    entry = device.connection
+    return (entry, {}) if isinstance(entry, str) else (entry["uses"], entry.get("with") or {})
+
+
+def connection_of(device: Device) -> Connection:
+    """The connection of a device, not yet opened.
+
+    Raises:
+        UsageError: there is none of that name, or it rejects its options.
+    """
+    uses, options = connection_parts(device)
+    kind = registry.find(Connection, uses)
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        problems = Problems(Path(f"device {device.name}"), {})
+        problems.refused(error, ("connection", "with"), kind)
+        raise problems.error() from error

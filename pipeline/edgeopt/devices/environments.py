@@ -23,7 +23,8 @@ MARKER = "complete.json"
 PREFERRED = (3, 11)
 """The newest Python with wheels of tflite-runtime 2.14, the oldest runtime."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Names of environments: they are folders."""
 
 
 def environment_folder(name: str) -> Path:
@@ -32,12 +33,12 @@ def environment_folder(name: str) -> Path:
     Raises:
         UsageError: ``name`` is not a valid folder name.
     """
-    if not _NAME.fullmatch(name):
+    if not re.match(NAME, name):
         raise UsageError(
             f"{name!r} is not a valid environment name", fix="use letters, digits, '.', '_' and '-'"
         )
     home = os.environ.get(HOME_VARIABLE)
-    base = Path(home).expanduser().absolute() if home else platformdirs.user_data_path("edgeopt")
+    base = Path(os.path.expanduser(home)).absolute() if home else platformdirs.user_data_path("edgeopt")
     return base / "environments" / name
 
 

@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeopt.config.scratch import lasting_temporary_folder
 from edgeopt.devices.environments import HOME_VARIABLE
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import digest_of
@@ -86,8 +86,8 @@ def _lock_folders() -> tuple[Path, ...]:
     """Candidate folders for locks; the second is for accounts without a home folder, as in containers."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
-        return (Path(home).expanduser().absolute() / "locks",)
+        return (Path(os.path.expanduser(home)).absolute() / "locks",)
     return (
         platformdirs.user_state_path("edgeopt") / "locks",
-        Path(tempfile.gettempdir()) / f"edgeopt-{os.getuid()}" / "locks",
+        lasting_temporary_folder() / f"edgeopt-{os.getuid()}" / "locks",
     )

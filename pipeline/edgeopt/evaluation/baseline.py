@@ -8,12 +8,15 @@ two runs share no clock, so they never decide a verdict.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeopt.config.files import write_text
+from edgeopt.config.files import regular, write_text, writing
+from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.statistics import Paired, decide
+from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
@@ -51,16 +54,13 @@ class Baseline(_Part):
     entries: tuple[Entry, ...]
 
 
-class Limits(_Part):
+class Limits(Settings):
     """How much worse than the baseline a run may be."""
 
     max_drop: float = Field(0.01, ge=0, le=1)
     confidence: float = Field(0.95, ge=0.5, lt=1)
-    undecided: str = "fail"
+    undecided: Literal["fail", "pass"] = "fail"
     max_size_increase: float = Field(0.02, ge=0, description="relative to the old size")
-    same_passes: bool = Field(
-        False, description="identical predictions pass even if the samples are too few for the limit"
-    )
 
 
 def baseline_of(report: Report) -> Baseline:
@@ -115,10 +115,8 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
         UsageError: the file cannot be written.
     """
     record = baseline.model_dump(mode="json", by_alias=True)
-    try:
+    with writing(path, "choose another file"):
         write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", fix="choose another file") from error
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -128,14 +126,14 @@ def read_baseline(path: Path) -> Baseline:
         UsageError: it is missing, truncated, damaged, or of another version.
     """
     try:
-        text = path.read_text("utf-8")
+        text = regular(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
             f"cannot read the baseline {path}: {reason}", fix="write one: edgeopt baseline write RUN"
         ) from error
     try:
-        version = json.loads(text).get("schema")
+        version = json_value(text).get("schema")
         if version != SCHEMA:
             raise UsageError(
                 f"{path} is a baseline of version {version}, this edgeopt reads version {SCHEMA}",
@@ -208,7 +206,12 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
         if new is None or new.count != old.count:
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
-        yield _compare_samples(entry, gate, Paired(old.unpack(), new.unpack()), limits)
+        measured = result.measurements.get(metric)
+        pair = Paired(old.unpack(), new.unpack(), measured is not None and measured.kind == "fraction")
+        same_file = (
+            bool(entry.digest) and result.artifact is not None and result.artifact.digest == entry.digest
+        )
+        yield _compare_samples(entry, gate, pair, limits, same_file=same_file)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:
         growth = after.value / before - 1
@@ -218,18 +221,29 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
         yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
 
 
-def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits) -> Verdict:
+def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, same_file: bool) -> Verdict:
+    """Compare an artifact with its predecessor; an unchanged one passes, however few the samples.
+
+    The same file can still fail: another version of its runtime may give other answers.
+    """
     decision = decide(pair, limits.max_drop, limits.confidence)
     drop, (low, high) = float(pair.drops.mean()), decision.bounds
-    if pair.worse == pair.better == 0:
-        reason = f"the predictions are identical ({len(pair.before)} samples)"
-        if limits.same_passes:
-            decision = decision._replace(verdict="pass", samples_needed=None)
-    else:
-        reason = (
-            f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better); "
-            f"with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
+    if pair.unchanged or (same_file and decision.verdict != "fail"):
+        decision = decision._replace(verdict="pass", samples_needed=None)
+        what = (
+            f"the predictions are identical ({len(pair.before)} samples)"
+            if pair.unchanged
+            else "the same file"
         )
+        reason = f"unchanged: {what}"
+    else:
+        reason = f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better)"
+        if decision.bounds == UNBOUNDED:
+            reason += "; the values have no known range, so few samples do not bound the drop"
+        else:
+            reason += (
+                f"; with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
+            )
         if decision.p_value is not None:
             reason += f"; exact McNemar p = {decision.p_value:.2g}"
     if decision.verdict == "undecided":
@@ -247,7 +261,7 @@ def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits) -> V
         reason,
         blocks=blocks,
         confidence=limits.confidence,
-        bounds=(max(low, -1e300), min(high, 1e300)),
+        bounds=None if decision.bounds == UNBOUNDED else (low, high),
         p_value=decision.p_value,
         samples_needed=decision.samples_needed,
     )

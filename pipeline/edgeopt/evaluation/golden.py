@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.config.files import replacing
+from edgeopt.config.files import replacing, writing
 from edgeopt.evaluation.samples import fitted, quantize, random_inputs
 from edgeopt.model import Array, Model, Preprocessing
 from edgeopt.plugin import Dataset
@@ -56,7 +56,11 @@ class Golden:
             )
         if self.labels is not None:
             arrays["label"] = self.labels
-        with replacing(path) as scratch, scratch.open("wb") as file:
+        with (
+            writing(path, "choose another folder with --out DIR"),
+            replacing(path) as scratch,
+            scratch.open("wb") as file,
+        ):
             np.savez(file, allow_pickle=False, **arrays)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgeopt.evaluation.statistics import Paired, decide
+from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
 from edgeopt.model import Array
 from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
 
@@ -76,7 +76,7 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
             return _verdict(
                 gate, result, None, f"no evaluation sample belongs to class {', '.join(gate.classes)}"
             )
-        pair = Paired(pair.before[chosen], pair.after[chosen])
+        pair = pair._replace(before=pair.before[chosen], after=pair.after[chosen])
     kind, limit = gate.limit
     if gate.confidence is None:
         mean = float(pair.after.mean()) * (-1.0 if gate.metric in evidence.lower else 1.0)
@@ -84,10 +84,11 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
         return _verdict(gate, result, value, "")
     decision = decide(pair, limit, gate.confidence)
     drop, (low, high) = float(pair.drops.mean()), decision.bounds
-    reason = (
-        f"{gate.metric} dropped by {drop:.4g} on {len(pair.before)} samples; with {gate.confidence:.0%} "
-        f"confidence, by more than {low:.4g} and less than {high:.4g}"
-    )
+    reason = f"{gate.metric} dropped by {drop:.4g} on {len(pair.before)} samples; "
+    if decision.bounds == UNBOUNDED:
+        reason += "its values have no known range, so few samples do not bound the drop"
+    else:
+        reason += f"with {gate.confidence:.0%} confidence, by more than {low:.4g} and less than {high:.4g}"
     if decision.verdict == "undecided":
         needed = decision.samples_needed
         reason += f": too few samples to decide whether by more than {limit:g}"
@@ -103,7 +104,7 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
         reason="" if decision.verdict == "pass" else reason,
         blocks=decision.verdict == "fail" or (decision.verdict == "undecided" and gate.undecided == "fail"),
         confidence=gate.confidence,
-        bounds=(max(low, -1e300), min(high, 1e300)),
+        bounds=None if decision.bounds == UNBOUNDED else (low, high),
         p_value=decision.p_value,
         samples_needed=decision.samples_needed,
     )

@@ -51,9 +51,10 @@ def sample_measurements(
         if pair is None:
             continue
         count, kind = len(pair.before), metric.difference_kind
-        if count > 1:
+        smallest = detectable_drop(pair)
+        if count > 1 and math.isfinite(smallest):
             measurements[f"{name}_detectable_drop"] = Measurement(
-                value=detectable_drop(pair), n=count, kind=kind, role="detectable_drop"
+                value=smallest, n=count, kind=kind, role="detectable_drop"
             )
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
             continue

@@ -17,6 +17,7 @@ from edgeopt.plugin import Dataset, Sample
 
 def title(dataset: Dataset) -> str:
     """The name of a dataset in messages: the path of its data, or its type."""
+    dataset = getattr(dataset, "inner", dataset)  # of one that is read in another process
     path = getattr(dataset, "path", None)
     function = getattr(dataset, "function", None)
     return str(path or getattr(function, "target", None) or type(dataset).__name__.lower())

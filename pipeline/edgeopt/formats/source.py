@@ -23,7 +23,8 @@ _FIX_WEIGHTS = "use a file written by torch.save(model.state_dict(), 'weights.pt
 def inspect(path: Path, *, trust: bool = False) -> Source:
     """Detect the format of the model at ``path`` and, where the file declares them, its inputs.
 
-    ``trust`` allows parts that would run code: Lambda layers, and custom classes imported from other modules.
+    ``trust`` allows parts that would run code, or read or write other files: Lambda layers, custom classes
+    imported from other modules, operators of graphs.
 
     Raises:
         UsageError: the file is missing, empty or damaged, does not match its name, contains weights only, or

@@ -6,15 +6,12 @@ import json
 from functools import cache
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
 from edgeopt.config.registry import Kind
+from edgeopt.config.settings import Settings
 
 
-class Plugin(BaseModel):
+class Plugin(Settings):
     """Base class of all kinds: typed options and required packages."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     requires: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None

@@ -27,6 +27,10 @@ class Connection(Plugin):
             DeviceError: the device is unreachable; the error contains a fix.
         """
 
+    def programs(self) -> list[str]:
+        """The programs of this machine that its options name: reported if nobody named the device file."""
+        return []
+
     def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
         """Create the environment of the device's runtimes with the Python ``requirements``.
 

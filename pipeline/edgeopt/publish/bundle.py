@@ -1,6 +1,5 @@
 """One bundle: a folder with a model file for one device and everything that belongs to it."""
 
-import json
 from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgeopt.devices.device import load_device
 from edgeopt.devices.lint import limits_of
 from edgeopt.errors import StageError, UsageError, VerificationError
 from edgeopt.formats.known import format_named
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.plugin import Operator
 from edgeopt.publish import contract as contracts
@@ -92,7 +92,7 @@ def wants_firmware(result: Result) -> bool:
     if result.runtime.partition(" ")[0] in firmware.RUNTIMES:
         return True
     try:
-        table = load_device(result.device, (Path("devices"),)).operators
+        table = load_device(result.device).operators
         return table == firmware.OPERATORS and limits_of(table).format == result.format
     except UsageError:
         return False  # without a device file, only the runtime identifies a microcontroller
@@ -197,7 +197,7 @@ def record_of(run: Path, result: Result) -> dict[str, Any]:
     """The record that the run wrote next to the built file, before any device-specific compilation."""
     path = run / "models" / f"{result.variant}{format_named(result.format).suffix}.json"
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json_value(path.read_text("utf-8"))
         if isinstance(record, dict) and {"inputs", "outputs", "preprocessing", "labels"} <= set(record):
             return record
         raise ValueError("it does not describe the model's inputs and outputs")

@@ -140,7 +140,7 @@ def read_contract(text: str | bytes, where: str) -> Contract:
         if schema != SCHEMA:
             raise VerificationError(
                 f"{where} has schema {schema}; this edgeopt supports only schema {SCHEMA}",
-                fix="pip install -U edgeopt",
+                fix="install the version of edgeopt that wrote it, or a later one",
             )
         return Contract.model_validate_json(text)
     except ValidationError as error:

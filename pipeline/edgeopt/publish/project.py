@@ -43,8 +43,9 @@ def find_project(start: Path) -> Artifacts:
 def _read(file: Path) -> Artifacts:
     try:
         document = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"cannot read {file}: {reason}") from error
     unknown = sorted(set(document) - {"artifacts"})
     if unknown:
         raise UsageError(f"{file}: unknown table {unknown[0]!r}", fix="the only table is [artifacts]")
@@ -52,9 +53,10 @@ def _read(file: Path) -> Artifacts:
         found = Artifacts.model_validate(document.get("artifacts", {}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = str(first["loc"][-1])
+        key = str(first["loc"][-1]) if first["loc"] else ""
         hint = nearest(key, list(Artifacts.model_fields)) if first["type"] == "extra_forbidden" else ""
-        raise UsageError(f"{file}: artifacts.{key}: {first['msg'].lower()}{hint}") from error
+        place = f"artifacts.{key}" if key else "artifacts"
+        raise UsageError(f"{file}: {place}: {first['msg'].lower()}{hint}") from error
     return found.model_copy(
         update={
             "require_signature": found.require_signature and file.parent / found.require_signature,

@@ -1,6 +1,5 @@
 """Selects the bundle of a release that suits a device, from the descriptors alone."""
 
-import json
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from edgeopt.config.nearest import nearest
 from edgeopt.devices.device import Device
 from edgeopt.errors import UsageError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.publish.oci import FACTS, Descriptor, Index
 
 
@@ -49,7 +49,7 @@ class Choice(BaseModel):
 
 def facts_of(descriptor: Descriptor) -> Facts:
     """The facts of a bundle's descriptor."""
-    return Facts.model_validate(json.loads(descriptor.annotations[FACTS]))
+    return Facts.model_validate(json_value(descriptor.annotations[FACTS]))
 
 
 def bundles(index: Index) -> list[tuple[Descriptor, Facts]]:

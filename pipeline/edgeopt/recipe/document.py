@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from edgeopt.config.settings import Settings
 from edgeopt.config.units import Bytes
 from edgeopt.devices.device import Device
 from edgeopt.formats.known import artifact_formats
@@ -15,14 +16,18 @@ from edgeopt.plugin import Code, Dataset, ExistingPath, NamedMetric, Stage
 from edgeopt.results import LIMITS, Gate
 
 VERSION = 1
+MONTH = 31.0 * 24 * 60
+"""In minutes."""
+DAY = 24.0 * 60 * 60
+"""In seconds."""
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "mlperf-tiny": {"min_runs": 10, "min_seconds": 10.0, "max_seconds": 60.0, "repeats": 5}
 }
 """MLPerf Tiny, performance mode: five repetitions of at least 10 s and 10 inferences; their median."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+class _Part(Settings):
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class Use(_Part):
@@ -57,6 +62,24 @@ def _as_words(value: object) -> object:
     return tuple(str(item) if isinstance(item, int) else item for item in items)
 
 
+def _usable_inputs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Check the declared inputs: specs that are read from model files may hold more than edgeopt can feed."""
+    names = [spec.name for spec in specs]
+    for spec in specs:
+        if problem := spec.problem:
+            raise ValueError(f"input {spec.name!r}: {problem}")
+        if names.count(spec.name) > 1 or not spec.name:
+            raise ValueError(f"input {spec.name!r}: every input needs a name of its own")
+    return specs
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    for label in labels:
+        if not label.strip() or labels.count(label) > 1:
+            raise ValueError(f"label {label!r}: every class needs a name of its own")
+    return labels
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
@@ -67,12 +90,14 @@ class ModelPart(_Part):
     factory: Code | None = Field(None, description="module:function that builds the torch.nn.Module")
     arguments: dict[str, Any] = Field({}, description="arguments of the factory")
     weights: ExistingPath | None = Field(None, description="state dict (.pt, .pth, .th) or .safetensors")
-    inputs: tuple[TensorSpec, ...] = Field(
+    inputs: Annotated[tuple[TensorSpec, ...], AfterValidator(_usable_inputs)] = Field(
         (), description="input specs, if the model file does not declare them"
     )
     preprocess: Preprocessing = Field(Preprocessing(), description="conversion of raw samples to model input")
-    labels: tuple[str, ...] = Field((), description="class names, in the order of the outputs")
-    trust: bool = Field(False, description="allow Lambda layers and pickles, which run code from the file")
+    labels: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        (), description="class names, in the order of the outputs"
+    )
+    trust: bool = Field(False, description="allow a file that runs code, or reads or writes other files")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelPart":
@@ -166,10 +191,12 @@ class GatePart(_Part):
 class Limits(_Part):
     """Resource limits of one stage."""
 
-    stage_minutes: float = Field(20.0, gt=0, description="timeout of a stage, in minutes")
-    training_minutes: float = Field(240.0, gt=0, description="timeout of a stage that trains, in minutes")
+    stage_minutes: float = Field(20.0, gt=0, le=MONTH, description="timeout of a stage, in minutes")
+    training_minutes: float = Field(
+        240.0, gt=0, le=MONTH, description="timeout of a stage that trains, in minutes"
+    )
     stage_memory: Bytes | None = Field(
-        None, description="memory limit of a stage; default: 80 % of this machine's memory"
+        None, ge=1, description="memory limit of a stage; default: 80 % of this machine's memory"
     )
 
 
@@ -179,9 +206,9 @@ class Latency(_Part):
     protocol: Literal["mlperf-tiny"] | None = Field(
         None, description="a standard protocol, which fixes all other settings"
     )
-    min_runs: int = Field(50, ge=2, description="smallest number of runs")
-    min_seconds: float = Field(2.0, ge=0, description="shortest duration, in seconds")
-    max_seconds: float = Field(30.0, gt=0, description="longest duration, in seconds")
+    min_runs: int = Field(50, ge=2, le=1_000_000, description="smallest number of runs")
+    min_seconds: float = Field(2.0, ge=0, le=DAY, description="shortest duration, in seconds")
+    max_seconds: float = Field(30.0, gt=0, le=DAY, description="longest duration, in seconds")
     repeats: int = Field(
         1, ge=1, le=100, description="repetitions of the whole measurement; latency_median_ms is their median"
     )
@@ -189,13 +216,22 @@ class Latency(_Part):
     @model_validator(mode="before")
     @classmethod
     def _settings_of_protocol(cls, value: object) -> object:
-        if isinstance(value, dict) and value.get("protocol") in PROTOCOLS:
+        protocol = value.get("protocol") if isinstance(value, dict) else None
+        if isinstance(value, dict) and isinstance(protocol, str) and protocol in PROTOCOLS:
             fixed = PROTOCOLS[value["protocol"]] | {"protocol": value["protocol"]}
             conflicts = [key for key in value if value[key] != fixed.get(key)]
             if conflicts:
                 raise ValueError(f"protocol {value['protocol']} fixes {conflicts[0]}: remove one of the two")
             return fixed
         return value
+
+    @model_validator(mode="after")
+    def _shortest_first(self) -> "Latency":
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(
+                f"min_seconds {self.min_seconds:g} exceeds max_seconds {self.max_seconds:g}: raise the latter"
+            )
+        return self
 
 
 class Document(_Part):

@@ -17,7 +17,7 @@ from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.devices.device import Device
 from edgeopt.devices.lint import expected
-from edgeopt.errors import UsageError
+from edgeopt.errors import UsageError, install
 from edgeopt.formats.known import artifact_formats, factory_format, format_named
 from edgeopt.formats.source import check_weights, inspect
 from edgeopt.model import Model
@@ -222,10 +222,9 @@ def _branch(
         return impossible(*_why_not(source, variant, target))
     for stage in stages:
         if missing := stage.missing():
-            extra = f"edgeopt[{stage.extra}]" if stage.extra else " ".join(missing)
             return impossible(
                 f"{registry.plugin_name(stage)} needs {', '.join(missing)}, which is not installed",
-                f"pip install '{extra}'",
+                install(stage.extra) if stage.extra else f"pip install {' '.join(missing)}",
             )
         if stage.needs_calibration and recipe.calibration is None:
             return impossible(

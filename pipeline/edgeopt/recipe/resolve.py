@@ -1,6 +1,7 @@
 """From YAML to a recipe. All mistakes are reported at once, with line and column."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.config.problems import Problems
+from edgeopt.config.settings import check_name
 from edgeopt.config.units import quantity
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.config.yaml_source import Positions, read_yaml, set_value
-from edgeopt.devices.device import Device, load_device, shipped
-from edgeopt.errors import Problem, RecipeError, UsageError
+from edgeopt.devices.device import HOST, Device, load_device, shipped
+from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import Dataset, Metric, NamedMetric, Stage, digest_of
 from edgeopt.recipe.document import (
@@ -29,9 +31,12 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
-from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate
+from edgeopt.recipe.isolated import Isolated, Reader, runs_user_code
+from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
 P = TypeVar("P", Dataset, Metric, Stage)
+NEVER_NEGATIVE: frozenset[Kind] = frozenset({"fraction", "bytes", "memory", "time", "ratio", "count"})
+"""Kinds of measurements below which no limit makes sense."""
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -41,7 +46,7 @@ def find_recipe(name: str | Path) -> Path:
         UsageError: there is neither.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
         return path
     folder = shipped("recipes")
     known = sorted(p.stem for p in folder.glob("*.yaml"))
@@ -49,7 +54,8 @@ def find_recipe(name: str | Path) -> Path:
         return folder / f"{name}.yaml"
     hint = nearest(path.stem, known)
     raise UsageError(
-        f"no recipe file {str(name)!r}{hint}", fix="write one for your model with: edgeopt init MODEL"
+        f"no recipe file {shortened(str(name), 200)!r}{hint}",
+        fix="write one for your model with: edgeopt init MODEL",
     )
 
 
@@ -80,7 +86,7 @@ def load_recipe(
         raise RecipeError(str(path), [Problem("a recipe is a mapping of keys to values", 1, 1)])
     for assignment in overrides:
         try:
-            set_value(data, assignment)
+            set_value(data, assignment, positions)
         except ValueError as error:
             raise UsageError(str(error)) from error
     if data_root is None and (root := os.environ.get("EDGEOPT_DATA")):
@@ -104,7 +110,7 @@ class _Resolver:
         self.file = file
         self.data = data
         self.roots = roots
-        self.device_folders = (file.resolve().parent / "devices", *device_folders)
+        self.device_folders = device_folders
         self.problems = Problems(file, positions)
         self.has_unknown_metrics = False
         """Whether a metric could not be resolved; unknown metrics in gates are then not reported."""
@@ -121,6 +127,8 @@ class _Resolver:
                 ("version",), f"version {document.version} is unknown; this edgeopt reads {VERSION}"
             )
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
+        if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
+            self._device(HOST, ("devices",))
         metrics = self._metrics(document)
         variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
         if not any(variant.name == "float" for variant in variants):
@@ -133,6 +141,11 @@ class _Resolver:
             part: self._plugin(Dataset, use, ("data", part))
             for part in ("calibration", "evaluation", "train", "validation")
             if (use := getattr(document.data, part)) is not None
+        }
+        reader = Reader(document.limits.stage_minutes)
+        datasets = {
+            part: Isolated.of(dataset, reader) if dataset is not None and runs_user_code(dataset) else dataset
+            for part, dataset in datasets.items()
         }
         if "evaluation" not in datasets and document.metric:
             self.problems.add(("metric",), "accuracy needs data.evaluation: add it, or remove metric")
@@ -211,10 +224,10 @@ class _Resolver:
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            self.problems.add(
-                loc, f"variant name {name!r} may only contain letters, digits, '-', '_' and '.'"
-            )
+        try:
+            check_name(name)
+        except ValueError as error:
+            self.problems.add(loc, str(error))
         if name == "float" and body:
             self.problems.add(
                 loc, "'float' is the unmodified baseline and takes no options; rename the variant"
@@ -273,6 +286,10 @@ class _Resolver:
                     base, f"no {name} scheme {scheme!r}{nearest(scheme, sorted(schemes[name]))}"
                 )
                 continue
+            for target in artifact_formats():
+                if target in options and not isinstance(options[target], dict):
+                    self.problems.add((*base, target), f"give the options of {target} as a mapping")
+                    return intents
             known_options = self._options_of(name, scheme)
             for place, part in _parts(options, base):
                 for key in part:
@@ -319,17 +336,20 @@ class _Resolver:
                         f"no {key[:-1]} {name!r} in this recipe{nearest(name, list(members))}",
                     )
         unit = MEASUREMENTS[gate.metric].unit if gate.metric in MEASUREMENTS else ""
+        kinds = {name: shown.kind for name, shown in MEASUREMENTS.items()}
+        kinds |= {name: metric.kind for name, metric in metrics}
         limits: dict[str, float] = {}
         for kind in LIMITS:
             value = getattr(gate, kind)
             if value is not None:
                 try:
                     limits[kind] = quantity(value, "" if kind == "max_ratio" else unit)
+                    _check_limit(kind, limits[kind], kinds.get(gate.metric, "number"))
                 except ValueError as error:
                     self.problems.add((*loc, kind), str(error))
         labels = document.model.labels
         for name in gate.classes:
-            if name not in labels and not (name.isdigit() and (not labels or int(name) < len(labels))):
+            if name not in labels and not (name.isdecimal() and (not labels or int(name) < len(labels))):
                 hint = nearest(name, list(labels)) if labels else "; model.labels is empty"
                 self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
         return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
@@ -352,7 +372,7 @@ class _Resolver:
 
     def _device(self, name: str, loc: Loc) -> Device | None:
         try:
-            return load_device(name, self.device_folders)
+            return load_device(name, self.device_folders, beside=self.file.resolve().parent / "devices")
         except UsageError as error:
             self.problems.add(loc, str(error))
             return None
@@ -369,6 +389,19 @@ class _Resolver:
         except ValidationError as error:
             self.problems.refused(error, (*loc, "with"), plugin)
             return None
+
+
+def _check_limit(limit: str, value: float, kind: Kind) -> None:
+    """Reject a limit that every artifact passes, or none.
+
+    Raises:
+        ValueError: it is outside the range of the values that it is compared with.
+    """
+    lowest = 0.0 if limit not in ("max", "min") or kind in NEVER_NEGATIVE else -math.inf
+    if value < lowest or (limit == "max_ratio" and value == 0):
+        raise ValueError(f"{value:g} is too small: no artifact can pass, or all of them do")
+    if kind == "fraction" and limit != "max_ratio" and value > 1:
+        raise ValueError(f"{value:g} is more than 100 %: write a fraction such as 0.9, or 90 %")
 
 
 def _parts(options: Mapping[str, Any], base: Loc) -> Iterator[tuple[Loc, Mapping[str, Any]]]:

@@ -1,10 +1,11 @@
 """All runs of a folder on one page: accuracy, size and latency over time, per recipe."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeopt.config.files import write_text
+from edgeopt.config.files import write_text, writing
 from edgeopt.errors import UsageError
 from edgeopt.reports.history import Damaged, Found, address_of, primary, read_runs
 from edgeopt.reports.html import page
@@ -23,15 +24,11 @@ def write_index(folder: Path, out: Path | None = None) -> Path:
     Raises:
         UsageError: the folder does not exist, or the page cannot be written.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"no such folder: {folder}", fix="choose a folder with runs: artifacts/runs")
     target = out or folder / INDEX
-    try:
+    with writing(target, "choose another file with --out"):
         write_text(target, render(*read_runs(folder), folder=folder, place=target))
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {target}: {error.strerror}", fix="choose another file with --out"
-        ) from error
     return target
 
 

@@ -90,5 +90,5 @@ class Verdict(Value):
     )
     p_value: float | None = Field(None, description="exact McNemar test for the existence of a drop")
     samples_needed: int | None = Field(
-        None, description="estimated number of samples that would decide, at the same rates"
+        None, description="estimated number of samples that would decide, enough in most cases"
     )

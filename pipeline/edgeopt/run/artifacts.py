@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from edgeopt.config.files import file_digest, replacing
-from edgeopt.errors import UsageError
+from edgeopt.config.files import file_digest, replacing, writing
 from edgeopt.formats.known import format_named
 from edgeopt.plugin import Format
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Artifact
+
+OTHER_FOLDER = "choose another folder with --out DIR"
 
 
 def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
@@ -60,6 +61,7 @@ def place(kind: Format, path: Path, target: Path) -> list[Path]:
 
     Raises:
         UsageError: the folder is not writable.
+        CannotRunError: the disk is full.
     """
     if path.is_dir():
         # Replaced as a whole, so that no file of an earlier run remains.
@@ -76,11 +78,7 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         UsageError: the folder is not writable.
+        CannotRunError: the disk is full.
     """
-    try:
-        with replacing(target) as scratch:
-            write(scratch)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {target}: {error.strerror}", fix="choose another folder with --out DIR"
-        ) from error
+    with writing(target, OTHER_FOLDER), replacing(target) as scratch:
+        write(scratch)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeopt.devices.device import HOST
 from edgeopt.evaluation.comparison import difference, hop
 from edgeopt.evaluation.golden import Golden
 from edgeopt.evaluation.judge import Evidence
@@ -18,7 +19,6 @@ from edgeopt.model import Array
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Hop, Measurement, Result, Run, Samples, SourceResult, Status
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
-from edgeopt.run.bench import HOST
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
 from edgeopt.run.scoring import Scorer

@@ -15,16 +15,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from edgeopt.config import registry
 from edgeopt.config.files import file_digest
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import Device
+from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.samples import collect, random_inputs
 from edgeopt.formats.known import model_digest, model_files
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Connection, ConnectionCutError, Dataset, Link, digest_of
+from edgeopt.plugin import ConnectionCutError, Dataset, Link, digest_of
 from edgeopt.recipe.document import Latency
 from edgeopt.run.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
 from edgeopt.run.protocol import (
@@ -39,8 +38,6 @@ from edgeopt.run.protocol import (
 )
 from edgeopt.run.store import Store
 
-HOST = "host"
-"""The device that is this machine: it runs the source model and the intermediate steps."""
 JOB_SECONDS = 1800.0
 RANDOM_SAMPLES = 64
 VOLATILE_FIELDS = ("load", "memory_available_bytes", "temperature_c")
@@ -135,7 +132,7 @@ class Bench:
         try:
             self.probe = fetch_probe(self.device, self.agent)
             check_requirements(self.device, self.probe)
-        except DeviceError as error:
+        except (DeviceError, UsageError) as error:  # the latter: a connection of the user that is none
             self.failure = str(error)
         return self
 
@@ -303,13 +300,6 @@ def connect(device: Device) -> Iterator[Link]:
     """
     with device_lock(device.name, device.connection), connection_of(device).open() as link:
         yield link
-
-
-def connection_of(device: Device) -> Connection:
-    """The connection of a device, not yet opened."""
-    entry = device.connection
-    uses, options = (entry, {}) if isinstance(entry, str) else (entry["uses"], entry.get("with", {}))
-    return registry.find(Connection, uses).model_validate(options)
 
 
 @retried

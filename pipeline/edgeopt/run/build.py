@@ -113,10 +113,15 @@ class _Builder:
                 self._emit(built, stage, "shared", message=f"built for {branch}")
 
     def _continue(self, built: Built) -> None:
-        self.advance(built)
-        if built.complete:
+        try:
+            self.advance(built)
+            if built.complete:
+                return
+            key = self.keys.of_next(built)
+        except StageError as error:
+            built.failure = f"{registry.plugin_name(built.next_stage)}: {error}"
+            self._emit(built, built.next_stage, "failed", message=built.failure)
             return
-        key = self.keys.of_next(built)
         if key in self.failed:
             built.failure = self.failed[key]
             return

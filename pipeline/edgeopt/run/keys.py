@@ -1,6 +1,8 @@
 """Cache keys of steps: digests of everything that the result of a step depends on, and nothing else."""
 
 from edgeopt.config import registry
+from edgeopt.config.text import reason_of
+from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Dataset, Feed, Stage, digest_of
 from edgeopt.recipe.document import Recipe
@@ -22,8 +24,22 @@ class Keys:
         }
 
     def of_next(self, built: Built) -> str:
-        """The key of the next step of a branch."""
+        """The key of the next step of a branch.
+
+        Raises:
+            StageError: the stage is user code, and fails to describe itself.
+        """
         stage = built.next_stage
+        try:
+            return self._of(stage, built)
+        except EdgeoptError:
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:
+            if not registry.code_digest(stage):
+                raise
+            raise StageError(reason_of(error)) from error
+
+    def _of(self, stage: Stage, built: Built) -> str:
         return digest_of(
             {
                 "input": built.steps[-1].digest if built.steps else self.source,

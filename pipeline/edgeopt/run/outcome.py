@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.config.text import MAX_REASON_CHARS, printable
 from edgeopt.errors import DeviceError
 from edgeopt.evaluation.samples import dequantize
 from edgeopt.formats.wire.bounded import MALFORMED
@@ -87,7 +88,7 @@ def read_outcome(runtime: str, folder: Path, model: Model, device: str, *, cache
     """
     result, failure = read_response((folder / RESULT).read_bytes(), device)
     if result is None:
-        return Outcome(runtime, failure["error"] if failure else "")
+        return Outcome(runtime, printable(failure["error"], MAX_REASON_CHARS) if failure else "")
     try:
         outputs = _arrays(folder / OUTPUTS, "output")
         layers, times = _arrays(folder / LAYERS, "layer"), _times(folder / TIMES)

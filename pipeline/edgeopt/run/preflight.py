@@ -2,7 +2,8 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import load_device
+from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.samples import checked, collect, fingerprint
 from edgeopt.model import Model
@@ -18,7 +19,7 @@ from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Branch, Plan
 from edgeopt.results import Event
-from edgeopt.run.bench import HOST, Bench, Evaluation
+from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.scoring import Scorer, is_shipped
 from edgeopt.run.store import Store
@@ -26,6 +27,8 @@ from edgeopt.run.store import Store
 MAX_LEAK = 0.01
 """Tolerated fraction of leaked evaluation samples: real data contains a few duplicates, such as silence."""
 TRIAL_SAMPLES = 2
+LABELLED_SAMPLES = 256
+"""Samples whose classes a plan compares with ``model.labels``; a run compares all of them."""
 
 Watch = Callable[[Event], None]
 
@@ -50,12 +53,16 @@ def preflight(plan: Plan, store: Store, device_folders: Sequence[Path], watch: W
 
 
 def check_data(plan: Plan) -> None:
-    """Check that the first sample of every dataset fits the model's inputs.
+    """Check that the first sample of every dataset fits the model's inputs, and the labels its outputs.
 
     Raises:
         UsageError: it does not (names the dataset and both shapes), or labels are missing.
     """
     recipe = plan.recipe
+    check_labels(recipe, [spec.shape for spec in plan.source.outputs])
+    if recipe.model.labels and recipe.evaluation is not None:
+        first = islice(checked(recipe.evaluation), LABELLED_SAMPLES)
+        check_named(recipe, [sample.label for sample in first if isinstance(sample.label, int)])
     for dataset in datasets_of(recipe).values():
         _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
         label_metrics = [name for name, metric in recipe.metrics if metric.against == "labels"]
@@ -66,25 +73,92 @@ def check_data(plan: Plan) -> None:
             )
 
 
+def check_labels(recipe: Recipe, shapes: Sequence[Sequence[int | None]]) -> None:
+    """Compare ``model.labels`` with the outputs of the source model, of shape ``[n, classes]``.
+
+    Raises:
+        UsageError: their numbers differ. A single output may be that of a binary classifier.
+    """
+    names = recipe.model.labels
+    if not names or not shapes or len(shapes[0]) != 2:
+        return
+    count = shapes[0][1]
+    if count is not None and len(names) != count and (count, len(names)) != (1, 2):
+        raise UsageError(
+            f"{recipe.file}: model.labels has {len(names)} names, but the model has {count} outputs",
+            fix="list one name per output, in their order",
+        )
+
+
+def check_named(recipe: Recipe, classes: Sequence[int]) -> None:
+    """Check that every class of the evaluation data has a name in ``model.labels``.
+
+    Raises:
+        UsageError: a sample is of a class without a name.
+    """
+    names = recipe.model.labels
+    if names and classes and max(classes) >= len(names):
+        raise UsageError(
+            f"{recipe.file}: model.labels has {len(names)} names, but the evaluation data has a sample of "
+            f"class {max(classes)}",
+            fix="list one name per output, in their order; classes count from 0",
+        )
+
+
+def check_classes(recipe: Recipe, classes: Sequence[int]) -> None:
+    """Check that the classes of the evaluation data have names, and those of the gates samples.
+
+    Raises:
+        UsageError: a sample is of a class without a name, or a gate judges a class without samples.
+    """
+    check_named(recipe, classes)
+    names = recipe.model.labels
+    for gate in recipe.gates if classes else ():  # without classes, the labels are no class indices
+        absent = [
+            name
+            for name in gate.classes
+            if (names.index(name) if name in names else int(name)) not in classes
+        ]
+        if gate.classes and len(absent) == len(gate.classes):
+            raise UsageError(
+                f"{recipe.file}: the gate '{gate}' judges class {absent[0]}, of which the evaluation data "
+                f"has no sample; it has {len(classes)} classes, {min(classes)} to {max(classes)}",
+                fix="correct 'classes', or add samples",
+            )
+
+
 def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]:
     """Check every sample once; the result is cached in the store.
 
     Returns the hash of each sample's inputs, by the role of the dataset: arrays of shape ``[n]``.
 
     Raises:
-        UsageError: a sample contains NaN or infinity or differs in shape, or a dataset is empty.
+        UsageError: a sample contains NaN or infinity or differs in shape, or a dataset is empty, or the
+            classes of the evaluation data do not match the recipe.
     """
     hashes: dict[str, NDArray[np.uint64]] = {}
     for part, dataset in datasets_of(recipe).items():
-        key = digest_of(["hashes of samples", dataset.digest()])
+        key = digest_of(["hashes and classes of samples", dataset.digest()])
         entry = store.get(key)
         if entry is None:
-            fingerprints = np.fromiter((fingerprint(sample) for sample in checked(dataset)), np.uint64)
+            classes = set[int]()
+            fingerprints = np.fromiter(_fingerprints(dataset, classes), np.uint64)
             with store.scratch() as folder:
                 np.save(folder / "hashes.npy", fingerprints, allow_pickle=False)
+                np.save(folder / "classes.npy", np.array(sorted(classes), np.int64), allow_pickle=False)
                 entry = store.put(key, folder, {"samples": len(fingerprints)})
         hashes[part] = np.load(entry.folder / "hashes.npy", allow_pickle=False)
+        if part == "evaluation":
+            check_classes(recipe, np.load(entry.folder / "classes.npy", allow_pickle=False).tolist())
     return hashes
+
+
+def _fingerprints(dataset: Dataset, classes: set[int]) -> Iterator[int]:
+    """The fingerprint of every sample; the class indices among the labels are added to ``classes``."""
+    for sample in checked(dataset):
+        if isinstance(sample.label, int):
+            classes.add(sample.label)
+        yield fingerprint(sample)
 
 
 def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:

@@ -22,6 +22,7 @@ from edgeopt.devices.agent.protocol import (
     Timing,
 )
 from edgeopt.errors import DeviceError
+from edgeopt.formats.wire.bounded import json_value
 
 __all__ = [
     "PROTOCOL",
@@ -93,7 +94,9 @@ def schema(kind: Any) -> dict[str, Any]:
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        return json.loads(text)
+        value = json_value(text)
+        # Escapes can form lone surrogates, which no report can be written with.
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError("message", f"is not JSON: {str(error)[:100]}") from error
 

@@ -3,7 +3,6 @@
 Latencies of another day or host are not comparable. The baseline's files must still be in the store.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import EdgeoptError
 from edgeopt.evaluation.baseline import Baseline, Entry, verdict_on
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.recipe.document import Latency
 from edgeopt.results import Measurement, Report, Result, Verdict
@@ -93,7 +93,7 @@ class _Rematcher:
         if before is None or row.artifact is None:
             return None
         path = run / row.artifact.path
-        record: Mapping[str, object] = json.loads(path.with_name(f"{path.name}.json").read_text("utf-8"))
+        record: Mapping[str, object] = json_value(path.with_name(f"{path.name}.json").read_text("utf-8"))
         specs = [
             tuple(TensorSpec.model_validate(spec) for spec in record[end])  # type: ignore[attr-defined]
             for end in ("inputs", "outputs")

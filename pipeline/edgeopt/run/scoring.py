@@ -84,7 +84,8 @@ class Scorer:
             values[name] = value
             sign, drops = 1.0 if metric.higher_is_better else -1.0, None
             if before.per_sample is not None and after.per_sample is not None:
-                pairs[name] = Paired(sign * before.per_sample, sign * after.per_sample)
+                fraction = metric.kind == "fraction"
+                pairs[name] = Paired(sign * before.per_sample, sign * after.per_sample, fraction)
                 drops = pairs[name].drops
             drop = Score(sign * (before.value - after.value), drops)
             values[f"{name}_drop"] = measurement(metric, drop, "drop")

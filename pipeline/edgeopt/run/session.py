@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.device import HOST, Device, load_device
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.model import Array, Model
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
-from edgeopt.run.bench import HOST, Bench, Evaluation, timing_of
+from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.outcome import Outcome
+from edgeopt.run.preflight import check_labels
 from edgeopt.run.protocol import Probe
 from edgeopt.run.store import Store
 
@@ -83,6 +84,21 @@ class Measured:
     """Whether the inputs are random: only lossless steps can be judged on them."""
 
 
+def unmeasured(plan: Plan, reason: str) -> Measured:
+    """The outcomes of a run whose samples cannot be read: nothing is measured."""
+    return Measured(
+        source=Outcome("", reason),
+        source_model=plan.source,
+        labels=None,
+        samples=0,
+        finals={},
+        step_outputs={},
+        probes={},
+        evaluation_digest="",
+        random=False,
+    )
+
+
 def measure(
     plan: Plan,
     builds: Sequence[Built],
@@ -93,7 +109,7 @@ def measure(
     """Run the source model, every step and every artifact; failures are returned as outcomes.
 
     Raises:
-        UsageError: the evaluation data is unreadable or does not fit the model.
+        UsageError: the evaluation data is unreadable or does not fit the model, or the labels its outputs.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         folder = Path(name)
@@ -128,10 +144,14 @@ class _Session:
         host = self.benches[HOST]
         source = self._source_model(builds)
         self._emit("source", HOST, "started")
-        source_outcome = host.run(
-            source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
-        )
+        if source.format in host.device.runtimes:
+            source_outcome = host.run(
+                source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
+            )
+        else:  # a factory that failed
+            source_outcome = Outcome("", next((b.failure for b in builds if b.failure), "it was not loaded"))
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
+        check_labels(self.plan.recipe, [values.shape for values in source_outcome.outputs])
         floats = {
             b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
         }

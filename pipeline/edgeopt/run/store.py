@@ -2,25 +2,23 @@
 
 ``objects/<aa>/<key>/`` contains the files of one entry and ``entry.json``, which lists the sha256 of each.
 Entries are written to ``scratch/`` on the same file system and then renamed: a process killed at any moment
-leaves no partial entry. If two processes store the same key concurrently, the first one wins; both entries
-are equivalent.
+leaves no partial entry, and the next one that opens the store removes its scratch folders. If two processes
+store the same key concurrently, the first one wins; both entries are equivalent.
 """
 
 import contextlib
 import errno
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
-from edgeopt.config.files import file_digest, files_of
+from edgeopt.config.files import NO_SPACE, file_digest, files_of
+from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import StoreError, UsageError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.plugin import digest_of
 
 ARTIFACTS = Path("artifacts")
@@ -40,6 +38,7 @@ class Store:
 
     Raises:
         UsageError: the folder is not writable.
+        StoreError: the disk is full.
     """
 
     def __init__(self, root: Path) -> None:
@@ -50,11 +49,13 @@ class Store:
             (root / "objects").mkdir(parents=True, exist_ok=True)
             (root / "scratch").mkdir(exist_ok=True)
         except OSError as error:
+            if error.errno in NO_SPACE:
+                raise _explained(error, self.root) from error
             raise UsageError(
                 f"cannot write the store in {root}: {error.strerror}",
                 fix="choose another folder with --store DIR",
             ) from error
-        self._sweep()
+        sweep(root / "scratch", "")
 
     def get(self, key: str) -> Entry | None:
         """The verified entry of ``key``, None if absent; a damaged entry is removed."""
@@ -78,7 +79,7 @@ class Store:
         models = {}
         for folder in self._folders():
             try:
-                meta = json.loads((folder / "entry.json").read_text("utf-8"))["meta"]
+                meta = json_value((folder / "entry.json").read_text("utf-8"))["meta"]
                 if "model" in meta:
                     models[meta["digest"]] = folder / "files" / meta["model"]["path"]
             except (OSError, ValueError, KeyError, TypeError):
@@ -100,10 +101,8 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Remove an entry atomically; a no-op if it does not exist."""
-        trash = self._scratch_name()
-        with contextlib.suppress(FileNotFoundError):
-            self._folder(key).rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        with self.scratch() as trash, contextlib.suppress(FileNotFoundError):
+            self._folder(key).rename(trash / key)
 
     def put(self, key: str, folder: Path, meta: dict[str, Any]) -> Entry:
         """Store all files below ``folder``, a scratch folder that is moved, under ``key``.
@@ -112,25 +111,20 @@ class Store:
             StoreError: the disk is full, the store is not writable, or the entry reads back differently.
         """
         target = self._folder(key)
-        try:
-            staged = self._scratch_name()
-            staged.mkdir()
-            folder.rename(staged / "files")
-            files = _digests(staged / "files")
-            record = {"key": key, "files": files, "meta": meta, "check": digest_of([files, meta])}
-            with (staged / "entry.json").open("w", encoding="utf-8") as file:
-                json.dump(record, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            target.parent.mkdir(exist_ok=True)
+        with self.scratch() as staged:
             try:
+                folder.rename(staged / "files")
+                files = _digests(staged / "files")
+                record = {"key": key, "files": files, "meta": meta, "check": digest_of([files, meta])}
+                with (staged / "entry.json").open("w", encoding="utf-8") as file:
+                    json.dump(record, file, indent=1, sort_keys=True)
+                    file.flush()
+                    os.fsync(file.fileno())
+                target.parent.mkdir(exist_ok=True)
                 staged.rename(target)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                shutil.rmtree(staged, ignore_errors=True)  # another process was first
-        except OSError as error:
-            raise _explained(error, self.root) from error
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # otherwise another process was first
+                    raise _explained(error, self.root) from error
         entry = self.get(key)
         if entry is None:
             raise StoreError(f"the new entry {target} does not read back as written", fix="check the disk")
@@ -148,31 +142,18 @@ class Store:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder on the store's file system, removed on exit unless it was stored."""
-        folder = self._scratch_name()
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise _explained(error, self.root) from error
-        try:
+        with ExitStack() as cleanup:
+            try:
+                folder = cleanup.enter_context(scratch_folder(self.root / "scratch", ""))
+            except OSError as error:
+                raise _explained(error, self.root) from error
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         return sorted((self.root / "objects").glob("??/*"))
 
     def _folder(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
-
-    def _scratch_name(self) -> Path:
-        return self.root / "scratch" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-
-    def _sweep(self) -> None:
-        """Remove scratch folders of processes that no longer exist."""
-        for folder in (self.root / "scratch").iterdir():
-            pid = folder.name.partition("-")[0]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def store_folder(given: Path | None) -> Path:
@@ -183,7 +164,7 @@ def store_folder(given: Path | None) -> Path:
 def _verified_record(folder: Path) -> dict[str, Any] | None:
     """The record of an entry, None if any of its bytes changed."""
     try:
-        record: dict[str, Any] = json.loads((folder / "entry.json").read_text("utf-8"))
+        record: dict[str, Any] = json_value((folder / "entry.json").read_text("utf-8"))
         intact = record["check"] == digest_of([record["files"], record["meta"]])
         return record if intact and record["files"] == _digests(folder / "files") else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -195,7 +176,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _explained(error: OSError, root: Path) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_SPACE:
         return StoreError(
             f"no space left for the store in {root}; completed steps are kept",
             fix="free space or choose another folder with --store DIR, then run again to resume",

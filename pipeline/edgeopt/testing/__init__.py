@@ -13,7 +13,7 @@
 
 `cases` finds every stage, format, runtime, dataset and metric of a distribution. `toys` are misbehaving
 stages: they abort, hang, return wrong results. `null_device` is a device that runs no model. The toy models
-classify digits, which requires ``edgeopt[data]``.
+classify digits, which requires the extra ``data``.
 """
 
 from edgeopt.testing.cases import Case, cases

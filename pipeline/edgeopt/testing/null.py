@@ -1,8 +1,7 @@
 """A device that runs no model, to test everything above the device."""
 
-from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.device import HOST, Device, load_device
 from edgeopt.formats.known import artifact_formats
-from edgeopt.run.bench import HOST
 
 NAME = "null"
 

@@ -1,9 +1,13 @@
 """Misbehaving stages, as real converters can be: they abort, hang, exhaust memory, return wrong results."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -78,6 +82,114 @@ class Bug(Toy):
 
     def run(self, model: Model, context: Context) -> Model:
         raise KeyError("surprise")
+
+
+class _Unpicklable(Exception):
+    """Holds a lock, and cannot be created from its message alone."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+        self.lock = threading.Lock()
+
+
+class _Mute(Exception):
+    """Ends the process when it is shown."""
+
+    def __str__(self) -> str:
+        sys.exit(0)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _recurse() -> None:
+    _recurse()
+
+
+def _daemon() -> None:
+    """Start a process outside the group of this one, with nothing of its environment."""
+    subprocess.Popen(["sleep", "971"], start_new_session=True, env={})
+
+
+def _forked_daemon() -> None:
+    """Fork twice, as daemons do: the second child leaves session, group and parent."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execve("/bin/sleep", ["sleep", "971"], {})
+        os._exit(0)
+
+
+def _daemon_then_exit() -> None:
+    _forked_daemon()
+    time.sleep(1)
+    os._exit(0)
+
+
+def _daemons_then_hang() -> None:
+    _daemon()
+    _forked_daemon()
+    time.sleep(971)
+
+
+MISBEHAVIOURS: dict[str, Callable[[], object]] = {
+    "exit": lambda: sys.exit(0),
+    "exit with text": lambda: sys.exit("bye"),
+    "os exit": lambda: os._exit(0),
+    "os exit 3": lambda: os._exit(3),
+    "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "generator exit": lambda: _raise(GeneratorExit()),
+    "interrupt": lambda: _raise(KeyboardInterrupt()),
+    "unpicklable": lambda: _raise(_Unpicklable(1, 2)),
+    "mute": lambda: _raise(_Mute()),
+    "long": lambda: _raise(ValueError("z" * 5_000_000)),
+    "control": lambda: _raise(ValueError("\udcff\x1b[31m\x00red")),
+    "recursion": _recurse,
+    "pause": lambda: time.sleep(2),
+    "close streams": lambda: os.closerange(0, 3),
+    "close pipes": lambda: os.closerange(3, 200),
+    "fork": os.fork,
+    "threads": lambda: threading.Thread(target=time.sleep, args=(971,), daemon=False).start(),
+    "child": lambda: subprocess.Popen(["sleep", "971"]),
+    "wait for child": lambda: subprocess.run(["sleep", "971"], check=False),
+    "daemon": _daemon,
+    "forked daemon": _forked_daemon,
+    "daemon, then os exit": _daemon_then_exit,
+    "children, then os exit": lambda: (subprocess.Popen(["sleep", "971"]), os._exit(0)),
+    "daemon, then hang": _daemons_then_hang,
+}
+"""What user code does by mistake, by name; all processes that it starts are ``sleep 971``."""
+
+
+class Misbehave(Toy):
+    """Does one of `MISBEHAVIOURS`, then its work."""
+
+    how: str
+
+    def run(self, model: Model, context: Context) -> Model:
+        MISBEHAVIOURS[self.how]()
+        return super().run(model, context)
+
+
+class Return(Toy):
+    """Returns something else than a model, or says what cannot be written."""
+
+    what: str
+
+    def run(self, model: Model, context: Context) -> Model:
+        if self.what == "nothing":
+            return None  # type: ignore[return-value]
+        if self.what == "a removed folder":
+            result = super().run(model, context)
+            shutil.rmtree(context.folder)
+            return result
+        if self.what == "unpicklable":
+            super().run(model, context)
+            return threading.Lock()  # type: ignore[return-value]
+        context.progress("\udcff\x1b[31m" + "p" * 100_000)
+        context.note("\udcff\x1b[31m" + "n" * 5_000_000)
+        return super().run(model, context)
 
 
 class Liar(Toy):

@@ -14,7 +14,7 @@ from edgeopt.config import registry
 from edgeopt.config.files import content_digest, files_of, write_text
 from edgeopt.config.references import Code
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import load_device, shipped
+from edgeopt.devices.device import HOST, load_device, shipped
 from edgeopt.errors import CannotRunError, StageError
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.formats.known import factory_format, formats
@@ -23,7 +23,7 @@ from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Feed, Stage, Worker
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import find_chain, instance
-from edgeopt.run.bench import HOST, Bench, Evaluation
+from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.executors.executor import Say, Task
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.executors.worker import StageInputs, run_stage

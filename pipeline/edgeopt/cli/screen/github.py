@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from edgeopt.config.files import writing
 from edgeopt.reports import markdown
 from edgeopt.results import Report
 
@@ -18,7 +19,8 @@ def report_to_github(report: Report) -> None:
         return
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
+        path = Path(summary)
+        with writing(path, "unset GITHUB_STEP_SUMMARY"), path.open("a", encoding="utf-8") as file:
             file.write(markdown.render(report) + "\n")
     for result in report.results:
         if result.status != "ok":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgeopt.cli import interruption
+from edgeopt.config.files import write_text, writing
 from edgeopt.results import Event
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ def plain_output() -> bool:
 class Progress:
     """Receives the progress events of a run and shows them as a tree or as lines."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, kept: bool = True) -> None:
+        """``kept``: whether the results of steps remain after the command ends."""
         self.quiet = quiet
+        self.kept = kept
         self.lines: list[str] = []
         self.start_times: dict[tuple[str, str], float] = {}
         self.work: Work | None = None
@@ -58,7 +62,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.work is not None:
-            aborted = "interrupted" if kind is KeyboardInterrupt else "stopped"
+            aborted = "interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else "stopped"
             self.work.outcome = "finished" if kind is None else aborted
         if self.live is not None:
             # Draws the final state, unless nothing was ever shown, and restores the cursor.
@@ -72,6 +76,8 @@ class Progress:
         if event.status == "planned":
             return
         key = (event.branch, event.step)
+        if self.kept and event.status in ("done", "shared", "cached"):
+            interruption.keep_step(*key)
         if event.status == "started":
             self.start_times[key] = time.monotonic()
             return
@@ -88,5 +94,11 @@ class Progress:
             typer.echo(line, err=True)
 
     def write_log(self, path: Path) -> None:
-        """Write all lines that were shown to a file."""
-        path.write_text("\n".join(self.lines) + "\n", "utf-8")
+        """Write all lines that were shown to a file.
+
+        Raises:
+            UsageError: the file is not writable.
+            CannotRunError: the disk is full.
+        """
+        with writing(path, "choose another folder with --out DIR"):
+            write_text(path, "\n".join(self.lines) + "\n")

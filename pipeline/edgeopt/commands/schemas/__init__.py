@@ -78,7 +78,7 @@ class Generator(GenerateJsonSchema):
         name = schema["function"]["function"].__name__
         if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
             return default  # a path is a string anyway; short forms of whole models are added below
-        if name in ("_accept_singular", "with_kinds"):
+        if name in ("_accept_singular", "with_kinds", "_real_numbers"):
             return default
         if name == "_as_words":
             word: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}

@@ -41,6 +41,18 @@ class explained:
             raise AgentError(self.kind, f"{self.what}: {one_line(error)}") from error
 
 
+def refuse(
+    name: str, found: list[str], trust: str = "set the runtime's option 'trust' to load it anyway"
+) -> None:
+    """Reject a model file that contains more than a network; ``found`` is the result of its scan.
+
+    Raises:
+        AgentError: kind ``model``: something was found.
+    """
+    if found:
+        raise AgentError("model", f"{name} contains more than a network: {found[0][:160]}; {trust}")
+
+
 def one_line(error: BaseException) -> str:
     """The first non-empty line of an exception's message, shortened."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
@@ -51,4 +63,4 @@ def one_line(error: BaseException) -> str:
 def trace_tail(error: BaseException) -> str:
     """The last lines of the traceback."""
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
-    return "\n".join(lines[-DETAIL_LINES:])
+    return "\n".join(line[:MESSAGE_LENGTH] for line in lines[-DETAIL_LINES:])

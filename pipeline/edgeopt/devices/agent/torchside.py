@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt_agent.failure import AgentError, explained
+from edgeopt_agent.failure import AgentError, explained, refuse
 from edgeopt_agent.session import Spec
+from edgeopt_untrusted import torch_files
 
 
 def limit_threads(threads: int) -> None:
@@ -95,22 +96,12 @@ def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
     """The program of a ``.pt2`` file, and its inputs.
 
     Raises:
-        AgentError: kind ``model``: not an archive, or an untrusted one with pickled objects.
+        AgentError: kind ``model``: not an archive, or an untrusted one with more than a network.
     """
     if not zipfile.is_zipfile(path):
         raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
-    with zipfile.ZipFile(path) as archive:
-        objects = [
-            name
-            for name in archive.namelist()
-            if "/data/constants/" in name and name.rpartition("/")[2].startswith(("custom_obj", "opaque_obj"))
-        ]
-    if objects and not trust:
-        raise AgentError(
-            "model",
-            f"{path.name} contains pickled objects ({objects[0]}), which can run any code; "
-            "set the runtime's option 'trust' to load it anyway",
-        )
+    if not trust:
+        refuse(path.name, torch_files.findings_for_torch(path))
     import torch
 
     program = torch.export.load(path)

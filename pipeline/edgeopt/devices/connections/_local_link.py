@@ -1,19 +1,28 @@
 """A temporary job folder on this machine, and processes that run in it."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import Link
 
 INTERPRETER_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """Settings of the running interpreter that would break another one."""
+MAX_OUTPUT = 4 << 20
+"""Bytes of a job's output that are kept, its end."""
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded here: a forked process must not load a library
 
 
 def foreign_environment() -> dict[str, str]:
@@ -53,32 +62,32 @@ class LocalLink(Link):
 
     def python(self, arguments: Sequence[str], timeout: float) -> "subprocess.CompletedProcess[str]":
         command = [*self.command, *arguments]
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise DeviceError(f"cannot start {self.command[0]}: {error}") from error
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise DeviceError(
-                f"the job did not finish within {timeout:g} s on this machine and was killed",
-                fix="raise the time limit, or measure with fewer samples",
-            ) from error
-        finally:
-            # The whole group: the job's own child processes, too. Also after a keyboard interrupt.
-            if process.poll() is None:
+        # Files, not pipes: a process that the job leaves in the background would keep a pipe open.
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                raise DeviceError(f"cannot start {self.command[0]}: {error}") from error
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired as error:
+                raise DeviceError(
+                    f"the job did not finish within {timeout:g} s on this machine and was killed",
+                    fix="raise the time limit, or measure with fewer samples",
+                ) from error
+            finally:
+                # The job's own child processes, too, however it ended. Also after a keyboard interrupt.
                 _kill_group(process)
-        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+            return subprocess.CompletedProcess(command, process.returncode, _text(stdout), _text(stderr))
 
     def get(self, name: str, target: Path) -> None:
         """Copy a file of the job folder.
@@ -105,6 +114,11 @@ class LocalLink(Link):
         return path
 
 
+def _die_with_parent() -> None:
+    """Run in a new process: the kernel kills it when this one dies, even by SIGKILL (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _link_or_copy(source: str | Path, target: str | Path) -> str | Path:
     real = os.path.realpath(source)
     Path(target).unlink(missing_ok=True)
@@ -115,10 +129,17 @@ def _link_or_copy(source: str | Path, target: str | Path) -> str | Path:
     return target
 
 
-def _kill_group(process: "subprocess.Popen[str]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if os.name == "posix":
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: all have exited
             os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.communicate()
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _text(output: IO[bytes]) -> str:
+    """The end of a job's output."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - MAX_OUTPUT))
+    return output.read().decode("utf-8", "replace")

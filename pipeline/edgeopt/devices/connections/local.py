@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pydantic import Field, model_validator
 
 from edgeopt.devices.connections._local_link import LocalLink, foreign_environment
-from edgeopt.devices.environments import environment_python, setup_environment
+from edgeopt.devices.environments import NAME, environment_python, setup_environment
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import Connection, Link
 
@@ -20,7 +20,7 @@ class Local(Connection):
         default=None, description="another interpreter: a path, or a command on the PATH"
     )
     environment: str | None = Field(
-        default=None, description="an environment created by 'edgeopt devices setup'"
+        default=None, pattern=NAME, description="an environment created by 'edgeopt devices setup'"
     )
 
     @model_validator(mode="after")
@@ -37,6 +37,10 @@ class Local(Connection):
         """
         own = self.python is None and self.environment is None
         return LocalLink([self._interpreter()], dict(os.environ) if own else foreign_environment())
+
+    def programs(self) -> list[str]:
+        """The interpreter, if the option names one."""
+        return [] if self.python is None else [self.python]
 
     def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
         """Create the environment that the option names.

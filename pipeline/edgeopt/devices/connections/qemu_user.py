@@ -6,13 +6,14 @@ from pydantic import Field
 
 from edgeopt.devices.connections._local_link import LocalLink, foreign_environment
 from edgeopt.devices.connections._sysroot import MIRROR, find_sysroot, setup_sysroot
+from edgeopt.devices.environments import NAME
 from edgeopt.plugin import Connection, Link
 
 
 class QemuUser(Connection):
     """Run jobs as processes on this machine, under qemu's user-mode emulation of arm64."""
 
-    environment: str = Field(description="a system created by 'edgeopt devices setup'")
+    environment: str = Field(pattern=NAME, description="a system created by 'edgeopt devices setup'")
     cpu: str = Field(
         default="cortex-a72",
         pattern=r"^[A-Za-z0-9_.-]+$",

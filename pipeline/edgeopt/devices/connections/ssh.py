@@ -79,7 +79,7 @@ class Ssh(Connection):
     folder: str | None = Field(
         default=None, description="parent of the job folders; default: the device's temporary folder"
     )
-    connect_timeout: int = Field(default=10, ge=1, description="seconds to wait for a connection")
+    connect_timeout: int = Field(default=10, ge=1, le=3600, description="seconds to wait for a connection")
 
     def open(self) -> Link:
         """Connect, and create a job folder that lasts as long as the connection.
@@ -88,11 +88,15 @@ class Ssh(Connection):
             DeviceError: the device is unreachable, its host key changed, or it lacks Python or numpy.
         """
         for option, file in (("identity", self.identity), ("config", self.config)):
-            if file is not None and not Path(file).expanduser().is_file():
+            if file is not None and not os.path.isfile(os.path.expanduser(file)):
                 raise DeviceError(
                     f"no such file: {file}", fix=f"correct the option '{option}' of the device's connection"
                 )
         return SshLink(self)
+
+    def programs(self) -> list[str]:
+        """The ssh_config file, if the option names one: ssh runs the commands in it."""
+        return [] if self.config is None else [self.config]
 
     def client(self) -> list[str]:
         """The command that connects to the device, up to its name."""
@@ -106,7 +110,7 @@ class Ssh(Connection):
         command = ["ssh"]
         for flag, value in (("-F", self.config), ("-i", self.identity)):
             if value is not None:
-                command += [flag, str(Path(value).expanduser())]
+                command += [flag, os.path.expanduser(value)]
         for flag, name in (("-l", self.user), ("-p", self.port)):
             if name is not None:
                 command += [flag, str(name)]

@@ -38,7 +38,7 @@ def read_image(path: Path, where: str, color: Color, size: tuple[int, int] | Non
         with Image.open(path) as image:
             # Pillow decodes lazily, here: a truncated file fails at this point.
             pixels = image.convert("RGB" if color == "rgb" else "L")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UsageError(
             f"{where}: cannot read the image {path}: {error}", fix="replace or remove the file"
         ) from error

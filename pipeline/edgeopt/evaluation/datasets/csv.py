@@ -1,6 +1,7 @@
 """A CSV table of files and labels."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -10,10 +11,14 @@ from typing import ClassVar
 from pydantic import Field, PositiveInt
 
 from edgeopt.config.files import file_digest
-from edgeopt.errors import UsageError
+from edgeopt.config.nearest import nearest
+from edgeopt.errors import UsageError, shortened
 from edgeopt.evaluation.datasets._sample_files import Color, read_array, read_image
 from edgeopt.model import Array
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
+
+MAX_DIGITS = 9
+"""Most digits of a class index."""
 
 
 class Csv(Dataset):
@@ -63,7 +68,7 @@ class Csv(Dataset):
                     if not name:
                         raise UsageError(f"{where}: no file name", fix=f"fill the column {self.file!r}")
                     yield where, root / name, self._index(row[self.label], where) if self.label else None
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeDecodeError, IsADirectoryError) as error:
             raise UsageError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
 
     def _check_columns(self, columns: Sequence[str]) -> None:
@@ -83,17 +88,20 @@ class Csv(Dataset):
             near = get_close_matches(text, self.classes, 1)
             raise UsageError(
                 f"{where}: the label {text!r} is not one of 'classes'",
-                fix=f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(self.classes)}",
+                fix=f"did you mean {near[0]!r}?" if near else f"add it to them{nearest(text, self.classes)}",
             )
-        try:
-            return int(text)
-        except ValueError as error:
+        if not text.isdecimal() or len(text) > MAX_DIGITS:
             raise UsageError(
-                f"{where}: the label {text!r} is not an integer", fix="list the names in 'classes'"
-            ) from error
+                f"{where}: the label {shortened(text, 60)!r} is not an integer from 0 to 999,999,999",
+                fix="list the names in 'classes'",
+            )
+        return int(text)
 
     @staticmethod
     def _present(file: Path, where: str) -> Path:
-        if not file.is_file():
-            raise UsageError(f"{where}: no such file: {file}", fix="set 'root' to the folder of the files")
+        if not os.path.isfile(file):  # unlike Path.is_file, also for a name that is too long
+            raise UsageError(
+                f"{where}: no such file: {shortened(str(file), 300)}",
+                fix="set 'root' to the folder of the files",
+            )
         return file

@@ -106,6 +106,8 @@ class Npz(Dataset):
 
     def _header(self, file: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
         version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"the array {key!r} is of the unknown format version {version}")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
         if dtype.kind not in "biuf":

@@ -1,9 +1,10 @@
 """PyTorch exported programs: a graph of ATen operators with its weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from edgeopt.formats.torch.files import breakdown, header
+from edgeopt.formats.torch.files import breakdown, header, untrusted
 from edgeopt.model import Model
 from edgeopt.plugin.contents import SizeBreakdown, Source
 from edgeopt.plugin.format import FileHead, Format
@@ -22,7 +23,8 @@ class ExportedProgram(Format):
         return "archive_format" in inner or "serialized_exported_program.json" in file.members | inner
 
     def read(self, path: Path, *, trust: bool) -> Source:
-        return header.read(path)
+        source = header.read(path)
+        return replace(source, notes=(*source.notes, *untrusted.notes(path, trust)))
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)

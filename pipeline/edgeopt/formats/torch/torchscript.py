@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.formats.semantic_graph import digest
-from edgeopt.formats.torch.files import breakdown
+from edgeopt.formats.torch.files import breakdown, untrusted
 from edgeopt.formats.torch.files.archive import member_digests
 from edgeopt.model import Model
 from edgeopt.plugin.contents import SizeBreakdown, Source
@@ -34,7 +34,7 @@ class Torchscript(Format):
         return "bytecode.pkl" in file.inner_members
 
     def read(self, path: Path, *, trust: bool) -> Source:
-        return Source(model=Model(format=self.name, path=path))
+        return Source(model=Model(format=self.name, path=path), notes=untrusted.notes(path, trust))
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.formats.specs import UNDECLARED
-from edgeopt.formats.torch.files import breakdown
+from edgeopt.formats.torch.files import breakdown, untrusted
 from edgeopt.model import Model
 from edgeopt.plugin.contents import SizeBreakdown, Source
 from edgeopt.plugin.format import FileHead, Format
@@ -24,7 +24,11 @@ class TorchscriptModule(Format):
         return code and "constants.pkl" in inner and "bytecode.pkl" not in inner
 
     def read(self, path: Path, *, trust: bool) -> Source:
-        return Source(model=Model(format=self.name, path=path), framework="torch", notes=(UNDECLARED,))
+        return Source(
+            model=Model(format=self.name, path=path),
+            framework="torch",
+            notes=(UNDECLARED, *untrusted.notes(path, trust)),
+        )
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)

@@ -60,8 +60,11 @@ def json_value(text: bytes | str, what: str = "the configuration") -> Any:
     """Parse a text as JSON; ``what`` names it in messages.
 
     Raises:
-        ValueError: the text is not JSON, or longer than ``JSON_LIMIT``.
+        ValueError: the text is not JSON, or nested too deeply, or longer than ``JSON_LIMIT``.
     """
     if len(text) > JSON_LIMIT:
         raise ValueError(f"{what} is larger than the {JSON_LIMIT >> 20} MiB allowed")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply") from error

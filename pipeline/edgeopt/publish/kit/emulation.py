@@ -1,7 +1,5 @@
 """Whether measurements come from the device itself or from another processor in its place."""
 
-from pathlib import Path
-
 from edgeopt.devices.device import load_device
 from edgeopt.errors import UsageError
 from edgeopt.results import EMULATED, Report
@@ -12,7 +10,7 @@ def emulated(device: str, report: Report) -> bool:
     if any(EMULATED in row.notes for row in report.results if row.device == device):
         return True
     try:
-        return load_device(device, (Path("devices"),)).emulated
+        return load_device(device).emulated
     except UsageError:
         return False  # no device file, and its results do not declare emulation
 

@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 from edgeopt.publish.kit import c_arrays, c_names
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _environment() -> "Environment":
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise MissingPackageError(
-            "bundles require jinja2, which is not installed", fix="pip install 'edgeopt[publish]'"
+            "bundles require jinja2, which is not installed", fix=install("publish")
         ) from error
     environment = Environment(
         # The output is source code and Markdown, not HTML.

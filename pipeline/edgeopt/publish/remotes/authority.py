@@ -2,10 +2,11 @@
 
 Registries choose the scheme in the ``WWW-Authenticate`` header of a refusal (RFC 9110, section 11.6.1).
 Tokens may expire or be too narrow, so each refusal fetches a new one. Secrets are sent to the registry and to
-its token service only.
+its token service only, if that is on a host of the same owner.
 """
 
 import base64
+import os
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 
     from edgeopt.publish.remotes.http import Http
 
+TOKEN_HOSTS = "EDGEOPT_TOKEN_HOSTS"
+_SECOND_LEVEL = frozenset("ac co com edu go gob gouv gov ltd mil ne net or org plc sch".split())
+"""Below a country's domain, these are not registered themselves."""
+_SHARED = frozenset(
+    "amazonaws.com appspot.com azure.com azurecr.io cloudfront.net duckdns.org fly.dev github.io gitlab.io "
+    "herokuapp.com onrender.com pkg.dev run.app ts.net workers.dev".split()
+)
+"""Domains of hosting services: each subdomain belongs to another customer."""
 _CLIENT = "edgeopt"
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -74,6 +83,12 @@ class StoredLogin:
         parameters = _bearer_parameters(challenge)
         realm = _checked_realm(parameters.get("realm"), self._origin, self._host)
         login = self._stored()
+        if login is not None and not may_log_in(realm, self._origin):
+            there = urlsplit(realm).netloc.rpartition("@")[2][:80]
+            raise RemoteError(
+                f"{self._host} names a token service on another host: no password is sent to {there}",
+                fix=f"if it is known to belong to {self._host}: {TOKEN_HOSTS}={urlsplit(realm).hostname}",
+            )
         if login is not None and login.identity:
             token = self._exchange(realm, parameters, login)
         else:
@@ -148,7 +163,11 @@ def _schemes(challenge: str) -> set[str]:
 
 
 def _checked_realm(realm: str | None, origin: str, host: str) -> str:
-    """The address of the token service: with TLS, if the registry itself has it."""
+    """The address of the token service: with TLS, if the registry itself has it.
+
+    Raises:
+        RemoteError: it is not an address of this kind.
+    """
     secure = origin.startswith("https:")
     allowed = ("https://",) if secure else ("https://", "http://")
     if not realm or not realm.startswith(allowed):
@@ -157,3 +176,33 @@ def _checked_realm(realm: str | None, origin: str, host: str) -> str:
             fix="ask the administrator of the registry",
         )
     return realm
+
+
+def may_log_in(realm: str, origin: str) -> bool:
+    """Whether the credentials for a registry may be sent to the token service at ``realm``.
+
+    Any response of a registry can name any address. Docker and containerd bind credentials to the host of the
+    registry, and send them to its realm wherever that is. Here, the realm must be on the same host, or below
+    the same registered domain: Docker Hub, ``registry-1.docker.io``, uses ``auth.docker.io``, and GitLab,
+    ``registry.gitlab.com``, uses ``gitlab.com``. ``EDGEOPT_TOKEN_HOSTS`` lists further hosts.
+    """
+    there, here = urlsplit(realm).hostname or "", urlsplit(origin).hostname or ""
+    if urlsplit(realm).username is not None or not there:
+        return False
+    listed = os.environ.get(TOKEN_HOSTS, "").lower().replace(",", " ").split()
+    owner = _registered(here)
+    return there == here or there in listed or (owner is not None and owner == _registered(there))
+
+
+def _registered(host: str) -> str | None:
+    """The domain that the owner of a host has registered; None if it cannot be told from the name.
+
+    It is the last two labels, or three below a second-level domain such as ``co.uk``. Subdomains of hosting
+    services have no common owner.
+    """
+    labels = host.rstrip(".").split(".")
+    if labels[-1].isdigit() or ":" in host or len(labels) < 2:
+        return None  # an IP address, or a local name
+    count = 3 if len(labels[-1]) == 2 and labels[-2] in _SECOND_LEVEL else 2
+    domain = ".".join(labels[-count:])
+    return domain if len(labels) >= count and domain not in _SHARED else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from edgeopt.errors import MissingPackageError, RemoteError, UsageError
+from edgeopt.errors import MissingPackageError, RemoteError, UsageError, install
 from edgeopt.publish.oci import Descriptor, digest_of_bytes
 from edgeopt.publish.remote import Progress
 from edgeopt.publish.remotes.patience import Attempts, Patience, usual_patience
@@ -37,7 +37,7 @@ class Bucket(Place):
             import s3fs
         except ImportError as error:
             raise MissingPackageError(
-                "s3:// requires s3fs, which is not installed", fix="pip install 'edgeopt[publish]'"
+                "s3:// requires s3fs, which is not installed", fix=install("publish")
             ) from error
         patience = patience or usual_patience()
         self.shown = f"s3://{bucket}/{prefix}".rstrip("/")

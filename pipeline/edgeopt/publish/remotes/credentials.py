@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.errors import RemoteError, UsageError
+from edgeopt.formats.wire.bounded import json_value
 
 DOCKER_HUB = "docker.io"
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
@@ -58,7 +58,7 @@ def _files() -> Iterator[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json_value(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def _from_helper(config: dict[str, Any], host: str) -> Credentials | None:
             return None
         raise RemoteError(f"{program} failed for {host}", fix=f"docker login {host}")
     try:
-        reply = json.loads(completed.stdout)
+        reply = json_value(completed.stdout)
         user, secret = str(reply["Username"]), str(reply["Secret"])
     except (ValueError, KeyError, TypeError):
         # The cause is suppressed for the same reason.

@@ -1,10 +1,14 @@
 """HTTP requests with timeouts, retries, and explained failures."""
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from edgeopt.errors import RemoteError, UsageError
 from edgeopt.publish.oci import Descriptor
@@ -20,6 +24,12 @@ CA_VARIABLES = ("EDGEOPT_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _TRANSIENT = (429, 500, 502, 503, 504)
 _READ = 1 << 16
 """Bytes per read: the most that an interrupted connection loses."""
+LEAST_RATE = 1024
+"""Bytes per second that a server must send, on average over the read timeout.
+
+The timeout of a socket restarts with every byte. Like the low-speed limits of curl and git, this gives up a
+server that sends single bytes.
+"""
 
 
 def trusted_authorities() -> str | bool:
@@ -85,6 +95,8 @@ class Http:
         self.patience = patience
         self.authority = authority
         self._session = session
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _adapter(2 * patience.read))
         self._verify = trusted_authorities()
         self._responded = False
         session.headers["User-Agent"] = "edgeopt"
@@ -140,6 +152,8 @@ class Http:
                     data=data,
                     params=params,
                     stream=True,
+                    # A redirected form would take its secret along, to any host.
+                    allow_redirects=authorize or method != "POST",
                     timeout=timeout,
                     verify=self._verify,
                 )
@@ -166,12 +180,27 @@ class Http:
         """The bytes of a streamed response.
 
         Raises:
-            TransientError: the connection was interrupted.
+            TransientError: the connection was interrupted, or is too slow.
         """
         from urllib3.exceptions import HTTPError
 
+        waited, received, window = 0.0, 0, self.patience.read
         try:
-            yield from response.raw.stream(_READ, decode_content=False)
+            while True:
+                before = time.monotonic()
+                piece = response.raw.read1(_READ, decode_content=False)
+                if not piece:
+                    return
+                waited += time.monotonic() - before
+                received += len(piece)
+                if waited >= window:
+                    if received < LEAST_RATE * waited:
+                        raise TransientError(
+                            f"{self.shown} sent only {received} bytes in {waited:.1f} s",
+                            fix="try again later, or raise EDGEOPT_READ_TIMEOUT",
+                        )
+                    waited, received = 0.0, 0
+                yield piece
         except (HTTPError, OSError) as error:
             raise TransientError(f"{self.shown}: the transfer was interrupted", fix=RESUME) from error
         finally:
@@ -227,6 +256,52 @@ class Http:
                 fix="report it to the server's operator",
             )
         return response, start, self.body(response)
+
+
+def _adapter(seconds: float) -> Any:
+    """An adapter of requests that gives up a response if its headers take longer than ``seconds``."""
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool = super().get_connection_with_tls_context(*args, **kwargs)
+            pool.ConnectionCls = _impatient(type(pool).ConnectionCls, seconds)
+            return pool
+
+    return Adapter()
+
+
+@cache
+def _impatient(connection: Any, seconds: float) -> Any:
+    """A class of connections that are cut if the head of a response is not there after ``seconds``."""
+
+    class Impatient(connection):
+        def getresponse(self) -> Any:
+            late = threading.Event()
+            timer = threading.Timer(seconds, _cut, [self.sock, late])
+            timer.daemon = True
+            timer.start()
+            try:
+                response = super().getresponse()
+            except Exception as error:
+                if late.is_set():
+                    raise TimeoutError from error
+                raise
+            finally:
+                timer.cancel()
+            if late.is_set():  # what came of the headers would count as all of them
+                response.close()
+                raise TimeoutError
+            return response
+
+    return Impatient
+
+
+def _cut(connection: socket.socket, late: threading.Event) -> None:
+    late.set()
+    with suppress(OSError):  # it has just been closed
+        # Not the method of SSLSocket, which would switch a reading thread to plain text.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _extent(response: "Response", offset: int) -> tuple[int, int | None]:

@@ -8,7 +8,6 @@ Source: OCI image specification 1.1, image layout.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgeopt.errors import RemoteError, VerificationError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.publish.oci import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -225,7 +225,7 @@ def _descriptor(data: bytes, where: str) -> Descriptor:
 def _manifest_descriptor(data: bytes) -> Descriptor:
     """The descriptor of a manifest, with the media type that the manifest declares."""
     try:
-        media_type = json.loads(data)["mediaType"]
+        media_type = json_value(data)["mediaType"]
     except (ValueError, KeyError, TypeError):
         media_type = None
     kind = media_type if isinstance(media_type, str) else MANIFEST

@@ -1,7 +1,6 @@
 """A repository of an OCI registry, over the OCI distribution specification 1.1."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from edgeopt.errors import RemoteError, VerificationError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.publish.oci import INDEX, LARGEST_MANIFEST, MANIFEST, Descriptor, describe, digest_of_bytes
 from edgeopt.publish.remote import Progress, Remote, silent
 from edgeopt.publish.remotes.authority import StoredLogin
@@ -193,7 +193,7 @@ class Registry(Remote):
 
     def _names(self, data: bytes) -> list[str]:
         try:
-            names = json.loads(data)["tags"] or []
+            names = json_value(data)["tags"] or []
             return [name for name in names if isinstance(name, str)]
         except (ValueError, KeyError, TypeError) as error:
             raise RemoteError(
@@ -252,7 +252,7 @@ def _error_line(data: bytes) -> str:
     """The error message of a registry's response, on one printable line."""
     text = data[:4096].decode("utf-8", "replace")
     try:
-        first = json.loads(text)["errors"][0]
+        first = json_value(text)["errors"][0]
         text = f"{first.get('code', '')} {first.get('message', '')}"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         pass

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 from edgeopt.publish.trust.provenance import DATA, package_url
 from edgeopt.results import Measurement, Report, Result
 
@@ -58,7 +58,7 @@ def bom(
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
         raise MissingPackageError(
-            "a bill of materials requires cyclonedx-python-lib", fix="pip install 'edgeopt[publish]'"
+            "a bill of materials requires cyclonedx-python-lib", fix=install("publish")
         ) from error
     if result.artifact is None:
         raise ValueError("a result without an artifact has no bill of materials")

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import json
 import os
 import stat
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 from edgeopt.config.files import file_digest, replacing
 from edgeopt.errors import UsageError, VerificationError
+from edgeopt.formats.wire.bounded import json_value
 from edgeopt.publish.trust.keys import check_private, fingerprint
 
 SIGNATURE: Final = "model.sig"
@@ -180,11 +180,11 @@ def _bundle(signature: Path) -> dict[str, Any]:
             text = file.read(LARGEST_SIGNATURE + 1)
         if len(text) > LARGEST_SIGNATURE:
             raise ValueError(f"it is larger than {LARGEST_SIGNATURE >> 20} MiB")
-        bundle: dict[str, Any] = json.loads(text)
+        bundle: dict[str, Any] = json_value(text)
         if not isinstance(bundle["verificationMaterial"], dict):
             raise ValueError("verificationMaterial is not a mapping")
         envelope = bundle["dsseEnvelope"]
-        bundle["statement"] = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        bundle["statement"] = json_value(base64.b64decode(envelope["payload"], validate=True))
         resources = bundle["statement"]["predicate"]["resources"]
         bundle["resources"] = {str(entry["name"]): str(entry["digest"]) for entry in resources}
         base64.b64decode(envelope["signatures"][0]["sig"], validate=True)

@@ -3,12 +3,13 @@
 import concurrent.futures
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
+from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
+from edgeopt.devices.descendants import descendants, end, memory
 from edgeopt.plugin import Worker
 from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
@@ -26,7 +29,6 @@ MEMORY_SHARE = 0.8
 POLL_SECONDS = 0.2
 EXIT_GRACE_SECONDS = 2.0
 """Time for the result of an exited process to arrive."""
-LOG_LINES = 12
 
 
 @dataclass
@@ -40,6 +42,8 @@ class _Running:
     lines_seen: int = 0
     gone_since: float = 0.0
     """When its process was first found missing; monotonic clock."""
+    family: set[psutil.Process] = field(default_factory=set)
+    """All processes that were seen below it."""
 
     @property
     def started(self) -> bool:
@@ -66,13 +70,10 @@ class _Running:
             return None
         return int(process), float(moment)
 
-    def log_tail(self) -> str:
-        """The last lines of its log, indented."""
-        try:
-            lines = self.stem.with_suffix(".log").read_text("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(["  | " + line[:300] for line in lines if line.strip()][-LOG_LINES:])
+    def end(self) -> None:
+        """Kill its worker, and everything that it started."""
+        if (started := self._started()) is not None:
+            end(started[0], self.family)
 
 
 class LocalExecutor(Executor):
@@ -129,11 +130,19 @@ class LocalExecutor(Executor):
                 pool.stop()
             else:
                 pool.close()
+        if at_once:
+            for running in self._running.values():
+                running.end()
         for pool in self._pools.values():
             pool.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _pool(self, worker: Worker) -> ProcessPool:
+        pool = self._pools.get(worker)
+        if pool is not None and not pool.active:  # broken: its worker died between two tasks
+            del self._pools[worker]
+            pool.stop()
+            pool.join()
         if worker not in self._pools:
             _mute_resource_tracker()
             self._pools[worker] = ProcessPool(
@@ -149,7 +158,9 @@ class LocalExecutor(Executor):
         """Kill tasks over the time or memory limit, with their child processes."""
         for future, running in self._running.items():
             process = running.process()
-            if process is None and running.started:
+            if process is not None:
+                running.family.update(descendants(process))
+            elif running.started:
                 # pebble does not treat exit code 0 as a failure, and would wait forever.
                 running.gone_since = running.gone_since or time.monotonic()
                 if time.monotonic() - running.gone_since > EXIT_GRACE_SECONDS and not future.done():
@@ -157,30 +168,32 @@ class LocalExecutor(Executor):
                     future.cancel()
             if process is None or running.stop_reason:
                 continue
-            try:
-                family = [process, *process.children(recursive=True)]
-                used = sum(each.memory_info().rss for each in family)
-                if used > self.memory_limit:
-                    running.stop_reason = (
-                        f"stopped at {show_bytes(used)} of memory, over the limit of "
-                        f"{show_bytes(self.memory_limit)} (limits.stage_memory)"
-                    )
-                elif running.seconds > running.task.minutes * 60:
-                    running.stop_reason = (
-                        f"stopped after {running.task.minutes:g} minutes ({running.task.too_long})"
-                    )
-                if running.stop_reason:
-                    for each in family:
-                        each.kill()
-            except psutil.Error:
-                continue  # it has just exited
+            used = memory(process)
+            if used > self.memory_limit:
+                running.stop_reason = (
+                    f"stopped at {show_bytes(used)} of memory, over the limit of "
+                    f"{show_bytes(self.memory_limit)} (limits.stage_memory)"
+                )
+            elif running.seconds > running.task.minutes * 60:
+                running.stop_reason = (
+                    f"stopped after {running.task.minutes:g} minutes ({running.task.too_long})"
+                )
+            if running.stop_reason:
+                running.end()
 
     def _result(self, future: concurrent.futures.Future[Any], running: _Running) -> TaskResult:
+        value = None
         try:
-            value, failure, expected = future.result()
+            pickled, failure, expected = future.result()
         except Exception as error:  # noqa: BLE001 - a crash fails only its own task
-            value, failure, expected = None, _failure_reason(running, error), False
-        log = "" if expected else running.log_tail()
+            failure, expected = _failure_reason(running, error), False
+            running.end()  # its worker is gone, but not what it started
+        else:
+            try:
+                value = None if failure else pickle.loads(pickled)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling may import user code
+                failure, expected = f"its result cannot be read: {_failure_reason(running, error)}", False
+        log = "" if expected else log_tail(running.stem.with_suffix(".log"))
         return TaskResult(running.task.key, value, failure + (f"\n{log}" if log else ""), running.seconds)
 
 
@@ -190,7 +203,7 @@ def _failure_reason(running: _Running, error: BaseException) -> str:
     if isinstance(error, ProcessExpired):
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-    return f"{type(error).__name__}: {error}"
+    return reason_of(error)
 
 
 def _mute_resource_tracker() -> None:

@@ -1,16 +1,21 @@
 """The code of a worker process: runs a task and redirects its output to a log."""
 
+import io
 import os
+import pickle
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.errors import EdgeoptError
+import psutil
+
+from edgeopt.config.text import MAX_REASON_CHARS, printable, reason_of
+from edgeopt.devices.descendants import end_descendants, end_with, lead_group
+from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import formats
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model
@@ -20,7 +25,7 @@ from edgeopt.run.executors.executor import Say
 
 BREAKDOWN = "breakdown.json"
 """The size breakdown of a model, stored next to it."""
-MAX_FAILURE_CHARS = 4000
+MAX_NOTE_CHARS = 1000
 MAX_LAYERS = 200
 """Operators listed in a breakdown."""
 
@@ -38,58 +43,59 @@ def prepare(worker: Worker, parent: int) -> None:
     os.environ.update(ENVIRONMENT[worker])
     # Without the last one, ONNX Runtime sends usage data of every session and leaves a temporary file.
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
+    for stream in (sys.stdout, sys.stderr):
+        # The encoding of the log: libraries print characters that the encoding of the terminal may lack.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # The pool terminates its workers with this signal, often during interpreter shutdown. A Python handler
     # (pebble installs one) may be gone by then, and a traceback would be printed.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-
-
-def _exit_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    lead_group()
+    end_with(parent)
 
 
 class TaskReturn(NamedTuple):
-    """The return value of a task, or the reason of its failure in one line."""
+    """The pickled return value of a task, or the reason of its failure in one line."""
 
-    value: Any
+    value: bytes = b""
     failure: str = ""
     expected: bool = True
     """Whether ``failure`` is self-explanatory; otherwise, the end of the log is shown with it."""
 
 
 def run_task(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> TaskReturn:
-    """Call ``function(say, *args)``; an exception is returned as text.
+    """Call ``function(say, *args)``; an exception is returned as text. Ends all processes that it started.
 
     Writes three files for the parent process: ``stem.pid`` (process id and start time by the monotonic clock,
     which all processes share), ``stem.log`` (stdout and stderr) and ``stem.progress`` (one line per call of
     ``say``).
     """
-    stem.with_suffix(".pid").write_text(f"{os.getpid()} {time.monotonic()}")
+    worker = os.getpid()
+    stem.with_suffix(".pid").write_text(f"{worker} {time.monotonic()}")
     with (
         _captured(stem.with_suffix(".log")),
         stem.with_suffix(".progress").open("w", encoding="utf-8") as file,
     ):
 
         def say(message: str) -> None:
-            file.write(" ".join(message.split()) + "\n")
+            file.write(printable(" ".join(message.split()), MAX_NOTE_CHARS) + "\n")
             file.flush()
 
-        try:
-            return TaskReturn(function(say, *args))
-        except EdgeoptError as error:
-            return TaskReturn(None, _truncated(str(error)))
-        except SystemExit as error:
-            return TaskReturn(None, _truncated(f"it exited its process with exit code {error.code}"), False)
-        except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
-            return TaskReturn(None, _truncated(f"{type(error).__name__}: {error}"), False)
+        done = _call(function, say, args)
+        if os.getpid() != worker:
+            os._exit(0)  # user code has forked, and its child has returned: only the worker may go on
+    end_descendants(psutil.Process())
+    return done
 
 
-def _truncated(text: str) -> str:
-    """A message of at most ``MAX_FAILURE_CHARS``, encodable as UTF-8."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= MAX_FAILURE_CHARS else text[:MAX_FAILURE_CHARS] + " …"
+def _call(function: Callable[..., Any], say: Say, args: tuple[Any, ...]) -> TaskReturn:
+    """Call a function; whatever it raises becomes text: the exception itself may not survive pickling."""
+    try:
+        return TaskReturn(pickle.dumps(function(say, *args)))
+    except EdgeoptError as error:
+        return TaskReturn(failure=printable(str(error), MAX_REASON_CHARS))
+    except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
+        return TaskReturn(failure=reason_of(error), expected=False)
 
 
 class StageInputs(NamedTuple):
@@ -117,12 +123,15 @@ def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder:
     trials: list[Trial] = []
     context = Context(folder=folder, progress=say, note=notes.append, trial=trials.append, **inputs._asdict())
     result = stage.run(model, context)
+    if not isinstance(result, Model):
+        raise StageError(f"it returned {type(result).__name__}, not a Model")
     # Computed in the worker: the process that writes the report imports no framework.
     sizes = _size_breakdown(result)
     if sizes is not None:
         # Stored next to the model, so that a cached step has it, too.
         (folder / BREAKDOWN).write_text(breakdown(sizes).model_dump_json(), "utf-8")
-    return StageResult(result, tuple(notes), tuple(trials), arithmetic(sizes) if sizes is not None else {})
+    shown = tuple(printable(note, MAX_NOTE_CHARS) for note in notes)
+    return StageResult(result, shown, tuple(trials), arithmetic(sizes) if sizes is not None else {})
 
 
 def _size_breakdown(model: Model) -> SizeBreakdown | None:
@@ -161,8 +170,7 @@ def breakdown(sizes: SizeBreakdown) -> Breakdown:
 @contextmanager
 def _captured(log: Path) -> Iterator[None]:
     """Redirect file descriptors 1 and 2 to the log, which captures the output of native code, too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     saved = os.dup(1), os.dup(2)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -170,8 +178,13 @@ def _captured(log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for number, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, number)
             os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # user code has closed it
+            stream.flush()

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt_agent.failure import AgentError
+from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession, Spec
+from edgeopt_untrusted import keras_files, saved_model
 
 SIGNATURE = "serving_default"
 
@@ -24,7 +25,8 @@ class Session(ModelSession):
     A SavedModel that tf_keras cannot load as a Keras model is run through its ``serving_default`` signature;
     its inputs and outputs are then sorted by name.
 
-    Option ``trust``: run code stored in the model (Lambda layers).
+    Option ``trust``: load a model that contains more than a network, such as Lambda layers: it can run any
+    code.
     """
 
     requires = ("keras", "tensorflow")
@@ -48,7 +50,11 @@ class Session(ModelSession):
             if model is None:
                 self._use_signature(path)
                 return
-        elif path.suffix == ".keras":
+            self._use_model(model)
+            return
+        if not trust:
+            refuse(path.name, keras_files.findings(path))
+        if path.suffix == ".keras":
             import keras
 
             if not zipfile.is_zipfile(path):
@@ -115,11 +121,15 @@ def _load_tf_keras(path: Path, trust: bool) -> Any:
 
 
 def _load_saved_model(path: Path, trust: bool) -> Any:
-    """The Keras model in a SavedModel, ``None`` if tf_keras cannot load it as one."""
+    """The Keras model in a SavedModel; ``None`` if tf_keras cannot load it, or would run its code."""
     import tf_keras
 
-    if not (path / "saved_model.pb").is_file():
-        raise AgentError("model", f"{path.name} is not a SavedModel: saved_model.pb is missing")
+    if not (path / saved_model.GRAPH).is_file():
+        raise AgentError("model", f"{path.name} is not a SavedModel: {saved_model.GRAPH} is missing")
+    if not trust:
+        refuse(path.name, saved_model.findings(path))
+        if saved_model.keras_findings(path):
+            return None
     with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
         model = _load_tf_keras(path, trust)
         if isinstance(model, tf_keras.Model):

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edgeopt_agent.failure import refuse
 from edgeopt_agent.session import ModelSession, Spec
+from edgeopt_untrusted import onnx_files
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -41,6 +43,7 @@ class Session(ModelSession):
         onnxruntime.set_default_logger_severity(3)
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        refuse(path.name, onnx_files.findings(path), "save it as a single file")
         self.path, self.threads, self.options = path, threads, options
         self.last_inputs: list[Any] = []
         self.model = self._load(profile_into=None)

@@ -17,7 +17,7 @@ EAGER_BATCH = 32
 class Session(ModelSession):
     """A folder (``model.json`` + ``weights.safetensors``), or a ``.pt2`` exported program.
 
-    Option ``trust``: also load an exported program that contains pickled objects, which can run any code.
+    Option ``trust``: also load an exported program that contains more than a network: it can run any code.
     """
 
     requires = ("torch",)

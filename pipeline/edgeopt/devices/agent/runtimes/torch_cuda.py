@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgeopt_agent.cuda import gpu_memory_bytes, option_value, without_tf32
-from edgeopt_agent.failure import AgentError
+from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
 from edgeopt_agent.torchside import as_arrays, as_tensors, eager_module, exported_program, limit_threads
+from edgeopt_untrusted import torch_files
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 EAGER_BATCH = 32
@@ -25,7 +26,7 @@ class Session(ModelSession):
 
     Option ``precision``: ``fp32``, ``fp16`` or ``bf16``; weights, buffers and floating-point inputs are cast
     before timing starts, and fp32 is never rounded to TF32. ``compile``: use ``torch.compile``. ``trust``:
-    also load an exported program that contains pickled objects, which can run any code.
+    also load a file that contains more than a network: it can run any code.
 
     Latency is the time between two CUDA events around the call. If a model is so small that the GPU waits for
     Python to launch kernels, that wait is included.
@@ -119,6 +120,8 @@ def load(path: Path, trust: bool, device: str) -> tuple[Any, list[Spec] | None]:
     if any(name.endswith("/bytecode.pkl") for name in names):
         raise AgentError("model", f"{path.name} is for the lite interpreter, which runs only on the CPU")
     if any(name.endswith("/constants.pkl") for name in names):
+        if not trust:
+            refuse(path.name, torch_files.findings_for_torch(path))
         return torch.jit.load(os.fspath(path), map_location=device).eval(), None
     program, specs = exported_program(path, trust)
     from torch.export.passes import move_to_device_pass

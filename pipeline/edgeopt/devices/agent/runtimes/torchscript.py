@@ -8,16 +8,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent.failure import AgentError
+from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession
 from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
+from edgeopt_untrusted import torch_files
 
 
 class Session(ModelSession):
     """A TorchScript file, run with batch size 1: the file does not declare its input shapes.
 
     Option ``engine``: the quantized engine, which packs the weights; default ``qnnpack``, as on ARM.
-    ``trust``: accepted, as for every source model, but ignored: the file cannot contain Python code.
+    ``trust``: also load a file with operators that reach files or other processes.
     """
 
     requires = ("torch",)
@@ -37,6 +38,8 @@ class Session(ModelSession):
             raise AgentError("model", f"{path.name} is not a TorchScript archive")
         with zipfile.ZipFile(path) as archive:
             lite = any(name.endswith("/bytecode.pkl") for name in archive.namelist())
+        if not options.get("trust", False):
+            refuse(path.name, torch_files.findings_for_torch(path))
         import torch
 
         if lite:

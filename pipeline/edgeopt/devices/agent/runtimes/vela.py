@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.failure import AgentError
+from edgeopt_agent.keeper import die_with_parent
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
 
@@ -66,6 +67,7 @@ class Session(ModelSession):
             cwd=str(path.parent),
             errors="replace",
             check=False,
+            preexec_fn=die_with_parent(),
         )
         if done.returncode != 0:
             raise AgentError("model", f"Vela cannot compile the model: {_last_line(done.stdout)}")

@@ -11,75 +11,26 @@ from typing import Any
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.specs import tensor
+from edgeopt.formats.untrusted import BY_TRUST, keras_config
 from edgeopt.model import Layout, TensorSpec
 
 MODELS = ("Functional", "Sequential", "Model")
 
 
-def objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Every serialized object of a configuration, outermost first."""
-    # Iterative: a hostile file may nest deeper than Python's recursion limit.
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if "class_name" in value:
-                yield value
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-
-
-def is_lambda(value: dict[str, Any]) -> bool:
-    """Whether an object carries Python code."""
-    return value["class_name"] in ("Lambda", "__lambda__")
-
-
-def is_custom(value: dict[str, Any]) -> bool:
-    """Whether an object's class is not part of Keras."""
-    if "module" not in value:
-        # Keras 2 writes the registration package instead of a module: 'mine>Layer'.
-        return ">" in str(value["class_name"])
-    module = str(value["module"])
-    return module not in ("keras", "builtins") and not module.startswith("keras.")
-
-
 def allowed_by_trust(path: Path, config: Any, trust: bool) -> Iterator[str]:
-    """Notes on the layers that run code, which ``trust`` allows.
+    """Notes on the objects that run code or open files, which ``trust`` allows.
 
     Raises:
-        UsageError: a layer runs code without ``trust``, or cannot be loaded even with it.
+        UsageError: an object does so without ``trust``, or cannot be loaded even with it.
     """
-    for value in objects(config):
-        if is_lambda(value):
-            if not trust:
-                raise UsageError(
-                    f"{path} has a Lambda layer, {_label(value)}: loading it would run code from the file",
-                    fix="replace it with a built-in layer; or, if you trust the origin of the file, "
-                    "set model.trust: true",
-                )
-            yield f"Lambda layer {_label(value)} runs code from the file; model.trust allows it"
-        elif is_custom(value):
-            fix = "export the model with its graph, model.export('folder'), and use that folder"
-            if not value.get("module"):
-                # Registered in a script: it cannot be imported, so trusting the file does not help.
-                raise UsageError(
-                    f"{path} needs a custom class that it does not contain, {_label(value)}", fix=fix
-                )
-            if not trust:
-                raise UsageError(
-                    f"{path} needs a custom class from {value['module']!r}, {_label(value)}",
-                    fix=f"{fix}; or, if you trust that module, set model.trust: true",
-                )
-            yield f"custom class {_label(value)} is imported from {value['module']!r}; model.trust allows it"
-
-
-def _label(value: dict[str, Any]) -> str:
-    """The name of a layer, as its author sees it, and its class."""
-    config = value.get("config")
-    name = config.get("name") if isinstance(config, dict) else None
-    kind = str(value.get("registered_name") or value["class_name"])
-    return f"{name!r} ({kind})" if name else f"({kind})"
+    for found in keras_config.findings(config):
+        fix = "export the model with its graph, model.export('folder'), and use that folder"
+        if not found.code:
+            # Registered in a script: it cannot be imported, so trusting the file does not help.
+            raise UsageError(f"{path} needs a custom class that it does not contain, {found}", fix=fix)
+        if not trust:
+            raise UsageError(f"{path}: {found}", fix=f"use layers of Keras, or {fix}; or, {BY_TRUST}")
+        yield f"{found}; model.trust allows it"
 
 
 def rebuildable(config: Any) -> dict[str, Any] | None:

@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 
 SECONDS = 20
 """Time limit for reading a file; hostile files can keep the library in a loop."""
+
+
+def available() -> bool:
+    """Whether h5py is installed."""
+    return importlib.util.find_spec("h5py") is not None
 
 
 def ask(path: Path, program: str, *arguments: str) -> Any:
@@ -20,8 +25,8 @@ def ask(path: Path, program: str, *arguments: str) -> Any:
         MissingPackageError: h5py is not installed.
         ValueError: the file cannot be read.
     """
-    if importlib.util.find_spec("h5py") is None:
-        raise MissingPackageError(f"reading {path.name} needs h5py", fix="pip install 'edgeopt[keras]'")
+    if not available():
+        raise MissingPackageError(f"reading {path.name} needs h5py", fix=install("keras"))
     command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

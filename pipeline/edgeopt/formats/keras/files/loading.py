@@ -1,25 +1,22 @@
 """Loading Keras models (Keras 3, Keras 2 through tf_keras, SavedModel) without running embedded code.
 
-A Lambda layer is Python bytecode inside a data file. The configuration is searched for such layers before
-the model is loaded, because the ``.h5`` and SavedModel loaders of tf_keras have no safe mode.
+Files are scanned before they are loaded: a Lambda layer is Python bytecode inside a data file, other layers
+and functions are imported by name, and the safe modes of the loaders do not cover all of it.
 """
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.errors import StageError
+from edgeopt.formats.untrusted import keras_files, saved_model
+from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model, TensorSpec
 
-CODE = frozenset({"Lambda", "__lambda__"})
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError)
 """Exceptions that Keras raises for models that it cannot rebuild; the type depends on the layer."""
-
-_IN_TEXT = re.compile(rb'"class_name":\s*"(?:\w+>)?Lambda",\s*"config":\s*\{"name":\s*"([^"]+)"')
 
 
 class Program(NamedTuple):
@@ -34,72 +31,29 @@ class Program(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def lambda_layers(path: Path) -> list[str]:
-    """Names of the layers that contain Python code, found without loading the model."""
-    if path.is_dir():
-        content = b"".join(
-            (path / name).read_bytes()
-            for name in ("saved_model.pb", "keras_metadata.pb")
-            if (path / name).exists()
-        )
-        return sorted({name.decode() for name in _IN_TEXT.findall(content)})
-    return sorted(set(_code_layers(configuration(path))))
+def refuse_code(path: Path, *, keras: bool = True) -> None:
+    """Reject a model that runs code or operators that do more than compute, or reads other files.
 
-
-def configuration(path: Path) -> Any:
-    """The architecture stored in a ``.keras`` or ``.h5`` file, as plain values.
+    Args:
+        path: a ``.keras`` or ``.h5`` file, or a SavedModel folder.
+        keras: whether Keras rebuilds the layers of a SavedModel, rather than TensorFlow its graph.
 
     Raises:
-        StageError: the file is neither, or contains weights only.
+        StageError: with what was found, and the option that allows it.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if "config.json" in archive.namelist():
-                return json.loads(archive.read("config.json"))
-        raise StageError(f"{path.name} is a zip archive without config.json, not a Keras model")
-    import h5py
-
-    if not h5py.is_hdf5(path):
+    try:
+        if path.is_dir():
+            found = saved_model.findings(path)
+            found += [str(each) for each in saved_model.keras_findings(path)] if keras else []
+        else:
+            found = keras_files.findings(path)
+    except (*UNREADABLE, *MALFORMED) as error:
+        message = f"{path.name} is damaged: {reason(error)}"
+        raise StageError(message, fix="copy or save it again") from error
+    if found:
         raise StageError(
-            f"{path.name} is neither a .keras archive nor an HDF5 file", fix="save it with model.save(...)"
-        )
-    with h5py.File(path, "r") as file:
-        text = file.attrs.get("model_config")
-    if text is None:
-        raise StageError(
-            f"{path.name} contains weights without an architecture",
-            fix="save the whole model with model.save(...), not model.save_weights(...)",
-        )
-    return json.loads(text)
-
-
-def _code_layers(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        kind = value.get("class_name")
-        if isinstance(kind, str) and kind.rpartition(">")[2] in CODE:
-            config = value.get("config")
-            name = config.get("name") if isinstance(config, dict) else None
-            yield str(name or value.get("name") or kind)
-            return
-        for inner in value.values():
-            yield from _code_layers(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _code_layers(inner)
-
-
-def refuse_code(path: Path) -> None:
-    """Reject a model that contains Python code.
-
-    Raises:
-        StageError: the model has Lambda layers; the message names them and the option that allows them.
-    """
-    layers = lambda_layers(path)
-    if layers:
-        raise StageError(
-            f"{path.name} contains Python code in Lambda layer{'s' if len(layers) > 1 else ''} "
-            f"{', '.join(repr(name) for name in layers)}; loading the model would run that code",
-            fix="if you trust the file, set the option 'trust: true' of this stage",
+            f"{path.name} contains more than a network: {'; '.join(found[:3])}",
+            fix="if you trust the file, set the option 'trust: true' of this stage (model.trust: true)",
         )
 
 
@@ -107,7 +61,7 @@ def load_keras(path: Path, trust: bool) -> Any:
     """Load a ``.keras`` file with Keras 3.
 
     Raises:
-        StageError: for Lambda layers without ``trust``, and for files that Keras 3 cannot rebuild.
+        StageError: the file does more than compute and is not trusted, or Keras 3 cannot rebuild it.
     """
     import keras
 
@@ -126,14 +80,17 @@ def load_tf_keras(path: Path, trust: bool) -> Any:
     """Load a Keras 2 ``.h5`` file, SavedModel folder or ``.keras`` file with tf_keras.
 
     Raises:
-        StageError: for Lambda layers without ``trust``, and for files that tf_keras cannot rebuild.
+        StageError: the file does more than compute and is not trusted, or tf_keras cannot rebuild it.
     """
     import tf_keras
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
 
     if not trust:
         refuse_code(path)
     try:
-        return tf_keras.models.load_model(path, compile=False)
+        # Without this scope, tf_keras unmarshals the Lambda layers of legacy formats regardless of safe_mode.
+        with SafeModeScope(not trust):
+            return tf_keras.models.load_model(path, compile=False)
     except UNREADABLE as error:
         raise StageError(
             f"tf_keras cannot load {path.name}: {reason(error)}",
@@ -150,7 +107,7 @@ def load_program(model: Model, trust: bool) -> Program:
         StageError: the model cannot be loaded, or a dimension remains open.
     """
     if model.format == "saved_model":
-        return _signature(model)
+        return _signature(model, trust)
     if model.format == "keras":
         return _traced(load_keras(model.path, trust), model, layer_scopes)
     return _traced(load_tf_keras(model.path, trust), model, nullcontext)
@@ -221,9 +178,11 @@ def output_names(network: Any) -> list[str]:
     return [str(name) for name in names] if names else [str(network.layers[-1].name)]
 
 
-def _signature(model: Model) -> Program:
+def _signature(model: Model, trust: bool) -> Program:
     import tensorflow as tf
 
+    if not trust:
+        refuse_code(model.path, keras=False)
     try:
         loaded = tf.saved_model.load(str(model.path))
     except UNREADABLE as error:

@@ -11,8 +11,10 @@ from typing import Any
 from edgeopt.errors import UsageError
 from edgeopt.formats.keras.files import config as keras_config
 from edgeopt.formats.specs import UNDECLARED, tensor
+from edgeopt.formats.untrusted import BY_TRUST, saved_model
+from edgeopt.formats.untrusted import keras_config as untrusted_config
+from edgeopt.formats.untrusted.protobuf import mapped, messages, number, text
 from edgeopt.formats.wire import bounded
-from edgeopt.formats.wire.protobuf import mapped, messages, number, text
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin.contents import Source
 
@@ -40,7 +42,8 @@ def read(path: Path, trust: bool) -> Source:
     """The model in a SavedModel folder; a Keras configuration is used if it has built-in layers only.
 
     Raises:
-        UsageError: the folder is not a SavedModel, or has a link that leads out of it.
+        UsageError: the folder is not a SavedModel, has a link that leads out of it, or its graph does more
+            than compute and is not trusted.
     """
     file = path / "saved_model.pb"
     if not file.is_file():
@@ -56,18 +59,23 @@ def read(path: Path, trust: bool) -> Source:
             raise ValueError("saved_model.pb contains no graph")
         inputs, outputs = _signature(graph)
         config = _keras_configuration(path, graph)
+    operators = saved_model.findings(path)
+    if operators and not trust:
+        raise UsageError(
+            f"{path} contains more than a network: {operators[0]}",
+            fix=f"save it without operators that read or write files or call Python; or, {BY_TRUST}",
+        )
     note = "" if config else f"the SavedModel has no Keras configuration: {FROM_GRAPH}"
     if config:
-        objects = list(keras_config.objects(config))
-        if not trust and any(map(keras_config.is_lambda, objects)):
-            note = (
-                f"the model has a Lambda layer: {FROM_GRAPH} (model.trust: true rebuilds it as a Keras model)"
-            )
-        elif any(map(keras_config.is_custom, objects)):
+        code = saved_model.keras_findings(path)
+        if code and not trust:
+            note = f"the layer {code[0]}: {FROM_GRAPH} (model.trust: true rebuilds it as a Keras model)"
+        elif any(not found.code for found in untrusted_config.findings(config)):
             note = f"the model has custom layers: {FROM_GRAPH}"
         else:
             inputs, outputs = keras_config.inputs(config) or inputs, ()
-    notes = (*([note] if note else []), *([] if inputs else [UNDECLARED]))
+    allowed = (f"{operator}; model.trust allows it" for operator in operators)
+    notes = (*allowed, *([note] if note else []), *([] if inputs else [UNDECLARED]))
     model = Model(format="saved_model" if note else "tf_keras", path=path, inputs=inputs, outputs=outputs)
     layers = keras_config.layers(config) if config and not note else {}
     return Source(model=model, framework="keras", notes=notes, layers=layers)

@@ -17,18 +17,26 @@ SAVE_WHOLE = "save the whole model: model.save('model.keras')"
 
 _CONFIGURATION = """
 import json, sys
+from pathlib import Path
 import h5py
+from edgeopt.formats.untrusted import hdf5
 
 def text(value):
     return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
 
-links = []
-with h5py.File(sys.argv[1], "r") as file:
+path = Path(sys.argv[1])
+with h5py.File(path, "r") as file:
     config, version = text(file.attrs.get("model_config")), text(file.attrs.get("keras_version"))
-    file.visititems_links(
-        lambda name, link: links.append(name) if isinstance(link, h5py.ExternalLink) else None
-    )
-json.dump([config if config is None else config[: int(sys.argv[2])], version, links[:1]], sys.stdout)
+config = config if config is None else config[: int(sys.argv[2])]
+json.dump([config, version, hdf5.findings(path)], sys.stdout)
+"""
+
+_WEIGHTS = """
+import json, sys
+from pathlib import Path
+from edgeopt.formats.untrusted import keras_files
+
+json.dump(keras_files.weights(Path(sys.argv[1])), sys.stdout)
 """
 
 
@@ -47,26 +55,32 @@ def read_archive(path: Path, trust: bool) -> Source:
             )
         config = bounded.json_member(archive, "config.json")
         version = str(bounded.json_member(archive, "metadata.json").get("keras_version", "3"))
-    return _source(path, config, version, trust)
+    source = _source(path, config, version, trust)
+    if hdf5.available():  # otherwise no loader can read the weights either
+        _stays_inside(path, hdf5.ask(path, _WEIGHTS))
+    return source
 
 
 def read_hdf5(path: Path, trust: bool) -> Source:
     """The model in an ``.h5`` file.
 
     Raises:
-        UsageError: the file contains weights only, links to another file, or would run code and is not
-            trusted.
+        UsageError: the file contains weights only, reads another file, or would run code and is not trusted.
         MissingPackageError: h5py is not installed.
     """
-    config, version, links = hdf5.ask(path, _CONFIGURATION, str(bounded.JSON_LIMIT + 1))
+    config, version, outside = hdf5.ask(path, _CONFIGURATION, str(bounded.JSON_LIMIT + 1))
     if config is None:
         raise UsageError(f"{path} contains weights only: it has no 'model_config'", fix=SAVE_WHOLE)
-    if links:
-        # The loader would follow the link and read a file that is not part of the model.
-        raise UsageError(
-            f"{path} is rejected: {links[0]!r} links to another file", fix="save the model again"
-        )
+    _stays_inside(path, outside)
     return _source(path, bounded.json_value(config), version or "2", trust)
+
+
+def _stays_inside(path: Path, outside: list[str]) -> None:
+    """Refuse weights in other files, also with trust: the files would not reach the device."""
+    if outside:
+        raise UsageError(
+            f"{path} is rejected: {outside[0]}", fix="load the model where it was made and save it again"
+        )
 
 
 def _source(path: Path, config: Any, version: str, trust: bool) -> Source:

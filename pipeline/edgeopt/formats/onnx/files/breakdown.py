@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 from edgeopt.formats.arithmetic import product, sparsity, total_macs
 from edgeopt.formats.onnx.files.model_file import load
 from edgeopt.plugin.contents import LayerSize, SizeBreakdown
@@ -57,9 +57,7 @@ def read(path: Path) -> SizeBreakdown:
     try:
         import onnx
     except ImportError as error:
-        raise MissingPackageError(
-            "reading an ONNX file requires onnx", fix="pip install 'edgeopt[onnx]'"
-        ) from error
+        raise MissingPackageError("reading an ONNX file requires onnx", fix=install("onnx")) from error
     model = load(path)
     size = path.stat().st_size
     notes = []

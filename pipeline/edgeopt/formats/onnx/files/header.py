@@ -6,11 +6,14 @@ Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 from collections import Counter
 from pathlib import Path
 
+from edgeopt.errors import UsageError
 from edgeopt.formats.specs import tensor
-from edgeopt.formats.wire.protobuf import fields, mapped, messages, number, text
+from edgeopt.formats.untrusted import onnx_files
+from edgeopt.formats.untrusted.protobuf import fields, mapped, messages, number, text
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin.contents import Source
 
+SINGLE_FILE = "load the model where it was made and save it as a single file: onnx.save(model, 'model.onnx')"
 FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 """Field numbers of ModelProto."""
 TYPES = {
@@ -49,7 +52,14 @@ def is_onnx(path: Path) -> bool:
 
 
 def read(path: Path) -> Source:
-    """The model in an ONNX file."""
+    """The model in an ONNX file.
+
+    Raises:
+        UsageError: tensors are stored outside the folder of the file.
+    """
+    outside = onnx_files.findings(path)
+    if outside:
+        raise UsageError(f"{path} is rejected: {outside[0]}", fix=SINGLE_FILE)
     with mapped(path) as data:
         graph = next(messages(data, 7))
         weights = {text(weight, 8) for weight in messages(graph, 5)}

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import StageError
+from edgeopt.formats.onnx.files.header import SINGLE_FILE
+from edgeopt.formats.untrusted import onnx_files
 from edgeopt.model import Layout, TensorSpec
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -15,14 +17,17 @@ def load(path: Path) -> Any:
     """Load a file as a ``ModelProto``.
 
     Raises:
-        StageError: the file is not an ONNX model.
+        StageError: the file is not an ONNX model, or reads tensors from outside its folder.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
+        outside = onnx_files.findings(path)
+        if outside:
+            raise StageError(f"{path.name} is rejected: {outside[0]}", fix=SINGLE_FILE)
         model = onnx.load(str(path))
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:
         raise StageError(f"{path.name} is not an ONNX model: {error}") from error
     if not model.graph.output:
         raise StageError(f"{path.name} is not an ONNX model: it has no graph outputs")

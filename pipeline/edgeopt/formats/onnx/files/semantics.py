@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import MissingPackageError
+from edgeopt.errors import MissingPackageError, install
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.semantic_graph import Graph, Node, digest
 
@@ -21,9 +21,7 @@ def graphs_of(path: Path) -> tuple[Graph, ...]:
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise MissingPackageError(
-            "comparing ONNX files requires onnx", fix="pip install 'edgeopt[onnx]'"
-        ) from error
+        raise MissingPackageError("comparing ONNX files requires onnx", fix=install("onnx")) from error
     model = onnx_model_file.load(path)
     versions = sorted((entry.domain, entry.version) for entry in model.opset_import)
     return (_graph(model.graph, digest(*versions)), *map(_function, model.functions))

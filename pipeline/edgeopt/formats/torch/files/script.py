@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import archive as torch_archive
 from edgeopt.formats.torch.files.specs import zeros
+from edgeopt.formats.torch.files.untrusted import refuse_code
 from edgeopt.formats.torch.graph.operators import TRANSPOSES
 from edgeopt.formats.torch.lab.engine import brief, mobile_engine, quiet
 from edgeopt.model import TensorSpec
@@ -41,17 +42,16 @@ def save_script(module: "torch.jit.ScriptModule", path: Path, *, lite: bool = Fa
 def load_script(path: Path) -> "torch.jit.ScriptModule":
     """Load a TorchScript file in evaluation mode.
 
-    The TorchScript unpickler does not construct Python objects, so untrusted files are safe to load.
-
     Raises:
-        StageError: the file is not TorchScript.
+        StageError: the file is not TorchScript, or its operators do more than compute.
     """
     import torch
 
     try:
+        refuse_code(path)
         with quiet(), mobile_engine():
             module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise StageError(
             f"{path} cannot be read as TorchScript: {brief(error)}",
             fix="write it with torch.jit.save",

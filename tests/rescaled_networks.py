@@ -1,4 +1,4 @@
-"""Hostile models: trained networks whose channels are rescaled so that they quantize badly.
+"""Trained networks whose channels are rescaled so that they quantize badly.
 
 Between two layers joined by a ReLU, each channel can be scaled up by any positive factor and down again in
 the next layer: the function is preserved, and the weights spread over any number of orders of magnitude.

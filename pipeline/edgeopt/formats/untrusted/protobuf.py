@@ -4,6 +4,8 @@ Encoding: https://protobuf.dev/programming-guides/encoding/. Files are memory-ma
 requested are skipped without being read.
 """
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,9 +61,11 @@ def messages(data: memoryview, *numbers: int) -> Iterator[memoryview]:
 
 
 def text(data: memoryview, *numbers: int) -> str:
-    """The first string at a path of field numbers; empty if absent."""
-    value = next(messages(data, *numbers), None)
-    return "" if value is None else bytes(value[:TEXT_LIMIT]).decode()
+    """The string at a path of field numbers; empty if absent. The last one counts, as protobuf demands."""
+    last = memoryview(b"")
+    for value in messages(data, *numbers):
+        last = value
+    return bytes(last[:TEXT_LIMIT]).decode()
 
 
 def number(data: memoryview, field: int) -> int:

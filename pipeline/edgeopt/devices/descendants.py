@@ -1,0 +1,98 @@
+"""Ends everything that a process started: its descendants, its group, and what left both.
+
+A process that is started in the background outlives the one that started it. It stays in the process group
+(POSIX.1-2017, section 11.1.2) unless it leaves it, as daemons do, and loses its parent when that exits. On
+Linux, the process of a task adopts such orphans (prctl(2), ``PR_SET_CHILD_SUBREAPER``): as long as it lives,
+the tree of its descendants is complete.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_SECONDS = 2.0
+"""Time for killed processes to end; longer means that the kernel holds them, as in a hanging file system."""
+
+
+def lead_group() -> None:
+    """Give this process a session and group of its own; on Linux, make it adopt orphaned descendants."""
+    with contextlib.suppress(PermissionError):  # it already leads a group
+        os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with(parent: int) -> None:
+    """End this process and everything it started when its parent, which has this id, is gone."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    end_descendants(psutil.Process())
+    os._exit(1)
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """The living descendants of a process; empty if it has exited."""
+    try:
+        return [each for each in process.children(recursive=True) if _alive(each)]
+    except psutil.Error:
+        return []
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes of memory that a process and its descendants occupy."""
+    used = 0
+    for each in [process, *descendants(process)]:
+        with contextlib.suppress(psutil.Error):  # it has just exited
+            used += each.memory_info().rss
+    return used
+
+
+def end_descendants(process: psutil.Process) -> None:
+    """Kill all descendants of a process, including those that they start meanwhile."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (found := descendants(process)) and time.monotonic() < deadline:
+        _kill(found)
+        if process.pid == os.getpid():
+            psutil.wait_procs(found, timeout=_KILL_SECONDS)  # reaps those that it adopted
+        else:
+            time.sleep(0.01)
+
+
+def end(leader: int, known: Iterable[psutil.Process] = ()) -> None:
+    """Kill the process that leads a group, and everything it started.
+
+    ``known``: processes that were its descendants. If it has exited, its tree is gone, and only they can be
+    found outside its group.
+    """
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(leader)
+        process.suspend()  # it starts nothing any more, but still adopts orphans
+        end_descendants(process)
+        process.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    _kill(known)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for each in processes:
+        with contextlib.suppress(psutil.Error):  # psutil checks that the id was not reused
+            each.kill()
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
