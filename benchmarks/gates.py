@@ -166,7 +166,8 @@ def power_cells() -> Iterator[Cell]:
         random = np.random.default_rng(samples)
         draws = random.multinomial(samples, [share, share, 1 - changing], 30)
         stated = [detectable_drop(pair_of(worse, better, samples)) for worse, better, _ in draws.tolist()]
-        rates = [power(share, min(drop, 1 - changing), samples, CONFIDENCE) for drop in stated]
+        found = power(share, samples, CONFIDENCE)
+        rates = [found(min(drop, 1 - changing)) for drop in stated]
         expected = detectable_drop(pair_of(round(samples * share), round(samples * share), samples))
         measured, _ = binary_rates(share + min(expected, 1 - changing), share, samples, 0.0, samples)
         text = f"n = {samples:,}, {changing:.0%} change at random: {expected:.2%}"

@@ -398,17 +398,24 @@ def _detectable_fraction(pair: Paired, confidence: float) -> float:
     # change makes up for the imprecision of the estimate.
     noise = fewer + math.sqrt((fewer + 1) / math.pi) + 1
     share = min(noise / count, 0.5)
+    found = power(share, count, confidence)
     low, high = 0.0, 1 - share
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (low, middle) if power(share, middle, count, confidence) >= POWER else (middle, high)
+        low, high = (low, middle) if found(middle) >= POWER else (middle, high)
     return high
 
 
-def power(share: float, drop: float, samples: int, confidence: float) -> float:
-    """Probability that McNemar's test finds a drop, if ``share`` of the samples become better by chance."""
+def power(share: float, samples: int, confidence: float) -> Callable[[float], float]:
+    """The probability that McNemar's test finds a drop, as a function of the drop.
+
+    ``share`` of the samples become better by chance.
+    """
     wins = likely_counts(samples, share)
-    rest = samples - wins
+    chances, rest = binomial(wins, samples, share), samples - wins
     least = smallest_counts(lambda lost: binomial_tail(lost, lost + wins, 0.5) <= 1 - confidence, rest)
-    tails = binomial_tail(least, rest, (share + drop) / (1 - share))
-    return float((binomial(wins, samples, share) * tails).sum())
+
+    def found(drop: float) -> float:
+        return float((chances * binomial_tail(least, rest, (share + drop) / (1 - share))).sum())
+
+    return found

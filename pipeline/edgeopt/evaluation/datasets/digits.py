@@ -1,5 +1,6 @@
 """The handwritten digits of scikit-learn: a small real dataset that needs no download."""
 
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -35,37 +36,38 @@ class Digits(Dataset):
     limit: int | None = Field(None, gt=0, description="read only the first samples of the part")
 
     def samples(self) -> Iterator[Sample]:
-        images, labels = self._load()
+        images, labels = _load()
         order = np.random.RandomState(0).permutation(len(labels))[PARTS[self.part]][: self.limit]
-        for index in order:
-            yield Sample((images[index, :, :, np.newaxis],), int(labels[index]))
+        for image, label in zip(images[order], labels[order], strict=True):
+            yield Sample((image[:, :, np.newaxis],), int(label))
 
     def digest(self) -> str:
         # The content is fixed and verified on reading, so nothing needs to be imported here.
         return digest_of(["digits", CONTENT, self.part, self.limit])
 
-    @staticmethod
-    def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        # Read the package's data file directly: importing scikit-learn takes seconds.
-        spec = importlib.util.find_spec("sklearn")
-        if spec is None or spec.origin is None:
-            raise UsageError(
-                "the digits are part of scikit-learn, which is not installed", fix="pip install scikit-learn"
-            )
-        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        try:
-            with gzip.open(path) as file:
-                table = np.array([line.split(b",") for line in file.read().splitlines()]).astype(np.float32)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"cannot read the digits in {path}: {error}",
-                fix="reinstall scikit-learn: pip install --force-reinstall scikit-learn",
-            ) from error
-        images = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8)
-        labels = table[:, -1].astype(np.uint8)
-        if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != CONTENT:
-            raise UsageError(
-                "the digits of the installed scikit-learn do not have the expected content",
-                fix="reinstall it: pip install --force-reinstall scikit-learn",
-            )
-        return images, labels
+
+@functools.cache  # one command asks for several parts, several times
+def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    # Read the package's data file directly: importing scikit-learn takes seconds.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            "the digits are part of scikit-learn, which is not installed", fix="pip install scikit-learn"
+        )
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path) as file:
+            table = np.array([line.split(b",") for line in file.read().splitlines()]).astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot read the digits in {path}: {error}",
+            fix="reinstall scikit-learn: pip install --force-reinstall scikit-learn",
+        ) from error
+    images = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8)
+    labels = table[:, -1].astype(np.uint8)
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != CONTENT:
+        raise UsageError(
+            "the digits of the installed scikit-learn do not have the expected content",
+            fix="reinstall it: pip install --force-reinstall scikit-learn",
+        )
+    return images, labels
