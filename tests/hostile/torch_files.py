@@ -1,5 +1,6 @@
 """Archives of torch whose expressions, targets, objects or operators do more than compute."""
 
+import io
 import json
 import pickle
 import re
@@ -73,10 +74,12 @@ torch.jit.script(net).save("plain.pt")
 
     def edited(source: str, name: str, edit: Callable[[str, bytes], bytes], **more: bytes) -> Path:
         with zipfile.ZipFile(folder / source) as old, zipfile.ZipFile(folder / name, "w") as new:
+            added = {f"{Path(source).stem}/{member}": content for member, content in more.items()}
             for member in old.namelist():
-                new.writestr(member, edit(member, old.read(member)))
-            for member, content in more.items():
-                new.writestr(f"{Path(source).stem}/{member}", content)
+                if member not in added:
+                    new.writestr(member, edit(member, old.read(member)))
+            for member, content in added.items():
+                new.writestr(member, content)
         return folder / name
 
     def program(name: str, old: str, new: str) -> Path:
@@ -123,6 +126,9 @@ torch.jit.script(net).save("plain.pt")
         "compiled": "data/aotinductor/model/evil.so",
     }.items():
         yield Case(edited("net.pt2", f"{name}.pt2", unchanged, **{record: code}), record)
+    inputs = {"data/sample_inputs/model.pt": code, "data/weights/weight_9.pt": _zipped(code)}
+    for number, (record, content) in enumerate(inputs.items()):
+        yield Case(edited("net.pt2", f"pickle-{number}.pt2", unchanged, **{record: content}), "open in")
     twice = edited("net.pt2", "twice.pt2", unchanged, ARCHIVE_format=b"pt2")
     yield Case(twice, "two records of the same name")
 
@@ -145,6 +151,14 @@ torch.jit.script(net).save("plain.pt")
 
         word = {"network": "c10d::send", "escaped": "escapes"}.get(name, "aten::save")
         yield Case(edited("plain.pt", f"script-{name}.pt", edit), word)
+
+
+def _zipped(content: bytes) -> bytes:
+    """A checkpoint of torch >= 1.6 with this pickle."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    return stream.getvalue()
 
 
 class _Touch:

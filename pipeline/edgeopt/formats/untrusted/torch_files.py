@@ -4,7 +4,7 @@
 an archive, resolves an operator to any function below ``torch``, and turns names and symbolic sizes into
 Python code. ``torch.jit.load`` constructs no Python objects, but runs ``__setstate__`` of the file, and both
 kinds of graphs may contain operators that write and read files. Pickles of plain tensors, such as the example
-inputs of a program, are permitted: torch reads them with ``weights_only``.
+inputs of a program, are permitted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .torch_operators import OUTSIDE, allowed
+from .torch_pickles import most_informative, refused_inside
 
 CODE = re.compile(r"data/aotinductor/|data/executorch/|data/mtia/|data/constants/(opaque|custom)_obj")
 """Records with compiled libraries or pickled objects: see torch/csrc/export/pt2_archive_constants.h."""
@@ -91,7 +92,9 @@ def _scan(names: list[str], read: Reader) -> list[str]:
     for name in names:
         # zipfile includes the archive's folder in names, torch's reader does not.
         parts = name.lower().split("/")
-        if "models" in parts[:2]:
+        if "data" in parts[:2] and parts[-1].endswith(".pt"):
+            found += (f"{each} in {name}" for each in most_informative(refused_inside(read(name))))
+        elif "models" in parts[:2]:
             found += _suspicious_json(name, read(name))
         elif "code" in parts[:2] and parts[-1].endswith(".py"):
             found += script_operators(read(name).decode("utf-8"))

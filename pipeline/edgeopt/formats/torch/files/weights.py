@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.formats.torch.files import pickle as torch_pickle
+from edgeopt.formats.untrusted import torch_pickles
 
 RESAVE = "torch.save(model.state_dict(), 'weights.pt')"
 
@@ -14,11 +14,10 @@ def check_pickles(path: Path, *, trust: bool, legacy: bool) -> tuple[str, ...]:
     Raises:
         UsageError: the checkpoint references a global that ``torch.load(weights_only=True)`` rejects.
     """
-    refused = torch_pickle.refused(path, legacy=legacy)
+    refused = torch_pickles.refused(path, legacy=legacy)
     if not refused:
         return ()
-    # Names are more informative than opcodes, which are rejected only because they could hide a name.
-    refused = [name for name in refused if not name.startswith(torch_pickle.INSTRUCTION)] or refused
+    refused = torch_pickles.most_informative(refused)
     names = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
     if any("torch.nn.modules." in name for name in refused):
         raise UsageError(

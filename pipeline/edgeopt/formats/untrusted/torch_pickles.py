@@ -3,6 +3,9 @@
 The allow-list is that of ``torch.load(weights_only=True)``: torch/_weights_only_unpickler.py of torch 2.13.
 """
 
+from __future__ import annotations
+
+import io
 import pickletools
 import warnings
 import zipfile
@@ -10,8 +13,6 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
-
-from edgeopt.formats.wire.bounded import member_names
 
 PICKLE_LIMIT = 64 << 20
 """Largest pickle to scan, in bytes; tensors are stored outside the pickle, so real ones are small."""
@@ -29,19 +30,41 @@ def refused(path: Path, *, legacy: bool) -> list[str]:
     Returns:
         Full names of globals, and opcodes prefixed with ``INSTRUCTION``, each once.
     """
+    with open(str(path), "rb") as stream:
+        return _refused(stream, legacy)
+
+
+def refused_inside(content: bytes) -> list[str]:
+    """The same for a checkpoint inside another archive, such as the example inputs of a program."""
+    stream = io.BytesIO(content)
+    return _refused(stream, not zipfile.is_zipfile(stream))
+
+
+def most_informative(found: list[str]) -> list[str]:
+    """The globals among the results of ``refused``; opcodes are rejected only as they could hide a name."""
+    return [name for name in found if not name.startswith(INSTRUCTION)] or found
+
+
+def _refused(stream: IO[bytes], legacy: bool) -> list[str]:
     rejected: dict[str, None] = {}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # about invalid escapes in the pickle's strings
+        stream.seek(0)
         if legacy:
-            stream = _Bounded(stack.enter_context(path.open("rb")))
+            bounded = _Bounded(stream)
             # Magic number, protocol version, system information, the object, and its storage keys.
             for _ in range(5):
-                rejected.update(_scan(stream))
+                try:
+                    rejected.update(_scan(bounded))
+                except ValueError:
+                    if not rejected:
+                        raise
+                    break  # what was found matters more than the damage
             return list(rejected)
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        for name in sorted(member_names(archive)):
-            if name.partition("/")[2] == "data.pkl":
+        archive = stack.enter_context(zipfile.ZipFile(stream))
+        for name in sorted(set(archive.namelist())):
+            if name.partition("/")[2].lower() == "data.pkl":
                 with archive.open(name) as member:
                     rejected.update(_scan(_Bounded(member)))
     return list(rejected)
