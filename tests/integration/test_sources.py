@@ -187,3 +187,30 @@ def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Pat
         ("float", "torchscript"): "skipped",
         ("int8", "torchscript"): "skipped",
     }
+
+
+@pytest.mark.parametrize(("operator", "status"), [("Relu", "ok"), ("Unheard", "failed")])
+def test_a_source_that_is_the_artifact(tmp_path: Path, operator: str, status: str) -> None:
+    """No stage is between an ONNX file and its float artifact, whether or not it runs."""
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    domain = "" if operator == "Relu" else "my.domain"
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(tmp_path / "net.onnx"))
+    np.savez(tmp_path / "calibration.npz", x=np.eye(4, dtype=np.float32), y=np.arange(4))
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nname: direct\nmodel: {path: net.onnx}\nformats: [onnx]\n"
+        "data: {calibration: {uses: npz, with: {path: calibration.npz}}}\n"
+        "latency: {min_runs: 5, min_seconds: 0}\n"
+    )
+    command = [*EDGEOPT, "optimize", "recipe.yaml", "--out", "out", "--store", "store"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if status == "ok" else 3), done.stderr
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
+    assert row["status"] == status
+    assert status == "ok" or "Unheard" in row["reason"]
+    kept = tmp_path / "out" / row["artifact"]["path"]
+    assert kept.read_bytes() == (tmp_path / "net.onnx").read_bytes()

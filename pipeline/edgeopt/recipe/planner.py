@@ -108,6 +108,10 @@ class Plan:
     impossible: tuple[Impossible, ...]
     notes: tuple[str, ...]
 
+    def latest(self, built: Built) -> Model:
+        """The result of the last finished step of a branch; without one, the source model."""
+        return built.steps[-1].model if built.steps else self.source
+
     def demand_possible(self) -> None:
         """Reject a plan with impossible branches.
 

@@ -11,14 +11,14 @@ from edgeopt.formats.known import format_named
 from edgeopt.plugin import Format
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Artifact
+from edgeopt.run.executors.worker import breakdown
 
 OTHER_FOLDER = "choose another folder with --out DIR"
 
 
 def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
     """Copy a finished artifact to ``models/``, with a JSON record of its inputs, outputs and origin."""
-    branch, step = built.branch, built.steps[-1]
-    model = step.model
+    branch, model = built.branch, plan.latest(built)
     kind = format_named(branch.format)
     relative = f"models/{branch.variant}{kind.suffix}"
     target = out / relative
@@ -43,7 +43,7 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         path=relative,
         digest=digest,
         size_bytes=kind.size_bytes(target),
-        breakdown=step.breakdown,
+        breakdown=built.steps[-1].breakdown if built.steps else breakdown(kind.breakdown(target)),
         parts=tuple(part.relative_to(out).as_posix() for part in parts),
     )
 

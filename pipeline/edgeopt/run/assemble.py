@@ -63,24 +63,24 @@ def results(
             rows += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
             continue
         artifact = keep_artifact(plan, built, out)
-        step = built.steps[-1]
+        model = plan.latest(built)
         for device in branch.devices:
             step_outputs = [s for s in measured.step_outputs[branch.name] if s.device in ("", device.name)]
             outcome = measured.finals[branch.name, device.name]
             common = base | {
                 "device": device.name,
                 "artifact": artifact,
-                "transposes": step.model.transposes,
+                "transposes": model.transposes,
                 "trials": tuple(trial for each in built.steps for trial in each.trials),
             }
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
             hops = hops_of(step_outputs, random_inputs=measured.random)
-            read = readings(step.model, device, outcome, step.arithmetic)
+            read = readings(model, device, outcome, built.steps[-1].arithmetic if built.steps else {})
             values = dict(read.values)
             if outcome.outputs and not outcome.error and not outcome.non_finite:
                 name = f"{branch.variant}.{branch.format}.{device.name}.npz"
-                golden.write(step.model, outcome.outputs, out / "golden" / name)
+                golden.write(model, outcome.outputs, out / "golden" / name)
                 if not measured.source.error:
                     outputs, source = _aligned(outcome, measured)
                     judged, pairs = scorer.artifact(outputs, source)

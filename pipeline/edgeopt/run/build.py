@@ -137,7 +137,7 @@ class _Builder:
         limits = self.plan.recipe.limits
         limit = "training_minutes" if stage.needs_training else "stage_minutes"
         checkpoints = self.store.checkpoints(key) if stage.needs_training or stage.extra_minutes else None
-        model = built.steps[-1].model if built.steps else self.plan.source
+        model = self.plan.latest(built)
         feeds, source_step = self.keys.feeds, built.source_step
         inputs = StageInputs(
             **{part: feeds[part] for part in data_used(stage) if part in feeds},
@@ -231,7 +231,7 @@ def _step(plan: Plan, built: Built, entry: Entry, *, cached: bool) -> Step:
     code = None
     if kind is not None and kind.needs_code:
         # The entry may be from another run: the location of the code is known only from this run's recipe.
-        before = built.steps[-1].model if built.steps else plan.source
+        before = plan.latest(built)
         code = next((value.folder for _, value in stage if isinstance(value, Code)), None) or before.code
     model = Model.model_validate(record | {"path": entry.folder / record["path"], "code": code})
     # Input and output specs may affect the next stage: they are part of its key, too.
