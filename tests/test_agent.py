@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from edgeopt.devices.agent_archive import SOURCE, build_agent, runtime_names
+from edgeopt.devices.agent_archive import SCANNERS, SOURCE, build_agent, runtime_names
 from edgeopt.devices.connections.local import Local
 from edgeopt.run.protocol import PROTOCOL
 
@@ -44,7 +44,7 @@ def inside(agent: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return importlib.import_module(f"edgeopt_agent.{name}")
 
     yield module
-    for name in [name for name in sys.modules if name.partition(".")[0] == "edgeopt_agent"]:
+    for name in [name for name in sys.modules if name.startswith(("edgeopt_agent", "edgeopt_untrusted"))]:
         del sys.modules[name]
 
 
@@ -66,6 +66,7 @@ def run_job(
             "runtime": name,
             "threads": 1,
             "options": {},
+            "trust": False,
             "model": file.name,
             "inputs": names,
             "outputs": "outputs.npz",
@@ -117,16 +118,18 @@ def test_archive_leaves_nothing_behind_when_it_cannot_be_written(tmp_path: Path)
 
 
 def test_sources_are_python_3_8_and_import_numpy_alone() -> None:
-    allowed = {*sys.stdlib_module_names, "numpy", "edgeopt_agent"}
-    for file in SOURCE.rglob("*.py"):
+    allowed = {*sys.stdlib_module_names, "numpy", "edgeopt_agent", "edgeopt_untrusted"}
+    for file in (*SOURCE.rglob("*.py"), *SCANNERS.glob("*.py")):
         tree = ast.parse(file.read_text("utf-8"), str(file), feature_version=(3, 8))
         for node in tree.body:
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}: relative import"
-                names = [node.module or ""]
+                # The scanners have another name in the agent: they import each other by relative imports.
+                # The scanners' package has another name in the agent.
+                assert node.level == 0 or file.parent == SCANNERS, f"{file}: relative import"
+                names = [] if node.level else [node.module or ""]
             assert {name.partition(".")[0] for name in names} <= allowed, file
 
 
@@ -298,7 +301,8 @@ def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Pat
     [
         ({"runtime": "nul"}, [np.ones((1, 1))], "runtime", "no runtime 'nul'; it has: "),
         ({"options": {"fast": 1}}, [np.ones((1, 1))], "runtime", "no option 'fast'; known: inputs, outputs"),
-        ({"protocol": 9}, [np.ones((1, 1))], "input", "protocol: expected 2, got 9"),
+        ({"options": {"trust": True}}, [np.ones((1, 1))], "runtime", "no option 'trust': no device sets it"),
+        ({"protocol": 9}, [np.ones((1, 1))], "input", "protocol: expected 3, got 9"),
         ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin does not exist"),
         ({}, [np.ones((0, 2))], "input", "contain no samples"),
         ({}, [np.ones((1, 2)), np.ones((2, 2))], "input", "differ in their number of samples"),

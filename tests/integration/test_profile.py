@@ -95,6 +95,12 @@ def test_without_data_random_inputs_are_used_and_said(folder: Path) -> None:
     assert "net" in out and "ms" in out
 
 
+def test_trust_is_accepted_by_every_runtime(folder: Path) -> None:
+    for name, shape in (("net.onnx", []), ("net.pte", []), ("net.ptl", ["--shape", "1,3,8,8"])):
+        code, _, err = profile(folder / name, *shape, "--trust")
+        assert code == 0, err
+
+
 def test_a_format_that_tells_nothing_says_what_to_give(folder: Path) -> None:
     code, _, err = profile(folder / "net.ptl")
     assert code in (2, 3)

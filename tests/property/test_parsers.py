@@ -160,9 +160,7 @@ def test_damaged_files(format: str, workshop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_hdf5")
-@pytest.mark.filterwarnings(
-    "ignore:os.fork"
-)  # JAX's; the child has no use for it
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX's; the child has no use for it
 def test_damaged_hdf5_files(workshop: Workshop, tmp_path: Path) -> None:
     test_damaged_files("tf_keras", workshop, tmp_path)
 

@@ -243,10 +243,10 @@ def _hops(
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(scratch)
         evaluation = Evaluation(recipe.calibration or recipe.train, recipe.model.preprocess, folder)
-        bench = Bench(host, build_agent(folder / "agent.pyz"), store).open()
+        bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
         run = partial(bench.run, evaluation=evaluation, limit=PROBE_SAMPLES)
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
-        first = run(source, batch=SOURCE_BATCH, options={"trust": recipe.model.trust})
+        first = run(source, batch=SOURCE_BATCH)
         step_outputs = [StepOutputs("source", source.format, True, first)]
         for step, names, lossless, trained in judged_steps(built.steps, source, host):
             step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))

@@ -61,7 +61,7 @@ def profile(
         )
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         folder = Path(name)
-        bench = Bench(target, build_agent(folder / "agent.pyz"), Store(folder / "store")).open()
+        bench = Bench(target, build_agent(folder / "agent.pyz"), Store(folder / "store"), trust).open()
         if bench.failure:
             raise DeviceError(bench.failure)
         if not model.inputs and not kind.tells_inputs and dataset is not None:
@@ -77,12 +77,7 @@ def profile(
         if dataset is not None:
             model, prepared = fit_layout(model, prepared, dataset)
         evaluation = Evaluation(dataset, prepared, folder)
-        outcome = bench.run(
-            model,
-            evaluation,
-            latency=timing_of(protocol or Latency()),
-            options={"trust": trust} if trust else {},
-        )
+        outcome = bench.run(model, evaluation, latency=timing_of(protocol or Latency()))
         if outcome.error:
             raise DeviceError(f"{path.name} on {device}: {outcome.error}")
         executed = bool(outcome.outputs)  # a compiler returns estimates, but no outputs

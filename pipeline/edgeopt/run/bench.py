@@ -124,6 +124,8 @@ class Bench:
     device: Device
     agent: Path
     store: Store
+    trust: bool = False
+    """Whether models may contain more than a network; see ``Job.trust``."""
     probe: Probe | None = None
     failure: str = ""
 
@@ -208,6 +210,7 @@ class Bench:
             "runtime": runtime,
             "threads": self.device.threads,
             "options": self.device.options.get(runtime, {}) | dict(options),
+            "trust": self.trust,
             "model": "",
             "inputs": None,
             "outputs": outputs,

@@ -203,8 +203,8 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(scratch)
         evaluation = Evaluation(recipe.evaluation, recipe.model.preprocess, folder)
-        bench = Bench(host, build_agent(folder / "agent.pyz"), store).open()
-        outcome = bench.run(source, evaluation, limit=TRIAL_SAMPLES, options={"trust": recipe.model.trust})
+        bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
+        outcome = bench.run(source, evaluation, limit=TRIAL_SAMPLES)
         _, labels = collect(recipe.evaluation, recipe.model.preprocess, source.inputs, TRIAL_SAMPLES)
     if not outcome.outputs:
         return {}

@@ -138,29 +138,29 @@ class _Session:
         devices = {device.name: device for device in recipe.devices}
         # The source model and the intermediate steps always run on the host.
         devices.setdefault(HOST, load_device(HOST, device_folders))
-        self.benches = {name: Bench(device, agent, store).open() for name, device in devices.items()}
+        self.benches = {
+            name: Bench(device, agent, store, recipe.model.trust).open() for name, device in devices.items()
+        }
 
     def run(self, builds: Sequence[Built]) -> Measured:
         host = self.benches[HOST]
         source = self._source_model(builds)
         self._emit("source", HOST, "started")
         if source.format in host.device.runtimes:
-            source_outcome = host.run(
-                source, self.evaluation, batch=SOURCE_BATCH, options={"trust": self.plan.recipe.model.trust}
-            )
+            source_outcome = host.run(source, self.evaluation, batch=SOURCE_BATCH)
         else:  # a factory that failed
             source_outcome = Outcome("", next((b.failure for b in builds if b.failure), "it was not loaded"))
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
         check_labels(self.plan.recipe, [values.shape for values in source_outcome.outputs])
         floats = {
-            b.branch.format: b.steps[-1].model for b in builds if b.branch.variant == "float" and b.complete
+            b.branch.format: self.plan.latest(b) for b in builds if b.branch.variant == "float" and b.complete
         }
         finals: dict[tuple[str, str], Outcome] = {}
         step_outputs: dict[str, tuple[StepOutputs, ...]] = {}
         for built in builds:
             if not built.complete:
                 continue
-            artifact = built.steps[-1].model
+            artifact = self.plan.latest(built)
             for device in built.branch.devices:
                 baseline = floats.get(built.branch.format) if built.branch.variant != "float" else None
                 self._emit(built.branch.name, device.name, "started")

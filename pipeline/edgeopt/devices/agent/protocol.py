@@ -7,7 +7,7 @@ field. edgeopt imports this same file; on the device it is part of the agent, so
 import math
 from typing import Any, Dict, List, Optional, Tuple, TypedDict, Union, get_args, get_origin, get_type_hints
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Incremented when a field is added, is removed, or changes its meaning."""
 
 Scalar = Union[str, int, float, bool, None]
@@ -30,6 +30,8 @@ class Job(TypedDict):
     threads: int
     options: Dict[str, Any]
     """Options of the runtime, which validates them."""
+    trust: bool
+    """Load a model that contains more than a network: its code runs, and it may read and write files."""
     model: str
     inputs: Optional[List[str]]
     """One .npy per input; None: only describe the model's inputs, and run it on random values."""

@@ -37,6 +37,10 @@ class Layer(NamedTuple):
     values: Any
 
 
+TRUST = "trust"
+"""The option of every session that a job sets, and no device: whether to load a model that contains code."""
+
+
 class ModelSession:
     """A loaded model. Subclasses are named ``Session`` and override ``__init__`` and ``invoke``.
 
@@ -191,7 +195,7 @@ def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]
         AgentError: kind ``runtime``: it is not installed, or an option is unknown.
     """
     kind = find_runtime(name)
-    unknown = sorted(set(options) - set(kind.known_options))
+    unknown = sorted(set(options) - {*kind.known_options, TRUST})
     if unknown:
         known = ", ".join(kind.known_options) or "none"
         raise AgentError("runtime", f"runtime {name!r} has no option {unknown[0]!r}; known: {known}")

@@ -30,7 +30,6 @@ class Session(ModelSession):
     """
 
     requires = ("keras", "tensorflow")
-    known_options = ("trust",)
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Session(ModelSession):
     """
 
     requires = ("torch",)
-    known_options = ("precision", "compile", "trust")
+    known_options = ("precision", "compile")
     on_gpu = True
 
     @classmethod

@@ -22,7 +22,7 @@ class Session(ModelSession):
     """
 
     requires = ("torch",)
-    known_options = ("engine", "trust")
+    known_options = ("engine",)
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
