@@ -270,7 +270,8 @@ def test_a_clean_up_that_hangs_is_given_up(run: Run, monkeypatch: pytest.MonkeyP
         (BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), 3, "Broken pipe"),  # of a connection
         (EOFError("in a pickle"), 70, "bug: EOFError: in a pickle"),
         (KeyboardInterrupt(), 130, "interrupted; 0 steps are kept"),
-        (SystemExit("a message"), 70, "a message"),
+        (SystemExit("a message"), 3, "code of the recipe ended the command: .*a message"),
+        (SystemExit(0), 3, "code of the recipe ended the command"),
     ],
 )
 def test_only_checks_end_with_1(run: Run, error: BaseException, code: int, words: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders, no_exit
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders
 
 if TYPE_CHECKING:
     from edgeopt.results import Report
@@ -44,7 +44,7 @@ def optimize(
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.optimize import optimize as run
 
-    with no_exit(), Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         report = run(
             recipe,
             out=out,
@@ -81,13 +81,10 @@ def plan(
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
-    with no_exit():
-        planned = make_plan(
-            recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices)
-        )
-        check_data(planned)
-        place = store_folder(store)
-        builds = look_up(planned, Store(place)) if os.path.isdir(place) else []
+    planned = make_plan(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
+    check_data(planned)
+    place = store_folder(store)
+    builds = look_up(planned, Store(place)) if os.path.isdir(place) else []
     if as_json:
         typer.echo(plan_as_json(planned, builds))
     else:

@@ -1,6 +1,9 @@
 """The commands and groups of the command line."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from edgeopt.cli import (
     artifacts,
@@ -20,9 +23,20 @@ from edgeopt.cli import (
 from edgeopt.cli import (
     releases as releases,  # registers its commands with those of artifacts
 )
+from edgeopt.cli.options import no_exit
+
+
+class Commands(TyperGroup):
+    """All commands; an exit of user code in one of them does not decide the exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with no_exit():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="edgeopt",
+    cls=Commands,
     help="Make trained Keras and PyTorch models smaller and faster, and prove that they still work.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def scratch_folder(parent: Path, prefix: str, mode: int = 0o777) -> Iterator[Pat
         os.close(lock)
 
 
-def sweep(parent: Path, prefix: str) -> None:
-    """Remove the abandoned scratch folders in ``parent``.
+def sweep(parent: Path, prefix: str, rescue: Callable[[Path], None] | None = None) -> None:
+    """Remove the abandoned scratch folders in ``parent``; ``rescue`` may take something out of each before.
 
     On a file system without locks for folders, such as NFS, none counts as abandoned.
     """
@@ -44,7 +44,7 @@ def sweep(parent: Path, prefix: str) -> None:
         for name in os.listdir(parent):
             if name.startswith(prefix):
                 with contextlib.suppress(OSError):
-                    _remove_abandoned(parent / name)
+                    _remove_abandoned(parent / name, rescue)
 
 
 @contextmanager
@@ -92,13 +92,15 @@ def _create(parent: Path, prefix: str, mode: int) -> tuple[Path, int]:
             os.close(descriptor)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_abandoned(folder: Path, rescue: Callable[[Path], None] | None) -> None:
     # A folder for temporary files is shared with other users, who may place anything there.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         info = os.fstat(descriptor)
         if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if rescue is not None:
+                rescue(folder)
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(descriptor)

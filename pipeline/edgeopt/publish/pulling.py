@@ -3,13 +3,13 @@
 import ctypes
 import errno
 import os
-import shutil
-import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.config.files import file_digest, files_of
+from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.devices.device import Device, known_devices, load_device
 from edgeopt.devices.lint import limits_of
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
@@ -30,8 +30,8 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 """Files of a bundle that its contract does not list."""
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
-OLD = ".old"
-"""Suffix of a replaced folder until it is removed."""
+OLD = "old"
+"""Name of a replaced folder until it is removed."""
 HERE = -100
 """``AT_FDCWD``: paths are relative to the working directory."""
 
@@ -81,28 +81,28 @@ def place(
             f"{out} contains a file that was not pulled, or was modified since: {foreign}",
             fix="choose another folder with --out DIR, or discard the file with --replace",
         )
-    stage = out.parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    prefix = f".{out.name}."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        stage.mkdir()
-        contract = _unpacked(release, choice, library, stage)
-        if key is not None:
-            from edgeopt.publish.trust.signing import verify
+        sweep(out.parent, prefix, rescue=partial(_restore, out))
+        with scratch_folder(out.parent, prefix) as scratch:
+            stage = scratch / "new"
+            stage.mkdir()
+            contract = _unpacked(release, choice, library, stage)
+            if key is not None:
+                from edgeopt.publish.trust.signing import verify
 
-            try:
-                verify(stage, key)
-            except VerificationError as error:  # the user does not know the staging folder
-                message = error.message.replace(str(stage), str(release))
-                raise VerificationError(message, fix=error.fix) from error
-        _exchange(stage, out)
+                try:
+                    verify(stage, key)
+                except VerificationError as error:  # the user does not know the staging folder
+                    message = error.message.replace(str(stage), str(release))
+                    raise VerificationError(message, fix=error.fix) from error
+            _exchange(stage, out)
     except OSError as error:
         reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise CannotRunError(
             f"cannot write {out}: {reason}; nothing was changed", fix="choose another folder with --out DIR"
         ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Pulled(out, contract, choice, key is not None)
 
 
@@ -184,16 +184,10 @@ def _foreign_file(folder: Path) -> str:
     return ""
 
 
-def _sweep(out: Path) -> None:
-    """Remove the staging folders of dead processes for this folder."""
-    for leftover in sorted(out.parent.glob(f".{out.name}.*-????????*")):
-        pid = leftover.name.removeprefix(f".{out.name}.").partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            if leftover.suffix == OLD and not out.exists():
-                leftover.rename(out)  # killed between two renames: restore the earlier folder
-                continue
-            shutil.rmtree(leftover, ignore_errors=True)
-            leftover.unlink(missing_ok=True) if leftover.is_file() else None
+def _restore(out: Path, scratch: Path) -> None:
+    """Restore the earlier folder of a process that was killed between the two renames of ``_exchange``."""
+    if (scratch / OLD).is_dir() and not out.exists():
+        (scratch / OLD).rename(out)
 
 
 def _exchange(stage: Path, out: Path) -> None:
@@ -206,10 +200,8 @@ def _exchange(stage: Path, out: Path) -> None:
     if swap is not None and swap(HERE, os.fsencode(stage), HERE, os.fsencode(out), EXCHANGE) == 0:
         return  # the old folder is now the stage, which the caller removes
     # Without RENAME_EXCHANGE the folder is missing for a moment, but never incomplete.
-    old = stage.with_name(f"{stage.name}{OLD}")
-    out.rename(old)
+    out.rename(stage.with_name(OLD))
     stage.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def described(device: str, folders: Sequence[Path]) -> tuple[str, Device | None]:
