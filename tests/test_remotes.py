@@ -507,7 +507,8 @@ def test_a_bucket_that_cuts_off_goes_on_where_it_was(
     with server(answer) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
         quick(bucket).fetch(BLOB, tmp_path / "came")
-        assert [each.method for each in running.asked].count("GET") == 3
+        # Twice cut off; then the rest, in pieces.
+        assert [each.method for each in running.asked].count("GET") == 5
     assert (tmp_path / "came").read_bytes() == MODEL_BYTES
     with server(lambda request: answer(request._replace(count=0))) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
@@ -515,6 +516,21 @@ def test_a_bucket_that_cuts_off_goes_on_where_it_was(
             quick(bucket).fetch(BLOB, tmp_path / "none")
         refused(caught.value, f"s3://{bucket}/kws: the transfer was interrupted", "2 attempts")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_bucket_that_drips_is_given_up(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> Reply:
+        return Reply(200, MODEL_BYTES, drip=0.0 if request.method == "HEAD" else 0.05)
+
+    with server(answer) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{running.host}")
+        begun = time.monotonic()
+        with pytest.raises(RemoteError) as caught:
+            quick(bucket).fetch(BLOB, tmp_path / "came")
+        assert time.monotonic() - begun < 20
+        refused(caught.value, "the transfer was interrupted", "2 attempts")
 
 
 def test_a_bucket_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

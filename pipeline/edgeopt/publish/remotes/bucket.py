@@ -1,5 +1,6 @@
 """Layout files in an S3 bucket, or in a service with the same API, through s3fs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +21,9 @@ from edgeopt.publish.remotes.transfer import (
 )
 
 _PIECE = 8 << 20
-"""Bytes per request: S3 requires upload parts of at least 5 MiB, and at most 10,000 of them."""
+"""Most bytes per request: S3 requires upload parts of at least 5 MiB, and at most 10,000 of them."""
+_FIRST_PIECE = 64 << 10
+"""Bytes of the first request for a blob; the next ones follow the speed."""
 _BATCH = 500
 """Small files that are read concurrently."""
 
@@ -143,16 +146,23 @@ class Bucket(Place):
         return nullcontext()
 
     def _pieces(self, name: str, offset: int, size: int) -> Pieces:
+        # Every piece must arrive within the read timeout, so that a server that drips is given up; at the
+        # recent speed, it takes a second.
+        length = _FIRST_PIECE
         while offset < size:
+            start = time.monotonic()
             with self._explained():
-                piece = self._piece(name, offset, min(offset + _PIECE, size))
+                piece = self._piece(name, offset, min(offset + length, size))
+            seconds = time.monotonic() - start
             if not piece:
                 return
             yield piece
             offset += len(piece)
+            length = min(max(int(length / max(seconds, 0.1)), _FIRST_PIECE), _PIECE)
 
     def _piece(self, name: str, start: int, end: int) -> bytes:
-        data: bytes = self._files.cat_file(f"{self._root}/{name}", start=start, end=end)
+        path = f"{self._root}/{name}"
+        data: bytes = self._files.cat_file(path, start=start, end=end, timeout=self._patience.read)
         return data
 
     @contextmanager
