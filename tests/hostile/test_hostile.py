@@ -21,6 +21,7 @@ from edgeopt.cli import main
 from hostile import keras_files, onnx_files, saved_models, torch_files
 from hostile.case import SECRET, Case
 from needs import needs
+from toy_run import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,29 @@ def test_every_command_refuses_and_nothing_happens(
     assert not list(files.mark.iterdir())
     assert not [path for path in written(tmp_path) if FOREIGN in path.read_bytes()]
     assert SECRET.read_bytes()[:48] == FOREIGN
+
+
+PUBLISHED = {".onnx": "onnx", ".ptl": "torchscript"}
+
+
+def test_a_bundle_is_pulled_without_loading_its_model(
+    files: Files, edgeopt: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """Whoever publishes can name any file; what it would read or write stays undone, before and after."""
+    cases = [case for case in files.cases if case.path.suffix in PUBLISHED]
+    for number, case in enumerate(cases):
+        run, out = tmp_path / f"run{number}", tmp_path / f"pulled{number}"
+        kind, content = PUBLISHED[case.path.suffix], case.path.read_bytes()
+        write_run(run, format_name=kind, model=content, device="host", runtime="x")
+        url = f"file://{tmp_path}/remote/hostile:{number}.0"
+        code, said = edgeopt("artifacts", "push", run, "--to", url, "--library", tmp_path / "maker")
+        assert code == 0, said
+        pull = ("pull", url, "--device", "host", "--out", out, "--library", tmp_path / "board")
+        code, said = edgeopt("artifacts", *pull)
+        assert code == 0, said
+        assert content in [path.read_bytes() for path in written(out)]
+    assert not list(files.mark.iterdir())
+    assert not [path for path in written(tmp_path) if FOREIGN in path.read_bytes()]
 
 
 LOADERS = """
