@@ -195,12 +195,14 @@ def test_a_found_device_never_replaces_a_shipped_one(refused: Refused, edgeopt: 
     assert code == 0 and "threads: 2" in shown
 
 
-def test_a_copy_of_the_shipped_folder_is_the_shipped_folder(
-    place: Path, edgeopt: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_of_the_shipped_folder_replaces_nothing(
+    own: Path, edgeopt: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(RECIPES.parent)
-    code, _ = edgeopt("devices", "show", "host")
-    assert code == 0
+    shutil.copyfile(RECIPES.parent / "devices" / "host.yaml", own / "host.yaml")
+    for folder in (own.parent, RECIPES.parent):
+        monkeypatch.chdir(folder)
+        code, _ = edgeopt("devices", "show", "host")
+        assert code == 0
 
 
 def test_the_programs_of_a_found_device_are_named(
