@@ -20,7 +20,7 @@ from edgeopt.commands import schemas
 from edgeopt.config import registry
 from edgeopt.config.units import FACTORS
 from edgeopt.devices.device import known_devices, load_device
-from edgeopt.evaluation import comparison
+from edgeopt.evaluation import hops as limits
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import KINDS, Metric, Plugin, Stage
 from edgeopt.recipe.document import Intent
@@ -324,14 +324,18 @@ def devices() -> str:
 
 
 def hops() -> str:
-    lines = ["| step | broken when |", "|---|---|"]
+    lines = ["| step | broken when an output has |", "|---|---|"]
     lines.append(
-        f"| converts | SNR below {comparison.LOSSLESS_SNR_DB:g} dB, and a largest error above "
-        f"{comparison.LOSSLESS_MAX_ERROR:g} |"
+        f"| converts | SNR below {limits.LOSSLESS_SNR_DB:g} dB, and a largest error above "
+        f"{limits.LOSSLESS_MAX_ERROR:g} |"
     )
     lines.append(
-        f"| quantizes or prunes | SNR below {comparison.BROKEN_SNR_DB:g} dB, or agreement below "
-        f"{comparison.BROKEN_AGREEMENT:.0%} |"
+        f"| quantizes or prunes | SNR below {limits.BROKEN_SNR_DB:g} dB; or, below "
+        f"{limits.ALIKE_SNR_DB:g} dB, agreement below {limits.BROKEN_AGREEMENT:.0%} |"
+    )
+    lines.append(
+        "| any | another shape, values that are NaN or infinite, or a constant value in all of it or in a "
+        f"part whose range was {limits.APART:g} times smaller than that of the rest |"
     )
     return "\n".join(lines)
 

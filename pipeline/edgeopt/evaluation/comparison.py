@@ -1,4 +1,4 @@
-"""Differences between outputs: from one step to the next, and from one device to another. Pure."""
+"""Differences between the outputs of one file on two devices. Pure."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
-from edgeopt.results import Hop, Measurement, snr_db
-
-LOSSLESS_SNR_DB = 60.0
-LOSSLESS_MAX_ERROR = 1e-4
-BROKEN_SNR_DB = 6.0
-BROKEN_AGREEMENT = 0.75
+from edgeopt.results import Measurement
 
 
 class Difference(NamedTuple):
@@ -90,56 +85,3 @@ def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np
         difference = np.abs(one - other)
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     return np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
-
-
-def hop(
-    stage: str, produced: str, *, lossless: bool, before: Array, after: Array, trained: bool = False
-) -> Hop:
-    """Compare the outputs of one step with those of the previous step, on the same samples.
-
-    A lossless step must preserve the outputs (60 dB, or 1e-4 in every value). A step that quantizes or
-    prunes may change them, but the model is broken if they no longer resemble the previous ones. Training
-    changes the confidence of a classifier, so for a trained one only the predictions are compared.
-    """
-    count = min(len(before), len(after))
-    if before.shape[1:] != after.shape[1:]:
-        if before[0].size != after[0].size:
-            reason = (
-                f"{stage} changed the output shape from {list(before.shape[1:])} to {list(after.shape[1:])}"
-            )
-            return Hop(stage=stage, produced=produced, lossless=lossless, status="broken", reason=reason)
-        after = after.reshape(len(after), *before.shape[1:])
-    old, new = before[:count].astype(np.float64), after[:count].astype(np.float64)
-    error = np.abs(old - new)
-    worst = float(error.max()) if error.size else 0.0
-    noise, signal = float((error**2).sum()), float((old**2).sum())
-    snr = snr_db(signal, noise)
-    agreement = _agreement(old, new)
-    broken = (
-        not np.isfinite(new).all()
-        or (lossless and snr < LOSSLESS_SNR_DB and worst > LOSSLESS_MAX_ERROR)
-        or (not lossless and agreement is not None and agreement < BROKEN_AGREEMENT)
-        or (not lossless and snr < BROKEN_SNR_DB and not (trained and agreement is not None))
-    )
-    same = "" if agreement is None else f", agreement on {agreement:.1%} of {count} samples"
-    reason = f"{stage} broke the model: SNR {snr:.1f} dB{same}, largest error {worst:.3g}" if broken else ""
-    if not np.isfinite(worst):
-        worst = float(np.finfo(np.float64).max)
-    return Hop(
-        stage=stage,
-        produced=produced,
-        lossless=lossless,
-        snr_db=snr,
-        max_abs_error=worst,
-        agreement=agreement,
-        status="broken" if broken else "ok",
-        reason=reason,
-    )
-
-
-def _agreement(old: NDArray[np.float64], new: NDArray[np.float64]) -> float | None:
-    """Fraction of samples with the same argmax; None for a single output."""
-    flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
-    if flat_old.shape[1] < 2 or not np.isfinite(flat_new).all():
-        return None
-    return float((flat_old.argmax(axis=1) == flat_new.argmax(axis=1)).mean())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgeopt.reports.plain import printable
-from edgeopt.results import MEASUREMENTS, SPARSE, Hop, Measurement, Report, Result
+from edgeopt.results import MEASUREMENTS, SPARSE, Hop, Measurement, OutputChange, Report, Result
 
 FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
 """Metrics without labels that are shown in tables, with their titles."""
@@ -147,6 +147,8 @@ def _hops(rows: Sequence[Result]) -> list[str]:
             lines.append(
                 f"| {text(row.variant)}.{row.format} | {text(hop.stage)} | {_hop(hop)} | {transposes} |"
             )
+            if len(hop.outputs) > 1:
+                lines += [f"| | output {text(each.name)} | {_hop(each)} | |" for each in hop.outputs]
     return [*lines, ""] if len(lines) > count else []
 
 
@@ -190,7 +192,7 @@ def _layers(rows: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _hop(hop: Hop) -> str:
+def _hop(hop: Hop | OutputChange) -> str:
     if hop.snr_db is None or hop.max_abs_error is None:
         return f"{hop.status}: {text(hop.reason)} | | "
     agreement = "" if hop.agreement is None else f"{hop.agreement:.1%}"

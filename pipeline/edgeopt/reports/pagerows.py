@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeopt.reports.markdown import show
 from edgeopt.reports.pagefindings import Data, classes, confusions, cut, finite, lost, sensitivity
-from edgeopt.results import Measurement, Report, Result, Trial
+from edgeopt.results import Hop, Measurement, OutputChange, Report, Result, Trial
 
 SENTENCE = 2000
 """Maximum length of a sentence in the page; report.json is complete. The following limit other parts."""
@@ -46,13 +46,14 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
             {
                 "stage": cut(hop.stage),
                 "produced": cut(hop.produced),
-                "status": hop.status,
                 "lossless": hop.lossless,
-                "snr": "" if hop.snr_db is None else f"{hop.snr_db:.1f} dB",
-                "error": "" if hop.max_abs_error is None else f"{hop.max_abs_error:.2g}",
-                "agreement": "" if hop.agreement is None else f"{hop.agreement:.1%}",
                 "reason": cut(hop.reason, SENTENCE),
+                "outputs": [
+                    {"name": cut(each.name)} | _change(each)
+                    for each in (hop.outputs if len(hop.outputs) > 1 else ())
+                ],
             }
+            | _change(hop)
             for hop in result.hops
         ],
         "measurements": [measured(name, value) for name, value in measurements.items()],
@@ -63,6 +64,15 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "diagnose": cut(diagnose, SENTENCE) if any(not hop.lossless for hop in result.hops) else "",
         "notes": [cut(note, SENTENCE) for note in result.notes],
         "facts": _facts(result),
+    }
+
+
+def _change(change: Hop | OutputChange) -> Data:
+    return {
+        "status": change.status,
+        "snr": "" if change.snr_db is None else f"{change.snr_db:.1f} dB",
+        "error": "" if change.max_abs_error is None else f"{change.max_abs_error:.2g}",
+        "agreement": "" if change.agreement is None else f"{change.agreement:.1%}",
     }
 
 

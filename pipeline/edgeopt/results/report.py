@@ -15,17 +15,29 @@ Scalar: TypeAlias = str | float | int | None
 Measurements: TypeAlias = Annotated[dict[str, Measurement], BeforeValidator(with_kinds)]
 
 
+class OutputChange(Value):
+    """The deviation of one output from that of the previous step, on the same inputs."""
+
+    name: str = Field(description="name of the output, or its position if the runtime reports no names")
+    snr_db: float | None = None
+    max_abs_error: float | None = None
+    agreement: float | None = Field(None, description="fraction of samples with the same largest value")
+    status: Literal["ok", "broken"] = "ok"
+    reason: str = ""
+
+
 class Hop(Value):
     """The deviation of one step's outputs from those of the previous step, on the same inputs."""
 
     stage: str = Field(description="the stage, or the device whose runtime ran the artifact")
     produced: str = Field(description="format after the step")
     lossless: bool = Field(description="whether the step is declared to preserve the outputs")
-    snr_db: float | None = None
-    max_abs_error: float | None = None
+    snr_db: float | None = Field(None, description="of the worst output")
+    max_abs_error: float | None = Field(None, description="of all outputs")
     agreement: float | None = Field(None, description="fraction of samples with the same top-1 class")
     status: Literal["ok", "broken", "unmeasured"] = "ok"
     reason: str = ""
+    outputs: tuple[OutputChange, ...] = Field((), description="every output, in the source model's order")
 
 
 class Trial(Value):

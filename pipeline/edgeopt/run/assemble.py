@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.devices.device import HOST
-from edgeopt.evaluation.comparison import difference, hop
+from edgeopt.evaluation.comparison import difference
 from edgeopt.evaluation.golden import Golden
+from edgeopt.evaluation.hops import Outputs, hop
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import model_digest, model_files
@@ -181,8 +182,8 @@ def hops_of(step_outputs: Sequence[StepOutputs], *, random_inputs: bool = False)
             step.step,
             step.produced,
             lossless=step.lossless,
-            before=before.outputs[0],
-            after=step.outcome.outputs[0],
+            before=Outputs(before.outputs, before.output_names),
+            after=Outputs(step.outcome.outputs, step.outcome.output_names),
             trained=step.trained,
         )
         if random_inputs and not step.lossless:

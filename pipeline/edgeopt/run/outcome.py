@@ -63,6 +63,11 @@ class Outcome(NamedTuple):
         return tuple(self.result["output_scales"]) if self.result else ()
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs as the runtime reports them; empty if it does not."""
+        return tuple(spec["name"] for spec in (self.result and self.result["outputs"]) or ())
+
+    @property
     def layer_infos(self) -> tuple[LayerInfo, ...]:
         return tuple(self.result["layers"]) if self.result else ()
 

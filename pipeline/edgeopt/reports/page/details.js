@@ -28,8 +28,10 @@ const within = (row) => {
 const hops = (row) => (row.hops.length ? table(
   `Change of the outputs of ${address(row)} in each step`,
   [["step"], ["to"], ["SNR", "number"], ["largest error", "number"], ["agreement", "number"], [""]],
-  row.hops.map((hop) => [hop.stage, hop.produced, hop.snr, hop.error, hop.agreement,
-    hop.status === "ok" ? (hop.lossless ? "lossless" : "") : make("span", {}, state(hop.status), hop.reason ? `: ${hop.reason}` : "")])) : null);
+  row.hops.flatMap((hop) => [[hop.stage, hop.produced, hop.snr, hop.error, hop.agreement,
+    hop.status === "ok" ? (hop.lossless ? "lossless" : "") : make("span", {}, state(hop.status), hop.reason ? `: ${hop.reason}` : "")],
+  ...hop.outputs.map((one) => [`output ${one.name}`, "", one.snr, one.error, one.agreement,
+    one.status === "ok" ? "" : state(one.status)])])) : null);
 
 const layers = (row) => {
   const { titles, rows, count } = row.layers;

@@ -1,6 +1,6 @@
 """Contract of stages: reproducible files, no writes outside their folder, correct specs."""
 
-from edgeopt.evaluation.comparison import hop
+from edgeopt.evaluation.hops import Outputs, hop
 from edgeopt.model import Model
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import instance
@@ -53,10 +53,8 @@ def _check_stage(stage: Stage, before: Model, workshop: Workshop) -> None:
     reference = workshop.outputs(before)
     if reference is None:
         return
-    demand(len(reference) == len(outputs), f"{name}: {len(reference)} outputs became {len(outputs)}")
-    for index, (expected, actual) in enumerate(zip(reference, outputs, strict=True)):
-        comparison = hop(name, after.format, lossless=True, before=expected, after=actual)
-        demand(
-            comparison.status == "ok",
-            f"{name} fulfils no intent, so it must preserve the outputs; output {index}: {comparison.reason}",
-        )
+    comparison = hop(name, after.format, lossless=True, before=Outputs(reference), after=Outputs(outputs))
+    demand(
+        comparison.status == "ok",
+        f"{name} fulfils no intent, so it must preserve the outputs: {comparison.reason}",
+    )

@@ -1,0 +1,172 @@
+"""What one step did to the outputs of a model: every output, and parts of outputs of mixed ranges. Pure."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.model import Array
+from edgeopt.results import Hop, OutputChange, snr_db
+
+LOSSLESS_SNR_DB = 60.0
+LOSSLESS_MAX_ERROR = 1e-4
+BROKEN_SNR_DB = 6.0
+BROKEN_AGREEMENT = 0.75
+ALIKE_SNR_DB = 30.0
+"""Above this, outputs are so close that another largest value only means that two were nearly equal."""
+APART = 20.0
+"""Ratio of the ranges of two parts of an output from which the smaller one is judged by itself."""
+NEGLIGIBLE = 1e-4
+"""Parts with a smaller share of the output's range carry no information, such as dead channels."""
+MAX_PARTS = 16
+"""Values of a vector that may be quantities of different kinds; longer ones are scores or features."""
+
+Floats = NDArray[np.float64]
+
+
+class Outputs(NamedTuple):
+    """The outputs of a model, each ``[n, ...]``, and their names as far as its runtime reports them."""
+
+    arrays: Sequence[Array]
+    names: Sequence[str] = ()
+
+    def name(self, index: int) -> str:
+        """The name of an output, or its position."""
+        return self.names[index] if len(self.names) == len(self.arrays) else str(index)
+
+
+def hop(
+    stage: str, produced: str, *, lossless: bool, before: Outputs, after: Outputs, trained: bool = False
+) -> Hop:
+    """Compare the outputs of one step with those of the previous step, on the same samples.
+
+    A lossless step must preserve every output (60 dB, or 1e-4 in every value). A step that quantizes or
+    prunes may change them, but the model is broken if one no longer resembles the previous one, or if a part
+    of it has become constant. Training changes the confidence of a classifier, so for a trained one only the
+    predictions are compared. The figures of the hop are those of its worst output.
+    """
+    common = {"stage": stage, "produced": produced, "lossless": lossless}
+    if len(before.arrays) != len(after.arrays):
+        reason = f"{stage} changed the number of outputs from {len(before.arrays)} to {len(after.arrays)}"
+        return Hop(status="broken", reason=reason, **common)
+    changes = []
+    for index, other in enumerate(_matched(before, after)):
+        name, old, new = before.name(index), before.arrays[index], after.arrays[other]
+        change = _change(old, new, lossless=lossless, trained=trained)
+        of = f" of output {name!r}" if len(before.arrays) > 1 else ""
+        reason = f"{stage} {change.reason.format(of=of)}" if change.reason else ""
+        changes.append(change.model_copy(update={"name": name, "reason": reason}))
+    worst = min(changes, key=_goodness)
+    errors = [change.max_abs_error for change in changes if change.max_abs_error is not None]
+    agreements = [change.agreement for change in changes if change.agreement is not None]
+    return Hop(
+        snr_db=worst.snr_db,
+        max_abs_error=max(errors, default=None),
+        agreement=min(agreements, default=None),
+        status=worst.status,
+        reason=worst.reason,
+        outputs=tuple(changes),
+        **common,
+    )
+
+
+def _goodness(change: OutputChange) -> tuple[bool, float]:
+    return change.status != "broken", -np.inf if change.snr_db is None else change.snr_db
+
+
+def _matched(before: Outputs, after: Outputs) -> list[int]:
+    """For each output before, the position of the same one after: by name, else by position."""
+    if sorted(before.names) == sorted(after.names) and len(set(before.names)) == len(before.arrays):
+        return [after.names.index(name) for name in before.names]
+    return list(range(len(before.arrays)))
+
+
+def _change(before: Array, after: Array, *, lossless: bool, trained: bool) -> OutputChange:
+    """The change of one output; in its reason, ``{of}`` stands for the name of the output."""
+    count = min(len(before), len(after))
+    if before.shape[1:] != after.shape[1:]:
+        if before[0].size != after[0].size:
+            shapes = f"from {list(before.shape[1:])} to {list(after.shape[1:])}"
+            return OutputChange(name="", status="broken", reason=f"changed the shape{{of}} {shapes}")
+        after = after.reshape(len(after), *before.shape[1:])
+    old, new = before[:count].astype(np.float64), after[:count].astype(np.float64)
+    snr, error, agreement = _snr(old, new), _largest_error(old, new), _agreement(old, new)
+    same = "" if agreement is None else f", agreement on {agreement:.1%} of {count} samples"
+    alike = _resembles(snr, error, agreement, lossless=lossless, trained=trained)
+    reason = ""
+    if not alike or not np.isfinite(new).all():
+        reason = f"broke the model: SNR{{of}} {snr:.1f} dB{same}, largest error {error:.3g}"
+    elif dead := _dead_part(old, new):
+        reason = f"broke the model: {dead}"
+    return OutputChange(
+        name="",
+        snr_db=snr,
+        max_abs_error=error if np.isfinite(error) else float(np.finfo(np.float64).max),
+        agreement=agreement,
+        status="broken" if reason else "ok",
+        reason=reason,
+    )
+
+
+def _resembles(snr: float, error: float, agreement: float | None, *, lossless: bool, trained: bool) -> bool:
+    if lossless:
+        return snr >= LOSSLESS_SNR_DB or error <= LOSSLESS_MAX_ERROR
+    if agreement is None:
+        return snr >= BROKEN_SNR_DB
+    return (snr >= ALIKE_SNR_DB or agreement >= BROKEN_AGREEMENT) and (trained or snr >= BROKEN_SNR_DB)
+
+
+def _snr(old: Floats, new: Floats) -> float:
+    return snr_db(float((old**2).sum()), float(((old - new) ** 2).sum()))
+
+
+def _largest_error(old: Floats, new: Floats) -> float:
+    return float(np.abs(old - new).max()) if old.size else 0.0
+
+
+def _agreement(old: Floats, new: Floats) -> float | None:
+    """Fraction of samples with the same argmax of one vector; None for other outputs."""
+    if sum(size > 1 for size in old.shape[1:]) != 1 or not np.isfinite(new).all():
+        return None
+    flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
+    return float((flat_old.argmax(axis=1) == flat_new.argmax(axis=1)).mean())
+
+
+def _dead_part(old: Floats, new: Floats) -> str:
+    """What has become constant, in words: all values, or a part whose range was far below that of the rest.
+
+    A detector may have coordinates up to 640 and scores up to 1 in one tensor: one quantization step is then
+    larger than every score. The SNR of the tensor does not show it.
+    """
+    if not old.size:
+        return ""
+    if np.ptp(old) > NEGLIGIBLE * np.abs(old).max() and np.ptp(new) == 0:
+        return f"every value{{of}} is {new.flat[0]:.3g}"
+    if old.min() >= 0 and old.max() <= 1:
+        return ""  # probabilities: those that are small everywhere may vanish
+    for axis in sorted({1, old.ndim - 1}):
+        if old.ndim < 2 or old.shape[axis] < 2 or (old.ndim == 2 and old.shape[1] > MAX_PARTS):
+            continue
+        rest = tuple(other for other in range(old.ndim) if other != axis)
+        ranges = np.ptp(old, axis=rest)
+        for index in _small_parts(ranges):
+            part = new.take(index, axis)
+            if np.ptp(part) == 0:
+                where = f"part {index} of {len(ranges)} on axis {axis}{{of}}"
+                reach = f"its range was {ranges[index]:.3g}, that of other parts {ranges.max():.3g}"
+                return f"{where} is {part.flat[0]:.3g} everywhere: {reach}"
+    return ""
+
+
+def _small_parts(ranges: Floats) -> list[int]:
+    """The parts below the first wide gap between the ranges, without those that are small among them too."""
+    order = np.sort(ranges)[::-1]
+    lower = np.maximum(order[1:], 1e-300)
+    gaps = np.flatnonzero(order[:-1] / lower >= APART)
+    if not len(gaps):
+        return []
+    largest = order[gaps[0] + 1]
+    if largest < NEGLIGIBLE * order[0]:
+        return []
+    return [int(index) for index in np.flatnonzero((ranges <= largest) & (ranges >= largest / APART))]
