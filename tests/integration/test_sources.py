@@ -214,3 +214,48 @@ def test_a_source_that_is_the_artifact(tmp_path: Path, operator: str, status: st
     assert status == "ok" or "Unheard" in row["reason"]
     kept = tmp_path / "out" / row["artifact"]["path"]
     assert kept.read_bytes() == (tmp_path / "net.onnx").read_bytes()
+
+
+HEADS = """
+import os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import keras
+layers = keras.layers
+keras.utils.set_random_seed(0)
+image = keras.Input((16, 16, 3))
+body = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")(image)
+boxes = layers.Activation("sigmoid")(layers.Reshape((64, 4))(layers.Conv2D(4, 1)(body)))
+scores = layers.Activation("sigmoid")(layers.Reshape((64, 2))(layers.Conv2D(2, 1)(body)))
+keras.Model(image, {"zone": boxes, "scores": scores}).save(sys.argv[1] + "/two.keras")
+together = layers.Concatenate()([layers.Rescaling(640.0)(boxes), scores])
+keras.Model(image, together).save(sys.argv[1] + "/one.keras")
+"""
+
+
+def test_every_output_is_judged_by_its_name(tmp_path: Path) -> None:
+    """Two heads work; with coordinates and scores in one tensor, the scores in int8 are dead."""
+    pytest.importorskip("keras")
+    subprocess.run([sys.executable, "-c", HEADS, str(tmp_path)], check=True, capture_output=True)
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((40, 16, 16, 3), np.float32))
+    reports = {}
+    for name, gate in (("two", "output: zone"), ("one", "formats: [tflite]")):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"version: 1\nname: {name}\nmodel: {{path: {name}.keras}}\nformats: [tflite]\n"
+            "data: {calibration: {uses: npz, with: {path: data.npz, label: null}}}\n"
+            "optimize: {int8: {quantize: int8}}\n"
+            "latency: {min_runs: 5, min_seconds: 0}\n"
+            f"gates: [{{metric: fidelity_snr_db, min: 20, {gate}}}]\n"
+        )
+        command = [*EDGEOPT, "optimize", f"{name}.yaml", "--out", name, "--store", "store"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == (0 if name == "two" else 1), done.stderr
+        reports[name] = json.loads((tmp_path / name / "report.json").read_text())["results"]
+    for row in reports["two"]:
+        assert row["status"] == "ok" and list(row["outputs"]) == ["scores", "zone"]
+        snr = [values["fidelity_snr_db"]["value"] for values in row["outputs"].values()]
+        assert row["measurements"]["fidelity_snr_db"]["value"] == min(snr) > 20
+        assert [change["name"] for change in row["hops"][-1]["outputs"]] == ["scores", "zone"]
+    exact, dead = reports["one"]
+    assert (exact["status"], dead["status"]) == ("ok", "failed")
+    assert dead["measurements"]["fidelity_snr_db"]["value"] > 40
+    assert "part 4 of 6 on axis 2 is 0 everywhere" in dead["reason"]

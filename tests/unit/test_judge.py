@@ -3,9 +3,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.evaluation.hops import Outputs
 from edgeopt.evaluation.judge import Evidence, judge
 from edgeopt.evaluation.measurements import flips, sample_measurements
 from edgeopt.evaluation.metrics.agreement import Agreement
+from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
+from edgeopt.evaluation.metrics.max_abs_error import MaxAbsError
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
 from edgeopt.plugin import NamedMetric
@@ -91,7 +94,7 @@ def test_a_drop_is_paired_with_the_source() -> None:
     metrics = [NamedMetric("top1", Top1()), NamedMetric("agreement", Agreement())]
     with Scorer(metrics, labels) as scorer:
         assert scorer.source(source)["top1"].value == pytest.approx(0.9)
-        found, pairs = scorer.artifact(worse, source)
+        found, pairs, _ = scorer.artifact(Outputs([worse]), Outputs([source]))
     assert scorer.failures == {} and [info.kind for info in scorer.infos()] == ["fraction"] * 2
     assert (pairs["top1"].worse, pairs["top1"].better) == (2, 0)
     assert found["top1"].value == pytest.approx(0.88)
@@ -232,3 +235,30 @@ def test_lost_samples_are_listed_most_certain_first() -> None:
     assert second.sample == 18
     assert first.margin > second.margin > 0
     assert flips(worse, None, source) == ()
+
+
+def test_the_worst_output_counts_and_a_gate_can_name_one() -> None:
+    random = np.random.default_rng(0)
+    boxes, scores = random.uniform(0, 9, (40, 6)), random.uniform(0, 1, (40, 3))
+    source = Outputs([boxes, scores], ("boxes", "scores"))
+    worse = Outputs([boxes + 0.001, scores + random.normal(0, 0.2, scores.shape)], ("boxes", "scores"))
+    with Scorer([NamedMetric.of(FidelitySnrDb()), NamedMetric.of(MaxAbsError())], None) as scorer:
+        found, _, outputs = scorer.artifact(worse, source)
+    assert list(outputs) == ["boxes", "scores"]
+    assert outputs["boxes"]["fidelity_snr_db"].value > 70
+    assert found["fidelity_snr_db"] == outputs["scores"]["fidelity_snr_db"]
+    assert found["fidelity_snr_db"].value < 15
+    assert found["max_abs_error"] == outputs["scores"]["max_abs_error"]
+    row = Result(
+        variant="int8", format="onnx", device="host", status="ok", measurements=found, outputs=outputs
+    )
+    gates = [
+        Gate(metric="fidelity_snr_db", min=30.0),
+        Gate(metric="fidelity_snr_db", min=30.0, output="boxes"),
+        Gate(metric="fidelity_snr_db", min=30.0, output="scores"),
+        Gate(metric="fidelity_snr_db", min=30.0, output="masks"),
+    ]
+    verdicts = judge(gates, [row])
+    assert [verdict.status for verdict in verdicts] == ["fail", "pass", "fail", "fail"]
+    assert verdicts[1].gate == "fidelity_snr_db min 30 output=boxes"
+    assert verdicts[3].reason == "the model has no output 'masks'; it has 'boxes', 'scores'"

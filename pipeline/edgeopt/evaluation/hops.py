@@ -71,13 +71,25 @@ def hop(
     )
 
 
+def aligned(outputs: Outputs, source: Outputs) -> Outputs:
+    """The outputs in the order of the source model's, and in their shapes where the sizes match.
+
+    Outputs without a counterpart are left out.
+    """
+    order = _matched(source, outputs)[: len(outputs.arrays)]
+    pairs = [(outputs.arrays[index], like) for index, like in zip(order, source.arrays, strict=False)]
+    arrays = [array.reshape(like.shape) if array.size == like.size else array for array, like in pairs]
+    return Outputs(arrays, [source.name(index) for index in range(len(arrays))])
+
+
 def _goodness(change: OutputChange) -> tuple[bool, float]:
     return change.status != "broken", -np.inf if change.snr_db is None else change.snr_db
 
 
 def _matched(before: Outputs, after: Outputs) -> list[int]:
     """For each output before, the position of the same one after: by name, else by position."""
-    if sorted(before.names) == sorted(after.names) and len(set(before.names)) == len(before.arrays):
+    unique = len(set(before.names)) == len(before.arrays)
+    if unique and sorted(before.names) == sorted(after.names):
         return [after.names.index(name) for name in before.names]
     return list(range(len(before.arrays)))
 

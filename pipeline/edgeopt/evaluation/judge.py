@@ -117,7 +117,13 @@ def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[fl
     known_anyway = shown is not None and shown.kind == "bytes" and gate.metric in result.measurements
     if result.status != "ok" and not (known_anyway and result.status == "skipped"):
         return None, _not_measured(result)
-    value = result.measurements.get(gate.metric)
+    values = result.measurements
+    if gate.output is not None:
+        if gate.output not in result.outputs:
+            named = ", ".join(map(repr, result.outputs)) or "only one"
+            return None, f"the model has no output {gate.output!r}; it has {named}"
+        values = result.outputs[gate.output]
+    value = values.get(gate.metric)
     if value is None:
         return None, f"{gate.metric} was not measured"
     if kind in ("max", "min"):

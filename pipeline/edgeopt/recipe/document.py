@@ -157,6 +157,9 @@ class GatePart(_Part):
     classes: Annotated[tuple[str, ...], BeforeValidator(_as_words)] = Field(
         (), description="classes whose samples are judged, by name or index; default: all"
     )
+    output: str | None = Field(
+        None, description="output whose deviation from the source model is judged; default: the worst"
+    )
     confidence: float | None = Field(
         None,
         ge=0.5,
@@ -185,6 +188,8 @@ class GatePart(_Part):
             raise ValueError("confidence requires max_drop")
         if self.classes and (self.max_increase is not None or self.max_ratio is not None):
             raise ValueError("classes require max_drop, min or max of an accuracy metric")
+        if self.output is not None and (self.classes or (self.min is None and self.max is None)):
+            raise ValueError("output requires min or max of a metric against the source model")
         return self
 
 

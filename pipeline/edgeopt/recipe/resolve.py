@@ -347,6 +347,12 @@ class _Resolver:
                     _check_limit(kind, limits[kind], kinds.get(gate.metric, "number"))
                 except ValueError as error:
                     self.problems.add((*loc, kind), str(error))
+        against = {metric.name for metric in metrics if metric.metric.against == "source"}
+        if gate.output is not None and gate.metric in known and gate.metric not in against:
+            self.problems.add(
+                (*loc, "output"),
+                f"{gate.metric} is not a metric of one output; these are: {', '.join(sorted(against))}",
+            )
         labels = document.model.labels
         for name in gate.classes:
             if name not in labels and not (name.isdecimal() and (not labels or int(name) < len(labels))):
@@ -358,10 +364,11 @@ class _Resolver:
         """Report pairs of gates that no artifact can pass."""
         for index, gate in enumerate(gates):
             for other in gates[:index]:
-                same = (gate.metric, gate.filters, gate.classes) == (
+                same = (gate.metric, gate.filters, gate.classes, gate.output) == (
                     other.metric,
                     other.filters,
                     other.classes,
+                    other.output,
                 )
                 low = max((g.min for g in (gate, other) if g.min is not None), default=None)
                 high = min((g.max for g in (gate, other) if g.max is not None), default=None)

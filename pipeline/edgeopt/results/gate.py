@@ -35,6 +35,7 @@ class Gate(Value):
     formats: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     classes: tuple[str, ...] = Field((), description="judge samples of these classes only, by name or number")
+    output: str | None = Field(None, description="judge this output only, by name")
     confidence: float | None = Field(None, description="confidence level at which a drop fails or passes")
     undecided: Literal["fail", "pass"] = Field(
         "fail", description="verdict when the samples are inconclusive"
@@ -53,6 +54,7 @@ class Gate(Value):
         kind, value = self.limit
         where = [f"{name}={','.join(names)}" for name, names in self.filters.items() if names]
         where += [f"classes={','.join(self.classes)}"] if self.classes else []
+        where += [f"output={self.output}"] if self.output is not None else []
         where += [f"confidence={self.confidence:g}"] if self.confidence is not None else []
         return " ".join([self.metric, kind, f"{value:g}", *where])
 

@@ -129,6 +129,9 @@ class Result(Value):
     reason: str = ""
     artifact: Artifact | None = None
     measurements: Measurements = Field({})
+    outputs: dict[str, Measurements] = Field(
+        {}, description="metrics against the source model by output, if there are several; the worst counts"
+    )
     hops: tuple[Hop, ...] = ()
     chain: tuple[str, ...] = Field((), description="stages that built the artifact, in order")
     transposes: int | None = Field(None, description="TRANSPOSE operators in the artifact")

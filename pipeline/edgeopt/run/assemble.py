@@ -12,11 +12,10 @@ from typing import Any
 from edgeopt.devices.device import HOST
 from edgeopt.evaluation.comparison import difference
 from edgeopt.evaluation.golden import Golden
-from edgeopt.evaluation.hops import Outputs, hop
+from edgeopt.evaluation.hops import Outputs, aligned, hop
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import model_digest, model_files
-from edgeopt.model import Array
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Hop, Measurement, Result, Run, Samples, SourceResult, Status
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
@@ -83,11 +82,13 @@ def results(
                 name = f"{branch.variant}.{branch.format}.{device.name}.npz"
                 golden.write(model, outcome.outputs, out / "golden" / name)
                 if not measured.source.error:
-                    outputs, source = _aligned(outcome, measured)
-                    judged, pairs = scorer.artifact(outputs, source)
+                    source = Outputs(measured.source.outputs, measured.source.output_names)
+                    ordered = aligned(Outputs(outcome.outputs, outcome.output_names), source)
+                    judged, pairs, common["outputs"] = scorer.artifact(ordered, source)
+                    outputs, reference = ordered.arrays[0], source.arrays[0]
                     values |= judged | sample_measurements(recipe.metrics, pairs, measured.labels)
-                    common["flips"] = flips(outputs, measured.labels, source)
-                    common["classes"], common["confusions"] = by_class(outputs, measured.labels, source)
+                    common["flips"] = flips(outputs, measured.labels, reference)
+                    common["classes"], common["confusions"] = by_class(outputs, measured.labels, reference)
                     common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
                     lower = frozenset(name for name, metric in recipe.metrics if not metric.higher_is_better)
                     evidence[branch.variant, branch.format, device.name] = Evidence(
@@ -202,9 +203,3 @@ def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measureme
     if [array.size for array in host.outputs] != [array.size for array in outcome.outputs]:
         return {}
     return difference(host.outputs, outcome.outputs, host.output_scales).measurements()
-
-
-def _aligned(outcome: Outcome, measured: Measured) -> tuple[Array, Array]:
-    """First outputs of an artifact and the source model, in the latter's shape if their sizes match."""
-    outputs, source = outcome.outputs[0], measured.source.outputs[0]
-    return (outputs.reshape(source.shape) if outputs.size == source.size else outputs), source

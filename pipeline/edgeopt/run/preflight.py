@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.hops import Outputs
 from edgeopt.evaluation.samples import checked, collect, fingerprint
 from edgeopt.model import Model
 from edgeopt.plugin import Dataset, digest_of
@@ -211,7 +212,7 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
     outputs = outcome.outputs[0]
     with Scorer(user_defined, labels) as scorer:
         scorer.source(outputs)
-        scorer.artifact(outputs, outputs)
+        scorer.artifact(Outputs(outcome.outputs), Outputs(outcome.outputs))
         return scorer.failures
 
 

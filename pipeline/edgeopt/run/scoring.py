@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.evaluation.hops import Outputs
 from edgeopt.evaluation.measurements import measurement
 from edgeopt.evaluation.statistics import Paired
 from edgeopt.model import Array
@@ -22,6 +23,8 @@ class ArtifactScores(NamedTuple):
     values: dict[str, Measurement]
     pairs: dict[str, Paired]
     """Per-sample scores of the source model and the artifact, by metric; negated if lower is better."""
+    outputs: dict[str, dict[str, Measurement]]
+    """The metrics against the source model by output; empty if there is only one."""
 
 
 class Scorer:
@@ -64,20 +67,32 @@ class Scorer:
                     values[name] = value
         return values
 
-    def artifact(self, outputs: Array, source: Array) -> ArtifactScores:
-        """All metrics of an artifact; for label-based ones, also the paired drop from the source model."""
+    def artifact(self, outputs: Outputs, source: Outputs) -> ArtifactScores:
+        """All metrics of an artifact; for label-based ones, also the paired drop from the source model.
+
+        Metrics against the source model are those of the worst output. ``outputs`` are aligned with
+        ``source``.
+        """
         values: dict[str, Measurement] = {}
         pairs: dict[str, Paired] = {}
+        by_output: dict[str, dict[str, Measurement]] = {}
         for name, metric in self.metrics:
             if metric.against == "source":
-                score = self._score(name, metric, outputs, source)
-                if (value := self._measured(name, metric, score, "fidelity")) is not None:
-                    values[name] = value
+                each = {}
+                for index, (one, other) in enumerate(zip(outputs.arrays, source.arrays, strict=True)):
+                    score = self._score(name, metric, one, other)
+                    if (value := self._measured(name, metric, score, "fidelity")) is not None:
+                        each[source.name(index)] = value
+                if len(each) == len(source.arrays):
+                    worst = min if metric.higher_is_better else max
+                    values[name] = worst(each.values(), key=lambda value: value.value)
+                for title, value in each.items() if len(each) > 1 else ():
+                    by_output.setdefault(title, {})[name] = value
                 continue
             before = self._of_source.get(name)
             if before is None or self.labels is None:
                 continue
-            after = self._score(name, metric, outputs, self.labels)
+            after = self._score(name, metric, outputs.arrays[0], self.labels)
             value = self._measured(name, metric, after)
             if after is None or value is None:
                 continue
@@ -89,7 +104,7 @@ class Scorer:
                 drops = pairs[name].drops
             drop = Score(sign * (before.value - after.value), drops)
             values[f"{name}_drop"] = measurement(metric, drop, "drop")
-        return ArtifactScores(values, pairs)
+        return ArtifactScores(values, pairs, by_output)
 
     def infos(self) -> tuple[MetricInfo, ...]:
         """The metrics for the report, with the reasons of failures."""

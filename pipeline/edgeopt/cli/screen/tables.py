@@ -1,7 +1,7 @@
 """Reports and plans as tables and trees on the terminal."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -16,7 +16,7 @@ from edgeopt.config import registry
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.reports.markdown import columns, show
-from edgeopt.results import Report, Result, Verdict
+from edgeopt.results import Measurement, Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 PLAIN_WIDTH = 160
@@ -34,6 +34,11 @@ def console() -> Console:
     """stdout, with a fixed width if it is not a terminal."""
     out = Console()
     return out if out.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _values(measurements: Mapping[str, Measurement], titles: Mapping[str, str]) -> str:
+    """Measurements in words: "98.9 % agreement, 36.8 dB SNR"."""
+    return ", ".join(f"{show(value)} {titles.get(name, name)}" for name, value in measurements.items())
 
 
 def show_report(report: Report, out: Console | None = None) -> None:
@@ -62,6 +67,10 @@ def show_report(report: Report, out: Console | None = None) -> None:
         out.print(Text(f"{report.recipe} on {device}", "italic"))
         out.print(table)
         hidden |= dict.fromkeys(omitted)
+        for row in rows:
+            if row.outputs:
+                each = [f"{name} {_values(values, titles)}" for name, values in row.outputs.items()]
+                out.print(Text(f"outputs of {row.variant}.{row.format}: {'; '.join(each)}"))
         for note in dict.fromkeys(note for row in rows for note in row.notes):
             out.print(Text(f"note: {note}", "dim"))
     if hidden:

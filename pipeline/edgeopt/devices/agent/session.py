@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -58,6 +59,8 @@ class ModelSession:
 
     inputs: list[Spec] | None = None
     outputs: list[Spec] | None = None
+    output_names: Sequence[str] = ()
+    """Names in the order of the results, set no later than by the first ``invoke``; empty if unknown."""
 
     @classmethod
     def version(cls) -> str | None:
@@ -127,9 +130,11 @@ class ModelSession:
             arrays = [fit(array, spec) for array, spec in zip(arrays, self.inputs)]
         results, seconds = self.invoke(arrays)
         if self.outputs is None:
+            names = list(self.output_names)
+            if len(names) != len(results):
+                names = [f"output_{index}" for index in range(len(results))]
             self.outputs = [
-                Spec(f"output_{index}", tuple(value.shape), str(value.dtype))
-                for index, value in enumerate(results)
+                Spec(name, tuple(value.shape), str(value.dtype)) for name, value in zip(names, results)
             ]
         return [dequantize(value, spec) for value, spec in zip(results, self.outputs)], seconds
 

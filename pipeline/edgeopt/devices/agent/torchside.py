@@ -47,6 +47,11 @@ def as_arrays(value: Any) -> list[Any]:
     raise AgentError("model", f"the model returns a {type(value).__name__}, which is not a tensor")
 
 
+def names_of(value: Any) -> list[str]:
+    """The keys of a dict of tensors; other results have no names."""
+    return [str(key) for key in value] if isinstance(value, dict) else []
+
+
 def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
     """Build a module with its own code and load its weights; also returns the inputs from ``model.json``.
 

@@ -74,6 +74,7 @@ class Session(ModelSession):
         def call(*tensors: Any) -> Any:
             return model(tensors[0] if single else list(tensors), training=False)
 
+        self.output_names = list(getattr(model, "output_names", None) or ())
         self.model = model
         self.function = tf.function(call, reduce_retracing=True)
 
@@ -91,8 +92,8 @@ class Session(ModelSession):
         self.inputs = [_spec(specs[name], name) for name in names]
 
         def call(*tensors: Any) -> Any:
-            results = function(**dict(zip(names, tensors)))
-            return [results[name] for name in sorted(results)]
+            results: Any = function(**dict(zip(names, tensors)))
+            return results
 
         self.function = call
 
@@ -107,6 +108,8 @@ class Session(ModelSession):
         start = time.perf_counter()
         results = self.function(*tensors)
         seconds = time.perf_counter() - start
+        if isinstance(results, dict):
+            self.output_names = sorted(results)  # the order in which they are flattened
         return [np.asarray(value) for value in tf.nest.flatten(results)], seconds
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.session import ModelSession
-from edgeopt_agent.torchside import as_arrays, as_tensors, eager_module, exported_program, limit_threads
+from edgeopt_agent.torchside import (
+    as_arrays,
+    as_tensors,
+    eager_module,
+    exported_program,
+    limit_threads,
+    names_of,
+)
 
 EAGER_BATCH = 32
 
@@ -54,4 +61,5 @@ class Session(ModelSession):
             start = time.perf_counter()
             results = self.model(*tensors)
             seconds = time.perf_counter() - start
+        self.output_names = names_of(results)
         return as_arrays(results), seconds

@@ -13,7 +13,14 @@ from edgeopt_agent.cuda import gpu_memory_bytes, option_value, without_tf32
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_agent.torchside import as_arrays, as_tensors, eager_module, exported_program, limit_threads
+from edgeopt_agent.torchside import (
+    as_arrays,
+    as_tensors,
+    eager_module,
+    exported_program,
+    limit_threads,
+    names_of,
+)
 from edgeopt_untrusted import torch_files
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -86,6 +93,7 @@ class Session(ModelSession):
             results = self.model(*tensors)
             end.record()
             torch.cuda.synchronize()
+        self.output_names = names_of(results)
         return widen_outputs(as_arrays(results), self.precision), start.elapsed_time(end) / 1e3
 
     def measurements(self) -> dict[str, Measured]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession
-from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads
+from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads, names_of
 from edgeopt_untrusted import torch_files
 
 
@@ -55,4 +55,5 @@ class Session(ModelSession):
             start = time.perf_counter()
             results = self.model(*tensors)
             seconds = time.perf_counter() - start
+        self.output_names = names_of(results)
         return as_arrays(results), seconds
