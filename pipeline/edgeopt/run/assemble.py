@@ -82,8 +82,8 @@ def results(
                 name = f"{branch.variant}.{branch.format}.{device.name}.npz"
                 golden.write(model, outcome.outputs, out / "golden" / name)
                 if not measured.source.error:
-                    source = Outputs(measured.source.outputs, measured.source.output_names)
-                    ordered = aligned(Outputs(outcome.outputs, outcome.output_names), source)
+                    source = _outputs(measured.source)
+                    ordered = aligned(_outputs(outcome), source)
                     judged, pairs, common["outputs"] = scorer.artifact(ordered, source)
                     outputs, reference = ordered.arrays[0], source.arrays[0]
                     values |= judged | sample_measurements(recipe.metrics, pairs, measured.labels)
@@ -172,26 +172,34 @@ def hops_of(step_outputs: Sequence[StepOutputs], *, random_inputs: bool = False)
     On random inputs, only lossless steps are judged: ranges calibrated on real data need not cover noise.
     """
     hops: list[Hop] = []
-    before = step_outputs[0].outcome if step_outputs and not step_outputs[0].outcome.error else None
+    before: Outputs | None = None
+    if step_outputs and not step_outputs[0].outcome.error:
+        before = _outputs(step_outputs[0].outcome)
     for step in step_outputs[1:]:
         common: dict[str, Any] = {"stage": step.step, "produced": step.produced, "lossless": step.lossless}
         if step.outcome.error or before is None:
             reason = step.outcome.error or "the source model could not be run"
             hops.append(Hop(status="unmeasured", reason=reason, **common))
             continue
+        after = _outputs(step.outcome)
         measured = hop(
             step.step,
             step.produced,
             lossless=step.lossless,
-            before=Outputs(before.outputs, before.output_names),
-            after=Outputs(step.outcome.outputs, step.outcome.output_names),
+            before=before,
+            after=after,
             trained=step.trained,
         )
         if random_inputs and not step.lossless:
             measured = measured.model_copy(update={"status": "unmeasured", "reason": "random inputs"})
         hops.append(measured)
-        before = step.outcome
+        # Keeps the order and the names of the source model.
+        before = aligned(after, before) if len(after.arrays) == len(before.arrays) else after
     return tuple(hops)
+
+
+def _outputs(outcome: Outcome) -> Outputs:
+    return Outputs(outcome.outputs, outcome.output_names)
 
 
 def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measurement]:
