@@ -260,7 +260,7 @@ def test_a_recipe_does_not_run_code_of_its_choice(
 
 
 def test_labels_are_not_taken_for_code(bundle: Path, again: Callable[..., Reproduction]) -> None:
-    with_recipe(bundle, lambda d: d["model"].update(labels=["os:system"] * 10))
+    with_recipe(bundle, lambda d: d["model"].update(labels=["os:system", *"123456789"]))
     assert again().verdict == "same"
 
 

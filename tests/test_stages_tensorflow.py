@@ -266,7 +266,7 @@ def test_trusted_lambda_layer_is_converted(report: Any) -> None:
 
 
 def test_a_file_of_another_kind_is_named(report: Any) -> None:
-    assert "broken.keras is neither a .keras archive nor an HDF5 file" in report["broken"]
+    assert "broken.keras is damaged: it is neither a .keras archive nor an HDF5 file" in report["broken"]
 
 
 def test_same_bytes_in_another_process_and_order(folder: Path, report: Any, tmp_path: Path) -> None:

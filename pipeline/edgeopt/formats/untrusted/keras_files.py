@@ -32,6 +32,8 @@ def configuration(path: Path) -> Any:
             return json.loads(archive.read(CONFIGURATION)) if CONFIGURATION in archive.namelist() else None
     import h5py
 
+    if not h5py.is_hdf5(str(path)):
+        raise ValueError("it is neither a .keras archive nor an HDF5 file")
     with h5py.File(str(path), "r") as file:
         text = file.attrs.get("model_config")
     return None if text is None else json.loads(text)
