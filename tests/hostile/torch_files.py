@@ -126,6 +126,9 @@ torch.jit.script(net).save("plain.pt")
         "compiled": "data/aotinductor/model/evil.so",
     }.items():
         yield Case(edited("net.pt2", f"{name}.pt2", unchanged, **{record: code}), record)
+    config = json.dumps({"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}).encode()
+    pickled = {"data/weights/weights_config.json": config, "data/weights/weight_0": _zipped(code)}
+    yield Case(edited("net.pt2", "pickled-weight.pt2", unchanged, **pickled), "open in")
     inputs = {"data/sample_inputs/model.pt": code, "data/weights/weight_9.pt": _zipped(code)}
     for number, (record, content) in enumerate(inputs.items()):
         yield Case(edited("net.pt2", f"pickle-{number}.pt2", unchanged, **{record: content}), "open in")

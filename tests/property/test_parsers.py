@@ -161,7 +161,6 @@ def test_damaged_files(format: str, workshop: Workshop, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_hdf5")
-@pytest.mark.filterwarnings("ignore:os.fork")  # JAX's; the child has no use for it
 def test_damaged_hdf5_files(workshop: Workshop, tmp_path: Path) -> None:
     test_damaged_files("tf_keras", workshop, tmp_path)
 

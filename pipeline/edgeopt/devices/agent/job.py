@@ -17,7 +17,7 @@ from edgeopt_agent.memory import Peak
 from edgeopt_agent.outputs import OutputFile
 from edgeopt_agent.probe import probe
 from edgeopt_agent.protocol import PROTOCOL, Job, JobResult, LayerInfo, Probe, Tensor, Timing
-from edgeopt_agent.session import TRUST, ModelSession, Spec, fit, prepare_runtime
+from edgeopt_agent.session import TRUST, ModelSession, Spec, find_runtime, fit, prepare_runtime
 from edgeopt_agent.timing import take_turns
 
 FIRST_RUNS = 3
@@ -37,7 +37,9 @@ def run_job(job: Job, folder: Path) -> JobResult:
     path = folder / job["model"]
     if TRUST in job["options"]:
         raise AgentError("runtime", f"runtime {job['runtime']!r} has no option {TRUST!r}: no device sets it")
-    threads, options = job["threads"], {**job["options"], TRUST: job["trust"]}
+    threads, options = job["threads"], dict(job["options"])
+    if TRUST in find_runtime(job["runtime"]).known_options:
+        options[TRUST] = job["trust"]
     if not path.exists():
         raise AgentError("input", f"the job's model {job['model']} does not exist")
     environment = probe()

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
 
 TRUST = "trust"
-"""The option of every session that a job sets, and no device: whether to load a model that contains code."""
+"""The option that a job sets, and no device: whether to load a model that contains more than a network."""
 
 
 class ModelSession:
@@ -200,9 +200,9 @@ def prepare_runtime(name: str, path: Path, threads: int, options: dict[str, Any]
         AgentError: kind ``runtime``: it is not installed, or an option is unknown.
     """
     kind = find_runtime(name)
-    unknown = sorted(set(options) - {*kind.known_options, TRUST})
+    unknown = sorted(set(options) - set(kind.known_options))
     if unknown:
-        known = ", ".join(kind.known_options) or "none"
+        known = ", ".join(name for name in kind.known_options if name != TRUST) or "none"
         raise AgentError("runtime", f"runtime {name!r} has no option {unknown[0]!r}; known: {known}")
     try:
         with explained("runtime", f"runtime {name!r} is unusable"):

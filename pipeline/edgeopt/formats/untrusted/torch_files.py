@@ -94,6 +94,9 @@ def _scan(names: list[str], read: Reader) -> list[str]:
         parts = name.lower().split("/")
         if "data" in parts[:2] and parts[-1].endswith(".pt"):
             found += (f"{each} in {name}" for each in most_informative(refused_inside(read(name))))
+        elif "data" in parts[:2] and parts[-1].endswith("_config.json"):
+            for record in _pickled_records(name, read(name)):
+                found += (f"{each} in {record}" for each in most_informative(refused_inside(read(record))))
         elif "models" in parts[:2]:
             found += _suspicious_json(name, read(name))
         elif "code" in parts[:2] and parts[-1].endswith(".py"):
@@ -101,6 +104,13 @@ def _scan(names: list[str], read: Reader) -> list[str]:
         elif parts[-1] == "bytecode.pkl":
             found += bytecode_operators(read(name))
     return list(dict.fromkeys(found))
+
+
+def _pickled_records(name: str, content: bytes) -> Iterator[str]:
+    """The records of weights and constants that are pickled tensors, by their configuration."""
+    entries = json.loads(content).get("config", {}).values()
+    folder = name.rpartition("/")[0]
+    return (f"{folder}/{entry['path_name']}" for entry in entries if entry.get("use_pickle"))
 
 
 def script_operators(text: str) -> Iterator[str]:

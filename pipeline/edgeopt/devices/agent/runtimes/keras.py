@@ -30,6 +30,7 @@ class Session(ModelSession):
     """
 
     requires = ("keras", "tensorflow")
+    known_options = ("trust",)
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Session(ModelSession):
     """
 
     requires = ("torch",)
+    known_options = ("trust",)
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Session(ModelSession):
     """
 
     requires = ("torch",)
-    known_options = ("precision", "compile")
+    known_options = ("precision", "compile", "trust")
     on_gpu = True
 
     @classmethod

@@ -22,7 +22,7 @@ class Session(ModelSession):
     """
 
     requires = ("torch",)
-    known_options = ("engine",)
+    known_options = ("engine", "trust")
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:

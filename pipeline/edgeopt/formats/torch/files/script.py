@@ -10,6 +10,7 @@ from edgeopt.formats.torch.files.specs import zeros
 from edgeopt.formats.torch.files.untrusted import refuse_code
 from edgeopt.formats.torch.graph.operators import TRANSPOSES
 from edgeopt.formats.torch.lab.engine import brief, mobile_engine, quiet
+from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import TensorSpec
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def load_script(path: Path) -> "torch.jit.ScriptModule":
         refuse_code(path)
         with quiet(), mobile_engine():
             module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise StageError(
             f"{path} cannot be read as TorchScript: {brief(error)}",
             fix="write it with torch.jit.save",
