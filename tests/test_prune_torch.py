@@ -31,7 +31,7 @@ needs("torch_pruning")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torch-pruning warn about their own code
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-AGENT = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt" / "devices" / "agent"
+ROOMS = Path(__file__).resolve().parent.parent / "pipeline" / "edgeopt"
 
 NETS = '''
 import torch
@@ -194,8 +194,8 @@ def test_a_pruned_model_becomes_onnx_and_runs_on_the_device_side(digits: Model, 
     got = np.concatenate([session.run(None, {name: np.ascontiguousarray(v)})[0] for v in given])
     assert np.abs(got - wanted).max() < 1e-4
     # The agent is a separate package, and rebuilds the module itself.
-    link = tmp_path / "edgeopt_agent"
-    link.symlink_to(AGENT)
+    (tmp_path / "edgeopt_agent").symlink_to(ROOMS / "devices" / "agent")
+    (tmp_path / "edgeopt_untrusted").symlink_to(ROOMS / "formats" / "untrusted")
     script = (
         "import sys, json, numpy, torch; from pathlib import Path; "
         "from edgeopt_agent.torchside import eager_module; "

@@ -456,7 +456,7 @@ def test_a_cut_while_fetching_leaves_no_half_file(server: Server, tmp_path: Path
         link.python(["-c", "open('large', 'wb').truncate(1 << 30)"], 30)
 
         def cut() -> None:
-            while not any(path.stat().st_size > 1 << 20 for path in tmp_path.glob(".large*")):
+            while not any(path.stat().st_size > 1 << 20 for path in tmp_path.glob(".*/large")):
                 time.sleep(0.005)
             session(server).kill()
 
