@@ -272,7 +272,7 @@ def test_a_module_that_fails_on_import_is_a_mistake_of_the_recipe(
     write_recipe: Write, tmp_path: Path, line: str, reason: str
 ) -> None:
     name = f"own_{abs(hash(line))}"
-    (tmp_path / f"{name}.py").write_text(line)
+    (tmp_path / f"{name}.py").write_text(f"{line}\nclass Stage: ...\n")
     with pytest.raises(UsageError) as caught:
         load_recipe(write_recipe(optimize=f"{{own: {{stages: ['{name}:Stage']}}}}"))
     assert reason in str(caught.value) and f"{name}:Stage" in str(caught.value)
