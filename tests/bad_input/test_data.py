@@ -29,7 +29,6 @@ ARRAYS: list[tuple[str, dict[str, Any], str]] = [
     ("a scalar", {"x": np.float32(3)}, "'x' is a single number"),
     ("no rows", {"x": IMAGES[:0], "y": LABELS[:0]}, "no samples"),
     ("fewer labels", {"x": IMAGES, "y": LABELS[:3]}, "the arrays differ in length"),
-    ("no labels", {"x": IMAGES, "y": None}, "no array 'y'"),
     ("no inputs", {"images": IMAGES}, "no array 'x'"),
     ("no arrays", {"y": None}, "the arrays are none"),
     ("another size", {"x": np.zeros((4, 9, 9, 1), np.uint8)}, "shape [9, 9, 1] does not match"),

@@ -101,7 +101,6 @@ def test_a_recipe_error_exits_2_on_stderr(edgeopt: Edgeopt, write_recipe: Write)
         ),
         ({"x": np.zeros((0, 8, 8, 1), np.uint8), "y": np.zeros(0, np.int64)}, "no samples"),
         ({"x": np.zeros((4, 8, 8, 1), np.uint8), "y": np.zeros(3, np.int64)}, "differ in length"),
-        ({"x": np.zeros((4, 8, 8, 1), np.uint8)}, "no array 'y'"),
         (
             {"x": np.full((4, 8, 8, 1), np.nan, np.float32), "y": np.zeros(4, np.int64)},
             "sample 0: the input contains NaN",
@@ -116,6 +115,17 @@ def test_unusable_data_is_refused_before_anything_is_built(
     assert message in said.err
     assert "data.npz" in said.err
     assert "✓" not in said.err
+
+
+def test_a_metric_that_requires_labels_says_that_there_are_none(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 8, 8, 1), np.uint8))
+    part = "{evaluation: {uses: npz, with: {path: data.npz}}}"
+    said = edgeopt("plan", write_recipe(data=part, metric="top1"))
+    assert said.code == 2
+    assert "the evaluation data has no labels, but top1 requires them" in said.err
+    assert "'label' is their key" in said.err
 
 
 def test_a_nan_far_into_the_data_is_found_before_anything_is_built(

@@ -108,8 +108,13 @@ def test_npz_missing_key_lists_those_there(tmp_path):
         list(Npz(path=tmp_path / "d.npz", inputs=("image",)).samples())
     assert "did you mean 'images'?" in error.value.fix
     with pytest.raises(UsageError, match="no array 'y'") as error:
-        list(Npz(path=tmp_path / "d.npz", inputs=("images",)).samples())
+        list(Npz(path=tmp_path / "d.npz", inputs=("images",), label="y").samples())
     assert "null for data without labels" in error.value.fix
+
+
+def test_npz_without_y_has_no_labels(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 3)))
+    assert [sample.label for sample in Npz(path=tmp_path / "d.npz").samples()] == [None, None]
 
 
 def test_npz_lengths_differ(tmp_path):

@@ -70,7 +70,8 @@ def check_data(plan: Plan) -> None:
         if dataset is recipe.evaluation and labels is None and label_metrics:
             raise UsageError(
                 f"{recipe.file}: the evaluation data has no labels, but {label_metrics[0]} requires them",
-                fix="set the labels in data.evaluation, or remove 'metric': agreement requires no labels",
+                fix="name the labels in data.evaluation (in an .npz file, 'label' is their key), or remove "
+                "'metric': agreement requires no labels",
             )
 
 

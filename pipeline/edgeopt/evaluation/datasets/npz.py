@@ -34,14 +34,17 @@ class Npz(Dataset):
     inputs: tuple[str, ...] = Field(
         ("x",), min_length=1, description="keys of the inputs, in the model's order"
     )
-    label: str | None = Field("y", description="key of the labels; null for data without labels")
+    label: str | None = Field(
+        "y", description="key of the labels; unless given, data without 'y' have none; null: none"
+    )
     limit: int | None = Field(None, gt=0, description="read only the first samples")
 
     def samples(self) -> Iterator[Sample]:
-        keys = (*self.inputs, *([self.label] if self.label is not None else []))
         try:
             with ExitStack() as stack:
                 archive = stack.enter_context(zipfile.ZipFile(self.path))
+                label = self._label(archive)
+                keys = self.inputs if label is None else (*self.inputs, label)
                 columns = [self._rows(archive, key, stack) for key in keys]
                 lengths = dict(zip(keys, (length for length, _ in columns), strict=True))
                 if len(set(lengths.values())) > 1:
@@ -51,7 +54,7 @@ class Npz(Dataset):
                         fix="save one label per sample",
                     )
                 for row in islice(zip(*(rows for _, rows in columns), strict=True), self.limit):
-                    yield self._sample(row)
+                    yield _sample(row, labelled=label is not None)
         except DAMAGED as error:
             raise UsageError(
                 f"{self.path}: damaged, or not an .npz file: {error}",
@@ -76,12 +79,10 @@ class Npz(Dataset):
     def digest(self) -> str:
         return digest_of(["npz", file_digest(self.path), self.inputs, self.label, self.limit])
 
-    def _sample(self, row: tuple[Array, ...]) -> Sample:
-        if self.label is None:
-            return Sample(row)
-        label = row[-1]
-        whole = label.ndim == 0 and label.dtype.kind in "biu"
-        return Sample(row[:-1], int(label[()]) if whole else label)
+    def _label(self, archive: zipfile.ZipFile) -> str | None:
+        """The key of the labels; None for data without labels."""
+        given = "label" in self.model_fields_set
+        return self.label if given or _member(archive, self.label or "") else None
 
     def _rows(self, archive: zipfile.ZipFile, key: str, stack: ExitStack) -> tuple[int, Iterator[Array]]:
         """Number of rows of one array, and the rows."""
@@ -97,7 +98,7 @@ class Npz(Dataset):
                 f"{self.path}: no array {key!r}; the arrays are {', '.join(map(repr, names)) or 'none'}",
                 fix=fix,
             )
-        file = stack.enter_context(archive.open(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key))
+        file = stack.enter_context(archive.open(_member(archive, key)))
         shape, fortran_order, dtype = self._header(file, key)
         if fortran_order and len(shape) > 1:
             whole: Array = np.load(self.path, allow_pickle=False)[key]
@@ -119,6 +120,19 @@ class Npz(Dataset):
         if not shape:
             raise UsageError(f"{self.path}: {key!r} is a single number, not one row per sample")
         return shape, fortran_order, dtype
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> str:
+    """The name of the member that holds an array; empty if there is none."""
+    return next((name for name in (f"{key}.npy", key) if name in archive.namelist()), "")
+
+
+def _sample(row: tuple[Array, ...], *, labelled: bool) -> Sample:
+    if not labelled:
+        return Sample(row)
+    label = row[-1]
+    whole = label.ndim == 0 and label.dtype.kind in "biu"
+    return Sample(row[:-1], int(label[()]) if whole else label)
 
 
 def _read_rows(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Iterator[Array]:
