@@ -92,6 +92,7 @@ class Work:
         for name, variants in VARIANTS.items():
             (folder / f"{name}.yaml").write_text(RECIPE.format(name=name, variants=variants))
         building = self.undisturbed("build", *self.optimize("build"))
+        shutil.copytree(folder / "build", folder / "release")  # another run is another release
         pushing = self.undisturbed("push", *self.push("source", "maker"))  # pulled from there
         self.commands = [building, pushing._replace(arguments=self.push("remote", "shelf"))]
         if "train" in names:
@@ -108,7 +109,7 @@ class Work:
 
     def push(self, remote: str, shelf: str) -> list[str]:
         release = f"file://{self.folder / remote}/digits:1.0"
-        return ["artifacts", "push", "build", "--to", release, "--library", shelf]
+        return ["artifacts", "push", "release", "--to", release, "--library", shelf]
 
     def pull(self, remote: str, shelf: str) -> list[str]:
         release = ["artifacts", "pull", f"file://{self.folder / remote}/digits:1.0", "--library", shelf]
