@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edgeopt.evaluation.hops import Outputs, hop
+from edgeopt.evaluation.hops import Outputs, aligned, hop
+from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
 from edgeopt.model import Array
+from edgeopt.plugin import NamedMetric
 from edgeopt.results import Hop
+from edgeopt.run.scoring import Scorer
 
 RANDOM = np.random.default_rng(0)
 
@@ -120,6 +123,18 @@ def test_nearly_equal_scores_do_not_break_a_model() -> None:
     found = changed([before], [before + RANDOM.normal(0, 0.02, before.shape).astype(np.float32)])
     assert found.agreement is not None and found.agreement < 0.5
     assert found.snr_db is not None and found.snr_db > 45 and found.status == "ok"
+
+
+def test_outputs_that_are_missing_or_added_are_left_out() -> None:
+    one, two = logits([1, 2]), logits([3, 4])
+    source = Outputs([one, two], ("a", "b"))
+    assert aligned(Outputs([two, one], ("b", "a")), source).arrays[0] is not two
+    fewer, more = aligned(Outputs([one]), source), aligned(Outputs([one, two, two]), source)
+    assert (fewer.names, more.names) == (["a"], ["a", "b"])
+    with Scorer([NamedMetric.of(FidelitySnrDb())], None) as scorer:
+        for outputs in (fewer, more):
+            values, _, _ = scorer.artifact(outputs, source)
+            assert values["fidelity_snr_db"].value == 200
 
 
 def test_outputs_are_matched_by_name_and_else_by_position() -> None:

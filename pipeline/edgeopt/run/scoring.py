@@ -71,7 +71,7 @@ class Scorer:
         """All metrics of an artifact; for label-based ones, also the paired drop from the source model.
 
         Metrics against the source model are those of the worst output. ``outputs`` are aligned with
-        ``source``.
+        ``source``, and may be fewer: the hop then says that the model is broken.
         """
         values: dict[str, Measurement] = {}
         pairs: dict[str, Paired] = {}
@@ -79,11 +79,11 @@ class Scorer:
         for name, metric in self.metrics:
             if metric.against == "source":
                 each = {}
-                for index, (one, other) in enumerate(zip(outputs.arrays, source.arrays, strict=True)):
+                for index, (one, other) in enumerate(zip(outputs.arrays, source.arrays, strict=False)):
                     score = self._score(name, metric, one, other)
                     if (value := self._measured(name, metric, score, "fidelity")) is not None:
                         each[source.name(index)] = value
-                if len(each) == len(source.arrays):
+                if len(each) == len(outputs.arrays):
                     worst = min if metric.higher_is_better else max
                     values[name] = worst(each.values(), key=lambda value: value.value)
                 for title, value in each.items() if len(each) > 1 else ():
