@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from edgeopt.commands.optimize import plan
+from edgeopt.commands.plan import plan
 from edgeopt.run.build import build
 from edgeopt.run.store import Store
 

@@ -43,7 +43,7 @@ def images(count: int) -> Iterator[tuple[np.ndarray]]:
 
 
 def main(stage: str, count: int, folder: Path) -> None:
-    from edgeopt.commands.optimize import plan
+    from edgeopt.commands.plan import plan
     from edgeopt.config import registry
     from edgeopt.devices.device import shipped
     from edgeopt.plugin import Context, Feed

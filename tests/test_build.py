@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.commands.optimize import plan as make
+from edgeopt.commands.plan import plan as make
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event

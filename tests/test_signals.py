@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.cli import interruption, main, streams
+from edgeopt.cli import main
+from edgeopt.cli.process import interruption, streams
 from edgeopt.config.files import replacing, writing
 from edgeopt.config.scratch import PREFIX, lasting_temporary_folder, scratch_folder, sweep, temporary_files
 from edgeopt.errors import CannotRunError, StoreError
@@ -30,7 +31,8 @@ Write = Callable[..., Path]
 HANG = """
 import sys, tempfile, threading, time
 from pathlib import Path
-from edgeopt.cli import app, interruption, main
+from edgeopt.cli import app, main
+from edgeopt.cli.process import interruption
 from edgeopt.config.scratch import scratch_folder
 from edgeopt.model import Model, TensorSpec
 from edgeopt.run.executors.executor import Task
@@ -189,7 +191,7 @@ def run(
     """Run 'edgeopt plan' in this process, with another function in place of its work."""
 
     def call(work: Callable[..., object]) -> tuple[int, str]:
-        monkeypatch.setattr("edgeopt.commands.optimize.load_recipe", work)
+        monkeypatch.setattr("edgeopt.commands.plan.load_recipe", work)
         monkeypatch.setattr(sys, "argv", ["edgeopt", "plan", "recipe.yaml"])
         with pytest.raises(SystemExit) as caught:
             main()

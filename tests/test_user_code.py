@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from edgeopt.cli import app
 from edgeopt.commands.optimize import optimize
-from edgeopt.commands.optimize import plan as make
+from edgeopt.commands.plan import plan as make
 from edgeopt.config import registry
 from edgeopt.devices.connections.local import Local
 from edgeopt.errors import CannotRunError, DataError, UsageError

@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeopt.commands.optimize import optimize, plan
+    from edgeopt.commands.optimize import optimize
+    from edgeopt.commands.plan import plan
     from edgeopt.commands.profile import profile
     from edgeopt.errors import EdgeoptError, RecipeError, UsageError
     from edgeopt.results import Report
@@ -24,7 +25,7 @@ _MODULES = {
     "UsageError": "errors",
     "Report": "results",
     "optimize": "commands.optimize",
-    "plan": "commands.optimize",
+    "plan": "commands.plan",
     "profile": "commands.profile",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.commands.optimize import plan as make_plan
+from edgeopt.commands.plan import plan as make_plan
 from edgeopt.config import registry
 from edgeopt.plugin import Plugin
 from edgeopt.recipe.planner import Built, Step

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeopt.cli import app
-from edgeopt.commands.optimize import plan
+from edgeopt.commands.plan import plan
 from edgeopt.devices import lint as lint_module
 from edgeopt.devices.device import Device, load_device
 from edgeopt.devices.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from edgeopt.commands.optimize import plan as make
+from edgeopt.commands.plan import plan as make
 from edgeopt.config import registry
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage

@@ -76,7 +76,7 @@ def plan(
 ) -> None:
     """Show what optimize would do: every stage, cached results, and artifacts that cannot be produced."""
     from edgeopt.cli.screen.tables import plan_as_json, show_plan
-    from edgeopt.commands.optimize import plan as make_plan
+    from edgeopt.commands.plan import plan as make_plan
     from edgeopt.run.build import look_up
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder

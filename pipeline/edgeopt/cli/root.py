@@ -20,9 +20,6 @@ from edgeopt.cli import (
     schema,
     slim,
 )
-from edgeopt.cli import (
-    releases as releases,  # registers its commands with those of artifacts
-)
 from edgeopt.cli.options import no_exit
 
 

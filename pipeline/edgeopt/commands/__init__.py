@@ -1,1 +1,1 @@
-"""One module per use case: optimize, profile, diagnose, parity, slim, reproduce, and the schemas."""
+"""One module per use case: optimize, plan, profile, diagnose, parity, slim, reproduce, and the schemas."""

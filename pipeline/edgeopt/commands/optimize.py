@@ -8,6 +8,7 @@ from edgeopt.config.files import NO_SPACE, SCRATCH, replacing, unwritable, writi
 from edgeopt.config.registry import plugin_name
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import DataError, UsageError
+from edgeopt.evaluation import drop_tests
 from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset
 from edgeopt.recipe.planner import Built, Plan, make_plan
@@ -55,6 +56,7 @@ def optimize(
     """
     clock = RunClock()
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
+    drop_tests.import_early()
     plan = make_plan(loaded)
     if not keep_going:
         plan.demand_possible()
@@ -121,22 +123,6 @@ def _run(
     with writing(folder, OTHER_FOLDER):
         write_report(report, folder)
     return report
-
-
-def plan(
-    recipe: str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    data_root: Path | None = None,
-    device_folders: Sequence[Path] = (),
-) -> Plan:
-    """Plan a recipe without running it; ``plan.impossible`` lists what cannot be produced.
-
-    Raises:
-        UsageError: the recipe or the model file is invalid.
-    """
-    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
-    return make_plan(loaded)
 
 
 def announce(plan: Plan, watch: Callable[[Event], None]) -> None:

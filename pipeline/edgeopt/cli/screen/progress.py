@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeopt.cli import interruption
+from edgeopt.cli.process import interruption
 from edgeopt.config.files import write_text, writing
 from edgeopt.results import Event
 

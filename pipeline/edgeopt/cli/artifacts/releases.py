@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.artifacts import NAME_HELP, Library, Who, app, places_of
+from edgeopt.cli.artifacts.bundles import NAME_HELP, Library, Who, app, places_of
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, StoreFolder, folders
 
 if TYPE_CHECKING:
