@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt_agent.session import Layer, ModelSession, Spec
 
 
@@ -95,6 +93,8 @@ class TfliteSession(ModelSession):
 
 
 def _spec(detail: dict[str, Any]) -> Spec:
+    import numpy as np
+
     signature = detail.get("shape_signature", detail["shape"])
     shape = tuple(None if size < 0 else int(size) for size in signature)
     if shape and shape[0] is None:

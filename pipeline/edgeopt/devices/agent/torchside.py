@@ -8,11 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt_agent.failure import AgentError, explained, refuse
 from edgeopt_agent.session import Spec
-from edgeopt_untrusted import torch_files
 
 
 def limit_threads(threads: int) -> None:
@@ -26,6 +23,7 @@ def limit_threads(threads: int) -> None:
 
 def as_tensors(arrays: list[Any]) -> list[Any]:
     """numpy arrays as tensors; memory is shared unless the array is read-only."""
+    import numpy as np
     import torch
 
     return [torch.from_numpy(array if array.flags.writeable else np.array(array)) for array in arrays]
@@ -33,6 +31,7 @@ def as_tensors(arrays: list[Any]) -> list[Any]:
 
 def as_arrays(value: Any) -> list[Any]:
     """Nested tensors as a flat list of arrays that share no memory with them."""
+    import numpy as np
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -106,6 +105,8 @@ def exported_program(path: Path, trust: bool) -> tuple[Any, list[Spec]]:
     if not zipfile.is_zipfile(path):
         raise AgentError("model", f"{path.name} is not an exported program: not a zip archive")
     if not trust:
+        from edgeopt_untrusted import torch_files
+
         refuse(path.name, torch_files.findings_for_torch(path))
     import torch
 

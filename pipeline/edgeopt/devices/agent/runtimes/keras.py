@@ -10,11 +10,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_untrusted import keras_files, saved_model
 
 SIGNATURE = "serving_default"
 
@@ -53,6 +50,8 @@ class Session(ModelSession):
             self._use_model(model)
             return
         if not trust:
+            from edgeopt_untrusted import keras_files
+
             refuse(path.name, keras_files.findings(path))
         if path.suffix == ".keras":
             import keras
@@ -103,6 +102,7 @@ class Session(ModelSession):
         return None if self.inputs is None else super().max_batch
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        import numpy as np
         import tensorflow as tf
 
         tensors = [tf.constant(array) for array in arrays]
@@ -126,6 +126,8 @@ def _load_tf_keras(path: Path, trust: bool) -> Any:
 def _load_saved_model(path: Path, trust: bool) -> Any:
     """The Keras model in a SavedModel; ``None`` if tf_keras cannot load it, or would run its code."""
     import tf_keras
+
+    from edgeopt_untrusted import saved_model
 
     if not (path / saved_model.GRAPH).is_file():
         raise AgentError("model", f"{path.name} is not a SavedModel: {saved_model.GRAPH} is missing")

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt_agent import VERSION
 from edgeopt_agent.session import ModelSession, Spec
 
@@ -29,6 +27,8 @@ class Session(ModelSession):
         self.outputs = _specs(options.get("outputs"))
         self.zeros: list[Any] | None = None
         if self.outputs is not None:
+            import numpy as np
+
             self.zeros = [
                 np.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
                 for spec in self.outputs
@@ -38,7 +38,11 @@ class Session(ModelSession):
         start = time.perf_counter()
         results = self.zeros
         seconds = time.perf_counter() - start
-        return results if results is not None else [np.zeros_like(array) for array in arrays], seconds
+        if results is None:
+            import numpy as np
+
+            results = [np.zeros_like(array) for array in arrays]
+        return results, seconds
 
 
 def _specs(values: Any) -> list[Spec] | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from edgeopt_agent.failure import refuse
 from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_untrusted import onnx_files
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -43,6 +42,8 @@ class Session(ModelSession):
         onnxruntime.set_default_logger_severity(3)
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
+        from edgeopt_untrusted import onnx_files
+
         refuse(path.name, onnx_files.findings(path), "save it as a single file")
         self.path, self.threads, self.options = path, threads, options
         self.last_inputs: list[Any] = []

@@ -11,7 +11,6 @@ from edgeopt_agent.cuda import gpu_memory_bytes, gpus, option_value, without_tf3
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import ModelSession, Spec
-from edgeopt_untrusted import onnx_files
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 PRECISIONS = ("fp32", "fp16")
@@ -54,6 +53,8 @@ class Session(ModelSession):
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         import onnxruntime
+
+        from edgeopt_untrusted import onnx_files
 
         refuse(path.name, onnx_files.findings(path), "save it as a single file")
         self.provider = provider_of(options)

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
-
 from edgeopt_agent.failure import AgentError
 from edgeopt_agent.protocol import Measured
 from edgeopt_agent.session import Layer, ModelSession, Spec
@@ -53,6 +51,8 @@ class Session(ModelSession):
         ]
 
     def invoke(self, arrays: list[Any]) -> tuple[list[Any], float]:
+        import numpy as np
+
         for index, array in enumerate(arrays):
             self.model.set_input(array, index)
         start = time.perf_counter()
@@ -72,6 +72,7 @@ class Session(ModelSession):
 
     def layers(self, arrays: list[Any]) -> list[Layer] | None:
         """Every operator's outputs, from a second interpreter that preserves all tensors."""
+        import numpy as np
         from tflite_micro.python.tflite_micro import runtime
         from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
@@ -118,6 +119,8 @@ def _names(content: bytes) -> tuple[list[str], list[str]]:
 
 
 def _spec(name: str, detail: dict[str, Any]) -> Spec:
+    import numpy as np
+
     scales = detail["quantization_parameters"]["scales"]
     points = detail["quantization_parameters"]["zero_points"]
     return Spec(

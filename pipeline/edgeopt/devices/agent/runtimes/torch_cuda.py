@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt_agent.cuda import gpu_memory_bytes, option_value, without_tf32
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.protocol import Measured
@@ -21,7 +19,6 @@ from edgeopt_agent.torchside import (
     limit_threads,
     names_of,
 )
-from edgeopt_untrusted import torch_files
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 EAGER_BATCH = 32
@@ -129,6 +126,8 @@ def load(path: Path, trust: bool, device: str) -> tuple[Any, list[Spec] | None]:
         raise AgentError("model", f"{path.name} is for the lite interpreter, which runs only on the CPU")
     if any(name.endswith("/constants.pkl") for name in names):
         if not trust:
+            from edgeopt_untrusted import torch_files
+
             refuse(path.name, torch_files.findings_for_torch(path))
         return torch.jit.load(os.fspath(path), map_location=device).eval(), None
     program, specs = exported_program(path, trust)
@@ -161,7 +160,7 @@ def widen_outputs(arrays: list[Any], precision: str) -> list[Any]:
     """Convert the outputs of a 16-bit model to float32, so that all precisions are comparable."""
     if precision == "fp32":
         return arrays
-    return [array.astype(np.float32) if array.dtype == np.float16 else array for array in arrays]
+    return [array.astype("float32") if array.dtype == "float16" else array for array in arrays]
 
 
 def compile_module(module: Any, name: str) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession
 from edgeopt_agent.torchside import as_arrays, as_tensors, limit_threads, names_of
-from edgeopt_untrusted import torch_files
 
 
 class Session(ModelSession):
@@ -39,6 +38,8 @@ class Session(ModelSession):
         with zipfile.ZipFile(path) as archive:
             lite = any(name.endswith("/bytecode.pkl") for name in archive.namelist())
         if not options.get("trust", False):
+            from edgeopt_untrusted import torch_files
+
             refuse(path.name, torch_files.findings_for_torch(path))
         import torch
 
