@@ -35,16 +35,16 @@ def seconds(command: list[str], runs: int = 1, **environment: str) -> float:
 def start(folder: Path) -> None:
     print("command                          median s of 7   goal")
     for name, arguments, goal in (
-        ("edgeopt --help", ["--help"], 0.3),
-        ("edgeopt plan digits-keras", ["plan", "digits-keras"], 1.0),
-        ("edgeopt plan digits-torch", ["plan", "digits-torch"], 1.0),
+        ("edgeopt --help", ["--help"], 0.2),
+        ("edgeopt plan digits-keras", ["plan", "digits-keras"], 0.7),
+        ("edgeopt plan digits-torch", ["plan", "digits-torch"], 0.7),
     ):
         median = seconds([*EDGEOPT, *arguments], 7, EDGEOPT_STORE=str(folder / "none"))
         print(f"{name:<32} {median:13.2f}   {goal}")
 
 
 def digits(folder: Path) -> None:
-    print("recipe         cold s   again s   goals 180 (both), 2")
+    print("recipe         cold s   again s   goals 180 (both), 1.3")
     for recipe in ("digits-keras", "digits-torch"):
         run = [
             *EDGEOPT,

@@ -136,7 +136,7 @@ def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array
 class Model(BaseModel):
     """Files and a format tag. ``path`` is the main file, or the folder of the model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     format: str
     path: Path

@@ -37,7 +37,7 @@ class Settings(BaseModel):
     Pydantic alone reads ``true`` as 1, so that ``max_drop: true`` would allow a drop of 100 points.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -6,17 +6,14 @@ error with a reason. All datasets of a recipe share one process, so that a frame
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import pickle
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import PrivateAttr
@@ -27,6 +24,9 @@ from edgeopt.devices.descendants import descendants, end, end_with, lead_group
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import title
 from edgeopt.plugin import Dataset, Sample
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 BATCH_BYTES = 4 << 20
 """Size of the samples that are sent at once."""
@@ -95,7 +95,7 @@ class Reader:
             raise failure(f"{name}: {value[0]}" if failure is DataError else value[0], fix=value[1])
         return value
 
-    def _answered(self, connection: Connection) -> bool:
+    def _answered(self, connection: "Connection") -> bool:
         """Wait for an answer; False if there is none in time.
 
         Raises:
@@ -111,7 +111,10 @@ class Reader:
                 return False
         return True
 
-    def _start(self) -> Connection:
+    def _start(self) -> "Connection":
+        import multiprocessing
+        from multiprocessing.util import Finalize
+
         context = multiprocessing.get_context("spawn")
         descriptor, log = tempfile.mkstemp(prefix="edgeopt-data-", suffix=".log")
         os.close(descriptor)
@@ -171,14 +174,14 @@ def _itself(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _end(connection: Connection, process: Any, log: Path, family: set[psutil.Process]) -> None:
+def _end(connection: "Connection", process: Any, log: Path, family: set[psutil.Process]) -> None:
     connection.close()
     end(process.pid, family)
     process.join()
     log.unlink(missing_ok=True)
 
 
-def _serve(connection: Connection, parent: int, log: Path) -> None:
+def _serve(connection: "Connection", parent: int, log: Path) -> None:
     """Answer requests with ``(None, value)`` or ``(error type, (message, fix))`` until the parent is gone."""
     lead_group()
     end_with(parent)

@@ -37,7 +37,7 @@ MAX_SAMPLES = 100_000_000
 class Value(BaseModel):
     """Base of all parts of a report: immutable, without extra fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 _SHOWN: dict[Kind, Callable[[float], str]] = {

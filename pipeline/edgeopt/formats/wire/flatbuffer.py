@@ -10,6 +10,7 @@ Layout: https://flatbuffers.dev/internals/
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,17 +43,23 @@ class Field(NamedTuple):
 
 
 class Schema:
-    """The tables and unions of a file type, parsed from text (see `formats.tflite.files.schema`)."""
+    """Tables and unions of a file type; parsed on first use from text as in `formats.tflite.files.schema`."""
 
-    def __init__(self, tables: str, unions: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, text: str, unions: Mapping[str, tuple[str, ...]]) -> None:
+        self.text = text
         self.unions = unions
-        self.tables: dict[str, tuple[Field | None, ...]] = {
-            member: () for members in unions.values() for member in members
+
+    @cached_property
+    def tables(self) -> dict[str, tuple[Field | None, ...]]:
+        """The fields of each table, in slot order."""
+        found: dict[str, tuple[Field | None, ...]] = {
+            member: () for members in self.unions.values() for member in members
         }
-        for line in tables.replace("\n    ", " ").split("\n"):
+        for line in self.text.replace("\n    ", " ").split("\n"):
             if line.strip():
                 name, _, fields = line.partition(":")
-                self.tables[name] = tuple(_field(text) for text in fields.split())
+                found[name] = tuple(_field(text) for text in fields.split())
+        return found
 
 
 def _field(text: str) -> Field | None:

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from pebble import ProcessExpired, ProcessPool
 
 from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
@@ -23,6 +22,9 @@ from edgeopt.devices.descendants import descendants, end, memory
 from edgeopt.plugin import Worker
 from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
 
 MEMORY_SHARE = 0.8
 """Default memory limit of a task, as a fraction of this machine's memory."""
@@ -137,13 +139,15 @@ class LocalExecutor(Executor):
             pool.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _pool(self, worker: Worker) -> ProcessPool:
+    def _pool(self, worker: Worker) -> "ProcessPool":
         pool = self._pools.get(worker)
         if pool is not None and not pool.active:  # broken: its worker died between two tasks
             del self._pools[worker]
             pool.stop()
             pool.join()
         if worker not in self._pools:
+            from pebble import ProcessPool  # here: a run with everything in the store needs none
+
             _mute_resource_tracker()
             self._pools[worker] = ProcessPool(
                 max_workers=1,
@@ -200,6 +204,8 @@ class LocalExecutor(Executor):
 def _failure_reason(running: _Running, error: BaseException) -> str:
     if running.stop_reason:
         return running.stop_reason
+    from pebble import ProcessExpired
+
     if isinstance(error, ProcessExpired):
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"

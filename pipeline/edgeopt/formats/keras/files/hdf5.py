@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from edgeopt.errors import MissingPackageError, install
 
 SECONDS = 20
 """Time limit for reading a file; hostile files can keep the library in a loop."""
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's pool of threads, which is not used, takes longer to start than most files to read."""
 
 
 def available() -> bool:
@@ -29,7 +32,9 @@ def ask(path: Path, program: str, *arguments: str) -> Any:
         raise MissingPackageError(f"reading {path.name} needs h5py", fix=install("keras"))
     command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False, env=os.environ | ONE_THREAD
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"reading its structure takes longer than {SECONDS} seconds") from None
     if done.returncode:
