@@ -22,7 +22,7 @@ from edgeopt.config.units import FACTORS
 from edgeopt.devices.device import known_devices, load_device
 from edgeopt.evaluation import hops as limits
 from edgeopt.formats.known import artifact_formats
-from edgeopt.plugin import KINDS, Metric, Plugin, Stage
+from edgeopt.plugin import KINDS, Metric, Plugin, Stage, Task
 from edgeopt.recipe.document import Intent
 from edgeopt.recipe.planner import reachable
 from edgeopt.results import MEASUREMENTS
@@ -248,14 +248,30 @@ def _facts(plugin: type[Plugin]) -> Iterator[str]:
             yield f"implements {_code(f'{intent}: {scheme}' for scheme in sorted(schemes))}"
         if plugin.needs_calibration:
             yield "uses `data.calibration`"
+    if issubclass(plugin, Metric) and plugin.tasks:
+        yield f"of the tasks {_code(plugin.tasks)}" if len(plugin.tasks) > 1 else f"of {_code(plugin.tasks)}"
+    if issubclass(plugin, Task):
+        fitting = [
+            name for name, metric in registry.plugins(Metric).items() if _named(plugin) in metric.tasks
+        ]
+        if fitting:
+            yield f"metrics: {_code(fitting)}"
+        if plugin.broken_agreement is not None:
+            yield f"a step that leaves less than {plugin.broken_agreement:.0%} agreement broke the model"
     if issubclass(plugin, Metric) and isinstance(plugin.against, str):
         labels = plugin.against == "labels"
-        yield f"compared with {'the labels' if labels else 'the outputs of the source model'}"
+        source = "the decisions" if plugin.reads == "decisions" else "the outputs"
+        yield f"compared with {'the labels' if labels else f'{source} of the source model'}"
         if isinstance(plugin.higher_is_better, bool):
             yield f"{'higher' if plugin.higher_is_better else 'lower'} is better"
     if plugin.requires:
         extras = f" (extra `{plugin.extra}`)" if plugin.extra else ""
         yield f"needs {', '.join(plugin.requires)}{extras}"
+
+
+def _named(plugin: type[Plugin]) -> str:
+    """The name of a shipped plugin: that of its file."""
+    return plugin.__module__.rpartition(".")[2]
 
 
 def _options(plugin: type[Plugin]) -> list[str]:
@@ -331,7 +347,7 @@ def hops() -> str:
     )
     lines.append(
         f"| quantizes or prunes | SNR below {limits.BROKEN_SNR_DB:g} dB; or, below "
-        f"{limits.ALIKE_SNR_DB:g} dB, agreement below {limits.BROKEN_AGREEMENT:.0%} |"
+        f"{limits.ALIKE_SNR_DB:g} dB, an agreement of decisions below that of the task |"
     )
     lines.append(
         "| any | another shape, values that are NaN or infinite, or a constant value in all of it or in a "

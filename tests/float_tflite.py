@@ -166,7 +166,7 @@ def inputs_of(data: Dataset) -> list[np.ndarray]:
 
 def outputs(path: Path, samples: Iterable[np.ndarray]) -> np.ndarray:
     """Outputs in LiteRT, sample by sample, dequantized."""
-    return tflite_interpreter.outputs(path.read_bytes(), path.name, [(s[np.newaxis],) for s in samples])
+    return tflite_interpreter.outputs(path, [(s[np.newaxis],) for s in samples]).arrays[0]
 
 
 def snr_db(expected: np.ndarray, found: np.ndarray) -> float:

@@ -95,6 +95,12 @@ def outputs(path: Path, samples: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([session.run(None, {name: sample[np.newaxis]})[0] for sample in samples])
 
 
+def flat_outputs(path: Path, inputs: list, **options: bool) -> np.ndarray:
+    """The only output, ``[n, values]``."""
+    (array,) = onnx_calibration.outputs(path, inputs, **options).arrays
+    return array.reshape(len(array), -1)
+
+
 def snr_db(expected: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.square(expected).sum() / np.square(expected - found).sum()))
 
@@ -124,7 +130,7 @@ def test_unsigned_weights_are_the_same_numbers(tmp_path: Path) -> None:
     signed = QuantizeOnnx(weight_type="int8").run(source, context(tmp_path / "s8", Noise()))
     assert weight_types(unsigned.path) == {"uint8", "int32"}
     assert weight_types(signed.path) == {"int8", "int32"}
-    found = [onnx_calibration.outputs(m.path, images(1), as_written=True) for m in (unsigned, signed)]
+    found = [flat_outputs(m.path, images(1), as_written=True) for m in (unsigned, signed)]
     np.testing.assert_array_equal(found[0], found[1])
 
 
@@ -190,7 +196,7 @@ def test_no_pair_of_products_can_leave_16_bits(tmp_path: Path, options: dict[str
     assert largest_pair_of_products(safe.path) <= 32_767
     assert max(onnx_overflow.worst_pairs(onnx_model_file.load(safe.path)).values()) <= 32_767
     kept = [(sample.inputs[0][np.newaxis],) for sample in data.samples()]
-    found = [onnx_calibration.outputs(path, kept) for path in (source.path, safe.path)]
+    found = [flat_outputs(path, kept) for path in (source.path, safe.path)]
     assert snr_db(*found) > 35
 
 
@@ -201,14 +207,16 @@ def test_only_the_layers_that_lose_get_the_slow_form() -> None:
     noise = {name: random.standard_normal(reference.shape) for name in ("a", "b", "c", "rest")}
     loss = {"a": 0.001, "b": 0.2, "c": 0.02, "rest": 0.03}
 
-    def run(forms: onnx_weight_encoding.Encodings) -> np.ndarray:
-        return reference + sum(loss[n] * noise[n] for n in loss if forms.get(n) != "unsigned")
+    def fidelity(forms: onnx_weight_encoding.Encodings) -> onnx_weight_encoding.Fidelity:
+        made = reference + sum(loss[n] * noise[n] for n in loss if forms.get(n) != "unsigned")
+        agreement = float((made.argmax(axis=1) == reference.argmax(axis=1)).mean())
+        return onnx_weight_encoding.Fidelity(snr_db(reference, made), agreement, len(made))
 
-    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {"a": 9, "b": 9, "c": 9}, reference, run)
+    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {"a": 9, "b": 9, "c": 9}, fidelity)
     assert forms == {"a": "safe", "b": "unsigned", "c": "safe"}
     assert "1 of 3 layers have uint8 weights" in remark
     loss["b"] = 0.01
-    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {}, reference, run)
+    forms, remark = onnx_weight_encoding.choose(["a", "b", "c"], {}, fidelity)
     assert set(forms.values()) == {"safe"}
     assert "cannot overflow on any x86" in remark
 
@@ -401,7 +409,7 @@ def test_inputs_and_outputs_of_8_bits(tmp_path: Path, activation: str) -> None:
         stored = np.clip(np.rint(image / given.scale) + given.zero_point, ends.min, ends.max)
         answer = run.run(None, {"image": stored.astype(activation)})[0]
         found.append((answer.astype(np.float32) - made.zero_point) * made.scale)
-    assert snr_db(onnx_calibration.outputs(source.path, images(16)), np.concatenate(found)) > 28
+    assert snr_db(flat_outputs(source.path, images(16)), np.concatenate(found)) > 28
 
 
 def test_a_run_sees_integers_as_the_numbers_they_stand_for(tmp_path: Path) -> None:
@@ -410,7 +418,7 @@ def test_a_run_sees_integers_as_the_numbers_they_stand_for(tmp_path: Path) -> No
     bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
     (tmp_path / "data").mkdir()
     outcome = bench.run(result, Evaluation(Noise(), Preprocessing(), tmp_path / "data"))
-    expected = onnx_calibration.outputs(source.path, images(16))
+    expected = flat_outputs(source.path, images(16))
     assert outcome.outputs[0].dtype == np.float32
     assert snr_db(expected, outcome.outputs[0][:16]) > 28
 
@@ -438,9 +446,9 @@ def test_16_bit_activations(tmp_path: Path) -> None:
     assert (found["first"], found["depthwise"]) == (("int16", "int8"), ("uint8", "int8"))
     assert found["dense"][1] == "float32"
     plain = QuantizeOnnx().run(source, context(tmp_path / "plain", Noise()))
-    expected = onnx_calibration.outputs(source.path, images(16))
+    expected = flat_outputs(source.path, images(16))
     snr = {
-        name: snr_db(expected, onnx_calibration.outputs(made.path, images(16)))
+        name: snr_db(expected, flat_outputs(made.path, images(16)))
         for name, made in (("plain", plain), ("wide", wide))
     }
     assert snr["wide"] > snr["plain"] + 5
@@ -555,7 +563,7 @@ def judged(source: Model, result: Model, file: Path) -> tuple[float, float, floa
     kept = list(Stored(file=file).samples())
     samples = [(sample.inputs[0][np.newaxis].astype(np.float32),) for sample in kept]
     labels = np.array([sample.label for sample in kept])
-    before, after = (onnx_calibration.outputs(model.path, samples) for model in (source, result))
+    before, after = (flat_outputs(model.path, samples) for model in (source, result))
     drop = float(np.mean(before.argmax(1) == labels) - np.mean(after.argmax(1) == labels))
     return drop, float(np.mean(before.argmax(1) == after.argmax(1))), snr_db(before, after)
 

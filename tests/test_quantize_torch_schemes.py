@@ -198,7 +198,7 @@ def top1(model: Model, dataset: Dataset | None = None) -> float:
         inputs = [(sample.inputs[0][np.newaxis],) for sample in samples]
         labels = np.array([sample.label for sample in samples])
     with torch_engine.mobile_engine():
-        outputs = torch_runtimes.first_outputs(runner(model), inputs)
+        outputs = torch_runtimes.outputs(runner(model), inputs).arrays[0]
     assert outputs.dtype == np.float32
     return float(np.mean(outputs.argmax(1) == labels))
 
@@ -442,11 +442,11 @@ def test_schemes_on_resnet20(real_data: Path, tmp_path: Path) -> None:
     look = Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), layout="NHWC")
     with np.load(real_data / "cifar10" / "test446.npz") as data:
         inputs: list[tuple[Array, ...]] = [(look.apply(x, model.inputs[0]),) for x in data["x"][:100]]
-    wanted = torch_runtimes.first_outputs(torch_program.plain_graph(model)[0], inputs)
+    wanted = torch_runtimes.outputs(torch_program.plain_graph(model)[0], inputs).arrays[0]
     weights = 269_722 - 10 - 2 * (7 * 16 + 6 * 32 + 6 * 64)
 
     def snr_db(result: Model) -> float:
-        outputs = torch_runtimes.first_outputs(runner(result), inputs)
+        outputs = torch_runtimes.outputs(runner(result), inputs).arrays[0]
         return float(10 * np.log10((wanted**2).sum() / ((outputs - wanted) ** 2).sum()))
 
     dynamic = finished(QuantizeWeightsExecutorch(), model, tmp_path / "dynamic", Told())

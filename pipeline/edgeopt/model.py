@@ -4,9 +4,10 @@ A model never holds a live framework object, so it can be cached, sent to anothe
 after an interruption.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,33 @@ from edgeopt.config.units import check_number
 
 Layout: TypeAlias = Literal["NHWC", "NCHW"]
 Array: TypeAlias = NDArray[np.generic]
+
+
+class Outputs(NamedTuple):
+    """The outputs of a model, each ``[n, ...]``, and their names as far as its runtime reports them."""
+
+    arrays: Sequence[Array]
+    names: Sequence[str] = ()
+
+    def name(self, index: int) -> str:
+        """The name of an output, or its position."""
+        return self.names[index] if len(self.names) == len(self.arrays) else str(index)
+
+    def all_names(self) -> tuple[str, ...]:
+        """The names or positions of all outputs."""
+        return tuple(self.name(index) for index in range(len(self.arrays)))
+
+    @classmethod
+    def joined(cls, rows: Sequence[Sequence[Array]], names: Sequence[str] = ()) -> "Outputs":
+        """The outputs of several runs of one sample each, as float32 ``[n, ...]``."""
+        columns = [[np.asarray(value, np.float32) for value in column] for column in zip(*rows, strict=True)]
+        return cls(
+            [np.concatenate([v if v.shape[:1] == (1,) else v[None] for v in c]) for c in columns], names
+        )
+
+    def only(self, positions: Sequence[int]) -> "Outputs":
+        """Some of the outputs."""
+        return Outputs([self.arrays[at] for at in positions], [self.name(at) for at in positions])
 
 
 def _number(value: object) -> object:

@@ -1,5 +1,7 @@
 """The tests that every plug-in passes, ours like everybody's."""
 
+import json
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -9,13 +11,23 @@ import pytest
 
 from edgeopt.config import registry
 from edgeopt.config.references import Code
+from edgeopt.evaluation.datasets.coco import Coco
 from edgeopt.evaluation.datasets.csv import Csv
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.evaluation.datasets.function import Function
 from edgeopt.evaluation.datasets.image_folder import ImageFolder
+from edgeopt.evaluation.datasets.mask_folder import MaskFolder
 from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.datasets.wav_folder import WavFolder
+from edgeopt.evaluation.datasets.yolo import Yolo
+from edgeopt.evaluation.decoders.grid import Grid
+from edgeopt.evaluation.decoders.ssd import Ssd
 from edgeopt.evaluation.metrics.function import Function as FunctionMetric
+from edgeopt.evaluation.metrics.pck import Pck
+from edgeopt.evaluation.metrics.psnr import Psnr
+from edgeopt.evaluation.metrics.ssim import Ssim
 from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.evaluation.tasks.sequence import Sequence
 from edgeopt.plugin import Dataset, Sample, Stage
 from edgeopt.recipe.document import Latency
 from edgeopt.run.bench import Bench, timing_of
@@ -37,12 +49,14 @@ INSTANCES = [
     FinetuneTorch(epochs=1),
     *(kind(channels=0.5) for kind in (PruneKeras, PruneTorch)),
     *(kind(weights=0.5) for kind in (PruneKeras, PruneTorch)),
+    Psnr(data_range=1),
+    Ssim(data_range=1),
+    Pck(reference=100),
+    Sequence(decode="ctc"),
+    Grid(strides=(8,)),
+    Ssd(strides=(8,), scales=(0.2,), size=(64, 64)),
     *(QuantizeWeightsTflite(scheme=scheme) for scheme in ("float16", "dynamic_int8")),
 ]
-ELSEWHERE = {
-    ("metrics", "function"),  # needs a file, as datasets do: below
-    ("runtimes", "null"),  # answers whatever it is given, which is what it is for
-}
 ELSEWHERE = {
     ("metrics", "function"),  # needs a file, as datasets do: below
     ("runtimes", "null"),  # answers whatever it is given, which is what it is for
@@ -96,6 +110,50 @@ def _image_folder(folder: Path) -> Dataset:
     return ImageFolder(path=folder / "images", size=(8, 8))
 
 
+def _pictures(folder: Path) -> Path:
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((8, 8, 3), 40 * index, np.uint8)).save(folder / "images" / f"{index}.png")
+    return folder / "images"
+
+
+def _coco(folder: Path) -> Dataset:
+    images = _pictures(folder)
+    boxes = [{"id": i, "image_id": i, "category_id": 5, "bbox": [1, 1, 2 + i, 3]} for i in range(3)]
+    described = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+    content = {"images": described, "annotations": boxes, "categories": [{"id": 5, "name": "cat"}]}
+    (folder / "coco.json").write_text(json.dumps(content))
+    return Coco(annotations=folder / "coco.json", images=images)
+
+
+def _yolo(folder: Path) -> Dataset:
+    images = _pictures(folder)
+    (folder / "labels").mkdir()
+    (folder / "labels" / "1.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    return Yolo(images=images)
+
+
+def _mask_folder(folder: Path) -> Dataset:
+    from PIL import Image
+
+    images = _pictures(folder)
+    (folder / "masks").mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((8, 8), index, np.uint8)).save(folder / "masks" / f"{index}.png")
+    return MaskFolder(images=images, masks=folder / "masks")
+
+
+def _wav_folder(folder: Path) -> Dataset:
+    for name in ("go", "stop"):
+        (folder / "sounds" / name).mkdir(parents=True)
+        with wave.open(str(folder / "sounds" / name / "0.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 80, "NONE", ""))
+            file.writeframes(np.full(80, len(name), "<i2").tobytes())
+    return WavFolder(path=folder / "sounds")
+
+
 def _function(folder: Path) -> Dataset:
     (folder / "own_data.py").write_text(CODE)
     return Function(function=Code.model_validate("own_data:data", context={"roots": (folder,)}))
@@ -107,6 +165,10 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "function": _function,
     "image_folder": _image_folder,
     "npz": _npz,
+    "coco": _coco,
+    "yolo": _yolo,
+    "mask_folder": _mask_folder,
+    "wav_folder": _wav_folder,
 }
 
 

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from edgeopt.evaluation.measurements import CLASSES, by_class
+from edgeopt.evaluation.tasks.classification import Classification
+from edgeopt.model import Outputs
+from edgeopt.plugin import Decisions
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import latency
 
 
-def logits(answers: list[int], classes: int = 4) -> np.ndarray:
-    return np.eye(classes, dtype=np.float32)[answers]
+def logits(answers: list[int], classes: int = 4) -> Decisions:
+    return Classification().decide(Outputs([np.eye(classes, dtype=np.float32)[answers]]))
 
 
 def test_classes_that_lost_most_come_first() -> None:

@@ -133,7 +133,7 @@ def test_outputs_that_are_missing_or_added_are_left_out() -> None:
     assert (fewer.names, more.names) == (["a"], ["a", "b"])
     with Scorer([NamedMetric.of(FidelitySnrDb())], None) as scorer:
         for outputs in (fewer, more):
-            values, _, _ = scorer.artifact(outputs, source)
+            values = scorer.artifact(outputs, source).values
             assert values["fidelity_snr_db"].value == 200
 
 

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.evaluation.hops import Outputs
 from edgeopt.evaluation.judge import Evidence, judge
 from edgeopt.evaluation.measurements import flips, sample_measurements
 from edgeopt.evaluation.metrics.agreement import Agreement
@@ -11,11 +10,18 @@ from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
 from edgeopt.evaluation.metrics.max_abs_error import MaxAbsError
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
-from edgeopt.plugin import NamedMetric
+from edgeopt.evaluation.tasks.classification import Classification
+from edgeopt.model import Outputs
+from edgeopt.plugin import Decisions, NamedMetric
 from edgeopt.results import Gate, Report, Result, Run, Verdict
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import latency
 from edgeopt.run.scoring import Scorer
+
+
+def decided(scores: np.ndarray) -> Decisions:
+    return Classification().decide(Outputs([scores]))
+
 
 RUN = Run(started="", seconds=0.0, command="", edgeopt="")
 
@@ -93,8 +99,8 @@ def test_a_drop_is_paired_with_the_source() -> None:
     worse = logits([*labels[:88], *((labels[88:] + 1) % 10)])
     metrics = [NamedMetric("top1", Top1()), NamedMetric("agreement", Agreement())]
     with Scorer(metrics, labels) as scorer:
-        assert scorer.source(source)["top1"].value == pytest.approx(0.9)
-        found, pairs, _ = scorer.artifact(Outputs([worse]), Outputs([source]))
+        assert scorer.source(Outputs([source]))["top1"].value == pytest.approx(0.9)
+        found, pairs, *_ = scorer.artifact(Outputs([worse]), Outputs([source]))
     assert scorer.failures == {} and [info.kind for info in scorer.infos()] == ["fraction"] * 2
     assert (pairs["top1"].worse, pairs["top1"].better) == (2, 0)
     assert found["top1"].value == pytest.approx(0.88)
@@ -129,15 +135,15 @@ def test_a_source_model_that_guesses_is_told() -> None:
     from edgeopt.results import SourceResult
     from edgeopt.run.assemble import plausibility_notes
 
-    measured: Any = SimpleNamespace(source=SimpleNamespace(outputs=(logits([1, 2]),)))
+    scorer: Any = SimpleNamespace(source_decisions=decided(logits([1, 2])))
 
     def source(top1: float) -> SourceResult:
         value = {"value": top1, "n": 446}
         return SourceResult(format="keras", path="m.keras", measurements={"top1": value})
 
-    (note,) = plausibility_notes(source(0.1121), measured)
+    (note,) = plausibility_notes(source(0.1121), scorer)
     assert "correct for 11.2% of 446 samples, which is chance level for 10 classes" in note
-    assert plausibility_notes(source(0.5), measured) == []
+    assert plausibility_notes(source(0.5), scorer) == []
 
 
 def samples(worse: int, better: int, count: int) -> Paired:
@@ -230,11 +236,11 @@ def test_lost_samples_are_listed_most_certain_first() -> None:
     source = logits(list(labels))
     worse = logits([*labels[:18], (labels[18] + 1) % 10, (labels[19] + 1) % 10])
     worse[19] *= 3
-    first, second = flips(worse, labels, source)
+    first, second = flips(decided(worse), labels, decided(source))
     assert (first.sample, first.label, first.answer) == (19, 9, 0)
     assert second.sample == 18
     assert first.margin > second.margin > 0
-    assert flips(worse, None, source) == ()
+    assert flips(decided(worse), None, decided(source)) == ()
 
 
 def test_the_worst_output_counts_and_a_gate_can_name_one() -> None:
@@ -243,7 +249,7 @@ def test_the_worst_output_counts_and_a_gate_can_name_one() -> None:
     source = Outputs([boxes, scores], ("boxes", "scores"))
     worse = Outputs([boxes + 0.001, scores + random.normal(0, 0.2, scores.shape)], ("boxes", "scores"))
     with Scorer([NamedMetric.of(FidelitySnrDb()), NamedMetric.of(MaxAbsError())], None) as scorer:
-        found, _, outputs = scorer.artifact(worse, source)
+        found, _, outputs, _ = scorer.artifact(worse, source)
     assert list(outputs) == ["boxes", "scores"]
     assert outputs["boxes"]["fidelity_snr_db"].value > 70
     assert found["fidelity_snr_db"] == outputs["scores"]["fidelity_snr_db"]

@@ -14,9 +14,17 @@ from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.evaluation.metrics.roc_auc import RocAuc
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.metrics.top5 import Top5
+from edgeopt.evaluation.tasks.classification import Classification
+from edgeopt.model import Outputs
+from edgeopt.plugin import Score
 
 NAN = np.nan
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.3, 0.3, 0.4], [0.2, 0.3, 0.5]], np.float32)
+
+
+def scored(outputs: np.ndarray) -> np.ndarray:
+    """The scores that the classification task reads from outputs."""
+    return Classification().decide(Outputs([outputs])).scores
 
 
 def test_top1():
@@ -29,23 +37,22 @@ def test_top1():
 
 def test_top1_of_one_output_is_a_binary_decision():
     labels = np.array([0, 1, 1, 0])
-    assert Top1().score(np.array([[0.2], [0.7], [0.4], [0.1]]), labels).value == 0.75  # probabilities
-    assert Top1().score(np.array([-2.0, 0.4, 3.0, 0.1]), labels).value == 0.75  # logits
+    assert Top1().score(scored(np.array([[0.2], [0.7], [0.4], [0.1]])), labels).value == 0.75  # probabilities
+    assert Top1().score(scored(np.array([-2.0, 0.4, 3.0, 0.1])), labels).value == 0.75  # logits
 
 
 def test_top1_drops_axes_of_length_one():
     labels = np.array([[1], [0], [2], [2]])
-    assert Top1().score(SCORES.reshape(4, 1, 1, 3), labels).value == 1.0
+    assert Top1().score(scored(SCORES.reshape(4, 1, 1, 3)), labels).value == 1.0
 
 
-@pytest.mark.parametrize("metric", [Top1(), Top5(), Agreement()])
+@pytest.mark.parametrize("metric", [Top1(), Top5()])
 def test_outputs_that_are_not_finite_are_wrong(metric):
     outputs = np.eye(6)
     broken = outputs.copy()
     broken[2, 2], broken[4, 4] = np.inf, NAN
-    target = outputs if metric.against == "source" else np.arange(6)
-    assert metric.score(outputs, target).value == 1.0
-    assert metric.score(broken, target).per_sample.tolist() == [1, 1, 0, 1, 0, 1]
+    assert metric.score(outputs, np.arange(6)).value == 1.0
+    assert metric.score(broken, np.arange(6)).per_sample.tolist() == [1, 1, 0, 1, 0, 1]
 
 
 def test_top5():
@@ -76,16 +83,16 @@ def test_labels_that_do_not_fit(metric, labels, message):
 
 
 def test_outputs_that_are_no_scores():
-    with pytest.raises(UsageError, match=r"\[4, 2, 3\] are not one score per class"):
+    with pytest.raises(UsageError, match=r"\[4, 2, 3\] are not one per class"):
         Top1().score(np.zeros((4, 2, 3)), np.zeros(4, int))
 
 
 def test_roc_auc_by_hand():
     # Of the four pairs of a positive and a negative, three are in order; the tie counts half.
     labels = np.array([0, 0, 1, 1])
-    assert RocAuc().score(np.array([0.1, 0.4, 0.35, 0.8]), labels).value == 0.75
-    assert RocAuc().score(np.array([0.1, 0.4, 0.4, 0.8]), labels).value == 0.875
-    assert RocAuc().score(np.array([0.1, 0.4, NAN, 0.8]), labels).value == 0.5
+    assert RocAuc().score(scored(np.array([0.1, 0.4, 0.35, 0.8])), labels).value == 0.75
+    assert RocAuc().score(scored(np.array([0.1, 0.4, 0.4, 0.8])), labels).value == 0.875
+    assert RocAuc().score(scored(np.array([0.1, 0.4, NAN, 0.8])), labels).value == 0.5
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -136,18 +143,8 @@ def test_fidelity_snr_db():
 
 
 def test_agreement():
-    changed = SCORES.copy()
-    changed[1] = [0.1, 0.8, 0.1]
-    assert Agreement().score(changed, SCORES).per_sample.tolist() == [1, 0, 1, 1]
-    assert Agreement().score(changed, SCORES).value == 0.75
-    # One output: the threshold is 0.5 for probabilities and 0 for logits, as the source's values show.
-    assert Agreement().score(np.array([[0.4], [0.6]]), np.array([[0.2], [0.4]])).value == 0.5
-    assert Agreement().score(np.array([[0.4], [-2.0]]), np.array([[0.2], [-1.0]])).value == 1.0
-    # One decision per pixel.
-    pixels = np.zeros((2, 2, 2, 3))
-    other = pixels.copy()
-    other[1, 0, 0, 2] = 1
-    assert Agreement().score(other, pixels).per_sample.tolist() == [1, 0.75]
+    score = Agreement().score(np.array([1.0, 0.0, 0.5, 1.0]), None)
+    assert score.value == 0.625 and score.per_sample.tolist() == [1, 0, 0.5, 1]
 
 
 CODE = """
@@ -176,7 +173,7 @@ def code(tmp_path, monkeypatch):
 def test_function(code):
     outputs, labels = np.array([[0.25, 0], [0.75, 0]]), np.array([0, 1])
     metric = code("error", lower_is_better=True, compare_with="source")
-    assert metric.score(outputs, labels) == (0.25, None)
+    assert metric.score(outputs, labels) == Score(0.25)
     assert (metric.against, metric.higher_is_better) == ("source", False)
     score = code("hits", arguments={"border": 0.8}).score(outputs, labels)
     assert score.value == 0.5

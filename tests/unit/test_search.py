@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.model import Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
+from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
+from edgeopt.evaluation.metrics.top5 import Top5
+from edgeopt.model import Model, Outputs, Preprocessing, TensorSpec
+from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Trial
 from edgeopt.stages._search import Budget, search, search_samples
 
 SAMPLES, CLASSES = 400, 10
@@ -36,10 +38,9 @@ class Noisy:
         self.raised = raised
         return path
 
-    def outputs(self, path: Path | None) -> np.ndarray:
-        if path is None:
-            return self.clean
-        return self.clean + sum(noise for name, noise in self.noise.items() if name not in self.raised)
+    def outputs(self, path: Path | None) -> Outputs:
+        left = [noise for name, noise in self.noise.items() if path is not None and name not in self.raised]
+        return Outputs([self.clean + sum(left, np.zeros_like(self.clean))])
 
 
 class Told:
@@ -85,7 +86,7 @@ def test_nothing_is_raised_where_nothing_hurts(tmp_path: Path) -> None:
 
 
 def test_the_cheaper_of_two_equal_layers_is_raised(tmp_path: Path) -> None:
-    model = Noisy(tmp_path, {"dear": 0.5, "cheap": 0.5}, {"dear": 1000, "cheap": 10})
+    model = Noisy(tmp_path, {"dear": 0.2, "cheap": 0.2}, {"dear": 1000, "cheap": 10})
     told = Told(tmp_path)
     alone = {name: model.clean + model.noise[name] for name in model.layers}
     drops = {name: float((outputs.argmax(axis=1) != model.labels).mean()) for name, outputs in alone.items()}
@@ -211,3 +212,37 @@ def test_a_candidate_that_cannot_be_made_is_passed_over(tmp_path: Path) -> None:
     noisy.make = lambda raised: (_ for _ in ()).throw(StageError("none"))  # type: ignore[method-assign]
     with pytest.raises(StageError, match="none"):
         search(noisy, noisy.labels, max_drop=0.02, budget=Budget(), context=Told(tmp_path).context)
+
+
+class Two(Noisy):
+    """A model of two outputs, whose second one is lost unless the layer 'second' is raised."""
+
+    def outputs(self, path: Path | None) -> Outputs:
+        scores = super().outputs(path).arrays[0]
+        lost = path is not None and "second" not in self.raised
+        boxes = self.clean[:, :4] * 0 if lost else self.clean[:, :4]
+        return Outputs([scores, boxes], ("scores", "boxes"))
+
+
+def test_every_output_counts(tmp_path: Path) -> None:
+    model, told = Two(tmp_path, dict.fromkeys(COST, 1e-4), COST), Told(tmp_path)
+    assert search(model, None, max_drop=0.01, budget=Budget(), context=told.context) == {"second"}
+    assert told.trials[0].drop == 1.0
+
+
+def test_the_metric_of_the_recipe_decides(tmp_path: Path) -> None:
+    # The class differs often, but it is always among the five highest.
+    model = Noisy(tmp_path, {"first": 0.3, "second": 1e-3}, {"first": 1, "second": 1})
+    context = Told(tmp_path).context
+    by_top1 = search(model, model.labels, max_drop=0.02, budget=Budget(), context=context)
+    assert by_top1 == {"first"}
+    judged = context._replace(judging=Judging(Top5()))
+    assert search(model, model.labels, max_drop=0.02, budget=Budget(), context=judged) == frozenset()
+
+
+def test_numbers_are_judged_by_their_error(tmp_path: Path) -> None:
+    model, told = Noisy(tmp_path, {"first": 0.3, "second": 1e-3}, {"first": 1, "second": 1}), Told(tmp_path)
+    context = told.context._replace(judging=Judging(MeanSquaredError()))
+    assert search(model, model.clean, max_drop=0.02, budget=Budget(), context=context) == {"first"}
+    assert told.trials[0].drop == pytest.approx(0.09, rel=0.1)  # 0.3 squared, relative to power 1
+    assert told.trials[0].agreement is None

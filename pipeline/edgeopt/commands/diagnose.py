@@ -28,8 +28,8 @@ from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
 from edgeopt.run.preflight import check_data
-from edgeopt.run.scoring import Scorer
-from edgeopt.run.session import PROBE_SAMPLES, SOURCE_BATCH, StepOutputs, judged_steps, measure
+from edgeopt.run.scoring import scorer_of
+from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
 from edgeopt.run.store import Store, store_folder
 
 SAMPLES = 64
@@ -246,7 +246,7 @@ def _hops(
         bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
         run = partial(bench.run, evaluation=evaluation, limit=PROBE_SAMPLES)
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
-        first = run(source, batch=SOURCE_BATCH)
+        first = run(source)
         step_outputs = [StepOutputs("source", source.format, True, first)]
         for step, names, lossless, trained in judged_steps(built.steps, source, host):
             step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
@@ -290,7 +290,7 @@ def _measured(
     builds = build(plan, store, watch)
     measured = measure(plan, builds, store, device_folders, watch)
     scratch = tempfile.TemporaryDirectory(prefix="edgeopt-")
-    with scratch as name, Scorer(recipe.metrics, measured.labels) as scorer:
+    with scratch as name, scorer_of(recipe, measured.labels) as scorer:
         assemble.source_result(plan, measured, scorer)
         rows, _ = assemble.results(plan, builds, measured, scorer, Path(name))
     row = next(row for row in rows if row.variant == variant)

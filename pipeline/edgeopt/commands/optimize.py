@@ -22,7 +22,7 @@ from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
 from edgeopt.run.preflight import Findings, preflight
-from edgeopt.run.scoring import Scorer
+from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import measure, measure_step, unmeasured
 from edgeopt.run.store import ARTIFACTS, Store, store_folder
 
@@ -90,7 +90,7 @@ def _run(
         # Nothing can be built or judged without its data; the report says so.
         builds = [Built(branch, failure=str(error)) for branch in plan.branches]
         measured = unmeasured(plan, str(error))
-    with Scorer(loaded.metrics, measured.labels, findings.failed_metrics) as scorer:
+    with scorer_of(loaded, measured.labels, findings.failed_metrics) as scorer:
         source = assemble.source_result(plan, measured, scorer)
         rows, evidence = assemble.results(plan, builds, measured, scorer, folder)
     verdicts = judge(loaded.gates, rows, evidence, scorer.failures)
@@ -106,7 +106,7 @@ def _run(
             document=loaded.document,
             samples=measured.samples,
             notes=(
-                *assemble.plausibility_notes(source, measured),
+                *assemble.plausibility_notes(source, scorer),
                 *plan.notes,
                 *findings.notes,
                 *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),

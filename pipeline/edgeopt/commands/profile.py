@@ -10,8 +10,8 @@ from edgeopt.devices.lint import lint_artifact, lint_measured, summary
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.source import inspect
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Dataset, Metric, NamedMetric
+from edgeopt.model import Model, Outputs, Preprocessing, TensorSpec
+from edgeopt.plugin import Dataset, Metric, NamedMetric, PerSample
 from edgeopt.recipe.document import Latency
 from edgeopt.results import Artifact, Report
 from edgeopt.run.assemble import RunClock, result_of
@@ -85,7 +85,7 @@ def profile(
         named = [NamedMetric.of(metric) for metric in metrics]
         _check_metrics(named, labels, executed=executed)
         with Scorer(named, labels) as scorer:
-            scores = scorer.source(outcome.outputs[0]) if executed else {}
+            scores = scorer.source(Outputs(outcome.outputs, outcome.output_names)) if executed else {}
         findings = lint_artifact(path, target, model.format) + lint_measured(outcome.measurements, target)
         read = readings(model, target, outcome._replace(extra_notes=tuple(summary(findings))))
     result = result_of(
@@ -117,7 +117,7 @@ def _specs_of(dataset: Dataset) -> tuple[TensorSpec, ...]:
     )
 
 
-def _check_metrics(metrics: Sequence[NamedMetric], labels: Array | None, *, executed: bool) -> None:
+def _check_metrics(metrics: Sequence[NamedMetric], labels: PerSample | None, *, executed: bool) -> None:
     """Check that labels are available for every metric.
 
     Raises:

@@ -22,13 +22,15 @@ from edgeopt.config.references import Code
 from edgeopt.config.text import reason_of
 from edgeopt.errors import UsageError, shortened
 
-Kind = Literal["stages", "formats", "datasets", "metrics", "connections", "runtimes"]
+Kind = Literal["stages", "formats", "datasets", "metrics", "tasks", "decoders", "connections", "runtimes"]
 
 PACKAGES: dict[Kind, str] = {
     "stages": "edgeopt.stages",
     "formats": "edgeopt.formats.*",
     "datasets": "edgeopt.evaluation.datasets",
     "metrics": "edgeopt.evaluation.metrics",
+    "tasks": "edgeopt.evaluation.tasks",
+    "decoders": "edgeopt.evaluation.decoders",
     "connections": "edgeopt.devices.connections",
     "runtimes": "edgeopt.devices.agent.runtimes",
 }

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
-from edgeopt.model import Array
+from edgeopt.evaluation.interpreter import Interpreter, single
+from edgeopt.model import Array, Outputs
 from edgeopt.results import Measurement
 
 
@@ -22,7 +23,7 @@ class Difference(NamedTuple):
     max_steps: int | None
     """The same in quantization steps; None unless every output is quantized."""
     flips: int | None
-    """Number of samples with a different argmax; None for outputs of a single value."""
+    """Number of samples with another decision; None if the outputs are no decisions."""
     worst: tuple[int, ...]
     """Indices of the samples with the largest differences, largest first."""
 
@@ -41,11 +42,16 @@ class Difference(NamedTuple):
 
 
 def difference(
-    first: Sequence[Array], second: Sequence[Array], scales: Sequence[float | None], worst: int = 4
+    first: Sequence[Array],
+    second: Sequence[Array],
+    scales: Sequence[float | None],
+    worst: int = 4,
+    interpreter: Interpreter | None = None,
 ) -> Difference:
     """Compare real-valued outputs, each ``[n, ...]``; ``scales`` convert differences to quantization steps.
 
-    A NaN on one side only counts as an infinite difference.
+    A NaN on one side only counts as an infinite difference. ``interpreter``: what the outputs mean; default:
+    as far as each shows by itself.
 
     Raises:
         UsageError: the devices return outputs of different number or size.
@@ -63,10 +69,6 @@ def difference(
         errors = np.maximum(errors, largest_error)
         scale = scales[index] if index < len(scales) else None
         steps = np.maximum(steps, np.rint(largest_error / scale) if scale else np.nan)
-    flips = None
-    if first[0].size > count:
-        largest = [outputs[0].reshape(count, -1).argmax(axis=1) for outputs in (first, second)]
-        flips = int((largest[0] != largest[1]).sum())
     all_quantized = np.isfinite(steps).all()
     order = [int(index) for index in np.argsort(-errors, kind="stable")[:worst] if errors[index] > 0]
     return Difference(
@@ -74,9 +76,21 @@ def difference(
         differing=int((errors > 0).sum()),
         max_error=float(errors.max(initial=0.0)),
         max_steps=int(steps.max(initial=0.0)) if all_quantized else None,
-        flips=flips,
+        flips=_flips(first, second, interpreter),
         worst=tuple(order),
     )
+
+
+def _flips(first: Sequence[Array], second: Sequence[Array], interpreter: Interpreter | None) -> int | None:
+    """Number of samples with another decision: of the task, or else of an output by itself."""
+    if interpreter is not None:
+        parts = [(interpreter, Outputs(first), Outputs(second))]
+    else:
+        pairs = [(Outputs([one]), Outputs([other])) for one, other in zip(first, second, strict=True)]
+        parts = [(single(one), one, other) for one, other in pairs]
+    agreements = [known.agreement(other, one) for known, one, other in parts]
+    known_ones = [agreement for agreement in agreements if agreement is not None]
+    return int((np.min(known_ones, axis=0) < 1).sum()) if known_ones else None
 
 
 def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

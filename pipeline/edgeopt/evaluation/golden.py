@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeopt.config.files import replacing, writing
 from edgeopt.evaluation.samples import fitted, quantize, random_inputs
 from edgeopt.model import Array, Model, Preprocessing
-from edgeopt.plugin import Dataset
+from edgeopt.plugin import Dataset, PerSample
 
 COUNT = 8
 """Number of vectors: enough to detect a wrong byte, few enough for flash memory."""
@@ -22,12 +22,12 @@ class Golden:
     """The samples of a run that become golden vectors, spread evenly over the evaluation data."""
 
     def __init__(
-        self, dataset: Dataset | None, preprocessing: Preprocessing, labels: Array | None, samples: int
+        self, dataset: Dataset | None, preprocessing: Preprocessing, labels: PerSample | None, samples: int
     ) -> None:
         self.preprocessing = preprocessing
         self.samples = samples
         self.rows = np.linspace(0, samples - 1, min(COUNT, samples)).round().astype(int)
-        self.labels = None if labels is None else labels[self.rows]
+        self.labels = labels[self.rows] if isinstance(labels, np.ndarray) else None
         self.raw: tuple[Array, ...] = _select(dataset, self.rows) if dataset and samples else ()
 
     def write(self, model: Model, outputs: Sequence[Array], path: Path) -> None:

@@ -1,18 +1,16 @@
 """What one step did to the outputs of a model: every output, and parts of outputs of mixed ranges. Pure."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.model import Array
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.interpreter import Interpreter, single
+from edgeopt.model import Array, Outputs
 from edgeopt.results import Hop, OutputChange, snr_db
 
 LOSSLESS_SNR_DB = 60.0
 LOSSLESS_MAX_ERROR = 1e-4
 BROKEN_SNR_DB = 6.0
-BROKEN_AGREEMENT = 0.75
 ALIKE_SNR_DB = 30.0
 """Above this, outputs are so close that another largest value only means that two were nearly equal."""
 APART = 20.0
@@ -25,50 +23,69 @@ MAX_PARTS = 16
 Floats = NDArray[np.float64]
 
 
-class Outputs(NamedTuple):
-    """The outputs of a model, each ``[n, ...]``, and their names as far as its runtime reports them."""
-
-    arrays: Sequence[Array]
-    names: Sequence[str] = ()
-
-    def name(self, index: int) -> str:
-        """The name of an output, or its position."""
-        return self.names[index] if len(self.names) == len(self.arrays) else str(index)
-
-
 def hop(
-    stage: str, produced: str, *, lossless: bool, before: Outputs, after: Outputs, trained: bool = False
+    stage: str,
+    produced: str,
+    *,
+    lossless: bool,
+    before: Outputs,
+    after: Outputs,
+    trained: bool = False,
+    interpreter: Interpreter | None = None,
 ) -> Hop:
     """Compare the outputs of one step with those of the previous step, on the same samples.
 
     A lossless step must preserve every output (60 dB, or 1e-4 in every value). A step that quantizes or
-    prunes may change them, but the model is broken if one no longer resembles the previous one, or if a part
-    of it has become constant. Training changes the confidence of a classifier, so for a trained one only the
-    predictions are compared. The figures of the hop are those of its worst output.
+    prunes may change them, but the model is broken if one no longer resembles the previous one, if a part of
+    it has become constant, or if the decisions of its task no longer agree. Training changes the confidence
+    of a model, so for a trained one only its decisions are compared, if its task has any. The figures of the
+    hop are those of its worst output. Outputs that the ``interpreter`` does not read are taken by themselves.
     """
     common = {"stage": stage, "produced": produced, "lossless": lossless}
     if len(before.arrays) != len(after.arrays):
         reason = f"{stage} changed the number of outputs from {len(before.arrays)} to {len(after.arrays)}"
         return Hop(status="broken", reason=reason, **common)
+    together = _read_together(interpreter, before)
     changes = []
     for index, other in enumerate(_matched(before, after)):
         name, old, new = before.name(index), before.arrays[index], after.arrays[other]
-        change = _change(old, new, lossless=lossless, trained=trained)
+        if index in together:
+            judge = interpreter if len(together) == 1 else None
+        else:
+            judge = single(Outputs([old], [name]))
+        change = _change(name, old, new, judge, lossless=lossless, trained=trained)
         of = f" of output {name!r}" if len(before.arrays) > 1 else ""
         reason = f"{stage} {change.reason.format(of=of)}" if change.reason else ""
-        changes.append(change.model_copy(update={"name": name, "reason": reason}))
+        changes.append(change.model_copy(update={"reason": reason}))
     worst = min(changes, key=_goodness)
     errors = [change.max_abs_error for change in changes if change.max_abs_error is not None]
     agreements = [change.agreement for change in changes if change.agreement is not None]
+    status, reason = worst.status, worst.reason
+    if len(together) > 1 and interpreter is not None and status != "broken":
+        agreement = _agreement(interpreter, before, aligned(after, before))
+        if agreement is not None:
+            agreements.append(agreement)
+            least = min(changes[index].snr_db or 0.0 for index in together)
+            if not lossless and _disagrees(agreement, interpreter) and least < ALIKE_SNR_DB:
+                status = "broken"
+                reason = f"{stage} broke the model: SNR {least:.1f} dB, agreement {agreement:.1%}"
     return Hop(
         snr_db=worst.snr_db,
         max_abs_error=max(errors, default=None),
         agreement=min(agreements, default=None),
-        status=worst.status,
-        reason=worst.reason,
+        status=status,
+        reason=reason,
         outputs=tuple(changes),
         **common,
     )
+
+
+def _read_together(interpreter: Interpreter | None, outputs: Outputs) -> tuple[int, ...]:
+    """Positions of the outputs that the task interprets; empty if they are not those of the task."""
+    try:
+        return interpreter.reads(outputs.all_names()) if interpreter is not None else ()
+    except UsageError:
+        return ()
 
 
 def aligned(outputs: Outputs, source: Outputs) -> Outputs:
@@ -94,39 +111,50 @@ def _matched(before: Outputs, after: Outputs) -> list[int]:
     return list(range(len(before.arrays)))
 
 
-def _change(before: Array, after: Array, *, lossless: bool, trained: bool) -> OutputChange:
-    """The change of one output; in its reason, ``{of}`` stands for the name of the output."""
+def _change(
+    name: str,
+    before: Array,
+    after: Array,
+    interpreter: Interpreter | None,
+    *,
+    lossless: bool,
+    trained: bool,
+) -> OutputChange:
+    """The change of one output; in its reason, ``{of}`` stands for the name of the output.
+
+    ``interpreter``: what it means by itself; None if it is read together with others.
+    """
     count = min(len(before), len(after))
     if before.shape[1:] != after.shape[1:]:
         if before[0].size != after[0].size:
             shapes = f"from {list(before.shape[1:])} to {list(after.shape[1:])}"
-            return OutputChange(name="", status="broken", reason=f"changed the shape{{of}} {shapes}")
+            return OutputChange(name=name, status="broken", reason=f"changed the shape{{of}} {shapes}")
         after = after.reshape(len(after), *before.shape[1:])
     old, new = before[:count].astype(np.float64), after[:count].astype(np.float64)
-    snr, error, agreement = _snr(old, new), _largest_error(old, new), _agreement(old, new)
+    snr, error, agreement = _snr(old, new), _largest_error(old, new), None
+    if interpreter is not None and np.isfinite(new).all():
+        agreement = _agreement(interpreter, Outputs([old], [name]), Outputs([new], [name]))
     same = "" if agreement is None else f", agreement on {agreement:.1%} of {count} samples"
-    alike = _resembles(snr, error, agreement, lossless=lossless, trained=trained)
+    if lossless:
+        alike = snr >= LOSSLESS_SNR_DB or error <= LOSSLESS_MAX_ERROR
+    elif agreement is None or interpreter is None:
+        alike = snr >= BROKEN_SNR_DB
+    else:
+        agrees = snr >= ALIKE_SNR_DB or not _disagrees(agreement, interpreter)
+        alike = agrees and (trained or snr >= BROKEN_SNR_DB)
     reason = ""
     if not alike or not np.isfinite(new).all():
         reason = f"broke the model: SNR{{of}} {snr:.1f} dB{same}, largest error {error:.3g}"
     elif dead := _dead_part(old, new):
         reason = f"broke the model: {dead}"
     return OutputChange(
-        name="",
+        name=name,
         snr_db=snr,
         max_abs_error=error if np.isfinite(error) else float(np.finfo(np.float64).max),
         agreement=agreement,
         status="broken" if reason else "ok",
         reason=reason,
     )
-
-
-def _resembles(snr: float, error: float, agreement: float | None, *, lossless: bool, trained: bool) -> bool:
-    if lossless:
-        return snr >= LOSSLESS_SNR_DB or error <= LOSSLESS_MAX_ERROR
-    if agreement is None:
-        return snr >= BROKEN_SNR_DB
-    return (snr >= ALIKE_SNR_DB or agreement >= BROKEN_AGREEMENT) and (trained or snr >= BROKEN_SNR_DB)
 
 
 def _snr(old: Floats, new: Floats) -> float:
@@ -137,12 +165,18 @@ def _largest_error(old: Floats, new: Floats) -> float:
     return float(np.abs(old - new).max()) if old.size else 0.0
 
 
-def _agreement(old: Floats, new: Floats) -> float | None:
-    """Fraction of samples with the same argmax of one vector; None for other outputs."""
-    if sum(size > 1 for size in old.shape[1:]) != 1 or not np.isfinite(new).all():
+def _agreement(interpreter: Interpreter, before: Outputs, after: Outputs) -> float | None:
+    """Mean agreement of the decisions; None if they cannot be compared."""
+    try:
+        agreement = interpreter.agreement(after, before)
+    except UsageError:
         return None
-    flat_old, flat_new = old.reshape(len(old), -1), new.reshape(len(new), -1)
-    return float((flat_old.argmax(axis=1) == flat_new.argmax(axis=1)).mean())
+    return None if agreement is None else float(agreement.mean())
+
+
+def _disagrees(agreement: float, interpreter: Interpreter) -> bool:
+    least = interpreter.task.broken_agreement
+    return least is not None and agreement < least
 
 
 def _dead_part(old: Floats, new: Floats) -> str:

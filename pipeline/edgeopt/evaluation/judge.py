@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
-from edgeopt.model import Array
+from edgeopt.plugin import PerSample
 from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
 
 
@@ -15,7 +15,7 @@ class Evidence(NamedTuple):
 
     pairs: Mapping[str, Paired]
     """Per metric, the values of the source model and of the artifact for every sample; higher is better."""
-    labels: Array | None = None
+    labels: PerSample | None = None
     names: tuple[str, ...] = ()
     """Class names, if there are any."""
     lower: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
     if pair is None:
         return _verdict(gate, result, None, f"{gate.metric} has no per-sample values")
     if gate.classes:
-        if evidence.labels is None or evidence.labels.ndim != 1:
+        if not isinstance(evidence.labels, np.ndarray) or evidence.labels.ndim != 1:
             return _verdict(gate, result, None, "the evaluation data have no class labels")
         classes = [
             evidence.names.index(name) if name in evidence.names else int(name) for name in gate.classes

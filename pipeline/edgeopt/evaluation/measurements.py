@@ -2,26 +2,33 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.class_scores import class_scores
-from edgeopt.evaluation.statistics import Paired, bootstrap, detectable_drop
+from edgeopt.evaluation.statistics import Paired, bootstrap, detectable_drop, interval
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, NamedMetric, Score
+from edgeopt.plugin import Decisions, Metric, NamedMetric, PerSample, Score
 from edgeopt.results import ClassChange, Confusion, Flip, Measurement, Role
 
 FEW = 5
 """Number of samples below which the accuracy of a class is meaningless."""
 FLIPS = 50
 """Maximum number of lost samples in a report."""
+DEFINED = 0.9
+"""Fraction of resampled sets for which a metric must be defined."""
 CLASSES = 200
 """Maximum number of classes in a report; twice as many confusions."""
 
 
-def measurement(metric: Metric, score: Score, role: Role = "quality") -> Measurement:
+def measurement(
+    metric: Metric, score: Score, role: Role = "quality", resamples: NDArray[np.float64] | None = None
+) -> Measurement:
     """A score of a metric, or its drop, with the confidence interval of its per-sample values.
+
+    ``resamples`` are its values for resampled sets, for a metric without values per sample.
 
     Raises:
         UsageError: the score is not a finite number.
@@ -35,14 +42,26 @@ def measurement(metric: Metric, score: Score, role: Role = "quality") -> Measure
         value=score.value,
         unit=metric.unit,
         n=None if per_sample is None else len(per_sample),
-        ci95=None if per_sample is None else bootstrap(per_sample),
+        ci95=_interval(per_sample, resamples),
         kind=metric.kind if role in ("quality", "fidelity") else metric.difference_kind,
         role=role,
     )
 
 
+def _interval(
+    per_sample: NDArray[np.float64] | None, resamples: NDArray[np.float64] | None
+) -> tuple[float, float] | None:
+    if per_sample is not None:
+        return bootstrap(per_sample)
+    if resamples is None:
+        return None
+    # A resampled set may have nothing to judge, such as no object; a few of these do not matter.
+    defined = resamples[np.isfinite(resamples)]
+    return interval(defined) if len(defined) >= DEFINED * len(resamples) else None
+
+
 def sample_measurements(
-    metrics: Sequence[NamedMetric], pairs: Mapping[str, Paired], labels: Array | None
+    metrics: Sequence[NamedMetric], pairs: Mapping[str, Paired], labels: PerSample | None
 ) -> dict[str, Measurement]:
     """Measurements from per-sample values: the worst class drop, and the smallest detectable drop."""
     measurements: dict[str, Measurement] = {}
@@ -56,7 +75,7 @@ def sample_measurements(
             measurements[f"{name}_detectable_drop"] = Measurement(
                 value=smallest, n=count, kind=kind, role="detectable_drop"
             )
-        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+        if not are_classes(labels):
             continue
         classes, counts = np.unique(labels, return_counts=True)
         classes = classes[counts >= FEW]
@@ -68,10 +87,15 @@ def sample_measurements(
     return measurements
 
 
-def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ...]:
+def are_classes(labels: PerSample | None) -> TypeGuard[Array]:
+    """Whether labels are one class index per sample."""
+    return isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "biu"
+
+
+def flips(decisions: Decisions, labels: PerSample | None, source: Decisions) -> tuple[Flip, ...]:
     """The samples correct in the source model and wrong here, by decreasing margin."""
-    both = _both_scores(outputs, labels, source)
-    if both is None or labels is None:
+    both = _both_scores(decisions, labels, source)
+    if both is None or not are_classes(labels):
         return ()
     scores, before = both
     predicted = scores.argmax(axis=1)
@@ -90,14 +114,14 @@ def flips(outputs: Array, labels: Array | None, source: Array) -> tuple[Flip, ..
 
 
 def by_class(
-    outputs: Array, labels: Array | None, source: Array
+    decisions: Decisions, labels: PerSample | None, source: Decisions
 ) -> tuple[tuple[ClassChange, ...], tuple[Confusion, ...]]:
     """Correct predictions per class, and confusions, of the source model and of this one.
 
     The largest changes come first; the number of entries is bounded.
     """
-    both = _both_scores(outputs, labels, source)
-    if both is None or labels is None:
+    both = _both_scores(decisions, labels, source)
+    if both is None or not are_classes(labels):
         return (), ()
     after, before = (scores.argmax(axis=1) for scores in both)
     classes, counts = np.unique(labels, return_counts=True)
@@ -121,11 +145,13 @@ def by_class(
     return tuple(changes[:CLASSES]), tuple(confusions[: 2 * CLASSES])
 
 
-def _both_scores(outputs: Array, labels: Array | None, source: Array) -> tuple[Array, Array] | None:
+def _both_scores(
+    decisions: Decisions, labels: PerSample | None, source: Decisions
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Scores ``[n, classes]`` of this model and of the source; None unless this is a classification."""
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "biu":
+    if not are_classes(labels) or decisions.scores is None or source.scores is None:
         return None
-    scores, before = class_scores(outputs), class_scores(source)
+    scores, before = np.asarray(decisions.scores, np.float64), np.asarray(source.scores, np.float64)
     if scores.ndim != 2 or scores.shape != before.shape or labels.max(initial=0) >= scores.shape[1]:
         return None
     return scores, before

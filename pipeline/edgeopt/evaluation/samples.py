@@ -12,13 +12,14 @@ import numpy as np
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Array, Layout, Preprocessing, TensorSpec, arrange
-from edgeopt.plugin import Dataset, Sample
+from edgeopt.plugin import Dataset, PerSample, Sample
 
 
 def title(dataset: Dataset) -> str:
     """The name of a dataset in messages: the path of its data, or its type."""
     dataset = getattr(dataset, "inner", dataset)  # of one that is read in another process
-    path = getattr(dataset, "path", None)
+    places = (getattr(dataset, name, None) for name in ("path", "annotations", "images"))
+    path = next((place for place in places if place is not None), None)
     function = getattr(dataset, "function", None)
     return str(path or getattr(function, "target", None) or type(dataset).__name__.lower())
 
@@ -67,18 +68,19 @@ def collect(
     preprocessing: Preprocessing,
     specs: Sequence[TensorSpec],
     limit: int | None = None,
-) -> tuple[list[Array], Array | None]:
+) -> tuple[list[Array], PerSample | None]:
     """Stack the first ``limit`` samples as inputs for ``specs``.
 
     Inputs have shape ``[n, ...]`` with the layout and dtype of their spec, whose batch axis is ignored.
-    Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays, or None. An integer input with a
-    scale is quantized with the scale and zero point of its spec.
+    Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays of one shape, ``n`` arrays if their
+    shapes differ, or None. An integer input with a scale is quantized with the scale and zero point of its
+    spec.
 
     Raises:
         UsageError: as ``checked``, or the samples do not match the model's inputs.
     """
     inputs: list[list[Array]] = [[] for _ in specs]
-    labels: list[int | Array] = []
+    labels: list[Array] = []
     for index, sample in enumerate(checked(dataset)):
         if index == limit:
             break
@@ -92,9 +94,13 @@ def collect(
         for stack, value, spec in zip(inputs, sample.inputs, specs, strict=True):
             stack.append(fitted(value, preprocessing, spec, title(dataset)))
         if sample.label is not None:
-            labels.append(sample.label)
-    target = None if not labels else np.stack([np.asarray(label) for label in labels])
-    return [np.concatenate(stack) for stack in inputs], target
+            labels.append(np.asarray(sample.label))
+    return [np.concatenate(stack) for stack in inputs], stacked(labels) if labels else None
+
+
+def stacked(labels: Sequence[Array]) -> PerSample:
+    """Labels of one shape as an array ``[n, ...]``; others as they are."""
+    return np.stack(labels) if len({label.shape for label in labels}) == 1 else labels
 
 
 def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:

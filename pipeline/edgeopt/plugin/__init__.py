@@ -13,8 +13,9 @@ from edgeopt.plugin.connection import Connection, ConnectionCutError, Link
 from edgeopt.plugin.contents import LayerSize, Operator, SizeBreakdown, Source
 from edgeopt.plugin.dataset import Dataset, Feed, Sample
 from edgeopt.plugin.format import FileHead, Format, LayerView
-from edgeopt.plugin.metric import Metric, NamedMetric, Score
-from edgeopt.plugin.stage import Context, Stage, Worker
+from edgeopt.plugin.metric import Metric, NamedMetric, Reading, Score
+from edgeopt.plugin.stage import Context, Judging, Stage, Worker
+from edgeopt.plugin.task import Decisions, Decoder, PerSample, Task
 from edgeopt.results import Trial
 
 __all__ = [
@@ -25,22 +26,28 @@ __all__ = [
     "ConnectionCutError",
     "Context",
     "Dataset",
+    "Decisions",
+    "Decoder",
     "ExistingPath",
     "Feed",
     "FileHead",
     "Format",
+    "Judging",
     "LayerSize",
     "LayerView",
     "Link",
     "Metric",
     "NamedMetric",
     "Operator",
+    "PerSample",
     "Plugin",
+    "Reading",
     "Sample",
     "Score",
     "SizeBreakdown",
     "Source",
     "Stage",
+    "Task",
     "Trial",
     "Worker",
     "canonical",
@@ -48,5 +55,5 @@ __all__ = [
     "show_bytes",
 ]
 
-KINDS: tuple[type[Plugin], ...] = (Stage, Format, Dataset, Metric, Connection)
+KINDS: tuple[type[Plugin], ...] = (Stage, Format, Dataset, Metric, Task, Decoder, Connection)
 """The base classes of all kinds."""

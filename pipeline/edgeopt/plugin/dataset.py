@@ -10,7 +10,12 @@ from edgeopt.plugin.base import Plugin
 
 
 class Sample(NamedTuple):
-    """One example: raw inputs without a batch axis, and its label, if any."""
+    """One example: raw inputs without a batch axis, and its label, if any.
+
+    A label is a class index, or an array: a mask ``[height, width]``, a sequence of tokens ``[k]``, or boxes
+    ``[k, 6]``: x1, y1, x2, y2 in pixels of the raw sample, class index, and 1 for regions that do not count
+    (COCO's ``iscrowd``). Arrays of different samples may have different lengths.
+    """
 
     inputs: tuple[Array, ...]
     label: int | Array | None = None

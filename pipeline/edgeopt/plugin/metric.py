@@ -1,31 +1,39 @@
 """Metrics: scores of model outputs."""
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.config.registry import Kind as PluginKind
 from edgeopt.config.registry import plugin_name
-from edgeopt.model import Array
 from edgeopt.plugin.base import Plugin
 from edgeopt.results import Kind, MetricInfo
 
+Reading: TypeAlias = Literal["scores", "values", "outputs", "decisions"]
+
 
 class Score(NamedTuple):
-    """A metric's value and, for metrics that are means over samples, the value of each sample."""
+    """A metric's value, and what it is made of, sample by sample."""
 
     value: float
     per_sample: NDArray[np.float64] | None = None
+    """For a mean over samples, the value of each sample ``[n]``."""
+    evidence: Any = None
+    """For a metric of the whole set, such as mAP: what ``Metric.weighted`` computes it from."""
 
 
 class Metric(Plugin):
-    """Scores outputs. ``against`` is its reference: labels, or the outputs of the source model."""
+    """Scores a model. ``against`` is its reference: labels, or the source model."""
 
     plugin_kind: ClassVar[PluginKind] = "metrics"
 
     against: ClassVar[Literal["labels", "source"]] = "labels"
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """Names of the tasks that it fits; empty: any."""
+    reads: ClassVar[Reading] = "outputs"
+    """What it scores: the scores or values of a task's decisions, the decisions, or the outputs."""
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
     kind: ClassVar[Kind] = "number"
@@ -41,12 +49,23 @@ class Metric(Plugin):
         return "points" if self.kind == "fraction" else self.kind
 
     @abstractmethod
-    def score(self, outputs: Array, target: Array) -> Score:
-        """Score the first output, of shape ``[n, ...]``, against labels ``[n]`` or outputs ``[n, ...]``.
+    def score(self, outputs: Any, target: Any) -> Score:
+        """Score ``n`` samples.
+
+        ``outputs`` is what the metric ``reads``: scores ``[n, ..., classes]``, or one value per sample, or
+        the array of the only output ``[n, ...]``, or all outputs by name if there are several. ``target`` is
+        the labels, an array ``[n, ...]`` or a list of ``n`` arrays, or the same of the source model.
 
         Raises:
             UsageError: the target does not match the outputs, such as a label out of range.
         """
+
+    def weighted(self, evidence: Any, weights: NDArray[np.float64]) -> float:
+        """The value with sample ``i`` counted ``weights[i]`` times, from the ``evidence`` of a score.
+
+        With weights of 1 it is the value of the score. Resampled sets of samples are weights.
+        """
+        raise NotImplementedError
 
 
 class NamedMetric(NamedTuple):

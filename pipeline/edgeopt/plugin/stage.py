@@ -9,9 +9,23 @@ from edgeopt.config.registry import Kind
 from edgeopt.model import Model
 from edgeopt.plugin.base import Plugin
 from edgeopt.plugin.dataset import Feed
+from edgeopt.plugin.metric import Metric
+from edgeopt.plugin.task import Decoder, Task
 from edgeopt.results import Trial
 
 Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
+
+
+class Judging(NamedTuple):
+    """How a recipe judges the outputs of its model, for stages that search."""
+
+    metric: Metric | None = None
+    """The metric of the recipe; None if it has none against labels."""
+    task: Task | None = None
+    """The task of the recipe; None if it names none."""
+    decoder: Decoder | None = None
+    outputs: tuple[str, ...] = ()
+    """Names of the source model's outputs, as far as its file declares them: converters may rename them."""
 
 
 class Context(NamedTuple):
@@ -29,6 +43,8 @@ class Context(NamedTuple):
     """Data for early stopping and searches, if the recipe has it; never the evaluation data."""
     source: Model | None = None
     """The model before any intent was applied, as a teacher; for stages with ``needs_source``."""
+    judging: Judging = Judging()
+    """How the recipe judges outputs, for searches."""
     checkpoints: Path | None = None
     """A folder for checkpoints that outlives a killed process: the next attempt of the same stage on the
     same model gets it again, with its contents. It is removed when the stage has finished."""

@@ -12,7 +12,7 @@ from edgeopt.config.units import Bytes
 from edgeopt.devices.device import Device
 from edgeopt.formats.known import artifact_formats
 from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.plugin import Code, Dataset, ExistingPath, NamedMetric, Stage
+from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, NamedMetric, Stage, Task
 from edgeopt.results import LIMITS, Gate
 
 VERSION = 1
@@ -248,6 +248,12 @@ class Document(_Part):
     )
     model: ModelPart
     data: DataPart = DataPart()
+    task: Use | None = Field(
+        None, description="what the outputs mean; default: found by the metric, the labels and the outputs"
+    )
+    postprocess: Use | None = Field(
+        None, description="decoder that computes from raw heads what the task reads, on the host"
+    )
     metric: Annotated[tuple[MetricUse, ...], BeforeValidator(_as_list)] = Field(
         (), description="accuracy metrics; fidelity to the source model is always measured"
     )
@@ -295,6 +301,9 @@ class Recipe:
     train: Dataset | None
     validation: Dataset | None
     allow_leak: bool
+    task: Task | None
+    """None: found by the metrics, the labels and the outputs."""
+    decoder: Decoder | None
     metrics: tuple[NamedMetric, ...]
     variants: tuple[Variant, ...]
     formats: tuple[str, ...]

@@ -20,7 +20,7 @@ from edgeopt.config.yaml_source import Positions, read_yaml, set_value
 from edgeopt.devices.device import HOST, Device, load_device, shipped
 from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
-from edgeopt.plugin import Dataset, Metric, NamedMetric, Stage, digest_of
+from edgeopt.plugin import Dataset, Decoder, Metric, NamedMetric, Stage, Task, digest_of
 from edgeopt.recipe.document import (
     VERSION,
     DataPart,
@@ -34,7 +34,7 @@ from edgeopt.recipe.document import (
 from edgeopt.recipe.isolated import Isolated, Reader, runs_user_code
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
-P = TypeVar("P", Dataset, Metric, Stage)
+P = TypeVar("P", Dataset, Decoder, Metric, Stage, Task)
 NEVER_NEGATIVE: frozenset[Kind] = frozenset({"fraction", "bytes", "memory", "time", "ratio", "count"})
 """Kinds of measurements below which no limit makes sense."""
 
@@ -129,7 +129,12 @@ class _Resolver:
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
             self._device(HOST, ("devices",))
+        task = self._plugin(Task, document.task, ("task",)) if document.task else None
+        decoder = (
+            self._plugin(Decoder, document.postprocess, ("postprocess",)) if document.postprocess else None
+        )
         metrics = self._metrics(document)
+        self._check_fit(document, task, metrics)
         variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
         if not any(variant.name == "float" for variant in variants):
             variants = (Variant("float"), *variants)
@@ -161,6 +166,8 @@ class _Resolver:
             train=datasets.get("train"),
             validation=datasets.get("validation"),
             allow_leak=document.data.allow_leak,
+            task=task,
+            decoder=decoder,
             metrics=tuple(metrics),
             variants=variants,
             formats=tuple(dict.fromkeys(document.formats)),
@@ -221,6 +228,27 @@ class _Resolver:
                 self.has_unknown_metrics = True
         always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in metrics]
         return [*metrics.values(), *always]
+
+    def _check_fit(self, document: Document, task: Task | None, metrics: Sequence[NamedMetric]) -> None:
+        """Check that every metric fits the task, or that all fit a common one."""
+        judged = [(name, metric) for name, metric in metrics if metric.against == "labels" and metric.tasks]
+        if document.task is not None and task is not None:
+            chosen = registry.plugin_name(task)
+            fitting = [
+                name
+                for name, metric in registry.plugins(Metric).items()
+                if chosen in (metric.tasks or (chosen,))
+            ]
+            for name, metric in judged:
+                if chosen not in metric.tasks:
+                    self.problems.add(
+                        ("metric",),
+                        f"{name!r} is a metric of {' or '.join(metric.tasks)}, and the task is {chosen}; "
+                        f"its metrics are {', '.join(sorted(fitting))}",
+                    )
+        elif judged and not set.intersection(*(set(metric.tasks) for _, metric in judged)):
+            listed = ", ".join(f"{name} of {' or '.join(metric.tasks)}" for name, metric in judged)
+            self.problems.add(("metric",), f"the metrics are of different tasks: {listed}")
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
@@ -347,7 +375,11 @@ class _Resolver:
                     _check_limit(kind, limits[kind], kinds.get(gate.metric, "number"))
                 except ValueError as error:
                     self.problems.add((*loc, kind), str(error))
-        against = {metric.name for metric in metrics if metric.metric.against == "source"}
+        against = {
+            metric.name
+            for metric in metrics
+            if metric.metric.against == "source" and metric.metric.reads == "outputs"
+        }
         if gate.output is not None and gate.metric in known and gate.metric not in against:
             self.problems.add(
                 (*loc, "output"),

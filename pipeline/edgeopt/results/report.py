@@ -21,7 +21,7 @@ class OutputChange(Value):
     name: str = Field(description="name of the output, or its position if the runtime reports no names")
     snr_db: float | None = None
     max_abs_error: float | None = None
-    agreement: float | None = Field(None, description="fraction of samples with the same largest value")
+    agreement: float | None = Field(None, description="of the decisions with those of the step before")
     status: Literal["ok", "broken"] = "ok"
     reason: str = ""
 
@@ -34,7 +34,7 @@ class Hop(Value):
     lossless: bool = Field(description="whether the step is declared to preserve the outputs")
     snr_db: float | None = Field(None, description="of the worst output")
     max_abs_error: float | None = Field(None, description="of all outputs")
-    agreement: float | None = Field(None, description="fraction of samples with the same top-1 class")
+    agreement: float | None = Field(None, description="of the decisions with those of the source model")
     status: Literal["ok", "broken", "unmeasured"] = "ok"
     reason: str = ""
     outputs: tuple[OutputChange, ...] = Field((), description="every output, in the source model's order")
@@ -52,7 +52,7 @@ class Trial(Value):
     drop: float = Field(
         description="accuracy drop against the source model; without labels, the disagreement"
     )
-    agreement: float | None = Field(None, description="fraction of samples with the same top-1 class")
+    agreement: float | None = Field(None, description="of the decisions with those of the source model")
     snr_db: float | None = Field(None, description="signal-to-noise ratio of the outputs")
     samples: int = 0
     status: Literal["chosen", "kept", "dominated", "alone"] = Field(

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.devices.device import HOST
+from edgeopt.errors import UsageError
 from edgeopt.evaluation.comparison import difference
 from edgeopt.evaluation.golden import Golden
-from edgeopt.evaluation.hops import Outputs, aligned, hop
+from edgeopt.evaluation.hops import aligned, hop
+from edgeopt.evaluation.interpreter import Interpreter
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import model_digest, model_files
+from edgeopt.model import Outputs
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Hop, Measurement, Result, Run, Samples, SourceResult, Status
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
@@ -75,7 +78,7 @@ def results(
             }
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
-            hops = hops_of(step_outputs, random_inputs=measured.random)
+            hops = hops_of(step_outputs, scorer.interpreter, random_inputs=measured.random)
             read = readings(model, device, outcome, built.steps[-1].arithmetic if built.steps else {})
             values = dict(read.values)
             if outcome.outputs and not outcome.error and not outcome.non_finite:
@@ -84,17 +87,18 @@ def results(
                 if not measured.source.error:
                     source = _outputs(measured.source)
                     ordered = aligned(_outputs(outcome), source)
-                    judged, pairs, common["outputs"] = scorer.artifact(ordered, source)
-                    outputs, reference = ordered.arrays[0], source.arrays[0]
+                    judged, pairs, common["outputs"], decisions = scorer.artifact(ordered, source)
                     values |= judged | sample_measurements(recipe.metrics, pairs, measured.labels)
-                    common["flips"] = flips(outputs, measured.labels, reference)
-                    common["classes"], common["confusions"] = by_class(outputs, measured.labels, reference)
+                    before = scorer.source_decisions
+                    if decisions is not None and before is not None:
+                        common["flips"] = flips(decisions, measured.labels, before)
+                        common["classes"], common["confusions"] = by_class(decisions, measured.labels, before)
                     common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
                     lower = frozenset(name for name, metric in recipe.metrics if not metric.higher_is_better)
                     evidence[branch.variant, branch.format, device.name] = Evidence(
                         pairs, measured.labels, plan.recipe.model.labels, lower
                     )
-                values |= _parity(measured, branch.name, device.name)
+                values |= _parity(measured, branch.name, device.name, scorer.interpreter)
             notes = (*(note for each in built.steps for note in each.notes), *read.notes)
             rows.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
     for missing in plan.impossible:
@@ -149,15 +153,15 @@ def source_result(plan: Plan, measured: Measured, scorer: Scorer) -> SourceResul
     }
     if measured.source.error:
         return SourceResult(status="failed", reason=measured.source.error, **common)
-    return SourceResult(measurements=scorer.source(measured.source.outputs[0]), **common)
+    return SourceResult(measurements=scorer.source(_outputs(measured.source)), **common)
 
 
-def plausibility_notes(source: SourceResult, measured: Measured) -> list[str]:
+def plausibility_notes(source: SourceResult, scorer: Scorer) -> list[str]:
     """Notes on the whole run: warns if the source model is no better than chance."""
-    top1 = source.measurements.get("top1")
-    if top1 is None or not measured.source.outputs:
+    top1, decisions = source.measurements.get("top1"), scorer.source_decisions
+    if top1 is None or decisions is None or decisions.scores is None:
         return []
-    classes = max(measured.source.outputs[0].shape[-1], 2)
+    classes = decisions.scores.shape[-1]
     if top1.value > 1.5 / classes:
         return []
     return [
@@ -166,7 +170,12 @@ def plausibility_notes(source: SourceResult, measured: Measured) -> list[str]:
     ]
 
 
-def hops_of(step_outputs: Sequence[StepOutputs], *, random_inputs: bool = False) -> tuple[Hop, ...]:
+def hops_of(
+    step_outputs: Sequence[StepOutputs],
+    interpreter: Interpreter | None = None,
+    *,
+    random_inputs: bool = False,
+) -> tuple[Hop, ...]:
     """Compare each step with the previous one that could be run.
 
     On random inputs, only lossless steps are judged: ranges calibrated on real data need not cover noise.
@@ -189,6 +198,7 @@ def hops_of(step_outputs: Sequence[StepOutputs], *, random_inputs: bool = False)
             before=before,
             after=after,
             trained=step.trained,
+            interpreter=interpreter,
         )
         if random_inputs and not step.lossless:
             measured = measured.model_copy(update={"status": "unmeasured", "reason": "random inputs"})
@@ -202,7 +212,9 @@ def _outputs(outcome: Outcome) -> Outputs:
     return Outputs(outcome.outputs, outcome.output_names)
 
 
-def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measurement]:
+def _parity(
+    measured: Measured, branch: str, device: str, interpreter: Interpreter | None
+) -> dict[str, Measurement]:
     """Difference between the device's and the host's outputs of the same file; empty if the host has none."""
     host = measured.finals.get((branch, HOST))
     outcome = measured.finals[branch, device]
@@ -210,4 +222,8 @@ def _parity(measured: Measured, branch: str, device: str) -> dict[str, Measureme
         return {}
     if [array.size for array in host.outputs] != [array.size for array in outcome.outputs]:
         return {}
-    return difference(host.outputs, outcome.outputs, host.output_scales).measurements()
+    try:
+        found = difference(host.outputs, outcome.outputs, host.output_scales, interpreter=interpreter)
+    except UsageError:  # not the outputs of the task: the hop says so
+        found = difference(host.outputs, outcome.outputs, host.output_scales)
+    return found.measurements()

@@ -22,8 +22,8 @@ from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.samples import collect, random_inputs
 from edgeopt.formats.known import model_digest, model_files
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import ConnectionCutError, Dataset, Link, digest_of
+from edgeopt.model import Model, Preprocessing, TensorSpec
+from edgeopt.plugin import ConnectionCutError, Dataset, Link, PerSample, digest_of
 from edgeopt.recipe.document import Latency
 from edgeopt.run.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
 from edgeopt.run.protocol import (
@@ -55,7 +55,7 @@ class Evaluation:
         self.preprocessing = preprocessing
         self.folder = folder
         self.digest = dataset.digest() if dataset is not None else "random"
-        self._labels: Array | None = None
+        self._labels: PerSample | None = None
         self._files: dict[str, tuple[tuple[Path, ...], int]] = {}
 
     def key(self, specs: tuple[TensorSpec, ...], limit: int | None) -> str:
@@ -79,7 +79,7 @@ class Evaluation:
             self._files[key] = paths, len(arrays[0])
         return self._files[key]
 
-    def labels(self, specs: tuple[TensorSpec, ...]) -> Array | None:
+    def labels(self, specs: tuple[TensorSpec, ...]) -> PerSample | None:
         """Labels of all samples, None if the dataset has none."""
         if self._labels is None and self.dataset is not None:
             _, self._labels = collect(self.dataset, self.preprocessing, specs, None)

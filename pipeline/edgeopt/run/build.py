@@ -23,7 +23,7 @@ from edgeopt.results import Breakdown, Event
 from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.executors.worker import BREAKDOWN, StageInputs, StageResult, run_stage
-from edgeopt.run.keys import Keys, data_used
+from edgeopt.run.keys import Keys, data_used, judging_of
 from edgeopt.run.store import Entry, Store
 
 POLL_SECONDS = 0.2
@@ -142,6 +142,9 @@ class _Builder:
         inputs = StageInputs(
             **{part: feeds[part] for part in data_used(stage) if part in feeds},
             source=(source_step.model if source_step else self.plan.source) if stage.needs_source else None,
+            judging=judging_of(self.plan.recipe)._replace(
+                outputs=tuple(spec.name for spec in self.plan.source.outputs)
+            ),
             checkpoints=checkpoints,
         )
         task = Task(

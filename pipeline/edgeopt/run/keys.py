@@ -4,7 +4,7 @@ from edgeopt.config import registry
 from edgeopt.config.text import reason_of
 from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import model_digest
-from edgeopt.plugin import Dataset, Feed, Stage, digest_of
+from edgeopt.plugin import Code, Dataset, Feed, Judging, Stage, digest_of
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Built, Plan
 
@@ -13,6 +13,7 @@ class Keys:
     """The keys of a plan's steps; the digests of its model and data are computed once."""
 
     def __init__(self, plan: Plan) -> None:
+        self.recipe = plan.recipe
         self.source = digest_of(
             [model_digest(plan.source), plan.source.model_dump(mode="json", exclude={"path", "code"})]
         )
@@ -59,10 +60,33 @@ class Keys:
         parts = {part: self.data[part] for part in data_used(stage) if part in self.data}
         if stage.needs_calibration or stage.needs_training:
             parts.pop("calibration", None)  # already part of the key, or used only for a note
+        if stage.extra_minutes > 0 and (judged := _judging_digest(self.recipe)):
+            parts["judging"] = judged
         if stage.needs_source:
             source_step = built.source_step
             parts["source"] = source_step.digest if source_step else self.source
         return parts
+
+
+def judging_of(recipe: Recipe) -> Judging:
+    """How a recipe judges outputs: by its first metric against labels."""
+    metrics = [metric for _, metric in recipe.metrics if metric.against == "labels"]
+    return Judging(metrics[0] if metrics else None, recipe.task, recipe.decoder)
+
+
+def _judging_digest(recipe: Recipe) -> str:
+    """A digest of how searches judge candidates; '' for the default, a classification by top-1 accuracy."""
+    judging = judging_of(recipe)
+    parts = [
+        [
+            registry.plugin_name(part),
+            part.options() | {name: value.digest() for name, value in part if isinstance(value, Code)},
+            registry.code_digest(part),
+        ]
+        for part in judging[:3]
+        if part is not None
+    ]
+    return digest_of(parts) if parts not in ([], [["top1", {}, ""]]) else ""
 
 
 def building_data(recipe: Recipe) -> dict[str, Dataset]:

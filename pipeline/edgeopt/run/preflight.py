@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.hops import Outputs
+from edgeopt.evaluation.interpreter import Interpreter
 from edgeopt.evaluation.samples import checked, collect, fingerprint
-from edgeopt.model import Model
+from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Branch, Plan
@@ -28,6 +28,8 @@ from edgeopt.run.store import Store
 MAX_LEAK = 0.01
 """Tolerated fraction of leaked evaluation samples: real data contains a few duplicates, such as silence."""
 TRIAL_SAMPLES = 2
+USUAL = "classification"
+"""The task whose outputs need no trial: almost every output fits it."""
 LABELLED_SAMPLES = 256
 """Samples whose classes a plan compares with ``model.labels``; a run compares all of them."""
 
@@ -192,11 +194,17 @@ def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list
 def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch: Watch) -> dict[str, str]:
     """User-defined metrics that fail on the source model's outputs for two samples, with the reason.
 
-    Shipped metrics are not tried. If the source model cannot be run, its row in the report has the reason.
+    The task and the decoder of the recipe are tried, too. Shipped metrics are not: two samples may be too few
+    for them. If the source model cannot be run, its row in the report has the reason.
+
+    Raises:
+        UsageError: the outputs of the source model are not those of the task or of the decoder.
     """
     recipe = plan.recipe
     user_defined = [named for named in recipe.metrics if not is_shipped(named.metric)]
-    if not user_defined or recipe.evaluation is None:
+    judged = [metric for _, metric in recipe.metrics if metric.against == "labels" and metric.tasks]
+    special = recipe.task or recipe.decoder or any(USUAL not in metric.tasks for metric in judged)
+    if recipe.evaluation is None or not (user_defined or special):
         return {}
     host = load_device(HOST, device_folders)
     source = _runnable(plan, store, host.runtimes, watch)
@@ -210,10 +218,12 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
         _, labels = collect(recipe.evaluation, recipe.model.preprocess, source.inputs, TRIAL_SAMPLES)
     if not outcome.outputs:
         return {}
-    outputs = outcome.outputs[0]
-    with Scorer(user_defined, labels) as scorer:
+    outputs = Outputs(outcome.outputs, outcome.output_names)
+    if special:
+        Interpreter.of_source(outputs, labels, judged, recipe.task, recipe.decoder).decide(outputs)
+    with Scorer(user_defined, labels, task=recipe.task, decoder=recipe.decoder) as scorer:
         scorer.source(outputs)
-        scorer.artifact(Outputs(outcome.outputs), Outputs(outcome.outputs))
+        scorer.artifact(outputs, outputs)
         return scorer.failures
 
 

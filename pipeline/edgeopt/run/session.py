@@ -13,7 +13,8 @@ from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, Device, load_device
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
-from edgeopt.model import Array, Model
+from edgeopt.model import Model
+from edgeopt.plugin import PerSample
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation, timing_of
@@ -24,7 +25,6 @@ from edgeopt.run.store import Store
 
 PROBE_SAMPLES = 64
 """Samples for comparing the steps between source model and artifact."""
-SOURCE_BATCH = 32
 
 
 class StepOutputs(NamedTuple):
@@ -74,7 +74,7 @@ class Measured:
 
     source: Outcome
     source_model: Model
-    labels: Array | None
+    labels: PerSample | None
     samples: int
     finals: dict[tuple[str, str], Outcome]
     step_outputs: dict[str, tuple[StepOutputs, ...]]
@@ -147,7 +147,8 @@ class _Session:
         source = self._source_model(builds)
         self._emit("source", HOST, "started")
         if source.format in host.device.runtimes:
-            source_outcome = host.run(source, self.evaluation, batch=SOURCE_BATCH)
+            # In the batch size of the artifacts: some layers depend on it.
+            source_outcome = host.run(source, self.evaluation)
         else:  # a factory that failed
             source_outcome = Outcome("", next((b.failure for b in builds if b.failure), "it was not loaded"))
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)

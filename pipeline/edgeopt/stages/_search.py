@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgeopt.config import registry
 from edgeopt.config.files import write_text
-from edgeopt.errors import StageError
-from edgeopt.model import Array, Model
-from edgeopt.plugin import Context, Stage, Trial, digest_of
-from edgeopt.results import MAX_SNR_DB, snr_db
+from edgeopt.errors import StageError, UsageError
+from edgeopt.evaluation.hops import hop
+from edgeopt.evaluation.interpreter import Interpreter
+from edgeopt.evaluation.samples import stacked
+from edgeopt.model import Array, Model, Outputs
+from edgeopt.plugin import Context, Judging, Metric, PerSample, Stage, Trial, digest_of
+from edgeopt.results import MAX_SNR_DB, Hop
 
 SAMPLES = 512
 """Maximum number of validation or calibration samples used, which bounds memory."""
@@ -71,13 +74,13 @@ class Quantizing(Protocol):
         """The quantized file with these layers in higher precision; valid until the next call."""
         ...
 
-    def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        """First output ``[n, ...]`` of a file on the search's samples; None: the float model."""
+    def outputs(self, path: Path | None) -> Outputs:
+        """All outputs of a file on the search's samples; None: the float model."""
 
 
 def search_samples(
     model: Model, context: Context, limit: int = SAMPLES
-) -> tuple[list[tuple[Array, ...]], Array | None]:
+) -> tuple[list[tuple[Array, ...]], PerSample | None]:
     """Inputs of batch 1 and labels of the samples on which a search evaluates candidates.
 
     Raises:
@@ -91,19 +94,87 @@ def search_samples(
             fix="add data.validation or data.calibration to the recipe",
         )
     inputs: list[tuple[Array, ...]] = []
-    labels: list[int] = []
+    labels: list[Array] = []
     for sample in feed.samples(model):
         inputs.append(sample.inputs)
-        if sample.label is not None and np.ndim(sample.label) == 0:
-            labels.append(int(sample.label))
+        if sample.label is not None:
+            labels.append(np.asarray(sample.label))
         if len(inputs) == limit:
             break
-    return inputs, np.asarray(labels) if labels and len(labels) == len(inputs) else None
+    return inputs, stacked(labels) if labels and len(labels) == len(inputs) else None
+
+
+class Judge:
+    """Compares candidates with the float model: by the recipe's metric where it can serve, else all outputs.
+
+    A metric serves if it is a fraction and there are labels; without one, the first metric of the task.
+    """
+
+    def __init__(self, reference: Outputs, labels: PerSample | None, judging: Judging) -> None:
+        named = len(judging.outputs) == len(reference.arrays)
+        self.names = judging.outputs if named else reference.names
+        self.reference = reference._replace(names=self.names)
+        self.labels = labels
+        metrics = [judging.metric] if judging.metric is not None else []
+        try:
+            self.interpreter: Interpreter | None = Interpreter.of_source(
+                self.reference, labels, metrics, judging.task, judging.decoder
+            )
+        except UsageError:
+            self.interpreter = None  # the report says so, where the metric is computed
+        self.metric = self._metric(judging.metric) if labels is not None else None
+        self.before = self._score(self.reference)
+        if self.before is None:
+            self.metric = None
+
+    def compare(self, outputs: Outputs) -> Hop:
+        """What quantization has done to the outputs."""
+        return hop(
+            "quantization",
+            "",
+            lossless=False,
+            before=self.reference,
+            after=outputs._replace(names=self.names),
+            interpreter=self.interpreter,
+        )
+
+    def drop(self, outputs: Outputs, compared: Hop) -> float:
+        """The drop of the metric; else the disagreement; else the relative error power of the worst output.
+
+        It is 1 for outputs that the report would call broken.
+        """
+        if compared.status == "broken":
+            return 1.0
+        after = self._score(outputs) if self.metric is not None else None
+        if self.metric is not None and self.before is not None:
+            if after is None:
+                return 1.0
+            return (self.before - after) * (1 if self.metric.higher_is_better else -1)
+        if compared.agreement is not None:
+            return 1.0 - compared.agreement
+        return min(1.0, _noise(compared.snr_db))
+
+    def _metric(self, metric: Metric | None) -> Metric | None:
+        if metric is None and self.interpreter is not None and self.interpreter.task.metrics:
+            metric = registry.find(Metric, self.interpreter.task.metrics[0])()
+        return metric if metric is not None and metric.kind == "fraction" else None
+
+    def _score(self, outputs: Outputs) -> float | None:
+        """The value of the metric; None if it cannot be computed."""
+        if self.metric is None or self.interpreter is None:
+            return None
+        answers = self.interpreter.answers(outputs._replace(names=self.names))
+        if answers.decisions is None:
+            return None
+        try:
+            return float(self.metric.score(answers.read_by(self.metric), self.labels).value)
+        except UsageError:
+            return None
 
 
 def search(
     quantizing: Quantizing,
-    labels: Array | None,
+    labels: PerSample | None,
     *,
     max_drop: float,
     budget: Budget,
@@ -111,10 +182,9 @@ def search(
 ) -> frozenset[str]:
     """The layers to raise so that the accuracy drops by at most ``max_drop`` against the float model.
 
-    With labels, the drop is that of top-1 accuracy; without, the fraction of samples whose prediction
-    changes. Of two candidates within the limit, the smaller one is chosen. If none is found within the
-    budget, the best one so far is returned and reported with ``context.note``. An interrupted search resumes
-    from ``context.checkpoints``.
+    The drop is that of ``Judge``. Of two candidates within the limit, the smaller one is chosen. If none is
+    found within the budget, the best one so far is returned and reported with ``context.note``. An
+    interrupted search resumes from ``context.checkpoints``.
     """
     return _Search(quantizing, labels, max_drop, budget, context).run()
 
@@ -123,20 +193,19 @@ class _Search:
     def __init__(
         self,
         quantizing: Quantizing,
-        labels: Array | None,
+        labels: PerSample | None,
         max_drop: float,
         budget: Budget,
         context: Context,
     ) -> None:
         self.quantizing = quantizing
-        self.labels = labels
         self.max_drop = max_drop
         self.budget = budget
         self.context = context
         self.checkpoint = _Checkpoint(context.checkpoints)
         # Time spent before an interruption counts towards the budget.
         self.deadline = time.monotonic() + budget.minutes * 60 - self.checkpoint.seconds
-        self.reference = _flat(quantizing.outputs(None))
+        self.judge = Judge(quantizing.outputs(None), labels, context.judging)
         self.trials: dict[frozenset[str], Trial] = {}
         self.alone: list[Trial] = []
         """Sensitivity of each layer: the evaluations with only that layer raised."""
@@ -192,7 +261,7 @@ class _Search:
 
         Layers that remove none alone come last, but are not excluded: they may in combination.
         """
-        base = _noise(self._evaluate(frozenset()))
+        base = _noise(self._evaluate(frozenset()).snr_db)
         gains: dict[str, float] = {}
         names = list(self.quantizing.layers)
         for number, name in enumerate(names, 1):
@@ -201,7 +270,7 @@ class _Search:
                 break
             alone = self._evaluate(frozenset({name}))
             self.alone.append(alone.model_copy(update={"status": "alone"}))
-            gains[name] = (base - _noise(alone)) / max(self.quantizing.layers[name], 1)
+            gains[name] = (base - _noise(alone.snr_db)) / max(self.quantizing.layers[name], 1)
             self.context.progress(f"sensitivity of layer {number} of {len(names)}: {name}")
         return sorted(gains, key=lambda name: (-gains[name], name))
 
@@ -231,24 +300,16 @@ class _Search:
         return Trial.model_validate(record)
 
     def _measure(self, raised: frozenset[str], path: Path) -> Trial:
-        outputs = _flat(self.quantizing.outputs(path))
-        predicted, expected = outputs.argmax(axis=1), self.reference.argmax(axis=1)
-        classifier = self.reference.shape[1] > 1
-        agreement = float((predicted == expected).mean()) if classifier else None
-        error = float(((outputs - self.reference) ** 2).sum())
-        signal = float((self.reference**2).sum())
-        if self.labels is not None and classifier:
-            drop = float((expected == self.labels).mean() - (predicted == self.labels).mean())
-        else:  # agreement without labels; for a single output, the relative error power
-            drop = 1.0 - agreement if agreement is not None else min(1.0, error / max(signal, 1e-300))
+        outputs = self.quantizing.outputs(path)
+        compared = self.judge.compare(outputs)
         return Trial(
             name=f"{len(raised)} of {len(self.quantizing.layers)} layers raised",
             raised=tuple(sorted(raised)),
             size_bytes=path.stat().st_size,
-            drop=drop,
-            agreement=agreement,
-            snr_db=snr_db(signal, error),
-            samples=len(outputs),
+            drop=self.judge.drop(outputs, compared),
+            agreement=compared.agreement,
+            snr_db=compared.snr_db,
+            samples=len(self.judge.reference.arrays[0]),
         )
 
     def _failed(self, raised: frozenset[str], error: StageError) -> Trial:
@@ -324,10 +385,6 @@ class _Checkpoint:
         write_text(self.path, json.dumps({"known": self.known, "seconds": spent}))
 
 
-def _flat(outputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    return outputs.reshape(len(outputs), -1).astype(np.float64)
-
-
-def _noise(trial: Trial) -> float:
+def _noise(snr_db: float | None) -> float:
     """Error power of the outputs, relative to their own power."""
-    return 10 ** (-(trial.snr_db if trial.snr_db is not None else -MAX_SNR_DB) / 10)
+    return 10 ** (-(snr_db if snr_db is not None else -MAX_SNR_DB) / 10)

@@ -5,15 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import Calibrator
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
-from edgeopt.model import Array, Model, TensorSpec
+from edgeopt.model import Array, Model, Outputs, TensorSpec
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._search import Searching, search, search_samples
 
@@ -104,8 +102,8 @@ class Program(ABC):
         """Nodes of the layers that stay in float."""
         return {layer.node for layer in self.all if layer.name in self.float | raised}
 
-    def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        return torch_runtimes.first_outputs(self.graph if path is None else self.load(path), self.samples)
+    def outputs(self, path: Path | None) -> Outputs:
+        return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)
 
 
 def calibration(context: Context) -> Any:

@@ -21,9 +21,9 @@ from edgeopt.formats.onnx.quantize import qdq as onnx_qdq
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
-from edgeopt.model import Array, Model
-from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, search, search_samples
+from edgeopt.model import Array, Model, Outputs
+from edgeopt.plugin import Context, PerSample, Worker
+from edgeopt.stages._search import Judge, Searching, search, search_samples
 
 FEW = 10
 """Number of calibration samples below which the ranges are unreliable."""
@@ -187,10 +187,10 @@ class _Quantizing:
         self.ranges = self._calibrate()
         onnx_calibration.save(self.ranges, self.ranges_file)
         self.forms: onnx_weight_encoding.Encodings | None = None
-        self._loaded_data: tuple[list[tuple[Array, ...]], Array | None] | None = None
+        self._loaded_data: tuple[list[tuple[Array, ...]], PerSample | None] | None = None
 
     @property
-    def labels(self) -> Array | None:
+    def labels(self) -> PerSample | None:
         return self._evaluation_data()[1]
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
@@ -203,11 +203,8 @@ class _Quantizing:
         self.weights.rewrite(proto, self.forms)
         return _save(proto, self.scratch / "candidate.onnx")
 
-    def outputs(self, path: Path | None) -> onnx_weight_encoding.Outputs:
-        found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(
-            path or self.prepared, self._evaluation_data()[0]
-        )
-        return found
+    def outputs(self, path: Path | None) -> Outputs:
+        return onnx_calibration.outputs(path or self.prepared, self._evaluation_data()[0])
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
@@ -230,17 +227,19 @@ class _Quantizing:
             return {**dict.fromkeys(names, "unsigned"), **wide}
         samples = self._evaluation_data()[0][:CHOICE_SAMPLES]
         reference = onnx_calibration.outputs(self.prepared, samples)
+        judge = Judge(reference, None, self.context.judging)
         self.context.progress("comparing weight encodings: fast and exact")
 
-        def run(forms: onnx_weight_encoding.Encodings) -> onnx_weight_encoding.Outputs:
+        def fidelity(forms: onnx_weight_encoding.Encodings) -> onnx_weight_encoding.Fidelity:
             copy = type(full).FromString(full.SerializeToString())
             self.weights.rewrite(copy, {**forms, **wide})
             path = _save(copy, self.scratch / "form.onnx")
-            found: onnx_weight_encoding.Outputs = onnx_calibration.outputs(path, samples)
-            return found
+            found = judge.compare(onnx_calibration.outputs(path, samples))
+            agreement = 1.0 if found.agreement is None else found.agreement
+            return onnx_weight_encoding.Fidelity(found.snr_db or 0.0, agreement, len(samples))
 
         forms, remark = onnx_weight_encoding.choose(
-            names, onnx_weight_encoding.multiplications(self.graph), reference, run
+            names, onnx_weight_encoding.multiplications(self.graph), fidelity
         )
         self.context.note(remark)
         return {**forms, **wide}
@@ -261,7 +260,7 @@ class _Quantizing:
             self.context.note(f"weights of {len(left)} layers are rounded to nearest: {shown}")
         return Weights(floats, moments)
 
-    def _evaluation_data(self) -> tuple[list[tuple[Array, ...]], Array | None]:
+    def _evaluation_data(self) -> tuple[list[tuple[Array, ...]], PerSample | None]:
         if self._loaded_data is None:
             self._loaded_data = search_samples(self.model, self.context)
         return self._loaded_data

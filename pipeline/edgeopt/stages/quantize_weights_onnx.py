@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
@@ -15,8 +13,8 @@ from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import dynamic as onnx_dynamic
 from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
-from edgeopt.model import Array, Model
-from edgeopt.plugin import Context, Worker
+from edgeopt.model import Array, Model, Outputs
+from edgeopt.plugin import Context, PerSample, Worker
 from edgeopt.stages._search import Searching, search, search_samples
 
 TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -161,7 +159,7 @@ class _Quantizing:
             for layer in layers
             if self.precisions[layer.name] != "float32"
         }
-        self._loaded_data: tuple[list[tuple[Array, ...]], Array | None] | None = None
+        self._loaded_data: tuple[list[tuple[Array, ...]], PerSample | None] | None = None
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
         return {**self.precisions, **dict.fromkeys(raised, "float32")}
@@ -189,13 +187,10 @@ class _Quantizing:
         onnx_model_file.strip(proto)
         return proto
 
-    def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = onnx_calibration.outputs(
-            path or self.prepared, self.evaluation_data()[0]
-        )
-        return found
+    def outputs(self, path: Path | None) -> Outputs:
+        return onnx_calibration.outputs(path or self.prepared, self.evaluation_data()[0])
 
-    def evaluation_data(self) -> tuple[list[tuple[Array, ...]], Array | None]:
+    def evaluation_data(self) -> tuple[list[tuple[Array, ...]], PerSample | None]:
         if self._loaded_data is None:
             self._loaded_data = search_samples(self.model, self.context)
         return self._loaded_data

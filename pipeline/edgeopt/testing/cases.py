@@ -5,12 +5,13 @@ from typing import Any, NamedTuple, cast
 
 from edgeopt.config import registry
 from edgeopt.config.registry import Kind
-from edgeopt.plugin import Dataset, Format, Metric, Plugin, Stage
+from edgeopt.plugin import Dataset, Decoder, Format, Metric, Plugin, Stage, Task
 from edgeopt.testing.conformance.datasets import check_dataset
 from edgeopt.testing.conformance.formats import check_format
 from edgeopt.testing.conformance.metrics import check_metric
 from edgeopt.testing.conformance.runtimes import check_runtime
 from edgeopt.testing.conformance.stages import check_stage
+from edgeopt.testing.conformance.tasks import check_decoder, check_task
 from edgeopt.testing.workshop import Workshop
 
 CHECKS: dict[Kind, Callable[[Any, Workshop], None]] = {
@@ -19,6 +20,8 @@ CHECKS: dict[Kind, Callable[[Any, Workshop], None]] = {
     "runtimes": check_runtime,
     "datasets": check_dataset,
     "metrics": check_metric,
+    "tasks": check_task,
+    "decoders": check_decoder,
 }
 
 
@@ -56,7 +59,7 @@ class Case(NamedTuple):
 
 
 def cases(package: str, instances: Iterable[Plugin] = ()) -> list[Case]:
-    """Every stage, format, runtime, dataset and metric that a package provides.
+    """Every stage, format, runtime, dataset, metric, task and decoder that a package provides.
 
     Args:
         package: the top-level package, such as ``my_package``; ``edgeopt`` for the built-in plug-ins.
@@ -67,7 +70,7 @@ def cases(package: str, instances: Iterable[Plugin] = ()) -> list[Case]:
     for plugin in instances:
         given.setdefault((plugin.plugin_kind, registry.plugin_name(plugin)), []).append(plugin)
     collected = []
-    for base in (Stage, Format, Dataset, Metric):
+    for base in (Stage, Format, Dataset, Metric, Task, Decoder):
         kind: Kind = base.plugin_kind
         for name in _provided(kind, package):
             plugins: list[Any] = given.get((kind, name), []) or [registry.find(cast(Any, base), name)]

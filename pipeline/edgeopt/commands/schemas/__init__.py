@@ -21,7 +21,7 @@ from edgeopt.config.units import BYTES
 from edgeopt.devices.agent_archive import runtime_names
 from edgeopt.devices.device import Device, known_devices
 from edgeopt.formats.known import artifact_formats
-from edgeopt.plugin import Connection, Dataset, Metric, Plugin, Stage
+from edgeopt.plugin import Connection, Dataset, Decoder, Metric, Plugin, Stage, Task
 from edgeopt.publish.contract import Contract
 from edgeopt.recipe.document import VERSION, Document, GatePart
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Report
@@ -62,7 +62,7 @@ def shipped_file(name: Name) -> Path:
     return Path(__file__).with_name(f"{name}.schema.json")
 
 
-P = TypeVar("P", Connection, Dataset, Metric, Stage)
+P = TypeVar("P", Connection, Dataset, Decoder, Metric, Stage, Task)
 
 
 class Generator(GenerateJsonSchema):
@@ -76,10 +76,6 @@ class Generator(GenerateJsonSchema):
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         default = super().function_before_schema(schema)
         name = schema["function"]["function"].__name__
-        if name in ("_existing", "_bare_name", "_from_text", "_settings_of_protocol"):
-            return default  # a path is a string anyway; short forms of whole models are added below
-        if name in ("_accept_singular", "with_kinds", "_real_numbers"):
-            return default
         if name == "_as_words":
             word: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
             return {"anyOf": [{"type": "array", "items": word}, word]}
@@ -89,7 +85,8 @@ class Generator(GenerateJsonSchema):
             "_as_list": default.get("items"),
             "_default_runtimes": {"const": "default"},
         }
-        return {"anyOf": [default, forms[name]]}
+        # Others accept no further form; short forms of whole models are added below.
+        return {"anyOf": [default, forms[name]]} if name in forms else default
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         default = super().nullable_schema(schema)
@@ -175,9 +172,13 @@ def _device(*, installed: bool) -> Schema:
 
 def _recipe(*, installed: bool) -> Schema:
     datasets, metrics = _plugins(Dataset, installed=installed), _plugins(Metric, installed=installed)
+    tasks, decoders = _plugins(Task, installed=installed), _plugins(Decoder, installed=installed)
     stages = _plugins(Stage, installed=installed)
-    refs, definitions = _generated([Document, *datasets.values(), *metrics.values(), *stages.values()])
+    known = (datasets, metrics, tasks, decoders, stages)
+    refs, definitions = _generated([Document, *(each for kind in known for each in kind.values())])
     definitions |= {
+        "task": _entry(tasks, refs),
+        "decoder": _entry(decoders, refs),
         "dataset": _entry(datasets, refs),
         "metric": _entry(metrics, refs),
         "stage": _entry(stages, refs),
@@ -192,6 +193,8 @@ def _recipe(*, installed: bool) -> Schema:
     for use in _follow(keys["data"], definitions)["properties"].values():
         if "anyOf" in use:  # all fields but the booleans
             use["anyOf"][0] = {"$ref": "#/definitions/dataset"}
+    for key, kind in (("task", "task"), ("postprocess", "decoder")):
+        keys[key]["anyOf"][0] = {"$ref": f"#/definitions/{kind}"}
     keys["metric"]["anyOf"] = _one_or_more({"$ref": "#/definitions/metric"})
     keys["optimize"] |= {
         "properties": {"float": {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]}},

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from difflib import get_close_matches
-from itertools import islice
+from itertools import islice, pairwise
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -28,6 +28,9 @@ class Npz(Dataset):
     The archive is read in chunks, so the file may exceed the memory. (In an array in Fortran order rows are
     not contiguous; it is loaded at once.) Pickled objects are rejected. Integer labels of shape ``[n]`` are
     class indices; others are passed on as arrays, so for an autoencoder set ``label: x``, its own input.
+
+    Labels of different lengths, such as boxes or transcripts, are stored one after the other, with
+    ``offsets``: the label of sample i is ``y[offsets[i]:offsets[i + 1]]``, which may be empty.
     """
 
     path: ExistingPath = Field(description="the .npz file")
@@ -37,6 +40,9 @@ class Npz(Dataset):
     label: str | None = Field(
         "y", description="key of the labels; unless given, data without 'y' have none; null: none"
     )
+    offsets: str | None = Field(
+        None, description="key of the offsets [n + 1] of labels of different lengths into the rows of 'label'"
+    )
     limit: int | None = Field(None, gt=0, description="read only the first samples")
 
     def samples(self) -> Iterator[Sample]:
@@ -44,7 +50,7 @@ class Npz(Dataset):
             with ExitStack() as stack:
                 archive = stack.enter_context(zipfile.ZipFile(self.path))
                 label = self._label(archive)
-                keys = self.inputs if label is None else (*self.inputs, label)
+                keys = self.inputs if label is None or self.offsets else (*self.inputs, label)
                 columns = [self._rows(archive, key, stack) for key in keys]
                 lengths = dict(zip(keys, (length for length, _ in columns), strict=True))
                 if len(set(lengths.values())) > 1:
@@ -53,7 +59,10 @@ class Npz(Dataset):
                         f"{self.path}: the arrays differ in length: {listed} rows",
                         fix="save one label per sample",
                     )
-                for row in islice(zip(*(rows for _, rows in columns), strict=True), self.limit):
+                rows = [rows for _, rows in columns]
+                if self.offsets:
+                    rows.append(self._ragged(archive, label, self.offsets, columns[0][0]))
+                for row in islice(zip(*rows, strict=True), self.limit):
                     yield _sample(row, labelled=label is not None)
         except DAMAGED as error:
             raise UsageError(
@@ -77,7 +86,8 @@ class Npz(Dataset):
             ) from error
 
     def digest(self) -> str:
-        return digest_of(["npz", file_digest(self.path), self.inputs, self.label, self.limit])
+        content = ["npz", file_digest(self.path), self.inputs, self.label, self.limit]
+        return digest_of(content + ([self.offsets] if self.offsets else []))
 
     def _label(self, archive: zipfile.ZipFile) -> str | None:
         """The key of the labels; None for data without labels."""
@@ -86,24 +96,64 @@ class Npz(Dataset):
 
     def _rows(self, archive: zipfile.ZipFile, key: str, stack: ExitStack) -> tuple[int, Iterator[Array]]:
         """Number of rows of one array, and the rows."""
+        file = stack.enter_context(archive.open(self._present(archive, key)))
+        shape, fortran_order, dtype = self._header(file, key)
+        if fortran_order and len(shape) > 1:
+            whole: Array = np.load(self.path, allow_pickle=False)[key]
+            return shape[0], (row.astype(row.dtype.newbyteorder("="), copy=False) for row in whole)
+        return shape[0], _read_rows(file, shape, dtype)
+
+    def _ragged(self, archive: zipfile.ZipFile, key: str | None, offsets: str, count: int) -> Iterator[Array]:
+        """The labels ``[k, ...]`` of different lengths, of ``count`` samples."""
+        if key is None:
+            raise UsageError(
+                f"{self.path}: 'offsets' is {offsets!r}, but there are no labels",
+                fix="set 'label' to the key of the rows that the offsets divide",
+            )
+        rows, limits = self._whole(archive, key), self._whole(archive, offsets)
+        problem = ""
+        if limits.ndim != 1 or limits.dtype.kind not in "iu":
+            problem = f"has shape {list(limits.shape)} and dtype {limits.dtype}, not integers [n + 1]"
+        elif len(limits) != count + 1:
+            problem = f"has {len(limits)} entries, not {count + 1} for {count} samples"
+        elif limits[0] != 0:
+            problem = f"starts at {limits[0]}, not at 0"
+        elif falls := [at for at, (start, end) in enumerate(pairwise(limits.tolist())) if end < start]:
+            problem = f"decreases after entry {falls[0]}, from {limits[falls[0]]} to {limits[falls[0] + 1]}"
+        elif limits[-1] != len(rows):
+            problem = f"ends at {limits[-1]}, but {key!r} has {len(rows)} rows"
+        if problem:
+            raise UsageError(
+                f"{self.path}: the array {offsets!r} {problem}",
+                fix="save numpy.cumsum([0] + [len(label) for label in labels]), and the labels concatenated",
+            )
+        return (rows[start:end].copy() for start, end in pairwise(limits.tolist()))
+
+    def _whole(self, archive: zipfile.ZipFile, key: str) -> Array:
+        member = self._present(archive, key)
+        with archive.open(member) as file:
+            self._header(file, key)
+        with archive.open(member) as file:
+            array: Array = npy.read_array(file, allow_pickle=False)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def _present(self, archive: zipfile.ZipFile, key: str) -> str:
+        """The name of the member that holds an array."""
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if key not in names:
             near = get_close_matches(key, names, 1)
             fix = f"did you mean {near[0]!r}? " if near else ""
             if key == self.label:
                 fix += "Set 'label' to the key of the labels, or to null for data without labels"
+            elif key == self.offsets:
+                fix += "Set 'offsets' to the key of the offsets, or to null for labels of one shape"
             else:
                 fix += "Set 'inputs' to the keys of the inputs"
             raise UsageError(
                 f"{self.path}: no array {key!r}; the arrays are {', '.join(map(repr, names)) or 'none'}",
                 fix=fix,
             )
-        file = stack.enter_context(archive.open(_member(archive, key)))
-        shape, fortran_order, dtype = self._header(file, key)
-        if fortran_order and len(shape) > 1:
-            whole: Array = np.load(self.path, allow_pickle=False)[key]
-            return shape[0], (row.astype(row.dtype.newbyteorder("="), copy=False) for row in whole)
-        return shape[0], _read_rows(file, shape, dtype)
+        return _member(archive, key)
 
     def _header(self, file: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
         version = npy.read_magic(file)
@@ -115,7 +165,8 @@ class Npz(Dataset):
             content = "pickled objects" if dtype.hasobject else f"values of dtype {dtype}"
             raise UsageError(
                 f"{self.path}: the array {key!r} contains {content}, which are rejected",
-                fix="save plain arrays of integers or floats, all rows of one shape",
+                fix="save plain arrays of integers or floats, all rows of one shape"
+                + ("; labels of different lengths are stored with 'offsets'" if dtype.hasobject else ""),
             )
         if not shape:
             raise UsageError(f"{self.path}: {key!r} is a single number, not one row per sample")

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Score
+from edgeopt.plugin import Metric, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -20,6 +20,8 @@ class MeanSquaredError(Metric):
 
     kind: ClassVar[Kind] = "error"
     higher_is_better: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("regression",)
+    reads: ClassVar[Reading] = "values"
 
     def score(self, outputs: Array, target: Array) -> Score:
         count = len(outputs)

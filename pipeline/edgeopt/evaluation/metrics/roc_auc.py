@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.evaluation.metrics._labels import class_labels
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Score
+from edgeopt.plugin import Metric, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -20,6 +20,8 @@ class RocAuc(Metric):
     """
 
     kind: ClassVar[Kind] = "number"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

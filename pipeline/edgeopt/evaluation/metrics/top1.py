@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.evaluation.metrics._labels import class_labels
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Score
+from edgeopt.plugin import Metric, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -14,6 +14,8 @@ class Top1(Metric):
     """Top-1 accuracy, 0..1. A sample with outputs that are not finite counts as wrong."""
 
     kind: ClassVar[Kind] = "fraction"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

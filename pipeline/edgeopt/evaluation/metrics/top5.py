@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.class_scores import class_labels
+from edgeopt.evaluation.metrics._labels import class_labels
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Score
+from edgeopt.plugin import Metric, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -15,6 +15,8 @@ class Top5(Metric):
     """Top-5 accuracy, 0..1. Of equal scores, the lower class index ranks first, as in top1."""
 
     kind: ClassVar[Kind] = "fraction"
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:
         scores, labels = class_labels(outputs, target)

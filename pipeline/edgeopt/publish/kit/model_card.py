@@ -22,7 +22,7 @@ HUB_NAMES = {"top1": "accuracy", "top5": "top_5_accuracy", "roc_auc": "roc_auc",
 """The Hub's names of metrics that differ from edgeopt's."""
 MEANINGS = {name: shown.meaning for name, shown in MEASUREMENTS.items()} | {
     "fidelity_snr_db": "signal-to-noise ratio of the outputs relative to the source model",
-    "agreement": "fraction of samples with the same largest output as the source model",
+    "agreement": "mean agreement of the decisions with those of the source model",
     "max_abs_error": "largest difference between an output and the source model's",
 }
 """Descriptions of measurements with names that are not self-explanatory."""

@@ -19,7 +19,7 @@ from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import formats
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Feed, SizeBreakdown, Stage, Trial, Worker
+from edgeopt.plugin import Context, Feed, Judging, SizeBreakdown, Stage, Trial, Worker
 from edgeopt.results import Breakdown, LayerBytes
 from edgeopt.run.executors.executor import Say
 
@@ -105,6 +105,7 @@ class StageInputs(NamedTuple):
     training: Feed | None = None
     validation: Feed | None = None
     source: Model | None = None
+    judging: Judging = Judging()
     checkpoints: Path | None = None
 
 

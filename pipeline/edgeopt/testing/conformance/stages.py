@@ -1,7 +1,7 @@
 """Contract of stages: reproducible files, no writes outside their folder, correct specs."""
 
-from edgeopt.evaluation.hops import Outputs, hop
-from edgeopt.model import Model
+from edgeopt.evaluation.hops import hop
+from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import instance
 from edgeopt.testing.conformance.options import demand

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
-from edgeopt.model import Array, TensorSpec
+from edgeopt.model import Array, Outputs, TensorSpec
 
 FUSED = "/MatMulAddFusion"
 """Suffix that onnxruntime appends to the name of a matrix product fused with the Add after it."""
@@ -164,13 +164,12 @@ def session(path: Path, *, as_written: bool = False) -> Any:
         raise StageError(f"onnxruntime cannot load {path.name}: {error}") from error
 
 
-def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = False) -> Any:
-    """The first output for all samples, float32 ``[n, values]``."""
+def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = False) -> Outputs:
+    """All outputs for samples of batch 1, float32 ``[n, ...]``."""
     run = session(path, as_written=as_written)
     names = [value.name for value in run.get_inputs()]
-    first = run.get_outputs()[0].name
-    rows = [run.run([first], dict(zip(names, values, strict=True)))[0] for values in inputs]
-    return np.stack([np.asarray(row, np.float32).reshape(-1) for row in rows])
+    rows = [run.run(None, dict(zip(names, values, strict=True))) for values in inputs]
+    return Outputs.joined(rows, [value.name for value in run.get_outputs()])
 
 
 def save(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:

@@ -10,26 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod, sqrt
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize.weights import Encoding
-from edgeopt.results import snr_db
 
 SNR_LOSS_DB = 2.0
 AGREEMENT_LOSS = 0.01
 
-Outputs: TypeAlias = NDArray[np.float32]
 Encodings: TypeAlias = dict[str, Encoding]
 """The encoding of each layer, by layer name."""
 
 
 class Fidelity(NamedTuple):
-    """Similarity of outputs to those of the float model."""
+    """Similarity of the outputs to those of the float model."""
 
     snr_db: float
+    """Of the worst output."""
     agreement: float
+    """Of the decisions; 1 if the outputs are no decisions."""
     samples: int
 
     def __str__(self) -> str:
@@ -43,37 +40,28 @@ class Fidelity(NamedTuple):
         return keeps_snr and self.agreement >= other.agreement - max(AGREEMENT_LOSS, chance) - 1e-9
 
 
-def fidelity(reference: Outputs, actual: Outputs) -> Fidelity:
-    """SNR and top-1 agreement of outputs ``[n, values]``; with one value per sample, the agreement is 1."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - actual).sum())
-    agreement = float((reference.argmax(1) == actual.argmax(1)).mean()) if reference.shape[1] > 1 else 1.0
-    return Fidelity(snr_db(signal, noise), agreement, len(reference))
-
-
 def choose(
-    layers: Sequence[str], cost: Mapping[str, int], reference: Outputs, run: Callable[[Encodings], Outputs]
+    layers: Sequence[str], cost: Mapping[str, int], fidelity: Callable[[Encodings], Fidelity]
 ) -> tuple[Encodings, str]:
     """Choose the encoding of every layer; returns it with a note for the report.
 
     Args:
         layers: names of the layers.
         cost: multiplications of each layer.
-        reference: outputs of the float model, ``[n, values]``.
-        run: returns the outputs of the graph with the given encodings on the same samples.
+        fidelity: runs the graph with the given encodings, on the same samples.
     """
-    exact = fidelity(reference, run(_all(layers, "unsigned")))
-    safe = fidelity(reference, run(_all(layers, "safe")))
-    count = f"on {len(reference)} samples"
+    exact = fidelity(_all(layers, "unsigned"))
+    safe = fidelity(_all(layers, "safe"))
+    count = f"on {exact.samples} samples"
     if safe.keeps(exact):
         note = f"all layers have int8 weights that cannot overflow on any x86: {safe} {count}; "
         return _all(layers, "safe"), note + f"the slower uint8 weights reach {exact}"
-    order = _order(layers, cost, reference, run, safe)
+    order = _order(layers, cost, fidelity, safe)
     # Bisection for the shortest prefix of the order that is good enough: all layers unsigned is, none is not.
     fails, passes, best = 0, len(order), exact
     while passes - fails > 1:
         middle = (fails + passes) // 2
-        result = fidelity(reference, run(_mixed(layers, order[:middle])))
+        result = fidelity(_mixed(layers, order[:middle]))
         if result.keeps(exact):
             passes, best = middle, result
         else:
@@ -87,8 +75,7 @@ def choose(
 def _order(
     layers: Sequence[str],
     cost: Mapping[str, int],
-    reference: Outputs,
-    run: Callable[[Encodings], Outputs],
+    fidelity: Callable[[Encodings], Fidelity],
     safe: Fidelity,
 ) -> list[str]:
     """Layers by the output noise that the unsigned encoding of each alone removes, per multiplication."""
@@ -98,8 +85,7 @@ def _order(
 
     # Each layer alone: combinations would be exponential, and noise of different layers is nearly additive.
     removed = {
-        name: (noise(safe) - noise(fidelity(reference, run(_mixed(layers, [name])))))
-        / max(cost.get(name, 1), 1)
+        name: (noise(safe) - noise(fidelity(_mixed(layers, [name])))) / max(cost.get(name, 1), 1)
         for name in layers
     }
     return sorted(layers, key=lambda name: -removed[name])

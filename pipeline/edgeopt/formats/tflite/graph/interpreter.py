@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.formats.tflite.files.graphs import read_signature
-from edgeopt.model import Array, Model
+from edgeopt.model import Array, Model, Outputs
 
 
 def opened(content: bytes, name: str, keep_all: bool = False) -> Any:
@@ -53,23 +52,28 @@ def feed(interpreter: Any, sample: Sequence[Array]) -> None:
         raise StageError(f"LiteRT cannot run the file: {error}") from error
 
 
-def outputs(content: bytes, name: str, samples: Iterable[Sequence[Array]]) -> NDArray[np.float32]:
-    """The first output for samples of batch 1, dequantized, ``[n, ...]``.
+def outputs(path: Path, samples: Iterable[Sequence[Array]]) -> Outputs:
+    """All outputs for samples of batch 1, dequantized, float32 ``[n, ...]``.
 
     Raises:
         StageError: LiteRT cannot run the file.
     """
-    interpreter = opened(content, name)
-    (detail, *_) = interpreter.get_output_details()
-    results = []
+    interpreter = opened(path.read_bytes(), path.name)
+    details = interpreter.get_output_details()
+    rows = []
     for sample in samples:
         feed(interpreter, sample)
-        value = interpreter.get_tensor(detail["index"])
-        if np.issubdtype(detail["dtype"], np.integer) and detail["quantization"][0]:
-            scale, zero = detail["quantization"]
-            value = (value.astype(np.float32) - zero) * np.float32(scale)
-        results.append(value.astype(np.float32))
-    return np.concatenate(results)
+        rows.append([_real(interpreter.get_tensor(detail["index"]), detail) for detail in details])
+    return Outputs.joined(rows, [spec.name for spec in read_signature(path).outputs])
+
+
+def _real(value: Array, detail: Mapping[str, Any]) -> Array:
+    """A tensor dequantized with the parameters in the file; another one unchanged."""
+    scale, zero = detail["quantization"]
+    if not (np.issubdtype(detail["dtype"], np.integer) and scale):
+        return value
+    real: Array = (value.astype(np.float32) - zero) * np.float32(scale)
+    return real
 
 
 def finished(path: Path, model: Model) -> Model:
@@ -84,7 +88,7 @@ def finished(path: Path, model: Model) -> Model:
         zeros = [
             np.zeros([size or 1 for size in spec.shape], np.dtype(spec.dtype)) for spec in signature.inputs
         ]
-        outputs(path.read_bytes(), path.name, [zeros])
+        outputs(path, [zeros])
     layouts = [spec.layout for spec in model.inputs] or [None] * len(signature.inputs)
     inputs = (
         spec.model_copy(update={"layout": layout})
@@ -114,11 +118,10 @@ class Candidates:
         self.make = make
         self.samples = samples
 
-    def outputs(self, path: Path | None) -> NDArray[np.float32]:
-        """The first output ``[n, ...]`` for the samples; ``path`` None means the float file.
+    def outputs(self, path: Path | None) -> Outputs:
+        """All outputs for the samples; ``path`` None means the float file.
 
         Raises:
             StageError: LiteRT cannot run the file.
         """
-        file = path or self.source
-        return outputs(file.read_bytes(), file.name, self.samples)
+        return outputs(path or self.source, self.samples)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.lab import engine as torch_engine
-from edgeopt.model import Array
+from edgeopt.model import Array, Outputs
 
 
 def require_qnnpack() -> None:
@@ -52,15 +51,17 @@ def load_executorch(content: bytes) -> Callable[..., Any]:
     return call
 
 
-def first_outputs(run: Callable[..., Any], samples: Sequence[Sequence[Array]]) -> NDArray[np.float32]:
-    """First output of every sample, run at batch 1: shape ``[n, ...]``."""
+def outputs(run: Callable[..., Any], samples: Sequence[Sequence[Array]]) -> Outputs:
+    """All outputs for samples that are run at batch 1, float32 ``[n, ...]``; named if they are a dict."""
     import torch
     from torch.utils import _pytree
 
-    outputs = []
+    rows: list[list[Array]] = []
+    names: list[str] = []
     with torch.no_grad(), torch_engine.one_thread():
         for values in samples:
-            results = _pytree.tree_leaves(run(*(torch.from_numpy(value) for value in values)))
-            # A copy: ExecuTorch returns views of memory that the next call overwrites.
-            outputs.append(np.array(results[0], dtype=np.float32))
-    return np.concatenate(outputs)
+            results = run(*(torch.from_numpy(value) for value in values))
+            names = [str(key) for key in results] if isinstance(results, dict) else []
+            # Copies: ExecuTorch returns views of memory that the next call overwrites.
+            rows.append([np.array(value, dtype=np.float32) for value in _pytree.tree_leaves(results)])
+    return Outputs.joined(rows, names)

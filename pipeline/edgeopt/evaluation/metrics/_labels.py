@@ -1,4 +1,4 @@
-"""Shared by the classification metrics: outputs as class scores, and checked labels."""
+"""Labels of the classification metrics, checked against the scores."""
 
 from typing import Any
 
@@ -9,36 +9,15 @@ from edgeopt.errors import UsageError
 from edgeopt.model import Array
 
 
-def class_scores(outputs: Array) -> NDArray[np.float64]:
-    """Convert outputs to one score per class, shape ``[n, ..., classes]`` with at least two classes.
-
-    Axes of length 1 between batch and classes are dropped. A single value per sample is the output of a
-    binary classifier: a probability if all values are in 0..1, otherwise a logit.
-    """
-    scores = np.asarray(outputs, np.float64)
-    if scores.ndim < 2 or scores.size == len(scores):
-        positive = scores.reshape(-1, 1)
-        probability = bool(((positive >= 0) & (positive <= 1)).all())
-        negative = 1 - positive if probability else -positive
-        return np.concatenate([negative, positive], axis=1)
-    if scores.size == len(scores) * scores.shape[-1]:
-        return scores.reshape(len(scores), -1)
-    return scores
-
-
-def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores ``[n, classes]`` and labels ``[n]`` for a classification metric.
+def class_labels(scores: Array, target: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores ``[n, classes]`` in double precision and labels ``[n]`` for a classification metric.
 
     Raises:
-        UsageError: the outputs are not one score per class, the labels are not integers, their number
+        UsageError: the scores are not one per class, the labels are not integers, their number
             differs, or one is out of range (named with its index and the number of classes).
     """
-    scores = class_scores(outputs)
-    if scores.ndim != 2:
-        raise UsageError(
-            f"outputs of shape {list(outputs.shape)} are not one score per class",
-            fix="use mean_squared_error, or your own metric: {uses: function}",
-        )
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise UsageError(f"scores of shape {list(scores.shape)} are not one per class")
     count, classes = scores.shape
     labels: NDArray[Any] = np.asarray(target)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -65,4 +44,4 @@ def class_labels(outputs: Array, target: Array) -> tuple[NDArray[np.float64], ND
             f"the model has {classes} classes, 0 to {classes - 1}",
             fix="check that the labels belong to this model, and that they count from 0",
         )
-    return scores, labels.astype(np.int64)
+    return scores.astype(np.float64), labels.astype(np.int64)

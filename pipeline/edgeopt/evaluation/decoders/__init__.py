@@ -1,0 +1,1 @@
+"""Decoders of raw heads. One module per kind of head."""

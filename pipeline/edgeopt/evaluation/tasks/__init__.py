@@ -1,0 +1,1 @@
+"""Tasks: what the outputs of a model mean. One module per task."""

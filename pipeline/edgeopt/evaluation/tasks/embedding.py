@@ -1,0 +1,48 @@
+"""One vector per sample, whose direction says what it shows: faces, speakers, products."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.model import Outputs
+from edgeopt.plugin import Decisions, Task
+
+
+class Embedding(Task):
+    """Vectors of length 1, ``[n, d]``, that are compared by their cosine similarity.
+
+    A vector of zeros stays one. A vector with values that are not finite is NaN, and similar to nothing. No
+    output or label shows that a model computes embeddings, so the recipe has to name this task.
+    """
+
+    order: ClassVar[int] = 90
+    metrics: ClassVar[tuple[str, ...]] = ("recall_at_k",)
+
+    output: str | None = Field(None, description="name of the output; needed if there are several")
+
+    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
+        return position(self.output, names, self)
+
+    def decide(self, outputs: Outputs) -> Decisions:
+        array = only(outputs, self.output, self)
+        if array.ndim < 2 or sum(size > 1 for size in array.shape[1:]) > 1:
+            raise UsageError(
+                f"outputs of shape {list(array.shape)} are not one vector per sample",
+                fix="embed the samples by one vector each, such as the mean over positions",
+            )
+        vectors = array.reshape(len(array), -1).astype(np.float64)
+        vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+        lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+        return Decisions(vectors / np.where(lengths == 0, 1, lengths))
+
+    def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
+        """The cosine similarity, 0..1: vectors at a right angle or more do not agree at all."""
+        one, other = np.asarray(decisions.values, np.float64), np.asarray(source.values, np.float64)
+        if one.shape != other.shape:
+            return np.zeros(len(one))
+        return np.asarray(np.nan_to_num((one * other).sum(axis=1)).clip(0, 1), np.float64)

@@ -1,0 +1,69 @@
+"""Several labels per sample, each of them by itself."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.tasks._equal import fraction_equal
+from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.model import Array, Outputs
+from edgeopt.plugin import Decisions, PerSample, Task
+
+
+class Multilabel(Task):
+    """The labels whose probability is above a threshold: 0 or 1 each, ``[n, labels]``.
+
+    Outputs are probabilities if all values are in 0..1, otherwise logits, of which the sigmoid is taken. A
+    value that is not finite has the probability NaN and the decision -1, which agrees with nothing.
+    """
+
+    order: ClassVar[int] = 15
+    metrics: ClassVar[tuple[str, ...]] = ("f1",)
+
+    output: str | None = Field(None, description="name of the output; needed if there are several")
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a label applies")
+
+    @classmethod
+    def fits(cls, outputs: Outputs, targets: PerSample | None) -> bool:
+        if (
+            len(outputs.arrays) != 1
+            or not isinstance(targets, np.ndarray)
+            or targets.dtype.kind not in "biuf"
+        ):
+            return False
+        (array,) = outputs.arrays
+        same = array.ndim == 2 and array.dtype.kind == "f" and array.shape == targets.shape
+        if not same or not np.isin(targets, (0, 1)).all():
+            return False
+        return bool((targets.sum(axis=1) != 1).any())  # otherwise they are one-hot classes
+
+    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
+        return position(self.output, names, self)
+
+    def decide(self, outputs: Outputs) -> Decisions:
+        array = only(outputs, self.output, self)
+        if sum(size > 1 for size in array.shape[1:]) > 1:
+            raise UsageError(
+                f"outputs of shape {list(array.shape)} are not one value per label",
+                fix="name the task of the model, such as 'task: segmentation'",
+            )
+        scores = probabilities(array.reshape(len(array), -1))
+        values = np.where(np.isfinite(scores), scores > self.threshold, -1)
+        return Decisions(values.astype(np.int64), scores)
+
+    def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
+        return fraction_equal(decisions, source)
+
+
+def probabilities(outputs: Array) -> NDArray[np.float64]:
+    """The values, if all finite ones are in 0..1, otherwise their sigmoid; others are NaN."""
+    values = outputs.astype(np.float64)
+    finite = np.isfinite(values)
+    values[~finite] = np.nan
+    if ((values[finite] >= 0) & (values[finite] <= 1)).all():
+        return values
+    return np.asarray(np.exp(-np.logaddexp(0, -values)), np.float64)  # does not overflow

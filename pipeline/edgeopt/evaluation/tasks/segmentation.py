@@ -1,0 +1,105 @@
+"""One class per pixel."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.tasks._equal import fraction_equal
+from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.model import Array, Outputs
+from edgeopt.plugin import Decisions, PerSample, Task
+
+
+class Segmentation(Task):
+    """The class with the highest score at each pixel: a label map ``[n, H, W]``.
+
+    Scores are ``[n, H, W, classes]`` or ``[n, classes, H, W]``. A single channel, or none, is a
+    binary segmentation: probabilities if all values are in 0..1, otherwise logits. Integers without classes
+    are the label map itself. A pixel with scores that are not finite gets -1, which agrees with nothing.
+    """
+
+    order: ClassVar[int] = 30
+    metrics: ClassVar[tuple[str, ...]] = ("miou",)
+
+    output: str | None = Field(None, description="name of the output; needed if there are several")
+    classes_axis: int | None = Field(
+        None, description="axis of the classes, the batch axis being 0; default: found from the shape"
+    )
+
+    @classmethod
+    def fits(cls, outputs: Outputs, targets: PerSample | None) -> bool:
+        if len(outputs.arrays) != 1 or not isinstance(targets, np.ndarray) or targets.dtype.kind not in "biu":
+            return False
+        (array,) = outputs.arrays
+        if array.ndim not in (3, 4) or array.dtype.kind not in "biuf":
+            return False
+        axis = found_axis(array.shape)
+        count, *size = np.delete(array.shape, [] if axis is None else axis).tolist()
+        if list(targets.shape) not in ([count, *size], [count, *size, 1], [count, 1, *size]):
+            return False
+        # Of one channel, other labels than these are no masks, but images.
+        binary = array.dtype.kind == "f" and (axis is None or array.shape[axis] == 1)
+        return not binary or bool(np.isin(targets, (0, 1, 255)).all())
+
+    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
+        return position(self.output, names, self)
+
+    def decide(self, outputs: Outputs) -> Decisions:
+        array = only(outputs, self.output, self)
+        axis = self._axis(array.shape)
+        if axis is not None and array.shape[axis] > 1:
+            scores = np.moveaxis(array, axis, -1)
+            values = np.where(np.isfinite(scores).all(axis=-1), scores.argmax(axis=-1), -1)
+            return Decisions(values)
+        single = array if axis is None else array.squeeze(axis)
+        if single.dtype.kind in "biu":
+            return Decisions(single.astype(np.int64))
+        scores = binary_scores(single)
+        values = np.where(np.isfinite(single), scores[..., 1] > scores[..., 0], -1)
+        return Decisions(values.astype(np.int64))
+
+    def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
+        return fraction_equal(decisions, source)
+
+    def _axis(self, shape: tuple[int, ...]) -> int | None:
+        axis, rank = self.classes_axis, len(shape)
+        if axis is None:
+            if rank not in (3, 4):
+                raise UsageError(
+                    f"outputs of shape {list(shape)} are not scores of pixels, [n, H, W, classes] or "
+                    "[n, classes, H, W]",
+                    fix="name the axis of the classes: "
+                    "task: {uses: segmentation, with: {classes_axis: -1}}, or another task",
+                )
+            return found_axis(shape)
+        if rank < 3 or not -rank < axis < rank or axis == 0:
+            raise UsageError(
+                f"outputs of shape {list(shape)} have no classes on axis {axis}",
+                fix="classes_axis counts from the batch axis, 0; the last axis is -1",
+            )
+        return axis % rank
+
+
+def found_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of the classes in ``[n, ...]`` of rank 3 or 4; None if there are none.
+
+    The two axes that are equal are those of square images. Of others, the smaller one of axis 1 and the last.
+    """
+    if len(shape) == 3:
+        return None
+    _, first, middle, last = shape
+    if (first == middle) != (middle == last):
+        return 3 if first == middle else 1
+    return 3 if last <= first else 1
+
+
+def binary_scores(positive: Array) -> NDArray[np.float64]:
+    """Scores ``[..., 2]`` of no and yes; probabilities if all finite values are in 0..1, otherwise logits."""
+    scores = positive.astype(np.float64)
+    finite = scores[np.isfinite(scores)]
+    probability = bool(((finite >= 0) & (finite <= 1)).all())
+    return np.stack([1 - scores if probability else -scores, scores], axis=-1)

@@ -1,0 +1,96 @@
+"""A class at each step: tags, tokens of a language model, transcripts by CTC."""
+
+from collections.abc import Sequence as Names
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from edgeopt.errors import UsageError
+from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.model import Array, Outputs
+from edgeopt.plugin import Decisions, PerSample, Task
+
+
+class Sequence(Task):
+    """The class with the highest score at each step, or the sequence that a CTC output spells.
+
+    The output is ``[n, steps, classes]``, or ``[n, classes, steps]`` with ``time_axis: 2``. The samples are
+    the first axis: an output ``[steps, n, classes]``, as of PyTorch's recurrent layers without
+    ``batch_first``, is not supported, because outputs are read sample by sample. CTC is decoded by the best
+    path: the class of each step, repetitions collapsed, blanks dropped (Graves et al. 2006, Connectionist
+    Temporal Classification, section 3.2). A step with scores that are not finite has the class -1, which is
+    wrong. ``ctc`` and ``next`` have to be named in the recipe; ``steps`` is recognized by its labels.
+    """
+
+    order: ClassVar[int] = 50
+    metrics: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+
+    output: str | None = Field(None, description="name of the output; needed if there are several")
+    decode: Literal["steps", "ctc", "next"] = Field(
+        "steps",
+        description="steps: a class per step; next: the same for a language model, where the label of a step "
+        "is the token that follows it; ctc: a shorter sequence, by the best path",
+    )
+    blank: int = Field(0, description="class of the CTC blank; a negative one counts from the last class")
+    time_axis: int = Field(1, ge=1, le=2, description="axis of the steps; 0 is that of the samples")
+
+    @classmethod
+    def fits(cls, outputs: Outputs, targets: PerSample | None) -> bool:
+        if len(outputs.arrays) != 1 or not isinstance(targets, np.ndarray):
+            return False
+        (array,) = outputs.arrays
+        steps = array.ndim == 3 and array.dtype.kind == "f" and array.shape[2] > 1
+        return steps and targets.dtype.kind in "iu" and targets.shape == array.shape[:2]
+
+    def reads(self, names: Names[str]) -> tuple[int, ...]:
+        return position(self.output, names, self)
+
+    def decide(self, outputs: Outputs) -> Decisions:
+        """Values are int64 ``[n, steps]``, for ctc a list of ``n`` arrays ``[k]``; scores float64."""
+        array = only(outputs, self.output, self)
+        if array.ndim != 3:
+            raise UsageError(
+                f"outputs of shape {list(array.shape)} are not [samples, steps, classes]",
+                fix="name the task of the model, such as 'task: classification' for one class per sample",
+            )
+        scores = np.asarray(np.moveaxis(array, self.time_axis, 1), np.float64)
+        classes = scores.shape[2]
+        if classes < 2:
+            raise UsageError(
+                f"outputs of shape {list(array.shape)} have {classes} class at each step",
+                fix=f"set 'time_axis: {3 - self.time_axis}' if the classes are on the other axis",
+            )
+        path = np.where(np.isfinite(scores).all(axis=2), scores.argmax(axis=2), -1)
+        if self.decode != "ctc":
+            return Decisions(path, scores)
+        if not -classes <= self.blank < classes:
+            raise UsageError(
+                f"the blank {self.blank} is out of range: the model has the classes 0 to {classes - 1}",
+                fix="set 'blank' to the class of the blank; -1 is the last one",
+            )
+        kept = path != self.blank % classes
+        kept[:, 1:] &= path[:, 1:] != path[:, :-1]
+        return Decisions([row[keep] for row, keep in zip(path, kept, strict=True)], scores)
+
+    def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
+        """The fraction of equal steps; for ctc, 1 - edit distance / length of the source's sequence, 0..1."""
+        one, other = decisions.values, source.values
+        if self.decode != "ctc":
+            found, wanted = np.asarray(one, np.int64), np.asarray(other, np.int64)
+            return np.asarray(((found == wanted) & (found >= 0)).mean(axis=1), np.float64)
+        # -1 never agrees, not even with -1 of the source.
+        pairs = [(np.where(a < 0, -2, a), b) for a, b in zip(one, other, strict=True)]
+        return np.array([max(0.0, 1 - _edits(a, b) / max(len(b), 1)) for a, b in pairs])
+
+
+def _edits(one: Array, other: Array) -> int:
+    """Edit distance (Levenshtein 1966), one row of the table at a time."""
+    places = np.arange(len(other) + 1)
+    row = places
+    for token in one:
+        changed = np.minimum(row[1:] + 1, row[:-1] + (other != token))
+        # Insertions: the lowest entry to the left, plus the number of places.
+        row = np.minimum.accumulate(np.concatenate([row[:1] + 1, changed]) - places) + places
+    return int(row[-1])
