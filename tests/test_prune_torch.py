@@ -16,7 +16,7 @@ from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.prune import channels as torch_channels
 from edgeopt.formats.torch.prune import counting as torch_counting
-from edgeopt.formats.torch.prune.importance import kept_channels
+from edgeopt.formats.torch.prune.importance import by_outputs, kept_channels
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
 from edgeopt.stages.cluster_torch import ClusterTorch
@@ -350,3 +350,63 @@ def test_weights_that_do_not_fit_the_code_any_more(digits: Model, tmp_path: Path
     torch_module.write_about(result.path, described | {"resized": {}})
     with pytest.raises(StageError, match=r"stored weights do not fit models.digits_cnn:digits_cnn"):
         torch_module.build(result)
+
+
+def trunk_and(head: str) -> Any:
+    """Two convolutions and a head: two outputs, or a head that reads the trunk twice."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Conv2d(3, 32, 3, padding=1)
+            self.b = torch.nn.Conv2d(64 if head == "scaled" else 32, 32, 3, padding=1)
+            self.fc = torch.nn.Linear(64 if head == "pools" else 32, 10)
+            self.box = torch.nn.Conv2d(32, 16, 1)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.a(x))
+            x = torch.relu(self.b(torch.cat([x, 2 * x], 1) if head == "scaled" else x))
+            mean = x.mean((2, 3))
+            if head == "pools":
+                return self.fc(torch.cat([mean, x.amax((2, 3))], 1))
+            return (self.fc(mean), self.box(x)) if head == "boxes" else self.fc(mean)
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+SQUARE = (TensorSpec(name="x", shape=(1, 3, 8, 8), layout="NCHW"),)
+
+
+def test_no_output_loses_channels() -> None:
+    found, fixed = torch_channels.groups(trunk_and("boxes"), SQUARE, 8)
+    assert [group.name for group in found] == ["a", "b"]
+    assert {one.name for one in fixed} == {"fc", "box"}
+    assert set(found[1].readers) == {"fc", "box"}
+
+
+@pytest.mark.parametrize(("head", "group", "reader"), [("scaled", "a", "b"), ("pools", "b", "fc")])
+def test_a_tensor_that_is_read_twice_keeps_its_channels_together(head: str, group: str, reader: str) -> None:
+    found, _ = torch_channels.groups(trunk_and(head), SQUARE, 8)
+    (one,) = [each for each in found if each.name == group]
+    assert sorted(one.readers[reader]) == [(c, c + 32 * half) for c in range(32) for half in (0, 1)]
+
+
+def test_channels_that_nobody_reads_are_the_least_important() -> None:
+    module = trunk_and("pools")
+    with torch.no_grad():
+        module.fc.weight[:, 0:16] = 0
+        module.fc.weight[:, 32:48] = 0
+    found, _ = torch_channels.groups(module, SQUARE, 8)
+    scores = by_outputs(module, found, [(torch.randn(4, 3, 8, 8),)])["b"]
+    assert (scores[:16] == 0).all() and (scores[16:] > 0).all()
+
+
+def test_every_output_makes_a_channel_important() -> None:
+    module = trunk_and("boxes")
+    with torch.no_grad():
+        module.fc.weight[:, :16] = 0  # the first output reads the second half of the channels only
+        module.box.weight[:, 16:] = 0
+    found, _ = torch_channels.groups(module, SQUARE, 8)
+    scores = by_outputs(module, found, [(torch.randn(4, 3, 8, 8),)])["b"]
+    assert (scores > 0).all()

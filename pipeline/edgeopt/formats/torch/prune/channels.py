@@ -8,7 +8,7 @@ that read these channels set to zero.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeopt.formats.torch.files.module import Resized, sizes_of
@@ -112,6 +112,11 @@ def _graph_group(
     module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec], indices: list[int]
 ) -> Any:
     """The pruning group of torch-pruning for some output channels of a layer."""
+    return _finder(module, name, inputs)(indices)
+
+
+def _finder(module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec]) -> Callable[[list[int]], Any]:
+    """A function that finds the pruning group for some output channels of a layer."""
     import torch
 
     with torch_engine.quiet(), torch.enable_grad():  # torch-pruning traces the autograd graph
@@ -122,33 +127,44 @@ def _graph_group(
         )
         graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
         layer = module.get_submodule(name)
-        return graph.get_pruning_group(
-            layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=indices
-        )
+        prune = graph.get_pruner_of_module(layer).prune_out_channels
+        return lambda indices: graph.get_pruning_group(layer, prune, idxs=indices)
 
 
 def _group(module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec]) -> Group:
     layer = module.get_submodule(name)
     channels = getattr(layer, "out_channels", None) or layer.out_features
     names = {inner: inner_name for inner_name, inner in module.named_modules()}
+    find = _finder(module, name, inputs)
     producers: dict[str, list[int]] = {}
     readers: dict[str, list[tuple[int, int]]] = {}
-    for dependency, indices in _graph_group(module, name, inputs, list(range(channels))):
-        target = names.get(dependency.target.module)
-        if target is None:
-            continue  # an operator without parameters
+    unclear: set[str] = set()
+    for target, is_producer, indices in _targets(find(list(range(channels))), names):
         # Recent versions of torch-pruning return hybrid indices: own position and that in the root layer.
         plain = [getattr(index, "idx", index) for index in indices]
-        if "out" in dependency.handler.__name__:
+        if is_producer:
             producers[target] = producers.get(target, []) + plain
         else:
             origins = [getattr(index, "root_idx", index) for index in indices]
             if max(origins, default=0) >= channels:
-                # After a concatenation, root indices count from its first channel, but keep their order.
-                # A flattened layer has several inputs per channel, hence the division.
-                origins = [place * channels // len(plain) for place in range(len(plain))]
+                unclear.add(target)
             readers.setdefault(target, []).extend(zip(origins, plain, strict=True))
+    # After a concatenation, root indices count from its first channel, and a layer may read a channel several
+    # times, or several values of it: the group of a single channel tells which inputs are its.
+    readers |= {target: [] for target in unclear}
+    for channel in range(channels) if unclear else ():
+        for target, is_producer, indices in _targets(find([channel]), names):
+            if target in unclear and not is_producer:
+                readers[target] += [(channel, getattr(index, "idx", index)) for index in indices]
     return Group(name, channels, producers, readers)
+
+
+def _targets(group: Any, names: Mapping[Any, str]) -> Iterator[tuple[str, bool, Sequence[Any]]]:
+    """The layers of a pruning group: name, whether it produces the channels, and indices in the layer."""
+    for dependency, indices in group:
+        target = names.get(dependency.target.module)
+        if target is not None:  # otherwise an operator without parameters
+            yield target, "out" in dependency.handler.__name__, indices
 
 
 def _verify(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec], count: int) -> str:
@@ -166,7 +182,7 @@ def _verify(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec
     )
     pruned, reference = copy.deepcopy(module).eval(), copy.deepcopy(module).eval()
     with torch.no_grad(), torch_engine.one_thread():
-        original = _first(module.eval()(*values))
+        original = _all(module.eval()(*values))
         try:
             pruning_group = _graph_group(pruned, group.name, inputs, list(range(count)))
             names = {inner: name for name, inner in pruned.named_modules()}
@@ -175,16 +191,16 @@ def _verify(module: "torch.nn.Module", group: Group, inputs: Sequence[TensorSpec
                 if target is not None and "in" in dependency.handler.__name__.split("_"):
                     _zero_inputs(reference.get_submodule(target), [getattr(i, "idx", i) for i in indices])
             pruning_group.prune()
-            actual = _first(pruned(*values))
+            actual = _all(pruned(*values))
         except BROKEN as error:
             return torch_engine.brief(error, 1)
-        if actual.shape != original.shape:
+        if [value.shape for value in actual] != [value.shape for value in original]:
             return OUTPUT
-        expected = _first(reference(*values))
-        scale = float(expected.abs().max()) + 1e-6
-        # Negated, so that NaN counts as a difference.
-        if not float((actual - expected).abs().max()) <= TOLERANCE * scale:
-            return "the outputs change by more than these channels contribute"
+        for found, expected in zip(actual, _all(reference(*values)), strict=True):
+            scale = float(expected.abs().max()) + 1e-6
+            # Negated, so that NaN counts as a difference.
+            if not float((found - expected).abs().max()) <= TOLERANCE * scale:
+                return "the outputs change by more than these channels contribute"
     return ""
 
 
@@ -200,7 +216,8 @@ def _zero_inputs(layer: Any, indices: list[int]) -> None:
     layer.weight.index_fill_(axis, torch.tensor(indices), 0.0)
 
 
-def _first(outputs: Any) -> Any:
+def _all(outputs: Any) -> list[Any]:
+    """All outputs, as real numbers."""
     from torch.utils import _pytree
 
-    return _pytree.tree_leaves(outputs)[0]
+    return [value.double() for value in _pytree.tree_leaves(outputs)]

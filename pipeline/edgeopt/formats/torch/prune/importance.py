@@ -23,12 +23,13 @@ DRAWS = 4
 def by_outputs(
     module: "torch.nn.Module", groups: Sequence[Group], batches: Iterable[tuple[Any, ...]]
 ) -> Importance:
-    """First-order estimate of the mean squared change of the model's first output without a channel.
+    """First-order estimate of the mean squared change of the model's outputs without a channel.
 
     The change is the product of the values read and the gradient of the output with respect to them
     (Molchanov et al. 2017, arXiv:1611.06440), summed over all layers that read the channel. The gradient
     is taken along random directions of the output instead of a loss: this needs no labels, and samples that
-    the model predicts with confidence count as well. Scores of different groups are comparable.
+    the model predicts with confidence count as well. Scores of different groups are comparable. Of several
+    outputs, each counts relative to its own power.
 
     Args:
         module: the module, in evaluation mode.
@@ -56,14 +57,23 @@ def by_outputs(
     generator = torch.Generator().manual_seed(0)
     try:
         for values in batches:
-            output = _pytree.tree_leaves(module(*values))[0]
+            outputs = [value for value in _pytree.tree_leaves(module(*values)) if value.requires_grad]
+            scales = [_scale(value) if len(outputs) > 1 else 1.0 for value in outputs]
             for draw in range(DRAWS):
                 # E over v ~ N(0, I) of (v^T J dx)^2 is |J dx|^2: the squared change over all outputs, from a
                 # few vector-Jacobian products.
-                direction = torch.randn(output.shape, generator=generator)
+                directions = [
+                    torch.randn(value.shape, generator=generator) / scale
+                    for value, scale in zip(outputs, scales, strict=True)
+                ]
                 names = list(inputs_of)
                 slopes = torch.autograd.grad(
-                    output, [inputs_of[name] for name in names], direction, retain_graph=draw < DRAWS - 1
+                    outputs,
+                    [inputs_of[name] for name in names],
+                    directions,
+                    retain_graph=draw < DRAWS - 1,
+                    allow_unused=True,
+                    materialize_grads=True,
                 )
                 changes = {
                     name: _per_input(inputs_of[name].detach() * slope, module.get_submodule(name))
@@ -77,6 +87,11 @@ def by_outputs(
         for handle in handles:
             handle.remove()
     return {name: total / max(1, samples * DRAWS) for name, total in totals.items()}
+
+
+def _scale(output: "torch.Tensor") -> float:
+    """Root mean square of an output; never 0."""
+    return max(float(output.detach().double().pow(2).mean().sqrt()), 1e-30)
 
 
 def _per_input(change: "torch.Tensor", layer: Any) -> NDArray[np.float64]:
