@@ -403,6 +403,10 @@ SETTINGS = [
     ('metric="nomod:X"', "metric: no metric 'nomod:X': no module 'nomod' in"),
     ("metric=3", "metric: expected a list (got 3)"),
     (
+        "metric=[top1, f1, {uses: roc_auc}]\ngates=[{metric: f1, max_drop: 0.1, confidence: 0.9}]",
+        "gates.0.confidence: confidence requires a metric with a value for every sample; f1 is",
+    ),
+    (
         "metric=[top1, mae]",
         "metric: the metrics are of different tasks: top1 of classification, mae of regression",
     ),
@@ -515,7 +519,8 @@ TEXTS = [
 
 @pytest.mark.parametrize(("setting", "words"), SETTINGS, ids=lambda value: ascii(value[:40]))
 def test_a_bad_setting(setting: str, words: str, refused: Refused) -> None:
-    refused(words, "plan", "good.yaml", "--set", setting)
+    settings = [part for one in setting.split("\n") for part in ("--set", one)]
+    refused(words, "plan", "good.yaml", *settings)
 
 
 @pytest.mark.parametrize(("text", "words"), [row[1:] for row in TEXTS], ids=[row[0] for row in TEXTS])

@@ -34,6 +34,8 @@ class Metric(Plugin):
     """Names of the tasks that it fits; empty: any."""
     reads: ClassVar[Reading] = "outputs"
     """What it scores: the scores or values of a task's decisions, the decisions, or the outputs."""
+    of_set: ClassVar[bool] = False
+    """Whether it is no mean over samples, but a metric of the whole set, such as mAP."""
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
     kind: ClassVar[Kind] = "number"

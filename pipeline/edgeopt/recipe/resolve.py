@@ -348,10 +348,18 @@ class _Resolver:
     ) -> Gate:
         loc: Loc = ("gates", index)
         names = [metric.name for metric in metrics]
-        worst = [f"{name}_worst_class_drop" for name in names if name not in ALWAYS]
+        of_set = [name for name, metric in metrics if metric.of_set]
+        worst = [f"{name}_worst_class_drop" for name in names if name not in (*ALWAYS, *of_set)]
         known = [*names, *worst, *MEASUREMENTS]
         if gate.metric not in known and not self.has_unknown_metrics:
             self.problems.add((*loc, "metric"), f"no metric {gate.metric!r}{nearest(gate.metric, known)}")
+        if gate.metric in of_set and (gate.confidence is not None or gate.classes):
+            key = "classes" if gate.classes else "confidence"
+            self.problems.add(
+                (*loc, key),
+                f"{key} requires a metric with a value for every sample; {gate.metric} is one of the whole "
+                "set: leave it out, and read the interval of the drop in the report",
+            )
         for key, members in (
             ("variants", [variant.name for variant in variants]),
             ("formats", document.formats),

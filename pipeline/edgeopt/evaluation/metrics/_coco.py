@@ -50,6 +50,7 @@ class CocoMetric(Metric):
 
     kind: ClassVar[Kind] = "fraction"
     tasks: ClassVar[tuple[str, ...]] = ("detection",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
     thresholds: ClassVar[tuple[float, ...]]
 

@@ -25,6 +25,7 @@ class ErrorRate(Metric):
     kind: ClassVar[Kind] = "fraction"
     higher_is_better: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("sequence",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     padding: int = Field(-1, description="number that fills up label sequences, and is no token")

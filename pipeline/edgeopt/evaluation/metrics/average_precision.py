@@ -29,6 +29,7 @@ class AveragePrecision(Metric):
     kind: ClassVar[Kind] = "fraction"
     title: ClassVar[str] = "AP"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:

@@ -28,6 +28,7 @@ class EqualErrorRate(Metric):
     title: ClassVar[str] = "EER"
     higher_is_better: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:

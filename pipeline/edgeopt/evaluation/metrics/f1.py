@@ -26,6 +26,7 @@ class F1(Metric):
     kind: ClassVar[Kind] = "fraction"
     title: ClassVar[str] = "F1"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     average: Literal["macro", "micro"] = Field(

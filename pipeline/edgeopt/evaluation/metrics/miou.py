@@ -23,6 +23,7 @@ class Miou(Metric):
     kind: ClassVar[Kind] = "fraction"
     title: ClassVar[str] = "mIoU"
     tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     ignore: int | None = Field(255, description="class in the masks of pixels that do not count; null: none")

@@ -32,6 +32,7 @@ class Perplexity(Metric):
     kind: ClassVar[Kind] = "number"
     higher_is_better: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("sequence",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "scores"
 
     ignore: int = Field(-100, description="label of steps that do not count, such as padding")

@@ -22,6 +22,7 @@ class PixelAccuracy(Metric):
 
     kind: ClassVar[Kind] = "fraction"
     tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     ignore: int | None = Field(255, description="class in the masks of pixels that do not count; null: none")

@@ -35,6 +35,7 @@ class RecallAtK(Metric):
 
     kind: ClassVar[Kind] = "fraction"
     tasks: ClassVar[tuple[str, ...]] = ("embedding",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     k: int = Field(1, ge=1, description="number of nearest samples")

@@ -22,6 +22,7 @@ class Rmse(Metric):
     title: ClassVar[str] = "RMSE"
     higher_is_better: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("regression",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     def score(self, outputs: PerSample, target: PerSample) -> Score:

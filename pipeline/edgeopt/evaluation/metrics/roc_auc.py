@@ -21,6 +21,7 @@ class RocAuc(Metric):
 
     kind: ClassVar[Kind] = "number"
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "scores"
 
     def score(self, outputs: Array, target: Array) -> Score:

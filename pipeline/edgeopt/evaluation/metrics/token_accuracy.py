@@ -20,6 +20,7 @@ class TokenAccuracy(Metric):
 
     kind: ClassVar[Kind] = "fraction"
     tasks: ClassVar[tuple[str, ...]] = ("sequence",)
+    of_set: ClassVar[bool] = True
     reads: ClassVar[Reading] = "values"
 
     ignore: int = Field(-100, description="label of steps that do not count, such as padding")

@@ -58,6 +58,10 @@ def check_metric(metric: Metric | type[Metric], workshop: Workshop) -> None:
             bool(np.isclose(shuffled.value, good.value, rtol=1e-9)),
             f"{name} depends on the order of the samples: {good.value:g}, {shuffled.value:g}",
         )
+        demand(
+            bad.per_sample is None or not instance.of_set,
+            f"{name} has values per sample, but is declared as a metric of the whole set",
+        )
         if bad.per_sample is not None:
             mean = float(np.mean(bad.per_sample))
             demand(len(bad.per_sample) == COUNT, f"{name} does not return one value per sample")
