@@ -112,6 +112,22 @@ report["gradual"] = {
 report["nan"] = refused(FinetuneKeras(epochs=1, learning_rate=1e18), small, "nan")
 report["no_data"] = refused(FinetuneKeras(epochs=1), small, "no_data", training=None)
 
+# Two outputs of very different size; the student has forgotten the smaller one.
+network = keras.saving.load_model(source.path)
+inner = L.Rescaling(100.0, name="large")(network.layers[-2].output)
+small_head = L.Dense(4, name="small")(network.layers[-2].output)
+keras.Model(network.inputs, [inner, small_head]).save(root / "two.keras")
+forgetful = keras.saving.load_model(root / "two.keras")
+forgetful.get_layer("small").kernel.assign(np.zeros(forgetful.get_layer("small").kernel.shape, np.float32))
+forgetful.save(root / "forgetful.keras")
+two, forgotten = (Model(format="keras", path=root / f"{name}.keras") for name in ("two", "forgetful"))
+report["kl of two"] = refused(FinetuneKeras(epochs=1), forgotten, "kl", source=two)
+taught = FinetuneKeras(epochs=3, batch_size=32, loss="mse").run(forgotten, context("taught", source=two))
+wanted, got = (keras.saving.load_model(model.path)(images, training=False) for model in (two, taught))
+report["taught"] = [
+    float(np.mean((np.asarray(b) - a) ** 2) / np.mean(np.asarray(a) ** 2)) for a, b in zip(wanted, got)
+]
+
 aware = FinetuneKeras(epochs=2, batch_size=32, quantization_aware=True, learning_rate=0.005).run(
     kept, context("aware")
 )
@@ -264,6 +280,12 @@ def test_a_loss_that_is_not_finite_stops_training(report: Any) -> None:
     assert "the loss is" in report["nan"]
     assert "learning_rate" in report["nan"]
     assert "needs training data" in report["no_data"]
+
+
+def test_every_output_is_taught(report: Any) -> None:
+    large, small = report["taught"]  # relative error powers; without training, the second one is 1
+    assert large < 0.05 and small < 0.3
+    assert "teaches one output of class scores, and the model has 2 outputs" in report["kl of two"]
 
 
 def test_killed_training_goes_on_and_ends_the_same(tmp_path: Path) -> None:

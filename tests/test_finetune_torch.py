@@ -17,7 +17,7 @@ from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.prune.masks import DENSE, Keeper
-from edgeopt.formats.torch.train.distillation import Hints
+from edgeopt.formats.torch.train.distillation import Hints, Learner
 from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Feed
@@ -272,3 +272,48 @@ def int8_accuracy(model: Model, folder: Path) -> float:
     with torch.no_grad():
         found = torch.cat([converted(value[None]) for value in values])
     return float((found.argmax(1).numpy() == labels).mean())
+
+
+class Twice(torch.nn.Module):
+    """Two outputs of very different size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = torch.nn.Linear(8, 16)
+        self.large, self.small = torch.nn.Linear(16, 4), torch.nn.Linear(16, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.trunk(x))
+        return {"large": 100 * self.large(x), "small": self.small(x)}
+
+
+def learner(tmp_path: Path, *, squared_error: bool) -> Learner:
+    torch.manual_seed(0)
+    teacher, student = Twice(), Twice()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student.small.weight.zero_()
+    (tmp_path / "model.json").write_text("{}")
+    keeper = Keeper(student, tmp_path, 1)
+    return Learner(student, teacher, keeper, temperature=1.0, squared_error=squared_error)
+
+
+def test_every_output_is_taught(tmp_path: Path) -> None:
+    both = learner(tmp_path, squared_error=True)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        inputs = [random.standard_normal((64, 8)).astype(np.float32)]
+        both.step(inputs, both.teacher(inputs), 0.05)
+    inputs = [random.standard_normal((256, 8)).astype(np.float32)]
+    wanted, got = both.teacher(inputs), both.outputs(inputs)
+    assert wanted.shape == (256, 8)
+    assert np.allclose(np.sqrt((wanted.reshape(256, 2, 4) ** 2).mean(axis=(0, 2))), 1, atol=0.3)
+    errors = ((wanted - got) ** 2).reshape(256, 2, 4).mean(axis=(0, 2))
+    assert errors[0] < 0.02 and errors[1] < 0.1  # without training, the second one is 1
+
+
+def test_class_scores_are_taught_to_one_output_only(tmp_path: Path) -> None:
+    one = learner(tmp_path, squared_error=False)
+    with pytest.raises(StageError, match="one output of class scores, and the model has 2 outputs") as error:
+        one.outputs([np.zeros((2, 8), np.float32)])
+    assert "loss: mse" in error.value.fix

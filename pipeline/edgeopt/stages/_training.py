@@ -35,7 +35,7 @@ class Finetune(Stage):
     learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the one-cycle schedule")
     distill: bool = Field(True, description="learn the outputs of the source model; false: learn the labels")
     loss: Literal["kl", "mse"] = Field(
-        "kl", description="distillation loss: kl for class scores, mse for any other output"
+        "kl", description="distillation loss: kl for class scores, mse for any other output, or several"
     )
     temperature: float = Field(2.0, gt=0, description="softmax temperature of the distillation")
     batch_size: int = Field(128, ge=2, description="samples per step")
@@ -75,11 +75,14 @@ class Trainee(Protocol):
         ...
 
     def outputs(self, inputs: Batch) -> Scores:
-        """First output in inference mode. Class scores are logits or log-probabilities, not probabilities."""
+        """The outputs in inference mode; several are scaled and concatenated, ``[n, values]``.
+
+        Class scores are logits or log-probabilities, not probabilities.
+        """
         ...
 
     def teacher(self, inputs: Batch) -> Scores:
-        """First output of the source model, in the same form."""
+        """The outputs of the source model, in the same form."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -101,7 +104,7 @@ def target_of(options: Finetune, scores: Scores) -> Scores:
         return scores
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise StageError(
-            f"the first output, of shape {list(scores.shape)}, is not a row of class scores",
+            f"the output, of shape {list(scores.shape)}, is not a row of class scores",
             fix="set loss: mse in finetune, to distill the outputs themselves",
         )
     return softmax(scores / options.temperature)

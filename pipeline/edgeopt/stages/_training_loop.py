@@ -226,7 +226,7 @@ class _Loop:
         scores = self.trainee.outputs(self.data.batch(self.parts.train[:2]))
         if scores.ndim != 2:
             raise StageError(
-                f"the first output, of shape {list(scores.shape)}, is not a row of class scores",
+                f"the output, of shape {list(scores.shape)}, is not a row of class scores",
                 fix="leave distill on, with loss: mse",
             )
         classes = scores.shape[1]

@@ -8,7 +8,7 @@ from pydantic import Field
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import archive as keras_archive
 from edgeopt.formats.keras.files import loading as keras_loading
-from edgeopt.formats.keras.graph.outputs import Scorer, shared_features
+from edgeopt.formats.keras.graph.outputs import Balance, Scorer, shared_features
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.masks import Constraints
 from edgeopt.formats.keras.train.distillation import Learner, plain
@@ -71,8 +71,9 @@ class FinetuneKeras(Finetune):
         described = model.model_copy(update={"inputs": inputs})
         reference = self._teacher(context.source)
         features = self._features(network, reference)
-        teacher = Scorer(reference, self.loss, features)
-        student = Scorer(network, self.loss, features)
+        balance = Balance()
+        teacher = Scorer(reference, self.loss, features, balance)
+        student = Scorer(network, self.loss, features, balance)
         fake_quantized = self._fake_quantize(network, described, context) if self.quantization_aware else None
         weights = {
             name: plain(
@@ -83,7 +84,7 @@ class FinetuneKeras(Finetune):
         constraints = Constraints(weights, kept, keras_archive.dense_in(model.path), self.epochs)
         temperature = self.temperature if self.distill else 1.0
         learner = Learner(
-            Scorer(fake_quantized.network, self.loss) if fake_quantized else student,
+            Scorer(fake_quantized.network, self.loss, balance=balance) if fake_quantized else student,
             teacher,
             self.loss,
             temperature,

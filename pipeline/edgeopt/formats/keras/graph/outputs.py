@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.errors import StageError
 from edgeopt.formats.keras.files.loading import input_structure
 
 Scores: TypeAlias = NDArray[np.float32]
@@ -17,8 +18,18 @@ FLOOR = 1e-7
 """Lower bound for probabilities before the logarithm."""
 
 
+class Balance:
+    """The size of each output, so that all count alike when several are taught: their root mean squares."""
+
+    def __init__(self) -> None:
+        self.sizes: list[float] = []
+        """Set by the first batch; empty before."""
+
+
 class Scorer:
-    """A network as a function from inputs to its first output; with ``kl``, to class scores before softmax.
+    """A network as a function from inputs to its outputs; with ``kl``, to class scores before softmax.
+
+    Several outputs are flattened, divided by their sizes in ``balance``, and concatenated: ``[n, values]``.
 
     Most networks end in softmax, and distillation at a temperature needs the logits. Where the last layer
     applies the softmax as its activation, the activation is removed until ``restore``. Otherwise the
@@ -26,13 +37,28 @@ class Scorer:
     softmax(scores / T) is invariant to it.
     """
 
-    def __init__(self, network: Any, loss: Loss, features: Sequence[str] = ()) -> None:
+    def __init__(
+        self, network: Any, loss: Loss, features: Sequence[str] = (), balance: Balance | None = None
+    ) -> None:
+        """``balance`` is shared by student and teacher.
+
+        Raises:
+            StageError: the loss ``kl`` does not fit a network of several outputs.
+        """
         import tensorflow as tf
 
-        self.network = network
+        self.network, self.balance = network, balance or Balance()
+        self._count = len(network.outputs)
+        if loss == "kl" and self._count > 1:
+            raise StageError(
+                f"loss: kl teaches one output of class scores, and the model has {self._count} outputs",
+                fix="set loss: mse in finetune, which teaches every output",
+            )
         self._with_features = _with_features(network, features) if features else None
         self._structure = input_structure(network)
-        feature_tensors = self._with_features.outputs[1:] if self._with_features is not None else []
+        feature_tensors = (
+            self._with_features.outputs[self._count :] if self._with_features is not None else []
+        )
         self.feature_shapes = [(None, *tensor.shape[1:]) for tensor in feature_tensors]
         self._last = _softmax_layer(network) if loss == "kl" else None
         self._activation = getattr(self._last, "activation", None)
@@ -55,15 +81,30 @@ class Scorer:
 
         if self._with_features is None:
             structured = tf.nest.pack_sequence_as(self._structure, list(inputs))
-            first, features = tf.nest.flatten(self.network(structured, training=training))[0], []
+            outputs, features = tf.nest.flatten(self.network(structured, training=training)), []
         else:
-            first, *features = self._with_features(list(inputs), training=training)
+            values = self._with_features(list(inputs), training=training)
+            outputs, features = values[: self._count], list(values[self._count :])
+        if self._count > 1:
+            sizes = self.balance.sizes or [1.0] * self._count
+            flat = [tf.reshape(v, [tf.shape(v)[0], -1]) / s for v, s in zip(outputs, sizes, strict=True)]
+            return tf.concat(flat, axis=1), features
+        (first,) = outputs
         return tf.math.log(tf.maximum(first, FLOOR)) if self._takes_log else first, features
 
     def infer(self, inputs: Batch) -> tuple[Scores, list[Any]]:
         """Scores and features of a batch of arrays, in inference mode."""
+        if self._count > 1 and not self.balance.sizes:
+            self.balance.sizes = self._sizes(inputs)
         scores, features = self._infer(*inputs)
         return np.asarray(scores, np.float32), features
+
+    def _sizes(self, inputs: Batch) -> list[float]:
+        import tensorflow as tf
+
+        structured = tf.nest.pack_sequence_as(self._structure, [tf.constant(value) for value in inputs])
+        outputs = tf.nest.flatten(self.network(structured, training=False))
+        return [max(float(np.sqrt(np.mean(np.square(value)))), 1e-30) for value in outputs]
 
     def restore(self) -> None:
         """Restore the softmax of the last layer."""
@@ -122,23 +163,23 @@ def shared_features(student: Any, teacher: Any) -> list[str]:
 
 
 def _nonlinear_outputs(network: Any) -> dict[str, tuple[int | None, ...]]:
-    """Output shapes of the layers with a nonlinear activation, except the output layer."""
-    last = (getattr(network, "output_names", None) or [network.layers[-1].name])[0]
+    """Output shapes of the layers with a nonlinear activation, except the output layers."""
+    last = getattr(network, "output_names", None) or [network.layers[-1].name]
     shapes = {}
     for layer in network.layers:
         activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
         nonlinear = activation != "linear" or type(layer).__name__ in NONLINEAR
         # `layer.output` is ambiguous, and raises, for a layer that is called more than once.
-        if nonlinear and layer.name != last and len(getattr(layer, "_inbound_nodes", ())) == 1:
+        if nonlinear and layer.name not in last and len(getattr(layer, "_inbound_nodes", ())) == 1:
             shapes[str(layer.name)] = tuple(layer.output.shape)
     return shapes
 
 
 def _with_features(network: Any, names: Sequence[str]) -> Any:
-    """A model of the same layers with the first output and the outputs of the named layers."""
+    """A model of the same layers with all outputs and the outputs of the named layers."""
     import keras
 
-    outputs = [network.outputs[0], *(network.get_layer(name).output for name in names)]
+    outputs = [*network.outputs, *(network.get_layer(name).output for name in names)]
     if isinstance(network, keras.Model):
         return keras.Model(network.inputs, outputs)
     import tf_keras

@@ -131,7 +131,7 @@ class Learner:
         gradients = tape.gradient(loss, self._trained)
         for variable, velocity, gradient in zip(self._trained, self._velocities, gradients, strict=True):
             if gradient is None:
-                continue  # the first output does not depend on this weight
+                continue  # no output depends on this weight
             gradient = tf.convert_to_tensor(gradient)
             gradient = self._constraints.project(variable, gradient)
             velocity.assign(MOMENTUM * velocity + gradient)

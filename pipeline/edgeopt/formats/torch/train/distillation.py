@@ -164,6 +164,8 @@ class Learner:
             nesterov=True,
         )
         self.returns_probabilities: dict[int, bool] = {}
+        self.sizes: list[float] = []
+        """Root mean square of each output on the first batch: several outputs count alike."""
 
     def begin(self, epoch: int) -> bool:
         """Prepare an epoch; return whether its weights may become the result."""
@@ -214,11 +216,11 @@ class Learner:
         return float(loss.detach())
 
     def outputs(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
-        """The student's first output, in inference mode."""
+        """The student's outputs, in inference mode; several are scaled, flattened and concatenated."""
         return self._predict(self.student.eval(), inputs)
 
     def teacher(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
-        """The teacher's first output."""
+        """The teacher's outputs, in the same form."""
         self.last_teacher_inputs = inputs
         return self._predict(self.teacher_module, inputs)
 
@@ -254,7 +256,7 @@ class Learner:
             return np.asarray(self._logits(module, inputs).numpy(), np.float32)
 
     def _logits(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> "torch.Tensor":
-        """First output of a module, with probabilities converted to logits.
+        """The output of a module, with probabilities converted to logits; several are concatenated.
 
         The logarithm of probabilities has the same softmax as the logits that they were computed from.
         """
@@ -267,7 +269,10 @@ class Learner:
             result = self.fake_quantizer.compute(module, values)
         else:
             result = module(*values)
-        outputs = _pytree.tree_leaves(result)[0]
+        values = [value for value in _pytree.tree_leaves(result) if value.is_floating_point()]
+        if len(values) > 1:
+            return self._together(values)
+        (outputs,) = values
         if self.squared_error or outputs.ndim != 2:
             return outputs
         # Decided once per module: a later batch that happens to look different must not change the loss.
@@ -277,3 +282,17 @@ class Learner:
                 ((first.sum(dim=1) - 1).abs() < 1e-3).all()
             )
         return outputs.clamp_min(1e-7).log() if self.returns_probabilities[id(module)] else outputs
+
+    def _together(self, outputs: "list[torch.Tensor]") -> "torch.Tensor":
+        """Several outputs as one, ``[n, values]``, each divided by its size on the first batch."""
+        import torch
+
+        if not self.squared_error:
+            raise StageError(
+                f"loss: kl teaches one output of class scores, and the model has {len(outputs)} outputs",
+                fix="set loss: mse in finetune, which teaches every output",
+            )
+        if not self.sizes:
+            self.sizes = [max(float(v.detach().square().mean().sqrt()), 1e-30) for v in outputs]
+        flat = [value.flatten(1) / size for value, size in zip(outputs, self.sizes, strict=True)]
+        return torch.cat(flat, dim=1)
