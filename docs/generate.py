@@ -445,6 +445,9 @@ def _code(words: Any) -> str:
 
 def main() -> int:
     """Update or check the files; prints the names of the stale ones."""
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.stderr.write("usage: generate.py [--check]\n")
+        return 2
     check = "--check" in sys.argv
     expected = documents()
     stale_files = stale(expected)

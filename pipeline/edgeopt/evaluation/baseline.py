@@ -77,6 +77,14 @@ def baseline_of(report: Report) -> Baseline:
             fix="fix the failed results first, or remove them from the recipe",
         )
     if not any(result.samples for result in report.results):
+        judged = [info.name for info in report.metrics if info.against == "labels"]
+        if report.run.samples and judged:
+            raise UsageError(
+                f"a baseline compares sample by sample, and {', '.join(judged)} of this run has no value for "
+                "a sample",
+                fix="add a metric that has one, such as mean_squared_error; metrics of the whole set are "
+                "judged by gates",
+            )
         raise UsageError(
             "this run evaluated no samples: there is nothing to compare",
             fix="add data.evaluation with labels, and a metric, to the recipe",

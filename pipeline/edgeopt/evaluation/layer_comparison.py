@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
+from edgeopt.evaluation.interpreter import single
 from edgeopt.evaluation.layer_statistics import Comparison, LayerSums, energy
 from edgeopt.formats.known import format_named
-from edgeopt.model import Array, Model
+from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Feed
 from edgeopt.plugin.layer_pair import INPUT, Pair, Values
 from edgeopt.results import snr_db
@@ -28,6 +29,56 @@ class Data(NamedTuple):
 
     name: str
     feed: Feed
+
+
+class _OutputSums:
+    """Sums over samples of the model's outputs."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.signal, self.noise, self.written_noise = (dict.fromkeys(names, 0.0) for _ in range(3))
+        self.emulated = False
+        self.pairs: list[tuple[Array, Array]] = []
+        """The only output of both files by sample, if it is a vector."""
+        self.sizes: list[float] = []
+
+    def see(self, exact: Values, actual: Values, written: Values | None) -> None:
+        """Add one sample."""
+        for name in self.names:
+            output = np.asarray(exact[name], np.float64)
+            self.signal[name] += energy(output)
+            self.noise[name] += _distance(actual[name], output)
+            if written is not None:
+                self.emulated = True
+                self.written_noise[name] += _distance(written[name], output)
+        if len(self.names) == 1 and sum(size > 1 for size in exact[self.names[0]].shape) == 1:
+            self.pairs.append((exact[self.names[0]], np.asarray(actual[self.names[0]])))
+
+    def together(self, values: Values) -> NDArray[np.float64]:
+        """All outputs of one sample; several are flattened and divided by their size on the first sample."""
+        outputs = [np.asarray(values[name], np.float64) for name in self.names]
+        if len(outputs) == 1:
+            return outputs[0]
+        self.sizes = self.sizes or [max(float(np.sqrt(np.mean(v**2))), 1e-30) for v in outputs]
+        return np.concatenate([v.reshape(-1) / size for v, size in zip(outputs, self.sizes, strict=True)])
+
+    def snr_db(self) -> float:
+        """Of the worst output."""
+        return min(snr_db(self.signal[name], self.noise[name]) for name in self.names)
+
+    def written_snr_db(self) -> float | None:
+        """Of the worst output, as written in the file; None without an emulation."""
+        if not self.emulated:
+            return None
+        return min(snr_db(self.signal[name], self.written_noise[name]) for name in self.names)
+
+    def agreement(self) -> float | None:
+        """Of the decisions, if the only output shows by itself what it decides."""
+        if not self.pairs:
+            return None
+        exact, actual = (Outputs([np.concatenate(side)]) for side in zip(*self.pairs, strict=True))
+        agreement = single(exact).agreement(actual, exact)
+        return None if agreement is None else float(agreement.mean())
 
 
 def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: int) -> Comparison:
@@ -45,22 +96,15 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
     """
     pair = format_named(reference.format).open_layers(reference, quantized)
     sums = {layer.key: LayerSums(layer) for layer in pair.layers}
-    signal = noise = written_noise = 0.0
-    agreed = count = 0
-    classes, emulated = 0, False
+    outputs = _OutputSums(pair.outputs)
+    count = 0
     for name, inputs in _samples(reference, data, samples):
         exact = pair.reference(inputs)
         actual = pair.quantized(inputs)
         written = pair.quantized(inputs, written=True)
         assert actual is not None  # only the emulation in float may be unavailable
-        output = np.asarray(exact[pair.output], np.float64)
-        signal += energy(output)
-        noise += _distance(actual[pair.output], output)
-        agreed += int(np.asarray(actual[pair.output]).argmax() == output.argmax())
-        classes = output.size
-        if written is not None:
-            emulated = True
-            written_noise += _distance(written[pair.output], output)
+        outputs.see(exact, actual, written)
+        output = outputs.together(exact)
         for key, each in sums.items():
             if not np.isfinite(exact[key]).all():
                 raise StageError(
@@ -72,7 +116,7 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
         if count < ALONE_SAMPLES:
             for key, error in errors.items():
                 if np.any(error):
-                    sums[key].alone(output, pair.disturbed(inputs, key, error))
+                    sums[key].alone(output, outputs.together(pair.disturbed(inputs, key, error)))
                 else:
                     sums[key].alone(output, output)
         count += 1
@@ -83,9 +127,9 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
     return Comparison(
         layers=tuple(each.statistics(total, largest) for each in sums.values()),
         samples=count,
-        snr_db=snr_db(signal, noise),
-        agreement=agreed / count if classes > 1 else None,
-        written_snr_db=snr_db(signal, written_noise) if emulated else None,
+        snr_db=outputs.snr_db(),
+        agreement=outputs.agreement(),
+        written_snr_db=outputs.written_snr_db(),
         clipped_by_data={
             part.name: max(
                 (s.clipped.get(part.name, 0) / max(s.counted.get(part.name, 0), 1) for s in sums.values()),

@@ -71,7 +71,7 @@ class Comparison(_Value):
     layers: tuple[LayerStatistics, ...]
     samples: int
     snr_db: float
-    agreement: float | None = Field(None, description="fraction of samples with the same argmax")
+    agreement: float | None = Field(None, description="agreement of the decisions")
     written_snr_db: float | None = Field(None, description="SNR of the quantized file in float arithmetic")
     clipped_by_data: dict[str, float] = Field(
         {}, description="largest fraction clipped in any layer, per dataset"

@@ -24,11 +24,16 @@ CLASSES = 200
 
 
 def measurement(
-    metric: Metric, score: Score, role: Role = "quality", resamples: NDArray[np.float64] | None = None
+    metric: Metric,
+    score: Score,
+    role: Role = "quality",
+    resamples: NDArray[np.float64] | None = None,
+    samples: int | None = None,
 ) -> Measurement:
     """A score of a metric, or its drop, with the confidence interval of its per-sample values.
 
-    ``resamples`` are its values for resampled sets, for a metric without values per sample.
+    For a metric without values per sample, ``resamples`` are its values for resampled sets, and ``samples``
+    is the number of samples.
 
     Raises:
         UsageError: the score is not a finite number.
@@ -41,7 +46,7 @@ def measurement(
     return Measurement(
         value=score.value,
         unit=metric.unit,
-        n=None if per_sample is None else len(per_sample),
+        n=samples if per_sample is None else len(per_sample),
         ci95=_interval(per_sample, resamples),
         kind=metric.kind if role in ("quality", "fidelity") else metric.difference_kind,
         role=role,

@@ -106,8 +106,8 @@ class Pair(Protocol):
 
     layers: list[Layer]
     """In execution order, the inputs of the model first."""
-    output: str
-    """Key of the layer of the first output."""
+    outputs: list[str]
+    """Keys of the layers of the model's outputs, in their order."""
     unmatched: list[str]
     """Layers of the float file that are missing or fused in the quantized file."""
 
@@ -120,8 +120,8 @@ class Pair(Protocol):
     def each(self, values: Values) -> Each:
         """Run every layer of both files in isolation, with inputs taken from ``values``."""
 
-    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
-        """The first output of the float file with ``error`` added to the output of layer ``key``."""
+    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Values:
+        """The model's outputs in the float file with ``error`` added to the output of layer ``key``."""
 
 
 def named(name: str, key: str) -> str:

@@ -20,7 +20,7 @@ from pydantic import PrivateAttr
 
 from edgeopt.config.references import Code
 from edgeopt.config.text import log_tail, reason_of
-from edgeopt.devices.descendants import descendants, end, end_with, lead_group
+from edgeopt.devices.descendants import descendants, end, end_with, lead_group, mute_resource_tracker
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import title
 from edgeopt.plugin import Dataset, Sample
@@ -115,6 +115,7 @@ class Reader:
         import multiprocessing
         from multiprocessing.util import Finalize
 
+        mute_resource_tracker()
         context = multiprocessing.get_context("spawn")
         descriptor, log = tempfile.mkstemp(prefix="edgeopt-data-", suffix=".log")
         os.close(descriptor)

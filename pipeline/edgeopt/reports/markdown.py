@@ -50,6 +50,9 @@ def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:
     metric = report.primary_metric
     titles = {info.name: info.title for info in report.metrics}
     accuracy = [(titles.get(metric, metric), metric), ("drop", f"{metric}_drop")] if metric else []
+    accuracy += [
+        (info.title, info.name) for info in report.metrics if info.against == "labels" and info.name != metric
+    ]
     fidelity = [(titles.get(name, title), name) for name, title in FIDELITY.items()]
     hidden = {"gzip_bytes": not _compresses(rows), "macs": not _shrinks(rows)}
     costs = [(MEASUREMENTS[name].title, name) for name in COLUMNS if not hidden.get(name)]

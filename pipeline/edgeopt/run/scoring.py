@@ -129,8 +129,11 @@ class Scorer:
             if resamples is not None:
                 resamples = sign * (self._resampled[name] - resamples)
             drop = Score(sign * (before.value - after.value), drops)
-            values[f"{name}_drop"] = measurement(metric, drop, "drop", resamples)
+            values[f"{name}_drop"] = measurement(metric, drop, "drop", resamples, self._samples(metric))
         return ArtifactScores(values, pairs, by_output, answers.decisions)
+
+    def _samples(self, metric: Metric) -> int | None:
+        return len(self.labels) if self.labels is not None and metric.against == "labels" else None
 
     def infos(self) -> tuple[MetricInfo, ...]:
         """The metrics for the report, with the reasons of failures."""
@@ -194,7 +197,13 @@ class Scorer:
         if score is None:
             return None
         try:
-            return measurement(metric, score, "fidelity" if role == "fidelity" else "quality", resamples)
+            return measurement(
+                metric,
+                score,
+                "fidelity" if role == "fidelity" else "quality",
+                resamples,
+                self._samples(metric),
+            )
         except EdgeoptError as error:
             self.failures[name] = str(error)
             return None

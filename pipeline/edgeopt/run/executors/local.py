@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import psutil
 
 from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
-from edgeopt.devices.descendants import descendants, end, memory
+from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
 from edgeopt.plugin import Worker
 from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
@@ -148,7 +147,7 @@ class LocalExecutor(Executor):
         if worker not in self._pools:
             from pebble import ProcessPool  # here: a run with everything in the store needs none
 
-            _mute_resource_tracker()
+            mute_resource_tracker()
             self._pools[worker] = ProcessPool(
                 max_workers=1,
                 # Not fork: the threads and locks of frameworks do not survive it.
@@ -210,20 +209,3 @@ def _failure_reason(running: _Running, error: BaseException) -> str:
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
     return reason_of(error)
-
-
-def _mute_resource_tracker() -> None:
-    """Start multiprocessing's resource tracker with its warnings disabled.
-
-    Libraries (joblib's loky) register semaphores that they remove themselves, and the tracker would print a
-    warning about each at exit.
-    """
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before

@@ -54,9 +54,10 @@ class OnnxPair:
             for key, tensor in self.tensors.items()
             for at in [self.int_file.producer.get(tensor)]
         ]
-        self.output = self.float_file.proto.graph.output[0].name
-        if self.output not in self.tensors:
-            raise StageError(f"{quantized.name} has no output {self.output!r}, as {reference.name} has")
+        self.outputs = [value.name for value in self.float_file.proto.graph.output]
+        missing = [name for name in self.outputs if name not in self.tensors]
+        if missing:
+            raise StageError(f"{quantized.name} has no output {missing[0]!r}, as {reference.name} has")
         matched = set(self.tensors.values())
         self.unmatched = [
             named(at.name, at.output[0])
@@ -80,10 +81,10 @@ class OnnxPair:
             self._dequantized(self._each_written.run(given)),
         )
 
-    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
+    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Values:
         nothing = {name + PLUS: np.zeros((), np.float32) for name in self.tensors}
         feeds = nothing | {key + PLUS: error} | dict(self._feeds(inputs))
-        return self._disturbed.run(feeds)[self.output]
+        return self._disturbed.run(feeds)
 
     def _feeds(self, inputs: Sequence[Array]) -> dict[str, Array]:
         return dict(zip(self.float_file.inputs, inputs, strict=True))
@@ -207,7 +208,7 @@ class OnnxPair:
                     proto.graph.node.insert(index + 1, added)
                     break
         add_inputs(proto, [key + PLUS for key in self.tensors])
-        return EditedSession(proto, {self.output: self.output})
+        return EditedSession(proto, {name: name for name in self.outputs})
 
 
 def _tensors(float_file: GraphIndex, int_file: GraphIndex) -> dict[str, str]:

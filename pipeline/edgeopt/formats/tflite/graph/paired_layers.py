@@ -29,7 +29,7 @@ class TflitePair:
             if (grid := self.int_file.entry_grid(int(q))) is not None
         ]
         self.layers += [self._layer(f, q) for f, q in self.matched]
-        self.output = self.float_file.keys[int(self.float_file.graph.outputs[0])]
+        self.outputs = [self.float_file.keys[int(index)] for index in self.float_file.graph.outputs]
         matched = {f for f, _ in self.matched}
         self.unmatched = [
             self.float_file.keys[self.float_file.operators[i].outputs[0]]
@@ -73,9 +73,9 @@ class TflitePair:
             for f, q in self.matched
         }
         # If the graph ends in a DEQUANTIZE, which has no counterpart, compare the final float output.
-        last, end = int(mine.graph.outputs[0]), int(theirs.graph.outputs[0])
-        if mine.keys[last] not in keys.values():
-            keys[end] = mine.keys[last]
+        for last, end in zip(mine.graph.outputs, theirs.graph.outputs, strict=True):
+            if mine.keys[int(last)] not in keys.values():
+                keys[int(end)] = mine.keys[int(last)]
         return keys
 
     def each(self, values: Values) -> Each:
@@ -100,10 +100,12 @@ class TflitePair:
             )
         return Each(sides[0], sides[1], None)
 
-    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
+    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Values:
         feeds = dict(zip(self.float_file.graph.inputs, inputs, strict=True))
-        output = int(self.float_file.graph.outputs[0])
-        return self._disturbed.run(feeds | {self._disturbed.errors[key]: error})[output]
+        values = self._disturbed.run(feeds | {self._disturbed.errors[key]: error})
+        return {
+            self.float_file.keys[int(index)]: values[int(index)] for index in self.float_file.graph.outputs
+        }
 
     @cached_property
     def _run_float(self) -> "EditedInterpreter":

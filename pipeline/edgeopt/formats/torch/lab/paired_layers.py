@@ -50,7 +50,7 @@ class TorchPair:
             or f.name in output_names
             or (not has_quantizers and f.op != "placeholder")
         }
-        self.output = self.float_graph.graph.output_node().all_input_nodes[0].name
+        self.outputs = [node.name for node in self.float_graph.graph.output_node().all_input_nodes]
         floats = {f.name: f for f, _ in pairs}
         called = {layer.node: layer.name for layer in quantizable(self.float_graph)}
         self.layers = [self._layer(floats[key], q, called) for key, q in self.nodes.items()]
@@ -104,9 +104,9 @@ class TorchPair:
             None,
         )
 
-    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Array:
-        keys = {self.output: self.output}
-        return self._run(self.float_graph, inputs, keys, errors={key: error})[self.output]
+    def disturbed(self, inputs: Sequence[Array], key: str, error: Array) -> Values:
+        values = self._run(self.float_graph, inputs, {n: n for n in self.outputs}, errors={key: error})
+        return {name: values[name] for name in self.outputs}
 
     @cached_property
     def _placeholders(self) -> "list[Node]":
