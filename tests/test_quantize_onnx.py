@@ -647,3 +647,24 @@ def test_a_hostile_model_is_searched_for_the_layers_that_matter(
     drop, agreement, _ = judged(source, result, needs_real_data / "kws" / "evaluation400.npz")
     assert drop <= 0.02
     assert agreement >= 0.94
+
+
+def test_values_that_no_node_produces_are_not_observed(tmp_path: Path) -> None:
+    """Of an output that nobody reads, as the last state of a GRU, the optimizer leaves the description."""
+    floats = onnx.TensorProto.FLOAT
+    x, y, gone = (onnx.helper.make_tensor_value_info(name, floats, [1, 2]) for name in ("x", "y", "gone"))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y], value_info=[gone]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path
+    )
+    seen: list[float] = []
+
+    class Largest:
+        def add(self, values: np.ndarray) -> None:
+            seen.append(float(values.max()))
+
+    observers, count = onnx_calibration.observe(path, iter([{"x": np.array([[1, 2]], np.float32)}]), Largest)
+    assert (sorted(observers), count, seen) == (["x", "y"], 1, [2.0, 2.0])

@@ -324,10 +324,95 @@ def test_grid_outputs_of_the_wrong_shape(outputs, options, message):
     assert error.value.fix
 
 
+def flat(*grids: np.ndarray) -> np.ndarray:
+    """Grids ``[1, 4 + classes, h, w]`` as one head ``[1, 4 + classes, cells]``."""
+    return np.concatenate([grid.reshape(*grid.shape[:2], -1) for grid in grids], axis=2)
+
+
+def test_grid_of_one_output_by_hand():
+    # An input of 16 x 24 pixels: 2 x 3 cells of stride 8, then 1 x 2 of stride 16, the last one overhanging.
+    head = np.zeros((1, 6, 8))
+    head[:, 4:] = -20
+    head[0, :, 5] = [1, 0.5, 2, 3, logit(0.9), -20]  # stride 8, row 1, column 2
+    head[0, :, 7] = [0.25, 0.5, 0.25, 0.5, -20, logit(0.6)]  # stride 16, row 0, column 1
+    decoder = Grid(strides=(8, 16), size=(16, 24))
+    result = decoder.apply(named(a=head))
+    expected = [[12, 8, 36, 36, 0.9, 0], [20, 0, 28, 16, 0.6, 1]]
+    assert np.array(rows(result)) == pytest.approx(np.array(expected), abs=1e-5)
+    other = Grid(strides=(8, 16), size=(16, 24), layout="NHWC", outputs=("b",))
+    assert rows(other.apply(named(a=np.zeros(3), b=head.transpose(0, 2, 1)))) == rows(result)
+
+
+@pytest.mark.parametrize("box", ["ltrb", "cxcywh"])
+def test_grid_of_one_output_equals_one_per_stride(box):
+    rng = np.random.default_rng(0)
+    # The coarse grid first, of other numbers of rows and columns.
+    coarse, fine = (rng.normal(size=(1, 7, *shape)) for shape in ((2, 3), (4, 6)))
+    scaled = Grid(strides=(16, 8), box=box).apply(named(a=coarse, b=fine))
+    whole = Grid(strides=(16, 8), size=(32, 48), box=box).apply(named(a=flat(coarse, fine)))
+    assert len(rows(scaled)) > 20
+    assert rows(whole) == rows(scaled)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "message", "fix"),
+    [
+        (
+            named(head=np.zeros((1, 6, 31))),
+            {},
+            r"'head' has shape \[1, 6, 31\], not \[n, 4 \+ classes, 30\], the cells of an input of 32 × 48 "
+            "pixels: 4 × 6 of stride 8, 2 × 3 of stride 16",
+            "set 'strides' and 'size'",
+        ),
+        (
+            named(head=np.zeros((1, 30, 6))),
+            {},
+            r"\[1, 30, 6\], not \[n, 4 \+ classes, 30\]",
+            "'layout: NHWC'",
+        ),
+        (
+            named(head=np.zeros((1, 6, 30))),
+            {"layout": "NHWC"},
+            r"\[1, 6, 30\], not \[n, 30, 4 \+ classes\]",
+            "'layout: NCHW'",
+        ),
+        (named(head=np.zeros((1, 4, 30))), {}, r"\[1, 4, 30\], not \[n, 4 \+ classes, 30\]", "'strides'"),
+        (named(head=np.zeros((1, 6, 4, 6))), {}, r"\[1, 6, 4, 6\], not", "leave 'size' out"),
+        (
+            named(a=np.zeros((1, 6, 24)), b=np.zeros((1, 6, 6))),
+            {},
+            "one output with the cells of all grids, but there are 2: 'a', 'b'",
+            "set 'outputs' to its name",
+        ),
+        (
+            named(heads=np.zeros((1, 6, 30))),
+            {"outputs": ("head",)},
+            "'head', which the model does not",
+            "'heads'",
+        ),
+    ],
+)
+def test_one_output_of_all_grids_of_the_wrong_shape(outputs, options, message, fix):
+    with pytest.raises(UsageError, match=message) as error:
+        Grid(strides=(8, 16), size=(32, 48), **options).apply(outputs)
+    assert fix in error.value.fix
+
+
+def test_one_output_of_all_grids_needs_the_size_of_the_input():
+    for strides in ((8,), (8, 16)):
+        with pytest.raises(UsageError) as error:
+            Grid(strides=strides).apply(named(head=np.zeros((1, 6, 30))))
+        assert "'size'" in error.value.fix
+
+
 def test_grid_options():
     with pytest.raises(ValidationError, match="1 outputs but 2 strides"):
         Grid(strides=(8, 16), outputs=("a",))
     with pytest.raises(ValidationError, match="at least 1 item"):
         Grid(strides=())
+    with pytest.raises(ValidationError, match="2 outputs, but with 'size' one contains all grids"):
+        Grid(strides=(8, 16), outputs=("a", "b"), size=(32, 32))
     decoder = Grid(strides=(8, 16), outputs=("a", "b"))
     assert Grid.model_validate(decoder.options()) == decoder
+    whole = Grid(strides=(8, 16), outputs=("a",), size=(32, 48))
+    assert Grid.model_validate(whole.options()) == whole

@@ -79,7 +79,7 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
     comparison = diagnosis.comparison
     facts = [f"SNR {comparison.snr_db:.1f} dB"]
     if comparison.agreement is not None:
-        facts.append(f"agreement {comparison.agreement:.1%}")
+        facts.append(f"agreement {comparison.agreement:.2%}")
     if comparison.written_snr_db is not None:
         facts.append(f"computed in float {comparison.written_snr_db:.1f} dB")
     title = f"{diagnosis.variant}.{diagnosis.format} of {diagnosis.recipe} against its float model"

@@ -68,7 +68,7 @@ def hop(
             least = min(changes[index].snr_db or 0.0 for index in together)
             if not lossless and _disagrees(agreement, interpreter) and least < ALIKE_SNR_DB:
                 status = "broken"
-                reason = f"{stage} broke the model: SNR {least:.1f} dB, agreement {agreement:.1%}"
+                reason = f"{stage} broke the model: SNR {least:.1f} dB, agreement {agreement:.2%}"
     return Hop(
         snr_db=worst.snr_db,
         max_abs_error=max(errors, default=None),
@@ -134,7 +134,7 @@ def _change(
     snr, error, agreement = _snr(old, new), _largest_error(old, new), None
     if interpreter is not None and np.isfinite(new).all():
         agreement = _agreement(interpreter, Outputs([old], [name]), Outputs([new], [name]))
-    same = "" if agreement is None else f", agreement on {agreement:.1%} of {count} samples"
+    same = "" if agreement is None else f", agreement on {agreement:.2%} of {count} samples"
     if lossless:
         alike = snr >= LOSSLESS_SNR_DB or error <= LOSSLESS_MAX_ERROR
     elif agreement is None or interpreter is None:

@@ -166,7 +166,7 @@ def _trials(rows: Sequence[Result]) -> list[str]:
         lines += ["| trial | size | drop | agreement | SNR | | layers in higher precision |"]
         lines += ["|---|---:|---:|---:|---:|---|---|"]
         for trial in sorted(candidates, key=lambda trial: trial.size_bytes):
-            agreement = "" if trial.agreement is None else f"{trial.agreement:.1%}"
+            agreement = "" if trial.agreement is None else f"{trial.agreement:.2%}"
             snr = "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
             mark = {"chosen": "**chosen**", "kept": "Pareto-optimal"}.get(trial.status, "")
             lines.append(
@@ -198,7 +198,7 @@ def _layers(rows: Sequence[Result]) -> list[str]:
 def _hop(hop: Hop | OutputChange) -> str:
     if hop.snr_db is None or hop.max_abs_error is None:
         return f"{hop.status}: {text(hop.reason)} | | "
-    agreement = "" if hop.agreement is None else f"{hop.agreement:.1%}"
+    agreement = "" if hop.agreement is None else f"{hop.agreement:.2%}"
     mark = " **broken**" if hop.status == "broken" else ""
     return f"{hop.snr_db:.1f} dB{mark} | {hop.max_abs_error:.2g} | {agreement}"
 

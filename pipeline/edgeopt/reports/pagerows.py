@@ -72,7 +72,7 @@ def _change(change: Hop | OutputChange) -> Data:
         "status": change.status,
         "snr": "" if change.snr_db is None else f"{change.snr_db:.1f} dB",
         "error": "" if change.max_abs_error is None else f"{change.max_abs_error:.2g}",
-        "agreement": "" if change.agreement is None else f"{change.agreement:.1%}",
+        "agreement": "" if change.agreement is None else f"{change.agreement:.2%}",
     }
 
 
@@ -174,7 +174,7 @@ def trial_of(trial: Trial) -> Data:
         "cells": [
             f"{trial.size_bytes:,} B",
             f"{trial.drop:.2%}",
-            "" if trial.agreement is None else f"{trial.agreement:.1%}",
+            "" if trial.agreement is None else f"{trial.agreement:.2%}",
             "" if trial.snr_db is None else f"{trial.snr_db:.1f} dB",
             f"{trial.samples:,}" if trial.samples else "",
             {"chosen": "chosen", "kept": "Pareto-optimal"}.get(trial.status, ""),

@@ -127,8 +127,8 @@ class Scorer:
                 pairs[name] = Paired(sign * before.per_sample, sign * after.per_sample, fraction)
                 drops = pairs[name].drops
             if resamples is not None:
-                resamples = sign * (self._resampled[name] - resamples)
-            drop = Score(sign * (before.value - after.value), drops)
+                resamples = sign * (self._resampled[name] - resamples) + 0.0
+            drop = Score(sign * (before.value - after.value) + 0.0, drops)  # 0, not -0, if nothing changed
             values[f"{name}_drop"] = measurement(metric, drop, "drop", resamples, self._samples(metric))
         return ArtifactScores(values, pairs, by_output, answers.decisions)
 

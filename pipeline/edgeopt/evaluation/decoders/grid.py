@@ -1,5 +1,6 @@
 """Heads of detectors without anchors: one box per cell of several grids."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Self
 
@@ -16,6 +17,10 @@ from edgeopt.model import Layout, Outputs
 class Grid(BoxDecoder):
     """Decodes grids ``[n, 4 + classes, h, w]`` (or ``[n, h, w, 4 + classes]``), one per stride.
 
+    With ``size``, one output ``[n, 4 + classes, cells]`` (or ``[n, cells, 4 + classes]``) contains the cells
+    of all grids: one grid after the other in the order of ``strides``, each row by row. A grid has
+    ceil(height / stride) rows and ceil(width / stride) columns.
+
     The four values of a cell are distances to the left, top, right and bottom side of the box from the
     centre of the cell, in cells (FCOS, Tian et al. 2019; YOLOv8). Or they are the centre of the box from the
     corner of the cell, and the logarithms of width and height, in cells (YOLOX, Ge et al. 2021). The others
@@ -28,10 +33,16 @@ class Grid(BoxDecoder):
     )
     layout: Layout = Field("NCHW", description="position of the values of a cell among the axes")
     box: Literal["ltrb", "cxcywh"] = Field("ltrb", description="distances, or centre and log size")
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height and width of the model input, if one output contains the cells of all grids"
+    )
 
     @model_validator(mode="after")
     def _one_each(self) -> Self:
-        if self.outputs and len(self.outputs) != len(self.strides):
+        if self.size is not None:
+            if len(self.outputs) > 1:
+                raise ValueError(f"{len(self.outputs)} outputs, but with 'size' one contains all grids")
+        elif self.outputs and len(self.outputs) != len(self.strides):
             raise ValueError(f"{len(self.outputs)} outputs but {len(self.strides)} strides")
         return self
 
@@ -42,14 +53,7 @@ class Grid(BoxDecoder):
             UsageError: an output is missing or of another shape.
         """
         names = self.outputs or outputs.all_names()
-        if len(names) != len(self.strides):
-            raise UsageError(
-                f"grid decodes one output per stride, but there are {len(self.strides)} strides and "
-                f"{len(names)} outputs: {', '.join(map(repr, names))}",
-                fix="set 'outputs' to the names of the grids, in the order of 'strides'",
-            )
-        grids = [self._cells_last(named(outputs, name, "grid"), name) for name in names]
-        self._check_classes(grids, names)
+        grids = self._grids(outputs, names) if self.size is None else self._split(outputs, names, self.size)
         boxes = np.concatenate(
             [self._boxes(grid[..., :4], stride) for grid, stride in zip(grids, self.strides, strict=True)],
             axis=1,
@@ -59,13 +63,68 @@ class Grid(BoxDecoder):
         )
         return self.suppressed(boxes, sigmoid(logits))
 
+    def _grids(self, outputs: Outputs, names: Sequence[str]) -> list[NDArray[np.float64]]:
+        """The grids ``[n, h, w, 4 + classes]`` of one output each."""
+        if len(names) != len(self.strides):
+            raise UsageError(
+                f"grid decodes one output per stride, but there are {len(self.strides)} strides and "
+                f"{len(names)} outputs: {', '.join(map(repr, names))}",
+                fix="set 'outputs' to the names of the grids, in the order of 'strides'"
+                + ("; if one output contains all grids, set 'size'" if len(names) == 1 else ""),
+            )
+        grids = [self._cells_last(named(outputs, name, "grid"), name) for name in names]
+        self._check_classes(grids, names)
+        return grids
+
+    def _split(
+        self, outputs: Outputs, names: Sequence[str], size: tuple[int, int]
+    ) -> list[NDArray[np.float64]]:
+        """The grids ``[n, h, w, 4 + classes]`` of an output that contains the cells of all of them."""
+        if len(names) != 1:
+            raise UsageError(
+                f"grid with 'size' decodes one output with the cells of all grids, but there are "
+                f"{len(names)}: {', '.join(map(repr, names))}",
+                fix="set 'outputs' to its name; for one output per stride, leave 'size' out",
+            )
+        (name,) = names
+        values = named(outputs, name, "grid")
+        shapes = [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in self.strides]
+        counts = [height * width for height, width in shapes]
+        cells, channels = (2, 1) if self.layout == "NCHW" else (1, 2)
+        if values.ndim != 3 or values.shape[cells] != sum(counts) or values.shape[channels] < 5:
+            axes = f"[n, 4 + classes, {sum(counts)}]" if cells == 2 else f"[n, {sum(counts)}, 4 + classes]"
+            grids = ", ".join(
+                f"{height} × {width} of stride {stride}"
+                for (height, width), stride in zip(shapes, self.strides, strict=True)
+            )
+            raise UsageError(
+                f"grid: the output {name!r} has shape {list(values.shape)}, not {axes}, the cells of an "
+                f"input of {size[0]} × {size[1]} pixels: {grids}",
+                fix=self._fix_of_split(values, sum(counts)),
+            )
+        rows = values.transpose(0, 2, 1) if cells == 2 else values
+        parts = np.split(rows, np.cumsum(counts)[:-1], axis=1)
+        return [
+            part.reshape(len(part), *shape, part.shape[2]) for part, shape in zip(parts, shapes, strict=True)
+        ]
+
+    def _fix_of_split(self, values: NDArray[np.float64], cells: int) -> str:
+        other: Layout = "NHWC" if self.layout == "NCHW" else "NCHW"
+        if values.ndim == 3 and values.shape[2 if other == "NCHW" else 1] == cells:
+            return f"set 'layout: {other}'"
+        if values.ndim == 4:
+            return "for one output per stride, leave 'size' out"
+        return "set 'strides' and 'size' to those of the network, in the order of the cells"
+
     def _cells_last(self, grid: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         """The grid as ``[n, h, w, 4 + classes]``."""
         if grid.ndim != 4 or grid.shape[1 if self.layout == "NCHW" else 3] < 5:
             axes = "[n, 4 + classes, h, w]" if self.layout == "NCHW" else "[n, h, w, 4 + classes]"
             raise UsageError(
                 f"grid: the output {name!r} has shape {list(grid.shape)}, not {axes}",
-                fix="set 'outputs' to the names of the grids, and 'layout' to their layout",
+                fix="if the output contains the cells of all grids, set 'size'"
+                if grid.ndim == 3
+                else "set 'outputs' to the names of the grids, and 'layout' to their layout",
             )
         return grid.transpose(0, 2, 3, 1) if self.layout == "NCHW" else grid
 

@@ -125,8 +125,10 @@ def observe(model: Path, samples: Samples, observer: Callable[[], Observer]) -> 
         [v.name for v in values if v.type.tensor_type.elem_type == floating and v.name not in constants]
         for values in (proto.graph.input, proto.graph.value_info, proto.graph.output)
     )
-    # Outputs may be listed among the inner values, too, and must not be added twice.
-    extra = set(inner) - set(watched)
+    # Outputs may be listed among the inner values, too, and must not be added twice. Values that nobody reads
+    # stay listed when the optimizer has dropped them.
+    produced = {name for node in proto.graph.node for name in node.output}
+    extra = (set(inner) & produced) - set(watched)
     proto.graph.output.extend(value for value in proto.graph.value_info if value.name in extra)
     watched += [name for name in inner if name in extra]
     path = model.with_name("watched.onnx")

@@ -30,7 +30,7 @@ class Fidelity(NamedTuple):
     samples: int
 
     def __str__(self) -> str:
-        return f"{self.snr_db:.1f} dB, agreement {self.agreement:.1%}"
+        return f"{self.snr_db:.1f} dB, agreement {self.agreement:.2%}"
 
     def keeps(self, other: "Fidelity") -> bool:
         """Whether this fidelity is not significantly worse than ``other``."""

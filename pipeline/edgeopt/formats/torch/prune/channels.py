@@ -150,7 +150,7 @@ def _group(module: "torch.nn.Module", name: str, inputs: Sequence[TensorSpec]) -
                 unclear.add(target)
             readers.setdefault(target, []).extend(zip(origins, plain, strict=True))
     # After a concatenation, root indices count from its first channel, and a layer may read a channel several
-    # times, or several values of it: the group of a single channel tells which inputs are its.
+    # times, or several values of it: the group of a single channel lists its inputs.
     readers |= {target: [] for target in unclear}
     for channel in range(channels) if unclear else ():
         for target, is_producer, indices in _targets(find([channel]), names):
