@@ -27,6 +27,11 @@ from edgeopt.results import MAX_SNR_DB, Hop
 SAMPLES = 512
 """Maximum number of validation or calibration samples used, which bounds memory."""
 DEFAULT_MAX_DROP = 0.01
+JOINED = "joined outputs"
+"""Name, in a search, of the operators without weights that join values of several layers in one output.
+
+In 8 bits all of them share one scale. In float, they cost no bytes, and each value keeps its own scale.
+"""
 
 
 class Budget(BaseModel):

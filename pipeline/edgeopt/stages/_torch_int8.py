@@ -13,7 +13,7 @@ from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.model import Array, Model, Outputs, TensorSpec
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, search, search_samples
+from edgeopt.stages._search import JOINED, Searching, search, search_samples
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -77,7 +77,9 @@ class Program(ABC):
         self.inputs = inputs
         self.trial = trial
         self.samples: list[tuple[Array, ...]] = []
+        kinds = frozenset(kinds)
         self.all = torch_overrides.quantizable(graph, kinds)
+        self.joined = torch_overrides.joined_outputs(graph, kinds)
         requested = torch_overrides.precisions(self.all, options.layers)
         self.float = frozenset(name for name, precision in requested.items() if precision == "float32")
 
@@ -91,7 +93,8 @@ class Program(ABC):
 
     @property
     def layers(self) -> Mapping[str, int]:
-        return {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
+        costs = {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
+        return costs | ({JOINED: 1} if self.joined else {})
 
     @property
     def names(self) -> dict[str, str]:
@@ -100,7 +103,8 @@ class Program(ABC):
 
     def exempt(self, raised: frozenset[str]) -> set[str]:
         """Nodes of the layers that stay in float."""
-        return {layer.node for layer in self.all if layer.name in self.float | raised}
+        layers = {layer.node for layer in self.all if layer.name in self.float | raised}
+        return layers | set(self.joined if JOINED in raised else ())
 
     def outputs(self, path: Path | None) -> Outputs:
         return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)

@@ -23,7 +23,7 @@ from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, PerSample, Worker
-from edgeopt.stages._search import Judge, Searching, search, search_samples
+from edgeopt.stages._search import JOINED, Judge, Searching, search, search_samples
 
 FEW = 10
 """Number of calibration samples below which the ranges are unreliable."""
@@ -182,6 +182,9 @@ class _Quantizing:
             for layer in layers
             if self.precisions[layer.name] != "float32"
         }
+        self.joined = () if stage.io == "int8" else onnx_layers.joined_outputs(self.graph)
+        if self.joined:
+            self.layers[JOINED] = 1
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.ranges = self._calibrate()
@@ -194,7 +197,7 @@ class _Quantizing:
         return self._evaluation_data()[1]
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
-        return {**self.precisions, **dict.fromkeys(raised, "float32")}
+        return {**self.precisions, **dict.fromkeys(raised - {JOINED}, "float32")}
 
     def make(self, raised: frozenset[str]) -> Path:
         proto = self._quantize(raised)
@@ -208,7 +211,9 @@ class _Quantizing:
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        return onnx_qdq.make(self.prepared, self.ranges_file, target, self.plan(raised), self.making)
+        in_float = self.joined if JOINED in raised else ()
+        plan = self.plan(raised)
+        return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 
     def _choose_encodings(self, full: Any) -> onnx_weight_encoding.Encodings:
         stage = self.stage
@@ -254,7 +259,7 @@ class _Quantizing:
             return Weights(floats, {})
         self.context.progress("rounding weights")
         moments = onnx_moments.collect(self.prepared, islice(self._samples(), MOMENT_SAMPLES))
-        left = [name for name in self.layers if self.weights_of[name] and name not in moments]
+        left = [name for name in self.layers if self.weights_of.get(name) and name not in moments]
         if left:
             shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
             self.context.note(f"weights of {len(left)} layers are rounded to nearest: {shown}")

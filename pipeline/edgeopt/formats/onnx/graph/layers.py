@@ -31,6 +31,27 @@ class Layer(NamedTuple):
     """Type of the input."""
 
 
+def joined_outputs(model: Any) -> tuple[str, ...]:
+    """The nodes after the last layers that join values of several layers in one output; often empty.
+
+    In 8 bits, all values of a joined tensor share one scale, such as boxes and scores of a detector.
+    """
+    layers = {layer.name for layer in read(model)}
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    after: dict[str, Any] = {}
+    for node in reversed(model.graph.node):
+        following = [reader.name for name in node.output for reader in readers.get(name, ())]
+        ends = bool(following) or bool(outputs & set(node.output))
+        if node.name not in layers and ends and all(name in after for name in following):
+            after[node.name] = node
+    joins = any(node.op_type == "Concat" for node in after.values())
+    return tuple(after) if joins else ()
+
+
 def read(model: Any) -> list[Layer]:
     """All convolutions, matrix products and recurrent layers in graph order, float or quantized."""
     types = _Types(model)

@@ -1,7 +1,7 @@
 """Static quantization of ONNX graphs to QDQ form by onnxruntime, with precomputed ranges."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -24,10 +24,18 @@ MERGED = ("Relu", "Clip")
 """Operators that onnxruntime removes if the range of their output clips the same values."""
 
 
-def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], making: Making) -> Any:
+def make(
+    prepared: Path,
+    ranges: Path,
+    target: Path,
+    plan: Mapping[str, str],
+    making: Making,
+    in_float: Sequence[str] = (),
+) -> Any:
     """Quantize a graph; ``plan`` assigns ``int8``, ``int16`` or ``float32`` to each layer.
 
-    The input and output of an ``int16`` layer have 16 bits; all quantized weights have 8 bits.
+    The input and output of an ``int16`` layer have 16 bits; all quantized weights have 8 bits. Nodes
+    ``in_float``, which have no weights, stay in float.
 
     Raises:
         StageError: onnxruntime cannot quantize the graph.
@@ -55,7 +63,7 @@ def make(prepared: Path, ranges: Path, target: Path, plan: Mapping[str, str], ma
             reduce_range=making.reduce_range,
             activation_type=kinds[making.activation],
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[name for name, precision in plan.items() if precision == "float32"],
+            nodes_to_exclude=[*(name for name, kind in plan.items() if kind == "float32"), *in_float],
             calibrate_method=CalibrationMethod.MinMax,
             calibration_cache_path=str(ranges),
             extra_options=options,

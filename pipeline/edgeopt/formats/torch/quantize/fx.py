@@ -52,7 +52,8 @@ def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[s
         if default is not None and not _fixed_range(default):
             mapping.set_object_type(kind, config)
     for name, function, index in _activations(float_graph, exempt):
-        mapping.set_module_name(name, None)
+        if name:
+            mapping.set_module_name(name, None)
         if function is not None:
             mapping.set_module_name_object_type_order("", function, index, None)
     return mapping
@@ -93,6 +94,8 @@ def _activations(float_graph: "GraphModule", exempt: set[str]) -> list[tuple[str
             # Left in int8, the activation would quantize the float output that the recipe asked for.
             is_activation = reader in index_of and reader.target in (F.relu, F.relu6, F.hardtanh)
             exempted.append((name, reader.target, index_of[reader]) if is_activation else (name, None, 0))
+        elif node in index_of and node.name in exempt:  # an operator without weights
+            exempted.append(("", node.target, index_of[node]))
     return exempted
 
 

@@ -53,6 +53,21 @@ def quantizable(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[
     )
 
 
+def joined_outputs(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[str, ...]:
+    """The nodes after the last layers that join values of several layers in one output; often empty."""
+    operators = frozenset(kinds)
+    after: dict[str, Any] = {}
+    for node in reversed(list(graph.graph.nodes)):
+        inner = (
+            node.op in ("call_function", "call_method", "call_module")
+            and operator_name(node) not in operators
+        )
+        if inner and all(user.op == "output" or user.name in after for user in node.users):
+            after[node.name] = node
+    joins = any(operator_name(node) in ("cat", "concat") for node in after.values())
+    return tuple(after) if joins else ()
+
+
 def _name(node: Any) -> str:
     """Layer name derived from its weights; empty if they do not contain one."""
     if operator_name(node) in WEIGHTED:
