@@ -13,6 +13,7 @@ import pytest
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
+from edgeopt.evaluation.tasks.regression import Regression
 from edgeopt.formats import weight_rounding
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
@@ -21,7 +22,7 @@ from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.model import Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Sample, Trial
+from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Trial
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.store import Store
 from edgeopt.stages._search import Budget
@@ -668,3 +669,56 @@ def test_values_that_no_node_produces_are_not_observed(tmp_path: Path) -> None:
 
     observers, count = onnx_calibration.observe(path, iter([{"x": np.array([[1, 2]], np.float32)}]), Largest)
     assert (sorted(observers), count, seen) == (["x", "y"], 1, [2.0, 2.0])
+
+
+def joined(folder: Path) -> Path:
+    """Two layers whose outputs, of very different size, are joined in the model's output."""
+    random, helper, floats = np.random.default_rng(0), onnx.helper, onnx.TensorProto.FLOAT
+    weights = {name: random.standard_normal((4, 3)).astype(np.float32) for name in ("w", "v")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="large"),
+        helper.make_node("MatMul", ["x", "v"], ["b"], name="small"),
+        helper.make_node("Relu", ["b"], ["c"], name="relu"),
+        helper.make_node("Concat", ["a", "c"], ["d"], name="join", axis=1),
+        helper.make_node("Flatten", ["d"], ["y"], name="flat"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", floats, [1, 4])],
+        [helper.make_tensor_value_info("y", floats, [1, 6])],
+        [
+            onnx.numpy_helper.from_array(value * (100 if name == "w" else 1), name)
+            for name, value in weights.items()
+        ],
+    )
+    path = folder / "joined.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_search_keeps_the_scales_of_joined_outputs_apart(tmp_path: Path) -> None:
+    path = joined(tmp_path)
+    assert set(onnx_layers.joined_outputs(onnx.load(path))) == {"join", "flat"}
+
+    class Rows(Dataset):
+        def samples(self) -> Iterator[Sample]:
+            random = np.random.default_rng(1)
+            for _ in range(64):
+                yield Sample((random.standard_normal(4).astype(np.float32),))
+
+        def digest(self) -> str:
+            return "rows"
+
+    trials: list[Trial] = []
+    model = Model(format="onnx", path=path, inputs=(TensorSpec(name="x", shape=(1, 4)),))
+    context = Context(
+        tmp_path, Feed(Rows(), Preprocessing()), lambda _: None, note=lambda _: None, trial=trials.append
+    )
+    # As numbers, each counts by its error relative to all: only a search by parts would see the small ones.
+    context = context._replace(judging=Judging(task=Regression()))
+    made = QuantizeOnnx(max_drop=1e-5).run(model, context)
+    (chosen,) = [trial for trial in trials if trial.status == "chosen"]
+    assert "joined outputs" in chosen.raised
+    kinds = [node.op_type for node in onnx.load(made.path).graph.node]
+    assert kinds[-2:] == ["Concat", "Flatten"]

@@ -12,13 +12,15 @@ from pydantic import ValidationError
 from edgeopt.config import registry
 from edgeopt.errors import StageError
 from edgeopt.evaluation.datasets.digits import Digits
+from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
+from edgeopt.evaluation.tasks.regression import Regression
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.lab import xnnpack_tensors
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Sample, Stage
+from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Stage
 from edgeopt.results import Trial
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.exported_program_to_torchscript import ExportedProgramToTorchscript
@@ -463,3 +465,33 @@ def test_schemes_on_resnet20(real_data: Path, tmp_path: Path) -> None:
     lite = finished(QuantizeDynamicTorchscript(), model, tmp_path / "lite", Told())
     assert b"quantized::linear_dynamic" in script_code(lite)
     assert snr_db(lite) > 35
+
+
+class Joined(torch.nn.Module):
+    """Two layers, one with an activation, whose outputs of very different size are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Any) -> Any:
+        joined = torch.cat([300 * torch.relu(self.large(x)), torch.relu(self.small(x))], 1)
+        return joined.flatten(2)
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_a_search_keeps_the_scales_of_joined_outputs_apart(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Joined().eval()
+    model = exported(module, tmp_path / "joined")
+    told = Told()
+    context = told.context(tmp_path / "out")._replace(judging=Judging(MeanSquaredError(), Regression()))
+    made = kind(max_drop=1e-6).run(model, context)
+    chosen = next(trial for trial in told.trials if trial.status == "chosen")
+    assert "joined outputs" in chosen.raised
+    images = [(image[np.newaxis],) for image in labelled("evaluation")[0][:20].numpy()]
+    with torch_engine.mobile_engine():
+        found = torch_runtimes.outputs(runner(made), images).arrays[0][:, 4:]
+    wanted = torch_runtimes.outputs(module, images).arrays[0][:, 4:]
+    # With one scale for both, a step would be larger than most of the small values.
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()

@@ -201,9 +201,9 @@ def test_detection_exits_as_its_gates_say(detection: Report) -> None:
         for each in detection.results
     }
     judged = [each for each in detection.gates if each.gate.startswith("map50_95 max_drop")]
-    assert len(judged) == len(detection.results) + 2  # all, and those of TFLite more strictly
+    assert len(judged) == len(detection.results)
     for verdict in judged:
         assert verdict.measured == pytest.approx(drops[verdict.variant, verdict.format], abs=1e-12)
         assert verdict.status == ("pass" if verdict.measured <= verdict.limit else "fail")
-    assert drops["int8", "tflite"] <= 0.01
+    assert max(drops.values()) <= 0.01
     assert detection.exit_code == 0

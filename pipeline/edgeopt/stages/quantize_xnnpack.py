@@ -98,8 +98,19 @@ class _Pt2e(Program):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         exempt = self.exempt(raised)
-        quantizer = XNNPACKQuantizer().set_global(_config(self.options.per_channel))
-        # The quantizer annotates only nodes that pass the filter; the others stay in float.
+
+        class Exempting(XNNPACKQuantizer):
+            """Also leaves operators without weights in float, to which the filter does not apply."""
+
+            def annotate(self, model: Any) -> Any:
+                model = super().annotate(model)
+                for node in model.graph.nodes:
+                    if node.name in exempt:
+                        node.meta.pop("quantization_annotation", None)
+                return model
+
+        quantizer = Exempting().set_global(_config(self.options.per_channel))
+        # The quantizer annotates only layers that pass the filter; the others stay in float.
         quantizer.set_filter_function(lambda node: node.name not in exempt)
         # A copy, because prepare_pt2e works in place and each candidate starts from the original.
         prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)

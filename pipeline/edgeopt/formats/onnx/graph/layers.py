@@ -32,9 +32,10 @@ class Layer(NamedTuple):
 
 
 def joined_outputs(model: Any) -> tuple[str, ...]:
-    """The nodes after the last layers that join values of several layers in one output; often empty.
+    """The nodes after the last layers that join values of several layers in one output, and those after them.
 
-    In 8 bits, all values of a joined tensor share one scale, such as boxes and scores of a detector.
+    In 8 bits, all values of a joined tensor share one scale, such as boxes and scores of a detector. Nodes
+    before, such as an activation, are part of their layer.
     """
     layers = {layer.name for layer in read(model)}
     readers: dict[str, list[Any]] = {}
@@ -48,8 +49,12 @@ def joined_outputs(model: Any) -> tuple[str, ...]:
         ends = bool(following) or bool(outputs & set(node.output))
         if node.name not in layers and ends and all(name in after for name in following):
             after[node.name] = node
-    joins = any(node.op_type == "Concat" for node in after.values())
-    return tuple(after) if joins else ()
+    joined, written = list[str](), set[str]()
+    for name, node in reversed(after.items()):
+        if node.op_type == "Concat" or written & set(node.input):
+            joined.append(name)
+            written.update(node.output)
+    return tuple(joined)
 
 
 def read(model: Any) -> list[Layer]:

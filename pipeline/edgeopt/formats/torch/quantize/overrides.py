@@ -54,7 +54,10 @@ def quantizable(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[
 
 
 def joined_outputs(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tuple[str, ...]:
-    """The nodes after the last layers that join values of several layers in one output; often empty."""
+    """The nodes after the last layers that join values of several layers in one output, and those after them.
+
+    Nodes before, such as an activation, are part of their layer.
+    """
     operators = frozenset(kinds)
     after: dict[str, Any] = {}
     for node in reversed(list(graph.graph.nodes)):
@@ -64,8 +67,11 @@ def joined_outputs(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tup
         )
         if inner and all(user.op == "output" or user.name in after for user in node.users):
             after[node.name] = node
-    joins = any(operator_name(node) in ("cat", "concat") for node in after.values())
-    return tuple(after) if joins else ()
+    joined: dict[str, Any] = {}
+    for name, node in reversed(after.items()):
+        if operator_name(node) in ("cat", "concat") or any(at.name in joined for at in node.all_input_nodes):
+            joined[name] = node
+    return tuple(joined)
 
 
 def _name(node: Any) -> str:
