@@ -14,9 +14,10 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, causes, propose
+from edgeopt.evaluation.interpreter import Interpreter
 from edgeopt.evaluation.layer_comparison import Data
 from edgeopt.formats.known import artifact_formats, format_named
-from edgeopt.model import Model
+from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Feed, LayerView, Stage
 from edgeopt.recipe.document import Recipe, Use
 from edgeopt.recipe.patch import patch_of, shown
@@ -27,6 +28,7 @@ from edgeopt.run import assemble
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
+from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
@@ -250,9 +252,19 @@ def _hops(
         step_outputs = [StepOutputs("source", source.format, True, first)]
         for step, names, lossless, trained in judged_steps(built.steps, source, host):
             step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
-        hops = assemble.hops_of(step_outputs)
+        hops = assemble.hops_of(step_outputs, _interpreter(recipe, first))
     watch(Event(branch=name, step="compare steps", status="done"))
     return hops
+
+
+def _interpreter(recipe: Recipe, source: Outcome) -> Interpreter | None:
+    """What the outputs mean, as far as the recipe and the outputs of the source model say without labels."""
+    metrics = [metric for _, metric in recipe.metrics]
+    outputs = Outputs(source.outputs, source.output_names)
+    try:
+        return Interpreter.of_source(outputs, None, metrics, recipe.task, recipe.decoder)
+    except UsageError:
+        return None
 
 
 def _recalibrate(document: Mapping[str, Any], recipe: Recipe) -> Changes | None:

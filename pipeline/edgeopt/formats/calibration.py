@@ -5,6 +5,7 @@ of it doubles the bin width by merging neighbouring bins: every count stays exac
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,11 +17,19 @@ Calibrator: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 """Choice of the range: minimum and maximum; percentiles, which clip outliers; minimum Kullback-Leibler
 divergence of the quantized distribution (Migacz 2017); or minimum mean squared error."""
 
+MIXED = 100.0
+"""Ratio of the ranges of joined values from which 8 bits cannot serve both: the smaller keep few levels."""
 BINS = 2048
 CANDIDATES = 100
 """Candidate ranges for ``entropy`` and ``mse``."""
 SMALLEST_SHARE = 0.05
 """Narrowest candidate, as a fraction of the range from minimum to maximum."""
+
+
+def spread(ranges: Iterable[tuple[float, float]]) -> float:
+    """How many times larger the largest of several ranges is than the smallest; 1 for fewer than two."""
+    extents = [extent for low, high in ranges if (extent := max(abs(low), abs(high))) > 0]
+    return max(extents) / min(extents) if extents else 1.0
 
 
 class Histogram:

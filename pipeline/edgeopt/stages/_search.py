@@ -34,6 +34,16 @@ In 8 bits all of them share one scale. In float, they cost no bytes, and each va
 """
 
 
+def mixed_note(ratio: float, *, in_float: bool = True) -> str:
+    """The note on an output that joins values of very different size."""
+    note = (
+        f"an output joins values whose sizes differ {ratio:,.0f}-fold, and in 8 bits they share one scale: "
+    )
+    if in_float:
+        return note + "the operators that join them stay in float, which adds no bytes"
+    return note + "the small ones are lost; set io: float32 to keep the operators that join them in float"
+
+
 class Budget(BaseModel):
     """Limits on the cost of a search."""
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.calibration import Calibrator
+from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.formats.torch.quantize.ranges import Ranges
 from edgeopt.model import Array, Model, Outputs, TensorSpec
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import JOINED, Searching, search, search_samples
+from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -54,6 +55,8 @@ class TorchInt8(Searching):
 
     def kept_in_float(self, program: "Program", model: Model, context: Context) -> frozenset[str]:
         """The layers that the search leaves in float; none without max_drop."""
+        if program.is_mixed:
+            context.note(mixed_note(program.spread))
         if self.allowed_drop is None:
             return frozenset()
         program.samples, labels = search_samples(model, context)
@@ -76,6 +79,7 @@ class Program(ABC):
         self.graph = graph
         self.inputs = inputs
         self.trial = trial
+        self.ranges = Ranges({}, 0)
         self.samples: list[tuple[Array, ...]] = []
         kinds = frozenset(kinds)
         self.all = torch_overrides.quantizable(graph, kinds)
@@ -94,7 +98,22 @@ class Program(ABC):
     @property
     def layers(self) -> Mapping[str, int]:
         costs = {layer.name: layer.growth for layer in self.all if layer.name not in self.float}
-        return costs | ({JOINED: 1} if self.joined else {})
+        return costs | ({JOINED: 1} if self.joined and not self.is_mixed else {})
+
+    @property
+    def spread(self) -> float:
+        """How much the sizes of the values differ that the outputs join."""
+        known = self.ranges.values
+        joins = [node for node in self.graph.graph.nodes if node.name in self.joined]
+        return max(
+            (spread([known[at.name] for at in node.all_input_nodes if at.name in known]) for node in joins),
+            default=1.0,
+        )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the operators that join outputs stay in float in any case."""
+        return self.spread >= MIXED
 
     @property
     def names(self) -> dict[str, str]:
@@ -104,7 +123,7 @@ class Program(ABC):
     def exempt(self, raised: frozenset[str]) -> set[str]:
         """Nodes of the layers that stay in float."""
         layers = {layer.node for layer in self.all if layer.name in self.float | raised}
-        return layers | set(self.joined if JOINED in raised else ())
+        return layers | set(self.joined if self.is_mixed or JOINED in raised else ())
 
     def outputs(self, path: Path | None) -> Outputs:
         return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)

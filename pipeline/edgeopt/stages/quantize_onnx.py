@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
-from edgeopt.formats.calibration import Calibrator, Histogram
+from edgeopt.formats.calibration import MIXED, Calibrator, Histogram, spread
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
@@ -23,7 +23,7 @@ from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, PerSample, Worker
-from edgeopt.stages._search import JOINED, Judge, Searching, search, search_samples
+from edgeopt.stages._search import JOINED, Judge, Searching, mixed_note, search, search_samples
 
 FEW = 10
 """Number of calibration samples below which the ranges are unreliable."""
@@ -182,12 +182,16 @@ class _Quantizing:
             for layer in layers
             if self.precisions[layer.name] != "float32"
         }
-        self.joined = () if stage.io == "int8" else onnx_layers.joined_outputs(self.graph)
-        if self.joined:
-            self.layers[JOINED] = 1
+        self.joined = onnx_layers.joined_outputs(self.graph)
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.ranges = self._calibrate()
+        ratio = self._spread()
+        self.is_mixed = ratio >= MIXED and stage.io == "float32"
+        if ratio >= MIXED:
+            context.note(mixed_note(ratio, in_float=self.is_mixed))
+        elif self.joined and stage.io == "float32":
+            self.layers[JOINED] = 1
         onnx_calibration.save(self.ranges, self.ranges_file)
         self.forms: onnx_weight_encoding.Encodings | None = None
         self._loaded_data: tuple[list[tuple[Array, ...]], PerSample | None] | None = None
@@ -195,6 +199,14 @@ class _Quantizing:
     @property
     def labels(self) -> PerSample | None:
         return self._evaluation_data()[1]
+
+    def _spread(self) -> float:
+        """How much the sizes of the values differ that the outputs join."""
+        joins = [
+            node for node in self.graph.graph.node if node.name in self.joined and node.op_type == "Concat"
+        ]
+        known = ([self.ranges[name] for name in node.input if name in self.ranges] for node in joins)
+        return max(map(spread, known), default=1.0)
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
         return {**self.precisions, **dict.fromkeys(raised - {JOINED}, "float32")}
@@ -211,7 +223,7 @@ class _Quantizing:
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        in_float = self.joined if JOINED in raised else ()
+        in_float = self.joined if self.is_mixed or JOINED in raised else ()
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 

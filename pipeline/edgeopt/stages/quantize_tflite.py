@@ -1,12 +1,13 @@
 """Static quantization of float TFLite models, from any framework."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from edgeopt.formats.calibration import Calibrator
+from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.graph import layers as tflite_layers
@@ -18,7 +19,7 @@ from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, search, search_samples
+from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
 
 TYPES: Types = {
     "float32": (frozenset({"float32"}), "float32"),
@@ -93,31 +94,45 @@ class QuantizeTflite(Searching):
         source = read_signature(model.path)
         layers = tflite_precision.float_layers(model.path)
         plan = tflite_precision.chosen(layers, self._default, self.layers)
-        inner = tflite_layers.inner_tensors(load(model.path))
+        file = load(model.path)
+        inner, joined = tflite_layers.inner_tensors(file), tflite_layers.joined_outputs(file)
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
         ranges = self._ranges(content, described, source, context)
         path = context.folder / "model.tflite"
+        ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
+        is_mixed = ratio >= MIXED and self.io == "float32"
+        if ratio >= MIXED:
+            context.note(mixed_note(ratio, in_float=is_mixed))
 
         def make(raised: frozenset[str]) -> Path:
-            mixed = plan | dict.fromkeys(raised, "float32")
+            mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
+            in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
             recipe = tflite_quantizer.static_recipe(
-                layers, mixed, self._default, per_channel=self.per_channel, io=self.io, inner=inner
+                layers,
+                mixed,
+                self._default,
+                per_channel=self.per_channel,
+                io=self.io,
+                inner=[*inner, *in_float],
             )
             path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, ranges))
             return path
 
         context.progress("quantizing")
+        raised: frozenset[str] = frozenset()
         if self.allowed_drop is not None:
             costs = {n.name: BYTES_SAVED * n.elements for n in layers if plan[n.name] == self._default}
+            if joined and not is_mixed and self.io == "float32":
+                costs[JOINED] = 1
             samples, labels = search_samples(described, context)
             candidates = Candidates(model.path, costs, make, samples)
             raised = search(
                 candidates, labels, max_drop=self.allowed_drop, budget=self.budget, context=context
             )
-            plan |= dict.fromkeys(raised, "float32")
         # A search leaves its last candidate at this path, not the chosen one.
-        make(frozenset())
+        make(raised)
+        plan |= dict.fromkeys(raised - {JOINED}, "float32")
         tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
         others = read_signature(path).graph.float_others()
         if others:
@@ -136,3 +151,9 @@ class QuantizeTflite(Searching):
         levels = 2 ** tflite_quantizer.ACTIVATION_BITS[self._default]
         name = model.path.name
         return tflite_calibration.calibrated(content, name, values, self.calibrator, self.percentile, levels)
+
+
+def _known(ranges: Ranges, tensors: Sequence[str]) -> list[tuple[float, float]]:
+    """The calibrated ranges of some tensors; constants have none."""
+    known = (ranges[name] for name in tensors if name in ranges)
+    return [(float(np.min(each["min"])), float(np.max(each["max"]))) for each in known]

@@ -105,6 +105,39 @@ def inner_tensors(file: TfliteFile) -> list[str]:
     return [tensor.name for graph in graphs_of(file)[1:] for tensor in graph.tensors]
 
 
+class Joined(NamedTuple):
+    """An operator after the last layers that joins values of several layers in an output, or follows one."""
+
+    output: str
+    inputs: tuple[str, ...]
+
+
+def joined_outputs(file: TfliteFile) -> list[Joined]:
+    """The operators of the main graph that join values of several layers in an output; often none."""
+    graph = graphs_of(file)[0]
+    layers = {layer.step.outputs for layer in _of_graph(graph)}
+    readers: dict[int, list[Operation]] = {}
+    for operation in graph.operations:
+        for tensor in operation.present:
+            readers.setdefault(tensor.number, []).append(operation)
+    outputs = {tensor.number for tensor in graph.outputs}
+    after: dict[int, Operation] = {}
+    for operation in reversed(graph.operations):
+        written_to = [tensor.number for tensor in operation.outputs]
+        following = [reader for number in written_to for reader in readers.get(number, ())]
+        is_layer = tuple(tensor.name for tensor in operation.outputs) in layers
+        ends = bool(following) or not outputs.isdisjoint(written_to)
+        if not is_layer and ends and all(id(reader) in after for reader in following):
+            after[id(operation)] = operation
+    joined, written = list[Joined](), set[int]()
+    for operation in reversed(after.values()):
+        if operation.kind == "CONCATENATION" or written & {tensor.number for tensor in operation.present}:
+            written.update(tensor.number for tensor in operation.outputs)
+            inputs = operation.present if operation.kind == "CONCATENATION" else ()
+            joined.append(Joined(operation.outputs[0].name, tuple(tensor.name for tensor in inputs)))
+    return joined
+
+
 def _named(layers: list[WeightedLayer]) -> list[WeightedLayer]:
     """The layers with unique names."""
     known = [_known(layer.tensor) or layer.name for layer in layers]
