@@ -114,7 +114,7 @@ class QuantizeDynamicTorchscript(Stage):
             reason = "'layers' keeps all of them in float" if supported else f"this model has {kinds}"
             raise StageError(
                 f"TorchScript supports dynamic int8 for linear, LSTM and GRU layers only, and {reason}",
-                fix="choose scheme int8, or leave torchscript out for this variant",
+                fix="choose scheme int8, or put the variant in a recipe without torchscript",
             )
         if rest := [f"{layer.name} ({layer.kind})" for layer in unsupported if layer.name not in requested]:
             context.note(

@@ -113,7 +113,7 @@ class _Fx(Program):
         except RuntimeError as error:
             raise StageError(
                 f"FX quantization cannot convert this selection of layers: {str(error).strip()}",
-                fix="choose other layers, or leave torchscript out for this variant",
+                fix="choose other layers, or put the variant in a recipe without torchscript",
             ) from error
         torch_fx.refuse_float(modular, converted, exempt, self.names)
         try:
@@ -121,5 +121,5 @@ class _Fx(Program):
         except RuntimeError as error:
             raise StageError(
                 f"qnnpack cannot run the int8 model: {str(error).strip().splitlines()[-1]}",
-                fix="leave torchscript out for this variant",
+                fix="put the variant in a recipe without torchscript",
             ) from error

@@ -114,7 +114,7 @@ class QuantizeWeightsExecutorch(Stage):
             reason = f"it has {named(without_kernel)}" if without_kernel else "no layer is left to quantize"
             raise StageError(
                 f"XNNPACK supports {default} weights for no layer of this model: {reason}",
-                fix="choose scheme int8, or leave executorch out for this variant",
+                fix="choose scheme int8, or put the variant in a recipe without executorch",
             )
         if without_kernel:
             context.note(

@@ -155,8 +155,9 @@ def refuse_float(module: Any, exempt: set[str], names: Mapping[str, str]) -> Non
         layer_names = [names.get(node.name, node.name) for node in left]
         weights = [getattr(node.args[1], "name", "states") for node in left]
         shown = [f"{name} ({weight})" for name, weight in zip(layer_names, weights, strict=True)]
+        declared = ", ".join(f"{name!r}: float32" for name in layer_names)
         raise StageError(
             f"int8 was requested, but these layers would stay in float: {', '.join(shown)}",
             fix="the XNNPACK quantizer does not support them: keep them in float with layers: "
-            f"{{{layer_names[0]!r}: float32}}, or leave executorch out for this variant",
+            f"{{{declared}}}, or put the variant in a recipe without executorch",
         )

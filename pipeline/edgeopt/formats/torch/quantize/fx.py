@@ -174,10 +174,12 @@ def refuse_float(
         elif node.op == "call_function" and _float_call(node, beside_float=bool(exempt)):
             in_float.append(node.name)
     if in_float := [called.get(name, name) for name in in_float if name not in exempt]:
+        layers = [name for name in in_float if name in called.values()] or in_float[:1]
+        declared = ", ".join(f"{name!r}: float32" for name in layers)
         raise StageError(
             f"int8 was requested, but these operators would stay in float: {', '.join(in_float)}",
-            fix="FX quantization does not support their pattern; declare this with "
-            f"layers: {{{in_float[0]!r}: float32}}, or remove torchscript from this variant",
+            fix=f"FX quantization does not support their pattern; declare this with layers: {{{declared}}}, "
+            "or put the variant in a recipe without torchscript",
         )
 
 
