@@ -475,7 +475,7 @@ class Joined(torch.nn.Module):
         self.large, self.small = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(1, 4, 3)
 
     def forward(self, x: Any) -> Any:
-        joined = torch.cat([300 * torch.relu(self.large(x)), torch.relu(self.small(x))], 1)
+        joined = torch.cat([30 * torch.relu(self.large(x)), torch.relu(self.small(x))], 1)
         return joined.flatten(2)
 
 
@@ -495,3 +495,26 @@ def test_a_search_keeps_the_scales_of_joined_outputs_apart(kind: Any, tmp_path: 
     wanted = torch_runtimes.outputs(module, images).arrays[0][:, 4:]
     # With one scale for both, a step would be larger than most of the small values.
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+class Scaled(torch.nn.Module):
+    """A product with a number, which the kernel computes on the scale alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return (300 * torch.relu(self.conv(x))).flatten(2)
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_a_product_with_a_number_keeps_the_scale_of_its_input(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Scaled().eval()
+    made = kind().run(exported(module, tmp_path / "scaled"), Told().context(tmp_path / "out"))
+    images = [(image[np.newaxis],) for image in labelled("evaluation")[0][:20].numpy()]
+    wanted = torch_runtimes.outputs(module, images).arrays[0]
+    with torch_engine.mobile_engine():
+        found = torch_runtimes.outputs(runner(made), images).arrays[0]
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()

@@ -233,16 +233,16 @@ keras.Model(image, together).save(sys.argv[1] + "/one.keras")
 
 
 def test_every_output_is_judged_by_its_name(tmp_path: Path) -> None:
-    """Two heads work; with coordinates and scores in one tensor, the scores in int8 are dead."""
+    """Two heads work; with coordinates and scores in one integer tensor, the scores are dead."""
     pytest.importorskip("keras")
     subprocess.run([sys.executable, "-c", HEADS, str(tmp_path)], check=True, capture_output=True)
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((40, 16, 16, 3), np.float32))
     reports = {}
-    for name, gate in (("two", "output: zone"), ("one", "formats: [tflite]")):
+    for name, gate, io in (("two", "output: zone", "float32"), ("one", "formats: [tflite]", "int8")):
         (tmp_path / f"{name}.yaml").write_text(
             f"version: 1\nname: {name}\nmodel: {{path: {name}.keras}}\nformats: [tflite]\n"
             "data: {calibration: {uses: npz, with: {path: data.npz, label: null}}}\n"
-            "optimize: {int8: {quantize: int8}}\n"
+            f"optimize: {{int8: {{quantize: {{scheme: int8, io: {io}}}}}}}\n"
             "latency: {min_runs: 5, min_seconds: 0}\n"
             f"gates: [{{metric: fidelity_snr_db, min: 20, {gate}}}]\n"
         )

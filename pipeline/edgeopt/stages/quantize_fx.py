@@ -33,7 +33,7 @@ class QuantizeFx(TorchInt8):
     produces: ClassVar[str] = "torchscript_module"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.

@@ -66,7 +66,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",

@@ -51,7 +51,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",

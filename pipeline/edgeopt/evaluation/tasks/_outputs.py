@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from edgeopt.config.nearest import nearest
 from edgeopt.config.registry import plugin_name
 from edgeopt.errors import UsageError
@@ -37,3 +39,10 @@ def only(outputs: Outputs, output: str | None, task: Task) -> Array:
     """The array of an output that is named as in ``position``; raises the same."""
     (at,) = position(output, outputs.all_names(), task)
     return outputs.arrays[at]
+
+
+def are_probabilities(values: Array) -> bool:
+    """Whether all values that are finite are in 0..1; otherwise they are logits."""
+    real = values.astype(np.float64)
+    finite = real[np.isfinite(real)]
+    return bool(((finite >= 0) & (finite <= 1)).all())

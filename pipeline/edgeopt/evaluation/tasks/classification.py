@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample, Task
 
@@ -44,8 +44,8 @@ class Classification(Task):
     def settled(self, source: Outputs) -> Self:
         if self.probabilities is not None:
             return self
-        array = only(source, self.output, self).astype(np.float64)
-        return self.model_copy(update={"probabilities": _are_probabilities(array)})
+        probabilities = are_probabilities(only(source, self.output, self))
+        return self.model_copy(update={"probabilities": probabilities})
 
     def decide(self, outputs: Outputs) -> Decisions:
         array = only(outputs, self.output, self)
@@ -63,12 +63,6 @@ class Classification(Task):
         return np.asarray((one == other) & (one != UNDECIDED), np.float64)
 
 
-def _are_probabilities(values: NDArray[np.float64]) -> bool:
-    """Whether all values that are finite are in 0..1."""
-    finite = values[np.isfinite(values)]
-    return bool(((finite >= 0) & (finite <= 1)).all())
-
-
 def _are_classes(labels: PerSample) -> bool:
     return isinstance(labels, np.ndarray) and labels.dtype.kind in "biu" and labels.size == len(labels)
 
@@ -83,7 +77,7 @@ def class_scores(outputs: Array, probabilities: bool | None = None) -> NDArray[n
     if scores.ndim < 2 or scores.size == len(scores):
         positive = scores.reshape(-1, 1)
         if probabilities is None:
-            probabilities = _are_probabilities(positive)
+            probabilities = are_probabilities(positive)
         negative = 1 - positive if probabilities else -positive
         return np.concatenate([negative, positive], axis=1)
     if scores.size == len(scores) * scores.shape[-1]:

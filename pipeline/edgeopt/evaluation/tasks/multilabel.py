@@ -1,7 +1,7 @@
 """Several labels per sample, each of them by itself."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._equal import fraction_equal
-from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample, Task
 
@@ -25,6 +25,10 @@ class Multilabel(Task):
     metrics: ClassVar[tuple[str, ...]] = ("f1",)
 
     output: str | None = Field(None, description="name of the output; needed if there are several")
+    probabilities: bool | None = Field(
+        None,
+        description="whether outputs are probabilities, not logits; default: as the source's values show",
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a label applies")
 
     @classmethod
@@ -44,6 +48,12 @@ class Multilabel(Task):
     def reads(self, names: Sequence[str]) -> tuple[int, ...]:
         return position(self.output, names, self)
 
+    def settled(self, source: Outputs) -> Self:
+        if self.probabilities is not None:
+            return self
+        probabilities = are_probabilities(only(source, self.output, self))
+        return self.model_copy(update={"probabilities": probabilities})
+
     def decide(self, outputs: Outputs) -> Decisions:
         array = only(outputs, self.output, self)
         if sum(size > 1 for size in array.shape[1:]) > 1:
@@ -51,7 +61,7 @@ class Multilabel(Task):
                 f"outputs of shape {list(array.shape)} are not one value per label",
                 fix="name the task of the model, such as 'task: segmentation'",
             )
-        scores = probabilities(array.reshape(len(array), -1))
+        scores = probabilities_of(array.reshape(len(array), -1), self.probabilities)
         values = np.where(np.isfinite(scores), scores > self.threshold, -1)
         return Decisions(values.astype(np.int64), scores)
 
@@ -59,11 +69,13 @@ class Multilabel(Task):
         return fraction_equal(decisions, source)
 
 
-def probabilities(outputs: Array) -> NDArray[np.float64]:
-    """The values, if all finite ones are in 0..1, otherwise their sigmoid; others are NaN."""
+def probabilities_of(outputs: Array, are_known: bool | None = None) -> NDArray[np.float64]:
+    """The values if they are probabilities (default: if all finite ones are in 0..1), else their sigmoid.
+
+    Values that are not finite become NaN.
+    """
     values = outputs.astype(np.float64)
-    finite = np.isfinite(values)
-    values[~finite] = np.nan
-    if ((values[finite] >= 0) & (values[finite] <= 1)).all():
+    values[~np.isfinite(values)] = np.nan
+    if are_probabilities(values) if are_known is None else are_known:
         return values
     return np.asarray(np.exp(-np.logaddexp(0, -values)), np.float64)  # does not overflow

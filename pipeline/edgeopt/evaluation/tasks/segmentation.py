@@ -1,7 +1,7 @@
 """One class per pixel."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._equal import fraction_equal
-from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample, Task
 
@@ -28,6 +28,10 @@ class Segmentation(Task):
     output: str | None = Field(None, description="name of the output; needed if there are several")
     classes_axis: int | None = Field(
         None, description="axis of the classes, the batch axis being 0; default: found from the shape"
+    )
+    probabilities: bool | None = Field(
+        None,
+        description="whether outputs are probabilities, not logits; default: as the source's values show",
     )
 
     @classmethod
@@ -48,6 +52,12 @@ class Segmentation(Task):
     def reads(self, names: Sequence[str]) -> tuple[int, ...]:
         return position(self.output, names, self)
 
+    def settled(self, source: Outputs) -> Self:
+        if self.probabilities is not None:
+            return self
+        probabilities = are_probabilities(only(source, self.output, self))
+        return self.model_copy(update={"probabilities": probabilities})
+
     def decide(self, outputs: Outputs) -> Decisions:
         array = only(outputs, self.output, self)
         axis = self._axis(array.shape)
@@ -58,7 +68,7 @@ class Segmentation(Task):
         single = array if axis is None else array.squeeze(axis)
         if single.dtype.kind in "biu":
             return Decisions(single.astype(np.int64))
-        scores = binary_scores(single)
+        scores = binary_scores(single, self.probabilities)
         values = np.where(np.isfinite(single), scores[..., 1] > scores[..., 0], -1)
         return Decisions(values.astype(np.int64))
 
@@ -97,9 +107,8 @@ def found_axis(shape: tuple[int, ...]) -> int | None:
     return 3 if last <= first else 1
 
 
-def binary_scores(positive: Array) -> NDArray[np.float64]:
-    """Scores ``[..., 2]`` of no and yes; probabilities if all finite values are in 0..1, otherwise logits."""
+def binary_scores(positive: Array, probabilities: bool | None = None) -> NDArray[np.float64]:
+    """Scores ``[..., 2]`` of no and yes; probabilities (default: if all are in 0..1), or logits."""
     scores = positive.astype(np.float64)
-    finite = scores[np.isfinite(scores)]
-    probability = bool(((finite >= 0) & (finite <= 1)).all())
+    probability = are_probabilities(scores) if probabilities is None else probabilities
     return np.stack([1 - scores if probability else -scores, scores], axis=-1)

@@ -134,7 +134,8 @@ def assign(
     import torch
 
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    # Inputs of an addition or concatenation may share one observer, and so one scale.
+    # Inputs of an addition or concatenation may share one observer, and so one scale. A product with a number
+    # shares that of its input, too, but the kernel computes its scale from that number.
     names_of: dict[Any, list[str]] = {}
     for node in prepared.graph.nodes:
         observer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -145,8 +146,13 @@ def assign(
             # A weight is known exactly, and its range does not depend on samples.
             with torch.no_grad():
                 observer(operator.attrgetter(str(source.target))(prepared))
-        elif hasattr(observer, "min_val"):
+        elif hasattr(observer, "min_val") and not (observer in names_of and _by_number(source)):
             names_of.setdefault(observer, []).append(name_of(source))
     for observer, names in names_of.items():
         low, high = ranges.of(names)
         observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
+
+
+def _by_number(node: "Node") -> bool:
+    """Whether a node adds a number to a value, or multiplies it by one."""
+    return node.target in (operator.add, operator.mul) and len(node.all_input_nodes) == 1
