@@ -180,27 +180,27 @@ def test_wrong_usage_exits_2(agent: Path) -> None:
 
 
 def test_quantize_rounds_half_to_even_and_clips(inside: Any) -> None:
-    session, values = inside("session"), inside("values")
+    session = inside("session")
     spec = session.Spec("x", (None, 6), "int8", 0.5, 3)
     real = np.array([[0.25, 0.75, -0.25, 1000.0, -1000.0, 1.0]], np.float32)
-    stored = values.fit(real, spec)
+    stored = session.fit(real, spec)
     assert stored.dtype == np.int8
     assert stored.tolist() == [[3, 5, 3, 127, -128, 5]]
-    assert values.dequantize(stored[:, :1], spec).tolist() == [[0.0]]
-    assert values.dequantize(stored[:, 3:4], spec).tolist() == [[62.0]]
-    assert values.fit(stored, spec) is stored or (values.fit(stored, spec) == stored).all()
+    assert session.dequantize(stored[:, :1], spec).tolist() == [[0.0]]
+    assert session.dequantize(stored[:, 3:4], spec).tolist() == [[62.0]]
+    assert session.fit(stored, spec) is stored or (session.fit(stored, spec) == stored).all()
 
 
 def test_values_are_never_lost_without_a_word(inside: Any) -> None:
-    session, values, failure = inside("session"), inside("values"), inside("failure")
+    session, failure = inside("session"), inside("failure")
     small = session.Spec("x", (None, 2), "uint8")
-    assert values.fit(np.array([[0, 255]]), small).dtype == np.uint8
+    assert session.fit(np.array([[0, 255]]), small).dtype == np.uint8
     with pytest.raises(failure.AgentError, match="'x' has dtype uint8, but the data has int64"):
-        values.fit(np.array([[0, 256]]), small)
+        session.fit(np.array([[0, 256]]), small)
     with pytest.raises(failure.AgentError, match="float32"):
-        values.fit(np.zeros((1, 2), np.float32), small)
+        session.fit(np.zeros((1, 2), np.float32), small)
     with pytest.raises(failure.AgentError, match="NaN or infinity"):
-        values.quantize(np.array([np.nan]), session.Spec("x", (1,), "int8", 1.0, 0))
+        session.quantize(np.array([np.nan]), session.Spec("x", (1,), "int8", 1.0, 0))
 
 
 def test_warm_up_stops_when_steady(inside: Any) -> None:

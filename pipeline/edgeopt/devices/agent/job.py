@@ -17,9 +17,8 @@ from edgeopt_agent.memory import Peak
 from edgeopt_agent.outputs import OutputFile
 from edgeopt_agent.probe import probe
 from edgeopt_agent.protocol import PROTOCOL, Job, JobResult, LayerInfo, Probe, Tensor, Timing
-from edgeopt_agent.session import TRUST, ModelSession, Spec, find_runtime, prepare_runtime
+from edgeopt_agent.session import TRUST, ModelSession, Spec, find_runtime, fit, prepare_runtime
 from edgeopt_agent.timing import take_turns
-from edgeopt_agent.values import fit
 
 FIRST_RUNS = 3
 NULL_RUNS = 200

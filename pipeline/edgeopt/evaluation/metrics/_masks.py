@@ -1,14 +1,17 @@
 """Masks of the segmentation metrics, checked against the label maps of a model."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.metrics._counts import Counts, counts
+from edgeopt.evaluation.metrics._counts import Counts, counts, mean_ratio
 from edgeopt.model import Array
-from edgeopt.plugin import PerSample
+from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.results import Kind
 
 Labels = NDArray[np.int64]
 
@@ -83,3 +86,24 @@ def _check(index: int, labels: Array, mask: Array) -> None:
             f"masks are {mask.dtype}, not integers",
             fix="save the class of each pixel as an integer: mask.astype('uint8')",
         )
+
+
+class OverlapMetric(Metric):
+    """Base of the metrics of the overlap of masks, from the counts of the whole set."""
+
+    kind: ClassVar[Kind] = "fraction"
+    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
+    of_set: ClassVar[bool] = True
+    reads: ClassVar[Reading] = "values"
+    weight: ClassVar[int]
+    """How often a pixel of a class counts that is found, in numerator and denominator."""
+
+    ignore: int | None = Field(255, description="class in the masks of pixels that do not count; null: none")
+
+    def score(self, outputs: PerSample, target: PerSample) -> Score:
+        evidence = class_counts(outputs, target, self.ignore)
+        return Score(self.weighted(evidence, np.ones(len(outputs))), evidence=evidence)
+
+    def weighted(self, evidence: Counts, weights: NDArray[np.float64]) -> float:
+        hits, wrong, missed = evidence.totals(weights).T
+        return mean_ratio(self.weight * hits, self.weight * hits + wrong + missed)

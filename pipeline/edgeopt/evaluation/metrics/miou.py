@@ -2,17 +2,10 @@
 
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
-
-from edgeopt.evaluation.metrics._counts import Counts, mean_ratio
-from edgeopt.evaluation.metrics._masks import class_counts
-from edgeopt.plugin import Metric, PerSample, Reading, Score
-from edgeopt.results import Kind
+from edgeopt.evaluation.metrics._masks import OverlapMetric
 
 
-class Miou(Metric):
+class Miou(OverlapMetric):
     """Mean intersection over union, 0..1, of label maps ``[n, H, W]`` and masks of the same size.
 
     ``TP / (TP + FP + FN)`` of the pixels of the whole set, averaged over the classes that occur in masks or
@@ -20,18 +13,5 @@ class Miou(Metric):
     Pixels whose true class is ``ignore`` do not count. A pixel with scores that are not finite is a miss.
     """
 
-    kind: ClassVar[Kind] = "fraction"
     title: ClassVar[str] = "mIoU"
-    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
-    of_set: ClassVar[bool] = True
-    reads: ClassVar[Reading] = "values"
-
-    ignore: int | None = Field(255, description="class in the masks of pixels that do not count; null: none")
-
-    def score(self, outputs: PerSample, target: PerSample) -> Score:
-        evidence = class_counts(outputs, target, self.ignore)
-        return Score(self.weighted(evidence, np.ones(len(outputs))), evidence=evidence)
-
-    def weighted(self, evidence: Counts, weights: NDArray[np.float64]) -> float:
-        hits, wrong, missed = evidence.totals(weights).T
-        return mean_ratio(hits, hits + wrong + missed)
+    weight: ClassVar[int] = 1

@@ -1,32 +1,24 @@
 """One class per sample."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
+from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
-from edgeopt.plugin import Decisions, PerSample, Task
+from edgeopt.plugin import Decisions, PerSample
 
 UNDECIDED = -1
 """The class of a sample with scores that are not finite."""
 
 
-class Classification(Task):
+class Classification(OneOutputOfScores):
     """The class with the highest score. A single score is that of a binary classifier."""
 
     order: ClassVar[int] = 10
     metrics: ClassVar[tuple[str, ...]] = ("top1",)
-
-    output: str | None = Field(None, description="name of the output; needed if there are several")
-    probabilities: bool | None = Field(
-        None,
-        description="for a single score: a probability, or a logit; default: as the source's values show",
-    )
 
     @classmethod
     def fits(cls, outputs: Outputs, targets: PerSample | None) -> bool:
@@ -38,17 +30,8 @@ class Classification(Task):
             return array.dtype.kind == "f" and axes == 1
         return array.dtype.kind == "f" and axes <= 1 and _are_classes(targets)
 
-    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
-        return position(self.output, names, self)
-
-    def settled(self, source: Outputs) -> Self:
-        if self.probabilities is not None:
-            return self
-        probabilities = are_probabilities(only(source, self.output, self))
-        return self.model_copy(update={"probabilities": probabilities})
-
     def decide(self, outputs: Outputs) -> Decisions:
-        array = only(outputs, self.output, self)
+        array = self.only(outputs)
         scores = class_scores(array, self.probabilities)
         if scores.ndim != 2:
             raise UsageError(

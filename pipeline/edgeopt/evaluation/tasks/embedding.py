@@ -1,19 +1,17 @@
 """One vector per sample, whose direction says what it shows: faces, speakers, products."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.evaluation.tasks._outputs import OneOutput
 from edgeopt.model import Outputs
-from edgeopt.plugin import Decisions, Task
+from edgeopt.plugin import Decisions
 
 
-class Embedding(Task):
+class Embedding(OneOutput):
     """Vectors of length 1, ``[n, d]``, that are compared by their cosine similarity.
 
     A vector of zeros stays one. A vector with values that are not finite is NaN, and similar to nothing. No
@@ -23,13 +21,8 @@ class Embedding(Task):
     order: ClassVar[int] = 90
     metrics: ClassVar[tuple[str, ...]] = ("recall_at_k",)
 
-    output: str | None = Field(None, description="name of the output; needed if there are several")
-
-    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
-        return position(self.output, names, self)
-
     def decide(self, outputs: Outputs) -> Decisions:
-        array = only(outputs, self.output, self)
+        array = self.only(outputs)
         if array.ndim < 2 or sum(size > 1 for size in array.shape[1:]) > 1:
             raise UsageError(
                 f"outputs of shape {list(array.shape)} are not one vector per sample",

@@ -1,7 +1,6 @@
 """Several labels per sample, each of them by itself."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +8,12 @@ from pydantic import Field
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._equal import fraction_equal
-from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
+from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
-from edgeopt.plugin import Decisions, PerSample, Task
+from edgeopt.plugin import Decisions, PerSample
 
 
-class Multilabel(Task):
+class Multilabel(OneOutputOfScores):
     """The labels whose probability is above a threshold: 0 or 1 each, ``[n, labels]``.
 
     Outputs are probabilities if all values are in 0..1, otherwise logits, of which the sigmoid is taken. A
@@ -24,11 +23,6 @@ class Multilabel(Task):
     order: ClassVar[int] = 15
     metrics: ClassVar[tuple[str, ...]] = ("f1",)
 
-    output: str | None = Field(None, description="name of the output; needed if there are several")
-    probabilities: bool | None = Field(
-        None,
-        description="whether outputs are probabilities, not logits; default: as the source's values show",
-    )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a label applies")
 
     @classmethod
@@ -45,17 +39,8 @@ class Multilabel(Task):
             return False
         return bool((targets.sum(axis=1) != 1).any())  # otherwise they are one-hot classes
 
-    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
-        return position(self.output, names, self)
-
-    def settled(self, source: Outputs) -> Self:
-        if self.probabilities is not None:
-            return self
-        probabilities = are_probabilities(only(source, self.output, self))
-        return self.model_copy(update={"probabilities": probabilities})
-
     def decide(self, outputs: Outputs) -> Decisions:
-        array = only(outputs, self.output, self)
+        array = self.only(outputs)
         if sum(size > 1 for size in array.shape[1:]) > 1:
             raise UsageError(
                 f"outputs of shape {list(array.shape)} are not one value per label",

@@ -1,7 +1,6 @@
 """One class per pixel."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +8,12 @@ from pydantic import Field
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._equal import fraction_equal
-from edgeopt.evaluation.tasks._outputs import are_probabilities, only, position
+from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
-from edgeopt.plugin import Decisions, PerSample, Task
+from edgeopt.plugin import Decisions, PerSample
 
 
-class Segmentation(Task):
+class Segmentation(OneOutputOfScores):
     """The class with the highest score at each pixel: a label map ``[n, H, W]``.
 
     Scores are ``[n, H, W, classes]`` or ``[n, classes, H, W]``. A single channel, or none, is a
@@ -25,13 +24,8 @@ class Segmentation(Task):
     order: ClassVar[int] = 30
     metrics: ClassVar[tuple[str, ...]] = ("miou",)
 
-    output: str | None = Field(None, description="name of the output; needed if there are several")
     classes_axis: int | None = Field(
         None, description="axis of the classes, the batch axis being 0; default: found from the shape"
-    )
-    probabilities: bool | None = Field(
-        None,
-        description="whether outputs are probabilities, not logits; default: as the source's values show",
     )
 
     @classmethod
@@ -49,17 +43,8 @@ class Segmentation(Task):
         binary = array.dtype.kind == "f" and (axis is None or array.shape[axis] == 1)
         return not binary or bool(np.isin(targets, (0, 1, 255)).all())
 
-    def reads(self, names: Sequence[str]) -> tuple[int, ...]:
-        return position(self.output, names, self)
-
-    def settled(self, source: Outputs) -> Self:
-        if self.probabilities is not None:
-            return self
-        probabilities = are_probabilities(only(source, self.output, self))
-        return self.model_copy(update={"probabilities": probabilities})
-
     def decide(self, outputs: Outputs) -> Decisions:
-        array = only(outputs, self.output, self)
+        array = self.only(outputs)
         axis = self._axis(array.shape)
         if axis is not None and array.shape[axis] > 1:
             scores = np.moveaxis(array, axis, -1)

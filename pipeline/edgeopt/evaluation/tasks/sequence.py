@@ -1,6 +1,5 @@
 """A class at each step: tags, tokens of a language model, transcripts by CTC."""
 
-from collections.abc import Sequence as Names
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -8,12 +7,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.tasks._outputs import only, position
+from edgeopt.evaluation.tasks._outputs import OneOutput
 from edgeopt.model import Array, Outputs
-from edgeopt.plugin import Decisions, PerSample, Task
+from edgeopt.plugin import Decisions, PerSample
 
 
-class Sequence(Task):
+class Sequence(OneOutput):
     """The class with the highest score at each step, or the sequence that a CTC output spells.
 
     The output is ``[n, steps, classes]``, or ``[n, classes, steps]`` with ``time_axis: 2``. The samples are
@@ -27,7 +26,6 @@ class Sequence(Task):
     order: ClassVar[int] = 50
     metrics: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
-    output: str | None = Field(None, description="name of the output; needed if there are several")
     decode: Literal["steps", "ctc", "next"] = Field(
         "steps",
         description="steps: a class per step; next: the same for a language model, where the label of a step "
@@ -44,12 +42,9 @@ class Sequence(Task):
         steps = array.ndim == 3 and array.dtype.kind == "f" and array.shape[2] > 1
         return steps and targets.dtype.kind in "iu" and targets.shape == array.shape[:2]
 
-    def reads(self, names: Names[str]) -> tuple[int, ...]:
-        return position(self.output, names, self)
-
     def decide(self, outputs: Outputs) -> Decisions:
         """Values are int64 ``[n, steps]``, for ctc a list of ``n`` arrays ``[k]``; scores float64."""
-        array = only(outputs, self.output, self)
+        array = self.only(outputs)
         if array.ndim != 3:
             raise UsageError(
                 f"outputs of shape {list(array.shape)} are not [samples, steps, classes]",
