@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from edgeopt.errors import UsageError
 from edgeopt.formats import source
 from edgeopt.formats.keras.files import hdf5
 from edgeopt.formats.known import by_suffix
-from edgeopt.formats.source import check_weights, inspect, is_weights
+from edgeopt.formats.source import check_weights, inspect, inspecting, is_weights
 from edgeopt.formats.untrusted import torch_pickles
 from edgeopt.formats.wire import bounded
 from edgeopt.plugin import format as file_heads
@@ -520,3 +522,16 @@ def test_nothing_of_a_framework_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": home},
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_an_inspection_in_the_background_returns_and_raises_what_inspect_does(tmp_path: Path) -> None:
+    """Two at once: what they share, such as the known formats, is the same for both."""
+    path = tmp_path / "model.keras"
+    shutil.copy(Path(__file__).parents[1] / "recipes/digits/digits.keras", path)
+    (damaged := tmp_path / "damaged.keras").write_bytes(path.read_bytes()[:2000])
+
+    waiting = [inspecting(path), inspecting(damaged), inspecting(path)]
+
+    assert waiting[0]() == waiting[2]() == inspect(path)
+    with pytest.raises(UsageError, match=re.escape(str(damaged))):
+        waiting[1]()

@@ -7,7 +7,8 @@ an early check for the user's benefit; the loaders themselves use ``weights_only
 """
 
 import difflib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +43,33 @@ def inspect(path: Path, *, trust: bool = False) -> Source:
                 fix=f"name the function that builds the network: {factory}",
             )
         return known.read(path, trust=trust)
+
+
+def inspecting(path: Path, *, trust: bool = False) -> Callable[[], Source]:
+    """Begin ``inspect`` in the background; the result waits for its end, and returns or raises what it did.
+
+    Reading a file may wait for a process of its own, while there is other work to do.
+    """
+    outcome: list[Source | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(inspect(path, trust=trust))
+        except BaseException as error:  # noqa: BLE001 - raised to the one who waits
+            outcome.append(error)
+
+    formats()  # cached here: two threads would make two sets of instances
+    thread = threading.Thread(target=run, daemon=True)  # the process may end without the result
+    thread.start()
+
+    def result() -> Source:
+        thread.join()
+        (found,) = outcome
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return result
 
 
 def is_weights(path: Path) -> bool:

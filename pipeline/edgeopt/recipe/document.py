@@ -1,7 +1,7 @@
 """The types of a recipe: the document as written, and the recipe with all names resolved."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from edgeopt.devices.device import Device
 from edgeopt.formats.known import artifact_formats
 from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, NamedMetric, Stage, Task
+from edgeopt.plugin.contents import Source
 from edgeopt.results import LIMITS, Gate
 
 VERSION = 1
@@ -313,3 +314,5 @@ class Recipe:
     latency: Latency
     document: str = ""
     """YAML text of the recipe as run: the file with the overrides applied."""
+    inspection: Callable[[], Source] | None = field(default=None, compare=False, repr=False)
+    """The result of inspecting the model file, which began while the recipe was being resolved."""

@@ -133,7 +133,7 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         UsageError: the model file is invalid, or does not declare its input shapes.
     """
-    source, notes = _source(recipe.model)
+    source, notes = _source(recipe)
     incompatible = dict(_incompatible(recipe))
     branches: list[Branch] = []
     impossible: list[Impossible] = []
@@ -175,8 +175,9 @@ def _incompatible(recipe: Recipe) -> Iterator[tuple[Placement, str]]:
                     yield Placement(variant.name, target, device.name), reason
 
 
-def _source(part: ModelPart) -> tuple[Model, list[str]]:
+def _source(recipe: Recipe) -> tuple[Model, list[str]]:
     """The source model and the notes of its format."""
+    part = recipe.model
     if part.path is None:
         assert part.factory is not None  # checked by ModelPart
         if part.weights is not None:
@@ -189,7 +190,7 @@ def _source(part: ModelPart) -> tuple[Model, list[str]]:
                 fix="add weights: FILE, the trained weights of the model",
             )
         return _from_factory(part, folder), []
-    source = inspect(part.path, trust=part.trust)
+    source = recipe.inspection() if recipe.inspection else inspect(part.path, trust=part.trust)
     model = source.model.model_copy(update={"inputs": part.inputs or source.model.inputs})
     if not model.inputs:
         raise UsageError(

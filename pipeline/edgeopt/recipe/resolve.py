@@ -20,6 +20,7 @@ from edgeopt.config.yaml_source import Positions, read_yaml, set_value
 from edgeopt.devices.device import HOST, Device, load_device, shipped
 from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
+from edgeopt.formats.source import inspecting
 from edgeopt.plugin import Dataset, Decoder, Metric, NamedMetric, Stage, Task, digest_of
 from edgeopt.recipe.document import (
     VERSION,
@@ -126,6 +127,8 @@ class _Resolver:
             self.problems.add(
                 ("version",), f"version {document.version} is unknown; this edgeopt reads {VERSION}"
             )
+        model = document.model
+        inspection = inspecting(model.path, trust=model.trust) if model.path else None
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
             self._device(HOST, ("devices",))
@@ -176,6 +179,7 @@ class _Resolver:
             limits=document.limits,
             latency=document.latency,
             document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
+            inspection=inspection,
         )
 
     def _document(self) -> Document:
