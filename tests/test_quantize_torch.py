@@ -13,6 +13,7 @@ import pytest
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import operators as torch_operators
 from edgeopt.formats.torch.graph import simplify as torch_simplify
@@ -370,3 +371,70 @@ def test_a_relu_that_fx_fused_is_not_counted_when_another_layer_stays_in_float(t
         with zipfile.ZipFile(done.path) as archive:
             code = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".py"))
         assert code.count("quantized.add_relu") == 2, layer
+
+
+class Ceiling(torch.nn.Module):
+    """An activation behind a convolution, a depthwise one, a sum, a concatenation and a pooling."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.activation = activation
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.pointwise = torch.nn.Conv2d(16, 8, 1)
+        self.linear = torch.nn.Linear(8, 5)
+        with torch.no_grad():
+            for layer in (self.conv, self.depthwise, self.pointwise):
+                layer.weight *= 4  # so that values reach the ceiling
+
+    def forward(self, x: Any) -> Any:
+        first = self.activation(self.conv(x))
+        second = self.activation(self.depthwise(first) + first)
+        both = self.activation(torch.cat([first, second], 1))
+        pooled = self.activation(torch.nn.functional.max_pool2d(self.pointwise(both), 2))
+        return self.linear(pooled.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "least"),
+    [
+        (torch.nn.functional.relu6, 34),
+        (lambda x: torch.clamp(x, 0, 4), 34),
+        (lambda x: torch.nn.functional.hardtanh(x, -2, 2), 25),
+        (lambda x: torch.clamp(x, max=3.0), 22),
+        (lambda x: torch.clamp(x, min=0.0), 30),
+    ],
+    ids=["relu6", "clamp", "hardtanh", "upper bound", "lower bound"],
+)
+def test_activations_with_bounds_keep_their_values(activation: Any, least: float, tmp_path: Path) -> None:
+    """qnnpack's own kernel of them returns values in a wrong order behind a convolution: 7 to 15 dB."""
+    torch.manual_seed(1)
+    module = Ceiling(activation).eval()
+    source = Model(format="torch", path=tmp_path)
+    model = torch_program.save_module(module, tmp_path / "model.pt2", source, (IMAGE,))
+    script = QuantizeFx().run(model, context(tmp_path / "script"))
+    lite = TorchscriptToMobile().run(script, context(tmp_path / "lite"))
+    assert snr_db(run_lite(lite.path, values()), reference(module)) > least
+    with zipfile.ZipFile(lite.path) as archive:
+        assert b"quantized::conv2d" in archive.read("model/bytecode.pkl")
+
+
+def test_torchscript_files_keep_the_version_of_their_operators(tmp_path: Path) -> None:
+    """With an older one, loading rewrites operators: integers are divided without a fraction."""
+
+    class Versioned(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.to(torch.int32) / 2, torch.nn.functional.gelu(x, approximate="tanh")
+
+    module, x = Versioned().eval(), torch.tensor([[1.0, 3.0]])
+    traced = torch_script.trace(module, (TensorSpec(name="x", shape=(1, 2)),))
+    for lite in (False, True):
+        path = tmp_path / f"{lite}.pt"
+        torch_script.save_script(traced, path, lite=lite)
+        if lite:
+            from torch.jit.mobile import _load_for_lite_interpreter as load
+        else:
+            from torch.jit import load  # type: ignore[assignment]
+        half, gelu = load(str(path))(x)
+        assert half.tolist() == [[0.5, 1.5]]
+        assert torch.equal(gelu, module(x)[1])

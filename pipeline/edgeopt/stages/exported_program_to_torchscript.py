@@ -18,6 +18,7 @@ class ExportedProgramToTorchscript(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Trace one program.

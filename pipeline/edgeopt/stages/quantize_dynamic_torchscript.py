@@ -36,7 +36,7 @@ class QuantizeDynamicTorchscript(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["dynamic_int8"] = Field("dynamic_int8", description="int8 weights, float between layers")
     io: Literal["float32", "int8"] = Field(

@@ -12,6 +12,7 @@ from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.formats.torch.quantize import ceilings as torch_ceilings
 from edgeopt.formats.torch.quantize import fx as torch_fx
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
 from edgeopt.model import Model, TensorSpec
@@ -33,7 +34,7 @@ class QuantizeFx(TorchInt8):
     produces: ClassVar[str] = "torchscript_module"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -103,6 +104,7 @@ class _Fx(Program):
 
         exempt = self.exempt(raised)
         modular = torch_to_modules.with_modules(self.graph)
+        torch_ceilings.replace(modular, exempt)
         mapping = torch_fx.qconfig_mapping(self.options.per_channel, modular, exempt)
         # A copy: prepare_fx works in place, and `modular` is the reference for names and checks below.
         prepared = prepare_fx(copy.deepcopy(modular), mapping, torch_specs.zeros(self.inputs))

@@ -22,6 +22,7 @@ class TorchscriptToMobile(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch",)
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one module.

@@ -20,7 +20,8 @@ from edgeopt.formats.wire import bounded
 MANGLED = re.compile(r"___torch_mangle_\d+")
 _NOISE = (".data/serialization_id", ".data/version", ".debug_pkl", "mobile_debug_handles.pkl")
 """Suffixes of members that do not affect the computation."""
-WRITTEN_BY_TORCH = frozenset({"version", ".data/version", ".data/serialization_id"})
+VERSIONS = frozenset({"version", ".data/version"})
+WRITTEN_BY_TORCH = VERSIONS | {".data/serialization_id"}
 
 
 def normalize(path: Path) -> None:
@@ -30,6 +31,7 @@ def normalize(path: Path) -> None:
     reader = torch._C.PyTorchFileReader(str(path))
     records = {name: bytes(reader.get_record(name)) for name in reader.get_all_records()}
     del reader
+    versions = [content for name, content in records.items() if name in VERSIONS]
     records = {
         name: content
         for name, content in records.items()
@@ -43,6 +45,9 @@ def normalize(path: Path) -> None:
 
     # torch's own writer starts every record at an aligned offset; zipfile does not.
     writer: Any = torch._C.PyTorchFileWriter(str(path))
+    # The version says what the operators mean, such as how integers are divided. Without it, torch writes an
+    # old one, and loading then rewrites operators.
+    writer.set_min_version(max(int(version) for version in versions))
     for name, content in records.items():
         if name.removeprefix("constants/") in duplicates:
             continue
