@@ -448,3 +448,33 @@ def test_resnet20_keeps_27_db(tmp_path: Path) -> None:
     (int8,) = [row["measurements"] for row in rows if row["variant"] == "int8"]
     assert int8["fidelity_snr_db"]["value"] >= 27
     assert int8["top1_drop"]["value"] <= 0.007
+
+
+PADDING = """
+import sys, numpy as np, tensorflow as tf
+
+class Pooling(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec((1, 16, 16, 3), tf.float32)])
+    def __call__(self, x):
+        kernel = tf.constant(np.random.default_rng(0).normal(0, 0.3, (3, 3, 3, 4)).astype(np.float32))
+        y = tf.nn.conv2d(x, kernel, 1, "SAME")
+        y = tf.pad(y, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-np.inf)
+        return tf.nn.max_pool2d(y, 3, 2, "VALID")
+
+module = Pooling()
+function = module.__call__.get_concrete_function()
+open(sys.argv[1], "wb").write(tf.lite.TFLiteConverter.from_concrete_functions([function], module).convert())
+"""
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "mse"])
+def test_padding_with_minus_infinity_is_no_part_of_a_range(tmp_path: Path, calibrator: Any) -> None:
+    """As converters pad for a maximum."""
+    path = tmp_path / "float.tflite"
+    python(PADDING, path)
+    told = Told()
+    model = Model(format="tflite", path=path, inputs=read_signature(path, "NHWC").inputs)
+    made = QuantizeTflite(calibrator=calibrator).run(model, told.context(tmp_path / "out", Noise(count=8)))
+    samples = inputs_of(Noise(count=16))
+    assert snr_db(outputs(path, samples), outputs(made.path, samples)) > 30
+    assert len(told.notes) == len(set(told.notes))

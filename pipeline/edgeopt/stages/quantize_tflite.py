@@ -1,6 +1,7 @@
 """Static quantization of float TFLite models, from any framework."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -145,12 +146,15 @@ class QuantizeTflite(Searching):
         return DEFAULT[self.scheme]
 
     def _ranges(self, content: bytes, model: Model, source: Signature, context: Context) -> Ranges:
-        values = tflite_calibration.samples(model, source, context)
+        # A second pass over the samples has nothing new to say.
+        once = context._replace(note=cache(context.note))
+        name, values = model.path.name, partial(tflite_calibration.samples, model, source, once)
         if self.calibrator == "minmax":
-            return tflite_calibration.extremes(content, source, values)
+            return tflite_calibration.extremes(content, name, source, values)
         levels = 2 ** tflite_quantizer.ACTIVATION_BITS[self._default]
-        name = model.path.name
-        return tflite_calibration.calibrated(content, name, values, self.calibrator, self.percentile, levels)
+        return tflite_calibration.calibrated(
+            content, name, values(), self.calibrator, self.percentile, levels
+        )
 
 
 def _known(ranges: Ranges, tensors: Sequence[str]) -> list[tuple[float, float]]:

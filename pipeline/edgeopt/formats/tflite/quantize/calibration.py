@@ -1,6 +1,7 @@
 """Calibration of a float TFLite file: the range of every tensor, with one sample in memory at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.model import Array, Model
 from edgeopt.plugin import Context
 
+Samples: TypeAlias = Iterable[Sequence[Array]]
 FEW = 32
 """Fewer samples than this cause a note."""
 LARGEST = 3e38
@@ -53,8 +55,12 @@ def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple
         context.note(f"only {count} calibration {plural}: values outside their range will be clipped")
 
 
-def extremes(content: bytes, source: Signature, values: Iterable[Sequence[Array]]) -> Ranges:
-    """Minimum and maximum of every tensor over all samples."""
+def extremes(content: bytes, name: str, source: Signature, values: Callable[[], Samples]) -> Ranges:
+    """Minimum and maximum of every tensor over all samples, which are read twice if some are infinite.
+
+    Raises:
+        StageError: the model computes NaN.
+    """
     from ai_edge_quantizer import calibrator, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
@@ -67,26 +73,34 @@ def extremes(content: bytes, source: Signature, values: Iterable[Sequence[Array]
     )
     signature = next(iter(observer.get_signature_list()), None)
     recipe = recipe_manager.RecipeManager()
-    for sample in values:
+    for sample in values():
         named = {spec.name: value for spec, value in zip(source.inputs, sample, strict=True)}
         # One call per sample: a single call would first collect all samples in a list.
         observer.calibrate({signature: [named]}, recipe)
     ranges: Ranges = observer.get_model_qsvs()
-    for tensor, limits in ranges.items():
-        if not np.isfinite([limits["min"], limits["max"]]).all():
-            _raise_not_finite(tensor)
+    infinite = {
+        tensor
+        for tensor, limits in ranges.items()
+        if not (np.abs([limits["min"], limits["max"]]) < LARGEST).all()
+    }
+    if infinite:
+        again = calibrated(content, name, values(), "minmax", 100, 256, only=infinite)
+        if missing := infinite - again.keys():
+            _raise_not_finite(min(missing))
+        ranges |= again
     return ranges
 
 
 def calibrated(
     content: bytes,
     name: str,
-    values: Iterable[Sequence[Array]],
+    values: Samples,
     method: Calibrator,
     percentile: float,
     levels: int,
+    only: Collection[str] | None = None,
 ) -> Ranges:
-    """The range of every tensor by ``method``, for quantization to ``levels`` integers.
+    """The range of every tensor, or ``only`` of some, by ``method``, for quantization to ``levels`` integers.
 
     Memory is one histogram of fixed size per tensor. Ranges for 16 bits (65,536 levels) are symmetric, as the
     TFLite quantization specification requires.
@@ -95,7 +109,11 @@ def calibrated(
         StageError: the model computes NaN.
     """
     interpreter = tflite_interpreter.opened(content, name, keep_all=True)
-    watched = list(_activations(parse(content, name)))
+    watched = [
+        (tensor, index)
+        for tensor, index in _activations(parse(content, name))
+        if only is None or tensor in only
+    ]
     histograms = {tensor: Histogram() for tensor, _ in watched}
     for sample in values:
         tflite_interpreter.feed(interpreter, sample)
