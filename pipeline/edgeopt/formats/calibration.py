@@ -20,6 +20,8 @@ divergence of the quantized distribution (Migacz 2017); or minimum mean squared 
 MIXED = 100.0
 """Ratio of the ranges of joined values from which 8 bits cannot serve both: the smaller keep few levels."""
 BINS = 2048
+LARGEST = 3e38
+"""Larger magnitudes stand for infinity, as in masks and padding, and are not part of a range."""
 CANDIDATES = 100
 """Candidate ranges for ``entropy`` and ``mse``."""
 SMALLEST_SHARE = 0.05
@@ -30,6 +32,21 @@ def spread(ranges: Iterable[tuple[float, float]]) -> float:
     """How many times larger the largest of several ranges is than the smallest; 1 for fewer than two."""
     extents = [extent for low, high in ranges if (extent := max(abs(low), abs(high))) > 0]
     return max(extents) / min(extents) if extents else 1.0
+
+
+def bounded(values: Array) -> Array:
+    """The values that do not stand for infinity.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        within = np.abs(values) < LARGEST
+    if within.all():
+        return values
+    if np.isnan(values).any():
+        raise ValueError("a value is NaN")
+    return values[within]
 
 
 class Histogram:
@@ -49,16 +66,15 @@ class Histogram:
         return int(self.counts.sum()) + self.zeros
 
     def add(self, values: Array) -> None:
-        """Add the values of one sample, of any shape.
+        """Add the values of one sample, of any shape; those that stand for infinity are left out.
 
         Raises:
-            ValueError: a value is NaN or infinite.
+            ValueError: a value is NaN.
         """
+        values = bounded(values)
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("a value is NaN or infinite")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._extend(max(abs(low), abs(high)))
         bins = len(self.counts)

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
+from edgeopt.formats.masks import NOTE as MASKS
+from edgeopt.formats.torch.graph import masks as torch_masks
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.formats.torch.quantize.ranges import Ranges
@@ -57,6 +59,8 @@ class TorchInt8(Searching):
         """The layers that the search leaves in float; none without max_drop."""
         if program.is_mixed:
             context.note(mixed_note(program.spread))
+        if program.masks:
+            context.note(MASKS)
         if self.allowed_drop is None:
             return frozenset()
         program.samples, labels = search_samples(model, context)
@@ -84,6 +88,7 @@ class Program(ABC):
         kinds = frozenset(kinds)
         self.all = torch_overrides.quantizable(graph, kinds)
         self.joined = torch_overrides.joined_outputs(graph, kinds)
+        self.masks = torch_masks.masked(graph)
         requested = torch_overrides.precisions(self.all, options.layers)
         self.float = frozenset(name for name, precision in requested.items() if precision == "float32")
 
@@ -123,7 +128,7 @@ class Program(ABC):
     def exempt(self, raised: frozenset[str]) -> set[str]:
         """Nodes of the layers that stay in float."""
         layers = {layer.node for layer in self.all if layer.name in self.float | raised}
-        return layers | set(self.joined if self.is_mixed or JOINED in raised else ())
+        return layers | {*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks}
 
     def outputs(self, path: Path | None) -> Outputs:
         return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)

@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import MIXED, Calibrator, Histogram, spread
+from edgeopt.formats.masks import NOTE as MASKS
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.graph import masks as onnx_masks
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
@@ -66,7 +68,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -183,6 +185,9 @@ class _Quantizing:
             if self.precisions[layer.name] != "float32"
         }
         self.joined = onnx_layers.joined_outputs(self.graph)
+        self.masks = onnx_masks.masked(self.graph)
+        if self.masks:
+            context.note(MASKS)
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.ranges = self._calibrate()
@@ -223,7 +228,7 @@ class _Quantizing:
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        in_float = self.joined if self.is_mixed or JOINED in raised else ()
+        in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks]
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 

@@ -9,9 +9,11 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
+from edgeopt.formats.masks import NOTE as MASKS
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.graph import layers as tflite_layers
+from edgeopt.formats.tflite.graph import masks as tflite_masks
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
@@ -52,7 +54,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -97,6 +99,9 @@ class QuantizeTflite(Searching):
         plan = tflite_precision.chosen(layers, self._default, self.layers)
         file = load(model.path)
         inner, joined = tflite_layers.inner_tensors(file), tflite_layers.joined_outputs(file)
+        masks = tflite_masks.masked(file)
+        if masks:
+            context.note(MASKS)
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
         ranges = self._ranges(content, described, source, context)
@@ -109,6 +114,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
+            in_float += masks
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,

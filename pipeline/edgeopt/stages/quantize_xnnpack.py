@@ -40,7 +40,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -100,7 +100,22 @@ class _Pt2e(Program):
         exempt = self.exempt(raised)
 
         class Exempting(XNNPACKQuantizer):
-            """Also leaves operators without weights in float, to which the filter does not apply."""
+            """Also leaves operators without weights in float, to which the filter does not apply.
+
+            Arithmetic of integers, such as token indices, stays as it is: the quantizer would make it float.
+            """
+
+            def transform_for_annotation(self, model: Any) -> Any:
+                integers = {node: node.args for node in model.graph.nodes if _is_integer(node)}
+                model = super().transform_for_annotation(model)
+                for node, args in integers.items():
+                    constants = [each for each in node.args if each not in args]
+                    node.args = args
+                    for constant in constants:
+                        model.graph.erase_node(constant)
+                        delattr(model, constant.target)
+                model.recompile()
+                return model
 
             def annotate(self, model: Any) -> Any:
                 model = super().annotate(model)
@@ -118,6 +133,12 @@ class _Pt2e(Program):
         converted = convert_pt2e(prepared)
         refuse_float(converted, exempt, self.names)
         return torch_program.export(converted, self.inputs)
+
+
+def _is_integer(node: Any) -> bool:
+    """Whether an operator computes integers."""
+    dtype = getattr(node.meta.get("val"), "dtype", None)
+    return node.op == "call_function" and dtype is not None and not dtype.is_floating_point
 
 
 def _config(per_channel: bool) -> Any:

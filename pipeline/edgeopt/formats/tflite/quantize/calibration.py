@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 
 from edgeopt.errors import StageError
-from edgeopt.formats.calibration import Calibrator, Histogram
+from edgeopt.formats.calibration import LARGEST, Calibrator, Histogram
 from edgeopt.formats.tflite.files.graphs import Signature, graphs_of
 from edgeopt.formats.tflite.files.model_file import TfliteFile, parse
 from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
@@ -17,8 +17,6 @@ from edgeopt.plugin import Context
 Samples: TypeAlias = Iterable[Sequence[Array]]
 FEW = 32
 """Fewer samples than this cause a note."""
-LARGEST = 3e38
-"""Larger magnitudes represent infinity, such as the padding of a maximum, and are not part of the range."""
 
 
 def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple[Array, ...]]:
@@ -122,10 +120,10 @@ def calibrated(
                 activation = interpreter.get_tensor(index)
             except ValueError:  # an output of a loop that nothing reads has no memory
                 continue
-            finite = np.abs(activation) < LARGEST
-            if np.isnan(activation).any():
+            try:
+                histograms[tensor].add(activation)
+            except ValueError:
                 _raise_not_finite(tensor)
-            histograms[tensor].add(activation if finite.all() else activation[finite])
     ranges: Ranges = {}
     for tensor, histogram in histograms.items():
         if histogram.count:

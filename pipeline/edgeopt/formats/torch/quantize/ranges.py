@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from edgeopt.errors import StageError
-from edgeopt.formats.calibration import Calibrator, Histogram
+from edgeopt.formats.calibration import Calibrator, Histogram, bounded
 from edgeopt.model import Array
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ class _LeastSquares:
     def add(self, values: Array) -> None:
         import torch
 
-        tensor = torch.from_numpy(values)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError("a value is NaN or infinite")
-        self.observer(tensor)
+        values = bounded(values)
+        if values.size:
+            self.observer(torch.from_numpy(values))
 
     def range(self, calibrator: Calibrator, *, percentile: float) -> Range:
         # torch's search divides by the width of the histogram, which is zero for a constant.
