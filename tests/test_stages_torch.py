@@ -17,6 +17,7 @@ import pytest
 
 from edgeopt.config.files import content_digest
 from edgeopt.errors import StageError
+from edgeopt.formats.torch.files import module as torch_module
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import simplify as torch_simplify
@@ -77,6 +78,18 @@ def sequential():
 
 def number():
     return 3
+
+
+def half():
+    return Small().half()
+
+
+def bfloat16():
+    return Small().bfloat16()
+
+
+def double():
+    return Small().double()
 '''
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 8, 8), layout="NCHW")
@@ -152,6 +165,46 @@ def test_weights_load_from_nested_keys_and_behind_prefixes(code: Path, tmp_path:
         digests.add(content_digest(result.path / "weights.safetensors"))
         assert result.outputs[0].shape == (1, 5)
     assert len(digests) == 1
+
+
+def test_a_checkpoint_with_several_sets_says_which_was_taken(code: Path, tmp_path: Path) -> None:
+    first, second = module_of(code).state_dict(), module_of(code, seed=4).state_dict()
+    torch.save({"model": first, "ema": second, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "both.pt")
+    torch.save({"state_dict": first, "hyper_parameters": {"lr": 0.1}}, tmp_path / "one.pt")
+
+    def loaded(name: str, key: str | None = None) -> tuple[Any, list[str]]:
+        notes: list[str] = []
+        where = context(tmp_path / f"{name}-{key}")._replace(note=notes.append)
+        result = loader(code, weights=tmp_path / name, weights_key=key).run(SOURCE, where)
+        return torch_module.build(result).state_dict(), notes
+
+    weights, notes = loaded("both.pt")
+    assert torch.equal(weights["conv.weight"], first["conv.weight"])
+    (note,) = notes
+    assert note.startswith("both.pt holds weights under 'model', which are used, and under 'ema'")
+    weights, notes = loaded("both.pt", "ema")
+    assert torch.equal(weights["conv.weight"], second["conv.weight"]) and notes == []
+    assert loaded("one.pt")[1] == []
+    with pytest.raises(StageError, match="has no key 'emma'; its keys are 'model', 'ema', 'epoch', "):
+        loaded("both.pt", "emma")
+
+
+@pytest.mark.parametrize("precision", ["half", "bfloat16", "double"])
+def test_modules_of_another_precision_become_float32(code: Path, tmp_path: Path, precision: str) -> None:
+    torch.save(module_of(code).state_dict(), tmp_path / "w.pt")
+    notes: list[str] = []
+    where = context(tmp_path / "out")._replace(note=notes.append)
+    result = loader(code, precision, weights=tmp_path / "w.pt").run(SOURCE, where)
+    assert len(notes) == 1 and "it is converted to float32" in notes[0]
+    module = torch_module.build(result)
+    assert {value.dtype for value in module.state_dict().values() if value.is_floating_point()} == {
+        torch.float32
+    }
+    image = torch.from_numpy(samples(1)[0])
+    with torch.no_grad():
+        assert (module(image) - module_of(code)(image)).abs().max() < 1e-6
+    exported = TorchToExportedProgram().run(result, context(tmp_path / "export"))
+    assert exported.outputs[0].dtype == "float32"
 
 
 def test_safetensors_and_no_weights_at_all(code: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """An exported program to float TFLite, through litert-torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.tflite.files.graphs import read_signature
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.naming import with_output_names
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.lab import engine as torch_engine
@@ -52,7 +55,15 @@ class ExportedProgramToTflite(Stage):
                 f"litert-torch cannot convert the model to TFLite: {torch_engine.brief(error)}",
                 fix="replace the unsupported operator, or leave tflite out of 'formats'",
             ) from error
+        _keep_names(path, model.outputs)
         return _describe(path, specs, model)
+
+
+def _keep_names(path: Path, outputs: Sequence[TensorSpec]) -> None:
+    """Give the outputs in the file the names that the model has for them, which litert-torch numbers."""
+    names = [spec.name for spec in outputs]
+    if names not in (["output"], [f"output_{index}" for index in range(len(names))]):
+        path.write_bytes(with_output_names(load(path), names))
 
 
 def _nhwc(spec: TensorSpec) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,12 +41,15 @@ class LoadTorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     factory: Code = Field(description="function or class that returns the nn.Module, 'module:name'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the factory")
     weights: ExistingPath | None = Field(
         None, description=".pt, .pth, .th or .safetensors; none: keep the factory's weights"
+    )
+    weights_key: str | None = Field(
+        None, description="key of the weights in a checkpoint that holds several, such as ema"
     )
     inputs: tuple[TensorSpec, ...] = Field(
         description="name, shape (with batch), dtype and layout of each input"
@@ -64,6 +68,8 @@ class LoadTorch(Stage):
         options = super().options()
         options["factory"] = self.factory.target
         options["weights"] = None if self.weights is None else self.weights.name
+        if self.weights_key is None:  # keeps the results of recipes that do not use it
+            del options["weights_key"]
         return options
 
     def run(self, model: Model, context: Context) -> Model:
@@ -74,10 +80,11 @@ class LoadTorch(Stage):
                 the weights or the inputs do not match the module.
         """
         inputs = tuple(torch_specs.fix_batch(spec) for spec in self.inputs)
-        module = self._build()
+        module = self._build(context)
         if self.weights is not None:
             context.progress(f"loading {self.weights.name}")
-            _load_into(module, _read(self.weights, self.trust), self.weights.name)
+            weights = _read(self.weights, self.trust, self.weights_key, context)
+            _load_into(module, weights, self.weights.name)
         module.eval()
         outputs = torch_specs.describe_outputs(_forward(module, inputs))
         record = {
@@ -92,7 +99,7 @@ class LoadTorch(Stage):
         torch_module.write_weights(module, folder / torch_module.WEIGHTS)
         return Model(format="torch", path=folder, inputs=inputs, outputs=outputs, code=self.factory.folder)
 
-    def _build(self) -> "torch.nn.Module":
+    def _build(self, context: Context) -> "torch.nn.Module":
         import torch
 
         factory = self.factory.load()
@@ -109,12 +116,15 @@ class LoadTorch(Stage):
                 f"{self.factory.target} returned a {type(module).__name__}, not a torch.nn.Module",
                 fix="return the nn.Module from the factory",
             )
-        # Edge runtimes have no float64 kernels.
-        return (
-            module.float().cpu()
-            if any(p.dtype == torch.float64 for p in module.parameters())
-            else module.cpu()
-        )
+        dtypes = {value.dtype for value in module.state_dict().values() if value.is_floating_point()}
+        if others := dtypes - {torch.float32}:
+            names = " and ".join(sorted(torch_specs.dtype_name(dtype) for dtype in others))
+            context.note(
+                f"{self.factory.target} builds a module of {names}, which edge runtimes do not compute on a "
+                "CPU: it is converted to float32"
+            )
+            module = module.float()
+        return module.cpu()
 
 
 def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:
@@ -128,8 +138,8 @@ def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:
         ) from error
 
 
-def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
-    """Read the weights of a file, unwrapping the checkpoint of a training script."""
+def _read(path: Path, trust: bool, key: str | None, context: Context) -> "dict[str, torch.Tensor]":
+    """Read the weights of a file, unwrapping the checkpoint of a training script; ``key`` says which."""
     import pickle
 
     import torch
@@ -157,7 +167,33 @@ def _read(path: Path, trust: bool) -> "dict[str, torch.Tensor]":
             f"{path} cannot be read as PyTorch weights: {torch_engine.brief(error)}",
             fix="save the weights with torch.save(model.state_dict(), file), or as safetensors",
         ) from error
+    if key is not None:
+        if not isinstance(content, Mapping) or key not in content:
+            known = ", ".join(map(repr, list(content)[:SHOWN])) if isinstance(content, Mapping) else "none"
+            raise StageError(
+                f"{path} has no key {key!r}; its keys are {known}", fix="correct model.weights_key"
+            )
+        return _state_dict(content[key], path)
+    several = _keys_of_weights(content, path)
+    if len(several) > 1:
+        others = " and ".join(map(repr, several[1:]))
+        context.note(
+            f"{path.name} holds weights under {several[0]!r}, which are used, and under {others}: "
+            f"model.weights_key chooses others"
+        )
     return _state_dict(content, path)
+
+
+def _keys_of_weights(content: object, path: Path) -> list[str]:
+    """The keys of a checkpoint that hold whole sets of weights, in order of preference."""
+    if not isinstance(content, Mapping):
+        return []
+    found = []
+    for key in sorted(set(map(str, content)) & set(NESTS), key=NESTS.index):
+        with suppress(StageError):
+            _state_dict(content[key], path)
+            found.append(key)
+    return found
 
 
 def _offender(error: Exception) -> str:

@@ -68,6 +68,7 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
         arguments = config.get("arguments") or {}
         module = factory(**arguments) if isinstance(arguments, dict) else factory(*arguments)
     with explained("model", f"{folder.name}/weights.safetensors does not match {target!r}"):
+        module.float()  # as the weights were stored, whatever precision the factory builds
         weights = load_file(folder / "weights.safetensors")
         _resize(module, config.get("resized") or {}, weights)
         module.load_state_dict(weights)

@@ -51,7 +51,8 @@ def build(model: Model) -> "torch.nn.Module":
     module = factory.load()(**described["arguments"])
     if not isinstance(module, torch.nn.Module):
         raise StageError(f"{factory.target} returned a {type(module).__name__}, not a torch.nn.Module")
-    weights = load_file(model.path / WEIGHTS)
+    # The stored weights are float32, as edge runtimes compute; the factory may build another precision.
+    module, weights = module.float(), load_file(model.path / WEIGHTS)
     # The factory builds the original sizes; load_state_dict accepts only matching shapes.
     resize(module, described.get("resized", {}), weights)
     try:

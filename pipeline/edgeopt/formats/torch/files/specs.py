@@ -1,6 +1,6 @@
 """Input and output specs of torch programs, and example inputs that match them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +71,8 @@ def fix_batch(spec: TensorSpec) -> TensorSpec:
 def describe_outputs(values: object, like: Sequence[TensorSpec] = ()) -> tuple[TensorSpec, ...]:
     """Specs of the outputs that a model returned; names and layouts come from ``like`` if its length matches.
 
+    Otherwise the keys of a dict are names.
+
     Raises:
         StageError: an output is not a tensor.
     """
@@ -78,6 +80,9 @@ def describe_outputs(values: object, like: Sequence[TensorSpec] = ()) -> tuple[T
     from torch.utils import _pytree
 
     leaves = _pytree.tree_leaves(values)
+    # As the runtime of the source model names them: only a flat dict has names.
+    flat = isinstance(values, Mapping) and len(leaves) == len(values)
+    keys = [str(key) for key in values] if flat and isinstance(values, Mapping) else []
     specs = []
     for index, value in enumerate(leaves):
         if not isinstance(value, torch.Tensor):
@@ -86,7 +91,8 @@ def describe_outputs(values: object, like: Sequence[TensorSpec] = ()) -> tuple[T
                 fix="return only tensors from forward()",
             )
         known = like[index] if len(like) == len(leaves) else None
-        name = known.name if known else f"output_{index}" if len(leaves) > 1 else "output"
+        name = keys[index] if keys else f"output_{index}" if len(leaves) > 1 else "output"
+        name = known.name if known else name
         layout = known.layout if known else None
         specs.append(
             TensorSpec(name=name, shape=tuple(value.shape), dtype=dtype_name(value.dtype), layout=layout)
