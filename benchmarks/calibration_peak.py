@@ -69,7 +69,7 @@ def main(stage: str, count: int, folder: Path) -> None:
     (built,) = [b for b in look_up(made, Store(folder / "store")) if b.branch.variant == "int8"]
     assert made.recipe.calibration is not None
     with Store(folder / "store").scratch() as scratch:
-        feed = Feed(made.recipe.calibration, made.recipe.model.preprocess)
+        feed = Feed(made.recipe.calibration, made.preprocessing)
         branch.stages[index].run(built.steps[index - 1].model, Context(scratch, feed, lambda message: None))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

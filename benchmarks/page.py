@@ -2,8 +2,9 @@
 
     python benchmarks/page.py [--loads 10]
 
-Prints the bytes of the page, without thumbnails and with the maximum number, and the milliseconds until the
-page can be sorted, filtered and hovered, in a fresh Chromium context each time (median, minimum and maximum).
+Prints the bytes of the page, without thumbnails, with the maximum number, and with those of a detector of 80
+classes, and the milliseconds until the page can be sorted, filtered and hovered, in a fresh Chromium context
+each time (median, minimum and maximum).
 Needs Debian's chromium and the extra ``test``.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from edgeopt.reports import html
-from edgeopt.reports.thumbnails import MAX_COUNT
+from edgeopt.reports.thumbnails import OVERLAID, PLAIN
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -34,9 +35,16 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, pictures in (("without thumbnails", 0), (f"with {MAX_COUNT} thumbnails", MAX_COUNT)):
-            page = Path(folder) / f"{pictures}.html"
-            page.write_text(html.render(large_report(pictures=pictures)), "utf-8")
+        cases = {
+            "without thumbnails": large_report(),
+            f"with {PLAIN.samples} thumbnails": large_report(pictures=PLAIN.samples),
+            f"of a detector, with {OVERLAID.samples} thumbnails": large_report(
+                pictures=OVERLAID.samples, boxes=20
+            ),
+        }
+        for name, report in cases.items():
+            page = Path(folder) / "report.html"
+            page.write_text(html.render(report), "utf-8")
             ready = []
             for _ in range(loads):
                 with browser.new_context() as context:

@@ -115,7 +115,14 @@ def keys(name: schemas.Name) -> str:
     definitions = schema["definitions"]
     read_only = name == "report"  # written by edgeopt alone, so defaults do not matter
     lines: list[str] = []
-    for path, mapping in _mappings("", schema, definitions):
+    mappings = list(_mappings("", schema, definitions))
+    for form, mapping in _all_forms(schema | {"definitions": definitions}, definitions).items():
+        mappings += _mappings(form, mapping, definitions)
+    above: tuple[str, dict[str, Any]] = ("", {})
+    for path, mapping in mappings:
+        if path == f"{above[0]}.<name>" and mapping is above[1]:
+            continue  # one for all, or one for each: the same keys
+        above = path, mapping
         if path:
             lines += [f"### `{path}`", "", _prose(mapping.get("description", "")), ""]
         lines += (
@@ -162,6 +169,22 @@ def _inside(value: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tupl
         )
 
 
+def _forms(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The mappings that a value may be, by their ``kind``."""
+    forms = [definitions[form["$ref"].rpartition("/")[2]] for form in value["oneOf"]]
+    return {str(form["properties"]["kind"]["const"]): form for form in forms}
+
+
+def _all_forms(node: object, definitions: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The forms of all values in a schema that have several, in order."""
+    found: dict[str, dict[str, Any]] = {}
+    if isinstance(node, dict):
+        found |= _forms(node, definitions) if "discriminator" in node else {}
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        found |= _all_forms(inner, definitions)
+    return found
+
+
 def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     """The type of a value, in words."""
     if name := value.get("$ref", "").rpartition("/")[2]:
@@ -176,6 +199,8 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
         forms = [_type(form, definitions) for form in value["anyOf"] if form != {"type": "null"}]
         plain = [form for form in forms if f"list of {form}" not in forms]
         return " or ".join(dict.fromkeys([*plain, *(["a single item"] if len(plain) < len(forms) else [])]))
+    if "discriminator" in value:
+        return " or ".join(f"[{kind}](#{kind})" for kind in _forms(value, definitions))
     if "const" in value:
         return f"`{value['const']}`"
     if "enum" in value:

@@ -8,19 +8,26 @@ import numpy as np
 from edgeopt.reports.thumbnails import data_uri
 from edgeopt.results import (
     Artifact,
+    Boxes,
     Breakdown,
+    ByClass,
     ClassChange,
     Confusion,
+    Findings,
     Flip,
     Hop,
     LayerBytes,
+    Plot,
+    Reference,
     Report,
     Result,
     Run,
+    SampleChange,
     SourceResult,
     Trial,
     Verdict,
 )
+from edgeopt.results.findings import MAX_SAMPLES
 
 VARIANTS = {
     "float": (0.912, 4.0, 1.0),
@@ -50,9 +57,17 @@ RUN = Run(
 
 
 def large_report(
-    variants: int = 6, formats: int = 4, devices: int = 4, layers: int = 80, pictures: int = 0
+    variants: int = 6,
+    formats: int = 4,
+    devices: int = 4,
+    layers: int = 80,
+    pictures: int = 0,
+    boxes: int = 0,
 ) -> Report:
-    """All combinations, one failed and one skipped, with gates of all three verdicts."""
+    """All combinations, one failed and one skipped, with gates of all three verdicts.
+
+    With ``boxes``, every artifact has findings as of a detector of 80 classes, with as many boxes per sample.
+    """
     results = [
         _result(variant, form, device, at, layers)
         for at, (variant, form, device) in enumerate(
@@ -65,6 +80,8 @@ def large_report(
     if len(results) > 20:
         results[11] = _missing(results[11], "failed", "quantize_onnx: Conv_3: no kernel for int4; use int8")
         results[18] = _missing(results[18], "skipped", "phone: no answer within 10 s")
+    if boxes:
+        results = [row.model_copy(update={"findings": (_findings(boxes, row.variant),)}) for row in results]
     return Report(
         recipe="words",
         run=RUN,
@@ -84,6 +101,36 @@ def large_report(
         gates=tuple(verdict for result in results for verdict in _verdicts(result)),
         labels=WORDS,
         thumbnails={7 * number: _picture(number) for number in range(pictures)},
+        image_size=(48, 48) if pictures else None,
+        references=tuple(
+            Reference(sample=7 * number, label=_boxes(boxes, number), source=_boxes(boxes, number))
+            for number in range(MAX_SAMPLES if boxes else 0)
+        ),
+    )
+
+
+def _boxes(count: int, number: int) -> Boxes:
+    random = np.random.default_rng(number)
+    corners = np.sort(random.uniform(0, 48, (count, 2, 2)), axis=1).reshape(count, 4)
+    return Boxes.of(corners, random.integers(0, 80, count).tolist(), random.uniform(0.3, 1, count).tolist())
+
+
+def _findings(boxes: int, variant: str) -> Findings:
+    recall = np.linspace(0, 1, 101)
+    values = np.linspace(0.4, 0.9, 80)
+    return Findings(
+        changed=90,
+        worse=60,
+        samples=tuple(
+            SampleChange(
+                sample=7 * number, agreement=0.5, worse=True, artifact=_boxes(boxes, number + len(variant))
+            )
+            for number in range(MAX_SAMPLES)
+        ),
+        charts=(
+            Plot.of("line", "precision", ("recall", "precision"), recall, 1 - recall**4, 1 - recall**3),
+            ByClass.of("precision", "objects", range(80), [9] * 80, values.tolist(), (values - 0.1).tolist()),
+        ),
     )
 
 

@@ -1,8 +1,12 @@
 """Baselines: small, diff-friendly, and compared in pairs with a confidence."""
 
+import base64
 import json
+import math
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +17,7 @@ import pytest
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
 from edgeopt.reports import write_report
-from edgeopt.results import Artifact, Report, Result, Run, Samples
+from edgeopt.results import Artifact, MetricInfo, Report, Result, Run, Samples
 
 
 def run(
@@ -55,6 +59,15 @@ def test_values_of_samples_come_back_exactly(count: int) -> None:
     assert np.array_equal(packed.unpack(), bits)
     other = np.random.default_rng(count).random(count)
     assert np.allclose(Samples.pack(other).unpack(), other, atol=1e-7)
+
+
+def test_values_beyond_float32_and_those_that_are_no_numbers() -> None:
+    assert np.isfinite(Samples.pack(np.array([1e300, -1e300, 0.5])).unpack()).all()
+    hostile = Samples.pack(np.array([0.5, 0.25])).model_copy(
+        update={"data": base64.b64encode(zlib.compress(struct.pack("<2f", 0.5, math.nan))).decode()}
+    )
+    with pytest.raises(ValueError, match="damaged per-sample values: not all are finite"):
+        hostile.unpack()
 
 
 @pytest.mark.parametrize("wrong", [{"data": "!!"}, {"data": "AAAA"}, {"count": 99}, {"encoding": "float32"}])
@@ -166,6 +179,82 @@ def test_a_damaged_baseline_is_refused(tmp_path: Path, damage: Any, message: str
     path.write_text(damage(path.read_text()))
     with pytest.raises(UsageError, match=message):
         read_baseline(path)
+
+
+def detected(lost: int = 0, *, reach: float = 2.0, count: int = 400, **changes: Any) -> Report:
+    """A run whose metric is mAP; of some images, the contribution is lost."""
+    values = np.random.default_rng(0).normal(0.8, 0.2, count) - (np.arange(count) < lost)
+    value = {"value": float(values.mean()), "n": count, "kind": "fraction", "role": "quality"}
+    row = {"measurements": {"map50": value}, "samples": {"map50": Samples.pack(values, reach)}}
+    return run(right(count), **row, **changes)
+
+
+def test_a_metric_of_the_whole_set_is_compared_by_contributions(tmp_path: Path) -> None:
+    path, other = tmp_path / "baseline.json", Artifact(path="m", digest="cd" * 32, size_bytes=1000)
+    write_baseline(baseline_of(detected()), path)
+    assert path.stat().st_size < 4000  # four bytes per sample
+    baseline = read_baseline(path)
+    (same,) = check(detected(artifact=other), baseline, Limits())
+    assert (same.status, same.reason) == ("pass", "unchanged: the predictions are identical (400 samples)")
+    (worse,) = check(detected(40, artifact=other), baseline, Limits())
+    assert (worse.status, worse.measured, worse.p_value) == ("fail", pytest.approx(0.1), None)
+    assert worse.reason.startswith("+10.00% lost on 400 samples; with 95% confidence, more than +")
+    (few,) = check(detected(1, artifact=other), baseline, Limits(max_drop=0.015))
+    assert (few.status, few.samples_needed is not None) == ("undecided", True)
+    (heavy,) = check(detected(1, artifact=other, reach=8.0), baseline, Limits(max_drop=0.04))
+    (light,) = check(detected(1, artifact=other), baseline, Limits(max_drop=0.04))
+    assert (heavy.status, light.status) == ("undecided", "pass")
+    # The heaviest sample is not known: 200 samples are too few.
+    unknown = detected(1, artifact=other, reach=0.0, count=200)
+    (verdict,) = check(unknown, baseline_of(detected(reach=0.0, count=200)), Limits())
+    assert (verdict.status, verdict.bounds) == ("undecided", None)
+
+
+def test_values_of_samples_are_not_compared_with_contributions() -> None:
+    values = Samples.pack(np.random.default_rng(0).random(400))
+    before = detected().results[0].model_copy(update={"samples": {"map50": values}})
+    (verdict,) = check(
+        detected(), baseline_of(detected().model_copy(update={"results": (before,)})), Limits()
+    )
+    assert (verdict.status, verdict.blocks) == ("fail", True)
+    assert verdict.reason == "map50 is a mean over samples only in one of the two runs: update the baseline"
+
+
+def test_the_baselines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline_of(run(right())), path)
+    record = json.loads(path.read_text())
+    # No field that they did not have: an earlier version reads this file as well.
+    assert set(record["entries"][0]["samples"]["top1"]) == {"count", "encoding", "data"}
+    assert [verdict.status for verdict in check(run(right()), read_baseline(path), Limits())] == [
+        "pass",
+        "pass",
+    ]
+
+
+@pytest.mark.parametrize("reach", ["-1", "1e999", "NaN", '"2"x', "[]"])
+def test_a_reach_that_is_no_number_is_refused(tmp_path: Path, reach: str) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline_of(detected()), path)
+    path.write_text(path.read_text().replace('"reach": 2.0', f'"reach": {reach}'))
+    with pytest.raises(UsageError, match="is not a complete baseline"):
+        read_baseline(path)
+
+
+def test_a_damaged_report_is_refused() -> None:
+    row = detected().results[0]
+    samples = {"map50": row.samples["map50"].model_copy(update={"data": "AAAA"})}
+    damaged = detected().model_copy(update={"results": (row.model_copy(update={"samples": samples}),)})
+    with pytest.raises(UsageError, match=r"the report is damaged: map50 of int8.tflite on host: damaged"):
+        check(damaged, baseline_of(detected()), Limits())
+
+
+def test_a_run_without_values_of_samples_says_so() -> None:
+    info = MetricInfo(name="mine", kind="number", title="mine", better="higher", against="labels")
+    silent = run(right(), samples={}).model_copy(update={"metrics": (info,)})
+    with pytest.raises(UsageError, match="mine of this run has no value for a sample") as caught:
+        baseline_of(silent)
+    assert "return one number per sample from your function" in str(caught.value)
 
 
 def test_an_update_shows_what_changes() -> None:

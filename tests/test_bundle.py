@@ -47,7 +47,8 @@ def test_the_contract_says_what_was_measured(tmp_path: Path, digits: Report) -> 
     assert (contract.name, contract.version, contract.device) == ("digits", "1.0.0", "host")
     assert contract.measured["top1"].value > 0.97
     assert contract.measured["top1"].n == 500
-    assert contract.preprocessing == Preprocessing(scale=1 / 16)
+    # The layout of the raw samples is that of the source model, as the recipe gives none.
+    assert contract.preprocessing == Preprocessing(scale=1 / 16, layout="NHWC")
     assert contract.labels == tuple("0123456789")
     assert [raw.model_dump() for raw in contract.raw] == [{"shape": (8, 8, 1), "dtype": "uint8"}]
     assert contract.inputs[0].shape == (1, 8, 8, 1)

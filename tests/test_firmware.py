@@ -191,6 +191,25 @@ def agrees(folder: Path, raw: Array, spec: TensorSpec, how: Preprocessing, kind:
             assert got.tobytes() == wanted.tobytes(), version
 
 
+def test_every_input_has_its_own_preprocessing_in_c(tmp_path: Path) -> None:
+    ids = TensorSpec(name="ids", shape=(1, 6), dtype="int32")
+    inputs, how = (PIXELS, ids), (NORMALIZED.model_copy(update={"layout": "NHWC"}), Preprocessing())
+    raw = [every_value("uint8", (16, 16, 3)), np.arange(18, dtype=np.int64).reshape(3, 6) * 1000]
+    bundle, _ = toy_bundle(tmp_path, inputs=inputs, how=how, raw=raw)
+    library = shared(bundle / "firmware", "preprocess.c")
+    for index, (spec, steps, samples) in enumerate(zip(inputs, how, raw, strict=True)):
+        for version in ("float", "fixed"):
+            for sample in samples:
+                wanted = fitted(sample, steps, spec, "test")[0]
+                got = np.empty_like(wanted)
+                function = getattr(library, f"toy_preprocess_{index}_{version}")
+                function(
+                    np.ascontiguousarray(sample).ctypes.data_as(ctypes.c_void_p),
+                    got.ctypes.data_as(ctypes.c_void_p),
+                )
+                assert got.tobytes() == wanted.tobytes(), (spec.name, version)
+
+
 def test_values_out_of_range_and_no_numbers_stay_in_range(tmp_path: Path) -> None:
     spec = like(PIXELS, shape=(1, 8), layout=None)
     odd = np.array([1e30, -1e30, np.inf, -np.inf, np.nan, 0.0, 3.4e38, -3.4e38], np.float32)

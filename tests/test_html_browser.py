@@ -11,6 +11,7 @@ import pytest
 from edgeopt.reports import html
 from edgeopt.results import Report
 from large_report import RUN, large_report
+from task_reports import CASES, task_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -211,7 +212,8 @@ def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small:
     page.wait_for_function("[...document.images].every(image => image.complete)")
     sizes = pictures.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
     assert sizes == [[48, 48]] * 4
-    assert inside.locator(".gallery li").first.inner_text().split() == ["down", "→", "go"]
+    first = inside.locator(".gallery li").first.inner_text().split()
+    assert first == "sample 0 worse label down this file go".split()
     told = inside.inner_text()
     assert "edgeopt diagnose recipes/words.yaml --variant int8 --format onnx" in told
     worst = inside.locator("table", has_text="Correct predictions per class").locator("tbody tr").first
@@ -287,6 +289,75 @@ def test_printing_is_light_and_whole(opened: Opened, large: Path) -> None:
     assert page.locator("#results .scroll").evaluate("box => getComputedStyle(box).overflowY") == "visible"
 
 
+@pytest.fixture(scope="module", params=CASES)
+def of_task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The page of a report of each task."""
+    path = tmp_path_factory.mktemp("task") / f"{request.param}.html"
+    report = task_report(CASES[request.param](), (("float", 0.0), ("int8", 0.15)))
+    path.write_text(html.render(report), "utf-8")
+    return request.param, path
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_task_shows_its_samples(
+    opened: Opened, of_task: tuple[str, Path], width: int, scheme: str
+) -> None:
+    name, path = of_task
+    page = opened(path, width=width, scheme=scheme)
+    page.locator("#devices summary").nth(1).click()
+    inside = page.locator("#artifact-1 .inside")
+    samples = inside.locator(".gallery > li")
+    samples.first.wait_for()
+    assert 3 < samples.count() <= 12
+    drawn = samples.first.locator("svg.picture")
+    panes = {"detection": 3, "segmentation": 4, "keypoints": 3, "pictures": 3}.get(name, 0)
+    assert drawn.count() == panes
+    for svg in drawn.all():
+        assert (svg.get_attribute("aria-label") or "").startswith("sample ")
+        assert svg.bounding_box()["width"] > 90
+    if not panes:
+        told = samples.first.inner_text().split()
+        assert "original" in told and "this" in told
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert all(image.get_attribute("alt") for image in inside.locator("img").all())
+    assert all(chart.get_attribute("aria-label") for chart in inside.locator("svg.plotted:not(.key)").all())
+    assert inside.locator("table", has_text="output").first.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    # Nothing sticks out of its card, except what scrolls inside it.
+    outside = inside.evaluate(
+        """inside => [...inside.querySelectorAll('.gallery > li, figure, .charts > *')].filter(one =>
+             one.scrollWidth > one.clientWidth + 1 && !one.classList.contains('scroll')).length"""
+    )
+    assert outside == 0
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    grave = [
+        (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
+    ]
+    assert grave == []
+
+
+def test_boxes_are_where_the_objects_are(opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    report = task_report(CASES["detection"](), (("float", 0.0), ("int8", 0.15)))
+    path.write_text(html.render(report), "utf-8")
+    page = opened(path)
+    page.locator("#devices summary").nth(1).click()
+    sample = report.results[1].findings[0].samples[0].sample
+    (reference,) = [one for one in report.references if one.sample == sample]
+    svg = page.locator("#artifact-1 .gallery svg.picture").first
+    svg.wait_for()
+    frame, boxes = svg.bounding_box(), svg.locator("g rect.halo").all()
+    assert len(boxes) == len(reference.label.boxes) > 0
+    assert report.image_size == (64, 64)
+    for shown, box in zip(boxes, reference.label.boxes, strict=True):
+        place = shown.evaluate("one => ['x', 'y', 'width', 'height'].map(name => one[name].baseVal.value)")
+        x1, y1, x2, y2 = box.corners
+        assert place == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+        outer, scale = shown.bounding_box(), frame["width"] / 64
+        assert outer["x"] - frame["x"] == pytest.approx(x1 * scale, abs=3)
+        assert outer["y"] - frame["y"] == pytest.approx(y1 * scale, abs=3)
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (380, "dark")])
 def test_axe_finds_nothing_serious(opened: Opened, small: Path, width: int, scheme: str) -> None:
     page = opened(small, width=width, scheme=scheme)
@@ -314,7 +385,7 @@ def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> Non
 )
 def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> None:
     changes = {"variant": word, "format": word, "device": word}
-    report = large_report(variants=1, formats=1, devices=1)
+    report = large_report(variants=1, formats=1, devices=1, boxes=2)
     results = tuple(
         row.model_copy(update={**changes, "notes": (word,), "reason": word}) for row in report.results
     )

@@ -227,7 +227,8 @@ def test_a_real_run_on_a_terminal(write_recipe: Callable[..., Path], tmp_path: P
             assert sum(one.n for one in row.classes) == 100
             right = sum(one.after for one in row.classes)
             assert right == round(100 * row.measurements["top1"].value)
-        assert set(report.thumbnails) == {flip.sample for row in report.results for flip in row.flips}
+        found = [found for row in report.results for found in row.findings]
+        assert set(report.thumbnails) == {change.sample for each in found for change in each.samples}
 
 
 class Clock:

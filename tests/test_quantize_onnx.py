@@ -22,7 +22,7 @@ from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.model import Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Trial
+from edgeopt.plugin import Context, Dataset, Feed, Head, Judging, Sample, Trial
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.store import Store
 from edgeopt.stages._search import Budget
@@ -518,7 +518,7 @@ REAL = """
 import sys
 from pathlib import Path
 from edgeopt.model import Model
-from edgeopt.plugin import Context
+from edgeopt.plugin import Context, Head
 from edgeopt.stages.keras_to_onnx import KerasToOnnx
 model = Model(format="tf_keras", path=Path(sys.argv[1]))
 print(KerasToOnnx().run(model, Context(Path(sys.argv[2]), None, print)).model_dump_json())
@@ -716,7 +716,7 @@ def test_a_search_keeps_the_scales_of_joined_outputs_apart(tmp_path: Path) -> No
         tmp_path, Feed(Rows(), Preprocessing()), lambda _: None, note=lambda _: None, trial=trials.append
     )
     # As numbers, each counts by its error relative to all: only a search by parts would see the small ones.
-    context = context._replace(judging=Judging(task=Regression()))
+    context = context._replace(judging=Judging(heads=(Head("", Regression()),)))
     made = QuantizeOnnx(max_drop=1e-5).run(model, context)
     (chosen,) = [trial for trial in trials if trial.status == "chosen"]
     assert "joined outputs" in chosen.raised

@@ -20,7 +20,7 @@ from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.lab import xnnpack_tensors
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Stage
+from edgeopt.plugin import Context, Dataset, Feed, Head, Judging, NamedMetric, Sample, Stage
 from edgeopt.results import Trial
 from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.exported_program_to_torchscript import ExportedProgramToTorchscript
@@ -485,7 +485,8 @@ def test_a_search_keeps_the_scales_of_joined_outputs_apart(kind: Any, tmp_path: 
     module = Joined().eval()
     model = exported(module, tmp_path / "joined")
     told = Told()
-    context = told.context(tmp_path / "out")._replace(judging=Judging(MeanSquaredError(), Regression()))
+    judging = Judging(NamedMetric.of(MeanSquaredError()), (Head("", Regression()),))
+    context = told.context(tmp_path / "out")._replace(judging=judging)
     made = kind(max_drop=1e-6).run(model, context)
     chosen = next(trial for trial in told.trials if trial.status == "chosen")
     assert "joined outputs" in chosen.raised

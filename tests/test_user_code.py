@@ -226,7 +226,7 @@ def test_data_that_misbehave_have_a_reason(data_of: Callable[..., Path], how: st
         return
     with pytest.raises(DataError) as caught:
         list(dataset.samples())
-    reason = {"wait for child": "no sample for 0.05 minutes", "close pipes": "own_samples:samples: "}
+    reason = {"wait for child": "no answer for 0.05 minutes", "close pipes": "own_samples:samples: "}
     assert (reason.get(how) or FAILURES[how]) in str(caught.value)
     assert "own_samples:samples: " in caught.value.message
     assert len(str(caught.value)) < LONGEST_REASON and "\x1b" not in str(caught.value)

@@ -50,7 +50,7 @@ def write_run(
     operators: Sequence[str] = ("CONV_2D", "SOFTMAX"),
     inputs: Sequence[TensorSpec] = (PIXELS,),
     outputs: Sequence[TensorSpec] = (CLASSES,),
-    how: Preprocessing = NORMALIZED,
+    how: Preprocessing | Sequence[Preprocessing] = NORMALIZED,
     raw: Sequence[Array] | None = None,
     labels: Sequence[str] = (),
     device: str = "cortex-m",
@@ -60,7 +60,11 @@ def write_run(
     format_name: str = "tflite",
     model: bytes | None = None,
 ) -> Report:
-    """Write a run with one result. ``golden_of``: the device of its golden vectors, or None."""
+    """Write a run with one result.
+
+    ``how``: the preprocessing of all inputs, or of each. ``golden_of``: the device of its golden vectors, or
+    None.
+    """
     (folder / "models").mkdir(parents=True)
     suffix = {"tflite": ".tflite", "onnx": ".onnx", "torchscript": ".ptl", "executorch": ".pte"}[format_name]
     path = folder / "models" / f"int8{suffix}"
@@ -72,7 +76,9 @@ def write_run(
     record = {
         "inputs": [spec.model_dump(mode="json") for spec in inputs],
         "outputs": [spec.model_dump(mode="json") for spec in outputs],
-        "preprocessing": how.model_dump(mode="json"),
+        "preprocessing": [each.model_dump(mode="json") for each in how]
+        if isinstance(how, Sequence)
+        else how.model_dump(mode="json"),
         "labels": list(labels),
     }
     path.with_name(f"{path.name}.json").write_text(json.dumps(record))
@@ -114,7 +120,7 @@ def write_run(
 def golden_arrays(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-    how: Preprocessing,
+    how: Preprocessing | Sequence[Preprocessing],
     raw: Sequence[Array],
 ) -> dict[str, Any]:
     """Golden arrays for these samples, with synthetic outputs."""
@@ -122,7 +128,8 @@ def golden_arrays(
     count = len(raw[0])
     arrays: dict[str, Any] = {f"raw_{index}": values for index, values in enumerate(raw)}
     for index, (spec, values) in enumerate(zip(inputs, raw, strict=True)):
-        arrays[f"input_{index}"] = np.concatenate([fitted(sample, how, spec, "toy") for sample in values])
+        steps = how[index] if isinstance(how, Sequence) else how
+        arrays[f"input_{index}"] = np.concatenate([fitted(sample, steps, spec, "toy") for sample in values])
     for index, spec in enumerate(outputs):
         shape = (count, *(size or 1 for size in spec.shape[1:]))
         kind = np.dtype(spec.dtype)

@@ -4,14 +4,23 @@ A model never holds a live framework object, so it can be cached, sent to anothe
 after an interruption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WrapValidator,
+    field_validator,
+)
 
 from edgeopt.config.settings import Settings
 from edgeopt.config.units import check_number
@@ -76,6 +85,11 @@ class TensorSpec(Settings):
     zero_point: int | None = Field(None, description="quantization zero point")
 
     @property
+    def takes_integers(self) -> bool:
+        """Whether it holds integers as such, like tokens or masks, rather than quantized real numbers."""
+        return self.dtype.startswith(("bool", "int", "uint")) and self.scale is None
+
+    @property
     def problem(self) -> str:
         """Why samples cannot be fed to it; empty if they can."""
         try:
@@ -102,13 +116,17 @@ class Preprocessing(Settings):
 
     ``layout`` is the layout of the raw data; samples are transposed to the layout of the input. ``mean`` and
     ``std`` apply after scaling: one number, or one per channel.
+
+    The settings apply to every input of real numbers; integers, such as tokens and masks, stay as they are.
+    A model with several inputs may have settings for each, by name: ``{image: {scale: 1/255}, ids: {}}``;
+    then inputs that are not listed stay as they are.
     """
 
     scale: Number = Field(1.0, description="factor applied first; accepts fractions such as '1/255'")
     mean: tuple[Number, ...] = Field((), description="subtracted after scaling, per channel")
     std: tuple[Number, ...] = Field((), description="divisor applied last, per channel")
     layout: Layout | None = Field(
-        None, description="layout of the raw data; default: that of the model input"
+        None, description="layout of the raw data; default: that of the source model's input"
     )
 
     @field_validator("scale")
@@ -126,7 +144,10 @@ class Preprocessing(Settings):
         return std
 
     def apply(self, sample: Array, spec: TensorSpec) -> Array:
-        """Convert a raw sample (no batch axis) to an input of batch 1, dtype and layout as in ``spec``."""
+        """Convert a raw sample (no batch axis) to an input of batch 1, dtype and layout as in ``spec``.
+
+        Values of a quantized input are still real numbers if they change.
+        """
         source = self.layout or spec.layout
         if not np.issubdtype(np.dtype(spec.dtype), np.floating) and not self.changes_values:
             values: Array = sample.astype(spec.dtype)
@@ -138,12 +159,24 @@ class Preprocessing(Settings):
                 real = real - self._per_channel(self.mean, real.ndim, source)
             if self.std:
                 real = real / self._per_channel(self.std, real.ndim, source)
-            values = real
+            values = real.astype(spec.dtype) if spec.takes_integers else real
         return arrange(values[np.newaxis], source, spec.layout)
 
     @property
     def changes_values(self) -> bool:
         return self.scale != 1.0 or bool(self.mean) or bool(self.std)
+
+    def of(self, index: int, spec: TensorSpec) -> "Preprocessing":
+        """The preprocessing of input ``index``: this one, which leaves integers as they are."""
+        return Preprocessing(layout=self.layout) if spec.takes_integers else self
+
+    def names(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """The names by which samples give the inputs that ``specs`` describe."""
+        return tuple(spec.name for spec in specs)
+
+    def key(self, specs: Sequence[TensorSpec]) -> Any:
+        """What identifies the preprocessing of the inputs that ``specs`` describe, for cache keys."""
+        return self.model_dump(mode="json")
 
     @staticmethod
     def _per_channel(values: tuple[float, ...], rank: int, layout: Layout | None) -> NDArray[np.float32]:
@@ -151,6 +184,68 @@ class Preprocessing(Settings):
         if array.size == 1 or layout != "NCHW":
             return array
         return array.reshape(-1, *[1] * (rank - 1))
+
+
+def _by_shape(value: object, handler: object) -> "Preprocessing | dict[str, Preprocessing]":
+    """Validate as the form that the value has: a mapping of mappings is by input name."""
+    if not isinstance(value, Mapping):
+        return Preprocessing.model_validate(value)
+    inner = [key for key, settings in value.items() if isinstance(settings, Mapping | Preprocessing)]
+    others = [key for key in value if key not in inner]
+    if inner and others:
+        raise ValueError(
+            f"{inner[0]!r} has a mapping, as for an input, and {others[0]!r} has none: give settings for all "
+            "inputs, or a mapping for each input"
+        )
+    return _by_input().validate_python(value) if inner else Preprocessing.model_validate(value)
+
+
+@cache
+def _by_input() -> "TypeAdapter[dict[str, Preprocessing]]":
+    return TypeAdapter(dict[str, Preprocessing])
+
+
+Preprocess: TypeAlias = Annotated[Preprocessing | dict[str, Preprocessing], WrapValidator(_by_shape)]
+"""One preprocessing for every input of real numbers, or one per input, by name; others stay as they are.
+
+A mapping whose values are mappings is by name, so that an input may have the name of a setting.
+"""
+
+
+class InputPreprocessing(NamedTuple):
+    """The preprocessing of every input of a model, and of the models converted from it.
+
+    A conversion may rename inputs, change their layout and quantize them, but keeps their order. Names, and
+    the layout of raw data where none is given, are those of the source model; all else is by position.
+    """
+
+    given: Preprocessing | Mapping[str, Preprocessing]
+    source: tuple[TensorSpec, ...]
+    """The inputs of the source model."""
+
+    def of(self, index: int, spec: TensorSpec) -> Preprocessing:
+        """The preprocessing of input ``index``, in the source model and in all others."""
+        origin = self.source[index]
+        if isinstance(self.given, Preprocessing):
+            steps = self.given.of(index, origin)
+        else:
+            steps = self.given.get(origin.name, Preprocessing())
+        return steps if steps.layout else steps.model_copy(update={"layout": origin.layout})
+
+    def names(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """The names by which samples give the inputs: those of the source model."""
+        return tuple(origin.name for origin in self.source)
+
+    def key(self, specs: Sequence[TensorSpec]) -> Any:
+        """What identifies the preprocessing of the inputs that ``specs`` describe, for cache keys."""
+        if (
+            isinstance(self.given, Preprocessing)
+            and len(specs) == len(self.source) == 1
+            and (self.given.layout or specs[0].layout == self.source[0].layout)
+        ):
+            return self.given.key(specs)  # the short form of stores from before inputs had names
+        steps = [self.of(index, spec).model_dump(mode="json") for index, spec in enumerate(specs)]
+        return [self.names(specs), steps]
 
 
 def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array:

@@ -403,8 +403,8 @@ SETTINGS = [
     ('metric="nomod:X"', "metric: no metric 'nomod:X': no module 'nomod' in"),
     ("metric=3", "metric: expected a list (got 3)"),
     (
-        "metric=[top1, f1, {uses: roc_auc}]\ngates=[{metric: f1, max_drop: 0.1, confidence: 0.9}]",
-        "gates.0.confidence: confidence requires a metric with a value for every sample; f1 is",
+        "metric=[top1, f1, {uses: roc_auc}]\ngates=[{metric: f1, max_drop: 0.1, classes: [3]}]",
+        "gates.0.classes: f1 is a metric of the whole set, and the samples of one class have no value of",
     ),
     (
         "metric=[top1, mae]",

@@ -20,15 +20,18 @@ from edgeopt.evaluation.datasets.mask_folder import MaskFolder
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.evaluation.datasets.wav_folder import WavFolder
 from edgeopt.evaluation.datasets.yolo import Yolo
+from edgeopt.evaluation.decoders.function import Function as FunctionDecoder
 from edgeopt.evaluation.decoders.grid import Grid
 from edgeopt.evaluation.decoders.ssd import Ssd
+from edgeopt.evaluation.metrics._counts import Counts
 from edgeopt.evaluation.metrics.function import Function as FunctionMetric
+from edgeopt.evaluation.metrics.miou import Miou
 from edgeopt.evaluation.metrics.pck import Pck
 from edgeopt.evaluation.metrics.psnr import Psnr
 from edgeopt.evaluation.metrics.ssim import Ssim
 from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.tasks.sequence import Sequence
-from edgeopt.plugin import Dataset, Sample, Stage
+from edgeopt.plugin import Contributions, Dataset, Sample, Stage
 from edgeopt.recipe.document import Latency
 from edgeopt.run.bench import Bench, timing_of
 from edgeopt.run.store import Store
@@ -41,6 +44,7 @@ from edgeopt.testing import Case, Nonconformance, Workshop, cases, null_device, 
 from edgeopt.testing.conformance.datasets import check_dataset
 from edgeopt.testing.conformance.metrics import check_metric
 from edgeopt.testing.conformance.stages import check_stage
+from edgeopt.testing.conformance.tasks import check_decoder
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +63,7 @@ INSTANCES = [
 ]
 ELSEWHERE = {
     ("metrics", "function"),  # needs a file, as datasets do: below
+    ("decoders", "function"),
     ("runtimes", "null"),  # answers whatever it is given, which is what it is for
 }
 CODE = """
@@ -66,6 +71,9 @@ import numpy as np
 
 def data():
     return [(np.full((4, 4, 1), index, np.float32), index % 3) for index in range(6)]
+
+def first(outputs):
+    return next(iter(outputs.values()))
 
 def right(outputs, labels):
     return (outputs.argmax(axis=1) == labels).astype(float)
@@ -183,6 +191,12 @@ def test_a_metric_of_a_users_own(workshop: Workshop, tmp_path: Path) -> None:
     check_metric(FunctionMetric(function=function), workshop)
 
 
+def test_a_decoder_of_a_users_own(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "own_metric.py").write_text(CODE)
+    function = Code.model_validate("own_metric:first", context={"roots": (tmp_path,)})
+    check_decoder(FunctionDecoder(function=function), workshop)
+
+
 def test_the_null_device_answers_at_once(workshop: Workshop, tmp_path: Path) -> None:
     bench = Bench(null_device(), workshop.bench.agent, Store(tmp_path)).open()
     model = workshop.model("tflite")
@@ -214,6 +228,28 @@ def test_what_a_metric_does_wrong_is_found(workshop: Workshop) -> None:
 
     with pytest.raises(Nonconformance, match="correct outputs score 1, wrong ones"):
         check_metric(Backwards(), workshop)
+
+
+def test_contributions_that_are_no_part_of_the_metric_are_found(workshop: Workshop) -> None:
+    class Shuffled(Miou):
+        """Credits the samples with the contributions of others."""
+
+        def contributions(self, evidence: Counts, samples: int) -> Contributions:
+            found = super().contributions(evidence, samples)
+            return found._replace(values=np.roll(found.values, 1))
+
+    class Shifted(Miou):
+        """Credits every sample with too much."""
+
+        def contributions(self, evidence: Counts, samples: int) -> Contributions:
+            found = super().contributions(evidence, samples)
+            return found._replace(values=found.values + 0.01)
+
+    check_metric(Miou(), workshop)
+    with pytest.raises(Nonconformance, match="do not explain its values for resampled sets"):
+        check_metric(Shuffled(), workshop)
+    with pytest.raises(Nonconformance, match=r"but the mean of its contributions is"):
+        check_metric(Shifted(), workshop)
 
 
 def test_what_a_dataset_does_wrong_is_found(workshop: Workshop) -> None:

@@ -110,6 +110,37 @@ def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
 
 
 @pytest.mark.slow
+def test_a_metric_of_the_whole_set_has_gates_and_a_baseline(kws: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = kws("f1")
+    recipe.write_text(
+        recipe.read_text().replace("metric: top1", "metric: f1")
+        + "gates:\n  - {metric: f1, max_drop: 0.1, confidence: 0.95}\n"
+        "  - {metric: f1, max_drop: 0.001, confidence: 0.95, undecided: pass}\n"
+    )
+    committed = baseline(tmp_path, recipe)
+    report = json.loads((tmp_path / "run-f1" / "report.json").read_text())
+    statuses = {(verdict["variant"], verdict["limit"]): verdict["status"] for verdict in report["gates"]}
+    assert statuses == {
+        ("float", 0.1): "pass",
+        ("int8", 0.1): "pass",
+        ("float", 0.001): "undecided",
+        ("int8", 0.001): "undecided",
+    }
+    for row in report["results"]:
+        drop = row["measurements"]["f1_drop"]
+        assert drop["ci95"][0] <= drop["value"] <= drop["ci95"][1]
+        low, high = next(each["bounds"] for each in report["gates"] if each["variant"] == row["variant"])
+        # The bounds allow for losses that no sample shows; the interval does not.
+        assert low < drop["ci95"][0] and drop["ci95"][1] < high < 0.1
+    unchanged = edgeopt(tmp_path, "check", "run-f1", "--against", committed, "--json")
+    assert unchanged.returncode == 0
+    verdicts = json.loads(unchanged.stdout)
+    assert [verdict["reason"] for verdict in verdicts if verdict["gate"].startswith("f1 ")] == [
+        "unchanged: the predictions are identical (400 samples)"
+    ] * 2
+
+
+@pytest.mark.slow
 def test_an_unchanged_artifact_passes_although_forty_samples_are_too_few(
     kws: Callable[..., Path], tmp_path: Path
 ) -> None:

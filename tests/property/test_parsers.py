@@ -4,6 +4,7 @@ Every kind of file is first damaged as a whole, then inside: archives are packed
 so that their readers get past the checksums.
 """
 
+import base64
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,8 @@ from hypothesis import strategies as st
 
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import EdgeoptError, RecipeError
+from edgeopt.evaluation.baseline import Limits, baseline_of, read_baseline, write_baseline
+from edgeopt.evaluation.baseline import check as check_baseline
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.formats.keras.files import hdf5
 from edgeopt.formats.known import format_named
@@ -30,6 +34,7 @@ from edgeopt.formats.source import check_weights, inspect, size_breakdown
 from edgeopt.publish.contract import read_contract
 from edgeopt.publish.oci import read_index, read_manifest
 from edgeopt.publish.unpacking import pack, unpack
+from edgeopt.results import Artifact, Measurement, Report, Result, Run, Samples
 from edgeopt.testing import Workshop
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -328,3 +333,66 @@ def test_documents_of_a_registry(read: Callable[[bytes, str], Any]) -> None:
         explained(read, text, "registry.example/name")
 
     check()
+
+
+def baseline_files() -> tuple[str, Report]:
+    """A baseline with values of samples and contributions, and the run that it is of."""
+    random = np.random.default_rng(0)
+    row = Result(
+        variant="int8",
+        format="tflite",
+        device="host",
+        status="ok",
+        artifact=Artifact(path="m.tflite", digest="0" * 64, size_bytes=100),
+        measurements={
+            name: Measurement(value=0.9, kind="fraction") for name in ("top1", "map50", "size_bytes")
+        },
+        samples={
+            "top1": Samples.pack((random.random(50) < 0.9).astype(float)),
+            "map50": Samples.pack(random.normal(0.8, 0.2, 50), 2.5),
+        },
+    )
+    run = Run(started="", seconds=0, command="", edgeopt="", evaluation_digest="0")
+    report = Report(recipe="r", run=run, results=(row,))
+    other = row.model_copy(update={"samples": row.samples | {"map50": Samples.pack(random.random(50), 3.0)}})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "baseline.json")
+        write_baseline(baseline_of(report), path)
+        return path.read_text(), report.model_copy(update={"results": (other,)})
+
+
+def test_damaged_baselines(tmp_path: Path) -> None:
+    text, report = baseline_files()
+    path = tmp_path / "baseline.json"
+
+    def read() -> None:
+        for verdict in check_baseline(report, read_baseline(path), Limits()):
+            assert verdict.status in ("pass", "fail", "undecided")
+
+    values = st.binary(max_size=220) | st.binary(min_size=200, max_size=200)
+    fields = st.fixed_dictionaries(
+        {},
+        optional={
+            "count": st.integers() | JSON,
+            "encoding": st.sampled_from(["bits", "float32", "pickle"]) | JSON,
+            "reach": st.floats() | JSON,
+            "data": values.map(lambda raw: base64.b64encode(zlib.compress(raw)).decode()) | JSON,
+        },
+    )
+
+    @THOROUGH
+    @given(EDITS)
+    def damaged(edits: list[Edit]) -> None:
+        path.write_bytes(edited(text.encode(), edits))
+        explained(read)
+
+    @THOROUGH
+    @given(st.sampled_from(["top1", "map50"]), fields)
+    def forged(metric: str, changes: dict[str, Any]) -> None:
+        record = json.loads(text)
+        record["entries"][0]["samples"][metric] |= changes
+        path.write_text(json.dumps(record))
+        explained(read)
+
+    damaged()
+    forged()

@@ -397,6 +397,54 @@ def test_weights_equal_repeated_images(seed):
         assert metric.weighted(score.evidence, np.ones(len(labels))) == score.value
 
 
+def area(evidence, weights):
+    """The area below the envelope of precision against recall, of all recalls instead of 101."""
+    areas = []
+    for one in evidence:
+        for correct, ignored in zip(one.correct, one.ignored, strict=True):
+            points, hits, counted = [], 0.0, 0.0
+            for image, is_hit, skipped in zip(one.images, correct, ignored, strict=True):
+                hits, counted = hits + weights[image] * is_hit, counted + weights[image] * (not skipped)
+                points.append((hits / (weights @ one.truths), hits / counted if counted else 0.0))
+            best, last = 0.0, None
+            total = 0.0
+            for recall, precision in reversed(points):
+                total += best * (last - recall) if last is not None else 0.0
+                best, last = max(best, precision), recall
+            areas.append(total + best * (last or 0.0))
+    return float(np.mean(areas))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contributions_are_derivatives_of_the_area(seed):
+    detections, labels = random_set(200 + seed, images=14, distinct=True)
+    for metric in (Map50(), Map5095()):
+        score = metric.scored(detections, labels)
+        values, reach = score.contributions
+        assert abs(area(score.evidence, np.ones(14)) - score.value) < 0.01
+        # Where two precisions are equal, the envelope has a kink: any slope between both sides is one.
+        below, above = (
+            [
+                (area(score.evidence, 1 + step * one) - area(score.evidence, np.ones(14))) / step
+                for one in np.eye(14)
+            ]
+            for step in (-1e-6, 1e-6)
+        )
+        slopes = (values - score.value) / 14
+        assert (np.array(below) - 1e-6 <= slopes).all() and (slopes <= np.array(above) + 1e-6).all()
+        # The image with the largest share of the objects, averaged over classes, and the steps of recall.
+        truths = np.array([one.truths / one.truths.sum() for one in score.evidence])
+        assert 0 < reach / 14 - truths.mean(axis=0).max() <= 0.25 / 100
+
+
+def test_a_model_that_finds_nothing_has_contributions():
+    labels = [truth([0, 0, 10, 10, 0, 0]), truth([0, 0, 10, 10, 0, 0])]
+    found_nothing = Map50().scored([found(), found()], labels)
+    assert found_nothing.contributions.values.tolist() == [0, 0]
+    wrong = Map50().scored([found([50, 50, 60, 60, 0.8, 0]), found()], labels)
+    assert wrong.contributions.values.tolist() == [0, 0]
+
+
 def test_of_equal_overlaps_the_last_object_is_taken():
     upper, lower = [0, 0, 10, 10, 0, 0], [0, 4, 10, 14, 0, 0]
     # The first overlaps both by the same, the second only one of them enough.

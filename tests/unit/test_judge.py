@@ -6,6 +6,7 @@ import pytest
 from edgeopt.evaluation.judge import Evidence, judge
 from edgeopt.evaluation.measurements import flips, sample_measurements
 from edgeopt.evaluation.metrics.agreement import Agreement
+from edgeopt.evaluation.metrics.f1 import F1
 from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
 from edgeopt.evaluation.metrics.max_abs_error import MaxAbsError
 from edgeopt.evaluation.metrics.top1 import Top1
@@ -135,7 +136,7 @@ def test_a_source_model_that_guesses_is_told() -> None:
     from edgeopt.results import SourceResult
     from edgeopt.run.assemble import plausibility_notes
 
-    scorer: Any = SimpleNamespace(source_decisions=decided(logits([1, 2])))
+    scorer: Any = SimpleNamespace(source_decisions={"": decided(logits([1, 2]))}, metrics=[])
 
     def source(top1: float) -> SourceResult:
         value = {"value": top1, "n": 446}
@@ -185,6 +186,38 @@ def test_few_values_of_a_metric_without_a_range_are_undecided() -> None:
     assert "no known range" in verdict.reason
 
 
+def of_set(worse: int, count: int, reach: float) -> Paired:
+    """Contributions of which some are lost."""
+    before = np.random.default_rng(0).normal(0.8, 0.1, count)
+    return Paired(before, before - (np.arange(count) < worse), reach=reach)
+
+
+def test_a_confident_gate_on_a_metric_of_the_whole_set() -> None:
+    gate = Gate(metric="top1", max_drop=0.02, confidence=0.95)
+    passed = confident(gate, of_set(0, 400, 2.0))
+    assert (passed.status, passed.reason, passed.p_value) == ("pass", "", None)
+    assert passed.bounds == pytest.approx((-0.015, 0.015), rel=0.05)
+    failed = confident(gate, of_set(40, 400, 2.0))
+    assert (failed.status, failed.measured) == ("fail", pytest.approx(0.1))
+    assert "top1 dropped by 0.1 on 400 samples; with 95% confidence, by more than 0.0" in failed.reason
+    # The same samples, but one of them weighs as much as eight.
+    heavy = confident(gate, of_set(0, 400, 8.0))
+    assert (heavy.status, heavy.blocks) == ("undecided", True)
+    assert (heavy.samples_needed or 0) > 1000
+    unknown = confident(gate, of_set(0, 200, 0.0))
+    assert "its values have no known range" in unknown.reason
+    classes = confident(Gate(metric="top1", max_drop=0.1, classes=("3",)), of_set(0, 400, 2.0))
+    assert (classes.status, classes.reason) == ("fail", "top1 is a metric of the whole set, not of classes")
+
+
+def test_metrics_of_the_whole_set_state_what_they_can_detect() -> None:
+    labels, metrics = np.arange(400) % 4, [NamedMetric("f1", F1())]
+    found = sample_measurements(metrics, {"f1": of_set(10, 400, 2.0)}, labels)
+    # No worst class: the samples of one class do not have a value of their own.
+    assert set(found) == {"f1_detectable_drop"}
+    assert 0.01 < found["f1_detectable_drop"].value < 0.1
+
+
 def test_only_a_gate_that_blocks_decides_the_exit_code() -> None:
     def code(**changes: Any) -> int:
         gate = Gate(metric="top1", max_drop=0.01, confidence=0.95, **changes)
@@ -207,10 +240,11 @@ def test_a_gate_on_classes_judges_their_samples_alone() -> None:
         (Gate(metric="top1", max_drop=0.1, classes=("d", "e")), 0.2),
         (Gate(metric="top1", min=0.9, classes=("d",)), 0.6),
     ):
-        verdict = confident(gate, pair, labels=labels, names=names)
+        verdict = confident(gate, pair, labels={"top1": labels}, names=names)
         assert (verdict.status, verdict.measured) == ("fail", pytest.approx(measured))
-    assert confident(Gate(metric="top1", max_drop=0.0, classes=("4",)), pair, labels=labels).status == "pass"
-    absent = confident(Gate(metric="top1", max_drop=0.1, classes=("42",)), pair, labels=labels)
+    same = confident(Gate(metric="top1", max_drop=0.0, classes=("4",)), pair, labels={"top1": labels})
+    assert same.status == "pass"
+    absent = confident(Gate(metric="top1", max_drop=0.1, classes=("42",)), pair, labels={"top1": labels})
     assert absent.reason == "no evaluation sample belongs to class 42"
     unlabelled = confident(Gate(metric="top1", max_drop=0.1, classes=("3",)), pair)
     assert unlabelled.reason == "the evaluation data have no class labels"

@@ -18,7 +18,9 @@ from edgeopt.evaluation.metrics.pixel_accuracy import PixelAccuracy
 from edgeopt.evaluation.metrics.psnr import Psnr
 from edgeopt.evaluation.metrics.recall_at_k import RecallAtK
 from edgeopt.evaluation.metrics.rmse import Rmse
+from edgeopt.evaluation.metrics.roc_auc import RocAuc
 from edgeopt.evaluation.metrics.ssim import Ssim
+from edgeopt.plugin import Metric
 
 NAN = np.nan
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -59,6 +61,13 @@ def vectors(seed: int = 0, count: int = 40):
     return values / np.linalg.norm(values, axis=1, keepdims=True), labels
 
 
+def vectors_of_classes():
+    """Scores with ties of three classes."""
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 3, 40)
+    return (random.random((40, 3)) + 0.5 * np.eye(3)[labels]).round(1), labels
+
+
 # --- every metric of the whole set
 
 WHOLE = [
@@ -72,6 +81,8 @@ WHOLE = [
     pytest.param(AveragePrecision(), *binary(), id="average_precision-binary"),
     pytest.param(AveragePrecision(), *multilabel(), id="average_precision-labels"),
     pytest.param(EqualErrorRate(), *binary(), id="equal_error_rate"),
+    pytest.param(RocAuc(), *binary(), id="roc_auc"),
+    pytest.param(RocAuc(), *vectors_of_classes(), id="roc_auc-classes"),
 ]
 
 
@@ -87,6 +98,36 @@ def test_weights_are_repeated_samples(metric, outputs, target):
         assert close(metric.weighted(score.evidence, repeats.astype(float)), repeated.value)
         assert close(metric.weighted(score.evidence, 0.3 * repeats), repeated.value)
     assert np.isnan(metric.weighted(score.evidence, np.zeros(count)))
+
+
+@pytest.mark.parametrize(("metric", "outputs", "target"), WHOLE)
+def test_contributions_are_derivatives(metric, outputs, target):
+    count, score = len(outputs), metric.scored(outputs, target)
+    values, reach = score.contributions
+    assert close(values.mean(), score.value)
+    assert metric.contributions(score.evidence, count).values.tolist() == values.tolist()
+    # What a value would be without the sample, and with it twice, halfway.
+    step = 1e-6
+    slopes = np.array([
+        metric.weighted(score.evidence, 1 + step * one) - metric.weighted(score.evidence, 1 - step * one)
+        for one in np.eye(count)
+    ]) / (2 * step)  # fmt: skip
+    if isinstance(metric, EqualErrorRate):
+        # Its own slope is that between two samples; the contributions take more of them.
+        assert np.corrcoef(values, slopes)[0, 1] > 0.6
+    else:
+        assert np.allclose(values - score.value, count * slopes, atol=1e-6)
+    assert (reach == 0) == isinstance(metric, Rmse)
+    # At least that of an average sample; less if a class is only predicted, for no sample can lose it.
+    assert reach == 0 or reach > 0.9
+
+
+@pytest.mark.parametrize(("metric", "outputs", "target"), WHOLE)
+def test_the_jackknife_is_the_default(metric, outputs, target):
+    score = metric.score(outputs, target)
+    values, reach = Metric.contributions(metric, score.evidence, len(outputs))
+    assert close(values.mean(), score.value) and reach == 0
+    assert np.corrcoef(values, metric.contributions(score.evidence, len(outputs)).values)[0, 1] > 0.6
 
 
 @pytest.mark.parametrize(("metric", "outputs", "target"), WHOLE)

@@ -4,6 +4,7 @@ import math
 import struct
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -462,3 +463,43 @@ def test_folder_of_16_bit_images(tmp_path):
     (sample,) = ImageFolder(path=tmp_path).samples()
     assert set(sample.inputs[0].flat) == {77}
     assert math.prod(sample.inputs[0].shape) == 3 * 4 * 3
+
+
+def test_npz_gives_labels_by_task(tmp_path: Path) -> None:
+    """Both of one shape and of different lengths; the digest says which array is whose."""
+    path = tmp_path / "two.npz"
+    boxes = np.arange(18, dtype=np.float32).reshape(3, 6)
+    np.savez(
+        path, x=np.zeros((2, 4), np.float32), kind=np.array([1, 0]), boxes=boxes, ends=np.array([0, 1, 3])
+    )
+    data = Npz(path=path, label={"kind": "kind", "boxes+scores": "boxes"}, offsets={"boxes+scores": "ends"})
+
+    first, second = data.samples()
+
+    assert (first.label["kind"], second.label["kind"]) == (1, 0)
+    assert [sample.label["boxes+scores"].tolist() for sample in (first, second)] == [
+        boxes[:1].tolist(),
+        boxes[1:].tolist(),
+    ]
+    swapped = data.model_copy(update={"label": {"boxes+scores": "boxes", "kind": "ends"}})
+    assert data.digest() != swapped.digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"label": {"kind": "kind"}, "offsets": "ends"}, "give 'label' and 'offsets' both as keys"),
+        ({"label": {"kind": "kind"}, "offsets": {"knd": "ends"}}, "'offsets' has 'knd', and 'label' has not"),
+    ],
+)
+def test_npz_refuses_offsets_of_other_tasks(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 4)))
+    with pytest.raises(ValidationError, match=expected):
+        Npz(path=tmp_path / "d.npz", **options)
+
+
+def test_npz_names_the_missing_labels_of_a_task(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 4), np.float32), y=np.zeros(2))
+    with pytest.raises(UsageError, match=r"no array 'kind'; the arrays are 'x', 'y'") as caught:
+        list(Npz(path=tmp_path / "d.npz", label={"a": "kind"}).samples())
+    assert "Set 'label'" in str(caught.value.fix)

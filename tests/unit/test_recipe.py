@@ -106,7 +106,7 @@ def test_a_yaml_tag_never_runs_code(write_recipe: Write, tmp_path: Path) -> None
 def test_float_is_always_a_variant_and_fidelity_always_measured(write_recipe: Write) -> None:
     recipe = load_recipe(write_recipe("optimize: {int8: {quantize: int8}}\n"))
     assert [variant.name for variant in recipe.variants] == ["float", "int8"]
-    assert [type(metric).__name__ for _, metric in recipe.metrics] == [
+    assert [type(metric).__name__ for _, metric, _ in recipe.metrics] == [
         "Top1",
         "FidelitySnrDb",
         "Agreement",
@@ -194,6 +194,14 @@ def test_a_document_that_cannot_be_used_still_has_its_names_looked_up(write_reci
 def test_a_gate_that_makes_no_sense_is_refused(write_recipe: Write, gate: str, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
         load_recipe(write_recipe(f"gates:\n  - {gate}\n"))
+
+
+def test_a_metric_of_the_whole_set_may_have_a_confident_gate(write_recipe: Write) -> None:
+    gate = "{metric: f1, max_drop: 0.01, confidence: 0.95}"
+    (found,) = load_recipe(write_recipe(metric="[top1, f1]", gates=f"[{gate}]")).gates
+    assert str(found) == "f1 max_drop 0.01 confidence=0.95"
+    with pytest.raises(RecipeError, match="f1 is a metric of the whole set, and the samples of one class"):
+        load_recipe(write_recipe(metric="f1", gates="[{metric: f1, max_drop: 0.01, class: 3}]"))
 
 
 def test_two_gates_that_contradict_are_refused(write_recipe: Write) -> None:

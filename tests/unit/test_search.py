@@ -10,7 +10,7 @@ from edgeopt.errors import StageError
 from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.evaluation.metrics.top5 import Top5
 from edgeopt.model import Model, Outputs, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Dataset, Feed, Judging, Sample, Trial
+from edgeopt.plugin import Context, Dataset, Feed, Judging, NamedMetric, Sample, Trial
 from edgeopt.stages._search import Budget, search, search_samples
 
 SAMPLES, CLASSES = 400, 10
@@ -236,13 +236,13 @@ def test_the_metric_of_the_recipe_decides(tmp_path: Path) -> None:
     context = Told(tmp_path).context
     by_top1 = search(model, model.labels, max_drop=0.02, budget=Budget(), context=context)
     assert by_top1 == {"first"}
-    judged = context._replace(judging=Judging(Top5()))
+    judged = context._replace(judging=Judging(NamedMetric.of(Top5())))
     assert search(model, model.labels, max_drop=0.02, budget=Budget(), context=judged) == frozenset()
 
 
 def test_numbers_are_judged_by_their_error(tmp_path: Path) -> None:
     model, told = Noisy(tmp_path, {"first": 0.3, "second": 1e-3}, {"first": 1, "second": 1}), Told(tmp_path)
-    context = told.context._replace(judging=Judging(MeanSquaredError()))
+    context = told.context._replace(judging=Judging(NamedMetric.of(MeanSquaredError())))
     assert search(model, model.clean, max_drop=0.02, budget=Budget(), context=context) == {"first"}
     assert told.trials[0].drop == pytest.approx(0.09, rel=0.1)  # 0.3 squared, relative to power 1
     assert told.trials[0].agreement is None

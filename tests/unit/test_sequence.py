@@ -389,6 +389,12 @@ def test_weights_are_repetitions():
     for metric, found, target in cases:
         score = metric.score(found, target)
         assert abs(metric.weighted(score.evidence, np.ones(count)) - score.value) < 1e-12
+        values = metric.scored(found, target).contributions.values
+        slopes = [
+            metric.weighted(score.evidence, 1 + 1e-6 * one) - metric.weighted(score.evidence, 1 - 1e-6 * one)
+            for one in np.eye(count)
+        ]
+        assert np.allclose(values, score.value + count * np.array(slopes) / 2e-6, rtol=1e-6, atol=1e-6)
         for _ in range(5):
             weights = RANDOM.integers(0, 4, count)
             repeated = np.repeat(np.arange(count), weights)

@@ -7,10 +7,12 @@ import pytest
 from scipy.special import gammaln, xlogy
 
 from edgeopt.evaluation.drop_tests import mean_p, tango
+from edgeopt.evaluation.metrics.miou import Miou
 from edgeopt.evaluation.statistics import (
     UNBOUNDED,
     Paired,
     bounds,
+    common_reach,
     decide,
     detectable_drop,
     mcnemar,
@@ -179,6 +181,61 @@ def test_at_the_limit_a_verdict_is_wrong_in_at_most_one_of_twenty(
                 found[verdict(pair(worse, better_count, samples), limit)] += chance
     assert sum(found.values()) > 0.99
     assert max(found["pass"], found["fail"]) <= 0.051
+
+
+def test_contributions_may_change_as_much_as_the_heaviest_sample() -> None:
+    ones = np.ones(400)
+    # Without a change, the bound is that of a loss that n samples do not show: 3 / n of the reach.
+    for reach in (1.0, 4.0):
+        found = decide(Paired(ones, ones, reach=reach), 0.1)
+        assert found.verdict == "pass"
+        assert found.bounds.high == pytest.approx(reach * -math.log(0.05) / 400, rel=0.03)
+    heavy = decide(Paired(ones, ones, reach=4.0), 0.01)
+    assert heavy.verdict == "undecided"
+    assert heavy.p_value is None
+    assert (heavy.samples_needed or 0) > 1200
+    # Zeros and ones may have different weights: they are no counts for an exact test.
+    assert not Paired(ones, ones, is_fraction=True, reach=1.0).is_binary
+    # Contributions reach further than the weights if one of them does.
+    far = Paired(ones, np.append(ones[1:], -9.0), reach=2.0)
+    assert far.largest_change(0.95) == 10.0
+
+
+def test_contributions_without_a_reach_need_samples_that_show_rare_losses() -> None:
+    values = np.random.default_rng(0).normal(5, 1, 298)
+    assert verdict(Paired(values, values, reach=0.0), 0.5) == "undecided"
+    more = np.append(values, 5.0)
+    assert verdict(Paired(more, more, reach=0.0), 0.5) == "pass"
+    assert common_reach(2.0, 3.0) == 3.0
+    assert common_reach(2.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("samples", [30, 60])
+def test_a_verdict_on_miou_is_wrong_in_at_most_one_of_twenty(samples: int) -> None:
+    """In one image of twenty, the second model answers one class everywhere."""
+    random, metric, population = np.random.default_rng(samples), Miou(), 2000
+    masks = np.zeros((population, 8, 8), np.int64)
+    for mask in masks:
+        top, left = random.integers(0, 5, 2)
+        mask[top : top + 4, left : left + 4] = random.integers(1, 3)
+    before = np.where(random.random(masks.shape) < 0.05, random.integers(0, 3, masks.shape), masks)
+    after = before.copy()
+    after[random.random(population) < 0.05] = 2
+    drop = metric.score(list(before), list(masks)).value - metric.score(list(after), list(masks)).value
+    assert drop > 0.05
+    found = {"pass": 0, "fail": 0, "undecided": 0}
+    for _ in range(300):
+        chosen = random.integers(0, population, samples)
+        one, other = (
+            metric.scored(list(answers[chosen]), list(masks[chosen])).contributions
+            for answers in (before, after)
+        )
+        assert one is not None and other is not None
+        found[
+            verdict(Paired(one.values, other.values, reach=common_reach(one.reach, other.reach)), drop)
+        ] += 1
+    # 5 % of 300 are 15. The percentile bootstrap passes 63 (30 samples) and 41 (60 samples).
+    assert found["pass"] <= 18 and found["fail"] <= 18
 
 
 def test_the_number_of_samples_that_would_decide_is_usually_enough() -> None:

@@ -7,13 +7,15 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.hops import hop
 from edgeopt.evaluation.interpreter import Interpreter, find_task, tasks
 from edgeopt.evaluation.metrics.agreement import Agreement
+from edgeopt.evaluation.metrics.f1 import F1
 from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.evaluation.metrics.top1 import Top1
+from edgeopt.evaluation.statistics import decide
 from edgeopt.evaluation.tasks.classification import Classification
 from edgeopt.evaluation.tasks.regression import Regression
 from edgeopt.evaluation.tasks.tensors import Tensors
 from edgeopt.model import Outputs
-from edgeopt.plugin import Metric, NamedMetric, Score
+from edgeopt.plugin import Head, Metric, NamedMetric, Score
 from edgeopt.run.scoring import Scorer
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.3, 0.3, 0.4], [0.2, 0.3, 0.5]], np.float32)
@@ -86,14 +88,14 @@ def test_the_metric_decides_the_task() -> None:
 
 
 def changed(source, after, task=None, names=()):
-    interpreter = None if task is None else Interpreter(task.settled(Outputs(source, names)))
+    interpreters = () if task is None else (Interpreter(task.settled(Outputs(source, names))),)
     return hop(
         "quantize",
         "tflite",
         lossless=False,
         before=Outputs(source, names),
         after=Outputs(after, names),
-        interpreter=interpreter,
+        interpreters=interpreters,
     )
 
 
@@ -150,6 +152,36 @@ def test_a_metric_of_the_whole_set_has_an_interval(monkeypatch: pytest.MonkeyPat
     assert scores["share_drop"].value == 0 and scores["share_drop"].ci95 == (0, 0)
 
 
+def test_metrics_of_the_whole_set_are_compared_by_the_contributions_of_the_samples() -> None:
+    labels = (np.arange(400) % 4).astype(np.int64)
+    before, after = np.eye(4)[labels], np.eye(4)[labels]
+    after[:40] = np.roll(after[:40], 1, axis=1)
+    with Scorer([NamedMetric.of(F1())], labels) as scorer:
+        scorer.source(Outputs([before]))
+        scores = scorer.artifact(Outputs([after]), Outputs([before]))
+    pair, drop = scores.pairs["f1"], scores.values["f1_drop"]
+    assert pair.before.tolist() == [1.0] * 400
+    assert pair.drops.mean() == pytest.approx(drop.value)
+    assert drop.value == pytest.approx(0.1, abs=0.001)
+    # The most by which a sample changes F1: a miss of one class, and a false positive of another.
+    assert pair.reach == pytest.approx(1.0, rel=0.02)
+    assert decide(pair, 0.05).verdict == "fail"
+    assert decide(pair, 0.15).verdict == "pass"
+    low, high = decide(pair, 0.05).bounds
+    assert drop.ci95 is not None
+    assert 0.05 < low < drop.ci95[0] + 0.02 and drop.ci95[1] - 0.02 < high < 0.15
+
+
+def test_contributions_of_a_metric_of_the_user_are_computed_in_its_process() -> None:
+    labels = (np.arange(400) % 4 == 0).astype(np.int64)
+    source = Outputs([np.zeros((400, 2))])
+    with Scorer([NamedMetric("share", Share())], labels) as scorer:
+        scorer.source(source)
+        pair = scorer.artifact(source, source).pairs["share"]
+    assert pair.of_set and not pair.is_bounded
+    assert np.allclose(pair.before, labels)
+
+
 def test_a_task_without_agreement_has_none_in_the_report() -> None:
     metrics = [NamedMetric.of(Agreement()), NamedMetric.of(MeanSquaredError())]
     source = Outputs([SCORES])
@@ -166,5 +198,5 @@ def test_outputs_that_do_not_fit_the_task_are_refused_before_artifacts_are_judge
         pytest.raises(UsageError, match="reads one output"),
     ):
         scorer.source(outputs)
-    with Scorer([NamedMetric.of(Top1())], LABELS, task=Classification(output="b")) as scorer:
+    with Scorer([NamedMetric.of(Top1())], LABELS, heads=[Head("", Classification(output="b"))]) as scorer:
         assert scorer.source(outputs)["top1"].value == 0.75

@@ -73,7 +73,7 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
     from rich.text import Text
 
     from edgeopt.cli.screen.tables import console
-    from edgeopt.reports.markdown import show
+    from edgeopt.reports.columns import show
 
     out = console()
     comparison = diagnosis.comparison

@@ -49,9 +49,10 @@ def profile(
     from edgeopt.config.registry import find
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.datasets.npz import Npz
-    from edgeopt.model import Preprocessing
-    from edgeopt.plugin import Dataset, Metric, NamedMetric
+    from edgeopt.model import InputPreprocessing
+    from edgeopt.plugin import Dataset, Decoder, Head, Metric, NamedMetric
     from edgeopt.recipe.document import PROTOCOLS, Latency
+    from edgeopt.recipe.planner import source_of
     from edgeopt.recipe.resolve import load_recipe
     from edgeopt.reports import RENDERERS
 
@@ -69,8 +70,10 @@ def profile(
     if data is not None and recipe is not None:
         raise UsageError("give either --data or --recipe, not both")
     dataset: Dataset | None = None
-    preprocessing = Preprocessing()
+    preprocessing: InputPreprocessing | None = None
     metrics: tuple[NamedMetric, ...] = ()
+    heads: tuple[Head, ...] = ()
+    decoder: Decoder | None = None
     specs = tuple(_spec(text, index) for index, text in enumerate(shape or ()))
     if data is not None:
         if not data.is_file():
@@ -81,8 +84,10 @@ def profile(
             metrics = (NamedMetric(metric, find(Metric, metric)()),)
     if recipe is not None:
         loaded = load_recipe(recipe, data_root=data_root, device_folders=folders(devices))
-        dataset, preprocessing = loaded.evaluation, loaded.model.preprocess
+        source, _ = source_of(loaded)
+        dataset, preprocessing = loaded.evaluation, InputPreprocessing(loaded.model.preprocess, source.inputs)
         metrics = tuple(named for named in loaded.metrics if named.metric.against == "labels")
+        heads, decoder = loaded.heads, loaded.decoder
     report = run(
         file,
         device=device,
@@ -90,6 +95,8 @@ def profile(
         dataset=dataset,
         preprocessing=preprocessing,
         metrics=metrics,
+        heads=heads,
+        decoder=decoder,
         inputs=specs,
         protocol=timing,
         trust=trust,

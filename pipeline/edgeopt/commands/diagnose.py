@@ -14,7 +14,7 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, causes, propose
-from edgeopt.evaluation.interpreter import Interpreter
+from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters
 from edgeopt.evaluation.layer_comparison import Data
 from edgeopt.formats.known import artifact_formats, format_named
 from edgeopt.model import Model, Outputs
@@ -123,7 +123,7 @@ def diagnose(
     if not built.complete and not any(_quantizes(step.stage) for step in built.steps):
         raise StageError(f"{built.branch.name} could not be built: {built.failure}")
     reference, quantized = _pair(builds, variant, view)
-    data = _data(loaded)
+    data = _data(plan)
     hops = _hops(plan, built, finished, target.device_folders, watch)
     comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
     document = target.document()
@@ -214,12 +214,12 @@ def _pair(builds: Mapping[str, Built], variant: str, view: LayerView) -> tuple[M
     return before[-1], quantized[0]
 
 
-def _data(recipe: Recipe) -> list[Data]:
+def _data(plan: Plan) -> list[Data]:
     """Calibration data and one other set, to detect ranges that fit the calibration data only."""
-    preprocess = recipe.model.preprocess
+    recipe = plan.recipe
     named = [("calibration", recipe.calibration)]
     named.append(("validation", recipe.validation) if recipe.validation else ("train", recipe.train))
-    data = [Data(name, Feed(dataset, preprocess)) for name, dataset in named if dataset is not None]
+    data = [Data(name, Feed(dataset, plan.preprocessing)) for name, dataset in named if dataset is not None]
     if not data:
         raise UsageError(f"{recipe.file}: no samples to compare layers on", fix="add data.calibration")
     return data
@@ -244,7 +244,7 @@ def _hops(
     watch(Event(branch=name, step="compare steps", status="started"))
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(scratch)
-        evaluation = Evaluation(recipe.calibration or recipe.train, recipe.model.preprocess, folder)
+        evaluation = Evaluation(recipe.calibration or recipe.train, plan.preprocessing, folder)
         bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
         run = partial(bench.run, evaluation=evaluation, limit=PROBE_SAMPLES)
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
@@ -252,19 +252,18 @@ def _hops(
         step_outputs = [StepOutputs("source", source.format, True, first)]
         for step, names, lossless, trained in judged_steps(built.steps, source, host):
             step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
-        hops = assemble.hops_of(step_outputs, _interpreter(recipe, first))
+        hops = assemble.hops_of(step_outputs, _interpreters(recipe, first))
     watch(Event(branch=name, step="compare steps", status="done"))
     return hops
 
 
-def _interpreter(recipe: Recipe, source: Outcome) -> Interpreter | None:
+def _interpreters(recipe: Recipe, source: Outcome) -> tuple[Interpreter, ...]:
     """What the outputs mean, as far as the recipe and the outputs of the source model say without labels."""
-    metrics = [metric for _, metric in recipe.metrics]
     outputs = Outputs(source.outputs, source.output_names)
     try:
-        return Interpreter.of_source(outputs, None, metrics, recipe.task, recipe.decoder)
-    except UsageError:
-        return None
+        return interpreters(outputs, None, recipe.metrics, recipe.heads, recipe.decoder)
+    except UNDECIDABLE:
+        return ()
 
 
 def _recalibrate(document: Mapping[str, Any], recipe: Recipe) -> Changes | None:

@@ -10,13 +10,13 @@ from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import DataError, UsageError
 from edgeopt.evaluation import drop_tests
 from edgeopt.evaluation.judge import judge
-from edgeopt.plugin import Dataset
+from edgeopt.plugin import Dataset, Sample
 from edgeopt.recipe.planner import Built, Plan, make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
-from edgeopt.reports.thumbnails import thumbnails, worst_flips
-from edgeopt.results import Event, Report, Result
+from edgeopt.reports.thumbnails import Thumbnails, room_for, thumbnails, worst_samples
+from edgeopt.results import Event, Reference, Report, Result
 from edgeopt.run import assemble
 from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
@@ -93,8 +93,10 @@ def _run(
     with scorer_of(loaded, measured.labels, findings.failed_metrics) as scorer:
         source = assemble.source_result(plan, measured, scorer)
         rows, evidence = assemble.results(plan, builds, measured, scorer, folder)
+        references = assemble.references(rows, scorer)
     verdicts = judge(loaded.gates, rows, evidence, scorer.failures)
 
+    pictures = _pictures(plan, rows, references)
     report = Report(
         recipe=loaded.name,
         run=clock.record(
@@ -118,7 +120,9 @@ def _run(
         results=tuple(rows),
         gates=tuple(verdicts),
         labels=loaded.model.labels,
-        thumbnails=_pictures(plan, rows),
+        thumbnails=pictures.pictures,
+        image_size=pictures.size,
+        references=references,
     )
     with writing(folder, OTHER_FOLDER):
         write_report(report, folder)
@@ -177,13 +181,17 @@ def _digest(dataset: Dataset | None) -> str:
         return ""
 
 
-def _pictures(plan: Plan, rows: Sequence[Result]) -> dict[int, str]:
-    """Thumbnails of the worst flipped samples, for models with image input."""
-    recipe = plan.recipe
-    if recipe.evaluation is None:
-        return {}
-    layout = recipe.model.preprocess.layout or next((spec.layout for spec in plan.source.inputs), None)
-    return thumbnails(recipe.evaluation.samples(), worst_flips(rows), layout)
+def _pictures(plan: Plan, rows: Sequence[Result], references: Sequence[Reference]) -> Thumbnails:
+    """Thumbnails of the samples that changed most, for models with image input: of the first image."""
+    if plan.recipe.evaluation is None:
+        return Thumbnails({})
+    inputs, preprocessing = plan.source.inputs, plan.preprocessing
+    index = next((index for index, spec in enumerate(inputs) if spec.layout), 0)
+    names = preprocessing.names(inputs)
+    samples = (Sample((each.in_order(names)[index],)) for each in plan.recipe.evaluation.samples())
+    room = room_for(references)
+    layout = preprocessing.of(index, inputs[index]).layout
+    return thumbnails(samples, worst_samples(rows, room.samples), layout, room)
 
 
 def point_latest(folder: Path) -> None:

@@ -16,7 +16,7 @@ from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference, distance
 from edgeopt.formats.known import format_named
 from edgeopt.formats.source import inspect
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Dataset
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.outcome import Outcome
@@ -74,7 +74,7 @@ def parity(
     *,
     device_folders: Sequence[Path] = (),
     dataset: Dataset | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | InputPreprocessing | None = None,
     inputs: tuple[TensorSpec, ...] = (),
 ) -> Parity:
     """Run one file on every device with the same inputs and compare with the first device.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,12 +62,15 @@ class Problems:
 def _keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """The keys that are valid at ``loc`` below ``model``."""
     node: Any = model
+    by_name = False
     for part in (part for part in loc if isinstance(part, str)):
         if isinstance(node, type) and issubclass(node, BaseModel):
             fields = {(field.alias or name): field for name, field in node.model_fields.items()}
-            if part not in fields:
+            if part in fields:
+                by_name = _has_mapping(fields[part].annotation)
+                node = _model_in(fields[part].annotation)
+            elif not by_name:
                 return []
-            node = _model_in(fields[str(part)].annotation)
     if isinstance(node, type) and issubclass(node, BaseModel):
         return [field.alias or name for name, field in node.model_fields.items()]
     return []
@@ -81,6 +84,11 @@ def _model_in(annotation: Any) -> Any:
         if (model := _model_in(argument)) is not None:
             return model
     return None
+
+
+def _has_mapping(annotation: Any) -> bool:
+    """Whether a value may be a mapping from arbitrary names."""
+    return get_origin(annotation) is dict or any(map(_has_mapping, get_args(annotation)))
 
 
 def short(value: object) -> str:

@@ -1,7 +1,8 @@
 """Regression baselines: a small file under version control, and the paired comparison of a run with it.
 
-A baseline records the measurements of every artifact, including the value of each sample, so that a later
-run can be compared sample by sample without the old artifact. Latencies are recorded for information only:
+A baseline records the measurements of every artifact, including the value of each sample, or its contribution
+to a metric of the whole set, so that a later run can be compared sample by sample without the old artifact.
+Latencies are recorded for information only:
 two runs share no clock, so they never decide a verdict.
 """
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeopt.config.files import regular, write_text, writing
 from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
+from edgeopt.evaluation.statistics import UNBOUNDED, Paired, common_reach, decide
 from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
@@ -82,8 +83,7 @@ def baseline_of(report: Report) -> Baseline:
             raise UsageError(
                 f"a baseline compares sample by sample, and {', '.join(judged)} of this run has no value for "
                 "a sample",
-                fix="add a metric that has one, such as mean_squared_error; metrics of the whole set are "
-                "judged by gates",
+                fix="return one number per sample from your function, or add a metric that has one",
             )
         raise UsageError(
             "this run evaluated no samples: there is nothing to compare",
@@ -122,7 +122,7 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    record = baseline.model_dump(mode="json", by_alias=True)
+    record = baseline.model_dump(mode="json", by_alias=True, exclude_none=True)
     with writing(path, "choose another file"):
         write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
@@ -215,7 +215,17 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
         measured = result.measurements.get(metric)
-        pair = Paired(old.unpack(), new.unpack(), measured is not None and measured.kind == "fraction")
+        try:
+            pair = _paired(old, new, is_fraction=measured is not None and measured.kind == "fraction")
+        except ValueError as error:  # a baseline was tested when it was read
+            where = f"{metric} of {entry.variant}.{entry.format} on {entry.device}"
+            raise UsageError(
+                f"the report is damaged: {where}: {error}", fix="run the recipe again"
+            ) from error
+        if pair is None:
+            reason = f"{metric} is a mean over samples only in one of the two runs: update the baseline"
+            yield verdict_on(entry, gate, "fail", None, limits.max_drop, reason)
+            continue
         same_file = (
             bool(entry.digest) and result.artifact is not None and result.artifact.digest == entry.digest
         )
@@ -227,6 +237,13 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
         fits = growth <= limits.max_size_increase + 1e-12
         reason = "" if fits else f"{before:,.0f} B became {after.value:,.0f} B, {growth:+.1%}"
         yield verdict_on(entry, gate, "pass" if fits else "fail", growth, limits.max_size_increase, reason)
+
+
+def _paired(old: Samples, new: Samples, *, is_fraction: bool) -> Paired | None:
+    """None if only one of them is of a metric of the whole set."""
+    if old.reach is not None and new.reach is not None:
+        return Paired(old.unpack(), new.unpack(), reach=common_reach(old.reach, new.reach))
+    return Paired(old.unpack(), new.unpack(), is_fraction) if old.reach is new.reach else None
 
 
 def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, same_file: bool) -> Verdict:
@@ -245,7 +262,9 @@ def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, s
         )
         reason = f"unchanged: {what}"
     else:
-        reason = f"{drop:+.2%} lost on {len(pair.before)} samples ({pair.worse} worse, {pair.better} better)"
+        reason = f"{drop:+.2%} lost on {len(pair.before)} samples"
+        if not pair.of_set:  # every contribution changes if one sample does
+            reason += f" ({pair.worse} worse, {pair.better} better)"
         if decision.bounds == UNBOUNDED:
             reason += "; the values have no known range, so few samples do not bound the drop"
         else:

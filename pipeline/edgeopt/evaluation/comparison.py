@@ -46,12 +46,13 @@ def difference(
     second: Sequence[Array],
     scales: Sequence[float | None],
     worst: int = 4,
-    interpreter: Interpreter | None = None,
+    interpreters: Sequence[Interpreter] = (),
+    names: Sequence[str] = (),
 ) -> Difference:
     """Compare real-valued outputs, each ``[n, ...]``; ``scales`` convert differences to quantization steps.
 
-    A NaN on one side only counts as an infinite difference. ``interpreter``: what the outputs mean; default:
-    as far as each shows by itself.
+    A NaN on one side only counts as an infinite difference. ``interpreters``: what the outputs mean, by their
+    ``names``; default: as far as each shows by itself.
 
     Raises:
         UsageError: the devices return outputs of different number or size.
@@ -76,17 +77,18 @@ def difference(
         differing=int((errors > 0).sum()),
         max_error=float(errors.max(initial=0.0)),
         max_steps=int(steps.max(initial=0.0)) if all_quantized else None,
-        flips=_flips(first, second, interpreter),
+        flips=_flips(Outputs(first, names), Outputs(second, names), interpreters),
         worst=tuple(order),
     )
 
 
-def _flips(first: Sequence[Array], second: Sequence[Array], interpreter: Interpreter | None) -> int | None:
-    """Number of samples with another decision: of the task, or else of an output by itself."""
-    if interpreter is not None:
-        parts = [(interpreter, Outputs(first), Outputs(second))]
-    else:
-        pairs = [(Outputs([one]), Outputs([other])) for one, other in zip(first, second, strict=True)]
+def _flips(first: Outputs, second: Outputs, interpreters: Sequence[Interpreter]) -> int | None:
+    """Number of samples with another decision: of a task, or else of an output by itself."""
+    parts = [(interpreter, first, second) for interpreter in interpreters]
+    if not parts:
+        pairs = [
+            (Outputs([one]), Outputs([other])) for one, other in zip(first.arrays, second.arrays, strict=True)
+        ]
         parts = [(single(one), one, other) for one, other in pairs]
     agreements = [known.agreement(other, one) for known, one, other in parts]
     known_ones = [agreement for agreement in agreements if agreement is not None]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edgeopt.config.files import replacing, writing
 from edgeopt.evaluation.samples import fitted, quantize, random_inputs
-from edgeopt.model import Array, Model, Preprocessing
-from edgeopt.plugin import Dataset, PerSample
+from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing
+from edgeopt.plugin import Dataset, Labels, Sample
 
 COUNT = 8
 """Number of vectors: enough to detect a wrong byte, few enough for flash memory."""
@@ -22,13 +22,17 @@ class Golden:
     """The samples of a run that become golden vectors, spread evenly over the evaluation data."""
 
     def __init__(
-        self, dataset: Dataset | None, preprocessing: Preprocessing, labels: PerSample | None, samples: int
+        self,
+        dataset: Dataset | None,
+        preprocessing: Preprocessing | InputPreprocessing,
+        labels: Labels | None,
+        samples: int,
     ) -> None:
         self.preprocessing = preprocessing
         self.samples = samples
         self.rows = np.linspace(0, samples - 1, min(COUNT, samples)).round().astype(int)
         self.labels = labels[self.rows] if isinstance(labels, np.ndarray) else None
-        self.raw: tuple[Array, ...] = _select(dataset, self.rows) if dataset and samples else ()
+        self.raw: list[Sample] = _select(dataset, self.rows) if dataset and samples else []
 
     def write(self, model: Model, outputs: Sequence[Array], path: Path) -> None:
         """Write ``raw_i`` (before preprocessing, if there are data), ``input_i`` and ``output_i`` to an .npz.
@@ -38,15 +42,19 @@ class Golden:
         """
         if not self.samples:
             return
+        arrays: dict[str, Array] = {}
         if self.raw:
-            inputs = [
-                np.concatenate([fitted(sample, self.preprocessing, spec, "golden") for sample in raw])
-                for raw, spec in zip(self.raw, model.inputs, strict=True)
-            ]
+            names = self.preprocessing.names(model.inputs)
+            columns = zip(*(sample.in_order(names) for sample in self.raw), strict=True)
+            for index, (raw, described) in enumerate(zip(columns, model.inputs, strict=True)):
+                steps = self.preprocessing.of(index, described)
+                arrays[f"raw_{index}"] = np.stack(raw)
+                arrays[f"input_{index}"] = np.concatenate(
+                    [fitted(each, steps, described, "golden") for each in raw]
+                )
         else:
-            inputs = [values[self.rows] for values in random_inputs(model.inputs, self.samples)]
-        arrays: dict[str, Array] = {f"raw_{index}": values for index, values in enumerate(self.raw)}
-        arrays |= {f"input_{index}": values for index, values in enumerate(inputs)}
+            made_up = random_inputs(model.inputs, self.samples)
+            arrays = {f"input_{index}": values[self.rows] for index, values in enumerate(made_up)}
         for index, values in enumerate(outputs):
             spec = model.outputs[index] if index < len(model.outputs) else None
             quantized = spec is not None and spec.scale and values.dtype.kind == "f"
@@ -64,7 +72,6 @@ class Golden:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def _select(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Array, ...]:
+def _select(dataset: Dataset, rows: NDArray[np.int64]) -> list[Sample]:
     indices = set(rows.tolist())
-    selected = [sample.inputs for index, sample in enumerate(dataset.samples()) if index in indices]
-    return tuple(np.stack(values) for values in zip(*selected, strict=True))
+    return [sample for index, sample in enumerate(dataset.samples()) if index in indices]

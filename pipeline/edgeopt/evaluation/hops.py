@@ -1,10 +1,11 @@
 """What one step did to the outputs of a model: every output, and parts of outputs of mixed ranges. Pure."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import UsageError
-from edgeopt.evaluation.interpreter import Interpreter, single
+from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, single
 from edgeopt.model import Array, Outputs
 from edgeopt.results import Hop, OutputChange, snr_db
 
@@ -19,6 +20,8 @@ NEGLIGIBLE = 1e-4
 """Parts with a smaller share of the output's range carry no information, such as dead channels."""
 MAX_PARTS = 16
 """Values of a vector that may be quantities of different kinds; longer ones are scores or features."""
+MAX_DEAD = 4
+"""Maximum number of dead parts of an output that a report lists."""
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +34,7 @@ def hop(
     before: Outputs,
     after: Outputs,
     trained: bool = False,
-    interpreter: Interpreter | None = None,
+    interpreters: Sequence[Interpreter] = (),
 ) -> Hop:
     """Compare the outputs of one step with those of the previous step, on the same samples.
 
@@ -39,19 +42,19 @@ def hop(
     prunes may change them, but the model is broken if one no longer resembles the previous one, if a part of
     it has become constant, or if the decisions of its task no longer agree. Training changes the confidence
     of a model, so for a trained one only its decisions are compared, if its task has any. The figures of the
-    hop are those of its worst output. Outputs that the ``interpreter`` does not read are taken by themselves.
+    hop are those of its worst output. Outputs that the ``interpreters`` do not read are taken by themselves.
     """
     common = {"stage": stage, "produced": produced, "lossless": lossless}
     if len(before.arrays) != len(after.arrays):
         reason = f"{stage} changed the number of outputs from {len(before.arrays)} to {len(after.arrays)}"
         return Hop(status="broken", reason=reason, **common)
-    together = _read_together(interpreter, before)
+    alone, together = _readers(interpreters, before)
+    shared = {index for _, positions in together for index in positions}
     changes = []
     for index, other in enumerate(_matched(before, after)):
         name, old, new = before.name(index), before.arrays[index], after.arrays[other]
-        if index in together:
-            judge = interpreter if len(together) == 1 else None
-        else:
+        judge = alone.get(index)
+        if judge is None and index not in shared:
             judge = single(Outputs([old], [name]))
         change = _change(name, old, new, judge, lossless=lossless, trained=trained)
         of = f" of output {name!r}" if len(before.arrays) > 1 else ""
@@ -61,14 +64,15 @@ def hop(
     errors = [change.max_abs_error for change in changes if change.max_abs_error is not None]
     agreements = [change.agreement for change in changes if change.agreement is not None]
     status, reason = worst.status, worst.reason
-    if len(together) > 1 and interpreter is not None and status != "broken":
+    for interpreter, positions in together if status != "broken" else ():
         agreement = _agreement(interpreter, before, aligned(after, before))
         if agreement is not None:
             agreements.append(agreement)
-            least = min(changes[index].snr_db or 0.0 for index in together)
+            least = min(changes[index].snr_db or 0.0 for index in positions)
             if not lossless and _disagrees(agreement, interpreter) and least < ALIKE_SNR_DB:
                 status = "broken"
-                reason = f"{stage} broke the model: SNR {least:.1f} dB, agreement {agreement:.2%}"
+                of = f" of {interpreter.head}" if interpreter.head else ""
+                reason = f"{stage} broke the model: SNR{of} {least:.1f} dB, agreement {agreement:.2%}"
     return Hop(
         snr_db=worst.snr_db,
         max_abs_error=max(errors, default=None),
@@ -80,12 +84,25 @@ def hop(
     )
 
 
-def _read_together(interpreter: Interpreter | None, outputs: Outputs) -> tuple[int, ...]:
-    """Positions of the outputs that the task interprets; empty if they are not those of the task."""
-    try:
-        return interpreter.reads(outputs.all_names()) if interpreter is not None else ()
-    except UsageError:
-        return ()
+def _readers(
+    interpreters: Sequence[Interpreter], outputs: Outputs
+) -> tuple[dict[int, Interpreter], list[tuple[Interpreter, tuple[int, ...]]]]:
+    """The interpreter of each output that is read by itself, and those that read several, with the positions.
+
+    Interpreters whose outputs these are not are left out.
+    """
+    alone: dict[int, Interpreter] = {}
+    together: list[tuple[Interpreter, tuple[int, ...]]] = []
+    for interpreter in interpreters:
+        try:
+            positions = interpreter.reads(outputs.all_names())
+        except UNDECIDABLE:
+            continue
+        if len(positions) == 1 and positions[0] not in alone:
+            alone[positions[0]] = interpreter
+        elif positions:
+            together.append((interpreter, positions))
+    return alone, together
 
 
 def aligned(outputs: Outputs, source: Outputs) -> Outputs:
@@ -145,8 +162,8 @@ def _change(
     reason = ""
     if not alike or not np.isfinite(new).all():
         reason = f"broke the model: SNR{{of}} {snr:.1f} dB{same}, largest error {error:.3g}"
-    elif dead := _dead_part(old, new):
-        reason = f"broke the model: {dead}"
+    elif dead := dead_parts(old, new):
+        reason = f"broke the model: {dead[0]}"
     return OutputChange(
         name=name,
         snr_db=snr,
@@ -169,7 +186,7 @@ def _agreement(interpreter: Interpreter, before: Outputs, after: Outputs) -> flo
     """Mean agreement of the decisions; None if they cannot be compared."""
     try:
         agreement = interpreter.agreement(after, before)
-    except UsageError:
+    except UNDECIDABLE:
         return None
     return None if agreement is None else float(agreement.mean())
 
@@ -179,18 +196,38 @@ def _disagrees(agreement: float, interpreter: Interpreter) -> bool:
     return least is not None and agreement < least
 
 
-def _dead_part(old: Floats, new: Floats) -> str:
-    """What has become constant, in words: all values, or a part whose range was far below that of the rest.
+def output_changes(
+    before: Outputs, after: Outputs, interpreters: Sequence[Interpreter] = ()
+) -> tuple[OutputChange, ...]:
+    """Every output of a model compared with the source model's, both aligned; nothing is judged.
+
+    The reason says which parts of an output became constant. Outputs of another number or shape are left out.
+    """
+    whole = hop("", "", lossless=False, before=before, after=after, trained=True, interpreters=interpreters)
+    changes = []
+    for change, old, new in zip(whole.outputs, before.arrays, after.arrays, strict=False):
+        if change.snr_db is None:
+            continue
+        dead = [part.format(of="") for part in dead_parts(old.astype(np.float64), new.astype(np.float64))]
+        more = [f"and {len(dead) - MAX_DEAD} more"] if len(dead) > MAX_DEAD else []
+        reason = "; ".join([*dead[:MAX_DEAD], *more])
+        changes.append(change.model_copy(update={"status": "broken" if dead else "ok", "reason": reason}))
+    return tuple(changes)
+
+
+def dead_parts(old: Floats, new: Floats) -> list[str]:
+    """What has become constant, in words: all values, or parts whose range was far below that of the rest.
 
     A detector may have coordinates up to 640 and scores up to 1 in one tensor: one quantization step is then
     larger than every score. The SNR of the tensor does not show it.
     """
     if not old.size:
-        return ""
+        return []
     if np.ptp(old) > NEGLIGIBLE * np.abs(old).max() and np.ptp(new) == 0:
-        return f"every value{{of}} is {new.flat[0]:.3g}"
+        return [f"every value{{of}} is {new.flat[0]:.3g}"]
     if old.min() >= 0 and old.max() <= 1:
-        return ""  # probabilities: those that are small everywhere may vanish
+        return []  # probabilities: those that are small everywhere may vanish
+    dead: list[str] = []
     for axis in sorted({1, old.ndim - 1}):
         if old.ndim < 2 or old.shape[axis] < 2 or (old.ndim == 2 and old.shape[1] > MAX_PARTS):
             continue
@@ -201,8 +238,8 @@ def _dead_part(old: Floats, new: Floats) -> str:
             if np.ptp(part) == 0:
                 where = f"part {index} of {len(ranges)} on axis {axis}{{of}}"
                 reach = f"its range was {ranges[index]:.3g}, that of other parts {ranges.max():.3g}"
-                return f"{where} is {part.flat[0]:.3g} everywhere: {reach}"
-    return ""
+                dead.append(f"{where} is {part.flat[0]:.3g} everywhere: {reach}")
+    return dead
 
 
 def _small_parts(ranges: Floats) -> list[int]:

@@ -1,6 +1,6 @@
-"""From the outputs of a model to decisions: an optional decoder, then the task. Pure."""
+"""From the outputs of a model to decisions: an optional decoder, then a task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,17 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.config import registry
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.model import Outputs
-from edgeopt.plugin import Decisions, Decoder, Metric, PerSample, Task
+from edgeopt.plugin import Decisions, Decoder, Head, Labels, Metric, NamedMetric, PerSample, Task
+
+UNDECIDABLE = (UsageError, DataError)
+"""What ``decide`` raises: the outputs do not fit, or the decoder of the user failed."""
 
 
 class Answers(NamedTuple):
-    """The outputs of a model after the decoder, and what the task makes of them."""
+    """The outputs of a model that a task reads, and what it makes of them."""
 
     outputs: Outputs
     decisions: Decisions | None = None
-    failure: UsageError | None = None
+    failure: EdgeoptError | None = None
     """Why there are no decisions."""
 
     def read_by(self, metric: Metric) -> Any:
@@ -36,32 +39,19 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What the outputs of a model mean."""
+    """What the outputs of a model mean, or some of them if it has several tasks."""
 
     task: Task
     decoder: Decoder | None = None
+    head: str = ""
+    """The name of the task in the recipe; empty for the only one, which reads all outputs."""
+    names: tuple[str, ...] = ()
+    """The outputs that the task reads; empty: all."""
 
     def decoded(self, outputs: Outputs) -> Outputs:
-        """The outputs after the decoder; raises as ``decide``."""
-        return outputs if self.decoder is None else self.decoder.apply(outputs)
-
-    @classmethod
-    def of_source(
-        cls,
-        source: Outputs,
-        labels: PerSample | None,
-        metrics: Sequence[Metric],
-        task: Task | None = None,
-        decoder: Decoder | None = None,
-    ) -> "Interpreter":
-        """The interpreter for the source model with these outputs; without a ``task``, it is found.
-
-        Raises:
-            UsageError: the outputs are not those of the decoder or of the task.
-        """
-        decoded = source if decoder is None else decoder.apply(source)
-        judged = [metric for metric in metrics if metric.against == "labels"]
-        return cls(task.settled(decoded) if task else find_task(judged, decoded, labels), decoder)
+        """The outputs that the task reads; raises as ``decide``."""
+        decoded = outputs if self.decoder is None else self.decoder.apply(outputs)
+        return _chosen(decoded, self.names)
 
     def answers(self, outputs: Outputs) -> Answers:
         """What a model answers; does not raise."""
@@ -69,7 +59,7 @@ class Interpreter:
         try:
             decoded = self.decoded(outputs)
             return Answers(decoded, self.task.decide(decoded))
-        except UsageError as error:
+        except UNDECIDABLE as error:
             return Answers(decoded, None, error)
 
     def decide(self, outputs: Outputs) -> Decisions:
@@ -77,22 +67,76 @@ class Interpreter:
 
         Raises:
             UsageError: the outputs are not those of the decoder or of the task.
+            DataError: a decoder of the user failed.
         """
         return self.task.decide(self.decoded(outputs))
 
     def reads(self, names: Sequence[str]) -> tuple[int, ...]:
         """Positions of the outputs that decisions depend on; raises as ``decide``."""
-        return tuple(range(len(names))) if self.decoder is not None else self.task.reads(names)
+        if self.decoder is not None:
+            return tuple(range(len(names)))
+        if not self.names:
+            return self.task.reads(names)
+        positions = [_position(names, name) for name in self.names]
+        return tuple(positions[index] for index in self.task.reads(self.names))
 
     def agreement(self, outputs: Outputs, source: Outputs) -> NDArray[np.float64] | None:
         """How far each decision is that of the source model, ``[n]``; None if undefined for the task.
 
         Raises:
-            UsageError: as ``decide``.
+            UsageError, DataError: as ``decide``.
         """
         if self.task.broken_agreement is None:
             return None
         return self.task.agreement(self.decide(outputs), self.decide(source))
+
+
+def interpreters(
+    source: Outputs,
+    labels: Labels | None,
+    metrics: Sequence[NamedMetric],
+    heads: Sequence[Head] = (),
+    decoder: Decoder | None = None,
+) -> tuple[Interpreter, ...]:
+    """The interpreters for a source model with these outputs, one for each task.
+
+    Without ``heads``, there is one, of the task that is found by the metrics, the labels and the outputs.
+
+    Raises:
+        UsageError: the outputs are not those of the decoder or of a task.
+        DataError: a decoder of the user failed.
+    """
+    decoded = source if decoder is None else decoder.apply(source)
+    if heads:
+        settled = [head.task.settled(_chosen(decoded, head.outputs)) for head in heads]
+        return tuple(
+            Interpreter(task, decoder, head.name, head.outputs)
+            for task, head in zip(settled, heads, strict=True)
+        )
+    judged = [metric for _, metric, _ in metrics if metric.against == "labels"]
+    return (Interpreter(find_task(judged, decoded, labels_of(labels, "")), decoder),)
+
+
+def labels_of(labels: Labels | None, head: str) -> PerSample | None:
+    """The labels of one task. Labels without a name are those of every task that is asked for."""
+    return labels.get(head) if isinstance(labels, Mapping) else labels
+
+
+def _chosen(outputs: Outputs, names: Sequence[str]) -> Outputs:
+    if not names:
+        return outputs
+    known = outputs.all_names()
+    positions = [_position(known, name) for name in names]
+    return Outputs([outputs.arrays[index] for index in positions], list(names))
+
+
+def _position(names: Sequence[str], name: str) -> int:
+    if name not in names:
+        raise UsageError(
+            f"tasks: the model has no output {name!r}; it has {', '.join(map(repr, names))}",
+            fix="join the names of the outputs that a task reads with '+', such as boxes+scores",
+        )
+    return list(names).index(name)
 
 
 @cache
@@ -115,7 +159,8 @@ def find_task(metrics: Sequence[Metric], outputs: Outputs, targets: PerSample | 
     if not known:
         listed = ", ".join(sorted({name for names in named for name in names}))
         raise UsageError(
-            f"the metrics are of different tasks: {listed}", fix="use metrics of one task in a recipe"
+            f"the metrics are of different tasks: {listed}",
+            fix="use metrics of one task in a recipe, or say with 'tasks' which outputs belong to which task",
         )
     return known[0]().settled(outputs)
 

@@ -14,8 +14,11 @@ class Evidence(NamedTuple):
     """Per-sample results of one artifact."""
 
     pairs: Mapping[str, Paired]
-    """Per metric, the values of the source model and of the artifact for every sample; higher is better."""
-    labels: PerSample | None = None
+    """Per metric, the values of the source model and of the artifact for every sample; higher is better.
+
+    Of a metric of the whole set, such as mAP, they are the samples' contributions."""
+    labels: Mapping[str, PerSample | None] = {}
+    """Per metric."""
     names: tuple[str, ...] = ()
     """Class names, if there are any."""
     lower: frozenset[str] = frozenset()
@@ -66,12 +69,15 @@ def _by_samples(gate: Gate, result: Result, evidence: Evidence) -> Verdict:
     if pair is None:
         return _verdict(gate, result, None, f"{gate.metric} has no per-sample values")
     if gate.classes:
-        if not isinstance(evidence.labels, np.ndarray) or evidence.labels.ndim != 1:
+        if pair.of_set:
+            return _verdict(gate, result, None, f"{gate.metric} is a metric of the whole set, not of classes")
+        labels = evidence.labels.get(gate.metric)
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1:
             return _verdict(gate, result, None, "the evaluation data have no class labels")
         classes = [
             evidence.names.index(name) if name in evidence.names else int(name) for name in gate.classes
         ]
-        chosen = np.isin(evidence.labels, classes)
+        chosen = np.isin(labels, classes)
         if not chosen.any():
             return _verdict(
                 gate, result, None, f"no evaluation sample belongs to class {', '.join(gate.classes)}"

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.statistics import Paired, bootstrap, detectable_drop, interval
 from edgeopt.model import Array
-from edgeopt.plugin import Decisions, Metric, NamedMetric, PerSample, Score
+from edgeopt.plugin import Decisions, Labels, Metric, NamedMetric, PerSample, Score
 from edgeopt.results import ClassChange, Confusion, Flip, Measurement, Role
 
 FEW = 5
@@ -66,12 +67,12 @@ def _interval(
 
 
 def sample_measurements(
-    metrics: Sequence[NamedMetric], pairs: Mapping[str, Paired], labels: PerSample | None
+    metrics: Sequence[NamedMetric], pairs: Mapping[str, Paired], all_labels: Labels | None
 ) -> dict[str, Measurement]:
     """Measurements from per-sample values: the worst class drop, and the smallest detectable drop."""
     measurements: dict[str, Measurement] = {}
-    for name, metric in metrics:
-        pair = pairs.get(name)
+    for name, metric, head in metrics:
+        pair, labels = pairs.get(name), labels_of(all_labels, head)
         if pair is None:
             continue
         count, kind = len(pair.before), metric.difference_kind
@@ -80,7 +81,7 @@ def sample_measurements(
             measurements[f"{name}_detectable_drop"] = Measurement(
                 value=smallest, n=count, kind=kind, role="detectable_drop"
             )
-        if not are_classes(labels):
+        if pair.of_set or not are_classes(labels):
             continue
         classes, counts = np.unique(labels, return_counts=True)
         classes = classes[counts >= FEW]
@@ -99,12 +100,12 @@ def are_classes(labels: PerSample | None) -> TypeGuard[Array]:
 
 def flips(decisions: Decisions, labels: PerSample | None, source: Decisions) -> tuple[Flip, ...]:
     """The samples correct in the source model and wrong here, by decreasing margin."""
-    both = _both_scores(decisions, labels, source)
-    if both is None or not are_classes(labels):
+    chosen = _chosen_classes(decisions, labels, source)
+    if chosen is None or decisions.scores is None or not are_classes(labels):
         return ()
-    scores, before = both
-    predicted = scores.argmax(axis=1)
-    lost = np.flatnonzero((before.argmax(axis=1) == labels) & (predicted != labels))
+    predicted, before = chosen
+    scores = np.asarray(decisions.scores, np.float64)
+    lost = np.flatnonzero((before == labels) & (predicted != labels) & (predicted >= 0))
     margins = scores[lost, predicted[lost]] - scores[lost, labels[lost]]
     order = np.argsort(-margins, kind="stable")[:FLIPS]
     return tuple(
@@ -125,10 +126,10 @@ def by_class(
 
     The largest changes come first; the number of entries is bounded.
     """
-    both = _both_scores(decisions, labels, source)
-    if both is None or not are_classes(labels):
+    chosen = _chosen_classes(decisions, labels, source)
+    if chosen is None or not are_classes(labels):
         return (), ()
-    after, before = (scores.argmax(axis=1) for scores in both)
+    after, before = chosen
     classes, counts = np.unique(labels, return_counts=True)
     correct_before = [(before == labels)[labels == label].sum() for label in classes]
     correct_after = [(after == labels)[labels == label].sum() for label in classes]
@@ -138,7 +139,7 @@ def by_class(
     ]
     mistakes: dict[tuple[int, int], list[int]] = {}
     for which, predicted in enumerate((before, after)):
-        wrong = predicted != labels
+        wrong = (predicted != labels) & (predicted >= 0)
         for label, answer in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True):
             mistakes.setdefault((int(label), answer), [0, 0])[which] += 1
     confusions = [
@@ -150,13 +151,16 @@ def by_class(
     return tuple(changes[:CLASSES]), tuple(confusions[: 2 * CLASSES])
 
 
-def _both_scores(
+def _chosen_classes(
     decisions: Decisions, labels: PerSample | None, source: Decisions
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Scores ``[n, classes]`` of this model and of the source; None unless this is a classification."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """The class ``[n]`` that this model and the source chose; None unless both choose one of the labels'."""
     if not are_classes(labels) or decisions.scores is None or source.scores is None:
         return None
-    scores, before = np.asarray(decisions.scores, np.float64), np.asarray(source.scores, np.float64)
-    if scores.ndim != 2 or scores.shape != before.shape or labels.max(initial=0) >= scores.shape[1]:
+    predicted, before = (np.asarray(each.values) for each in (decisions, source))
+    classes = decisions.scores.shape[-1]
+    if predicted.shape != labels.shape or before.shape != labels.shape or predicted.dtype.kind not in "iu":
         return None
-    return scores, before
+    if decisions.scores.shape != (len(labels), classes) or labels.max(initial=0) >= classes:
+        return None
+    return predicted.astype(np.int64), before.astype(np.int64)

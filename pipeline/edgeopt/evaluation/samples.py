@@ -5,14 +5,14 @@ here for all of them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
 
 from edgeopt.errors import UsageError
-from edgeopt.model import Array, Layout, Preprocessing, TensorSpec, arrange
-from edgeopt.plugin import Dataset, PerSample, Sample
+from edgeopt.model import Array, InputPreprocessing, Layout, Preprocessing, TensorSpec, arrange
+from edgeopt.plugin import Dataset, Labels, PerSample, Sample
 
 
 def title(dataset: Dataset) -> str:
@@ -29,35 +29,55 @@ def checked(dataset: Dataset) -> Iterator[Sample]:
 
     Raises:
         UsageError: the dataset is empty, or a sample contains NaN, infinity or other than numbers, or
-            differs in shape from the first. The message names the sample's index.
+            differs from the first in shape or in the names of its inputs. The message names the sample's
+            index.
     """
     shapes: list[tuple[int, ...]] | None = None
-    labelled = False
+    names: tuple[str, ...] = ()
+    labelled: Collection[str] = ()
     for index, sample in enumerate(dataset.samples()):
         where = f"{title(dataset)}: sample {index}"
+        if shapes is None:
+            names = sample.names
+        elif sample.names != names:
+            sample = _like_the_first(sample, names, where)
         for position, value in enumerate(sample.inputs):
-            _check_values(value, where, f"input {position}" if len(sample.inputs) > 1 else "the input")
-        if sample.label is not None and not isinstance(sample.label, int):
-            _check_values(sample.label, where, "the label")
+            what = repr(names[position]) if names else str(position)
+            _check_values(value, where, f"input {what}" if len(sample.inputs) > 1 else "the input")
+        for task, label in sample.labels.items():
+            if not isinstance(label, int):
+                _check_values(label, where, f"the label of {task}" if task else "the label")
         current = [value.shape for value in sample.inputs]
         if shapes is None:
-            shapes, labelled = current, sample.label is not None
+            shapes, labelled = current, sample.labels.keys()
         if current != shapes:
             raise UsageError(
                 f"{where} has shape {_listed(current)}, the previous samples have {_listed(shapes)}",
                 fix="give all samples the same shape; for images, set the option 'size'",
             )
-        if (sample.label is not None) != labelled:
-            raise UsageError(f"{where} has {'no' if labelled else 'a'} label, unlike the previous samples")
+        if sample.labels.keys() != labelled:
+            missing = "no" if len(sample.labels) < len(labelled) else "a"
+            raise UsageError(f"{where} has {missing} label, unlike the previous samples")
         yield sample
     if shapes is None:
         raise UsageError(f"{title(dataset)}: no samples", fix="a dataset must yield at least one sample")
 
 
-def fingerprint(sample: Sample) -> int:
+def _like_the_first(sample: Sample, names: tuple[str, ...], where: str) -> Sample:
+    """A sample whose inputs have names, or another order of them, than those of the first."""
+    if sorted(sample.names) != sorted(names):
+        listed, first = (", ".join(map(repr, each)) or "no names" for each in (sample.names, names))
+        raise UsageError(
+            f"{where} has inputs with {listed}, the previous samples have {first}",
+            fix="give all samples the same inputs",
+        )
+    return Sample(sample.in_order(names), sample.label, names)
+
+
+def fingerprint(inputs: Sequence[Array]) -> int:
     """64-bit hash of the inputs of a sample: equal samples of different datasets have equal hashes."""
     digest = hashlib.blake2b(digest_size=8)
-    for value in sample.inputs:
+    for value in inputs:
         digest.update(f"{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return int.from_bytes(digest.digest(), "little")
@@ -65,37 +85,41 @@ def fingerprint(sample: Sample) -> int:
 
 def collect(
     dataset: Dataset,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | InputPreprocessing,
     specs: Sequence[TensorSpec],
     limit: int | None = None,
-) -> tuple[list[Array], PerSample | None]:
+) -> tuple[list[Array], Labels | None]:
     """Stack the first ``limit`` samples as inputs for ``specs``.
 
     Inputs have shape ``[n, ...]`` with the layout and dtype of their spec, whose batch axis is ignored.
     Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays of one shape, ``n`` arrays if their
-    shapes differ, or None. An integer input with a scale is quantized with the scale and zero point of its
-    spec.
+    shapes differ, or None; if a sample has labels for several tasks, by their names. An integer input with a
+    scale is quantized with the scale and zero point of its spec.
 
     Raises:
         UsageError: as ``checked``, or the samples do not match the model's inputs.
     """
+    where, names = title(dataset), preprocessing.names(specs)
+    steps = [preprocessing.of(index, spec) for index, spec in enumerate(specs)]
     inputs: list[list[Array]] = [[] for _ in specs]
-    labels: list[Array] = []
+    labels: dict[str, list[Array]] = {}
     for index, sample in enumerate(checked(dataset)):
         if index == limit:
             break
-        if len(sample.inputs) != len(specs):
-            names = ", ".join(repr(spec.name) for spec in specs)
-            raise UsageError(
-                f"{title(dataset)}: a sample has {len(sample.inputs)} inputs, the model takes "
-                f"{len(specs)}: {names}",
-                fix="yield one input per model input, in the model's order",
-            )
-        for stack, value, spec in zip(inputs, sample.inputs, specs, strict=True):
-            stack.append(fitted(value, preprocessing, spec, title(dataset)))
-        if sample.label is not None:
-            labels.append(np.asarray(sample.label))
-    return [np.concatenate(stack) for stack in inputs], stacked(labels) if labels else None
+        values = sample.in_order(names, where)
+        for stack, value, each, spec in zip(inputs, values, steps, specs, strict=True):
+            stack.append(fitted(value, each, spec, where, of=len(specs)))
+        for task, label in sample.labels.items():
+            labels.setdefault(task, []).append(np.asarray(label))
+    return [np.concatenate(stack) for stack in inputs], by_task(labels)
+
+
+def by_task(labels: Mapping[str, Sequence[Array]]) -> Labels | None:
+    """The labels of all samples as an array or a list, or for several tasks, by their names; None without."""
+    if not labels:
+        return None
+    joined = {task: stacked(rows) for task, rows in labels.items()}
+    return joined[""] if joined.keys() == {""} else joined
 
 
 def stacked(labels: Sequence[Array]) -> PerSample:
@@ -144,16 +168,17 @@ def dequantize(values: Array, spec: TensorSpec) -> Array:
     return (values.astype(np.float32) - np.float32(spec.zero_point or 0)) * np.float32(spec.scale)
 
 
-def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str) -> Array:
-    """Convert one sample to an input of batch 1 for ``spec``.
+def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: str, *, of: int = 1) -> Array:
+    """Convert one sample to an input of batch 1 for ``spec``; ``of`` is the number of inputs of the model.
 
     Raises:
         UsageError: its shape or its values do not match the input.
     """
     dtype = np.dtype(spec.dtype)
-    quantized = spec.scale is not None and np.issubdtype(dtype, np.integer)
+    quantized = spec.scale is not None and dtype.kind in "iu"
     shape = _check_shape(value, preprocessing.layout or spec.layout, spec, where)
-    real = spec.model_copy(update={"dtype": "float32"}) if quantized else spec
+    computed = quantized or preprocessing.changes_values
+    real = spec.model_copy(update={"dtype": "float32"}) if computed and dtype.kind in "biu" else spec
     with np.errstate(invalid="ignore"):  # values outside the integer range are detected below
         try:
             array = preprocessing.apply(value, real)
@@ -161,14 +186,17 @@ def fitted(value: Array, preprocessing: Preprocessing, spec: TensorSpec, where: 
         except ValueError as error:
             reason = str(error)
         if reason:
+            fix = "set one number, or one per channel, and declare the channel axis with 'layout'"
+            if of > 1:
+                fix += f"; or preprocess each input by itself: 'preprocess: {{{spec.name}: {{...}}}}'"
             raise UsageError(
                 f"{where}: 'mean' and 'std' do not match a sample of shape {list(value.shape)}: {reason}",
-                fix="set one number, or one per channel, and declare the channel axis with 'layout'",
+                fix=fix,
             )
         if quantized:
             return quantize(array, spec)
         exact = array if preprocessing.changes_values else value
-        if np.issubdtype(dtype, np.integer) and not np.array_equal(exact.astype(dtype), exact):
+        if dtype.kind in "biu" and not np.array_equal(exact.astype(dtype), exact):
             raise UsageError(
                 f"{where}: input {spec.name!r} takes {spec.dtype}, but the sample has other values",
                 fix="provide integers in its range",

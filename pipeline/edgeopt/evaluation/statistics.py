@@ -4,6 +4,9 @@ Binary scores (0 or 1) are compared with an exact test for the difference of pai
 exact test, other scores with Gaffke's test for the mean of bounded values (``drop_tests``). The rate of wrong
 verdicts is at most 1 - confidence at every sample size; ``benchmarks/gates.py`` prints it. A mean of values
 without bounds has no such test (Bahadur and Savage 1956): see ``Paired.largest_change``.
+
+A metric of the whole set, such as mAP, is compared by the contributions of the samples, whose mean it is to
+first order. They are bounded by the weight of the heaviest sample.
 """
 
 import math
@@ -92,6 +95,8 @@ class Paired(NamedTuple):
     after: NDArray[np.float64]
     is_fraction: bool = False
     """Whether the metric has no value outside 0..1 (or -1..0, negated)."""
+    reach: float | None = None
+    """If these are contributions to a metric of the whole set: by how much one may change, 0 if unknown."""
 
     @property
     def drops(self) -> NDArray[np.float64]:
@@ -99,8 +104,20 @@ class Paired(NamedTuple):
         return self.before - self.after
 
     @property
+    def of_set(self) -> bool:
+        """Whether the values are contributions to a metric of the whole set."""
+        return self.reach is not None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the largest possible change of a value is known."""
+        return self.is_fraction if self.reach is None else self.reach > 0
+
+    @property
     def is_binary(self) -> bool:
         """Whether every value is 1 (correct) or 0 (wrong)."""
+        if self.of_set:
+            return False
         # Zeros alone may just as well be losses.
         known = self.is_fraction or bool((self.before == 1).any() or (self.after == 1).any())
         return known and bool(
@@ -126,18 +143,24 @@ class Paired(NamedTuple):
     def range(self) -> float:
         """The largest minus the smallest value that is known to be possible; 1 for fractions."""
         values = np.concatenate([self.before, self.after])
-        if self.is_fraction and np.abs(values).max(initial=0) <= 1:
+        if not self.of_set and self.is_fraction and np.abs(values).max(initial=0) <= 1:
             return 1.0
-        return float(values.max(initial=0) - values.min(initial=0))
+        return max(float(values.max(initial=0) - values.min(initial=0)), self.reach or 0.0)
 
     def largest_change(self, confidence: float) -> float | None:
         """The largest possible change of one sample; None if the samples say nothing about it.
 
-        It is 1 for fractions. Otherwise it is the range of all values and 0, provided that there are enough
-        samples to see, at this confidence, a change that affects one of a hundred.
+        It is 1 for fractions, and at least the reach of contributions. Otherwise it is the range of all
+        values and 0, provided that there are enough samples to see, at this confidence, a change that affects
+        one of a hundred.
         """
-        enough = self.is_fraction or len(self.before) >= smallest_set(confidence)
+        enough = self.is_bounded or len(self.before) >= smallest_set(confidence)
         return self.range if enough and 0 < self.range < math.inf else None
+
+
+def common_reach(one: float, other: float) -> float:
+    """The reach of pairs of contributions of two models; 0 if that of one is unknown."""
+    return max(one, other) if one and other else 0.0
 
 
 def smallest_set(confidence: float) -> int:
@@ -328,7 +351,7 @@ def samples_needed(pair: Paired, limit: float, confidence: float = 0.95) -> int 
         decides, least = _binary_chance(pair, limit, confidence), count
     else:
         decides = _mean_chance(pair, mean - limit, confidence)
-        least = count if pair.is_fraction else max(count, smallest_set(confidence) - 1)
+        least = count if pair.is_bounded else max(count, smallest_set(confidence) - 1)
     low = high = least
     while decides(high) < PLANNED:
         low, high = high, 2 * high

@@ -13,9 +13,9 @@ from edgeopt.plugin.connection import Connection, ConnectionCutError, Link
 from edgeopt.plugin.contents import LayerSize, Operator, SizeBreakdown, Source
 from edgeopt.plugin.dataset import Dataset, Feed, Sample
 from edgeopt.plugin.format import FileHead, Format, LayerView
-from edgeopt.plugin.metric import Metric, NamedMetric, Reading, Score
+from edgeopt.plugin.metric import Contributions, Metric, NamedMetric, Reading, Score
 from edgeopt.plugin.stage import Context, Judging, Stage, Worker
-from edgeopt.plugin.task import Decisions, Decoder, PerSample, Task
+from edgeopt.plugin.task import Decisions, Decoder, Head, Labels, PerSample, Task
 from edgeopt.results import Trial
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Connection",
     "ConnectionCutError",
     "Context",
+    "Contributions",
     "Dataset",
     "Decisions",
     "Decoder",
@@ -32,7 +33,9 @@ __all__ = [
     "Feed",
     "FileHead",
     "Format",
+    "Head",
     "Judging",
+    "Labels",
     "LayerSize",
     "LayerView",
     "Link",

@@ -14,6 +14,21 @@ from edgeopt.results import Kind, MetricInfo
 Reading: TypeAlias = Literal["scores", "values", "outputs", "decisions"]
 
 
+class Contributions(NamedTuple):
+    """A metric of the whole set as a mean over samples, to first order.
+
+    The value changes by about the sum of ``dw[i] * (values[i] - value) / n`` if the weights of the samples
+    change by ``dw`` (influence function; Hampel, Journal of the American Statistical Association 69, 1974).
+    """
+
+    values: NDArray[np.float64]
+    """``[n]``; their mean is the value of the metric."""
+    reach: float = 0.0
+    """By how much a contribution changes if the model fails on all of a sample, for the heaviest sample of
+    the set; 0 if there is no such bound. Samples differ in weight: in an image of a rare class, a miss costs
+    much more mAP than in others."""
+
+
 class Score(NamedTuple):
     """A metric's value, and what it is made of, sample by sample."""
 
@@ -22,6 +37,8 @@ class Score(NamedTuple):
     """For a mean over samples, the value of each sample ``[n]``."""
     evidence: Any = None
     """For a metric of the whole set, such as mAP: what ``Metric.weighted`` computes it from."""
+    contributions: Contributions | None = None
+    """For a metric with evidence: set by `Metric.scored`."""
 
 
 class Metric(Plugin):
@@ -69,12 +86,37 @@ class Metric(Plugin):
         """
         raise NotImplementedError
 
+    def contributions(self, evidence: Any, samples: int) -> Contributions:
+        """The value as a mean over the ``samples``, from the ``evidence`` of a score that is finite.
+
+        Gates with a confidence and baselines compare models by it. By default, the samples are left out one
+        by one (jackknife; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 11), which takes
+        as many calls of ``weighted``, and suits metrics that change smoothly with the weights.
+        """
+        whole, weights = self.weighted(evidence, np.ones(samples)), np.ones(samples)
+        rest = np.full(samples, whole)
+        for index in range(samples if samples > 1 else 0):
+            weights[index] = 0.0
+            rest[index] = self.weighted(evidence, weights)
+            weights[index] = 1.0
+        rest = np.where(np.isfinite(rest), rest, whole)  # undefined without this sample
+        return Contributions(whole + (samples - 1) * (rest.mean() - rest))
+
+    def scored(self, outputs: Any, target: Any) -> Score:
+        """The score with its contributions, if it has evidence; raises as ``score``."""
+        score = self.score(outputs, target)
+        if score.evidence is None or not np.isfinite(score.value):
+            return score
+        return score._replace(contributions=self.contributions(score.evidence, len(target)))
+
 
 class NamedMetric(NamedTuple):
     """A metric with its name in reports and gates."""
 
     name: str
     metric: Metric
+    head: str = ""
+    """The name of the task that it scores, in a model with several."""
 
     @classmethod
     def of(cls, metric: "Metric | NamedMetric") -> "NamedMetric":

@@ -9,8 +9,8 @@ from edgeopt.config.registry import Kind
 from edgeopt.model import Model
 from edgeopt.plugin.base import Plugin
 from edgeopt.plugin.dataset import Feed
-from edgeopt.plugin.metric import Metric
-from edgeopt.plugin.task import Decoder, Task
+from edgeopt.plugin.metric import NamedMetric
+from edgeopt.plugin.task import Decoder, Head
 from edgeopt.results import Trial
 
 Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
@@ -19,10 +19,10 @@ Worker: TypeAlias = Literal["tensorflow", "torch", "plain"]
 class Judging(NamedTuple):
     """How a recipe judges the outputs of its model, for stages that search."""
 
-    metric: Metric | None = None
+    metric: NamedMetric | None = None
     """The metric of the recipe; None if it has none against labels."""
-    task: Task | None = None
-    """The task of the recipe; None if it names none."""
+    heads: tuple[Head, ...] = ()
+    """The tasks of the recipe; empty if it names none."""
     decoder: Decoder | None = None
     outputs: tuple[str, ...] = ()
     """Names of the source model's outputs, as far as its file declares them: converters may rename them."""

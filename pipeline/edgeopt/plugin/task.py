@@ -1,7 +1,7 @@
 """Tasks: what the outputs of a model mean."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from edgeopt.config.registry import Kind
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin.base import Plugin
+from edgeopt.results.drawing import Drawing
+from edgeopt.results.findings import Chart
 
 PerSample: TypeAlias = Array | Sequence[Array]
 """One entry per sample: an array ``[n, ...]``, or ``n`` arrays whose shapes may differ."""
+
+
+Labels: TypeAlias = PerSample | Mapping[str, PerSample]
+"""The labels of all samples; by the name of the task, if the data have them for several."""
 
 
 class Decisions(NamedTuple):
@@ -25,7 +31,10 @@ class Decisions(NamedTuple):
 
 
 class Task(Plugin):
-    """Turns outputs into decisions, and says when two decisions agree. Nothing else interprets outputs."""
+    """Turns outputs into decisions, and says when two agree and how they are shown.
+
+    Nothing else interprets outputs, and nothing else knows what a decision is.
+    """
 
     plugin_kind: ClassVar[Kind] = "tasks"
 
@@ -67,6 +76,39 @@ class Task(Plugin):
     def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
         """How far each sample's decision is that of the source model, 0..1 ``[n]``; None if undefined."""
         return None
+
+    def expected(self, targets: PerSample) -> Decisions | None:
+        """The decisions that labels ask for, as of a model without errors; None if they have no such form."""
+        return None
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        """How a report shows the decision for one sample, or its label as ``expected``; default: it does not.
+
+        Places are in pixels of the sample. A drawing is small, whatever the size of the decision.
+        """
+        return None
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """What a report shows of the decisions for all samples, beside those of the source model.
+
+        The size of a chart does not grow with the number of samples. Default: none.
+
+        Raises:
+            UsageError: ``targets`` are not labels of this task.
+        """
+        return ()
+
+
+class Head(NamedTuple):
+    """A task of a recipe, and the outputs that it reads."""
+
+    name: str
+    """The names of the outputs, joined with ``+``; empty: all outputs, of a model with one task."""
+    task: Task
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(self.name.split("+")) if self.name else ()
 
 
 class Decoder(Plugin):

@@ -140,10 +140,10 @@ def _contract(
             TensorSpec(name=f"output_{index}", shape=(1, *values.shape[1:]), dtype=values.dtype.name)
             for index, values in enumerate(golden.outputs)
         )
-    steps = kind.output_steps(source)
     quantized = any("quantize" in stage for stage in result.chain)
     operators = tuple(sorted({operator.kind for operator in parsed}))
     inputs = tuple(TensorSpec.model_validate(spec) for spec in record["inputs"])
+    steps = _preprocessing(record["preprocessing"])
     notes: tuple[str, ...] = ()
     if golden is None:
         notes = ("no golden vectors: no runtime of this run returned outputs",)
@@ -167,7 +167,10 @@ def _contract(
         inputs=inputs,
         outputs=outputs,
         raw=tuple(Raw(shape=r.shape[1:], dtype=r.dtype.name) for r in (golden.raw if golden else ())),
-        preprocessing=Preprocessing.model_validate(record["preprocessing"]),
+        schema_version=contracts.BY_INPUT if isinstance(steps, tuple) else contracts.SCHEMA,
+        preprocessing=steps,
+        postprocess=record.get("postprocess"),
+        tasks=record.get("tasks", ()),
         labels=tuple(record["labels"]),
         measured=result.measurements,
         operators=operators,
@@ -186,11 +189,18 @@ def _contract(
             golden,
             report,
             result,
-            vectors.units_of(golden, steps, quantized=quantized),
+            vectors.units_of(golden, kind.output_steps(source), quantized=quantized),
             emulated=emulated(golden.device, report),
         ),
         notes=notes,
     )
+
+
+def _preprocessing(record: Any) -> Preprocessing | tuple[Preprocessing, ...]:
+    """The preprocessing of all inputs, or of each of them, as the run recorded it."""
+    if isinstance(record, list):
+        return tuple(Preprocessing.model_validate(each) for each in record)
+    return Preprocessing.model_validate(record)
 
 
 def record_of(run: Path, result: Result) -> dict[str, Any]:

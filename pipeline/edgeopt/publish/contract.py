@@ -3,13 +3,17 @@
 Programs read it: removing a field or changing its meaning requires a new schema number.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeopt.errors import VerificationError
 from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.results import Measurements, Verdict
 
 SCHEMA = 1
+BY_INPUT = 2
+"""The schema of contracts that preprocess inputs differently: readers of schema 1 would treat all alike."""
 FILE = "manifest.json"
 
 
@@ -30,6 +34,19 @@ class Raw(_Value):
 
     shape: tuple[int, ...]
     dtype: str = Field(description="numpy dtype name")
+
+
+class Used(_Value):
+    """A plugin with the options that differ from its defaults; files and code are only named."""
+
+    uses: str
+    options: dict[str, Any] = Field({}, alias="with")
+
+
+class TaskOf(Used):
+    """What outputs mean, as the evaluation read them."""
+
+    outputs: tuple[str, ...] = Field((), description="after postprocess; empty: all")
 
 
 class Arena(_Value):
@@ -85,7 +102,17 @@ class Contract(_Value):
     inputs: tuple[TensorSpec, ...] = Field(description="in the order in which the model takes them")
     outputs: tuple[TensorSpec, ...]
     raw: tuple[Raw, ...] = Field((), description="inputs before preprocessing, where known")
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | tuple[Preprocessing, ...] = Field(
+        description="one for all inputs; in schema 2, a list of one for each input, if they differ"
+    )
+    postprocess: Used | None = Field(
+        None,
+        description="decoder that the evaluation applied to the outputs, and that the device's own code "
+        "replaces; omitted if there is none",
+    )
+    tasks: tuple[TaskOf, ...] = Field(
+        (), description="what the outputs mean, where the recipe says so; omitted if empty"
+    )
     labels: tuple[str, ...] = Field((), description="class names, in the order of the outputs")
     measured: Measurements = Field({}, description="measurements of this file on this device")
     operators: tuple[str, ...] = Field(
@@ -99,11 +126,24 @@ class Contract(_Value):
     notes: tuple[str, ...] = Field((), description="missing parts of the bundle, and why")
     files: tuple[BundleFile, ...] = Field((), description="every other file written with the model file")
 
+    @model_validator(mode="after")
+    def _every_input(self) -> "Contract":
+        if not isinstance(self.preprocessing, Preprocessing) and len(self.preprocessing) != len(self.inputs):
+            raise ValueError(
+                f"preprocessing of {len(self.preprocessing)} inputs, but it has {len(self.inputs)}"
+            )
+        return self
+
     def encode(self) -> str:
         """The text of ``manifest.json``: the same contract gives the same text."""
-        # Readers older than ``parts`` reject unknown fields.
-        unused = {"parts"} if not self.parts else None
+        # Older readers reject fields that they do not know.
+        unused = {name for name in ("parts", "postprocess", "tasks") if not getattr(self, name)}
         return self.model_dump_json(by_alias=True, indent=2, exclude=unused) + "\n"
+
+    def preprocessing_of(self, index: int) -> Preprocessing:
+        """The preprocessing of one input."""
+        common = self.preprocessing
+        return common if isinstance(common, Preprocessing) else common[index]
 
     @property
     def model_files(self) -> tuple[BundleFile, ...]:
@@ -137,9 +177,9 @@ def read_contract(text: str | bytes, where: str) -> Contract:
     try:
         # A later schema may have unknown fields: check its number before validating the rest.
         schema = _Schema.model_validate_json(text).schema_version
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, BY_INPUT):
             raise VerificationError(
-                f"{where} has schema {schema}; this edgeopt supports only schema {SCHEMA}",
+                f"{where} has schema {schema}; this edgeopt supports only schemas {SCHEMA} and {BY_INPUT}",
                 fix="install the version of edgeopt that wrote it, or a later one",
             )
         return Contract.model_validate_json(text)

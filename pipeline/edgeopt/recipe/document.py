@@ -9,10 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from edgeopt.config.settings import Settings
 from edgeopt.config.units import Bytes
+from edgeopt.config.yaml_source import Positions
 from edgeopt.devices.device import Device
 from edgeopt.formats.known import artifact_formats
-from edgeopt.model import Preprocessing, TensorSpec
-from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, NamedMetric, Stage, Task
+from edgeopt.model import Preprocess, Preprocessing, TensorSpec
+from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, Head, NamedMetric, Stage
 from edgeopt.plugin.contents import Source
 from edgeopt.results import LIMITS, Gate
 
@@ -50,6 +51,9 @@ class MetricUse(Use):
         None,
         pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$",
         description="name in reports and gates; default: the plugin's name",
+    )
+    of: str | None = Field(
+        None, description="the task that it scores, as named in 'tasks'; default: the only one that it fits"
     )
 
 
@@ -91,10 +95,15 @@ class ModelPart(_Part):
     factory: Code | None = Field(None, description="module:function that builds the torch.nn.Module")
     arguments: dict[str, Any] = Field({}, description="arguments of the factory")
     weights: ExistingPath | None = Field(None, description="state dict (.pt, .pth, .th) or .safetensors")
+    weights_key: str | None = Field(
+        None, description="key of the weights in a checkpoint that holds several, such as ema"
+    )
     inputs: Annotated[tuple[TensorSpec, ...], AfterValidator(_usable_inputs)] = Field(
         (), description="input specs, if the model file does not declare them"
     )
-    preprocess: Preprocessing = Field(Preprocessing(), description="conversion of raw samples to model input")
+    preprocess: Preprocess = Field(
+        Preprocessing(), description="conversion of raw samples to model input: one, or one per input by name"
+    )
     labels: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
         (), description="class names, in the order of the outputs"
     )
@@ -106,6 +115,8 @@ class ModelPart(_Part):
             raise ValueError("give either path, or factory (with weights)")
         if self.factory is None and (self.weights is not None or self.arguments):
             raise ValueError("weights and arguments require a factory: add factory: 'module:function'")
+        if self.weights_key is not None and self.weights is None:
+            raise ValueError("weights_key requires weights: a checkpoint that holds several sets of them")
         if self.factory is not None and not self.inputs:
             raise ValueError(
                 "a factory does not declare its inputs: add "
@@ -252,6 +263,11 @@ class Document(_Part):
     task: Use | None = Field(
         None, description="what the outputs mean; default: found by the metric, the labels and the outputs"
     )
+    tasks: dict[str, Use] = Field(
+        {},
+        description="for a model with several tasks: the names of the outputs that a task reads, joined with "
+        "+, and the task, such as {logits: classification, boxes+scores: detection}",
+    )
     postprocess: Use | None = Field(
         None, description="decoder that computes from raw heads what the task reads, on the host"
     )
@@ -302,8 +318,8 @@ class Recipe:
     train: Dataset | None
     validation: Dataset | None
     allow_leak: bool
-    task: Task | None
-    """None: found by the metrics, the labels and the outputs."""
+    heads: tuple[Head, ...]
+    """The tasks; empty: it is found by the metrics, the labels and the outputs."""
     decoder: Decoder | None
     metrics: tuple[NamedMetric, ...]
     variants: tuple[Variant, ...]
@@ -314,5 +330,7 @@ class Recipe:
     latency: Latency
     document: str = ""
     """YAML text of the recipe as run: the file with the overrides applied."""
+    positions: Positions = field(default_factory=dict, compare=False, repr=False)
+    """Line and column of every key of the file, for messages."""
     inspection: Callable[[], Source] | None = field(default=None, compare=False, repr=False)
     """The result of inspecting the model file, which began while the recipe was being resolved."""

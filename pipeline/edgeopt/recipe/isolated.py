@@ -1,7 +1,7 @@
-"""Datasets of user code, read in a process of their own.
+"""Datasets and decoders of user code, run in a process of their own.
 
 Whatever such code does, from ``sys.exit`` to a crash in native code, ends that process only, and becomes an
-error with a reason. All datasets of a recipe share one process, so that a framework is imported once.
+error with a reason. All of a recipe share one process, so that a framework is imported once.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 from pydantic import PrivateAttr
@@ -23,7 +23,8 @@ from edgeopt.config.text import log_tail, reason_of
 from edgeopt.devices.descendants import descendants, end, end_with, lead_group, mute_resource_tracker
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import title
-from edgeopt.plugin import Dataset, Sample
+from edgeopt.model import Outputs
+from edgeopt.plugin import Dataset, Decoder, Plugin, Sample
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -33,17 +34,17 @@ BATCH_BYTES = 4 << 20
 POLL_SECONDS = 0.2
 
 
-def runs_user_code(dataset: Dataset) -> bool:
-    """Whether a dataset is not shipped, or refers to a function of the user."""
-    return not type(dataset).__module__.startswith("edgeopt.") or any(
-        isinstance(value, Code) for _, value in dataset
+def runs_user_code(plugin: Plugin) -> bool:
+    """Whether a plugin is not shipped, or refers to a function of the user."""
+    return not type(plugin).__module__.startswith("edgeopt.") or any(
+        isinstance(value, Code) for _, value in plugin
     )
 
 
 class Reader:
-    """A process that reads datasets; it starts on first use, and again after it has died.
+    """A process that reads datasets and decodes; it starts on first use, and again after it has died.
 
-    ``minutes``: the longest time until the next samples.
+    ``minutes``: the longest time until the next samples, or for decoding.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -77,17 +78,22 @@ class Reader:
         digest: str = self._ask(title(dataset), "digest", 0, dataset)
         return digest
 
+    def decoded(self, decoder: Decoder, outputs: Outputs) -> Outputs:
+        """What a decoder makes of outputs; raises as ``samples``, and UsageError as the decoder does."""
+        result: Outputs = self._ask("postprocess", "decode", 0, decoder, outputs)
+        return result
+
     def _ask(self, name: str, *request: Any) -> Any:
         connection = self._connection or self._start()
         try:
             connection.send(request)
             if not self._answered(connection):
                 raise DataError(
-                    f"{name}: no sample for {self._minutes:g} minutes", fix="raise limits.stage_minutes"
+                    f"{name}: no answer for {self._minutes:g} minutes", fix="raise limits.stage_minutes"
                 )
             failure, value = connection.recv()
         except (EOFError, OSError) as error:
-            raise DataError(f"{name}: {self._death()}", fix="correct the code of the dataset") from error
+            raise DataError(f"{name}: {self._death()}", fix="correct its code") from error
         except BaseException:
             self._stop()  # its answer would be taken for that to the next request
             raise
@@ -171,8 +177,30 @@ class Isolated(Dataset):
         return _itself, (self.inner,)
 
 
-def _itself(dataset: Dataset) -> Dataset:
-    return dataset
+class IsolatedDecoder(Decoder):
+    """A decoder that runs in the process of a `Reader`; pickled, it is the decoder itself."""
+
+    inner: Decoder
+    _reader: Reader = PrivateAttr()
+
+    @classmethod
+    def of(cls, decoder: Decoder, reader: Reader) -> "IsolatedDecoder":
+        made = cls(inner=decoder)
+        made._reader = reader
+        return made
+
+    def apply(self, outputs: Outputs) -> Outputs:
+        return self._reader.decoded(self.inner, outputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.inner,)
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+def _itself(plugin: P) -> P:
+    return plugin
 
 
 def _end(connection: "Connection", process: Any, log: Path, family: set[psutil.Process]) -> None:
@@ -201,13 +229,13 @@ def _serve(connection: "Connection", parent: int, log: Path) -> None:
 
 def _answer(request: bytes, opened: dict[int, Iterator[Sample]]) -> bytes:
     try:
-        what, number, *dataset = pickle.loads(request)
-        return pickle.dumps((None, _ANSWERS[what](opened, number, *dataset)))
+        what, number, *given = pickle.loads(request)
+        return pickle.dumps((None, _ANSWERS[what](opened, number, *given)))
     except EdgeoptError as error:
         kind = UsageError if isinstance(error, UsageError) else DataError
         return pickle.dumps((kind, (error.message, error.fix)))
     except BaseException as error:  # noqa: BLE001 - where the failure of user code becomes a result
-        return pickle.dumps((DataError, (reason_of(error), "correct the code of the dataset")))
+        return pickle.dumps((DataError, (reason_of(error), "correct its code")))
 
 
 def _open(opened: dict[int, Iterator[Sample]], number: int, dataset: Dataset) -> None:
@@ -233,4 +261,14 @@ def _digest(opened: dict[int, Iterator[Sample]], number: int, dataset: Dataset) 
     return dataset.digest()
 
 
-_ANSWERS: dict[str, Any] = {"open": _open, "next": _next, "close": _close, "digest": _digest}
+def _decode(opened: dict[int, Iterator[Sample]], number: int, decoder: Decoder, outputs: Outputs) -> Outputs:
+    return decoder.apply(outputs)
+
+
+_ANSWERS: dict[str, Any] = {
+    "open": _open,
+    "next": _next,
+    "close": _close,
+    "digest": _digest,
+    "decode": _decode,
+}

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
+from edgeopt.config.problems import Problems
 from edgeopt.devices.device import Device
 from edgeopt.devices.lint import expected
 from edgeopt.errors import UsageError, install
 from edgeopt.formats.known import artifact_formats, factory_format, format_named
 from edgeopt.formats.source import check_weights, inspect
-from edgeopt.model import Model
+from edgeopt.model import InputPreprocessing, Model, TensorSpec
 from edgeopt.plugin import Stage, Trial
 from edgeopt.recipe.document import Intent, ModelPart, Recipe, Variant
 from edgeopt.results import Breakdown
@@ -108,6 +109,11 @@ class Plan:
     impossible: tuple[Impossible, ...]
     notes: tuple[str, ...]
 
+    @property
+    def preprocessing(self) -> InputPreprocessing:
+        """From raw samples to the inputs of the source model, and of every model made from it."""
+        return InputPreprocessing(self.recipe.model.preprocess, self.source.inputs)
+
     def latest(self, built: Built) -> Model:
         """The result of the last finished step of a branch; without one, the source model."""
         return built.steps[-1].model if built.steps else self.source
@@ -131,9 +137,10 @@ def make_plan(recipe: Recipe) -> Plan:
     """Find the chain of stages for every variant and format of a recipe.
 
     Raises:
-        UsageError: the model file is invalid, or does not declare its input shapes.
+        UsageError: the model file is invalid or does not declare its input shapes, or the recipe preprocesses
+            an input that the model does not have.
     """
-    source, notes = _source(recipe)
+    source, notes = source_of(recipe)
     incompatible = dict(_incompatible(recipe))
     branches: list[Branch] = []
     impossible: list[Impossible] = []
@@ -175,8 +182,26 @@ def _incompatible(recipe: Recipe) -> Iterator[tuple[Placement, str]]:
                     yield Placement(variant.name, target, device.name), reason
 
 
+def source_of(recipe: Recipe) -> tuple[Model, list[str]]:
+    """The source model and the notes of its format.
+
+    Raises:
+        UsageError: as ``make_plan``.
+    """
+    source, notes = _source(recipe)
+    names = [spec.name for spec in source.inputs]
+    problems = Problems(recipe.file, recipe.positions)
+    for name in recipe.model.preprocess if isinstance(recipe.model.preprocess, Mapping) else ():
+        if name not in names:
+            problems.add(
+                ("model", "preprocess", name), f"the model has no input {name!r}{nearest(name, names)}"
+            )
+    if problems:
+        raise problems.error()
+    return source, notes
+
+
 def _source(recipe: Recipe) -> tuple[Model, list[str]]:
-    """The source model and the notes of its format."""
     part = recipe.model
     if part.path is None:
         assert part.factory is not None  # checked by ModelPart
@@ -191,13 +216,21 @@ def _source(recipe: Recipe) -> tuple[Model, list[str]]:
             )
         return _from_factory(part, folder), []
     source = recipe.inspection() if recipe.inspection else inspect(part.path, trust=part.trust)
-    model = source.model.model_copy(update={"inputs": part.inputs or source.model.inputs})
+    model = source.model.model_copy(update={"inputs": _inputs(part.inputs, source.model.inputs)})
     if not model.inputs:
         raise UsageError(
             f"{part.path} does not declare its input shapes",
             fix="add to the recipe's model: inputs: [{name: input, shape: [1, 3, 32, 32], layout: NCHW}]",
         )
     return model, list(source.notes)
+
+
+def _inputs(described: Sequence[TensorSpec], own: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The inputs that a recipe describes, in the order of the file's own if they have the same names."""
+    by_name = {spec.name: spec for spec in described}
+    if by_name.keys() == {spec.name for spec in own}:
+        return tuple(by_name[spec.name] for spec in own)
+    return tuple(described or own)
 
 
 def _from_factory(part: ModelPart, path: Path) -> Model:

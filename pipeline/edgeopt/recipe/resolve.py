@@ -21,7 +21,7 @@ from edgeopt.devices.device import HOST, Device, load_device, shipped
 from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
 from edgeopt.formats.source import inspecting
-from edgeopt.plugin import Dataset, Decoder, Metric, NamedMetric, Stage, Task, digest_of
+from edgeopt.plugin import Dataset, Decoder, Head, Metric, NamedMetric, Stage, Task, digest_of
 from edgeopt.recipe.document import (
     VERSION,
     DataPart,
@@ -32,7 +32,7 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
-from edgeopt.recipe.isolated import Isolated, Reader, runs_user_code
+from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
 P = TypeVar("P", Dataset, Decoder, Metric, Stage, Task)
@@ -132,12 +132,12 @@ class _Resolver:
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
             self._device(HOST, ("devices",))
-        task = self._plugin(Task, document.task, ("task",)) if document.task else None
+        heads = self._heads(document)
         decoder = (
             self._plugin(Decoder, document.postprocess, ("postprocess",)) if document.postprocess else None
         )
         metrics = self._metrics(document)
-        self._check_fit(document, task, metrics)
+        metrics = self._assigned(document, heads, metrics)
         variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
         if not any(variant.name == "float" for variant in variants):
             variants = (Variant("float"), *variants)
@@ -155,6 +155,8 @@ class _Resolver:
             part: Isolated.of(dataset, reader) if dataset is not None and runs_user_code(dataset) else dataset
             for part, dataset in datasets.items()
         }
+        if decoder is not None and runs_user_code(decoder):
+            decoder = IsolatedDecoder.of(decoder, reader)
         if "evaluation" not in datasets and document.metric:
             self.problems.add(("metric",), "accuracy needs data.evaluation: add it, or remove metric")
         if self.problems:
@@ -169,7 +171,7 @@ class _Resolver:
             train=datasets.get("train"),
             validation=datasets.get("validation"),
             allow_leak=document.data.allow_leak,
-            task=task,
+            heads=heads,
             decoder=decoder,
             metrics=tuple(metrics),
             variants=variants,
@@ -179,6 +181,7 @@ class _Resolver:
             limits=document.limits,
             latency=document.latency,
             document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
+            positions=self.problems.positions,
             inspection=inspection,
         )
 
@@ -233,26 +236,87 @@ class _Resolver:
         always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in metrics]
         return [*metrics.values(), *always]
 
-    def _check_fit(self, document: Document, task: Task | None, metrics: Sequence[NamedMetric]) -> None:
-        """Check that every metric fits the task, or that all fit a common one."""
-        judged = [(name, metric) for name, metric in metrics if metric.against == "labels" and metric.tasks]
-        if document.task is not None and task is not None:
-            chosen = registry.plugin_name(task)
-            fitting = [
+    def _heads(self, document: Document) -> tuple[Head, ...]:
+        """The tasks of the recipe."""
+        if document.task and document.tasks:
+            self.problems.add(("tasks",), "give task for a model with one, or tasks for one with several")
+        uses: dict[str, Use] = document.tasks or ({"": document.task} if document.task else {})
+        heads = []
+        for name, use in uses.items():
+            task = self._plugin(Task, use, ("tasks", name) if document.tasks else ("task",))
+            if task is not None:
+                heads.append(Head(name, task))
+        read = [output for head in heads for output in head.outputs]
+        for head in heads:
+            for output in head.outputs:
+                if not output or head.outputs.count(output) > 1:
+                    self.problems.add(
+                        ("tasks", head.name), "give each name of an output once, joined with +: boxes+scores"
+                    )
+                    break
+                if read.count(output) > 1 and output == head.outputs[0]:
+                    self.problems.add(("tasks", head.name), f"output {output!r} belongs to two tasks")
+        return tuple(heads)
+
+    def _assigned(
+        self, document: Document, heads: Sequence[Head], metrics: Sequence[NamedMetric]
+    ) -> list[NamedMetric]:
+        """The metrics with the task that each scores; checks that they fit it, or a common one."""
+        is_list = isinstance(self.data.get("metric"), list)
+        places: dict[str, Loc] = {}
+        wanted: dict[str, str | None] = {}
+        for index, use in enumerate(document.metric):
+            places[use.name or use.uses] = ("metric", index) if is_list else ("metric",)
+            wanted[use.name or use.uses] = use.of
+        judged = [named for named in metrics if named.metric.against == "labels"]
+        if not heads:
+            with_tasks = [named for named in judged if named.metric.tasks]
+            if with_tasks and not set.intersection(*(set(named.metric.tasks) for named in with_tasks)):
+                listed = ", ".join(
+                    f"{named.name} of {' or '.join(named.metric.tasks)}" for named in with_tasks
+                )
+                self.problems.add(
+                    ("metric",),
+                    f"the metrics are of different tasks: {listed}; for a model with several tasks, say with "
+                    "'tasks' which outputs belong to which",
+                )
+        assigned = []
+        for named in metrics:
+            of, loc = wanted.get(named.name), places.get(named.name, ("metric",))
+            if of is not None and of not in document.tasks:
+                self.problems.add((*loc, "of"), f"no task {of!r}{nearest(of, list(document.tasks))}")
+            elif named.metric.against == "labels" and heads:
+                named = named._replace(head=self._head_of(named, of, heads, loc))
+            assigned.append(named)
+        return assigned
+
+    def _head_of(self, named: NamedMetric, of: str | None, heads: Sequence[Head], loc: Loc) -> str:
+        """The name of the task that a metric scores."""
+        fits = {
+            head.name: not named.metric.tasks or registry.plugin_name(head.task) in named.metric.tasks
+            for head in heads
+        }
+        candidates = [name for name in fits if of in (None, name)]
+        fitting = [name for name in candidates if fits[name]]
+        if not fitting:
+            chosen = [registry.plugin_name(head.task) for head in heads if head.name in candidates]
+            suitable = sorted(
                 name
                 for name, metric in registry.plugins(Metric).items()
-                if chosen in (metric.tasks or (chosen,))
-            ]
-            for name, metric in judged:
-                if chosen not in metric.tasks:
-                    self.problems.add(
-                        ("metric",),
-                        f"{name!r} is a metric of {' or '.join(metric.tasks)}, and the task is {chosen}; "
-                        f"its metrics are {', '.join(sorted(fitting))}",
-                    )
-        elif judged and not set.intersection(*(set(metric.tasks) for _, metric in judged)):
-            listed = ", ".join(f"{name} of {' or '.join(metric.tasks)}" for name, metric in judged)
-            self.problems.add(("metric",), f"the metrics are of different tasks: {listed}")
+                if set(chosen) & set(metric.tasks or chosen)
+            )
+            self.problems.add(
+                loc,
+                f"{named.name!r} is a metric of {' or '.join(named.metric.tasks)}, and the task is "
+                f"{' or '.join(chosen)}; its metrics are {', '.join(suitable)}",
+            )
+        elif len(fitting) > 1:
+            self.problems.add(
+                loc,
+                f"{named.name!r} fits the tasks {' and '.join(fitting)}: say which, "
+                f"{{uses: ..., of: {fitting[0]}}}",
+            )
+        return fitting[0] if fitting else ""
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
@@ -352,17 +416,16 @@ class _Resolver:
     ) -> Gate:
         loc: Loc = ("gates", index)
         names = [metric.name for metric in metrics]
-        of_set = [name for name, metric in metrics if metric.of_set]
+        of_set = [name for name, metric, _ in metrics if metric.of_set]
         worst = [f"{name}_worst_class_drop" for name in names if name not in (*ALWAYS, *of_set)]
         known = [*names, *worst, *MEASUREMENTS]
         if gate.metric not in known and not self.has_unknown_metrics:
             self.problems.add((*loc, "metric"), f"no metric {gate.metric!r}{nearest(gate.metric, known)}")
-        if gate.metric in of_set and (gate.confidence is not None or gate.classes):
-            key = "classes" if gate.classes else "confidence"
+        if gate.metric in of_set and gate.classes:
             self.problems.add(
-                (*loc, key),
-                f"{key} requires a metric with a value for every sample; {gate.metric} is one of the whole "
-                "set: leave it out, and read the interval of the drop in the report",
+                (*loc, "classes"),
+                f"{gate.metric} is a metric of the whole set, and the samples of one class have no value of "
+                "their own: leave classes out, or use a metric with a value for every sample",
             )
         for key, members in (
             ("variants", [variant.name for variant in variants]),
@@ -377,7 +440,7 @@ class _Resolver:
                     )
         unit = MEASUREMENTS[gate.metric].unit if gate.metric in MEASUREMENTS else ""
         kinds = {name: shown.kind for name, shown in MEASUREMENTS.items()}
-        kinds |= {name: metric.kind for name, metric in metrics}
+        kinds |= {name: metric.kind for name, metric, _ in metrics}
         limits: dict[str, float] = {}
         for kind in LIMITS:
             value = getattr(gate, kind)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeopt.errors import UsageError
@@ -27,6 +28,7 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         notes = check_weights(source_path, trust=trust)
         # A checkpoint declares neither the network nor its inputs.
         model = _factory(_yaml_path(source_path, folder))
+        inputs: tuple[TensorSpec, ...] = (_EXAMPLE,)
         formats = _reachable(factory_format())
     else:
         source = inspect(source_path, trust=trust)
@@ -37,6 +39,7 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
             )
         notes = source.notes
         model = _model_file(source, _yaml_path(source_path, folder))
+        inputs = source.model.inputs or (_EXAMPLE,)
         formats = _reachable(source.model.format)
     name = re.sub(r"[^a-z0-9]+", "-", source_path.stem.lower()).strip("-") or "model"
     lines = [
@@ -47,10 +50,11 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         f"name: {json.dumps(name)}",
         "model:",
         *model,
-        *_PREPROCESS,
+        *_preprocess(inputs),
         *_LABELS,
         *(["  trust: true"] if trust else []),
-        *_DATA,
+        *_data(inputs),
+        *_VARIANTS,
         f"formats: [{', '.join(formats)}]",
         *_END,
     ]
@@ -111,23 +115,63 @@ def _inputs(specs: list[TensorSpec], comment: str) -> list[str]:
     return lines
 
 
-_PREPROCESS = (
-    "  # Conversion of raw samples to model input, exactly as in training: (x * scale - mean) / std.",
-    "  # CHANGE unless the data is model input already; layout is the layout of the data.",
-    "  # preprocess: {scale: 1/255, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], layout: NHWC}",
-)
+def _preprocess(inputs: Sequence[TensorSpec]) -> list[str]:
+    """The preprocessing to uncomment: of the only input, or of each by its name."""
+    lines = [
+        "  # Conversion of raw samples to model input, exactly as in training: (x * scale - mean) / std."
+    ]
+    if len(inputs) == 1:
+        return [
+            *lines,
+            "  # CHANGE unless the data is model input already; layout is the layout of the data.",
+            f"  # preprocess: {{{_IMAGENET}}}",
+        ]
+    lines += [
+        "  # CHANGE unless the data is model input already; layout is the layout of the data. Inputs that",
+        "  # are not listed stay as they are, such as tokens and masks.",
+        "  # preprocess:",
+    ]
+    for spec in inputs:
+        if spec.layout:
+            lines.append(f"  #   {_key(spec.name)}: {{{_IMAGENET}}}")
+        elif not spec.takes_integers:
+            lines.append(f"  #   {_key(spec.name)}: {{scale: 1, mean: [0], std: [1]}}")
+        else:
+            lines.append(f"  #   {_key(spec.name)}: {{}}   # {spec.dtype}")
+    return lines
+
+
+def _data(inputs: Sequence[TensorSpec]) -> list[str]:
+    """The datasets, with the names of several inputs."""
+    if len(inputs) == 1:
+        arrays, keys = "samples x [n, ...]", ""
+    else:
+        arrays = "one array [n, ...] per input, whose key follows its name,"
+        keys = ", inputs: {" + ", ".join(f"{_key(spec.name)}: {_key(spec.name)}" for spec in inputs) + "}"
+    return [
+        "data:",
+        f"  # CHANGE: .npz files with {arrays} and class indices y [n].",
+        "  # Paths are looked up beside this recipe, then under --data-root (default: EDGEOPT_DATA).",
+        "  # Calibration sets the int8 ranges: 100 to 500 representative training samples.",
+        f"  calibration: {{uses: npz, with: {{path: calibration.npz{keys}}}}}",
+        "  # Evaluation judges every artifact, on samples that were not used in training.",
+        f"  evaluation: {{uses: npz, with: {{path: evaluation.npz{keys}}}}}",
+    ]
+
+
+def _key(name: str) -> str:
+    """A name as a key in YAML."""
+    return name if name.isidentifier() and name.lower() not in _NO_KEYS else json.dumps(name)
+
+
+_IMAGENET = "scale: 1/255, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], layout: NHWC"
+_NO_KEYS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+"""Words that YAML reads as other values, in any case."""
 _LABELS = (
     "  # Class names, in the order of the outputs, for reports and firmware.",
     "  # labels: [CHANGE, ...]",
 )
-_DATA = (
-    "data:",
-    "  # CHANGE: .npz files with samples x [n, ...] and class indices y [n]. Paths are looked up beside this",
-    "  # recipe, then under --data-root (default: EDGEOPT_DATA).",
-    "  # Calibration sets the int8 ranges: 100 to 500 representative training samples.",
-    "  calibration: {uses: npz, with: {path: calibration.npz}}",
-    "  # Evaluation judges every artifact, on samples that were not used in training.",
-    "  evaluation: {uses: npz, with: {path: evaluation.npz}}",
+_VARIANTS = (
     "metric: top1",
     "# Each entry is a variant; float is the baseline that the others are compared with.",
     "optimize:",

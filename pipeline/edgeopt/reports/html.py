@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from edgeopt.reports.pagedata import collect
-from edgeopt.reports.pagefindings import cut
+from edgeopt.reports.pagedata.findings import cut
 from edgeopt.results import Report
 
 SCRIPTS = (
@@ -22,6 +22,8 @@ SCRIPTS = (
     "charts.js",
     "table.js",
     "findings.js",
+    "pictures.js",
+    "plots.js",
     "details.js",
     "page.js",
 )

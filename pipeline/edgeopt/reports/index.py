@@ -10,7 +10,7 @@ from edgeopt.errors import UsageError
 from edgeopt.reports.history import Damaged, Found, address_of, primary, read_runs
 from edgeopt.reports.html import page
 from edgeopt.reports.pagedata import verdict_of
-from edgeopt.reports.pagefindings import Data, cut
+from edgeopt.reports.pagedata.findings import Data, cut
 
 INDEX = "index.html"
 SCRIPTS = ("elements.js", "theme.js", "scales.js", "history.js", "index.js")

@@ -2,13 +2,29 @@
 
 from collections.abc import Sequence
 
+from edgeopt.reports.columns import (
+    OUTPUT_TITLES,
+    are_worth_a_table,
+    columns,
+    output_columns,
+    output_rows,
+    show,
+)
 from edgeopt.reports.plain import printable
-from edgeopt.results import MEASUREMENTS, SPARSE, Hop, Measurement, OutputChange, Report, Result
+from edgeopt.results import (
+    ByClass,
+    Findings,
+    Hop,
+    Measurement,
+    OutputChange,
+    Report,
+    Result,
+)
 
-FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
-"""Metrics without labels that are shown in tables, with their titles."""
 LAYERS = 12
-"""Number of operators shown per artifact; report.json contains all."""
+"""Number of operators shown per artifact; report.json contains all. The following limit other parts."""
+SAMPLES = 5
+CLASSES = 3
 
 
 def render(report: Report) -> str:
@@ -18,65 +34,13 @@ def render(report: Report) -> str:
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
         lines += [f"## {text(device)}", "", *_table(report, rows), "", *_hops(rows)]
+        lines += [*_outputs(rows), *_decisions(report, rows)]
         if device == report.devices()[0]:
             lines += _trials(rows)
         if len(report.devices()) == 1:
             lines += _layers(rows)
     lines += _gates(report) + _environment(report)
     return "\n".join(lines).rstrip() + "\n"
-
-
-COLUMNS = (
-    "size_bytes",
-    "gzip_bytes",
-    "macs",
-    "latency_p50_ms",
-    "latency_p90_ms",
-    "latency_ratio",
-    "peak_memory_bytes",
-    "arena_bytes",
-    "npu_cycles",
-    "estimated_latency_ms",
-    "sram_bytes",
-    "flash_bytes",
-    "npu_share",
-    "parity_flips",
-)
-"""Columns after the metrics, in this order."""
-
-
-def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:
-    """Titles and measurements of a table's columns, without those that no row has."""
-    metric = report.primary_metric
-    titles = {info.name: info.title for info in report.metrics}
-    accuracy = [(titles.get(metric, metric), metric), ("drop", f"{metric}_drop")] if metric else []
-    accuracy += [
-        (info.title, info.name) for info in report.metrics if info.against == "labels" and info.name != metric
-    ]
-    fidelity = [(titles.get(name, title), name) for name, title in FIDELITY.items()]
-    hidden = {"gzip_bytes": not _compresses(rows), "macs": not _shrinks(rows)}
-    costs = [(MEASUREMENTS[name].title, name) for name in COLUMNS if not hidden.get(name)]
-    possible = [*accuracy, *fidelity, *costs]
-    return [(title, name) for title, name in possible if any(name in row.measurements for row in rows)]
-
-
-def _compresses(rows: Sequence[Result]) -> bool:
-    """Whether some file is sparse enough for a column with its compressed size."""
-    return any(row.measurements["sparsity"].value >= SPARSE for row in rows if "sparsity" in row.measurements)
-
-
-def _shrinks(rows: Sequence[Result]) -> bool:
-    """Whether variants of the same format differ in their MACs."""
-    by_format: dict[str, set[float]] = {}
-    for row in rows:
-        if "macs" in row.measurements:
-            by_format.setdefault(row.format, set()).add(row.measurements["macs"].value)
-    return any(len(values) > 1 for values in by_format.values())
-
-
-def show(measurement: Measurement | None) -> str:
-    """Format one measurement."""
-    return "–" if measurement is None else measurement.text
 
 
 def _verdict(report: Report) -> str:
@@ -153,6 +117,71 @@ def _hops(rows: Sequence[Result]) -> list[str]:
             if len(hop.outputs) > 1:
                 lines += [f"| | output {text(each.name)} | {_hop(each)} | |" for each in hop.outputs]
     return [*lines, ""] if len(lines) > count else []
+
+
+def _outputs(rows: Sequence[Result]) -> list[str]:
+    """Every output of the artifacts with several, or with parts that became constant."""
+    others = output_columns(rows)
+    tables = [(row, output_rows(row, others)) for row in rows]
+    shown = [(row, lines) for row, lines in tables if are_worth_a_table(lines)]
+    if not shown:
+        return []
+    titles = ["artifact", "output", *OUTPUT_TITLES, *map(text, others), "parts that died"]
+    return [
+        "Outputs, compared with those of the original model:",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|---|---|{'---:|' * (len(titles) - 3)}---|",
+        *(
+            f"| {text(row.variant)}.{row.format} | {' | '.join(map(text, cells))} |"
+            for row, lines in shown
+            for cells in lines
+        ),
+        "",
+    ]
+
+
+def _decisions(report: Report, rows: Sequence[Result]) -> list[str]:
+    """How many decisions each artifact changed, the samples that changed most, and the largest losses."""
+    changed = [(row, found) for row in rows for found in row.findings if found.changed]
+    if not changed:
+        return []
+    lines = [
+        f"Decisions that changed, of {report.run.samples:,} samples:",
+        "",
+        "| artifact | changed | farther from the label | changed most (agreement) | largest losses |",
+        "|---|---:|---:|---|---|",
+    ]
+    for row, found in changed:
+        worse = "" if found.worse is None else f"{found.worse:,}"
+        artifact = f"{row.variant}.{row.format}" + (f", {found.head}" if found.head else "")
+        cells = [artifact, f"{found.changed:,}", worse, _most(found), _losses(report, found)]
+        lines.append(f"| {' | '.join(map(text, cells))} |")
+    return [*lines, ""]
+
+
+def _most(found: Findings) -> str:
+    return ", ".join(
+        f"{one.sample}" + ("" if one.agreement is None else f" ({one.agreement:.2%})")
+        for one in found.samples[:SAMPLES]
+    )
+
+
+def _losses(report: Report, found: Findings) -> str:
+    """The classes that lost most, by each table of classes."""
+    parts = []
+    for chart in (chart for chart in found.charts if isinstance(chart, ByClass)):
+        losses = []
+        for row in chart.rows[:CLASSES]:
+            if row.before is None or row.after is None or row.after >= row.before:
+                continue
+            name = report.labels[row.label] if 0 <= row.label < len(report.labels) else str(row.label)
+            before, after = (
+                Measurement(value=each, kind=chart.shown).text for each in (row.before, row.after)
+            )
+            losses.append(f"{name} {before} → {after}")
+        parts += [f"{chart.title}: {', '.join(losses)}"] if losses else []
+    return "; ".join(parts)
 
 
 def _trials(rows: Sequence[Result]) -> list[str]:

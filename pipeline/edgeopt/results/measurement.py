@@ -156,27 +156,37 @@ MEASUREMENTS: dict[str, Shown] = {
 
 
 class Samples(Value):
-    """Values of one metric for every evaluation sample, in order, as compact text."""
+    """Values of one metric for every evaluation sample, in order, as compact text.
+
+    Those of a metric of the whole set, such as mAP, are contributions, whose mean is its value.
+    """
 
     count: int = Field(ge=0, le=MAX_SAMPLES)
     encoding: Literal["bits", "float32"] = Field(
         description="bits: correct or wrong, eight samples per byte; float32: any value, little-endian"
     )
     data: str = Field(description="compressed with zlib, then base64")
+    reach: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="for contributions to a metric of the whole set: by how much one may change; 0: unknown",
+    )
 
     @classmethod
-    def pack(cls, values: NDArray[np.float64]) -> "Samples":
+    def pack(cls, values: NDArray[np.float64], reach: float | None = None) -> "Samples":
         """Encode values: 0 and 1 exactly, as bits; others rounded to float32."""
         binary = bool(np.isin(values, (0.0, 1.0)).all())
-        raw = np.packbits(values.astype(np.uint8)) if binary else values.astype("<f4")
+        largest = float(np.finfo("<f4").max)
+        raw = np.packbits(values.astype(np.uint8)) if binary else values.clip(-largest, largest).astype("<f4")
         text = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode("ascii")
-        return cls(count=len(values), encoding="bits" if binary else "float32", data=text)
+        return cls(count=len(values), encoding="bits" if binary else "float32", data=text, reach=reach)
 
     def unpack(self) -> NDArray[np.float64]:
         """Decode the values, of shape ``[count]``.
 
         Raises:
-            ValueError: the data is damaged.
+            ValueError: the data is damaged, or a value is not finite.
         """
         size = (self.count + 7) // 8 if self.encoding == "bits" else 4 * self.count
         try:
@@ -189,7 +199,10 @@ class Samples(Value):
             raise ValueError(f"damaged per-sample values: {self.count} were declared")
         if self.encoding == "bits":
             return np.unpackbits(np.frombuffer(raw, np.uint8))[: self.count].astype(np.float64)
-        return np.frombuffer(raw, "<f4").astype(np.float64)
+        values = np.frombuffer(raw, "<f4")
+        if not np.isfinite(values).all():
+            raise ValueError("damaged per-sample values: not all are finite")
+        return values.astype(np.float64)
 
 
 _LEGACY_METRICS: dict[str, tuple[Kind, Role]] = {

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
+from edgeopt.results.findings import Findings, Reference
 from edgeopt.results.gate import Verdict
 from edgeopt.results.measurement import Kind, Measurement, Samples, Value, with_kinds
 
@@ -16,12 +17,14 @@ Measurements: TypeAlias = Annotated[dict[str, Measurement], BeforeValidator(with
 
 
 class OutputChange(Value):
-    """The deviation of one output from that of the previous step, on the same inputs."""
+    """The deviation of one output from that of the previous step or the source, on the same inputs."""
 
     name: str = Field(description="name of the output, or its position if the runtime reports no names")
     snr_db: float | None = None
     max_abs_error: float | None = None
-    agreement: float | None = Field(None, description="of the decisions with those of the step before")
+    agreement: float | None = Field(
+        None, description="of the decisions of a task that reads only this output"
+    )
     status: Literal["ok", "broken"] = "ok"
     reason: str = ""
 
@@ -132,6 +135,9 @@ class Result(Value):
     outputs: dict[str, Measurements] = Field(
         {}, description="metrics against the source model by output, if there are several; the worst counts"
     )
+    output_changes: tuple[OutputChange, ...] = Field(
+        (), description="every output, compared with that of the source model; the reason lists dead parts"
+    )
     hops: tuple[Hop, ...] = ()
     chain: tuple[str, ...] = Field((), description="stages that built the artifact, in order")
     transposes: int | None = Field(None, description="TRANSPOSE operators in the artifact")
@@ -141,7 +147,8 @@ class Result(Value):
     )
     notes: tuple[str, ...] = ()
     samples: dict[str, Samples] = Field(
-        {}, description="per metric, a value for every evaluation sample; higher is better"
+        {},
+        description="per metric, a value for every evaluation sample, or its contribution; higher is better",
     )
     flips: tuple[Flip, ...] = Field(
         (), description="samples correct in the source model and wrong here, by margin"
@@ -150,6 +157,7 @@ class Result(Value):
     confusions: tuple[Confusion, ...] = Field(
         (), description="confusions between classes, largest change first"
     )
+    findings: tuple[Findings, ...] = Field((), description="of every task: what became of its decisions")
     trials: tuple[Trial, ...] = Field((), description="candidates of the search that led to this artifact")
     cached: bool = Field(False, description="taken from an earlier measurement on this machine")
 
@@ -215,7 +223,13 @@ class Report(Value):
     gates: tuple[Verdict, ...] = ()
     labels: tuple[str, ...] = Field((), description="class names, if the recipe has them")
     thumbnails: dict[int, str] = Field(
-        {}, description="some of the flipped samples, by index, as small PNG images in data: URIs"
+        {}, description="some of the changed samples, by index, as small PNG images in data: URIs"
+    )
+    image_size: tuple[int, int] | None = Field(
+        None, description="height and width of the samples in pixels, if they are images"
+    )
+    references: tuple[Reference, ...] = Field(
+        (), description="labels and decisions of the source model for the changed samples of the findings"
     )
     folder: Path | None = Field(None, exclude=True, description="folder of the report, once written")
 
@@ -244,11 +258,19 @@ class Report(Value):
     def of_device(self, device: str) -> "Report":
         """The report, reduced to one device."""
         results = tuple(result for result in self.results if result.device == device)
-        flipped = {flip.sample for result in results for flip in result.flips}
+        changed = {
+            (found.head, change.sample)
+            for result in results
+            for found in result.findings
+            for change in found.samples
+        }
+        shown = {sample for _, sample in changed}
+        shown |= {flip.sample for result in results for flip in result.flips}
         return self.model_copy(
             update={
                 "results": results,
-                "thumbnails": {index: image for index, image in self.thumbnails.items() if index in flipped},
+                "thumbnails": {index: image for index, image in self.thumbnails.items() if index in shown},
+                "references": tuple(one for one in self.references if (one.head, one.sample) in changed),
                 "gates": tuple(verdict for verdict in self.gates if verdict.device in (device, "-")),
                 "environment": {name: probe for name, probe in self.environment.items() if name == device},
             }

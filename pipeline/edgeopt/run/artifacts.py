@@ -5,10 +5,14 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from edgeopt.config import registry
 from edgeopt.config.files import file_digest, replacing, writing
 from edgeopt.formats.known import format_named
-from edgeopt.plugin import Format
+from edgeopt.model import InputPreprocessing, Model
+from edgeopt.plugin import Code, Format, Plugin
+from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Artifact
 from edgeopt.run.executors.worker import breakdown
@@ -31,7 +35,8 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         "digest": digest,
         "inputs": [spec.model_dump(mode="json") for spec in model.inputs],
         "outputs": [spec.model_dump(mode="json") for spec in model.outputs],
-        "preprocessing": plan.recipe.model.preprocess.model_dump(mode="json"),
+        "preprocessing": _preprocessing(plan.preprocessing, model),
+        **_meaning(plan.recipe),
         "labels": plan.recipe.model.labels,
         "chain": list(built.branch.names),
         "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
@@ -46,6 +51,39 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         breakdown=built.steps[-1].breakdown if built.steps else breakdown(kind.breakdown(target)),
         parts=tuple(part.relative_to(out).as_posix() for part in parts),
     )
+
+
+def _meaning(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says about the outputs."""
+    meaning: dict[str, Any] = {}
+    if recipe.decoder is not None:
+        meaning["postprocess"] = _used(recipe.decoder)
+    if recipe.heads:
+        meaning["tasks"] = [_used(head.task) | {"outputs": head.outputs} for head in recipe.heads]
+    return meaning
+
+
+def _used(plugin: Plugin) -> dict[str, Any]:
+    """A plugin as in a recipe, without the folders of this machine."""
+    inner = getattr(plugin, "inner", plugin)  # of one that runs in another process
+    options = inner.model_dump(mode="json", exclude_defaults=True)
+    for name in options:
+        value = getattr(inner, name)
+        if isinstance(value, Path | Code):
+            options[name] = value.name if isinstance(value, Path) else value.target
+    return {"uses": registry.plugin_name(inner), "with": options}
+
+
+def _preprocessing(preprocessing: InputPreprocessing, model: Model) -> Any:
+    """The preprocessing of the model's inputs: one for all of them if that is the same, otherwise a list."""
+    steps = [preprocessing.of(index, spec) for index, spec in enumerate(model.inputs)]
+    # A layout is without effect on an input that is no image.
+    images = [each for each, spec in zip(steps, model.inputs, strict=True) if spec.layout] or steps
+    common = images[0]
+    bare = common.model_copy(update={"layout": None})
+    if set(images) == {common} and all(each.model_copy(update={"layout": None}) == bare for each in steps):
+        return common.model_dump(mode="json")
+    return [each.model_dump(mode="json") for each in steps]
 
 
 def keep_compiled(built: Built, device: str, compiled: Path, out: Path) -> Artifact:

@@ -5,22 +5,23 @@ import importlib.metadata
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeopt.devices.device import HOST
-from edgeopt.errors import UsageError
 from edgeopt.evaluation.comparison import difference
+from edgeopt.evaluation.findings import Reader
 from edgeopt.evaluation.golden import Golden
-from edgeopt.evaluation.hops import aligned, hop
-from edgeopt.evaluation.interpreter import Interpreter
+from edgeopt.evaluation.hops import aligned, hop, output_changes
+from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, labels_of
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import model_digest, model_files
 from edgeopt.model import Outputs
+from edgeopt.plugin import Decisions
 from edgeopt.recipe.planner import Built, Plan
-from edgeopt.results import Hop, Measurement, Result, Run, Samples, SourceResult, Status
+from edgeopt.results import Hop, Measurement, Reference, Result, Run, Samples, SourceResult, Status
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
@@ -55,7 +56,7 @@ def results(
     """
     recipe = plan.recipe
     dataset = recipe.evaluation or recipe.calibration
-    golden = Golden(dataset, recipe.model.preprocess, measured.labels, measured.samples)
+    golden = Golden(dataset, plan.preprocessing, measured.labels, measured.samples)
     rows: list[Result] = []
     evidence: dict[tuple[str, str, str], Evidence] = {}
     for built in builds:
@@ -78,7 +79,7 @@ def results(
             }
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
-            hops = hops_of(step_outputs, scorer.interpreter, random_inputs=measured.random)
+            hops = hops_of(step_outputs, scorer.interpreters, random_inputs=measured.random)
             read = readings(model, device, outcome, built.steps[-1].arithmetic if built.steps else {})
             values = dict(read.values)
             if outcome.outputs and not outcome.error and not outcome.non_finite:
@@ -89,16 +90,21 @@ def results(
                     ordered = aligned(_outputs(outcome), source)
                     judged, pairs, common["outputs"], decisions = scorer.artifact(ordered, source)
                     values |= judged | sample_measurements(recipe.metrics, pairs, measured.labels)
-                    before = scorer.source_decisions
-                    if decisions is not None and before is not None:
-                        common["flips"] = flips(decisions, measured.labels, before)
-                        common["classes"], common["confusions"] = by_class(decisions, measured.labels, before)
-                    common["samples"] = {name: Samples.pack(pair.after) for name, pair in pairs.items()}
-                    lower = frozenset(name for name, metric in recipe.metrics if not metric.higher_is_better)
-                    evidence[branch.variant, branch.format, device.name] = Evidence(
-                        pairs, measured.labels, plan.recipe.model.labels, lower
+                    common["output_changes"] = output_changes(source, ordered, scorer.interpreters)
+                    common |= _of_decisions(decisions, scorer.readers)
+                    common["samples"] = {
+                        name: Samples.pack(pair.after, pair.reach) for name, pair in pairs.items()
+                    }
+                    lower = frozenset(
+                        name for name, metric, _ in recipe.metrics if not metric.higher_is_better
                     )
-                values |= _parity(measured, branch.name, device.name, scorer.interpreter)
+                    evidence[branch.variant, branch.format, device.name] = Evidence(
+                        pairs,
+                        {name: labels_of(measured.labels, head) for name, _, head in recipe.metrics},
+                        plan.recipe.model.labels,
+                        lower,
+                    )
+                values |= _parity(measured, branch.name, device.name, scorer.interpreters)
             notes = (*(note for each in built.steps for note in each.notes), *read.notes)
             rows.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
     for missing in plan.impossible:
@@ -114,6 +120,31 @@ def results(
                 )
             )
     return rows, evidence
+
+
+def _of_decisions(decisions: Mapping[str, Decisions], readers: Sequence[Reader]) -> dict[str, Any]:
+    """The fields of a result on the decisions of each task."""
+    known = [reader for reader in readers if reader.head in decisions]
+    fields: dict[str, Any] = {"findings": tuple(each.findings(decisions[each.head]) for each in known)}
+    for reader in known:
+        compared = decisions[reader.head], reader.targets, reader.source
+        fields["classes"], fields["confusions"] = by_class(*compared)
+        if fields["classes"]:
+            fields["flips"] = flips(*compared)
+            break
+    return fields
+
+
+def references(rows: Sequence[Result], scorer: Scorer) -> tuple[Reference, ...]:
+    """What the changed samples of all results are compared with, once for all of them."""
+    changed = {
+        (found.head, change.sample) for row in rows for found in row.findings for change in found.samples
+    }
+    return tuple(
+        reference
+        for reader in scorer.readers
+        for reference in reader.references(sorted(at for head, at in changed if head == reader.head))
+    )
 
 
 def result_of(outcome: Outcome, **fields: Any) -> Result:
@@ -158,7 +189,9 @@ def source_result(plan: Plan, measured: Measured, scorer: Scorer) -> SourceResul
 
 def plausibility_notes(source: SourceResult, scorer: Scorer) -> list[str]:
     """Notes on the whole run: warns if the source model is no better than chance."""
-    top1, decisions = source.measurements.get("top1"), scorer.source_decisions
+    top1 = source.measurements.get("top1")
+    head = next((named.head for named in scorer.metrics if named.name == "top1"), "")
+    decisions = scorer.source_decisions.get(head)
     if top1 is None or decisions is None or decisions.scores is None:
         return []
     classes = decisions.scores.shape[-1]
@@ -172,7 +205,7 @@ def plausibility_notes(source: SourceResult, scorer: Scorer) -> list[str]:
 
 def hops_of(
     step_outputs: Sequence[StepOutputs],
-    interpreter: Interpreter | None = None,
+    interpreters: Sequence[Interpreter] = (),
     *,
     random_inputs: bool = False,
 ) -> tuple[Hop, ...]:
@@ -198,7 +231,7 @@ def hops_of(
             before=before,
             after=after,
             trained=step.trained,
-            interpreter=interpreter,
+            interpreters=interpreters,
         )
         if random_inputs and not step.lossless:
             measured = measured.model_copy(update={"status": "unmeasured", "reason": "random inputs"})
@@ -213,7 +246,7 @@ def _outputs(outcome: Outcome) -> Outputs:
 
 
 def _parity(
-    measured: Measured, branch: str, device: str, interpreter: Interpreter | None
+    measured: Measured, branch: str, device: str, interpreters: Sequence[Interpreter]
 ) -> dict[str, Measurement]:
     """Difference between the device's and the host's outputs of the same file; empty if the host has none."""
     host = measured.finals.get((branch, HOST))
@@ -223,7 +256,13 @@ def _parity(
     if [array.size for array in host.outputs] != [array.size for array in outcome.outputs]:
         return {}
     try:
-        found = difference(host.outputs, outcome.outputs, host.output_scales, interpreter=interpreter)
-    except UsageError:  # not the outputs of the task: the hop says so
+        found = difference(
+            host.outputs,
+            outcome.outputs,
+            host.output_scales,
+            interpreters=interpreters,
+            names=host.output_names,
+        )
+    except UNDECIDABLE:  # not the outputs of the task: the hop says so
         found = difference(host.outputs, outcome.outputs, host.output_scales)
     return found.measurements()

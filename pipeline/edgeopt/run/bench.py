@@ -22,8 +22,8 @@ from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.samples import collect, random_inputs
 from edgeopt.formats.known import model_digest, model_files
-from edgeopt.model import Model, Preprocessing, TensorSpec
-from edgeopt.plugin import ConnectionCutError, Dataset, Link, PerSample, digest_of
+from edgeopt.model import InputPreprocessing, Model, Preprocessing, TensorSpec
+from edgeopt.plugin import ConnectionCutError, Dataset, Labels, Link, digest_of
 from edgeopt.recipe.document import Latency
 from edgeopt.run.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
 from edgeopt.run.protocol import (
@@ -50,18 +50,20 @@ class Evaluation:
     Without a dataset, seeded random inputs are used: outputs can be compared, but not accuracy.
     """
 
-    def __init__(self, dataset: Dataset | None, preprocessing: Preprocessing, folder: Path) -> None:
+    def __init__(
+        self, dataset: Dataset | None, preprocessing: Preprocessing | InputPreprocessing, folder: Path
+    ) -> None:
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.folder = folder
         self.digest = dataset.digest() if dataset is not None else "random"
-        self._labels: PerSample | None = None
+        self._labels: Labels | None = None
         self._files: dict[str, tuple[tuple[Path, ...], int]] = {}
 
     def key(self, specs: tuple[TensorSpec, ...], limit: int | None) -> str:
         """Digest that identifies the inputs for ``specs``, without computing them."""
         signature = [spec.model_dump(mode="json", exclude={"name"}) for spec in specs]
-        return digest_of([self.digest, self.preprocessing.model_dump(mode="json"), signature, limit])
+        return digest_of([self.digest, self.preprocessing.key(specs), signature, limit])
 
     def files(self, specs: tuple[TensorSpec, ...], limit: int | None) -> tuple[tuple[Path, ...], int]:
         """One .npy file of shape ``[n, ...]`` per input, and ``n``; at most ``limit`` samples."""
@@ -79,7 +81,7 @@ class Evaluation:
             self._files[key] = paths, len(arrays[0])
         return self._files[key]
 
-    def labels(self, specs: tuple[TensorSpec, ...]) -> PerSample | None:
+    def labels(self, specs: tuple[TensorSpec, ...]) -> Labels | None:
         """Labels of all samples, None if the dataset has none."""
         if self._labels is None and self.dataset is not None:
             _, self._labels = collect(self.dataset, self.preprocessing, specs, None)

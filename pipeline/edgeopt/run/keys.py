@@ -17,10 +17,12 @@ class Keys:
         self.source = digest_of(
             [model_digest(plan.source), plan.source.model_dump(mode="json", exclude={"path", "code"})]
         )
-        preprocess = plan.recipe.model.preprocess
-        self.feeds = {part: Feed(dataset, preprocess) for part, dataset in building_data(plan.recipe).items()}
+        preprocessing = plan.preprocessing
+        self.feeds = {
+            part: Feed(dataset, preprocessing) for part, dataset in building_data(plan.recipe).items()
+        }
         self.data = {
-            part: digest_of([feed.dataset.digest(), preprocess.model_dump()])
+            part: digest_of([feed.dataset.digest(), preprocessing.key(plan.source.inputs)])
             for part, feed in self.feeds.items()
         }
 
@@ -70,21 +72,27 @@ class Keys:
 
 def judging_of(recipe: Recipe) -> Judging:
     """How a recipe judges outputs: by its first metric against labels."""
-    metrics = [metric for _, metric in recipe.metrics if metric.against == "labels"]
-    return Judging(metrics[0] if metrics else None, recipe.task, recipe.decoder)
+    metrics = [named for named in recipe.metrics if named.metric.against == "labels"]
+    return Judging(metrics[0] if metrics else None, recipe.heads, recipe.decoder)
 
 
 def _judging_digest(recipe: Recipe) -> str:
     """A digest of how searches judge candidates; '' for the default, a classification by top-1 accuracy."""
     judging = judging_of(recipe)
+    named = [(judging.metric.head, judging.metric.metric)] if judging.metric is not None else []
+    plugins = [
+        *named,
+        *judging.heads,
+        *([("", getattr(judging.decoder, "inner", judging.decoder))] if judging.decoder else []),
+    ]
     parts = [
         [
             registry.plugin_name(part),
             part.options() | {name: value.digest() for name, value in part if isinstance(value, Code)},
             registry.code_digest(part),
+            *([head] if head else []),
         ]
-        for part in judging[:3]
-        if part is not None
+        for head, part in plugins
     ]
     return digest_of(parts) if parts not in ([], [["top1", {}, ""]]) else ""
 

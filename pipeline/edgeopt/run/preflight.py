@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
-from edgeopt.errors import UsageError
-from edgeopt.evaluation.interpreter import Interpreter
+from edgeopt.errors import DataError, UsageError
+from edgeopt.evaluation.interpreter import interpreters, labels_of
 from edgeopt.evaluation.samples import checked, collect, fingerprint
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Dataset, digest_of
@@ -51,7 +51,8 @@ def preflight(plan: Plan, store: Store, device_folders: Sequence[Path], watch: W
         UsageError: the data does not fit the model, a sample is unusable, or evaluation data has leaked.
     """
     check_data(plan)
-    notes = find_leaks(plan.recipe, check_samples(plan.recipe, store))
+    names = [spec.name for spec in plan.source.inputs]
+    notes = find_leaks(plan.recipe, check_samples(plan.recipe, store, names))
     return Findings(tuple(notes), try_metrics(plan, store, device_folders, watch))
 
 
@@ -67,9 +68,19 @@ def check_data(plan: Plan) -> None:
         first = islice(checked(recipe.evaluation), LABELLED_SAMPLES)
         check_named(recipe, [sample.label for sample in first if isinstance(sample.label, int)])
     for dataset in datasets_of(recipe).values():
-        _, labels = collect(dataset, recipe.model.preprocess, plan.source.inputs, 1)
-        label_metrics = [name for name, metric in recipe.metrics if metric.against == "labels"]
-        if dataset is recipe.evaluation and labels is None and label_metrics:
+        _, labels = collect(dataset, plan.preprocessing, plan.source.inputs, 1)
+        label_metrics = [
+            name
+            for name, metric, head in recipe.metrics
+            if metric.against == "labels" and labels_of(labels, head) is None
+        ]
+        if dataset is recipe.evaluation and isinstance(labels, Mapping) and label_metrics:
+            raise UsageError(
+                f"{recipe.file}: {label_metrics[0]} requires labels, and the evaluation data has labels for "
+                f"{' and '.join(map(repr, labels))}",
+                fix="name the labels after the entries of 'tasks'",
+            )
+        if dataset is recipe.evaluation and label_metrics:
             raise UsageError(
                 f"{recipe.file}: the evaluation data has no labels, but {label_metrics[0]} requires them",
                 fix="name the labels in data.evaluation (in an .npz file, 'label' is their key), or remove "
@@ -131,10 +142,11 @@ def check_classes(recipe: Recipe, classes: Sequence[int]) -> None:
             )
 
 
-def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]:
+def check_samples(recipe: Recipe, store: Store, names: Sequence[str] = ()) -> dict[str, NDArray[np.uint64]]:
     """Check every sample once; the result is cached in the store.
 
-    Returns the hash of each sample's inputs, by the role of the dataset: arrays of shape ``[n]``.
+    Returns the hash of each sample's inputs, by the role of the dataset: arrays of shape ``[n]``. ``names``
+    are those of the model's inputs: equal samples have equal hashes, whether they name their inputs or not.
 
     Raises:
         UsageError: a sample contains NaN or infinity or differs in shape, or a dataset is empty, or the
@@ -142,11 +154,12 @@ def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]
     """
     hashes: dict[str, NDArray[np.uint64]] = {}
     for part, dataset in datasets_of(recipe).items():
-        key = digest_of(["hashes and classes of samples", dataset.digest()])
+        several = [names] if len(names) > 1 else []
+        key = digest_of(["hashes and classes of samples", dataset.digest(), *several])
         entry = store.get(key)
         if entry is None:
             classes = set[int]()
-            fingerprints = np.fromiter(_fingerprints(dataset, classes), np.uint64)
+            fingerprints = np.fromiter(_fingerprints(dataset, classes, names), np.uint64)
             with store.scratch() as folder:
                 np.save(folder / "hashes.npy", fingerprints, allow_pickle=False)
                 np.save(folder / "classes.npy", np.array(sorted(classes), np.int64), allow_pickle=False)
@@ -157,12 +170,12 @@ def check_samples(recipe: Recipe, store: Store) -> dict[str, NDArray[np.uint64]]
     return hashes
 
 
-def _fingerprints(dataset: Dataset, classes: set[int]) -> Iterator[int]:
+def _fingerprints(dataset: Dataset, classes: set[int], names: Sequence[str]) -> Iterator[int]:
     """The fingerprint of every sample; the class indices among the labels are added to ``classes``."""
     for sample in checked(dataset):
         if isinstance(sample.label, int):
             classes.add(sample.label)
-        yield fingerprint(sample)
+        yield fingerprint(sample.in_order(names) if sample.names else sample.inputs)
 
 
 def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
@@ -194,16 +207,17 @@ def find_leaks(recipe: Recipe, hashes: Mapping[str, NDArray[np.uint64]]) -> list
 def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch: Watch) -> dict[str, str]:
     """User-defined metrics that fail on the source model's outputs for two samples, with the reason.
 
-    The task and the decoder of the recipe are tried, too. Shipped metrics are not: two samples may be too few
-    for them. If the source model cannot be run, its row in the report has the reason.
+    The tasks and the decoder of the recipe are tried, too; a decoder of the user that fails costs all metrics
+    against labels. Shipped metrics are not: two samples may be too few for them. If the source model cannot
+    be run, its row in the report has the reason.
 
     Raises:
         UsageError: the outputs of the source model are not those of the task or of the decoder.
     """
     recipe = plan.recipe
     user_defined = [named for named in recipe.metrics if not is_shipped(named.metric)]
-    judged = [metric for _, metric in recipe.metrics if metric.against == "labels" and metric.tasks]
-    special = recipe.task or recipe.decoder or any(USUAL not in metric.tasks for metric in judged)
+    judged = [named for named in recipe.metrics if named.metric.against == "labels" and named.metric.tasks]
+    special = recipe.heads or recipe.decoder or any(USUAL not in named.metric.tasks for named in judged)
     if recipe.evaluation is None or not (user_defined or special):
         return {}
     host = load_device(HOST, device_folders)
@@ -212,16 +226,20 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
         return {}
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         folder = Path(scratch)
-        evaluation = Evaluation(recipe.evaluation, recipe.model.preprocess, folder)
+        evaluation = Evaluation(recipe.evaluation, plan.preprocessing, folder)
         bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
         outcome = bench.run(source, evaluation, limit=TRIAL_SAMPLES)
-        _, labels = collect(recipe.evaluation, recipe.model.preprocess, source.inputs, TRIAL_SAMPLES)
+        _, labels = collect(recipe.evaluation, plan.preprocessing, source.inputs, TRIAL_SAMPLES)
     if not outcome.outputs:
         return {}
     outputs = Outputs(outcome.outputs, outcome.output_names)
     if special:
-        Interpreter.of_source(outputs, labels, judged, recipe.task, recipe.decoder).decide(outputs)
-    with Scorer(user_defined, labels, task=recipe.task, decoder=recipe.decoder) as scorer:
+        try:
+            for known in interpreters(outputs, labels, judged, recipe.heads, recipe.decoder):
+                known.decide(outputs)
+        except DataError as error:  # code of the user costs what depends on it, not the run
+            return {name: str(error) for name, metric, _ in recipe.metrics if metric.against == "labels"}
+    with Scorer(user_defined, labels, heads=recipe.heads, decoder=recipe.decoder) as scorer:
         scorer.source(outputs)
         scorer.artifact(outputs, outputs)
         return scorer.failures

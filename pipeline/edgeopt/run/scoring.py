@@ -1,19 +1,20 @@
 """Scores model outputs with the recipe's metrics; a metric that fails does not fail the run."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import EdgeoptError, UsageError
-from edgeopt.evaluation.interpreter import Answers, Interpreter
+from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.evaluation.findings import Reader
+from edgeopt.evaluation.interpreter import UNDECIDABLE, Answers, Interpreter, interpreters, labels_of
 from edgeopt.evaluation.measurements import measurement
-from edgeopt.evaluation.statistics import Paired, resampled
+from edgeopt.evaluation.statistics import Paired, common_reach, resampled
 from edgeopt.model import Outputs
-from edgeopt.plugin import Decisions, Decoder, Metric, NamedMetric, PerSample, Score, Task
+from edgeopt.plugin import Decisions, Decoder, Head, Labels, Metric, NamedMetric, PerSample, Score
 from edgeopt.recipe.document import Recipe
 from edgeopt.results import Measurement, MetricInfo
 from edgeopt.run.executors import executor
@@ -27,10 +28,13 @@ class ArtifactScores(NamedTuple):
 
     values: dict[str, Measurement]
     pairs: dict[str, Paired]
-    """Per-sample scores of the source model and the artifact, by metric; negated if lower is better."""
+    """Per-sample scores of the source model and the artifact, by metric; negated if lower is better.
+
+    Of a metric of the whole set, they are contributions."""
     outputs: dict[str, dict[str, Measurement]]
     """The metrics against the source model by output; empty if there is only one."""
-    decisions: Decisions | None
+    decisions: dict[str, Decisions]
+    """By the name of the task; '' for the only one. Outputs that could not be interpreted have none."""
 
 
 class Scorer:
@@ -39,23 +43,23 @@ class Scorer:
     def __init__(
         self,
         metrics: Sequence[NamedMetric],
-        labels: PerSample | None,
+        labels: Labels | None,
         failures: Mapping[str, str] | None = None,
         *,
-        task: Task | None = None,
+        heads: Sequence[Head] = (),
         decoder: Decoder | None = None,
     ) -> None:
         """``failures``: metrics known to fail, with the reason; they are not computed.
 
-        Without a ``task``, it is found by the metrics, the labels, and the outputs of the source model.
+        Without ``heads``, the task is found by the metrics, the labels, and the outputs of the source model.
         """
         self.metrics = metrics
         self.labels = labels
         self.failures = dict(failures or {})
-        self.interpreter: Interpreter | None = None
-        """Set by ``source``; None if no task fits."""
-        self._task, self._decoder = task, decoder
-        self._source = Answers(Outputs(()))
+        self.interpreters: tuple[Interpreter, ...] = ()
+        """Set by ``source``, one for each task; empty if no task fits."""
+        self._heads, self._decoder = tuple(heads), decoder
+        self._source: dict[str, Answers] = {}
         self._of_source: dict[str, Score] = {}
         self._resampled: dict[str, NDArray[np.float64]] = {}
         self._executor: LocalExecutor | None = None
@@ -70,9 +74,19 @@ class Scorer:
             self._executor.close(at_once=True)
 
     @property
-    def source_decisions(self) -> Decisions | None:
-        """The decisions of the source model, if its outputs could be interpreted."""
-        return self._source.decisions
+    def source_decisions(self) -> dict[str, Decisions]:
+        """The decisions of the source model by task, where its outputs could be interpreted."""
+        return _decisions(self._source)
+
+    @cached_property
+    def readers(self) -> tuple[Reader, ...]:
+        """The tasks, with the decisions of the source model and the labels; set by ``source``."""
+        before = self.source_decisions
+        return tuple(
+            Reader(known.task, before[known.head], labels_of(self.labels, known.head), known.head)
+            for known in self.interpreters
+            if known.head in before
+        )
 
     def source(self, outputs: Outputs) -> dict[str, Measurement]:
         """The label-based metrics of the source model; must be called before ``artifact``.
@@ -82,15 +96,16 @@ class Scorer:
         """
         self._source = self._answers(outputs)
         values = {}
-        for name, metric in self.metrics:
-            if metric.against == "labels" and self.labels is not None:
-                if metric.reads != "outputs" and self._source.failure is not None:
-                    raise self._source.failure
-                score = self._against_labels(name, metric, self._source)
-                value = self._measured(name, metric, score, resamples=self._resamples(name, metric, score))
+        for named in self.metrics:
+            if named.metric.against == "labels" and self._labels(named) is not None:
+                failure = self._source[named.head].failure
+                if named.metric.reads != "outputs" and isinstance(failure, UsageError):
+                    raise failure
+                score = self._against_labels(named, self._source)
+                value = self._measured(named, score, resamples=self._resamples(named, score))
                 if score is not None and value is not None:
-                    self._of_source[name] = score
-                    values[name] = value
+                    self._of_source[named.name] = score
+                    values[named.name] = value
         return values
 
     def artifact(self, outputs: Outputs, source: Outputs) -> ArtifactScores:
@@ -103,9 +118,10 @@ class Scorer:
         pairs: dict[str, Paired] = {}
         by_output: dict[str, dict[str, Measurement]] = {}
         answers = self._answers(outputs)
-        for name, metric in self.metrics:
+        for named in self.metrics:
+            name, metric = named.name, named.metric
             if metric.against == "source":
-                each = self._against_source(name, metric, answers, outputs, source)
+                each = self._against_source(named, answers, outputs, source)
                 if each:
                     worst = min if metric.higher_is_better else max
                     values[name] = worst(each.values(), key=lambda value: value.value)
@@ -113,83 +129,96 @@ class Scorer:
                     by_output.setdefault(title, {})[name] = one
                 continue
             before = self._of_source.get(name)
-            if before is None or self.labels is None:
+            if before is None:
                 continue
-            after = self._against_labels(name, metric, answers)
-            resamples = self._resamples(name, metric, after, of_source=False)
-            value = self._measured(name, metric, after, resamples=resamples)
+            after = self._against_labels(named, answers)
+            resamples = self._resamples(named, after, of_source=False)
+            value = self._measured(named, after, resamples=resamples)
             if after is None or value is None:
                 continue
             values[name] = value
-            sign, drops = 1.0 if metric.higher_is_better else -1.0, None
-            if before.per_sample is not None and after.per_sample is not None:
-                fraction = metric.kind == "fraction"
-                pairs[name] = Paired(sign * before.per_sample, sign * after.per_sample, fraction)
-                drops = pairs[name].drops
+            sign = 1.0 if metric.higher_is_better else -1.0
+            pair = _paired(metric, before, after)
+            if pair is not None:
+                pairs[name] = pair
+            drops = pair.drops if pair is not None and resamples is None else None
             if resamples is not None:
                 resamples = sign * (self._resampled[name] - resamples) + 0.0
             drop = Score(sign * (before.value - after.value) + 0.0, drops)  # 0, not -0, if nothing changed
-            values[f"{name}_drop"] = measurement(metric, drop, "drop", resamples, self._samples(metric))
-        return ArtifactScores(values, pairs, by_output, answers.decisions)
+            values[f"{name}_drop"] = measurement(metric, drop, "drop", resamples, self._samples(named))
+        return ArtifactScores(values, pairs, by_output, _decisions(answers))
 
-    def _samples(self, metric: Metric) -> int | None:
-        return len(self.labels) if self.labels is not None and metric.against == "labels" else None
+    def _labels(self, named: NamedMetric) -> PerSample | None:
+        return labels_of(self.labels, named.head)
+
+    def _samples(self, named: NamedMetric) -> int | None:
+        labels = self._labels(named)
+        return len(labels) if labels is not None and named.metric.against == "labels" else None
 
     def infos(self) -> tuple[MetricInfo, ...]:
         """The metrics for the report, with the reasons of failures."""
         return tuple(metric.info(self.failures.get(metric.name, "")) for metric in self.metrics)
 
-    def _answers(self, outputs: Outputs) -> Answers:
-        """The outputs as interpreted; the first ones are those of the source model, which decide the task."""
-        if self.interpreter is None:
-            metrics = [metric for _, metric in self.metrics]
+    def _answers(self, outputs: Outputs) -> dict[str, Answers]:
+        """The outputs as interpreted, by task; the first ones, of the source model, decide the task."""
+        if not self.interpreters:
             try:
-                self.interpreter = Interpreter.of_source(
-                    outputs, self.labels, metrics, self._task, self._decoder
+                self.interpreters = interpreters(
+                    outputs, self.labels, self.metrics, self._heads, self._decoder
                 )
-            except UsageError as error:
-                return Answers(outputs, None, error)
-        return self.interpreter.answers(outputs)
+            except UNDECIDABLE as error:
+                heads = [head.name for head in self._heads] or [""]
+                return {head: Answers(outputs, None, error) for head in heads}
+        return {known.head: known.answers(outputs) for known in self.interpreters}
 
-    def _against_labels(self, name: str, metric: Metric, answers: Answers) -> Score | None:
-        if metric.reads != "outputs" and answers.decisions is None:
+    def _against_labels(self, named: NamedMetric, answers: Mapping[str, Answers]) -> Score | None:
+        own = answers[named.head]
+        if isinstance(own.failure, DataError):
+            self.failures.setdefault(named.name, str(own.failure))
             return None
-        return self._score(name, metric, answers.read_by(metric), self.labels)
+        if named.metric.reads != "outputs" and own.decisions is None:
+            return None
+        return self._score(named.name, named.metric, own.read_by(named.metric), self._labels(named))
 
     def _against_source(
-        self, name: str, metric: Metric, answers: Answers, outputs: Outputs, source: Outputs
+        self, named: NamedMetric, answers: Mapping[str, Answers], outputs: Outputs, source: Outputs
     ) -> dict[str, Measurement]:
-        """A metric against the source model: of every output, unless it is of the decisions."""
+        """A metric against the source model: of every output, or of the decisions of every task."""
+        name, metric, _ = named
         if metric.reads == "outputs":
             pairs = zip(outputs.arrays, source.arrays, strict=False)
             scores = {source.name(i): self._score(name, metric, *pair) for i, pair in enumerate(pairs)}
         else:
-            decisions, before, interpreter = answers.decisions, self._source.decisions, self.interpreter
-            if decisions is None or before is None or interpreter is None:
-                return {}
-            agreement = interpreter.task.agreement(decisions, before)
-            if agreement is None:
-                return {}
-            scores = {"": self._score(name, metric, agreement, None)}
-        measured = {title: self._measured(name, metric, score, "fidelity") for title, score in scores.items()}
+            after, before = _decisions(answers), self.source_decisions
+            agreements = {
+                known.head: known.task.agreement(after[known.head], before[known.head])
+                for known in self.interpreters
+                if known.head in after and known.head in before
+            }
+            scores = {
+                head: self._score(name, metric, agreement, None)
+                for head, agreement in agreements.items()
+                if agreement is not None
+            }
+        measured = {title: self._measured(named, score, "fidelity") for title, score in scores.items()}
         # One that could not be computed for every output does not say which is the worst.
         return {title: value for title, value in measured.items() if value} if all(measured.values()) else {}
 
     def _resamples(
-        self, name: str, metric: Metric, score: Score | None, *, of_source: bool = True
+        self, named: NamedMetric, score: Score | None, *, of_source: bool = True
     ) -> NDArray[np.float64] | None:
         """The values of a metric of the whole set for resampled sets."""
-        if score is None or score.evidence is None or self.labels is None or not is_shipped(metric):
+        labels, metric = self._labels(named), named.metric
+        if score is None or score.evidence is None or labels is None or not is_shipped(metric):
             return None
-        values = resampled(partial(metric.weighted, score.evidence), len(self.labels))
+        values = resampled(partial(metric.weighted, score.evidence), len(labels))
         if of_source:
-            self._resampled[name] = values
+            self._resampled[named.name] = values
         return values
 
     def _measured(
         self,
-        name: str,
-        metric: Metric,
+        named: NamedMetric,
         score: Score | None,
         role: str = "quality",
         resamples: NDArray[np.float64] | None = None,
@@ -198,21 +227,21 @@ class Scorer:
             return None
         try:
             return measurement(
-                metric,
+                named.metric,
                 score,
                 "fidelity" if role == "fidelity" else "quality",
                 resamples,
-                self._samples(metric),
+                self._samples(named),
             )
         except EdgeoptError as error:
-            self.failures[name] = str(error)
+            self.failures[named.name] = str(error)
             return None
 
     def _score(self, name: str, metric: Metric, outputs: Any, target: Any) -> Score | None:
         if name in self.failures:
             return None
         if is_shipped(metric):
-            return metric.score(outputs, target)
+            return metric.scored(outputs, target)
         if self._executor is None:
             self._executor = LocalExecutor()
         task = executor.Task(
@@ -227,9 +256,24 @@ class Scorer:
         return score
 
 
-def scorer_of(recipe: Recipe, labels: PerSample | None, failures: Mapping[str, str] | None = None) -> Scorer:
+def scorer_of(recipe: Recipe, labels: Labels | None, failures: Mapping[str, str] | None = None) -> Scorer:
     """The scorer of a recipe, for the labels of its evaluation data."""
-    return Scorer(recipe.metrics, labels, failures, task=recipe.task, decoder=recipe.decoder)
+    return Scorer(recipe.metrics, labels, failures, heads=recipe.heads, decoder=recipe.decoder)
+
+
+def _decisions(answers: Mapping[str, Answers]) -> dict[str, Decisions]:
+    return {head: own.decisions for head, own in answers.items() if own.decisions is not None}
+
+
+def _paired(metric: Metric, before: Score, after: Score) -> Paired | None:
+    """The values of the samples, or their contributions; None if the metric has neither."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    if before.per_sample is not None and after.per_sample is not None:
+        return Paired(sign * before.per_sample, sign * after.per_sample, metric.kind == "fraction")
+    if before.contributions is None or after.contributions is None:
+        return None
+    (one, reach), (other, its_reach) = before.contributions, after.contributions
+    return Paired(sign * one, sign * other, reach=common_reach(reach, its_reach))
 
 
 def is_shipped(metric: Metric) -> bool:
@@ -239,4 +283,4 @@ def is_shipped(metric: Metric) -> bool:
 
 
 def _score(say: executor.Say, metric: Metric, outputs: Any, target: Any) -> Score:
-    return metric.score(outputs, target)
+    return metric.scored(outputs, target)

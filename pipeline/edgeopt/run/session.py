@@ -14,7 +14,7 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, Device, load_device
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.model import Model
-from edgeopt.plugin import PerSample
+from edgeopt.plugin import Labels
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation, timing_of
@@ -74,7 +74,7 @@ class Measured:
 
     source: Outcome
     source_model: Model
-    labels: PerSample | None
+    labels: Labels | None
     samples: int
     finals: dict[tuple[str, str], Outcome]
     step_outputs: dict[str, tuple[StepOutputs, ...]]
@@ -133,7 +133,7 @@ class _Session:
         self.watch = watch
         self.latency = timing_of(recipe.latency)
         # Without evaluation data, outputs can still be compared on calibration samples.
-        self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, recipe.model.preprocess, folder)
+        self.evaluation = Evaluation(recipe.evaluation or recipe.calibration, plan.preprocessing, folder)
         agent = build_agent(folder / "agent.pyz")
         devices = {device.name: device for device in recipe.devices}
         # The source model and the intermediate steps always run on the host.

@@ -8,6 +8,7 @@ bisection, so that few candidates are evaluated. They are evaluated on validatio
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,10 @@ from edgeopt.config import registry
 from edgeopt.config.files import write_text
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.hops import hop
-from edgeopt.evaluation.interpreter import Interpreter
-from edgeopt.evaluation.samples import stacked
+from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters, labels_of
+from edgeopt.evaluation.samples import by_task
 from edgeopt.model import Array, Model, Outputs
-from edgeopt.plugin import Context, Judging, Metric, PerSample, Stage, Trial, digest_of
+from edgeopt.plugin import Context, Judging, Labels, Metric, NamedMetric, Stage, Trial, digest_of
 from edgeopt.results import MAX_SNR_DB, Hop
 
 SAMPLES = 512
@@ -95,7 +96,7 @@ class Quantizing(Protocol):
 
 def search_samples(
     model: Model, context: Context, limit: int = SAMPLES
-) -> tuple[list[tuple[Array, ...]], PerSample | None]:
+) -> tuple[list[tuple[Array, ...]], Labels | None]:
     """Inputs of batch 1 and labels of the samples on which a search evaluates candidates.
 
     Raises:
@@ -109,35 +110,34 @@ def search_samples(
             fix="add data.validation or data.calibration to the recipe",
         )
     inputs: list[tuple[Array, ...]] = []
-    labels: list[Array] = []
+    labels: dict[str, list[Array]] = {}
     for sample in feed.samples(model):
         inputs.append(sample.inputs)
-        if sample.label is not None:
-            labels.append(np.asarray(sample.label))
+        for task, label in sample.labels.items():
+            labels.setdefault(task, []).append(np.asarray(label))
         if len(inputs) == limit:
             break
-    return inputs, stacked(labels) if labels and len(labels) == len(inputs) else None
+    complete = {task: rows for task, rows in labels.items() if len(rows) == len(inputs)}
+    return inputs, by_task(complete)
 
 
 class Judge:
     """Compares candidates with the float model: by the recipe's metric where it can serve, else all outputs.
 
-    A metric serves if it is a fraction and there are labels; without one, the first metric of the task.
+    A metric serves if it is a fraction and there are labels; without one, the first metric of the task, if
+    there is only one task.
     """
 
-    def __init__(self, reference: Outputs, labels: PerSample | None, judging: Judging) -> None:
+    def __init__(self, reference: Outputs, labels: Labels | None, judging: Judging) -> None:
         named = len(judging.outputs) == len(reference.arrays)
         self.names = judging.outputs if named else reference.names
         self.reference = reference._replace(names=self.names)
         self.labels = labels
         metrics = [judging.metric] if judging.metric is not None else []
-        try:
-            self.interpreter: Interpreter | None = Interpreter.of_source(
-                self.reference, labels, metrics, judging.task, judging.decoder
-            )
-        except UsageError:
-            self.interpreter = None  # the report says so, where the metric is computed
-        self.metric = self._metric(judging.metric) if labels is not None else None
+        self.interpreters: tuple[Interpreter, ...] = ()
+        with suppress(*UNDECIDABLE):  # the report says so, where the metric is computed
+            self.interpreters = interpreters(self.reference, labels, metrics, judging.heads, judging.decoder)
+        self.metric = self._metric(judging.metric)
         self.before = self._score(self.reference)
         if self.before is None:
             self.metric = None
@@ -150,7 +150,7 @@ class Judge:
             lossless=False,
             before=self.reference,
             after=outputs._replace(names=self.names),
-            interpreter=self.interpreter,
+            interpreters=self.interpreters,
         )
 
     def drop(self, outputs: Outputs, compared: Hop) -> float:
@@ -164,32 +164,37 @@ class Judge:
         if self.metric is not None and self.before is not None:
             if after is None:
                 return 1.0
-            return (self.before - after) * (1 if self.metric.higher_is_better else -1)
+            return (self.before - after) * (1 if self.metric.metric.higher_is_better else -1)
         if compared.agreement is not None:
             return 1.0 - compared.agreement
         return min(1.0, _noise(compared.snr_db))
 
-    def _metric(self, metric: Metric | None) -> Metric | None:
-        if metric is None and self.interpreter is not None and self.interpreter.task.metrics:
-            metric = registry.find(Metric, self.interpreter.task.metrics[0])()
-        return metric if metric is not None and metric.kind == "fraction" else None
+    def _metric(self, named: NamedMetric | None) -> NamedMetric | None:
+        if named is None and len(self.interpreters) == 1 and self.interpreters[0].task.metrics:
+            (known,) = self.interpreters
+            named = NamedMetric("", registry.find(Metric, known.task.metrics[0])(), known.head)
+        if named is None or named.metric.kind != "fraction" or labels_of(self.labels, named.head) is None:
+            return None
+        return named
 
     def _score(self, outputs: Outputs) -> float | None:
         """The value of the metric; None if it cannot be computed."""
-        if self.metric is None or self.interpreter is None:
+        if self.metric is None:
             return None
-        answers = self.interpreter.answers(outputs._replace(names=self.names))
-        if answers.decisions is None:
+        _, metric, head = self.metric
+        known = next((known for known in self.interpreters if known.head == head), None)
+        answers = known.answers(outputs._replace(names=self.names)) if known is not None else None
+        if answers is None or answers.decisions is None:
             return None
         try:
-            return float(self.metric.score(answers.read_by(self.metric), self.labels).value)
+            return float(metric.score(answers.read_by(metric), labels_of(self.labels, head)).value)
         except UsageError:
             return None
 
 
 def search(
     quantizing: Quantizing,
-    labels: PerSample | None,
+    labels: Labels | None,
     *,
     max_drop: float,
     budget: Budget,
@@ -208,7 +213,7 @@ class _Search:
     def __init__(
         self,
         quantizing: Quantizing,
-        labels: PerSample | None,
+        labels: Labels | None,
         max_drop: float,
         budget: Budget,
         context: Context,

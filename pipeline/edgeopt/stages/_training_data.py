@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.evaluation.samples import checked
-from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Feed
 
 Augmentation: TypeAlias = Literal["flip", "shift", "mixup", "cutmix"]
@@ -54,7 +54,7 @@ class TrainingData:
     raw: tuple[Array, ...]
     """One array per input, in the dataset's dtype, with samples along the first axis."""
     labels: NDArray[np.int64] | None
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | InputPreprocessing
     specs: tuple[TensorSpec, ...]
 
     @classmethod
@@ -64,10 +64,11 @@ class TrainingData:
         Raises:
             UsageError: the data are empty, or a sample is not finite or differs in shape from the others.
         """
+        names = feed.preprocessing.names(model.inputs)
         rows: list[tuple[Array, ...]] = []
         labels: list[int] = []
         for sample in checked(feed.dataset):
-            rows.append(sample.inputs)
+            rows.append(sample.in_order(names))
             if isinstance(sample.label, int | np.integer):
                 labels.append(int(sample.label))
             if limit is not None and len(rows) == limit:
@@ -84,12 +85,13 @@ class TrainingData:
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """These samples in the order, layout and dtype of the model's inputs."""
-        return tuple(
-            np.concatenate([self.preprocessing.apply(values[i], spec) for i in indices]).astype(
-                np.float32 if np.issubdtype(np.dtype(spec.dtype), np.floating) else spec.dtype
-            )
-            for values, spec in zip(self.raw, self.specs, strict=True)
-        )
+        batch = []
+        for position, (values, spec) in enumerate(zip(self.raw, self.specs, strict=True)):
+            steps = self.preprocessing.of(position, spec)
+            real = np.issubdtype(np.dtype(spec.dtype), np.floating)
+            rows = np.concatenate([steps.apply(values[i], spec) for i in indices])
+            batch.append(rows.astype(np.float32 if real else spec.dtype))
+        return tuple(batch)
 
     def batches(self, indices: NDArray[np.int64], size: int) -> Iterator[Batch]:
         """These samples in the given order, ``size`` at a time; the last batch may be smaller."""

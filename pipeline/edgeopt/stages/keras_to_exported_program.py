@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from edgeopt.plugin import Context, Stage, Worker
 
 if TYPE_CHECKING:
     import keras
+    import torch
 
 
 class KerasToExportedProgram(Stage):
@@ -55,7 +56,29 @@ class KerasToExportedProgram(Stage):
         network.eval()
         context.progress("exporting")
         path = context.folder / "model.pt2"
-        return torch_program.save_module(network, path, model, inputs, dict(_weights(network)))
+        named = model.model_copy(update={"outputs": _outputs(network)})
+        return torch_program.save_module(_positional(network), path, named, inputs, dict(_weights(network)))
+
+
+def _positional(network: "keras.Model") -> "torch.nn.Module":
+    """The model as a module that takes the inputs one by one, instead of in a list or dictionary."""
+    import keras
+    import torch
+
+    structure = keras_loading.input_structure(network)
+    if len(network.inputs) == 1 and not isinstance(structure, dict):
+        module: torch.nn.Module = network
+        return module
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            return self.network(keras.tree.pack_sequence_as(structure, list(inputs)))
+
+    return Positional().eval()
 
 
 def _weights(network: "keras.Model", prefix: str = "") -> Iterator[tuple[int, str]]:
@@ -75,6 +98,15 @@ def _weights(network: "keras.Model", prefix: str = "") -> Iterator[tuple[int, st
             address = variable.value.data_ptr()
             if address:  # an empty tensor has no storage
                 yield address, torch_layers.weight_name(f"{prefix}{layer.name}{own}", name)
+
+
+def _outputs(network: "keras.Model") -> tuple[TensorSpec, ...]:
+    """The outputs of a model that returns a dictionary, whose keys are their names; otherwise empty."""
+    if not isinstance(getattr(network, "output", None), dict):
+        return ()
+    shapes = [(1, *tensor.shape[1:]) for tensor in network.outputs]
+    names = keras_loading.output_names(network)
+    return tuple(TensorSpec(name=name, shape=shape) for name, shape in zip(names, shapes, strict=True))
 
 
 def _inputs(network: "keras.Model", model: Model) -> tuple[TensorSpec, ...]:

@@ -24,7 +24,7 @@ from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encodin
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.model import Array, Model, Outputs
-from edgeopt.plugin import Context, PerSample, Worker
+from edgeopt.plugin import Context, Labels, Worker
 from edgeopt.stages._search import JOINED, Judge, Searching, mixed_note, search, search_samples
 
 FEW = 10
@@ -199,10 +199,10 @@ class _Quantizing:
             self.layers[JOINED] = 1
         onnx_calibration.save(self.ranges, self.ranges_file)
         self.forms: onnx_weight_encoding.Encodings | None = None
-        self._loaded_data: tuple[list[tuple[Array, ...]], PerSample | None] | None = None
+        self._loaded_data: tuple[list[tuple[Array, ...]], Labels | None] | None = None
 
     @property
-    def labels(self) -> PerSample | None:
+    def labels(self) -> Labels | None:
         return self._evaluation_data()[1]
 
     def _spread(self) -> float:
@@ -282,7 +282,7 @@ class _Quantizing:
             self.context.note(f"weights of {len(left)} layers are rounded to nearest: {shown}")
         return Weights(floats, moments)
 
-    def _evaluation_data(self) -> tuple[list[tuple[Array, ...]], PerSample | None]:
+    def _evaluation_data(self) -> tuple[list[tuple[Array, ...]], Labels | None]:
         if self._loaded_data is None:
             self._loaded_data = search_samples(self.model, self.context)
         return self._loaded_data

@@ -14,7 +14,7 @@ from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import dynamic as onnx_dynamic
 from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Array, Model, Outputs
-from edgeopt.plugin import Context, PerSample, Worker
+from edgeopt.plugin import Context, Labels, Worker
 from edgeopt.stages._search import Searching, search, search_samples
 
 TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -159,7 +159,7 @@ class _Quantizing:
             for layer in layers
             if self.precisions[layer.name] != "float32"
         }
-        self._loaded_data: tuple[list[tuple[Array, ...]], PerSample | None] | None = None
+        self._loaded_data: tuple[list[tuple[Array, ...]], Labels | None] | None = None
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
         return {**self.precisions, **dict.fromkeys(raised, "float32")}
@@ -190,7 +190,7 @@ class _Quantizing:
     def outputs(self, path: Path | None) -> Outputs:
         return onnx_calibration.outputs(path or self.prepared, self.evaluation_data()[0])
 
-    def evaluation_data(self) -> tuple[list[tuple[Array, ...]], PerSample | None]:
+    def evaluation_data(self) -> tuple[list[tuple[Array, ...]], Labels | None]:
         if self._loaded_data is None:
             self._loaded_data = search_samples(self.model, self.context)
         return self._loaded_data

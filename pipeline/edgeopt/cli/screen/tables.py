@@ -1,7 +1,7 @@
 """Reports and plans as tables and trees on the terminal."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -15,8 +15,15 @@ from rich.tree import Tree
 from edgeopt.config import registry
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import Built, Plan
-from edgeopt.reports.markdown import columns, show
-from edgeopt.results import Measurement, Report, Result, Verdict
+from edgeopt.reports.columns import (
+    OUTPUT_TITLES,
+    are_worth_a_table,
+    columns,
+    output_columns,
+    output_rows,
+    show,
+)
+from edgeopt.results import ALWAYS, Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 PLAIN_WIDTH = 160
@@ -25,7 +32,7 @@ GAP = 2
 """Spaces between two columns of results."""
 NARROWEST_VARIANT = 12
 FIRST_TITLES = ("size", "p50", "÷ float")
-"""Columns of first priority, after the metric and its drop."""
+"""Columns of first priority, after the metrics and the drop of the first one."""
 LATER_TITLES = ("agreement", "SNR", "p90", "MACs", "peak memory")
 """Columns of second priority; all others follow in the order of the report."""
 
@@ -36,13 +43,8 @@ def console() -> Console:
     return out if out.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def _values(measurements: Mapping[str, Measurement], titles: Mapping[str, str]) -> str:
-    """Measurements in words: "98.9 % agreement, 36.8 dB SNR"."""
-    return ", ".join(f"{show(value)} {titles.get(name, name)}" for name, value in measurements.items())
-
-
 def show_report(report: Report, out: Console | None = None) -> None:
-    """Print one table per device, then the reasons of failed results, then the gates that did not pass.
+    """Print the tables of each device, then the reasons of failed results, then the gates that did not pass.
 
     A terminal shows the columns that fit, uncut, and a line that names the hidden ones; a file or pipe gets
     all columns.
@@ -52,7 +54,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         out.width = UNLIMITED
     hidden: dict[str, None] = {}
     titles = {info.name: info.title for info in report.metrics}
-    metric = titles.get(report.primary_metric, report.primary_metric)
+    metrics = [titles.get(report.primary_metric, report.primary_metric)]
+    metrics += [info.title for info in report.metrics if info.name not in (report.primary_metric, *ALWAYS)]
     if report.source is not None:
         values = ", ".join(f"{name} {show(value)}" for name, value in report.source.measurements.items())
         summary = values or report.source.reason or "outputs only"
@@ -63,14 +66,15 @@ def show_report(report: Report, out: Console | None = None) -> None:
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
         requested = columns(report, rows)
-        table, omitted = _results(rows, requested, metric, out.width if out.is_terminal else None)
+        table, omitted = _results(rows, requested, metrics, out.width if out.is_terminal else None)
         out.print(Text(f"{report.recipe} on {device}", "italic"))
         out.print(table)
         hidden |= dict.fromkeys(omitted)
-        for row in rows:
-            if row.outputs:
-                each = [f"{name} {_values(values, titles)}" for name, values in row.outputs.items()]
-                out.print(Text(f"outputs of {row.variant}.{row.format}: {'; '.join(each)}"))
+        outputs = _outputs(rows, titles)
+        if outputs is not None:
+            out.print(outputs)
+        if changed := _changed(rows):
+            out.print(Text(f"changed decisions of {report.run.samples} samples: {changed}"))
         for note in dict.fromkeys(note for row in rows for note in row.notes):
             out.print(Text(f"note: {note}", "dim"))
     if hidden:
@@ -98,7 +102,10 @@ def show_report(report: Report, out: Console | None = None) -> None:
 
 
 def _results(
-    rows: Sequence[Result], requested: Sequence[tuple[str, str]], metric: str, width: int | None
+    rows: Sequence[Result],
+    requested: Sequence[tuple[str, str]],
+    metrics: Sequence[str],
+    width: int | None,
 ) -> tuple[Table, list[str]]:
     """The table of one device and the titles that do not fit ``width``; without a width, all columns."""
     values = {title: [show(row.measurements.get(name)) for row in rows] for title, name in requested}
@@ -108,7 +115,7 @@ def _results(
     if width is not None:
         fixed = ("format", *(row.format for row in rows)), ("status", *(row.status for row in rows))
         room = width - sum(GAP + max(map(cell_len, cells)) for cells in fixed)
-        fitting, shown = _fitting(widths, metric, variant, room)
+        fitting, shown = _fitting(widths, metrics, variant, room)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("variant", no_wrap=True, width=fitting)
     for title in ("format", "status"):
@@ -121,9 +128,42 @@ def _results(
     return table, [title for title in widths if title not in shown]
 
 
-def _fitting(widths: dict[str, int], metric: str, variant: int, room: int) -> tuple[int, list[str]]:
+def _outputs(rows: Sequence[Result], titles: dict[str, str]) -> Table | None:
+    """Every output of the artifacts with several, or with parts that became constant; None if none has."""
+    others = output_columns(rows)
+    tables = [(row, output_rows(row, others)) for row in rows]
+    shown = [(row, lines) for row, lines in tables if are_worth_a_table(lines)]
+    if not shown:
+        return None
+    columns = ["output", *OUTPUT_TITLES, *(titles.get(name, name) for name in others), "parts that died"]
+    used = [at for at in range(len(columns)) if any(cells[at] for _, lines in shown for cells in lines)]
+    table = Table("artifact", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for at in used:
+        number = 0 < at < len(columns) - 1
+        table.add_column(columns[at], justify="right" if number else "left", no_wrap=number)
+    for row, lines in shown:
+        for cells in lines:
+            table.add_row(Text(f"{row.variant}.{row.format}"), *(Text(cells[at]) for at in used))
+    return table
+
+
+def _changed(rows: Sequence[Result]) -> str:
+    """How many decisions of each artifact and task changed, in words; '' if none did."""
+    parts = []
+    for row in rows:
+        for found in row.findings:
+            name = " ".join(filter(None, (f"{row.variant}.{row.format}", found.head)))
+            worse = f" ({found.worse} farther from the label)" if found.worse else ""
+            parts += [f"{name} {found.changed}{worse}"] if found.changed else []
+    return ", ".join(parts)
+
+
+def _fitting(
+    widths: dict[str, int], metrics: Sequence[str], variant: int, room: int
+) -> tuple[int, list[str]]:
     """The width of the variant column, and the columns that fit beside it, by priority."""
-    first = [title for title in (metric, "drop", *FIRST_TITLES) if title in widths]
+    wanted = (*metrics[:1], "drop", *metrics[1:], *FIRST_TITLES)
+    first = [title for title in wanted if title in widths]
     needed = sum(GAP + widths[title] for title in first)
     variant = min(variant, max(NARROWEST_VARIANT, room - needed))
     left, fits = room - variant, set()

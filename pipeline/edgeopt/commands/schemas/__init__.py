@@ -195,6 +195,7 @@ def _recipe(*, installed: bool) -> Schema:
             use["anyOf"][0] = {"$ref": "#/definitions/dataset"}
     for key, kind in (("task", "task"), ("postprocess", "decoder")):
         keys[key]["anyOf"][0] = {"$ref": f"#/definitions/{kind}"}
+    keys["tasks"]["additionalProperties"] = {"$ref": "#/definitions/task"}
     keys["metric"]["anyOf"] = _one_or_more({"$ref": "#/definitions/metric"})
     keys["optimize"] |= {
         "properties": {"float": {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]}},

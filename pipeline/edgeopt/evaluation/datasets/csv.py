@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from edgeopt.config.files import file_digest
 from edgeopt.config.nearest import nearest
 from edgeopt.errors import UsageError, shortened
+from edgeopt.evaluation.datasets._named_inputs import input_names, or_by_name, sources
 from edgeopt.evaluation.datasets._sample_files import IMAGES, Color, read_array, read_image
 from edgeopt.model import Array
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
@@ -37,7 +38,10 @@ class Csv(Dataset):
     extra: ClassVar[str | None] = "data"
 
     path: ExistingPath = Field(description="the .csv file")
-    file: str = Field("file", description="column of the file paths")
+    file: Annotated[str | dict[str, str], or_by_name(str)] = Field(
+        "file",
+        description="column of the file paths; for a model with several inputs, a column by the name of each",
+    )
     label: str | None = Field("label", description="column of the labels; null for data without labels")
     labels: tuple[str, ...] = Field(
         (), description="columns of numbers that are the label, instead of 'label'"
@@ -64,43 +68,44 @@ class Csv(Dataset):
         return data if given in ([], ["label"]) else {**data, "label": None}
 
     def samples(self) -> Iterator[Sample]:
-        for where, file, label in self._rows():
-            yield Sample((self._read(file, where),), label)
+        names = input_names(self.file)
+        for where, files, label in self._rows():
+            yield Sample(tuple(self._read(file, where) for file in files), label, names)
 
     def digest(self) -> str:
         rows = [
             [
-                file_digest(self._present(file, where)),
+                *(file_digest(self._present(file, where)) for file in files),
                 label.tolist() if isinstance(label, np.ndarray) else label,
             ]
-            for where, file, label in self._rows()
+            for where, files, label in self._rows()
         ]
-        has_images = any(file.suffix.lower() != ".npy" for _, file, _ in self._rows())
-        return digest_of(["csv", *([IMAGES] if has_images else []), rows, self.size, self.color])
+        has_images = any(file.suffix.lower() != ".npy" for _, files, _ in self._rows() for file in files)
+        content = ["csv", *([IMAGES] if has_images else []), rows, self.size, self.color]
+        return digest_of([*content, *filter(None, [input_names(self.file)])])
 
     def _read(self, file: Path, where: str) -> Array:
         if self._present(file, where).suffix.lower() == ".npy":
             return read_array(file, where)
         return read_image(file, where, self.color, self.size)
 
-    def _rows(self) -> Iterator[tuple[str, Path, int | Array | None]]:
-        """Location of each row for messages, its file, and its label."""
-        root = self.root or self.path.parent
+    def _rows(self) -> Iterator[tuple[str, list[Path], int | Array | None]]:
+        """Location of each row for messages, the files of its inputs, and its label."""
+        root, columns = self.root or self.path.parent, sources(self.file)
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as table:
                 reader = csv.DictReader(table, strict=True)
                 self._check_columns(reader.fieldnames or ())
                 for row in islice(reader, self.limit):
                     where = f"{self.path}:{reader.line_num}"
-                    name = (row[self.file] or "").strip()
-                    if not name:
-                        raise UsageError(f"{where}: no file name", fix=f"fill the column {self.file!r}")
-                    yield where, root / name, self._label(row, where)
+                    files = [root / _file_name(row[column], column, where) for column in columns]
+                    yield where, files, self._label(row, where)
         except (csv.Error, UnicodeDecodeError, IsADirectoryError) as error:
             raise UsageError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
 
     def _check_columns(self, columns: Sequence[str]) -> None:
-        options = [("file", self.file), ("label", self.label), ("sequence", self.sequence)]
+        files = [("file", name) for name in sources(self.file)]
+        options = [*files, ("label", self.label), ("sequence", self.sequence)]
         for option, column in [*options, *(("labels", name) for name in self.labels)]:
             if column is not None and column not in columns:
                 near = get_close_matches(column, columns, 1)
@@ -141,6 +146,13 @@ class Csv(Dataset):
                 fix="set 'root' to the folder of the files",
             )
         return file
+
+
+def _file_name(text: str | None, column: str, where: str) -> str:
+    name = (text or "").strip()
+    if not name:
+        raise UsageError(f"{where}: no file name", fix=f"fill the column {column!r}")
+    return name
 
 
 def _number(text: str | None, column: str, where: str) -> np.float32:

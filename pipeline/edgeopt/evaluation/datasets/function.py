@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ class Function(Dataset):
 
     Supported results are an iterable (or generator) of ``(input, label)``, a PyTorch ``Dataset`` or
     ``DataLoader``, a ``tf.data.Dataset``, and a tuple of arrays ``(x, y)`` with samples along the first
-    axis. An input may itself be a tuple, for models with several inputs; an element that is not a tuple is
-    an input without label. Tensors are converted to NumPy arrays, and batches are split.
+    axis. For a model with several inputs, an input is a tuple in the model's order, or a dictionary by the
+    names of its inputs; an element that is not a tuple is an input without label. Tensors are converted to
+    NumPy arrays, and batches are split.
 
     The random generators of Python, NumPy, PyTorch and TensorFlow are seeded before each pass, so that a
     shuffling loader returns the same order every time.
@@ -51,7 +52,11 @@ class Function(Dataset):
         digest = hashlib.sha256()
         digest.update(canonical([self.function.digest(), self.arguments, self.batched, self.limit]).encode())
         for sample in self.samples():
-            for value in (*sample.inputs, np.asarray(-1 if sample.label is None else sample.label)):
+            tasks = [task for task in sample.labels if task]
+            if sample.names or tasks:
+                digest.update(canonical([sample.names, tasks]).encode())
+            labels = sample.labels.values() or (-1,)
+            for value in (*sample.inputs, *map(np.asarray, labels)):
                 digest.update(f"{value.dtype.str}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
@@ -59,7 +64,7 @@ class Function(Dataset):
     def _elements(self, source: Any) -> Iterator[Any]:
         """The elements of any supported result, without a batch axis."""
         batched = self.batched
-        if isinstance(source, tuple) and source and hasattr(source[0], "shape"):
+        if isinstance(source, tuple) and source and _is_column(source[0]):
             return self._columns(source)
         if batched is None:
             batched = _is_batched(source)
@@ -67,15 +72,22 @@ class Function(Dataset):
         return (row for batch in elements for row in _rows(batch)) if batched else iter(elements)
 
     def _columns(self, arrays: tuple[Any, ...]) -> Iterator[Any]:
-        """The rows of ``(x, y)``, ``(x1, x2, ..., y)`` or, without labels, ``(x, None)`` and ``(x,)``."""
+        """The rows of ``(x, y)``, ``(x1, x2, ..., y)`` or, without labels, ``(x, None)`` and ``(x,)``.
+
+        ``x`` may be a dictionary of arrays.
+        """
         inputs, label = (arrays[:-1], arrays[-1]) if len(arrays) > 1 else (arrays, None)
-        lengths = [len(part) for part in arrays if part is not None]
+        names = tuple(inputs[0]) if isinstance(inputs[0], dict) and len(inputs) == 1 else ()
+        inputs = tuple(inputs[0].values()) if names else inputs
+        lengths = [len(part) for part in (*inputs, label) if part is not None]
         if len(set(lengths)) > 1:
             raise UsageError(
                 f"{self.function.target}: the arrays differ in length: {lengths}",
                 fix="return one label per sample",
             )
-        rows = zip(*inputs, strict=True)
+        rows: Iterator[Any] = zip(*inputs, strict=True)
+        if names:
+            rows = (dict(zip(names, row, strict=True)) for row in rows)
         return ((row, None) for row in rows) if label is None else zip(rows, label, strict=True)
 
     def _sample(self, element: Any, index: int) -> Sample:
@@ -83,18 +95,31 @@ class Function(Dataset):
             return element
         parted = isinstance(element, tuple)
         inputs, label = element if parted and len(element) == 2 else (element, None)
-        if isinstance(inputs, dict) or (parted and len(element) > 2):
+        if parted and len(element) > 2:
             raise UsageError(
-                f"{self.function.target}: sample {index} has an unsupported type: {type(element).__name__}",
-                fix="yield (input, label), or ((input, input, ...), label) for several inputs",
+                f"{self.function.target}: sample {index} has an unsupported type: tuple of {len(element)}",
+                fix="yield (input, label); for several inputs ((input, input, ...), label), or "
+                "({name: input, ...}, label)",
             )
+        if isinstance(inputs, dict):
+            named = {str(name): _array(part) for name, part in inputs.items()}
+            return Sample(named, _label(label))
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
-        arrays = tuple(_array(part) for part in parts)
-        if label is None:
-            return Sample(arrays)
-        value = _array(label)
-        whole = value.ndim == 0 and value.dtype.kind in "biu"
-        return Sample(arrays, int(value[()]) if whole else value)
+        return Sample(tuple(_array(part) for part in parts), _label(label))
+
+
+def _label(label: Any) -> int | Array | Mapping[str, int | Array] | None:
+    if label is None:
+        return None
+    if isinstance(label, Mapping):
+        return {str(task): _single_label(each) for task, each in label.items()}
+    return _single_label(label)
+
+
+def _single_label(label: Any) -> int | Array:
+    value = _array(label)
+    whole = value.ndim == 0 and value.dtype.kind in "biu"
+    return int(value[()]) if whole else value
 
 
 def _array(value: Any) -> Array:
@@ -103,8 +128,19 @@ def _array(value: Any) -> Array:
     return np.asarray(value)
 
 
+def _is_column(value: Any) -> bool:
+    """Whether a value is an array with samples along the first axis, or a dictionary of such arrays."""
+    if isinstance(value, dict):
+        return bool(value) and all(map(_is_column, value.values()))
+    return hasattr(value, "shape")
+
+
 def _rows(batch: Any) -> Iterator[Any]:
-    """The elements of one batch, which may be nested tuples of arrays."""
+    """The elements of one batch, which may be nested tuples or dictionaries of arrays."""
+    if isinstance(batch, dict):
+        rows = zip(*(_rows(part) for part in batch.values()), strict=True)
+        yield from (dict(zip(batch, row, strict=True)) for row in rows)
+        return
     if isinstance(batch, tuple | list):
         yield from zip(*(_rows(part) for part in batch), strict=True)
         return

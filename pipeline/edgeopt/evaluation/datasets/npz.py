@@ -1,24 +1,27 @@
 """Samples from the arrays of an ``.npz`` file."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
 from itertools import islice, pairwise
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Self, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgeopt.config.files import CHUNK, file_digest
+from edgeopt.config.nearest import nearest
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.datasets._named_inputs import SomeNames, input_names, or_by_name, sources
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
+Label: TypeAlias = int | Array | Mapping[str, int | Array] | None
 DAMAGED = (OSError, *MALFORMED)
 
 
@@ -29,28 +32,52 @@ class Npz(Dataset):
     not contiguous; it is loaded at once.) Pickled objects are rejected. Integer labels of shape ``[n]`` are
     class indices; others are passed on as arrays, so for an autoencoder set ``label: x``, its own input.
 
+    For a model with several inputs, ``inputs: {ids: tokens, mask: valid}`` gives the arrays of its inputs
+    ``ids`` and ``mask``.
+
     Labels of different lengths, such as boxes or transcripts, are stored one after the other, with
     ``offsets``: the label of sample i is ``y[offsets[i]:offsets[i + 1]]``, which may be empty.
+
+    For a model with several tasks, ``label: {kind: y, boxes+scores: boxes}`` gives the labels of each by its
+    name, and ``offsets: {boxes+scores: ends}`` the offsets.
     """
 
     path: ExistingPath = Field(description="the .npz file")
-    inputs: tuple[str, ...] = Field(
-        ("x",), min_length=1, description="keys of the inputs, in the model's order"
+    inputs: Annotated[tuple[str, ...] | dict[str, str], or_by_name(SomeNames)] = Field(
+        ("x",), description="keys of the inputs, in the model's order or by the names of its inputs"
     )
-    label: str | None = Field(
-        "y", description="key of the labels; unless given, data without 'y' have none; null: none"
+    label: str | dict[str, str] | None = Field(
+        "y",
+        description="key of the labels, or the keys by task; unless given, data without 'y' have none; "
+        "null: none",
     )
-    offsets: str | None = Field(
-        None, description="key of the offsets [n + 1] of labels of different lengths into the rows of 'label'"
+    offsets: str | dict[str, str] | None = Field(
+        None,
+        description="key of the offsets [n + 1] of labels of different lengths into the rows of 'label', or "
+        "the keys by task",
     )
     limit: int | None = Field(None, gt=0, description="read only the first samples")
+
+    @model_validator(mode="after")
+    def _of_the_same_tasks(self) -> Self:
+        if isinstance(self.offsets, dict) != isinstance(self.label, dict) and self.offsets is not None:
+            raise ValueError("give 'label' and 'offsets' both as keys, or both as mappings by task")
+        if isinstance(self.offsets, dict) and isinstance(self.label, dict):
+            for task in self.offsets:
+                if task not in self.label:
+                    raise ValueError(
+                        f"'offsets' has {task!r}, and 'label' has not{nearest(task, self.label)}"
+                    )
+        return self
 
     def samples(self) -> Iterator[Sample]:
         try:
             with ExitStack() as stack:
                 archive = stack.enter_context(zipfile.ZipFile(self.path))
-                label = self._label(archive)
-                keys = self.inputs if label is None or self.offsets else (*self.inputs, label)
+                labels, offsets = self._labels(archive), by_task(self.offsets)
+                inputs, names = sources(self.inputs), input_names(self.inputs)
+                fixed = {task: key for task, key in labels.items() if task not in offsets}
+                keys = [*inputs, *fixed.values()]
                 columns = [self._rows(archive, key, stack) for key in keys]
                 lengths = dict(zip(keys, (length for length, _ in columns), strict=True))
                 if len(set(lengths.values())) > 1:
@@ -59,11 +86,20 @@ class Npz(Dataset):
                         f"{self.path}: the arrays differ in length: {listed} rows",
                         fix="save one label per sample",
                     )
-                rows = [rows for _, rows in columns]
-                if self.offsets:
-                    rows.append(self._ragged(archive, label, self.offsets, columns[0][0]))
+                count = lengths[inputs[0]]
+                if offsets and not labels:
+                    raise UsageError(
+                        f"{self.path}: 'offsets' is {self.offsets!r}, but there are no labels",
+                        fix="set 'label' to the key of the rows that the offsets divide",
+                    )
+                ragged = {
+                    task: self._ragged(archive, labels[task], key, count) for task, key in offsets.items()
+                }
+                tasks = (*fixed, *ragged)
+                rows = [*(rows for _, rows in columns), *ragged.values()]
                 for row in islice(zip(*rows, strict=True), self.limit):
-                    yield _sample(row, labelled=label is not None)
+                    answers = [_label(value) for value in row[len(inputs) :]]
+                    yield Sample(row[: len(inputs)], _by_name(tasks, answers), names)
         except DAMAGED as error:
             raise UsageError(
                 f"{self.path}: damaged, or not an .npz file: {error}",
@@ -89,10 +125,10 @@ class Npz(Dataset):
         content = ["npz", file_digest(self.path), self.inputs, self.label, self.limit]
         return digest_of(content + ([self.offsets] if self.offsets else []))
 
-    def _label(self, archive: zipfile.ZipFile) -> str | None:
-        """The key of the labels; None for data without labels."""
+    def _labels(self, archive: zipfile.ZipFile) -> dict[str, str]:
+        """The keys of the labels by task, '' for the only one; empty for data without labels."""
         given = "label" in self.model_fields_set
-        return self.label if given or _member(archive, self.label or "") else None
+        return by_task(self.label) if given or _member(archive, str(self.label)) else {}
 
     def _rows(self, archive: zipfile.ZipFile, key: str, stack: ExitStack) -> tuple[int, Iterator[Array]]:
         """Number of rows of one array, and the rows."""
@@ -103,13 +139,8 @@ class Npz(Dataset):
             return shape[0], (row.astype(row.dtype.newbyteorder("="), copy=False) for row in whole)
         return shape[0], _read_rows(file, shape, dtype)
 
-    def _ragged(self, archive: zipfile.ZipFile, key: str | None, offsets: str, count: int) -> Iterator[Array]:
+    def _ragged(self, archive: zipfile.ZipFile, key: str, offsets: str, count: int) -> Iterator[Array]:
         """The labels ``[k, ...]`` of different lengths, of ``count`` samples."""
-        if key is None:
-            raise UsageError(
-                f"{self.path}: 'offsets' is {offsets!r}, but there are no labels",
-                fix="set 'label' to the key of the rows that the offsets divide",
-            )
         rows, limits = self._whole(archive, key), self._whole(archive, offsets)
         problem = ""
         if limits.ndim != 1 or limits.dtype.kind not in "iu":
@@ -143,9 +174,9 @@ class Npz(Dataset):
         if key not in names:
             near = get_close_matches(key, names, 1)
             fix = f"did you mean {near[0]!r}? " if near else ""
-            if key == self.label:
+            if key in by_task(self.label).values():
                 fix += "Set 'label' to the key of the labels, or to null for data without labels"
-            elif key == self.offsets:
+            elif key in by_task(self.offsets).values():
                 fix += "Set 'offsets' to the key of the offsets, or to null for labels of one shape"
             else:
                 fix += "Set 'inputs' to the keys of the inputs"
@@ -178,12 +209,22 @@ def _member(archive: zipfile.ZipFile, key: str) -> str:
     return next((name for name in (f"{key}.npy", key) if name in archive.namelist()), "")
 
 
-def _sample(row: tuple[Array, ...], *, labelled: bool) -> Sample:
-    if not labelled:
-        return Sample(row)
-    label = row[-1]
-    whole = label.ndim == 0 and label.dtype.kind in "biu"
-    return Sample(row[:-1], int(label[()]) if whole else label)
+def by_task(keys: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Keys by the name of the task; a single one is that of the only task, which has the name ''."""
+    if keys is None:
+        return {}
+    return {"": keys} if isinstance(keys, str) else dict(keys)
+
+
+def _label(value: Array) -> int | Array:
+    whole = value.ndim == 0 and value.dtype.kind in "biu"
+    return int(value[()]) if whole else value
+
+
+def _by_name(tasks: tuple[str, ...], labels: Sequence[int | Array]) -> Label:
+    if not tasks:
+        return None
+    return labels[0] if tasks == ("",) else dict(zip(tasks, labels, strict=True))
 
 
 def _read_rows(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Iterator[Array]:

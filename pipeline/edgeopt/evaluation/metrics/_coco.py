@@ -7,42 +7,30 @@ the precision of a set of images is computed from the matches alone, so resample
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.boxes import areas, iou
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.evaluation.metrics._precision_recall import (
+    ClassEvidence,
+    average_precision,
+    image_contributions,
+)
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 MAX_DETECTIONS = 100
 """Most detections per image and class."""
 MAX_AREA = 1e10
 """Largest area of the size range 'all', in square pixels."""
-RECALLS = np.linspace(0.0, 1.0, 101)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """IoU from which a detection matches an object."""
 COLUMNS = "x1, y1, x2, y2 in pixels, class index, and 1 for regions that do not count or 0"
 
 Floats: TypeAlias = NDArray[np.float64]
-
-
-class ClassEvidence(NamedTuple):
-    """The matched detections of one class in ``n`` images, by decreasing score."""
-
-    category: int
-    scores: Floats
-    """``[d]``"""
-    images: NDArray[np.int64]
-    """The image of each detection ``[d]``."""
-    correct: NDArray[np.bool_]
-    """Whether it matches an object, for each IoU threshold ``[t, d]``."""
-    ignored: NDArray[np.bool_]
-    """Whether it is in a region that does not count ``[t, d]``."""
-    truths: NDArray[np.int64]
-    """Number of objects in each image ``[n]``, without crowds."""
 
 
 class CocoMetric(Metric):
@@ -70,6 +58,9 @@ class CocoMetric(Metric):
         times; pycocotools would alternate them if the image were repeated.
         """
         return average_precision(evidence, weights)
+
+    def contributions(self, evidence: tuple[ClassEvidence, ...], samples: int) -> Contributions:
+        return image_contributions(evidence)
 
 
 def match(
@@ -105,34 +96,6 @@ def match(
             )
         )
     return tuple(evidence)
-
-
-def average_precision(evidence: tuple[ClassEvidence, ...], weights: Floats) -> float:
-    """The mean over classes with objects, image ``i`` counted ``weights[i]`` times; NaN without objects."""
-    each = [_precision(one, np.asarray(weights, np.float64)) for one in evidence]
-    known = [values for values in each if values is not None]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _precision(evidence: ClassEvidence, weights: Floats) -> Floats | None:
-    """The interpolated precision at each threshold and recall ``[t, 101]``; None without objects."""
-    objects = float(weights @ evidence.truths)
-    sampled = np.zeros((len(evidence.correct), len(RECALLS)))
-    if objects <= 0:
-        return None
-    if not len(evidence.scores):
-        return sampled
-    weight = weights[evidence.images]
-    correct = np.cumsum(evidence.correct * weight, axis=1)
-    counted = np.cumsum(~evidence.ignored * weight, axis=1)
-    precision = correct / (counted + np.spacing(1))
-    # The envelope: the best precision at this recall or a higher one.
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    for row, recall in enumerate(correct / objects):
-        places = np.searchsorted(recall, RECALLS, side="left")
-        reached = places < len(recall)
-        sampled[row, reached] = precision[row, places[reached]]
-    return sampled
 
 
 def _joined(rows: list[Floats]) -> tuple[Floats, NDArray[np.int64]]:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.metrics._counts import ratio_contributions
 from edgeopt.evaluation.metrics._tokens import rate
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 Units: TypeAlias = list[Hashable]
@@ -55,6 +56,9 @@ class ErrorRate(Metric):
     def weighted(self, evidence: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         """The rate from ``[n, 2]``: edit operations and reference units of each sample."""
         return rate(evidence, weights)
+
+    def contributions(self, evidence: NDArray[np.float64], samples: int) -> Contributions:
+        return ratio_contributions(evidence)
 
     def units(self, symbols: Units) -> Units:
         """The units of a sequence of symbols; default: the symbols."""

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.metrics._counts import Counts, counts, mean_ratio
+from edgeopt.evaluation.metrics._counts import Counts, counts
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 Labels = NDArray[np.int64]
@@ -105,5 +105,7 @@ class OverlapMetric(Metric):
         return Score(self.weighted(evidence, np.ones(len(outputs))), evidence=evidence)
 
     def weighted(self, evidence: Counts, weights: NDArray[np.float64]) -> float:
-        hits, wrong, missed = evidence.totals(weights).T
-        return mean_ratio(self.weight * hits, self.weight * hits + wrong + missed)
+        return evidence.overlap(weights, self.weight)
+
+    def contributions(self, evidence: Counts, samples: int) -> Contributions:
+        return evidence.overlap_contributions(samples, self.weight)

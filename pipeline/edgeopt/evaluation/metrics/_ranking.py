@@ -1,12 +1,24 @@
 """Samples in the order of their scores, for metrics of all thresholds at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.plugin import Contributions
+
 Floats = NDArray[np.float64]
+
+
+class Worth(NamedTuple):
+    """Derivatives of a metric of one label by the weights of a positive and of a negative sample."""
+
+    positive: Floats
+    """At each threshold ``[t]``."""
+    negative: Floats
+    shares: tuple[float, float]
+    """The most by which one positive, and one negative, can change the metric."""
 
 
 class Ranking(NamedTuple):
@@ -36,6 +48,35 @@ class Ranking(NamedTuple):
         for order, positive, last in zip(self.order, self.positive, self.last, strict=True):
             weight = weights[order]
             yield np.cumsum(weight * positive)[last], np.cumsum(weight * ~positive)[last]
+
+    def contributions(self, value: float, worth: Callable[[Floats, Floats], Worth | None]) -> Contributions:
+        """The contributions to the mean over labels, from the ``worth`` of samples by the points of a label.
+
+        ``worth`` returns None for a label without a value.
+        """
+        samples = self.order.shape[1]
+        gains, shares, known = np.zeros(samples), np.zeros(samples), 0
+        points = self.points(np.ones(samples))
+        for order, positive, last, each in zip(self.order, self.positive, self.last, points, strict=True):
+            found = worth(*each)
+            if found is not None:
+                threshold = np.cumsum(last) - last
+                gains[order] += np.where(positive, found.positive[threshold], found.negative[threshold])
+                shares[order] += np.where(positive, *found.shares)
+                known += 1
+        return Contributions(value + samples / known * gains, float(samples / known * shares.max()))
+
+    def average_precisions(self, weights: Floats) -> Floats:
+        """The area under precision against recall of each label ``[labels]``; NaN without positives."""
+        return np.array([_area(*points) for points in self.points(weights)], np.float64)
+
+
+def _area(hits: Floats, wrong: Floats) -> float:
+    if hits[-1] <= 0:
+        return float("nan")
+    chosen = hits + wrong
+    precision = np.divide(hits, chosen, out=np.zeros_like(hits), where=chosen > 0)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
 
 
 def positive_scores(scores: Floats) -> Floats:

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.metrics._label_arrays import label_matrix
 from edgeopt.evaluation.metrics._labels import class_labels
-from edgeopt.evaluation.metrics._ranking import Ranking, positive_scores
+from edgeopt.evaluation.metrics._ranking import Ranking, Worth, positive_scores
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
 
 Floats = NDArray[np.float64]
@@ -42,8 +42,28 @@ class AveragePrecision(Metric):
         return Score(self.weighted(evidence, np.ones(len(outputs))), evidence=evidence)
 
     def weighted(self, evidence: Ranking, weights: Floats) -> float:
-        values = [_area(*points) for points in evidence.points(weights) if points[0][-1] > 0]
-        return float(np.mean(values)) if values else np.nan
+        values = evidence.average_precisions(weights)
+        defined = values[np.isfinite(values)]
+        return float(np.mean(defined)) if len(defined) else np.nan
+
+    def contributions(self, evidence: Ranking, samples: int) -> Contributions:
+        return evidence.contributions(self.weighted(evidence, np.ones(samples)), _worth)
+
+
+def _worth(hits: Floats, wrong: Floats) -> Worth | None:
+    positives = float(hits[-1])
+    if positives <= 0:
+        return None
+    precision, found = hits / (hits + wrong), np.diff(hits, prepend=0) / positives
+    area = float((found * precision).sum())
+
+    def from_here(values: Floats) -> Floats:
+        return np.cumsum(values[::-1])[::-1]
+
+    # A sample counts in the precision at its threshold and at all lower ones.
+    diluted = from_here(found * precision / (hits + wrong))
+    raised = from_here(found / (hits + wrong)) + (precision - area) / positives
+    return Worth(raised - diluted, -diluted, (1 / positives, 0.0))
 
 
 def _scores_and_positives(outputs: Array, target: Array) -> tuple[Floats, NDArray[np.bool_]]:
@@ -55,9 +75,3 @@ def _scores_and_positives(outputs: Array, target: Array) -> tuple[Floats, NDArra
         return positive_scores(scores), labels[:, None] == 1
     broken = ~np.isfinite(scores).all(axis=1, keepdims=True)
     return np.where(broken, np.nan, scores), labels[:, None] == np.arange(scores.shape[1])
-
-
-def _area(hits: Floats, wrong: Floats) -> float:
-    chosen = hits + wrong
-    precision = np.divide(hits, chosen, out=np.zeros_like(hits), where=chosen > 0)
-    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])

@@ -1,5 +1,6 @@
 """Equal error rate of a binary classifier."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -7,9 +8,9 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.metrics._labels import class_labels
-from edgeopt.evaluation.metrics._ranking import Ranking, positive_scores
+from edgeopt.evaluation.metrics._ranking import Ranking, Worth, positive_scores
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
 
 Floats = NDArray[np.float64]
@@ -50,8 +51,38 @@ class EqualErrorRate(Metric):
         ((hits, wrong),) = evidence.points(weights)
         if not (hits[-1] > 0 and wrong[-1] > 0):
             return np.nan
-        accepted = np.concatenate([[0], wrong / wrong[-1]])
-        gaps = accepted - (1 - np.concatenate([[0], hits / hits[-1]]))  # from -1 to 1, never decreasing
-        below = int(np.searchsorted(gaps, 0, side="right")) - 1
+        accepted, rejected = _rates(hits, wrong)
+        below = _crossing(accepted, rejected)
+        gaps = accepted - rejected
         fraction = -gaps[below] / (gaps[below + 1] - gaps[below])
         return float(accepted[below] + fraction * (accepted[below + 1] - accepted[below]))
+
+    def contributions(self, evidence: Ranking, samples: int) -> Contributions:
+        return evidence.contributions(self.weighted(evidence, np.ones(samples)), _worth)
+
+
+def _rates(hits: Floats, wrong: Floats) -> tuple[Floats, Floats]:
+    """The fractions of negatives accepted and of positives rejected, before each threshold and at the end."""
+    accepted = np.concatenate([[0], wrong / wrong[-1]])
+    return accepted, 1 - np.concatenate([[0], hits / hits[-1]])
+
+
+def _crossing(accepted: Floats, rejected: Floats) -> int:
+    """The last operating point that accepts no more negatives than it rejects positives."""
+    # The difference goes from -1 to 1, and never decreases.
+    return int(np.searchsorted(accepted - rejected, 0, side="right")) - 1
+
+
+def _worth(hits: Floats, wrong: Floats) -> Worth:
+    accepted, rejected = _rates(hits, wrong)
+    below = _crossing(accepted, rejected)
+    # The slopes of both rates, over enough thresholds to be more than the order of two samples.
+    near = math.isqrt(len(hits))
+    low, high = max(below - near, 0), min(below + 1 + near, len(hits))
+    rise, fall = accepted[high] - accepted[low], rejected[low] - rejected[high]
+    share = rise / (rise + fall)
+    positive, negative = share / hits[-1], (1 - share) / wrong[-1]
+    beyond = np.arange(len(hits)) >= below
+    return Worth(
+        positive * (beyond - rejected[below]), negative * (~beyond - accepted[below]), (positive, negative)
+    )

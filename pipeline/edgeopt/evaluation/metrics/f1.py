@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.metrics._counts import Counts, counts, mean_ratio
+from edgeopt.evaluation.metrics._counts import Counts, counts
 from edgeopt.evaluation.metrics._label_arrays import class_indices, label_matrix
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -41,11 +41,10 @@ class F1(Metric):
         return Score(self.weighted(evidence, np.ones(len(outputs))), evidence=evidence)
 
     def weighted(self, evidence: Counts, weights: NDArray[np.float64]) -> float:
-        totals = evidence.totals(weights)
-        if self.average == "micro":
-            totals = totals.sum(axis=0, keepdims=True)
-        hits, wrong, missed = totals.T
-        return mean_ratio(2 * hits, 2 * hits + wrong + missed)
+        return evidence.overlap(weights, 2, micro=self.average == "micro")
+
+    def contributions(self, evidence: Counts, samples: int) -> Contributions:
+        return evidence.overlap_contributions(samples, 2, micro=self.average == "micro")
 
 
 def _of_classes(decided: NDArray[np.int64], target: Array) -> Counts:

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.metrics._counts import weighted_ratio
+from edgeopt.evaluation.metrics._counts import ratio_contributions, weighted_ratio
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
 
 Floats = NDArray[np.float64]
@@ -55,6 +55,9 @@ class Pck(Metric):
 
     def weighted(self, evidence: Floats, weights: Floats) -> float:
         return weighted_ratio(evidence, weights)
+
+    def contributions(self, evidence: Floats, samples: int) -> Contributions:
+        return ratio_contributions(evidence)
 
 
 def _points(array: Array, what: str) -> Floats:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.metrics._counts import ratio_contributions
 from edgeopt.evaluation.metrics._tokens import rate, step_targets
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 SUM_TOLERANCE = 1e-3
@@ -63,6 +64,10 @@ class Perplexity(Metric):
     def weighted(self, evidence: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         with np.errstate(over="ignore"):
             return float(np.exp(rate(evidence, weights)))
+
+    def contributions(self, evidence: NDArray[np.float64], samples: int) -> Contributions:
+        losses = ratio_contributions(evidence).values
+        return Contributions(np.exp(losses.mean()) * (1 + losses - losses.mean()))
 
 
 def _are_probabilities(rows: NDArray[np.float64]) -> bool:

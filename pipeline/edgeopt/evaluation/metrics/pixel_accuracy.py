@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edgeopt.evaluation.metrics._counts import weighted_ratio
+from edgeopt.evaluation.metrics._counts import ratio_contributions, weighted_ratio
 from edgeopt.evaluation.metrics._masks import no_pixels, pixels
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -36,3 +36,6 @@ class PixelAccuracy(Metric):
 
     def weighted(self, evidence: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         return weighted_ratio(evidence, weights)
+
+    def contributions(self, evidence: NDArray[np.float64], samples: int) -> Contributions:
+        return ratio_contributions(evidence)

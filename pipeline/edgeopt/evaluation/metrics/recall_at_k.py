@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.metrics._counts import weighted_ratio
+from edgeopt.evaluation.metrics._counts import ratio_contributions, weighted_ratio
 from edgeopt.evaluation.metrics._label_arrays import class_indices
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
 
 EQUAL = 1e-12
@@ -57,6 +57,9 @@ class RecallAtK(Metric):
 
     def weighted(self, evidence: Floats, weights: Floats) -> float:
         return weighted_ratio(evidence, weights)
+
+    def contributions(self, evidence: Floats, samples: int) -> Contributions:
+        return ratio_contributions(evidence)
 
 
 def _found(vectors: Floats, labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgeopt.evaluation.metrics._counts import weighted_ratio
 from edgeopt.evaluation.metrics._numbers import paired, squared_errors
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -32,3 +32,7 @@ class Rmse(Metric):
     def weighted(self, evidence: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         errors = np.stack([evidence, np.ones(len(evidence))], axis=1)
         return float(np.sqrt(weighted_ratio(errors, weights)))
+
+    def contributions(self, evidence: NDArray[np.float64], samples: int) -> Contributions:
+        value = self.weighted(evidence, np.ones(samples))
+        return Contributions(value + (evidence - value**2) / (2 * value) if value else np.zeros(samples))

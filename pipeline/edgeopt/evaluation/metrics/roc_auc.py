@@ -7,9 +7,12 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.metrics._labels import class_labels
+from edgeopt.evaluation.metrics._ranking import Ranking, Worth
 from edgeopt.model import Array
-from edgeopt.plugin import Metric, Reading, Score
+from edgeopt.plugin import Contributions, Metric, Reading, Score
 from edgeopt.results import Kind
+
+Floats = NDArray[np.float64]
 
 
 class RocAuc(Metric):
@@ -37,14 +40,35 @@ class RocAuc(Metric):
             if not ((scores >= 0) & (scores <= 1)).all():
                 scores = np.stack([scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0]], axis=1)
             present = np.array([1])
-        scores = np.where(np.isfinite(scores), scores, -np.inf)
-        return Score(float(np.mean([_area(scores[:, k], labels == k) for k in present])))
+        finite = np.isfinite(scores)
+        lowest = np.nextafter(scores.min(where=finite, initial=0.0), -np.inf)
+        scores = np.where(finite, scores, lowest)
+        evidence = Ranking.of(scores[:, present], labels[:, None] == present)
+        return Score(self.weighted(evidence, np.ones(len(labels))), evidence=evidence)
+
+    def weighted(self, evidence: Ranking, weights: Floats) -> float:
+        areas = [_area(*points) for points in evidence.points(weights)]
+        known = [area for area in areas if area is not None]
+        return float(np.mean(known)) if known else np.nan
+
+    def contributions(self, evidence: Ranking, samples: int) -> Contributions:
+        return evidence.contributions(self.weighted(evidence, np.ones(samples)), _worth)
 
 
-def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """AUC from the rank sum of the positives; ties get the mean of their ranks."""
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    above = int(positive.sum())
-    below = len(positive) - above
-    return float((rank[positive].sum() - above * (above + 1) / 2) / (above * below))
+def _area(hits: Floats, wrong: Floats) -> float | None:
+    """The fraction of pairs of a positive and a negative in the right order; ties count half."""
+    if not (hits[-1] > 0 and wrong[-1] > 0):
+        return None
+    above = hits - np.diff(hits, prepend=0) / 2
+    return float((np.diff(wrong, prepend=0) * above).sum() / (hits[-1] * wrong[-1]))
+
+
+def _worth(hits: Floats, wrong: Floats) -> Worth | None:
+    area = _area(hits, wrong)
+    if area is None:
+        return None
+    positives, negatives = float(hits[-1]), float(wrong[-1])
+    below = 1 - (wrong - np.diff(wrong, prepend=0) / 2) / negatives
+    above = (hits - np.diff(hits, prepend=0) / 2) / positives
+    shares = 1 / positives, 1 / negatives
+    return Worth((below - area) * shares[0], (above - area) * shares[1], shares)

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.metrics._counts import ratio_contributions
 from edgeopt.evaluation.metrics._tokens import rate, step_targets
-from edgeopt.plugin import Metric, PerSample, Reading, Score
+from edgeopt.plugin import Contributions, Metric, PerSample, Reading, Score
 from edgeopt.results import Kind
 
 
@@ -38,3 +39,6 @@ class TokenAccuracy(Metric):
 
     def weighted(self, evidence: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
         return rate(evidence, weights)
+
+    def contributions(self, evidence: NDArray[np.float64], samples: int) -> Contributions:
+        return ratio_contributions(evidence)

@@ -9,6 +9,7 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample
+from edgeopt.results import Classes, Drawing
 
 UNDECIDED = -1
 """The class of a sample with scores that are not finite."""
@@ -44,6 +45,17 @@ class Classification(OneOutputOfScores):
     def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
         one, other = np.asarray(decisions.values), np.asarray(source.values)
         return np.asarray((one == other) & (one != UNDECIDED), np.float64)
+
+    def expected(self, targets: PerSample) -> Decisions | None:
+        return Decisions(np.asarray(targets, np.int64).reshape(-1)) if _are_classes(targets) else None
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        label, score = int(np.asarray(decisions.values)[sample]), None
+        if label == UNDECIDED:
+            return Classes.of([], [])
+        if self.probabilities and decisions.scores is not None:
+            score = float(np.asarray(decisions.scores, np.float64)[sample, label])
+        return Classes.of([label], [score])
 
 
 def _are_classes(labels: PerSample) -> bool:

@@ -10,9 +10,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from edgeopt.config.registry import plugin_name
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.boxes import BoxFormat, corners, iou
+from edgeopt.evaluation.metrics._coco import match
+from edgeopt.evaluation.metrics._precision_recall import RECALLS, ClassEvidence, precision
 from edgeopt.evaluation.tasks._outputs import position
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample, Task
+from edgeopt.results import Boxes, ByClass, Chart, Drawing, Plot
 
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "boxes": ("boxes",),
@@ -91,6 +94,40 @@ class Detection(Task):
         pairs = zip(decisions.values, source.values, strict=True)
         return np.array([self._f_measure(one, other) for one, other in pairs], np.float64)
 
+    def expected(self, targets: PerSample) -> Decisions | None:
+        """The labelled boxes without crowds. Their score is infinite, as they are certain."""
+        if not len(targets) or not _are_boxes(targets):
+            return None
+        rows = [np.asarray(each, np.float64) for each in targets]
+        return Decisions([np.insert(each[each[:, 5] == 0][:, :5], 4, np.inf, axis=1) for each in rows])
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        """The confident boxes."""
+        rows = np.asarray(decisions.values[sample], np.float64)
+        rows = rows[rows[:, 4] >= self.confident]
+        return Boxes.of(rows[:, :4], rows[:, 5].astype(int).tolist(), rows[:, 4].tolist())
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """Precision against recall, as the mean over classes, and the average precision of every class."""
+        if targets is None:
+            return ()
+        found = [match(each.values, targets, (AGREE,)) for each in (source, decisions)]
+        before, after = map(_precisions, found)
+        if not len(before):
+            return ()
+        at = f"at an IoU of {AGREE:g}"
+        curve = Plot.of(
+            "line",
+            f"precision and recall {at}, mean over classes",
+            ("recall", "precision"),
+            RECALLS,
+            before.mean(axis=0),
+            after.mean(axis=0),
+        )
+        labels, objects = zip(*((one.category, int(one.truths.sum())) for one in found[0]), strict=True)
+        values = [each.mean(axis=1).tolist() for each in (before, after)]
+        return curve, ByClass.of(f"average precision {at}", "objects", labels, objects, *values)
+
     def _find(self, names: Sequence[str]) -> dict[str, int]:
         """The position of each part that the outputs have."""
         found = {}
@@ -124,6 +161,12 @@ class Detection(Task):
             return 1.0
         overlap = np.where(boxes[:, None, 5] == others[:, 5], iou(boxes[:, :4], others[:, :4]), 0.0)
         return 2 * _matches(overlap) / (len(boxes) + len(others))
+
+
+def _precisions(evidence: tuple[ClassEvidence, ...]) -> NDArray[np.float64]:
+    """The precision of each class at each recall ``[classes, 101]``."""
+    each = [precision(one, np.ones(len(one.truths))) for one in evidence]
+    return np.array([values[0] for values in each if values is not None], np.float64)
 
 
 def _are_boxes(targets: PerSample) -> bool:

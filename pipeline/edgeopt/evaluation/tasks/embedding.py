@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._outputs import OneOutput
 from edgeopt.model import Outputs
-from edgeopt.plugin import Decisions
+from edgeopt.plugin import Decisions, PerSample
+from edgeopt.results import Chart, Drawing, Histogram, Numbers
 
 
 class Embedding(OneOutput):
@@ -39,3 +40,15 @@ class Embedding(OneOutput):
         if one.shape != other.shape:
             return np.zeros(len(one))
         return np.asarray(np.nan_to_num((one * other).sum(axis=1)).clip(0, 1), np.float64)
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        return Numbers.of(np.asarray(decisions.values, np.float64)[sample])
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """How similar the vectors are to those of the source model."""
+        one, other = np.asarray(decisions.values, np.float64), np.asarray(source.values, np.float64)
+        if one.shape != other.shape:
+            return ()
+        similarity = (one * other).sum(axis=1).clip(-1, 1)
+        title = "similarity to the vector of the original model"
+        return (Histogram.of(title, "cosine similarity", None, similarity),)

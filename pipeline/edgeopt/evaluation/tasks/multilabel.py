@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.metrics._label_arrays import label_matrix
+from edgeopt.evaluation.metrics._ranking import Ranking
 from edgeopt.evaluation.tasks._equal import fraction_equal
 from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample
+from edgeopt.results import ByClass, Chart, Classes, Drawing
 
 
 class Multilabel(OneOutputOfScores):
@@ -52,6 +55,31 @@ class Multilabel(OneOutputOfScores):
 
     def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
         return fraction_equal(decisions, source)
+
+    def expected(self, targets: PerSample) -> Decisions | None:
+        try:
+            return Decisions(label_matrix(np.asarray(targets), np.shape(targets)).astype(np.int64))
+        except UsageError:
+            return None
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        """The labels that apply."""
+        labels = np.flatnonzero(np.asarray(decisions.values)[sample] > 0)
+        if decisions.scores is None:
+            return Classes.of(labels.tolist(), [None] * len(labels))
+        scores = np.asarray(decisions.scores, np.float64)[sample, labels]
+        order = np.argsort(-scores, kind="stable")
+        return Classes.of(labels[order].tolist(), scores[order].tolist())
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """The average precision of every label."""
+        if targets is None or decisions.scores is None or source.scores is None:
+            return ()
+        before, after = (np.asarray(each.scores, np.float64) for each in (source, decisions))
+        positive = label_matrix(np.asarray(targets), before.shape)
+        weights, labels = np.ones(len(before)), range(before.shape[1])
+        values = [Ranking.of(each, positive).average_precisions(weights).tolist() for each in (before, after)]
+        return (ByClass.of("average precision", "positive", labels, positive.sum(axis=0).tolist(), *values),)
 
 
 def probabilities_of(outputs: Array, are_known: bool | None = None) -> NDArray[np.float64]:

@@ -11,6 +11,10 @@ from edgeopt.evaluation.tasks._equal import fraction_equal
 from edgeopt.evaluation.tasks._outputs import OneOutputOfScores, are_probabilities
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample
+from edgeopt.results import ByClass, Chart, Drawing, Mask
+
+UNLABELLED = 255
+"""The class in masks of pixels that do not count, as in PASCAL VOC."""
 
 
 class Segmentation(OneOutputOfScores):
@@ -60,6 +64,35 @@ class Segmentation(OneOutputOfScores):
     def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
         return fraction_equal(decisions, source)
 
+    def expected(self, targets: PerSample) -> Decisions | None:
+        """The masks, with -1 at pixels without a label."""
+        if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "biu":
+            return None
+        masks = targets
+        if masks.ndim == 4 and 1 in masks.shape[1::2]:
+            masks = masks.squeeze(1 if masks.shape[1] == 1 else 3)
+        if masks.ndim != 3:
+            return None
+        return Decisions(np.where(masks == UNLABELLED, -1, masks.astype(np.int64)))
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        values = np.asarray(decisions.values[sample], np.int64)
+        return Mask.of(values) if values.ndim == 2 else None
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """The intersection over union of every class; pixels labelled 255 do not count."""
+        expected = None if targets is None else self.expected(targets)
+        if expected is None or np.shape(expected.values) != np.shape(source.values):
+            return ()
+        before, after = (_overlaps(each.values, expected.values) for each in (source, decisions))
+        classes = max(before.shape[1], after.shape[1])
+        before, after = (np.pad(each, ((0, 0), (0, classes - each.shape[1]))) for each in (before, after))
+        present = np.flatnonzero((before + after)[1:].any(axis=0))
+        with np.errstate(invalid="ignore"):  # a class that occurs in neither is NaN
+            values = [(each[0] / (each[1] + each[2] - each[0]))[present].tolist() for each in (before, after)]
+        pixels = before[2, present].astype(int).tolist()
+        return (ByClass.of("intersection over union", "pixels", present.tolist(), pixels, *values),)
+
     def _axis(self, shape: tuple[int, ...]) -> int | None:
         axis, rank = self.classes_axis, len(shape)
         if axis is None:
@@ -97,3 +130,16 @@ def binary_scores(positive: Array, probabilities: bool | None = None) -> NDArray
     scores = positive.astype(np.float64)
     probability = are_probabilities(scores) if probabilities is None else probabilities
     return np.stack([1 - scores if probability else -scores, scores], axis=-1)
+
+
+def _overlaps(predicted: PerSample, expected: PerSample) -> NDArray[np.float64]:
+    """The pixels of each class that are correct, predicted and labelled ``[3, classes]``."""
+    sums = np.zeros((3, 1))
+    for labels, mask in zip(predicted, expected, strict=True):
+        counted = np.asarray(mask) >= 0
+        found, wanted = np.asarray(labels)[counted], np.asarray(mask)[counted]
+        parts = (wanted[found == wanted], found[found >= 0], wanted)
+        size = max(sums.shape[1], *(int(part.max(initial=-1)) + 1 for part in parts))
+        sums = np.pad(sums, ((0, 0), (0, size - sums.shape[1])))
+        sums += [np.bincount(part, minlength=size) for part in parts]
+    return sums

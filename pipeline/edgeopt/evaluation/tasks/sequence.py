@@ -10,6 +10,10 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.tasks._outputs import OneOutput
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample
+from edgeopt.results import Chart, Drawing, Histogram, Tokens
+
+MAX_ERRORS = 20
+"""Sequences with this number of wrong tokens or more are counted together."""
 
 
 class Sequence(OneOutput):
@@ -78,6 +82,48 @@ class Sequence(OneOutput):
         # -1 never agrees, not even with -1 of the source.
         pairs = [(np.where(a < 0, -2, a), b) for a, b in zip(one, other, strict=True)]
         return np.array([max(0.0, 1 - _edits(a, b) / max(len(b), 1)) for a, b in pairs])
+
+    def expected(self, targets: PerSample) -> Decisions | None:
+        """The labels; for ctc without negative tokens, which fill up shorter sequences."""
+        rows = [np.asarray(each) for each in targets]
+        if not rows or any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
+            return None
+        if self.decode == "ctc":
+            return Decisions([row[row >= 0].astype(np.int64) for row in rows])
+        return Decisions(np.stack(rows).astype(np.int64)) if len({len(row) for row in rows}) == 1 else None
+
+    def draw(self, decisions: Decisions, sample: int) -> Drawing | None:
+        return Tokens.of(np.asarray(decisions.values[sample], np.int64))
+
+    def charts(self, decisions: Decisions, source: Decisions, targets: PerSample | None) -> tuple[Chart, ...]:
+        """How many tokens of a sequence are wrong; without labels, how many differ from the source's."""
+        expected = None if targets is None else self.expected(targets)
+        wanted = source if expected is None else expected
+        if len(wanted.values) != len(source.values):
+            return ()
+        if self.decode != "ctc" and np.shape(wanted.values) != np.shape(source.values):
+            return ()
+        before, after = (self._wrong(each, wanted) for each in (source, decisions))
+        most = min(MAX_ERRORS, int(max(before.max(initial=0), after.max(initial=0))))
+        title = "wrong tokens of a sequence"
+        if expected is None:
+            title = "tokens of a sequence that differ from the original model's"
+        return (
+            Histogram.of(
+                title,
+                f"tokens, {most} or more in the last" if most == MAX_ERRORS else "tokens",
+                None if expected is None else before.clip(0, most),
+                after.clip(0, most),
+                np.arange(most + 2, dtype=np.float64) - 0.5,
+            ),
+        )
+
+    def _wrong(self, decisions: Decisions, expected: Decisions) -> NDArray[np.float64]:
+        """The number of wrong tokens of each sequence; steps with a negative label do not count."""
+        pairs = zip(decisions.values, expected.values, strict=True)
+        if self.decode == "ctc":
+            return np.array([_edits(one, other) for one, other in pairs], np.float64)
+        return np.array([np.sum((one != other) & (other >= 0)) for one, other in pairs], np.float64)
 
 
 def _edits(one: Array, other: Array) -> int:

@@ -140,7 +140,7 @@ def inputs(contract: Contract, vectors: Vectors | None) -> list[InputCode]:
             spec,
             shape_of(spec, vectors.inputs[index] if vectors is not None else None),
             raw[index][0] if raw else None,
-            contract.preprocessing,
+            contract.preprocessing_of(index),
         )
         for index, spec in enumerate(contract.inputs)
     ]

@@ -5,14 +5,15 @@ measurements only: licence, training data and intended use are unknown to a run.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
 
 from edgeopt.config.units import show_bytes
 from edgeopt.formats.known import format_named
-from edgeopt.publish.contract import Contract
+from edgeopt.model import Preprocessing
+from edgeopt.publish.contract import Contract, Raw, Used
 from edgeopt.publish.kit.c_names import one_line
 from edgeopt.publish.kit.contents import contents, golden
 from edgeopt.results import MEASUREMENTS, SPARSE, Measurement, Report
@@ -101,21 +102,40 @@ def _inputs(contract: Contract) -> str:
                 f"{'–' if spec.scale is None else f'{spec.scale:.9g}'} | "
                 f"{'–' if spec.zero_point is None else spec.zero_point} |"
             )
-    preprocessing = contract.preprocessing
-    steps = [f"× {preprocessing.scale:.9g}"] if preprocessing.scale != 1.0 else []
-    steps += [f"− {_numbers(preprocessing.mean)}"] if preprocessing.mean else []
-    steps += [f"÷ {_numbers(preprocessing.std)}"] if preprocessing.std else []
-    raw = ", ".join(f"{' × '.join(map(str, r.shape)) or 'one value'} {r.dtype}" for r in contract.raw)
-    lines += [
-        "",
-        f"Raw samples: {raw or 'unknown'}{f', {preprocessing.layout}' if preprocessing.layout else ''}.",
-    ]
-    lines.append(f"Preprocessing: {', then '.join(steps) or 'none, values are used unchanged'}.")
+    lines.append("")
+    if isinstance(contract.preprocessing, Preprocessing):
+        lines += _raw_samples(contract.raw, contract.preprocessing)
+    else:
+        for index, (spec, steps) in enumerate(zip(contract.inputs, contract.preprocessing, strict=True)):
+            raw, how = _raw_samples(contract.raw[index : index + 1], steps)
+            lines.append(f"- {text(spec.name)}: {raw} {how}")
+    if contract.postprocess is not None:
+        lines.append(f"Postprocessing, not part of the file: {_used(contract.postprocess)}.")
+    for task in contract.tasks:
+        read = f" of {text(', '.join(task.outputs))}" if task.outputs else ""
+        lines.append(f"Task{read}: {_used(task)}.")
     if contract.labels:
         named = ", ".join(text(label) for label in contract.labels[:20])
         more = f" and {len(contract.labels) - 20} more, see labels.txt" if len(contract.labels) > 20 else ""
         lines.append(f"Classes, in the order of the outputs: {named}{more}.")
     return "\n".join(lines)
+
+
+def _used(used: Used) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in used.options.items())
+    return text(f"{used.uses} ({options})" if options else used.uses)
+
+
+def _raw_samples(raw: Sequence[Raw], preprocessing: Preprocessing) -> tuple[str, str]:
+    """What samples are before preprocessing, and the preprocessing."""
+    steps = [f"× {preprocessing.scale:.9g}"] if preprocessing.scale != 1.0 else []
+    steps += [f"− {_numbers(preprocessing.mean)}"] if preprocessing.mean else []
+    steps += [f"÷ {_numbers(preprocessing.std)}"] if preprocessing.std else []
+    shapes = ", ".join(f"{' × '.join(map(str, r.shape)) or 'one value'} {r.dtype}" for r in raw)
+    return (
+        f"Raw samples: {shapes or 'unknown'}{f', {preprocessing.layout}' if preprocessing.layout else ''}.",
+        f"Preprocessing: {', then '.join(steps) or 'none, values are used unchanged'}.",
+    )
 
 
 def _measured(contract: Contract) -> str:

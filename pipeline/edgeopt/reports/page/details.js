@@ -12,9 +12,11 @@ const within = (row) => {
     make("div", { class: "pair broad" }, make("div", { class: "stack" },
       row.facts.length ? facts(row.facts) : null,
       hops(row),
+      outputsOf(row),
       row.diagnose ? make("p", { class: "muted" }, "To find the layers that lose accuracy: ", make("code", {}, row.diagnose)) : null),
     measured),
     row.spread ? latencyOf(row) : null,
+    row.tasks.map((found) => taskOf(found, row)),
     row.flips ? flips(row) : null,
     row.classes ? make("div", { class: "pair uneven" }, classes(row), confusions(row)) : null,
     search && search.layers.length ? sensitivity(search) : null,
@@ -50,7 +52,7 @@ const summaryOf = (row) => {
 const detailsOf = (row) => {
   const inside = make("div", { class: "inside" });
   const details = make("details", { id: `artifact-${row.at}` }, summaryOf(row), inside);
-  const fill = () => { if (!inside.firstChild) inside.append(...within(row).filter(Boolean)); };
+  const fill = () => { if (!inside.firstChild) inside.append(...within(row).flat().filter(Boolean)); };
   details.addEventListener("toggle", () => { if (details.open) fill(); });
   row.open = () => { fill(); details.open = true; details.querySelector("summary").focus(); };
   return details;

@@ -5,21 +5,16 @@ const signed = (number) => (number > 0 ? `+${number}` : number < 0 ? `−${-numb
 const count = (number) => number.toLocaleString("en");
 const nameOf = (label) => report.labels[label] ?? String(label);
 
-// Samples correct in the source model and wrong here, with thumbnails if available.
+// Samples correct in the source model and wrong here.
 const flips = (row) => {
   const { rows, frequent, count: all } = row.flips;
   const scope = rows.length < all ? `${rows.length} of ${all}` : `${all}`;
-  const pictured = rows.filter(([sample]) => report.thumbnails[sample]);
-  const gallery = pictured.length ? make("ul", { class: "gallery", "aria-label": `Thumbnails of newly wrong samples on ${address(row)}` },
-    pictured.map(([sample, label, answer]) => make("li", {},
-      make("img", { src: report.thumbnails[sample], alt: `sample ${sample}` }),
-      make("span", {}, nameOf(label)), make("span", { class: "muted" }, `→ ${nameOf(answer)}`)))) : null;
-  return make("div", { class: "stack" }, gallery, make("div", { class: "pair" },
+  return make("div", { class: "pair" },
     table(`Correct in the original model, wrong on ${address(row)}; by margin (${scope})`,
       [["sample", "number"], ["class"], ["prediction"], ["margin", "number"]],
       rows.map(([sample, label, answer, margin]) => [sample, nameOf(label), nameOf(answer), margin]), "tall"),
     frequent.length ? table("Most frequent confusions among them", [["class"], ["prediction"], ["samples", "number"]],
-      frequent.map(([label, answer, number]) => [nameOf(label), nameOf(answer), number])) : null));
+      frequent.map(([label, answer, number]) => [nameOf(label), nameOf(answer), number])) : null);
 };
 
 const classes = (row) => {

@@ -38,8 +38,10 @@ def check_dataset(dataset: Dataset | type[Dataset], workshop: Workshop) -> None:
             f"{name}: sample {index} has inputs that are not arrays",
         )
         demand(
-            len(one.inputs) == len(samples[0].inputs) and type(one.label) is type(samples[0].label),
-            f"{name}: sample {index} differs from the first in its number of inputs or its label type",
+            len(one.inputs) == len(samples[0].inputs)
+            and sorted(one.names) == sorted(samples[0].names)
+            and type(one.label) is type(samples[0].label),
+            f"{name}: sample {index} differs from the first in its inputs or its label type",
         )
     digest = data.digest()
     demand(len(digest) == 64 and int(digest, 16) >= 0, f"{name}: its digest is not a sha256")

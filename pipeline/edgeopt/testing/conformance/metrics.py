@@ -7,11 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.plugin import Metric
+from edgeopt.plugin import Metric, Score
 from edgeopt.testing.conformance.options import check_options, demand, instance_of
 from edgeopt.testing.workshop import Workshop
 
 COUNT = 60
+RESAMPLES = 100
+EXPLAINED = 0.7
+"""Least correlation of a metric of resampled sets with the mean of the contributions: few samples, so many
+metrics are far from linear."""
 UNSUPPORTED = (EdgeoptError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 """What a metric may raise for outputs or targets that are not of its kind."""
 
@@ -75,10 +79,36 @@ def check_metric(metric: Metric | type[Metric], workshop: Workshop) -> None:
                 bool(np.isclose(again, bad.value, rtol=1e-9)),
                 f"{name} is {bad.value:g}, but {again:g} from its evidence",
             )
+            _check_contributions(instance, bad)
     demand(
         distinguished > 0,
         f"{name} distinguishes correct from wrong outputs for no type of target",
     )
+
+
+def _check_contributions(metric: Metric, score: Score) -> None:
+    """Their mean is the value, and they explain how it varies among resampled sets."""
+    name, values = type(metric).__name__, metric.contributions(score.evidence, COUNT).values
+    demand(
+        values.shape == (COUNT,) and bool(np.isfinite(values).all()),
+        f"{name} does not return one finite contribution per sample",
+    )
+    demand(
+        bool(np.isclose(values.mean(), score.value, rtol=1e-6, atol=1e-12)),
+        f"{name} is {score.value:g}, but the mean of its contributions is {values.mean():g}",
+    )
+    shares = np.full(COUNT, 1 / COUNT)
+    sets = np.random.default_rng(2).multinomial(COUNT, shares, RESAMPLES).astype(np.float64)
+    real = np.array([metric.weighted(score.evidence, weights) for weights in sets])
+    defined = np.isfinite(real)
+    real, linear = real[defined], (sets @ values / COUNT)[defined]
+    if len(real) > RESAMPLES // 2 and real.std() > 1e-9 * abs(score.value):
+        explained = float(np.corrcoef(real, linear)[0, 1]) if linear.std() > 0 else 0.0
+        demand(
+            explained >= EXPLAINED,
+            f"{name}: the contributions do not explain its values for resampled sets "
+            f"(correlation {explained:.2f})",
+        )
 
 
 def _situations() -> Iterator[Situation]:

@@ -1,14 +1,17 @@
-"""Contract of tasks and decoders: one decision per sample, which agrees with itself."""
+"""Contract of tasks and decoders: one decision per sample, which agrees with itself and can be drawn."""
 
 import numpy as np
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.model import Outputs
-from edgeopt.plugin import Decoder, Task
+from edgeopt.plugin import Decisions, Decoder, Task
+from edgeopt.results import Findings, SampleChange
 from edgeopt.testing.conformance.options import check_options, demand, instance_of
 from edgeopt.testing.workshop import Workshop
 
 COUNT = 12
+MAX_CHARACTERS = 20_000
+"""Maximum size of a drawing as JSON."""
 
 
 def check_task(task: Task | type[Task], workshop: Workshop) -> None:
@@ -44,7 +47,23 @@ def check_task(task: Task | type[Task], workshop: Workshop) -> None:
         if agreement is not None:
             demand(agreement.shape == (COUNT,), f"{name} does not return one agreement per sample")
             demand(bool(np.allclose(agreement, 1)), f"{name} does not agree with itself")
+        _check_drawings(settled, decisions, name)
     demand(decided > 0, f"{name} decides on no kind of outputs")
+
+
+def _check_drawings(task: Task, decisions: Decisions, name: str) -> None:
+    """Check that drawings and charts are small, and the same when a report is read again."""
+    for sample in range(COUNT):
+        drawing = task.draw(decisions, sample)
+        if drawing is not None:
+            change = SampleChange(sample=sample, artifact=drawing)
+            text = change.model_dump_json()
+            demand(len(text) <= MAX_CHARACTERS, f"{name} draws a sample with {len(text):,} characters")
+            same = SampleChange.model_validate_json(text) == change
+            demand(same, f"a drawing of {name} is not valid JSON: are its numbers finite?")
+    found = Findings(changed=0, charts=task.charts(decisions, decisions, None))
+    same = Findings.model_validate_json(found.model_dump_json()) == found
+    demand(same, f"a chart of {name} is not valid JSON: are its numbers finite?")
 
 
 def check_decoder(decoder: Decoder | type[Decoder], workshop: Workshop) -> None:

@@ -69,10 +69,11 @@ class Session(ModelSession):
         declared = getattr(model, "inputs", None)
         if declared:
             self.inputs = [_spec(value) for value in declared]
-        single = not declared or len(declared) == 1
+        structure = _structure(model) if declared else None
 
         def call(*tensors: Any) -> Any:
-            return model(tensors[0] if single else list(tensors), training=False)
+            nested = tensors[0] if structure is None else tf.nest.pack_sequence_as(structure, list(tensors))
+            return model(nested, training=False)
 
         self.output_names = list(getattr(model, "output_names", None) or ())
         self.model = model
@@ -112,6 +113,14 @@ class Session(ModelSession):
         if isinstance(results, dict):
             self.output_names = sorted(results)  # the order in which they are flattened
         return [np.asarray(value) for value in tf.nest.flatten(results)], seconds
+
+
+def _structure(model: Any) -> Any:
+    """The structure of the model's argument: one tensor, or a list or dictionary of tensors."""
+    try:
+        return model.input
+    except AttributeError:  # a Keras 3 Sequential model that has not been called
+        return model.inputs[0]
 
 
 def _load_tf_keras(path: Path, trust: bool) -> Any:

@@ -173,7 +173,10 @@ def input_structure(network: Any) -> Any:
 
 
 def output_names(network: Any) -> list[str]:
-    """The names of the output layers."""
+    """The names of the outputs, in their order: the keys of a dictionary, otherwise the output layers."""
+    structure = getattr(network, "output", None)
+    if isinstance(structure, dict) and len(structure) == len(network.outputs):
+        return sorted(map(str, structure))
     names = getattr(network, "output_names", None)
     return [str(name) for name in names] if names else [str(network.layers[-1].name)]
 

@@ -146,6 +146,9 @@ def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...
     import torch.nn.functional as F
 
     name = operator_name(node)
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    if dtype is not None and not dtype.is_floating_point:
+        return node.target, args, dict(kwargs)  # arithmetic of integers, such as tokens, is never quantized
     # FX quantization matches by function identity: it knows torch's functions, not ATen overloads.
     if name in ("add", "mul") and len(args) == 2 and not kwargs:
         return (operator.add if name == "add" else operator.mul), args, {}

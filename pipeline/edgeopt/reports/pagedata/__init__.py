@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from edgeopt.reports.markdown import columns, show
-from edgeopt.reports.pagefindings import Data, class_names, cut, files, finite, pictures
-from edgeopt.reports.pagerows import SENTENCE, measured, row_of, search_of, searches
+from edgeopt.reports.columns import columns, show
+from edgeopt.reports.pagedata.findings import Data, class_names, cut, files, finite, pictures
+from edgeopt.reports.pagedata.rows import SENTENCE, measured, row_of, search_of, searches
+from edgeopt.reports.pagedata.tasks import outputs_of, references_of, samples_per_result, tasks_of
 from edgeopt.results import Kind, Measurement, Report, Result, Verdict, kind_of
 
 DOCUMENT = 60_000
@@ -19,7 +20,7 @@ def collect(report: Report) -> Data:
     shown = columns(report, report.results)
     names = [name for _, name in shown]
     verdicts = _worst_verdicts(report.gates)
-    source = report.source
+    source, references, samples = report.source, references_of(report), samples_per_result(report)
     baseline = source.measurements.get(metric) if source is not None else None
     return {
         "recipe": cut(report.recipe),
@@ -33,12 +34,15 @@ def collect(report: Report) -> Data:
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
         "rows": [
             row_of(result, metric, names, verdicts.get(_key(result), ""), diagnosis(report, result))
+            | {"outputs": outputs_of(result), "tasks": tasks_of(result, references, samples)}
             for result in report.results
         ],
         "searches": [search_of(*key, trials) for key, trials in searches(report).items()],
         "files": files(report),
+        "samples": report.run.samples,
         "labels": class_names(report.labels),
         "thumbnails": pictures(report.thumbnails),
+        "image": list(report.image_size) if report.image_size else None,
         "devices": [
             {"name": cut(device), "environment": _flat(report.environment.get(device, {}))}
             for device in report.devices()

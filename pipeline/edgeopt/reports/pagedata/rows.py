@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgeopt.reports.markdown import show
-from edgeopt.reports.pagefindings import Data, classes, confusions, cut, finite, lost, sensitivity
+from edgeopt.reports.columns import show
+from edgeopt.reports.pagedata.findings import Data, classes, confusions, cut, finite, lost, sensitivity
 from edgeopt.results import Hop, Measurement, OutputChange, Report, Result, Trial
 
 SENTENCE = 2000
