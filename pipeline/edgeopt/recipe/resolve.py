@@ -21,7 +21,7 @@ from edgeopt.devices.device import HOST, Device, load_device, shipped
 from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
 from edgeopt.formats.source import inspecting
-from edgeopt.plugin import Dataset, Decoder, Head, Metric, NamedMetric, Stage, Task, digest_of
+from edgeopt.plugin import Dataset, Decoder, Metric, NamedMetric, Stage, Task, digest_of
 from edgeopt.recipe.document import (
     VERSION,
     DataPart,
@@ -32,6 +32,7 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
+from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
@@ -132,12 +133,13 @@ class _Resolver:
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
             self._device(HOST, ("devices",))
-        heads = self._heads(document)
+        heads = heads_of(document, lambda use, loc: self._plugin(Task, use, loc), self.problems)
         decoder = (
             self._plugin(Decoder, document.postprocess, ("postprocess",)) if document.postprocess else None
         )
         metrics = self._metrics(document)
-        metrics = self._assigned(document, heads, metrics)
+        is_list = isinstance(self.data.get("metric"), list)
+        metrics = assigned(document, heads, metrics, self.problems, is_list=is_list)
         variants = tuple(self._variant(name, body or {}) for name, body in document.optimize.items())
         if not any(variant.name == "float" for variant in variants):
             variants = (Variant("float"), *variants)
@@ -235,88 +237,6 @@ class _Resolver:
                 self.has_unknown_metrics = True
         always = [NamedMetric(name, registry.find(Metric, name)()) for name in ALWAYS if name not in metrics]
         return [*metrics.values(), *always]
-
-    def _heads(self, document: Document) -> tuple[Head, ...]:
-        """The tasks of the recipe."""
-        if document.task and document.tasks:
-            self.problems.add(("tasks",), "give task for a model with one, or tasks for one with several")
-        uses: dict[str, Use] = document.tasks or ({"": document.task} if document.task else {})
-        heads = []
-        for name, use in uses.items():
-            task = self._plugin(Task, use, ("tasks", name) if document.tasks else ("task",))
-            if task is not None:
-                heads.append(Head(name, task))
-        read = [output for head in heads for output in head.outputs]
-        for head in heads:
-            for output in head.outputs:
-                if not output or head.outputs.count(output) > 1:
-                    self.problems.add(
-                        ("tasks", head.name), "give each name of an output once, joined with +: boxes+scores"
-                    )
-                    break
-                if read.count(output) > 1 and output == head.outputs[0]:
-                    self.problems.add(("tasks", head.name), f"output {output!r} belongs to two tasks")
-        return tuple(heads)
-
-    def _assigned(
-        self, document: Document, heads: Sequence[Head], metrics: Sequence[NamedMetric]
-    ) -> list[NamedMetric]:
-        """The metrics with the task that each scores; checks that they fit it, or a common one."""
-        is_list = isinstance(self.data.get("metric"), list)
-        places: dict[str, Loc] = {}
-        wanted: dict[str, str | None] = {}
-        for index, use in enumerate(document.metric):
-            places[use.name or use.uses] = ("metric", index) if is_list else ("metric",)
-            wanted[use.name or use.uses] = use.of
-        judged = [named for named in metrics if named.metric.against == "labels"]
-        if not heads:
-            with_tasks = [named for named in judged if named.metric.tasks]
-            if with_tasks and not set.intersection(*(set(named.metric.tasks) for named in with_tasks)):
-                listed = ", ".join(
-                    f"{named.name} of {' or '.join(named.metric.tasks)}" for named in with_tasks
-                )
-                self.problems.add(
-                    ("metric",),
-                    f"the metrics are of different tasks: {listed}; for a model with several tasks, say with "
-                    "'tasks' which outputs belong to which",
-                )
-        assigned = []
-        for named in metrics:
-            of, loc = wanted.get(named.name), places.get(named.name, ("metric",))
-            if of is not None and of not in document.tasks:
-                self.problems.add((*loc, "of"), f"no task {of!r}{nearest(of, list(document.tasks))}")
-            elif named.metric.against == "labels" and heads:
-                named = named._replace(head=self._head_of(named, of, heads, loc))
-            assigned.append(named)
-        return assigned
-
-    def _head_of(self, named: NamedMetric, of: str | None, heads: Sequence[Head], loc: Loc) -> str:
-        """The name of the task that a metric scores."""
-        fits = {
-            head.name: not named.metric.tasks or registry.plugin_name(head.task) in named.metric.tasks
-            for head in heads
-        }
-        candidates = [name for name in fits if of in (None, name)]
-        fitting = [name for name in candidates if fits[name]]
-        if not fitting:
-            chosen = [registry.plugin_name(head.task) for head in heads if head.name in candidates]
-            suitable = sorted(
-                name
-                for name, metric in registry.plugins(Metric).items()
-                if set(chosen) & set(metric.tasks or chosen)
-            )
-            self.problems.add(
-                loc,
-                f"{named.name!r} is a metric of {' or '.join(named.metric.tasks)}, and the task is "
-                f"{' or '.join(chosen)}; its metrics are {', '.join(suitable)}",
-            )
-        elif len(fitting) > 1:
-            self.problems.add(
-                loc,
-                f"{named.name!r} fits the tasks {' and '.join(fitting)}: say which, "
-                f"{{uses: ..., of: {fitting[0]}}}",
-            )
-        return fitting[0] if fitting else ""
 
     def _variant(self, name: str, body: Mapping[str, Any]) -> Variant:
         loc: Loc = ("optimize", name)
