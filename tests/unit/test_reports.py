@@ -13,7 +13,7 @@ import pytest
 from edgeopt.cli.optimize import read_report
 from edgeopt.cli.screen.github import report_to_github
 from edgeopt.errors import UsageError
-from edgeopt.reports import RENDERERS, write_report
+from edgeopt.reports import RENDERERS, render, write_report
 from edgeopt.results import Artifact, Report, Result, Run, Verdict
 
 HOSTILE = "<script>alert('x')</script> & \x00\x1b[31m ]]> =1+1"
@@ -67,7 +67,7 @@ def report() -> Report:
 
 
 def test_junit_has_a_case_per_gate_and_artifact(report: Report) -> None:
-    suite = ElementTree.fromstring(RENDERERS["junit"](report)).find("testsuite")
+    suite = ElementTree.fromstring(render(report, "junit")).find("testsuite")
     assert suite is not None
     told = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert told == {"tests": "7", "failures": "2", "errors": "2", "skipped": "1"}
@@ -83,7 +83,7 @@ def test_junit_has_a_case_per_gate_and_artifact(report: Report) -> None:
 
 
 def test_csv_has_a_row_per_artifact_and_no_formula(report: Report) -> None:
-    rows = list(csv.DictReader(io.StringIO(RENDERERS["csv"](report))))
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
     assert [(r["variant"], r["format"], r["device"], r["status"]) for r in rows] == [
         ("int8", "tflite", "host", "ok"),
         ("int8", "onnx", "host", "failed"),
@@ -116,12 +116,12 @@ def test_every_form_is_shown_again(report: Report, tmp_path: Path, form: str) ->
     command = [sys.executable, "-m", "edgeopt", "report", str(tmp_path), "--format", form]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == RENDERERS[form](report)
+    assert done.stdout == render(report, form)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_a_report_that_was_cut_off_is_refused(report: Report, tmp_path: Path, share: float) -> None:
-    text = RENDERERS["json"](report).rstrip()
+    text = render(report, "json").rstrip()
     (tmp_path / "report.json").write_text(text[: int(share * len(text))])
     for command in (["report", str(tmp_path)], ["check", str(tmp_path), "--against", "b.json"]):
         found = subprocess.run(

@@ -127,7 +127,7 @@ def problems(folder: Path, tasks: str, metric: str) -> Sequence[str]:
     [
         ("task: detection\ntasks: {a: classification}", "top1", "give task for a model with one, or tasks"),
         ("tasks: {a+a: detection}", "map50", "give each name of an output once"),
-        ("tasks: {a: classification, a+b: detection}", "[top1, map50]", "output 'a' belongs to the task 'a' as well"),
+        ("tasks: {a: classification, a+b: detection}", "[top1, map50]", "output 'a' belongs to the task 'a'"),
         ("tasks: {a: classification, b: classification}", "top1", "'top1' fits the tasks a and b: say which"),
         ("tasks: {a: classification, b: detection}", "{uses: top1, of: c}", "no task 'c'; known: a, b"),
         ("tasks: {a: classification, b: detection}", "{uses: top1, of: b}", "'top1' is a metric of"),

@@ -113,7 +113,7 @@ def report(
     """
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.errors import UsageError
-    from edgeopt.reports import RENDERERS
+    from edgeopt.reports import RENDERERS, render
 
     if index is not None:
         from edgeopt.reports.index import write_index
@@ -128,7 +128,7 @@ def report(
     if format == "table":
         show_report(shown)
     elif format in RENDERERS:
-        typer.echo(RENDERERS[format](shown).encode(), nl=False)
+        typer.echo(render(shown, format).encode(), nl=False)
     else:
         raise UsageError(f"no report format {format!r}", fix=f"choose table, {', '.join(RENDERERS)}")
 

@@ -54,7 +54,7 @@ def profile(
     from edgeopt.recipe.document import PROTOCOLS, Latency
     from edgeopt.recipe.planner import source_of
     from edgeopt.recipe.resolve import load_recipe
-    from edgeopt.reports import RENDERERS
+    from edgeopt.reports import render
 
     try:
         timing = Latency(
@@ -102,7 +102,7 @@ def profile(
         trust=trust,
     )
     if as_json:
-        typer.echo(RENDERERS["json"](report), nl=False)
+        typer.echo(render(report, "json"), nl=False)
     else:
         show_report(report)
 

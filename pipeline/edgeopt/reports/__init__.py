@@ -1,28 +1,28 @@
 """Report formats. Each renderer is one module with ``render(report) -> str``."""
 
+from importlib import import_module
 from pathlib import Path
 
 from edgeopt.config.files import write_text
-from edgeopt.reports import csv, html, json, junit, markdown
 from edgeopt.results import Report
 
-RENDERERS = {
-    "json": json.render,
-    "md": markdown.render,
-    "html": html.render,
-    "junit": junit.render,
-    "csv": csv.render,
-}
-"""Values of ``edgeopt report --format``."""
+RENDERERS = {"json": "json", "md": "markdown", "html": "html", "junit": "junit", "csv": "csv"}
+"""Values of ``edgeopt report --format``, with the module of each, which is imported on use."""
 RUN_FILES = {"report.json": "json", "report.md": "md", "report.html": "html", "junit.xml": "junit"}
 """Report files of a run, and their formats."""
 PER_DEVICE = ("json", "md", "html")
 
 
+def render(report: Report, form: str) -> str:
+    """The text of a report in one of the formats ``RENDERERS``."""
+    text: str = import_module(f"edgeopt.reports.{RENDERERS[form]}").render(report)
+    return text
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write the report files of a run to ``folder``, and ``devices/<device>.*``; each write is atomic."""
     for name, form in RUN_FILES.items():
-        write_text(folder / name, RENDERERS[form](report))
+        write_text(folder / name, render(report, form))
     for device in report.devices():
         for form in PER_DEVICE:
-            write_text(folder / "devices" / f"{device}.{form}", RENDERERS[form](report.of_device(device)))
+            write_text(folder / "devices" / f"{device}.{form}", render(report.of_device(device), form))
