@@ -20,6 +20,7 @@ from edgeopt.model import Outputs
 from edgeopt.plugin import Head, NamedMetric
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Gate, Measurement, Result
+from edgeopt.run.preflight import check_labels
 from edgeopt.run.scoring import Scorer
 
 COUNT = 40
@@ -161,3 +162,16 @@ def test_metrics_go_to_the_task_that_they_fit(tmp_path: Path) -> None:
         "top1": "kind",
         "side": "side",
     }
+
+
+def test_class_names_belong_to_any_of_the_outputs(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").touch()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        RECIPE.format(tasks="", metric="top1").replace("weights: w.pt", "weights: w.pt, labels: [a, b, c]")
+    )
+    recipe = load_recipe(path)
+    check_labels(recipe, [(1, 128), (1, 3)])
+    check_labels(recipe, [(1, 4), (1, 8, 8, 3)])
+    with pytest.raises(UsageError, match=r"model\.labels has 3 names, but the model has 128 and 4 outputs"):
+        check_labels(recipe, [(1, 128), (1, 4)])

@@ -89,18 +89,19 @@ def check_data(plan: Plan) -> None:
 
 
 def check_labels(recipe: Recipe, shapes: Sequence[Sequence[int | None]]) -> None:
-    """Compare ``model.labels`` with the outputs of the source model, of shape ``[n, classes]``.
+    """Compare ``model.labels`` with the outputs of the source model, if all are of shape ``[n, classes]``.
 
     Raises:
-        UsageError: their numbers differ. A single output may be that of a binary classifier.
+        UsageError: none has as many. A single output may be that of a binary classifier.
     """
     names = recipe.model.labels
-    if not names or not shapes or len(shapes[0]) != 2:
+    if not names or not shapes or any(len(shape) != 2 for shape in shapes):
         return
-    count = shapes[0][1]
-    if count is not None and len(names) != count and (count, len(names)) != (1, 2):
+    counts = [shape[1] for shape in shapes]
+    if not any(count in (None, len(names)) or (count, len(names)) == (1, 2) for count in counts):
+        listed = " and ".join(map(str, counts))
         raise UsageError(
-            f"{recipe.file}: model.labels has {len(names)} names, but the model has {count} outputs",
+            f"{recipe.file}: model.labels has {len(names)} names, but the model has {listed} outputs",
             fix="list one name per output, in their order",
         )
 
