@@ -26,7 +26,6 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CELLS = [(variant, format_name) for variant in ("float", "int8") for format_name in FORMATS]
 # In ExecuTorch, the search takes longer than all the rest; for this network, another calibration is enough.
 GIVEN = (
-    "data.calibration.with.arguments={part: calibration, count: 50}",
     "optimize={float: {}, int8: {quantize: {scheme: int8, max_drop: 0.005, "
     "executorch: {max_drop: null, calibrator: percentile}}}}",
     "latency={min_seconds: 0.01, min_runs: 3}",
