@@ -421,7 +421,7 @@ SETTINGS = [
     ),
     ('task="json:loads"', "task: 'json:loads' is not a task: it must be a subclass of"),
     ("task=3", "task: input should be a valid dictionary or instance of"),
-    ("postprocess=nosuch", "postprocess: no decoder 'nosuch'; known: grid, ssd"),
+    ("postprocess=nosuch", "postprocess: no decoder 'nosuch'; known: function, grid, ssd"),
     ("postprocess=grid", "postprocess: 'strides' is missing"),
     ("metric={}", "metric: 'uses' is missing"),
     ("metric=[[]]", "metric.0: input should be a valid dictionary or instance of"),
