@@ -210,6 +210,7 @@ def test_contributions_without_a_reach_need_samples_that_show_rare_losses() -> N
     assert common_reach(2.0, 0.0) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [30, 60])
 def test_a_verdict_on_miou_is_wrong_in_at_most_one_of_twenty(samples: int) -> None:
     """In one image of twenty, the second model answers one class everywhere."""
@@ -238,6 +239,7 @@ def test_a_verdict_on_miou_is_wrong_in_at_most_one_of_twenty(samples: int) -> No
     assert found["pass"] <= 18 and found["fail"] <= 18
 
 
+@pytest.mark.slow
 def test_the_number_of_samples_that_would_decide_is_usually_enough() -> None:
     random = np.random.default_rng(4)
     enough = []

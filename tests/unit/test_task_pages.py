@@ -318,6 +318,7 @@ def test_a_hostile_class_name_is_text(word: str) -> None:
 # Size
 
 
+@pytest.mark.slow
 def test_a_report_does_not_grow_with_samples_and_classes() -> None:
     random = np.random.default_rng(0)
     n, classes = 10_000, 1_000
