@@ -250,9 +250,11 @@ def test_weights_of_torch(torch_files: Path) -> None:
         assert f"weights: {name}" in _refusal(torch_files / name)
     for name in ("whole.pt", "whole.th"):
         assert "state_dict()" in _refusal(torch_files / name)
-        for trust in (False, True):
-            with pytest.raises(UsageError, match=r"whole pickled module.*__main__\.Net"):
-                check_weights(torch_files / name, trust=trust)
+        with pytest.raises(UsageError, match=r"whole pickled module.*__main__\.Net") as caught:
+            check_weights(torch_files / name)
+        assert f"weights: {name}, trust: true" in caught.value.fix
+        (note,) = check_weights(torch_files / name, trust=True)
+        assert "__main__.Net" in note and "model.trust allows it" in note
     with pytest.raises(UsageError, match="is not a weights file: it is a torch exported program"):
         check_weights(torch_files / "net.pt2")
 

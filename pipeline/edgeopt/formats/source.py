@@ -36,7 +36,7 @@ def inspect(path: Path, *, trust: bool = False) -> Source:
         known = recognise(path)
         if known.weights_only:
             # Raises for a pickled module, which has the same suffix but needs another fix.
-            known.check_weights(path, trust=True)
+            known.check_weights(path, trust=trust)
             factory = f"model: {{factory: 'module:function', weights: {path.name}}}"
             raise UsageError(
                 f"{path} contains weights without a network",

@@ -19,13 +19,14 @@ def check_pickles(path: Path, *, trust: bool, legacy: bool) -> tuple[str, ...]:
         return ()
     refused = torch_pickles.most_informative(refused)
     names = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
+    if trust:
+        return (f"{path.name} can run code when it is loaded ({names}); model.trust allows it",)
     if any("torch.nn.modules." in name for name in refused):
         raise UsageError(
             f"{path} is a whole pickled module, not weights: loading it would run code ({names})",
-            fix=f"run {RESAVE} where the network's code is available, and use that file",
+            fix=f"run {RESAVE} where the network's code is available, and use that file; or, if you trust "
+            f"its source, use model: {{factory: 'module:function', weights: {path.name}, trust: true}}",
         )
-    if trust:
-        return (f"{path.name} can run code when it is loaded ({names}); model.trust allows it",)
     raise UsageError(
         f"{path}: loading it could run code: it references {names}",
         fix=f"save the weights alone with {RESAVE}; or, if you trust its source, set model.trust: true",
