@@ -329,3 +329,62 @@ def test_a_factory_that_exits_leaves_a_report(write_recipe: Write, tmp_path: Pat
     assert report.source is not None and "its process died with exit code 0" in report.source.reason
     assert [row.status for row in report.results] == ["failed"]
     assert "its process died with exit code 0" in (tmp_path / "out" / "report.md").read_text()
+
+
+PACKAGE = """
+import numpy as np
+from own_helper import CLASSES
+
+def samples(seed):
+    random = np.random.default_rng(seed)
+    for index in range(20):
+        yield random.normal(size=(1, 8, 8)).astype(np.float32), index % CLASSES
+
+def error(outputs, target):
+    return float((outputs.argmax(-1) != target).mean())
+
+def doubled(outputs):
+    return {name: 2 * value for name, value in outputs.items()}
+
+def net():
+    from torch import nn
+
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, CLASSES))
+"""
+
+
+def test_code_in_a_src_folder_and_on_a_relative_python_path_is_built_measured_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    package = tmp_path / "src" / "own_src_package"
+    for folder in (package, tmp_path / "lib", tmp_path / "configs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    (package / "everything.py").write_text(PACKAGE)
+    (tmp_path / "lib" / "own_helper.py").write_text("CLASSES = 10\n")
+    own = "uses: function, with: {function: 'own_src_package.everything"
+    recipe = tmp_path / "configs" / "recipe.yaml"
+    recipe.write_text(
+        f"""
+version: 1
+name: src
+model:
+  factory: own_src_package.everything:net
+  inputs: [{{name: image, shape: [1, 1, 8, 8], layout: NCHW}}]
+data: {{evaluation: {{{own}:samples', arguments: {{seed: 1}}}}}}}}
+metric: {{{own}:error'}}, name: error}}
+postprocess: {{{own}:doubled'}}}}
+formats: [torchscript]
+devices: [host]
+latency: {{min_runs: 2, min_seconds: 0}}
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib")
+    report = optimize(Path("configs/recipe.yaml"), out=tmp_path / "out", store=tmp_path / "store")
+    assert report.source is not None and report.source.reason == ""
+    (row,) = report.results
+    assert (row.status, report.exit_code) == ("ok", 0), row.reason
+    assert row.measurements["error"].value == report.source.measurements["error"].value
+    assert row.measurements["fidelity_snr_db"].value > 100

@@ -1,6 +1,7 @@
 """References of options to files and to user code; both are looked up beside the recipe first.
 
-The search folders are passed as validation context: ``context={"roots": (folder, ...)}``.
+The search folders are passed as validation context: ``context={"roots": (folder, ...)}``. For code,
+`edgeopt.config.code_folders` adds those of the project.
 """
 
 import ast
@@ -15,6 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
+from edgeopt.config.code_folders import SOURCES, code_folders, user_folder
 from edgeopt.config.files import file_digest
 from edgeopt.config.nearest import nearest
 from edgeopt.config.text import reason_of
@@ -55,7 +57,8 @@ MAX_NAME = 200
 class Code(BaseModel):
     """A function or class of the user, written ``package.module:name`` in a recipe.
 
-    The module is looked up beside the recipe first, and imported only on use.
+    The module is looked up beside the recipe first, then in its project and on the Python path, and imported
+    only on use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,15 +76,14 @@ class Code(BaseModel):
                 raise ValueError(f"{shortened(value, 60)!r} is not of the form 'module:name'")
             if max(len(part.encode()) for part in parts) > MAX_NAME:
                 raise ValueError(f"the name of the module {shortened(module, 60)!r} is too long")
-            roots: Sequence[Path] = (info.context or {}).get("roots", ())
-            for root in roots:
-                for file in _sources(root.joinpath(*parts)):
+            folders = code_folders((info.context or {}).get("roots", ()))
+            for folder in folders:
+                for file in _sources(folder.joinpath(*parts)):
                     _check_defined(file, name.partition(".")[0])
-                    return {"target": value, "folder": root.resolve()}
+                    return {"target": value, "folder": folder}
             spec = importlib.util.find_spec(parts[0])
             if spec is None:
-                searched = " or ".join(str(root) for root in roots) or "the Python path"
-                raise ValueError(f"no module {module!r} in {searched}")
+                raise ValueError(_not_found(module, folders))
             # Of a package, only the source is read: importing its parent would run code.
             inside = [Path(folder, *parts[1:]) for folder in spec.submodule_search_locations or ()]
             sources = (
@@ -89,6 +91,7 @@ class Code(BaseModel):
             )
             if sources and str(sources[0]).endswith(".py"):
                 _check_defined(Path(sources[0]), name.partition(".")[0])
+                return {"target": value, "folder": user_folder(Path(sources[0]), len(parts))}
             return {"target": value}
         return value
 
@@ -99,12 +102,22 @@ class Code(BaseModel):
             UsageError: the module cannot be imported, or has no such attribute.
         """
         module, _, name = self.target.partition(":")
-        if self.folder is not None and str(self.folder) not in sys.path:
-            sys.path.insert(0, str(self.folder))
+        if self.folder is not None:
+            first, *others = map(str, import_path(self.folder))
+            sys.path[:0] = [first] * (first not in sys.path)
+            sys.path += [folder for folder in others if folder not in sys.path]
         try:
             target: Any = importlib.import_module(module)
             for part in name.split("."):
                 target = getattr(target, part)
+        except ModuleNotFoundError as error:
+            searched = ", ".join(map(str, import_path(self.folder))) if self.folder else "the Python path"
+            raise UsageError(
+                f"cannot load {self.target!r}: {error}: neither in {searched}, nor among the installed "
+                "packages",
+                fix=f"install it, or add the folder that contains it to PYTHONPATH ({SOURCES} folders of the "
+                "project are searched too)",
+            ) from error
         except (ImportError, AttributeError) as error:
             raise UsageError(f"cannot load {self.target!r}: {error}") from error
         except (Exception, SystemExit, GeneratorExit) as error:  # the module is user code
@@ -114,17 +127,37 @@ class Code(BaseModel):
             ) from error
         return target
 
+    def source(self) -> Path | None:
+        """The file of the module; None for one of an installed package."""
+        parts = self.target.partition(":")[0].split(".")
+        return None if self.folder is None else next(iter(_sources(self.folder.joinpath(*parts))), None)
+
     def digest(self) -> str:
         """sha256 of the source code that the reference depends on.
 
-        It covers the module's file or all files of its package, and every module or package in the same
-        folder that these import, directly or indirectly.
+        It covers the module's file or all files of its package, and every module or package beside it, or in
+        another folder of the user's code, that these import, directly or indirectly.
         """
         if self.folder is None:
             return hashlib.sha256(self.target.encode()).hexdigest()
-        files = sorted(_files(self.folder, self.target.partition(":")[0].partition(".")[0]))
-        lines = [f"{file.relative_to(self.folder)}\0{file_digest(file)}" for file in files]
+        files = _files(import_path(self.folder), self.target.partition(":")[0].partition(".")[0])
+        lines = [f"{place}\0{file_digest(file)}" for place, file in sorted(files.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def import_path(folder: Path) -> tuple[Path, ...]:
+    """The folders that the code in ``folder`` may import from, which is the first of them."""
+    return code_folders((folder,)) or (folder,)
+
+
+def _not_found(module: str, folders: Sequence[Path]) -> str:
+    searched = ", ".join(str(folder) for folder in folders) or "the Python path"
+    top = module.partition(".")[0]
+    return (
+        f"no module {module!r} in {searched}, nor among the installed packages: put {top}.py or the package "
+        f"{top} beside the recipe or in a folder {SOURCES} beside it or in its project, or add the folder "
+        "that contains it to PYTHONPATH"
+    )
 
 
 def _sources(place: Path) -> list[Path]:
@@ -157,17 +190,26 @@ def _check_defined(file: Path, name: str) -> None:
         raise ValueError(f"{file} does not define {shortened(name, 60)!r}{nearest(name, names)}")
 
 
-def _files(folder: Path, name: str) -> set[Path]:
-    """The Python files of ``folder`` that an import of ``name`` can run."""
-    files: set[Path] = set()
+def _files(folders: Sequence[Path], name: str) -> dict[Path, Path]:
+    """The Python files of ``folders`` that an import of ``name`` can run, by their path in the folder.
+
+    Of a module that several folders have, the first counts.
+    """
+    files: dict[Path, Path] = {}
     pending, known = [name], set[str]()
     while pending:
-        top = folder / (name := pending.pop())
+        if (name := pending.pop()) in known:
+            continue
         known.add(name)
-        for file in {top.with_suffix(".py"), *top.rglob("*.py")}:  # a data folder may have the same name
-            if file.is_file():
-                files.add(file)
+        for folder in folders:
+            top = folder / name
+            # A data folder may have the same name.
+            found = [file for file in {top.with_suffix(".py"), *top.rglob("*.py")} if file.is_file()]
+            for file in found:
+                files[file.relative_to(folder)] = file
                 pending += _imported(file) - known
+            if found:
+                break
     return files
 
 

@@ -96,7 +96,7 @@ class ModelPart(_Part):
     arguments: dict[str, Any] = Field({}, description="arguments of the factory")
     weights: ExistingPath | None = Field(None, description="state dict (.pt, .pth, .th) or .safetensors")
     weights_key: str | None = Field(
-        None, description="key of the weights in a checkpoint that holds several, such as ema"
+        None, description="key of the weights in a checkpoint that holds several, such as ema or ema.module"
     )
     inputs: Annotated[tuple[TensorSpec, ...], AfterValidator(_usable_inputs)] = Field(
         (), description="input specs, if the model file does not declare them"

@@ -146,7 +146,7 @@ def make_plan(recipe: Recipe) -> Plan:
     impossible: list[Impossible] = []
     for variant in recipe.variants:
         for target in recipe.formats:
-            planned = _branch(recipe, source.format, variant, target, incompatible)
+            planned = _branch(recipe, source, variant, target, incompatible)
             if isinstance(planned, Branch):
                 branches.append(planned)
             else:
@@ -206,15 +206,15 @@ def _source(recipe: Recipe) -> tuple[Model, list[str]]:
     if part.path is None:
         assert part.factory is not None  # checked by ModelPart
         if part.weights is not None:
-            check_weights(part.weights, trust=part.trust)
-            return _from_factory(part, part.weights), []
-        folder = part.factory.folder
-        if folder is None:
+            notes = check_weights(part.weights, trust=part.trust)
+            return _from_factory(part, part.weights), list(notes)
+        code = part.factory.source()
+        if code is None:
             raise UsageError(
                 f"factory {part.factory.target!r} is in an installed package, and no weights are given",
                 fix="add weights: FILE, the trained weights of the model",
             )
-        return _from_factory(part, folder), []
+        return _from_factory(part, code), []
     source = recipe.inspection() if recipe.inspection else inspect(part.path, trust=part.trust)
     model = source.model.model_copy(update={"inputs": _inputs(part.inputs, source.model.inputs)})
     if not model.inputs:
@@ -239,8 +239,10 @@ def _from_factory(part: ModelPart, path: Path) -> Model:
 
 
 def _branch(
-    recipe: Recipe, source: str, variant: Variant, target: str, incompatible: Mapping[Placement, str]
+    recipe: Recipe, model: Model, variant: Variant, target: str, incompatible: Mapping[Placement, str]
 ) -> Branch | Impossible:
+    source = model.format
+
     def impossible(reason: str, fix: str) -> Impossible:
         return Impossible(variant.name, target, reason, fix)
 
@@ -254,6 +256,8 @@ def _branch(
                 # Intents applied by default are dropped if this format does not support them.
                 requested = [intent for intent in intents if not intent.optional]
                 stages = find_chain(source, target, requested, recipe.model)
+        if stages:
+            stages[0].check_source(model)
     except UsageError as error:
         return impossible(error.message, error.fix)
     if stages is None:
@@ -326,7 +330,9 @@ def _next_steps(
         fulfilled = frozenset(
             i for i in unfulfilled if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
         )
-        blocked = any(intents[i].name in stage.after for i in unfulfilled - fulfilled)
+        blocked = any(intents[i].name in stage.after for i in unfulfilled - fulfilled) or any(
+            intent.name in stage.before for i, intent in enumerate(intents) if i not in unfulfilled
+        )
         # A stage with intents is skipped unless one is open: nothing is optimized unasked.
         if (fulfilled or not stage.fulfils) and not blocked:
             yield name, stage, fulfilled

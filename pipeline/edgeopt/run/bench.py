@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from edgeopt.config.files import file_digest
+from edgeopt.config.references import import_path
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
@@ -266,7 +267,7 @@ class Bench:
                 **request,
                 "model": _put(link, model, "model"),
                 "inputs": names,
-                "python_path": [str(model.code)] if model.code is not None else [],
+                "python_path": [str(place) for place in import_path(model.code)] if model.code else [],
                 "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
             }
             result, _ = self._execute(link, job, folder)

@@ -47,8 +47,10 @@ def run_job(job: Job, folder: Path) -> JobResult:
     random = np.random.RandomState(0)
     kind = prepare_runtime(job["runtime"], path, threads, options)
     # The model's own code, added after the runtime is imported: its files may shadow the runtime's modules.
-    for place in reversed(job["python_path"]):
-        sys.path.insert(0, str(folder / place))
+    # What else its project has is searched last.
+    places = [str(folder / place) for place in job["python_path"]]
+    sys.path[:0] = places[:1]
+    sys.path += places[1:]
 
     memory = Peak()
     start = time.perf_counter()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from edgeopt.config.code_folders import python_path
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import Link
 
@@ -28,6 +29,12 @@ _libc = ctypes.CDLL(None)  # loaded here: a forked process must not load a libra
 def foreign_environment() -> dict[str, str]:
     """Environment variables for an interpreter other than the running one."""
     return {name: value for name, value in os.environ.items() if name not in INTERPRETER_VARIABLES}
+
+
+def own_environment() -> dict[str, str]:
+    """Environment variables for the running interpreter in another folder: PYTHONPATH may be relative."""
+    path = os.pathsep.join(map(str, python_path()))
+    return dict(os.environ) | ({"PYTHONPATH": path} if path else {})
 
 
 class LocalLink(Link):

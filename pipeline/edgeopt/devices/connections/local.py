@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field, model_validator
 
-from edgeopt.devices.connections._local_link import LocalLink, foreign_environment
+from edgeopt.devices.connections._local_link import LocalLink, foreign_environment, own_environment
 from edgeopt.devices.environments import NAME, environment_python, setup_environment
 from edgeopt.errors import DeviceError
 from edgeopt.plugin import Connection, Link
@@ -36,7 +36,7 @@ class Local(Connection):
             DeviceError: the interpreter or the environment does not exist.
         """
         own = self.python is None and self.environment is None
-        return LocalLink([self._interpreter()], dict(os.environ) if own else foreign_environment())
+        return LocalLink([self._interpreter()], own_environment() if own else foreign_environment())
 
     def programs(self) -> list[str]:
         """The interpreter, if the option names one."""
