@@ -14,13 +14,13 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.evaluation.tasks.regression import Regression
-from edgeopt.formats import weight_rounding
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
+from edgeopt.formats.weight_rounding import Compensation
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Head, Judging, Sample, Trial
 from edgeopt.run.bench import Bench, Evaluation
@@ -229,7 +229,7 @@ def test_compensated_rounding_leaves_less_error_in_the_output() -> None:
     scales = np.abs(rows).max(axis=1) / 7
     nearest = np.rint(rows / scales[:, np.newaxis])
     most = np.full_like(rows, 7)
-    found = weight_rounding.compensated(rows, scales, inputs.T @ inputs, -most, most)
+    found = Compensation((inputs.T @ inputs)[np.newaxis]).round(rows, scales, -most, most)
     errors = [np.square(inputs @ (q * scales[:, np.newaxis] - rows).T).mean() for q in (nearest, found)]
     assert errors[1] < 0.6 * errors[0]
     assert np.array_equal(found, np.rint(found))

@@ -19,5 +19,8 @@ class SecondMoments:
 
     def add(self, rows: Array) -> None:
         """Accumulate ``rows`` ``[groups, positions, width]``: the inputs of one output value each."""
-        product = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
-        self.matrix = product if self.matrix is None else self.matrix + product
+        product = np.matmul(rows.transpose(0, 2, 1), rows)
+        if self.matrix is None:
+            self.matrix = product.astype(np.float64)
+        else:
+            self.matrix += product

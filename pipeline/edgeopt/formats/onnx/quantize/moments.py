@@ -19,8 +19,10 @@ from edgeopt.model import Array
 
 MOST_BYTES = 256 << 20
 """Memory limit for all moments together; beyond it, the widest layers are skipped."""
-MOST_POSITIONS = 1024
-"""Maximum number of positions per sample, evenly spaced; neighbouring patches are highly correlated."""
+FEWEST_POSITIONS = 64
+"""Number of positions per sample and layer, if the layer has no more than twice as many weights per output
+value; otherwise, half the number of weights. With 128 samples that is at least 64 times the width of the
+matrix; more positions take longer and change nothing, because neighbouring patches are highly correlated."""
 
 Moments = NDArray[np.float64]
 
@@ -49,14 +51,23 @@ class Reader(NamedTuple):
     def axis(self) -> int:
         return 1 if self.node.op_type == "Gemm" and _option(self.node, "transB", 0) else 0
 
-    def rows(self, values: Array) -> Array:
-        """The input values arranged as ``[groups, positions, width]``."""
+    def rows(self, values: Array, random: np.random.Generator) -> Array:
+        """The input values at randomly chosen positions, arranged as ``[groups, positions, width]``."""
         if self.node.op_type != "Conv":
-            return values.reshape(1, -1, values.shape[-1])
-        patches = _patches(values, self.node, self.shape[2:])  # [positions, channels, kernel]
-        patches = patches[:: max(1, len(patches) // MOST_POSITIONS)]
+            inputs = values.reshape(-1, values.shape[-1])
+            return inputs[self._chosen(len(inputs), random)][np.newaxis]
+        windows = _windows(values, self.node, self.shape[2:])  # [n, *positions, channels, *kernel]
+        places = windows.shape[: values.ndim - 1]
+        chosen = np.unravel_index(self._chosen(prod(places), random), places)
+        patches = windows[chosen]
         grouped = patches.reshape(len(patches), self.groups, -1)
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+    def _chosen(self, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """Indices of the positions to take from ``count``."""
+        most = max(FEWEST_POSITIONS, self.width // 2)
+        # An even spacing would meet the same columns of a picture again and again.
+        return np.sort(random.choice(count, most, replace=False)) if count > most else np.arange(count)
 
 
 def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
@@ -64,10 +75,11 @@ def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
     readers = _affordable(_readers(onnx_model_file.load(prepared)))
     sums = {reader.name: SecondMoments() for reader in readers}
     run = _Run(prepared, readers)
+    random = np.random.default_rng(0)
     for sample in samples:
         values = run(sample)
         for reader in readers:
-            sums[reader.name].add(reader.rows(values[reader.node.input[0]]).astype(np.float32))
+            sums[reader.name].add(reader.rows(values[reader.node.input[0]], random).astype(np.float32))
     return {name: each.matrix for name, each in sums.items() if each.matrix is not None}
 
 
@@ -128,19 +140,17 @@ def _option(node: Any, name: str, default: Any) -> Any:
     return default
 
 
-def _patches(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
-    """Patches ``[positions, channels, kernel values]`` of a batch ``[n, channels, *spatial]``."""
+def _windows(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
+    """A view ``[n, *positions, channels, *kernel]`` of the patches of a batch ``[n, channels, *spatial]``."""
     rank = len(kernel)
     strides = _option(node, "strides", [1] * rank)
     dilations = _option(node, "dilations", [1] * rank)
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    padded = np.pad(values, [(0, 0), (0, 0), *_padding(values.shape[2:], node, reach, strides)])
-    # A view: only the strided selection below is copied.
+    padding = [(0, 0), (0, 0), *_padding(values.shape[2:], node, reach, strides)]
+    padded = np.pad(values, padding) if np.any(padding) else values
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
     steps = (*[slice(None, None, step) for step in strides], *[slice(None, None, step) for step in dilations])
-    strided = windows[(slice(None), slice(None), *steps)]
-    moved = np.moveaxis(strided, 1, 1 + rank)  # [n, *positions, channels, *kernel]
-    return moved.reshape(-1, values.shape[1], prod(kernel))
+    return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, 1 + rank)
 
 
 def _padding(

@@ -6,7 +6,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.formats import weight_rounding
 from edgeopt.formats.onnx.quantize.overflow import (
     PAIR_LIMIT,
     WEIGHT_MAX,
@@ -17,6 +16,7 @@ from edgeopt.formats.onnx.quantize.overflow import (
     safe_scales,
     stored,
 )
+from edgeopt.formats.weight_rounding import Compensation
 
 Encoding: TypeAlias = Literal["safe", "full", "reduced", "unsigned"]
 """Encoding of the weights of a layer. ``safe``: int8 with scales that prevent overflow of pairs of products.
@@ -37,6 +37,7 @@ class Weights:
 
     def __init__(self, floats: Mapping[str, Numbers], moments: Mapping[str, NDArray[np.float64]]) -> None:
         self.floats, self.moments = floats, moments
+        self._compensations: dict[str, Compensation] = {}
         self._cache: dict[tuple[str, str, bytes], tuple[Numbers, Numbers]] = {}
 
     def rewrite(self, model: Any, encodings: Mapping[str, Encoding]) -> None:
@@ -90,13 +91,17 @@ class Weights:
         if encoding == "safe":
             scales = _safe_scales(rows, scales, per_tensor=before.ndim == 0)
         steps = _nearest(rows, scales)
-        moments = self.moments.get(layer.name)
-        if moments is not None:
-            steps = _compensated(rows, scales, moments, *_limits(steps, encoding))
+        if (compensation := self._compensation(layer.name)) is not None:
+            steps = compensation.round(rows, scales, *_limits(steps, encoding))
         moved = np.moveaxis(floats, layer.axis, 0).shape
         values = np.moveaxis(steps.reshape(moved), 0, layer.axis).astype(np.int8)
         scales = scales.max() if before.ndim == 0 else scales
         return np.ascontiguousarray(values), np.asarray(scales, before.dtype).reshape(before.shape)
+
+    def _compensation(self, name: str) -> Compensation | None:
+        if name in self.moments and name not in self._compensations:
+            self._compensations[name] = Compensation(self.moments[name])
+        return self._compensations.get(name)
 
 
 def _nearest(rows: Numbers, scales: Numbers) -> Numbers:
@@ -132,18 +137,6 @@ def _limits(steps: Numbers, encoding: Encoding) -> tuple[Numbers, Numbers]:
         bounds[np.arange(len(steps)), values.argmax(axis=1)] = largest
         limits.append(sign * bounds)
     return limits[0], limits[1]
-
-
-def _compensated(
-    rows: Numbers, scales: Numbers, moments: Numbers, lowest: Numbers, highest: Numbers
-) -> NDArray[np.float64]:
-    """Rounding with error compensation, separately for each group of a convolution."""
-    groups = np.split(np.arange(len(rows)), len(moments))
-    rounded = [
-        weight_rounding.compensated(rows[group], scales[group], matrix, lowest[group], highest[group])
-        for group, matrix in zip(groups, moments, strict=True)
-    ]
-    return np.concatenate(rounded)
 
 
 def _rescale_bias(bias: Any, factors: Numbers, constants: Mapping[str, Any]) -> None:
