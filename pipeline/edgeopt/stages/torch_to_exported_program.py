@@ -16,13 +16,15 @@ class TorchToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors", "torchao")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.
 
         Raises:
-            StageError: ``torch.export`` cannot trace the module.
+            StageError: ``torch.export`` cannot trace the module; the message names the line of its code.
         """
         module = torch_module.build(model)
         context.progress("exporting")
-        return torch_program.save_module(module, context.folder / "model.pt2", model, model.inputs)
+        path = context.folder / "model.pt2"
+        return torch_program.save_module(module, path, model, model.inputs, note=context.note)

@@ -7,6 +7,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.files import tracing as torch_tracing
 from edgeopt.formats.torch.graph import simplify as torch_simplify
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model, TensorSpec
@@ -51,14 +52,23 @@ class TorchscriptToExportedProgram(Stage):
         context.progress("tracing operators")
         try:
             with torch.no_grad(), torch_engine.quiet():
+                module(*torch_specs.zeros(inputs))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise StageError(
+                f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
+                f"{torch_tracing.script_line(error) or torch_engine.brief(error)}",
+                fix="correct 'inputs' in the recipe",
+            ) from error
+        try:
+            with torch.no_grad(), torch_engine.quiet():
                 # Exported programs are functional: in-place operators are replaced first.
                 functional = torch.func.functionalize(module, remove="mutations")
                 traced = make_fx(functional)(*torch_specs.zeros(inputs))
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(
-                f"{model.path.name} does not run on {[list(spec.shape) for spec in inputs]}: "
-                f"{torch_engine.brief(error)}",
-                fix="correct 'inputs' in the recipe",
+                f"{model.path.name} cannot be traced: what it does depends on values of tensors: "
+                f"{torch_tracing.script_line(error).partition(chr(10))[0] or torch_engine.brief(error)}",
+                fix=f"in its source, {torch_tracing.BRANCH}; {torch_tracing.INDEX}",
             ) from error
         graph = torch_simplify.simplify(traced, torch_specs.zeros(inputs), [spec.name for spec in inputs])
         _compare(module, graph, inputs, model)

@@ -2,13 +2,15 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, zeros
+from edgeopt.formats.torch.files.tracing import untraceable, variable_note, variable_sizes
 from edgeopt.formats.torch.files.untrusted import refuse_code, weights_only
+from edgeopt.formats.torch.graph import conditions as torch_conditions
 from edgeopt.formats.torch.graph import simplify as torch_simplify
 from edgeopt.formats.torch.lab.engine import brief, quiet, run
 from edgeopt.model import Model, TensorSpec
@@ -112,6 +114,8 @@ def _plain(
             # An empty table decomposes nothing: the call only makes the graph functional.
             program = program.run_decompositions({})
     module: Any = program.module(check_guards=False)
+    if torch_conditions.has_branches(module):
+        module = torch_conditions.without_branches(module)
     return torch_simplify.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
 
 
@@ -129,6 +133,7 @@ def save_module(
     model: Model,
     inputs: Sequence[TensorSpec],
     constants: Mapping[int, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Model:
     """Export a module in the plain form and save it.
 
@@ -138,21 +143,23 @@ def save_module(
         model: the model that the module was built from; outputs keep its names.
         inputs: the input specs.
         constants: names for tensors that lose theirs during export, by data pointer.
+        note: called with a note if the size of a value depends on the data.
 
     Raises:
-        StageError: ``torch.export`` cannot export the module.
+        StageError: ``torch.export`` cannot export the module; the message names the line of its code.
     """
-    import torch
-
     try:
         program = export(named(module), inputs)
-    except (RuntimeError, TypeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
-        raise StageError(
-            f"torch.export cannot trace the model: {brief(error)}",
-            fix="remove data-dependent control flow from forward(); "
-            "torch.export.draft_export reports every occurrence",
-        ) from error
-    return save_plain(_plain(program, inputs, constants=constants), path, model, inputs)
+    except Exception as error:  # whatever the user's forward() raises
+        raise untraceable(error) from error
+    try:
+        graph = _plain(program, inputs, constants=constants)
+    except RuntimeError as error:
+        raise untraceable(error) from error
+    lines = variable_sizes(program)
+    if lines and variable_sizes(export(graph, inputs)):
+        note(variable_note(lines))
+    return save_plain(graph, path, model, inputs)
 
 
 def export(module: "torch.nn.Module", inputs: Sequence[TensorSpec]) -> "ExportedProgram":

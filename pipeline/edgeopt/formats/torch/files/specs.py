@@ -63,7 +63,8 @@ def fix_batch(spec: TensorSpec) -> TensorSpec:
         shown = ", ".join("?" if size is None else str(size) for size in shape)
         raise StageError(
             f"input {spec.name!r} has the shape [{shown}]: only the batch axis may be free",
-            fix="declare the full shape of one sample in the recipe",
+            fix="declare the full shape of one sample in the recipe, in model.inputs; for several sizes, run "
+            "it once for each: --set model.inputs=...",
         )
     return spec.model_copy(update={"shape": shape})
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch.graph import canonicalize as torch_canonicalize
+from edgeopt.formats.torch.graph import conditions as torch_conditions
 from edgeopt.formats.torch.graph import folding as torch_folding
 from edgeopt.formats.torch.graph import permutes as torch_permutes
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
@@ -28,6 +29,9 @@ ROUNDS = 64
 RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     torch_canonicalize.remove_no_op,
     torch_canonicalize.canonicalize,
+    torch_conditions.number_to_tensor,
+    torch_conditions.number_arithmetic,
+    torch_conditions.masked_assignment,
     torch_folding.fold_constant,
     torch_folding.fold_batch_norm,
     torch_folding.fold_affine,
