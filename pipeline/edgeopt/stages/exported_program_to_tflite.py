@@ -1,19 +1,35 @@
 """An exported program to float TFLite, through litert-torch."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.files.naming import with_output_names
+from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph.litert.isolation import isolated
+from edgeopt.formats.torch.graph.litert.rewriting import for_tflite
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.quantize import named_layers as torch_named_layers
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule
+
+FAILURES = (
+    *(RuntimeError, ValueError, NotImplementedError, KeyError, TypeError),
+    *(AssertionError, AttributeError, IndexError),
+)
+"""Exceptions of litert-torch for operators that it does not support."""
+TRIED = 60
+"""Number of operators that are converted alone to find one that fails: about a second each."""
 
 
 class ExportedProgramToTflite(Stage):
@@ -27,7 +43,7 @@ class ExportedProgramToTflite(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "ai-edge-litert", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
@@ -36,27 +52,61 @@ class ExportedProgramToTflite(Stage):
             StageError: the program cannot be read, or litert-torch does not support an operator.
         """
         graph, inputs = torch_program.plain_graph(model)
+        graph = for_tflite(graph, torch_specs.zeros(inputs), [spec.name for spec in inputs])
         context.progress("converting to TFLite")
-        with torch_engine.quiet():
-            import litert_torch
-
         transposed = [
             index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4
         ]
         specs = tuple(_nhwc(spec) if index in transposed else spec for index, spec in enumerate(inputs))
         named = torch_named_layers.with_named_layers(graph)
-        module = litert_torch.to_channel_last_io(named, args=transposed) if transposed else named
         path = context.folder / "model.tflite"
         try:
-            with torch_engine.quiet():
-                litert_torch.convert(module.eval(), torch_specs.zeros(specs)).export(str(path))
-        except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
-            raise StageError(
-                f"litert-torch cannot convert the model to TFLite: {torch_engine.brief(error)}",
-                fix="replace the unsupported operator, or leave tflite out of 'formats'",
-            ) from error
+            _convert(named, torch_specs.zeros(specs), transposed, path)
+        except StageError as error:
+            raise _explained(error, graph, torch_specs.zeros(inputs), path) from error
         _keep_names(path, model.outputs)
         return _describe(path, specs, model)
+
+
+def _convert(
+    module: "torch.nn.Module", inputs: "tuple[torch.Tensor, ...]", transposed: Sequence[int], path: Path
+) -> None:
+    """Write a file and run it once; inputs number ``transposed`` become NHWC.
+
+    Raises:
+        StageError: litert-torch does not support the module, or LiteRT cannot run what it wrote.
+    """
+    with torch_engine.quiet():
+        import litert_torch
+
+        try:
+            if transposed:
+                module = litert_torch.to_channel_last_io(module, args=list(transposed))
+            converted = litert_torch.convert(module.eval(), inputs)
+            tflite_loops.outline(converted)
+            converted.export(str(path))
+        except FAILURES as error:
+            raise StageError(torch_engine.brief(error)) from error
+    tflite_interpreter.outputs(path, [tuple(value.numpy() for value in inputs)])
+
+
+def _explained(
+    error: StageError, graph: "GraphModule", inputs: "tuple[torch.Tensor, ...]", path: Path
+) -> StageError:
+    """The error with the first operator that cannot be converted alone; the whole error if all can."""
+    for alone in islice(isolated(graph, inputs), TRIED):
+        try:
+            _convert(alone.module, alone.inputs, (), path)
+        except StageError as cause:
+            return StageError(
+                f"{alone.label} cannot be converted to TFLite: {cause.message}",
+                fix="replace this operator in the model, compute it outside of the model, or leave tflite "
+                "out of 'formats'",
+            )
+    return StageError(
+        f"litert-torch cannot convert the model to TFLite: {error.message}",
+        fix="replace the unsupported operator, or leave tflite out of 'formats'",
+    )
 
 
 def _keep_names(path: Path, outputs: Sequence[TensorSpec]) -> None:

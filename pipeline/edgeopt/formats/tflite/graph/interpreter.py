@@ -23,13 +23,14 @@ def opened(content: bytes, name: str, keep_all: bool = False) -> Any:
     with warnings.catch_warnings():
         # LiteRT warns about the memory for all tensors; here it is that of a single sample.
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
-        interpreter = Interpreter(
-            model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all
-        )
-    try:
-        interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        raise StageError(f"LiteRT cannot run {name}: {error}") from error
+        try:
+            # An operator without a kernel is refused here, and wrong shapes by the allocation.
+            interpreter = Interpreter(
+                model_content=content, num_threads=1, experimental_preserve_all_tensors=keep_all
+            )
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise StageError(f"LiteRT cannot run {name}: {error}") from error
     return interpreter
 
 
