@@ -16,6 +16,7 @@ from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph import masks as tflite_masks
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
+from edgeopt.formats.tflite.quantize import constant_ranges as tflite_constant_ranges
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.formats.tflite.quantize.precision import Types
@@ -54,7 +55,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -105,6 +106,9 @@ class QuantizeTflite(Searching):
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
         ranges = self._ranges(content, described, source, context)
+        with_constants = tflite_constant_ranges.with_constants(
+            ranges, content, model.path.name, per_channel=self.per_channel
+        )
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"
@@ -123,7 +127,7 @@ class QuantizeTflite(Searching):
                 io=self.io,
                 inner=[*inner, *in_float],
             )
-            path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, ranges))
+            path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, with_constants))
             return path
 
         context.progress("quantizing")

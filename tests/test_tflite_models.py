@@ -1,0 +1,202 @@
+"""PyTorch operators that litert-torch or ai-edge-quantizer convert wrongly or not at all, in TFLite."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt.errors import StageError
+from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.stages.exported_program_to_tflite import ExportedProgramToTflite
+from edgeopt.stages.quantize_tflite import QuantizeTflite
+from needs import needs
+
+torch = pytest.importorskip("torch")
+needs("litert_torch", "ai_edge_quantizer")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+nn, F = torch.nn, torch.nn.functional
+
+IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
+
+
+class Images(Dataset):
+    count: int = 40
+    seed: int = 1
+
+    def samples(self) -> Iterator[Sample]:
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.count):
+            yield Sample((random.normal(size=IMAGE.shape[1:]).astype(np.float32),))
+
+    def digest(self) -> str:
+        return "images"
+
+
+class Case:
+    """A module, converted, with its outputs by name."""
+
+    def __init__(self, module: Any, folder: Path) -> None:
+        self.folder, self.module = folder, module.eval()
+        source = Model(format="torch", path=folder, inputs=(IMAGE,))
+        self.program = torch_program.save_module(self.module, folder / "model.pt2", source, (IMAGE,))
+        self.samples = [sample.inputs[0][None] for sample in Images(count=8, seed=2).samples()]
+        self.notes: list[str] = []
+        with torch.no_grad():
+            found = [module(torch.from_numpy(sample)) for sample in self.samples]
+        names = found[0] if isinstance(found[0], dict) else {"output": None}
+        rows = found if isinstance(found[0], dict) else [{"output": value} for value in found]
+        self.reference = {name: np.concatenate([row[name].numpy() for row in rows]) for name in names}
+
+    def context(self, name: str) -> Context:
+        (self.folder / name).mkdir()
+        feed = Feed(Images(), Preprocessing(layout="NCHW"))
+        return Context(self.folder / name, feed, lambda _: None, note=self.notes.append)
+
+    def float_model(self) -> Model:
+        return ExportedProgramToTflite().run(self.program, self.context("float"))
+
+    def snr_db(self, model: Model) -> dict[str, float]:
+        inputs = [(sample.transpose(0, 2, 3, 1),) for sample in self.samples]
+        outputs = tflite_interpreter.outputs(model.path, inputs)
+        found = dict(zip(self.reference, outputs.arrays, strict=True))
+        return {name: snr_db(self.reference[name], found[name]) for name in found}
+
+
+def snr_db(expected: Array, found: Array) -> float:
+    noise = np.square(expected.astype(np.float64) - found.reshape(expected.shape)).sum()
+    return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / max(noise, 1e-30)))
+
+
+class Many(nn.Module):
+    """One output per operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.transposed = nn.ModuleDict(
+            {
+                "extended": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1),
+                "cut": nn.ConvTranspose2d(8, 6, 3, 2, 1),
+                "grouped": nn.ConvTranspose2d(8, 8, 3, 2, 1, 1, groups=4),
+                "dilated": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1, dilation=2),
+                "beyond": nn.ConvTranspose2d(8, 6, 6, 4, 1, 2),
+                "rectangular": nn.ConvTranspose2d(8, 6, (3, 4), (2, 1), (1, 0), (1, 0), bias=False),
+                "usual": nn.ConvTranspose2d(8, 6, 4, 2, 1),
+            }
+        )
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: Any) -> dict[str, Any]:
+        x = self.stem(image)
+        positive = F.relu(x)
+        made = {name: layer(x) for name, layer in self.transposed.items()}
+        for name, options in RESIZES.items():
+            made[name] = F.interpolate(x, **options)
+        made["complement"] = self.last(1 - positive)
+        made["difference"] = self.last(torch.linspace(0, 1, 8).view(1, 8, 1, 1) - positive)
+        made["quotient"] = self.last(2 / (positive + 1))
+        made["reciprocal"] = self.last((positive + 0.5).reciprocal())
+        made["normalized"] = self.last(F.normalize(x, dim=1))
+        return made
+
+
+RESIZES: dict[str, dict[str, Any]] = {
+    "nearest integer": {"scale_factor": 3, "mode": "nearest"},
+    "nearest odd": {"size": (13, 29), "mode": "nearest"},
+    "nearest mixed": {"size": (24, 18), "mode": "nearest"},
+    "nearest smaller": {"scale_factor": 0.5, "mode": "nearest"},
+    "nearest rounded": {"scale_factor": 0.3, "mode": "nearest"},
+    "bilinear": {"size": (7, 21), "mode": "bilinear"},
+    "bilinear rounded": {"scale_factor": 1.7, "mode": "bilinear"},
+    "antialiased": {"scale_factor": 0.4, "mode": "bicubic", "antialias": True},
+}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Model]:
+    torch.manual_seed(0)
+    case = Case(Many(), tmp_path_factory.mktemp("many"))
+    return case, case.float_model()
+
+
+def test_every_operator_is_exact_in_float(many: tuple[Case, Model]) -> None:
+    case, model = many
+    found = case.snr_db(model)
+    assert len(found) == 7 + len(RESIZES) + 5
+    assert {name: value for name, value in found.items() if value < 100} == {}
+
+
+def test_every_operator_is_close_in_int8(many: tuple[Case, Model]) -> None:
+    case, model = many
+    found = case.snr_db(QuantizeTflite().run(model, case.context("int8")))
+    assert {name: value for name, value in found.items() if value < 25} == {}
+
+
+class Constants(nn.Module):
+    """Constants of other ranks than the output, and channels that batch norm has nearly switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.dense = nn.Linear(8, 5)
+        with torch.no_grad():
+            for at, (weight, bias) in enumerate([(0.0, 1.5), (1e-9, -1.2), (2e-6, 0.6)]):
+                for layer in (self.first, self.second, self.depthwise, self.dense):
+                    layer.weight[at] *= weight
+                    layer.bias[at] = bias
+        self.register_buffer("least", torch.linspace(-1, 1, 8).view(8, 1, 1))
+
+    def forward(self, image: Any) -> dict[str, Any]:
+        x = self.depthwise(self.second(self.first(image)))
+        pooled = F.adaptive_avg_pool2d(torch.maximum(x, self.least), (5, 7))
+        return {
+            "dense": self.dense(pooled.mean((2, 3))),
+            "pooled": pooled,
+            "kept": torch.minimum(x, self.least),
+        }
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_constants_and_channels_that_are_switched_off_in_int8(tmp_path: Path, per_channel: bool) -> None:
+    torch.manual_seed(0)
+    case = Case(Constants(), tmp_path)
+    model = case.float_model()
+    found = case.snr_db(QuantizeTflite(per_channel=per_channel).run(model, case.context("int8")))
+    assert min(found.values()) > (30 if per_channel else 20), found
+
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, image: Any) -> Any:
+        return F.fold(F.unfold(F.relu(self.stem(image)), 2, stride=2), (12, 12), 2, stride=2)
+
+
+class Solid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grown = nn.ConvTranspose3d(1, 2, 3, 2)
+
+    def forward(self, image: Any) -> Any:
+        return self.grown(image[:, None])
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [(Folded, "aten.col2im after layer stem"), (Solid, "aten.conv_transpose3d of layer grown")],
+)
+def test_what_cannot_be_converted_is_named(tmp_path: Path, module: Any, named: str) -> None:
+    """One of them litert-torch refuses, the other it writes as an operator without a kernel."""
+    case = Case(module(), tmp_path)
+    with pytest.raises(StageError, match=f"{named} cannot be converted to TFLite") as refused:
+        case.float_model()
+    assert "replace this operator in the model" in (refused.value.fix or "")
