@@ -72,6 +72,8 @@ class Stage(Plugin):
     needs_source: ClassVar[bool] = False
     after: ClassVar[frozenset[str]] = frozenset()
     """Intents of the variant that must be fulfilled before this stage."""
+    before: ClassVar[frozenset[str]] = frozenset()
+    """Intents of the variant that must not be fulfilled before this stage, which would undo them."""
     needs_finetuning: ClassVar[bool] = False
     """Whether the result needs training to be accurate; it is not judged itself if training follows."""
     by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -87,6 +89,14 @@ class Stage(Plugin):
         for old, new in (("unsettled", "needs_finetuning"), ("own_minutes", "extra_minutes")):
             if old in vars(cls):
                 setattr(cls, new, vars(cls)[old])
+
+    @classmethod
+    def check_source(cls, source: Model) -> None:
+        """Reject a source model that this stage cannot convert, as far as its header shows; default: none.
+
+        Raises:
+            UsageError: names the operator or layer, the cause and the way out.
+        """
 
     @property
     def extra_minutes(self) -> float:

@@ -155,7 +155,7 @@ class _Quantizing:
     def __init__(self, stage: QuantizeOnnx, model: Model, context: Context, scratch: Path) -> None:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
         self.prepared = scratch / "prepared.onnx"
-        onnx_calibration.prepare(model.path, self.prepared)
+        onnx_calibration.prepare(model.path, self.prepared, model.inputs)
         self.graph = onnx_model_file.load(self.prepared)
         wide = stage.scheme == "int8x16"
         if wide or "int16" in stage.layers.values():

@@ -134,7 +134,7 @@ class _Quantizing:
     def __init__(self, stage: QuantizeWeightsOnnx, model: Model, context: Context, scratch: Path) -> None:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
         self.prepared = scratch / "prepared.onnx"
-        onnx_calibration.prepare(model.path, self.prepared)
+        onnx_calibration.prepare(model.path, self.prepared, model.inputs)
         layers = onnx_layers.read(onnx_model_file.load(self.prepared))
         quantized = [layer for layer in layers if layer.weight != "float32"]
         if quantized or not layers:

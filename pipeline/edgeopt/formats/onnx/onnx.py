@@ -26,6 +26,13 @@ class Onnx(Format):
     def recognises(self, file: FileHead) -> bool:
         return not file.is_folder and header.is_onnx(file.path)
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return header.files(path)
+
+    def placed(self, path: Path, target: Path) -> dict[Path, Path]:
+        # The file names those that hold its weights: they keep their names.
+        return {file: target if file == path else target.with_name(file.name) for file in self.files(path)}
+
     def read(self, path: Path, *, trust: bool) -> Source:
         return header.read(path)
 

@@ -31,11 +31,26 @@ def findings(path: Path) -> list[str]:
     Raises:
         ValueError: the file is damaged.
     """
+    folder = path.resolve().parent
+    found = [
+        f"the tensor {name!r} is stored in {location!r}, outside the folder"
+        for name, location in external(path)
+        if not _inside(location, folder)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def external(path: Path) -> list[tuple[str, str]]:
+    """The name of each tensor that is stored in another file, and the location of that file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     with mapped(path) as data:
-        return list(dict.fromkeys(_outside(data, path.resolve().parent)))
+        return list(_external(data))
 
 
-def _outside(model: memoryview, folder: Path) -> Iterator[str]:
+def _external(model: memoryview) -> Iterator[tuple[str, str]]:
     waiting = [("model", model)]
     while waiting:
         kind, message = waiting.pop()
@@ -47,10 +62,8 @@ def _outside(model: memoryview, folder: Path) -> Iterator[str]:
             for entry in messages(message, _EXTERNAL):
                 if b"location" in (bytes(key) for key in messages(entry, 1)):
                     # Every occurrence of a field: protobuf readers take the last one.
-                    for location in (bytes(value).decode() for value in messages(entry, 2)):
-                        if not _inside(location, folder):
-                            name = text(message, 8)
-                            yield f"the tensor {name!r} is stored in {location!r}, outside the folder"
+                    for location in messages(entry, 2):
+                        yield text(message, 8), bytes(location).decode()
 
 
 def _inside(location: str, folder: Path) -> bool:

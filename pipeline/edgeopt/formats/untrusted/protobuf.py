@@ -73,6 +73,32 @@ def number(data: memoryview, field: int) -> int:
     return next((v for n, v in fields(data) if n == field and isinstance(v, int)), 0)
 
 
+def integers(data: memoryview, field: int) -> list[int]:
+    """All integers of a repeated field, packed or not.
+
+    Raises:
+        ValueError: the message is truncated or not protobuf.
+    """
+    found: list[int] = []
+    for number, value in fields(data):
+        if number == field and isinstance(value, int):
+            found.append(value)
+        elif number == field and isinstance(value, memoryview):
+            found += _varints(value)
+    return found
+
+
+def _varints(data: memoryview) -> list[int]:
+    found, value, shift = list[int](), 0, 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            found.append(value)
+            value, shift = 0, 0
+    return found
+
+
 @contextmanager
 def mapped(path: Path) -> Iterator[memoryview]:
     """Memory-map a file.

@@ -1,6 +1,7 @@
 """ONNX model files: loading, input and output specs, opset conversion, removal of metadata."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,24 @@ def float_weighted(model: Any) -> list[str]:
         if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
             unquantized.append(f"{node.op_type} {node.name or node.output[0]}")
     return unquantized
+
+
+def fix_sizes(model: Any, inputs: Sequence[TensorSpec]) -> None:
+    """Give the free axes of a model's inputs the sizes in ``inputs``, and all axes of the same symbol."""
+    by_name = {spec.name: spec.shape for spec in inputs}
+    sizes: dict[str, int] = {}
+    for value in model.graph.input:
+        dimensions = value.type.tensor_type.shape.dim
+        shape = by_name.get(value.name, ())
+        for dimension, size in zip(dimensions, shape, strict=False):
+            if size is not None and not dimension.HasField("dim_value"):
+                sizes[dimension.dim_param] = size
+                dimension.dim_value = size
+    sizes.pop("", None)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in sizes:
+                dimension.dim_value = sizes[dimension.dim_param]
 
 
 def strip(model: Any) -> None:

@@ -31,10 +31,11 @@ class Observer(Protocol):
         """Add the values of one sample."""
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: Path, inputs: Sequence[TensorSpec] = ()) -> None:
     """Fold constants and batch normalization and infer all shapes, independent of the processor.
 
-    Afterwards every node has a unique name; a matrix product fused with its bias keeps its original name.
+    Afterwards the model is one file, with the sizes of ``inputs`` where its own are free, and every node has
+    a unique name; a matrix product fused with its bias keeps its original name.
 
     Raises:
         StageError: onnxruntime cannot load the model.
@@ -42,8 +43,12 @@ def prepare(source: Path, target: Path) -> None:
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, NotImplemented
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    whole = target.with_name("whole.onnx")
+    proto = onnx_model_file.load(source)
+    onnx_model_file.fix_sizes(proto, inputs)
+    whole.write_bytes(proto.SerializeToString(deterministic=True))
     try:
-        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        quant_pre_process(str(whole), str(target), skip_symbolic_shape=True)
     except (Fail, InvalidGraph, NotImplemented, RuntimeError, ValueError) as error:
         raise StageError(f"onnxruntime cannot prepare {source.name} for quantization: {error}") from error
     proto = onnx_model_file.load(target)

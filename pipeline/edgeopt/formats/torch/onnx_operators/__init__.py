@@ -1,0 +1,1 @@
+"""ONNX operators as PyTorch functions, and the graphs made of them."""
