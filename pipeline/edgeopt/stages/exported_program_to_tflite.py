@@ -10,8 +10,10 @@ from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.files.naming import with_output_names
 from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
+from edgeopt.formats.tflite.graph import loops as tflite_loops
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph.litert.isolation import isolated
 from edgeopt.formats.torch.graph.litert.rewriting import for_tflite
 from edgeopt.formats.torch.lab import engine as torch_engine
@@ -53,7 +55,10 @@ class ExportedProgramToTflite(Stage):
         """
         graph, inputs = torch_program.plain_graph(model)
         graph = for_tflite(graph, torch_specs.zeros(inputs), [spec.name for spec in inputs])
+        graph = torch_recurrent.with_loops(graph)
         context.progress("converting to TFLite")
+        with torch_engine.quiet():
+            tflite_loops.register(torch_recurrent.step_loop())
         transposed = [
             index for index, spec in enumerate(inputs) if spec.layout == "NCHW" and len(spec.shape) == 4
         ]

@@ -7,6 +7,8 @@ enclosing modules: ``edgeopt.Layer_conv2d_1`` for the layer ``conv2d_1``.
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats.layer_names import MODULE, MODULE_CLASS
+from edgeopt.formats.torch.graph.operators import WEIGHTED
+from edgeopt.formats.torch.graph.recurrent import STEP_LOOP
 from edgeopt.formats.torch.quantize.overrides import quantizable
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def with_named_layers(graph: "GraphModule") -> "GraphModule":
     known: dict[Any, Any] = {}
     for name, constant in graph.named_buffers(remove_duplicate=False):
         root.register_buffer(name, constant)
-    names = {layer.node: layer.name.replace(".", "_") for layer in quantizable(graph)}
+    names = {layer.node: layer.name.replace(".", "_") for layer in quantizable(graph, WEIGHTED | {STEP_LOOP})}
     for node in graph.graph.nodes:
         name = names.get(node.name, "")
         if name and not hasattr(root, name) and not node.kwargs:

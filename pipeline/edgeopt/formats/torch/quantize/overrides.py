@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from edgeopt.formats.layer_names import calls, matching
 from edgeopt.formats.torch.graph.layers import layer_name
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.graph.recurrent import GATES as RECURRENT
+from edgeopt.formats.torch.graph.recurrent import stack_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -76,18 +78,20 @@ def joined_outputs(graph: "GraphModule", kinds: Iterable[str] = WEIGHTED) -> tup
 
 def _name(node: Any) -> str:
     """Layer name derived from its weights; empty if they do not contain one."""
-    if operator_name(node) in WEIGHTED:
+    if not _is_stack(node):
         name = layer_name(node) if node.args[1].op == "get_attr" else ""
         # Export calls a tensor that is no parameter or buffer lifted_tensor_0: that names no layer.
         return "" if name.startswith("lifted_tensor") else name
-    # Recurrent operators take a flat list of weights as their third argument.
-    constants = node.args[2]
-    first = str(constants[0].target) if constants and constants[0].op == "get_attr" else ""
-    return first.removeprefix("model_").removesuffix("_weight_ih_l0")
+    return stack_name(node)
+
+
+def _is_stack(node: Any) -> bool:
+    """Whether a node runs all layers of an LSTM or GRU, with their weights in one list."""
+    return operator_name(node) in RECURRENT
 
 
 def _elements(node: Any, graph: "GraphModule") -> int:
-    constants = node.args[1:2] if operator_name(node) in WEIGHTED else node.args[2]
+    constants = node.args[2] if _is_stack(node) else node.args[1:2]
     return sum(graph.get_buffer(str(c.target)).numel() for c in constants if c.op == "get_attr")
 
 
