@@ -13,6 +13,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.calibration import MIXED, Calibrator, Histogram, spread
 from edgeopt.formats.masks import NOTE as MASKS
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.graph import masks as onnx_masks
@@ -68,7 +69,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -188,6 +189,12 @@ class _Quantizing:
         self.masks = onnx_masks.masked(self.graph)
         if self.masks:
             context.note(MASKS)
+        self.pools = onnx_in_float.rounded_up_averages(self.graph)
+        if self.pools:
+            context.note(
+                "average pooling that rounds its size up stays in float, because the integer kernel of "
+                f"onnxruntime is wrong: {', '.join(self.pools)}"
+            )
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.ranges = self._calibrate()
@@ -228,7 +235,7 @@ class _Quantizing:
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks]
+        in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks, *self.pools]
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 

@@ -1,7 +1,7 @@
 """Quantization of float ONNX models without calibration data."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -152,6 +152,8 @@ class _Quantizing:
         self.precisions |= {
             layer.name: "float32" for layer in layers if not layer.weights and stage.scheme == "int4"
         }
+        if stage.scheme == "dynamic_int8":
+            self._keep_in_float(layers)
         # Bytes that a weight saves against float32.
         saved = 3 if stage.scheme == "dynamic_int8" else 2 if stage.scheme == "float16" else 3.5
         self.layers = {
@@ -160,6 +162,17 @@ class _Quantizing:
             if self.precisions[layer.name] != "float32"
         }
         self._loaded_data: tuple[list[tuple[Array, ...]], Labels | None] | None = None
+
+    def _keep_in_float(self, layers: Sequence[onnx_layers.Layer]) -> None:
+        """Plan float for the layers that onnxruntime cannot quantize dynamically, with a note."""
+        names = [layer.name for layer in layers if layer.kind == "ConvTranspose"]
+        left = [name for name in names if self.precisions[name] != "float32"]
+        self.precisions |= dict.fromkeys(left, "float32")
+        if left:
+            self.context.note(
+                "transposed convolutions stay in float, because onnxruntime has no dynamic kernel for them: "
+                + ", ".join(left)
+            )
 
     def plan(self, raised: frozenset[str]) -> dict[str, str]:
         return {**self.precisions, **dict.fromkeys(raised, "float32")}

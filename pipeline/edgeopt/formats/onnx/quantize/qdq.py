@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 
 Activation: TypeAlias = Literal["uint8", "int8", "int16"]
@@ -50,9 +51,14 @@ def make(
     usual = "int16" if making.activation == "int16" else "int8"
     special = {name for name, precision in plan.items() if precision not in ("float32", usual)}
     options: dict[str, Any] = {}
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for node in onnx_in_float.grouped_transposed_convolutions(onnx_model_file.load(prepared)):
+        overrides[node.input[1]] = [{"quant_type": QuantType.QInt8, "symmetric": True}]
     if special:
         kind = kinds[other["int8"]]
-        options["TensorQuantOverrides"] = _overrides(prepared, plan, special, kind, kinds[making.activation])
+        overrides |= _overrides(prepared, plan, special, kind, kinds[making.activation])
+    if overrides:
+        options["TensorQuantOverrides"] = overrides
     try:
         quantize_static(
             str(prepared),

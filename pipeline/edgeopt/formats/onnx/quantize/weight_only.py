@@ -23,7 +23,8 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
     """Quantize the weights of each layer to its precision in ``plan``: ``int4``, ``int8`` or ``float32``.
 
     Matrix products in int4 become MatMulNBits with one scale per ``block`` weights of an output; all other
-    layers get a DequantizeLinear with one scale per output channel. Scales minimize the squared error.
+    layers get a DequantizeLinear with one scale per output channel, which the directions of a recurrent
+    layer share. Scales minimize the squared error.
 
     Raises:
         StageError: the weights of a layer are not constant, or the graph cannot be converted to opset 21.
@@ -37,17 +38,26 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
     nodes = []
     for node in model.graph.node:
         precision = plan.get(node.name or node.output[0], "float32")
-        if node.op_type not in onnx_model_file.WEIGHTED or precision == "float32":
+        recurrent = node.op_type in onnx_layers.RECURRENT
+        if not (recurrent or node.op_type in onnx_model_file.WEIGHTED) or precision == "float32":
             nodes.append(node)
             continue
-        tensor = constants.get(node.input[1])
-        if tensor is None:
+        names = node.input[1 : 3 if recurrent else 2]
+        if not all(name in constants for name in names):
             raise StageError(
                 f"{node.op_type} {node.name} has no constant weights to quantize to {precision}",
                 fix=f"exclude it: layers: {{'{node.name}': float32}}",
             )
-        nodes += _replaced(model.graph, node, tensor, precision, block)
-        readers[tensor.name] -= 1
+        tensors = [constants[name] for name in names]
+        if recurrent:
+            # [directions, gates * size, inputs], of the input and of the state.
+            weights = enumerate(tensors, 1)
+            nodes += [_dequantized(model.graph, node, at, tensor, 1, precision) for at, tensor in weights]
+            nodes.append(node)
+        else:
+            nodes += _replaced(model.graph, node, tensors[0], precision, block)
+        for tensor in tensors:
+            readers[tensor.name] -= 1
     kept = [tensor for tensor in model.graph.initializer if readers.get(tensor.name, 1) > 0]
     for field, values in ((model.graph.node, nodes), (model.graph.initializer, kept)):
         # Copied first: the elements belong to the field that is cleared.
@@ -60,7 +70,7 @@ def make(prepared: Path, plan: Mapping[str, str], block: int) -> Any:
 
 def _replaced(graph: Any, node: Any, tensor: Any, precision: str, block: int) -> list[Any]:
     """The nodes that replace a layer; its quantized weights are added to the initializers."""
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     values = numpy_helper.to_array(tensor)
     axis = axis_of(node, values.ndim)
@@ -68,6 +78,14 @@ def _replaced(graph: Any, node: Any, tensor: Any, precision: str, block: int) ->
     plain = values.ndim == 2 and (node.op_type == "MatMul" or _plain_gemm(node))
     if precision == "int4" and plain:
         return _blockwise(graph, node, rows_of(values, axis), tensor.name, block)
+    return [_dequantized(graph, node, 1, tensor, axis, precision), node]
+
+
+def _dequantized(graph: Any, node: Any, place: int, tensor: Any, axis: int, precision: str) -> Any:
+    """A DequantizeLinear of the weights at an input of a layer, with one scale per element of an axis."""
+    from onnx import helper, numpy_helper
+
+    values = numpy_helper.to_array(tensor)
     rows = rows_of(values.astype(np.float64), axis)
     scales = least_error_scales(rows, LEVELS[precision])
     steps = _steps(rows, scales, LEVELS[precision]).reshape(np.moveaxis(values, axis, 0).shape)
@@ -78,12 +96,14 @@ def _replaced(graph: Any, node: Any, tensor: Any, precision: str, block: int) ->
         graph.initializer.append(_integers(stored, name, precision))
         graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
         graph.initializer.append(_integers(np.zeros_like(scales), f"{name}_zero", precision))
-    real = f"{node.output[0]}_weight"
+    # The first output of a recurrent layer may be unused.
+    result = next(name for name in node.output if name)
+    real = f"{result}_weight" if place == 1 else f"{result}_weight_{place}"
     dequantizer = helper.make_node(
         "DequantizeLinear", [name, f"{name}_scale", f"{name}_zero"], [real], name=real, axis=axis
     )
-    node.input[1] = real
-    return [dequantizer, node]
+    node.input[place] = real
+    return dequantizer
 
 
 def _integers(values: Numbers, name: str, precision: str) -> Any:

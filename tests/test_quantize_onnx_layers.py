@@ -1,0 +1,163 @@
+"""Layers that onnxruntime quantizes wrongly, or not at all: what they become in each scheme."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.source import inspect
+from edgeopt.model import Model, Preprocessing
+from edgeopt.plugin import Context, Dataset, Sample, Stage
+from edgeopt.plugin.dataset import Feed
+from edgeopt.stages.quantize_onnx import QuantizeOnnx
+from edgeopt.stages.quantize_weights_onnx import QuantizeWeightsOnnx
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+POOLING = """
+    net (float[1, 3, 17, 17] x) => (float[1, 5] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        r = Relu (c)
+        p = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1,
+                         count_include_pad = 1> (r)
+        q = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (p)
+        f = Flatten (q)
+        y = MatMul (f, d)
+    }
+"""
+UPSAMPLING = """
+    net (float[1, 3, 9, 9] x) => (float[1, 8, 17, 17] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        r = Relu (c)
+        y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1], group = GROUPS> (r, u, v)
+    }
+"""
+RECURRENT = """
+    net (float[1, 7, 6] x) => (float[7, 1, 4] y, float[2, 1, 16] h) {
+        i = Transpose <perm = [1, 0, 2]> (x)
+        a, ah = GRU <hidden_size = 16, direction = "bidirectional", linear_before_reset = 1> (i, gw, gr, gb)
+        t = Transpose <perm = [0, 2, 1, 3]> (a)
+        shape = Constant <value = int64[3] {0, 0, -1}> ()
+        s = Reshape (t, shape)
+        l, lh, lc = LSTM <hidden_size = 16, direction = "bidirectional"> (s, lw, lr, lb)
+        m = ReduceMean <axes = [1], keepdims = 0> (l)
+        y = MatMul (m, d)
+        h = Identity (lh)
+    }
+"""
+
+
+def normal(*shape: int, scale: float = 0.3) -> NDArray[np.float32]:
+    return np.random.default_rng(len(shape)).normal(0, scale, shape).astype(np.float32)
+
+
+WEIGHTS = {
+    "pooling": {"w": normal(8, 3, 3, 3), "b": normal(8), "d": normal(200, 5)},
+    "upsampling": {"w": normal(8, 3, 3, 3), "b": normal(8), "v": normal(8)},
+    "recurrent": {
+        "gw": normal(2, 48, 6),
+        "gr": normal(2, 48, 16),
+        "gb": normal(2, 96),
+        "lw": normal(2, 64, 32),
+        "lr": normal(2, 64, 16),
+        "lb": normal(2, 128),
+        "d": normal(16, 4),
+    },
+}
+
+
+class Smooth(Dataset):
+    """Random walks, whose neighbours are alike as in data."""
+
+    shape: tuple[int, ...]
+
+    def samples(self) -> Iterator[Sample]:
+        generator = np.random.default_rng(0)
+        for _ in range(24):
+            steps = generator.normal(0, 0.3, self.shape)
+            yield Sample((np.cumsum(steps, axis=-1).astype(np.float32),), {})
+
+    def digest(self) -> str:
+        return str(self.shape)
+
+
+def source(text: str, weights: dict[str, NDArray[np.float32]], folder: Path) -> Model:
+    graph = onnx.parser.parse_graph(text)
+    for name, value in weights.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    opset = [onnx.helper.make_opsetid("", 14)]
+    path = folder / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+    return inspect(path).model
+
+
+def quantize(stage: Stage, model: Model, folder: Path) -> tuple[Path, float, list[str]]:
+    """The quantized file, the lowest SNR of its outputs in dB, and the notes."""
+    notes: list[str] = []
+    data = Smooth(shape=tuple(size or 1 for size in model.inputs[0].shape[1:]))
+    target = folder / "quantized"
+    target.mkdir()
+    context = Context(target, Feed(data, Preprocessing()), lambda line: None, note=notes.append)
+    path = stage.run(model, context).path
+    rows = [sample.inputs[0][np.newaxis] for sample in data.samples()]
+    before, after = (run(each, rows) for each in (model.path, path))
+    noise = [
+        10 * np.log10(np.square(a).sum() / max(np.square(a - b).sum(), 1e-30))
+        for a, b in zip(before, after, strict=True)
+    ]
+    return path, float(min(noise)), notes
+
+
+def run(path: Path, rows: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    columns = zip(*(session.run(None, {"x": row}) for row in rows), strict=True)
+    return [np.stack(column).astype(np.float64) for column in columns]
+
+
+def test_average_pools_that_round_up_stay_in_float(tmp_path: Path) -> None:
+    """Their integer kernel divides by the wrong number of values, where the file as written is right."""
+    model = source(POOLING, WEIGHTS["pooling"], tmp_path)
+    path, snr, notes = quantize(QuantizeOnnx(), model, tmp_path)
+    assert snr > 36  # 33.5 dB with the pools in int8, 15 dB on another network
+    assert any("average pooling" in note and ": p, q" in note for note in notes)
+    assert {layer.weight for layer in onnx_layers.read(onnx_model_file.load(path))} == {"int8"}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_transposed_convolutions_of_groups(groups: int, tmp_path: Path) -> None:
+    weights = WEIGHTS["upsampling"] | {"u": normal(8, 8 // groups, 3, 3)}
+    model = source(UPSAMPLING.replace("GROUPS", str(groups)), weights, tmp_path)
+    path, snr, _ = quantize(QuantizeOnnx(), model, tmp_path)
+    assert snr > 30
+    assert {layer.weight for layer in onnx_layers.read(onnx_model_file.load(path))} == {"int8"}
+
+
+def test_transposed_convolutions_stay_in_float_in_dynamic_int8(tmp_path: Path) -> None:
+    weights = WEIGHTS["upsampling"] | {"u": normal(8, 4, 3, 3)}
+    model = source(UPSAMPLING.replace("GROUPS", "2"), weights, tmp_path)
+    path, snr, notes = quantize(QuantizeWeightsOnnx(scheme="dynamic_int8"), model, tmp_path)
+    assert snr > 35
+    assert any("no dynamic kernel for them: y" in note for note in notes)
+    found = {layer.kind: layer.weight for layer in onnx_layers.read(onnx_model_file.load(path))}
+    assert found == {"ConvInteger": "uint8", "ConvTranspose": "float32"}
+
+
+def test_recurrent_layers_in_four_bits(tmp_path: Path) -> None:
+    model = source(RECURRENT, WEIGHTS["recurrent"], tmp_path)
+    path, snr, _ = quantize(QuantizeWeightsOnnx(scheme="int4"), model, tmp_path)
+    assert snr > 13
+    layers = onnx_layers.read(onnx_model_file.load(path))
+    assert [(layer.kind, layer.weight) for layer in layers] == [
+        ("GRU", "int4"),
+        ("LSTM", "int4"),
+        ("MatMulNBits", "int4"),
+    ]
+    # 9,344 weights and 224 biases: half a byte for each weight, and the scales.
+    assert path.stat().st_size < 9_000 < 35_000 < model.path.stat().st_size
