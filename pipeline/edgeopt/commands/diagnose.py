@@ -32,6 +32,7 @@ from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
+from edgeopt.run.source_names import source_names
 from edgeopt.run.store import Store, store_folder
 
 SAMPLES = 64
@@ -126,6 +127,7 @@ def diagnose(
     data = _data(plan)
     hops = _hops(plan, built, finished, target.device_folders, watch)
     comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
+    comparison = comparison.renamed(source_names(plan, built).of)
     document = target.document()
     found_causes = causes(comparison, hops, _recalibrate(document, loaded), _precision(built))
     changes = propose(found_causes, partial(_possible, target, document))

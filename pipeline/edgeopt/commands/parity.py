@@ -1,6 +1,7 @@
 """Parity of devices: differences between the outputs of one file, and the first layer that differs."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference, distance
 from edgeopt.formats.known import format_named
+from edgeopt.formats.side_car import LayerRecord
 from edgeopt.formats.source import inspect
 from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Dataset
+from edgeopt.plugin import Dataset, Format
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.store import Store
@@ -168,7 +170,10 @@ def _row(
         sides = {
             side.device.name: side.run(model, evaluation, layers=outputs.worst) for side in (first, bench)
         }
-        layer, note = first_layer(sides, format_named(model.format).casts)
+        kind = format_named(model.format)
+        layer, note = first_layer(sides, kind.casts)
+        if layer is not None:
+            layer = layer.model_copy(update={"name": _name(layer, model, kind)})
     return DeviceParity(
         differing=outputs.differing,
         max_error=outputs.max_error,
@@ -178,6 +183,16 @@ def _row(
         layer_note=note,
         **common,
     )
+
+
+def _name(layer: LayerDifference, model: Model, kind: Format) -> str:
+    """The name of a layer in the source model, as far as the file or the record beside it has it."""
+    record = LayerRecord(model.path, kind.digest(model.path))
+    operators = kind.operators(model.path) or ()
+    names = record.of([operator.name for operator in operators])
+    if layer.index < len(names) and operators[layer.index].kind == layer.operator:
+        return names[layer.index]
+    return record.names.of(layer.name)
 
 
 def first_layer(
@@ -191,12 +206,12 @@ def first_layer(
     if opaque:
         return None, f"{' and '.join(opaque)} cannot return layer outputs"
     one, other = sides.values()
-    positions = {info["name"]: index for index, info in enumerate(other.layer_infos)}
+    positions = {key: index for index, key in enumerate(_keys(other))}
     compared = 0
-    for index, info in enumerate(one.layer_infos):
-        if info["name"] not in positions:
+    for index, (info, key) in enumerate(zip(one.layer_infos, _keys(one), strict=True)):
+        if key not in positions:
             continue  # fused into another operator by the other runtime
-        values, others = one.layers[index], other.layers[positions[info["name"]]]
+        values, others = one.layers[index], other.layers[positions[key]]
         if values.shape != others.shape or values.dtype != others.dtype:
             continue
         compared += 1
@@ -215,6 +230,15 @@ def first_layer(
         None,
         "no layer differs by more than float rounding; kernels may differ when layer outputs are kept",
     )
+
+
+def _keys(side: Outcome) -> list[str]:
+    """What identifies the layers: names, or places where these are not unique, as in slimmed files."""
+    counts = Counter(info["name"] for info in side.layer_infos)
+    return [
+        info["name"] if info["name"] and counts[info["name"]] == 1 else f"{info['name']}#{index}"
+        for index, info in enumerate(side.layer_infos)
+    ]
 
 
 def _unknown_inside(same: int) -> str:

@@ -124,8 +124,9 @@ def compare(reference: Model, quantized: Model, data: Sequence[Data], samples: i
         raise StageError("there are no samples to compare on", fix="add data.calibration to the recipe")
     total = sum(each.alone_noise for each in sums.values())
     largest = {key: each.extreme for key, each in sums.items()}
+    names = {layer.key: layer.name for layer in pair.layers}
     return Comparison(
-        layers=tuple(each.statistics(total, largest) for each in sums.values()),
+        layers=tuple(each.statistics(total, largest, names) for each in sums.values()),
         samples=count,
         snr_db=outputs.snr_db(),
         agreement=outputs.agreement(),

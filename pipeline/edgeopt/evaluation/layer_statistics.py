@@ -3,7 +3,9 @@
 `LayerSums` accumulates over samples, so that memory does not grow with them; `LayerStatistics` is the result.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +79,21 @@ class Comparison(_Value):
         {}, description="largest fraction clipped in any layer, per dataset"
     )
     unmatched: tuple[str, ...] = ()
+
+    def renamed(self, rename: Callable[[str], str]) -> "Comparison":
+        """The same with other names of the layers."""
+        layers = (
+            layer.model_copy(
+                update={
+                    "name": rename(layer.name),
+                    "inputs": tuple((rename(name), largest) for name, largest in layer.inputs),
+                }
+            )
+            for layer in self.layers
+        )
+        return self.model_copy(
+            update={"layers": tuple(layers), "unmatched": tuple(map(rename, self.unmatched))}
+        )
 
 
 @dataclass
@@ -153,8 +170,10 @@ class LayerSums:
             return values.reshape(1, -1)
         return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
-    def statistics(self, total: float, largest: dict[str, float]) -> LayerStatistics:
-        """The statistics; ``total`` is the sum of the noise of all layers alone."""
+    def statistics(
+        self, total: float, largest: dict[str, float], names: Mapping[str, str] = MappingProxyType({})
+    ) -> LayerStatistics:
+        """The statistics. ``total`` is the sum of the noise of all layers alone, ``names`` those of keys."""
         layer, weights, grid = self.layer, self.layer.weights, self.layer.grid
         per_channel = self.values / len(self.shift) if self.shift is not None else 1.0
         shifted = 0.0 if self.shift is None else float((self.shift**2).sum()) / max(per_channel, 1.0)
@@ -186,7 +205,9 @@ class LayerSums:
             activation_spread=self._activation_spread(),
             runtime_snr_db=snr_db(self.written_signal, self.runtime_noise) if self.emulated else None,
             runtime_noise=self.runtime_noise / max(self.written_noise, 1e-30) if self.emulated else 0.0,
-            inputs=tuple((source, largest[source]) for source in layer.sources if source in largest),
+            inputs=tuple(
+                (names.get(source, source), largest[source]) for source in layer.sources if source in largest
+            ),
             **weight_statistics,
         )  # fmt: skip
 

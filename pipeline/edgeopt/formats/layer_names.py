@@ -27,6 +27,13 @@ SIGNATURE = re.compile(r"^(StatefulPartitionedCall(_\d+)?/)+")
 """Prefix of all operation names of a SavedModel."""
 MODULE, MODULE_CLASS = "edgeopt", "Layer"
 """Module and class name of the wrapper around one layer, as exporters see them; see ``scope_name``."""
+PARAMETER = re.compile(r"(?P<layer>.+?)[._](weight|kernel)(_\w+)?")
+"""Name of a weight in PyTorch: ``layer1.0.conv1.weight``, ``attention.in_proj_weight``, ``gru.weight_ih_l0``.
+"""
+DERIVED = re.compile(
+    r"(model_)?(?P<layer>.+?)(_token_\d+|_nchwc|_quant|_(?P<part>weight|bias)_(De)?[Qq]uantizeLinear)"
+)
+"""Names that converters and runtimes derive from that of a layer, or of its weights."""
 _CALL = re.compile(r":\d+$")
 _SEPARATORS = re.compile(r"[^\w:]")
 _NOT_IN_GLOBS = re.compile(r"[^\w:*?\[\]!-]")
@@ -58,6 +65,40 @@ def layer_of_scope(operation: str) -> str:
 def without_call(name: str) -> str:
     """The layer name without the number of the call."""
     return _CALL.sub("", name)
+
+
+class SourceNames:
+    """The names of layers as the author of a model wrote them, instead of those that files can hold.
+
+    ``layer1.0.conv1`` of PyTorch is ``layer1_0_conv1`` in files of all formats.
+
+    Args:
+        layers: the names in the source.
+    """
+
+    def __init__(self, layers: Iterable[str] = ()) -> None:
+        self.layers = tuple(dict.fromkeys(layers))
+        self._known = {_plain(name): name for name in self.layers}
+        for name in self.layers:  # files omit this first part, as edgeopt wraps modules in one of that name
+            self._known.setdefault(_plain(name).removeprefix("model_"), name)
+
+    @classmethod
+    def of_weights(cls, names: Iterable[str]) -> "SourceNames":
+        """From the names of the weights in the source."""
+        matches = map(PARAMETER.fullmatch, names)
+        return cls(match["layer"] for match in matches if match is not None)
+
+    def of(self, name: str) -> str:
+        """The name in the source, with the call and the part of the layer that follow it; else the name."""
+        layer = without_call(name)
+        head, slash, part = layer.partition("/")
+        parts = [(layer, ""), (head, slash + part)]
+        if (match := DERIVED.fullmatch(layer)) is not None:
+            parts.append((match["layer"], f"/{match['part']}" if match["part"] else ""))
+        for known, rest in parts:
+            if (found := self._known.get(_plain(known))) is not None:
+                return found + rest + name.removeprefix(layer)
+        return name
 
 
 def calls(names: Iterable[str]) -> list[str]:
@@ -102,7 +143,7 @@ def _matches(pattern: str, layers: Mapping[str, Iterable[str]], option: str) -> 
     tests: tuple[Callable[[str], bool], ...] = (
         lambda name: name == pattern,
         lambda name: _plain(name) == plain,
-        lambda name: name.startswith(f"{pattern}/"),
+        lambda name: any(_plain(name[: slash.start()]) == plain for slash in re.finditer("/", name)),
         lambda name: fnmatchcase(_plain(name), glob),
     )
     # In this order, so that the exact name of one layer never acts as a pattern for others.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import by_suffix, formats, identify, unknown
+from edgeopt.formats.side_car import LayerRecord
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.plugin.contents import SizeBreakdown, Source
 from edgeopt.plugin.format import Format
@@ -116,7 +117,7 @@ def size_breakdown(path: Path) -> SizeBreakdown:
         _present(path)
         known = identify(path)
         if known is not None:
-            return known.breakdown(path)
+            return LayerRecord(path, known.digest(path)).named(known.breakdown(path))
         raise UsageError(f"{path} is not a model: it is {unknown(path)}", fix="use a model file")
 
 

@@ -151,6 +151,13 @@ class Format(Plugin):
         """
         return None
 
+    def weight_names(self, path: Path) -> tuple[str, ...]:
+        """The names of the weights as the author's code has them, such as ``layer1.0.conv1.weight``.
+
+        Empty if the format does not keep them, or layers have the same names in every format anyway.
+        """
+        return ()
+
     def output_steps(self, path: Path) -> tuple[float | None, ...]:
         """The quantization step of each float output that is dequantized from integers.
 

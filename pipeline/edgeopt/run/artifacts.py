@@ -10,12 +10,14 @@ from typing import Any
 from edgeopt.config import registry
 from edgeopt.config.files import file_digest, replacing, writing
 from edgeopt.formats.known import format_named
+from edgeopt.formats.side_car import record_of
 from edgeopt.model import InputPreprocessing, Model
 from edgeopt.plugin import Code, Format, Plugin
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Artifact
 from edgeopt.run.executors.worker import breakdown
+from edgeopt.run.source_names import operator_names, renamed_breakdown, source_names
 
 OTHER_FOLDER = "choose another folder with --out DIR"
 
@@ -28,6 +30,8 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
     target = out / relative
     parts = place(kind, model.path, target)
     digest = kind.digest(target)
+    names = source_names(plan, built)
+    operators, in_file = operator_names(built, names)
     record = {
         "recipe": plan.recipe.name,
         "variant": branch.variant,
@@ -40,15 +44,16 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         "labels": plan.recipe.model.labels,
         "chain": list(built.branch.names),
         "versions": {name: version for stage in branch.stages for name, version in stage.versions().items()},
+        "layers": list(names.layers),
+        "operators": operators,
     }
-    replace(
-        target.with_name(target.name + ".json"), lambda s: s.write_text(json.dumps(record, indent=2) + "\n")
-    )
+    replace(record_of(target), lambda s: s.write_text(json.dumps(record, indent=2) + "\n"))
+    sizes = built.steps[-1].breakdown if built.steps else breakdown(kind.breakdown(target))
     return Artifact(
         path=relative,
         digest=digest,
         size_bytes=kind.size_bytes(target),
-        breakdown=built.steps[-1].breakdown if built.steps else breakdown(kind.breakdown(target)),
+        breakdown=renamed_breakdown(sizes, lambda name: in_file.get(name) or names.of(name)),
         parts=tuple(part.relative_to(out).as_posix() for part in parts),
     )
 

@@ -27,6 +27,7 @@ from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
 from edgeopt.run.scoring import Scorer
 from edgeopt.run.session import Measured, StepOutputs
+from edgeopt.run.source_names import renamed_rows, renamed_trial, source_names
 
 
 class RunClock:
@@ -67,6 +68,7 @@ def results(
             rows += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
             continue
         artifact = keep_artifact(plan, built, out)
+        rename = source_names(plan, built).of
         model = plan.latest(built)
         for device in branch.devices:
             step_outputs = [s for s in measured.step_outputs[branch.name] if s.device in ("", device.name)]
@@ -75,7 +77,9 @@ def results(
                 "device": device.name,
                 "artifact": artifact,
                 "transposes": model.transposes,
-                "trials": tuple(trial for each in built.steps for trial in each.trials),
+                "trials": tuple(
+                    renamed_trial(trial, rename) for each in built.steps for trial in each.trials
+                ),
             }
             if outcome.compiled is not None:
                 common["artifact"] = keep_compiled(built, device.name, outcome.compiled, out)
@@ -106,7 +110,10 @@ def results(
                     )
                 values |= _parity(measured, branch.name, device.name, scorer.interpreters)
             notes = (*(note for each in built.steps for note in each.notes), *read.notes)
-            rows.append(result_of(outcome, hops=hops, measurements=values, notes=notes, **common))
+            layers = renamed_rows(outcome.details, rename)
+            rows.append(
+                result_of(outcome, hops=hops, measurements=values, notes=notes, layers=layers, **common)
+            )
     for missing in plan.impossible:
         reason = f"{missing.reason}; {missing.fix}"
         for device in plan.recipe.devices:
@@ -166,8 +173,7 @@ def result_of(outcome: Outcome, **fields: Any) -> Result:
         reason=reason,
         runtime=outcome.runtime,
         cached=outcome.cached,
-        layers=outcome.details,
-        **fields,
+        **({"layers": outcome.details} | fields),
     )
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from edgeopt.formats import semantic_graph
 from edgeopt.formats.tflite.files import breakdown, semantics
 from edgeopt.formats.tflite.files.model_file import IDENTIFIER, load
+from edgeopt.formats.tflite.graph import naming
 from edgeopt.formats.tflite.graph.operators import operators_of, output_steps_of
 from edgeopt.model import Model
 from edgeopt.plugin.contents import Operator, SizeBreakdown, Source
@@ -32,10 +33,14 @@ class Tflite(Format):
         return Source(model=Model(format=self.name, path=path))
 
     def breakdown(self, path: Path) -> SizeBreakdown:
-        return breakdown.read(path)
+        sizes = breakdown.read(path)
+        pairs = zip(sizes.layers, naming.operator_names(path), strict=True)
+        layers = tuple(layer.model_copy(update={"name": name}) for layer, name in pairs)
+        return sizes.model_copy(update={"layers": layers})
 
     def operators(self, path: Path) -> tuple[Operator, ...]:
-        return operators_of(load(path))
+        pairs = zip(operators_of(load(path)), naming.operator_names(path), strict=True)
+        return tuple(operator._replace(name=name) for operator, name in pairs)
 
     def output_steps(self, path: Path) -> tuple[float | None, ...]:
         return output_steps_of(load(path))

@@ -29,6 +29,9 @@ class ExportedProgram(Format):
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)
 
+    def weight_names(self, path: Path) -> tuple[str, ...]:
+        return header.weight_names(path)
+
     def open_layers(self, reference: Model, quantized: Model) -> Pair:
         from edgeopt.formats.torch.lab.paired_layers import TorchPair
 

@@ -1,7 +1,10 @@
 """A PyTorch module between two stages: a folder with its factory, its weights and the changes made to it."""
 
+from pathlib import Path
 from typing import ClassVar
 
+from edgeopt.formats.torch.files.module import WEIGHTS
+from edgeopt.formats.wire.safetensors import read_header
 from edgeopt.plugin.format import Format
 
 
@@ -11,3 +14,6 @@ class Torch(Format):
     title: ClassVar[str] = "a PyTorch module with its weights"
     needs_code: ClassVar[bool] = True
     runtime: ClassVar[str | None] = "torch"
+
+    def weight_names(self, path: Path) -> tuple[str, ...]:
+        return tuple(read_header(path / WEIGHTS)[0])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from edgeopt.formats.tflite.graph import layers as tflite_layers
+from edgeopt.formats.tflite.graph import naming
 from edgeopt.formats.tflite.graph.editing import EditedFile, EditedInterpreter, cut, whole, with_errors
 from edgeopt.model import Array
 from edgeopt.plugin.layer_pair import INPUT, Each, Layer, Values, in_step
@@ -20,7 +20,9 @@ class TflitePair:
 
     def __init__(self, reference: Path, quantized: Path) -> None:
         self.float_file, self.int_file = EditedFile(reference), EditedFile(quantized)
-        self.names = {layer.tensor: layer.name for layer in tflite_layers.read(reference)}
+        names = naming.operator_names(reference)
+        outputs = [self.float_file.keys[operator.outputs[0]] for operator in self.float_file.operators]
+        self.names = dict(zip(outputs, names, strict=False))
         self.matched = _matched(self.float_file, self.int_file)
         inputs = zip(self.float_file.graph.inputs, self.int_file.graph.inputs, strict=True)
         self.layers = [
@@ -32,7 +34,7 @@ class TflitePair:
         self.outputs = [self.float_file.keys[int(index)] for index in self.float_file.graph.outputs]
         matched = {f for f, _ in self.matched}
         self.unmatched = [
-            self.float_file.keys[self.float_file.operators[i].outputs[0]]
+            self._name(self.float_file.keys[self.float_file.operators[i].outputs[0]])
             for i in self.float_file.computing
             if i not in matched
         ]
@@ -43,13 +45,16 @@ class TflitePair:
         key = mine.keys[operator.outputs[0]]
         return Layer(
             key,
-            self.names.get(key, key),
+            self._name(key),
             mine.kind(operator),
             theirs.grid(theirs.operators[q].outputs[0]),
             theirs.weights(theirs.operators[q]),
             tuple(dict.fromkeys(mine.keys[operator.inputs[slot]] for slot in mine.variable_inputs(f))),
             channels_last=True,
         )
+
+    def _name(self, key: str) -> str:
+        return self.names.get(key, key)
 
     def reference(self, inputs: Sequence[Array]) -> Values:
         values = self._run_float.run(dict(zip(self.float_file.graph.inputs, inputs, strict=True)))

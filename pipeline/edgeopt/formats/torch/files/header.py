@@ -6,6 +6,7 @@ Sources: torch/export/pt2_archive for the archive, torch/_export/serde/schema.py
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.specs import tensor
@@ -28,12 +29,16 @@ DTYPES = {
 }
 
 
-def read(path: Path) -> Source:
-    """Read the model in a ``.pt2`` archive.
+def weight_names(path: Path) -> tuple[str, ...]:
+    """The names of the parameters of the exported module, such as ``layer1.0.conv1.weight``.
 
-    Raises:
-        UsageError: the archive was written by an older torch, or contains several programs.
+    Raises as ``read``.
     """
+    parameters = (entry.get("parameter") for entry in _module(path)["signature"]["input_specs"])
+    return tuple(str(each["parameter_name"]) for each in parameters if each is not None)
+
+
+def _module(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         programs = sorted(
             name
@@ -48,7 +53,16 @@ def read(path: Path) -> Source:
         if len(programs) > 1:
             names = ", ".join(Path(name).stem for name in programs)
             raise UsageError(f"{path} contains several programs: {names}", fix="save each to its own file")
-        module = bounded.json_member(archive, programs[0])["graph_module"]
+        return bounded.json_member(archive, programs[0])["graph_module"]
+
+
+def read(path: Path) -> Source:
+    """Read the model in a ``.pt2`` archive.
+
+    Raises:
+        UsageError: the archive was written by an older torch, or contains several programs.
+    """
+    module = _module(path)
     graph, signature = module["graph"], module["signature"]
     notes = []
 
