@@ -108,3 +108,53 @@ def test_devices_cannot_be_changed(tmp_path: Path) -> None:
     device = Device(name="x", runtimes={"tflite": "litert"})
     with pytest.raises(ValidationError):
         device.threads = 2  # type: ignore[misc]
+
+
+PRESETS = (
+    *("stm32f4", "stm32f7", "stm32h7", "stm32u5", "esp32-s3", "nrf52840", "nrf5340", "rp2040", "rp2350"),
+    *("arduino-nano-33-ble", "coral-dev-board-micro", "corstone-300", "raspberry-pi-3", "raspberry-pi-4"),
+    *("raspberry-pi-5", "raspberry-pi-zero-2", "jetson-nano", "pixel", "galaxy"),
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_the_sources_of_its_figures(name: str) -> None:
+    device = load_device(name)
+    limited = device.limits.model_dump(exclude_none=True) or device.estimate
+    assert device.sources or not limited
+    assert device.description != load_device(device.base).description if device.base else True
+
+
+def test_a_file_starts_from_a_shipped_device(tmp_path: Path) -> None:
+    estimate = "estimate: {kernels: cortex-m4, clock: 32 MHz}\n"
+    board = f"base: nrf52840\ndescription: ours\nlimits: {{ram: 64 KiB}}\n{estimate}"
+    device, base = read_device(write(tmp_path, "board", board)), load_device("nrf52840")
+    assert (device.limits.ram, device.limits.flash) == (64 * 2**10, None)
+    assert device.estimate is not None and device.estimate.clock == 32e6
+    for key in ("connection", "runtimes", "emulated", "operators", "setup"):
+        assert getattr(device, key) == getattr(base, key) == getattr(load_device("cortex-m"), key)
+    assert (device.name, device.description, device.sources) == ("board", "ours", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: nrf5240\n", "board.yaml:1:1: base: no shipped device 'nrf5240'; did you mean 'nrf52840'?"),
+        ("base: [host]\n", "no shipped device \"['host']\""),
+        (
+            "base: host\nestimate: {kernels: cortex-m5, clock: 1 MHz}\n",
+            "no speed table 'cortex-m5'; did you mean",
+        ),
+        (
+            "base: host\nestimate: {kernels: cortex-m4, clock: 1 MiB}\n",
+            "unit 'MiB' is not valid here; expected Hz",
+        ),
+        ("base: host\nestimate: {kernels: cortex-m4, clock: 0 Hz}\n", "greater than 0"),
+        ("base: host\nestimate: {kernels: cortex-m4}\n", "'clock' is missing"),
+        ("base: host\nsource: [x]\n", "unknown key 'source'; did you mean 'sources'?"),
+    ],
+)
+def test_mistakes_in_the_keys_of_a_preset_are_located(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_device(write(tmp_path, "board", text))
+    assert words in str(caught.value)

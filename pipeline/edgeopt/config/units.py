@@ -18,8 +18,9 @@ BYTES = {
 }
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 FRACTIONS = {"%": 1e-2}
+HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
 
-FACTORS = {"bytes": BYTES, "ms": MILLISECONDS, "": FRACTIONS}
+FACTORS = {"bytes": BYTES, "ms": MILLISECONDS, "": FRACTIONS, "Hz": HERTZ}
 """Accepted units of a limit, by the unit of its metric."""
 
 LARGEST = 1e18
@@ -67,6 +68,13 @@ def _as_bytes(value: object) -> object:
 
 
 Bytes = Annotated[int, BeforeValidator(_as_bytes)]
+
+
+def _as_hertz(value: object) -> object:
+    return quantity(value, "Hz")
+
+
+Hertz = Annotated[float, BeforeValidator(_as_hertz)]
 
 
 def show_bytes(value: float) -> str:

@@ -15,9 +15,10 @@ from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.config.problems import Problems
 from edgeopt.config.settings import FileName, Settings
-from edgeopt.config.units import Bytes
+from edgeopt.config.units import Bytes, Hertz
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.devices.agent_archive import runtime_names
+from edgeopt.devices.tables import known_operator_table, known_speed_table
 from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import formats
 from edgeopt.plugin import Code, Connection
@@ -27,6 +28,8 @@ MAX_SHOWN = 100
 """Longest name that a message quotes."""
 HOST = "host"
 """The device that is this machine: it runs the source model and the intermediate steps."""
+OWN_KEYS = frozenset({"name", "base", "description", "sources"})
+"""Keys of a device file that say what it is; a file that starts from it does not inherit them."""
 WORKING = Path("devices")
 """Folder of device files that is searched without being named: that of the working folder."""
 
@@ -61,24 +64,20 @@ def _connection(value: str | dict[str, Any]) -> str | dict[str, Any]:
     return value
 
 
-def operator_tables() -> dict[str, Path]:
-    """The shipped operator tables by name; `edgeopt.devices.lint` reads them."""
-    folder = Path(str(resources.files("edgeopt"))) / "devices" / "limits"
-    return {file.stem: file for file in sorted(folder.glob("*.json"))}
-
-
-def _known_table(value: str | None) -> str | None:
-    known = operator_tables()
-    if value is not None and value not in known:
-        raise ValueError(f"no operator table {value!r}{nearest(value, list(known))}")
-    return value
-
-
 class Limits(Settings):
     """Memory limits of the device, in bytes or with a unit: ``256 KiB``."""
 
     flash: Bytes | None = Field(default=None, description="flash available for the model, in bytes", ge=0)
     ram: Bytes | None = Field(default=None, description="RAM available for one inference, in bytes", ge=0)
+
+
+class Estimate(Settings):
+    """What an estimate of the latency needs where nothing can be timed; see `edgeopt.devices.estimates`."""
+
+    kernels: Annotated[str, AfterValidator(known_speed_table)] = Field(
+        description="published speed of the kernels on this processor: a table of devices/limits/speed"
+    )
+    clock: Hertz = Field(description="clock of the processor, such as 168 MHz", gt=0)
 
 
 class Setup(Settings):
@@ -93,7 +92,14 @@ class Device(Settings):
     """A device, named after its file."""
 
     name: FileName
+    base: str | None = Field(
+        None,
+        description="a shipped device; its keys, but for description and sources, apply where this has none",
+    )
     description: str = ""
+    sources: tuple[str, ...] = Field(
+        (), description="documents that limits and clock are taken from, such as a data sheet"
+    )
     connection: Annotated[str | dict[str, Any], AfterValidator(_connection)] = Field(
         "local", description="connection: a name, or {uses: name, with: {options}}"
     )
@@ -114,9 +120,10 @@ class Device(Settings):
     )
     emulated: bool = Field(False, description="an emulator: its accuracy is meaningful, its latency is not")
     limits: Limits = Limits()
-    operators: Annotated[str | None, AfterValidator(_known_table)] = Field(
+    operators: Annotated[str | None, AfterValidator(known_operator_table)] = Field(
         None, description="operator table of its runtime, for 'edgeopt lint'"
     )
+    estimate: Estimate | None = Field(None, description="basis of a latency estimate, where nothing is timed")
     setup: Setup = Setup()
 
 
@@ -220,7 +227,12 @@ def read_device(path: Path) -> Device:
         raise RecipeError(str(path), [Problem("a device file must be a mapping of settings", 1, 1)])
     problems = Problems(path, positions)
     try:
-        device = Device.model_validate({"name": path.stem, **document})
+        inherited = _inherited(document.get("base"))
+    except UsageError as error:
+        problems.add(("base",), error.message)
+        raise problems.error() from error
+    try:
+        device = Device.model_validate({"name": path.stem, **inherited, **document})
     except ValidationError as error:
         problems.refused(error, (), Device)
         raise problems.error() from error
@@ -241,6 +253,24 @@ def read_device(path: Path) -> Device:
     if problems:
         raise problems.error()
     return device
+
+
+def _inherited(base: object) -> dict[str, Any]:
+    """The keys that a device file takes from the shipped device ``base``.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if base is None:
+        return {}
+    known = sorted(file.stem for file in shipped("devices").glob(f"*{SUFFIX}"))
+    if not isinstance(base, str) or base not in known:
+        name = shortened(str(base), MAX_SHOWN)
+        raise UsageError(f"no shipped device {name!r}{nearest(name, known)}")
+    document, _ = read_yaml((shipped("devices") / f"{base}{SUFFIX}").read_text("utf-8"), base)
+    assert isinstance(document, dict)  # shipped
+    merged = _inherited(document.get("base")) | document
+    return {key: value for key, value in merged.items() if key not in OWN_KEYS}
 
 
 def connection_parts(device: Device) -> tuple[str, dict[str, Any]]:

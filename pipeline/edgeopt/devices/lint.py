@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeopt.devices.device import Device, operator_tables
+from edgeopt.devices.device import Device
+from edgeopt.devices.tables import operator_tables
 from edgeopt.errors import StageError
 from edgeopt.formats.known import format_named
 from edgeopt.plugin import Operator

@@ -8,7 +8,7 @@ The dialect is draft 7, the one that most editors and validators support.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from edgeopt.config import registry
-from edgeopt.config.units import BYTES
+from edgeopt.config.units import BYTES, HERTZ
 from edgeopt.devices.agent_archive import runtime_names
 from edgeopt.devices.device import Device, known_devices
 from edgeopt.formats.known import artifact_formats
@@ -34,10 +34,16 @@ NAMES: tuple[Name, ...] = get_args(Name)
 DIALECT = "http://json-schema.org/draft-07/schema#"
 OWN_CODE = {"type": "string", "pattern": "^[^:]+:[^:]+$"}
 FRACTION = {"type": "string", "pattern": "^[-+]?[0-9]+/[1-9][0-9]*$"}
-AMOUNT = {
-    "type": "string",
-    "pattern": rf"^\s*[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?\s*({'|'.join(BYTES)})?\s*$",
-}
+
+
+def _amount(units: Iterable[str]) -> Schema:
+    """A number with one of these units, as text."""
+    number = r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?"
+    return {"type": "string", "pattern": rf"^\s*{number}\s*({'|'.join(units)})?\s*$"}
+
+
+AMOUNT = _amount(BYTES)
+CLOCK = _amount(HERTZ)
 
 
 def schema(name: Name, *, installed: bool = False) -> Schema:
@@ -82,6 +88,7 @@ class Generator(GenerateJsonSchema):
         forms = {
             "_number": FRACTION,
             "_as_bytes": AMOUNT,
+            "_as_hertz": CLOCK,
             "_as_list": default.get("items"),
             "_default_runtimes": {"const": "default"},
         }
@@ -158,7 +165,8 @@ def _device(*, installed: bool) -> Schema:
     definitions["connection"] = _entry(connections, refs)
     top = _follow(refs[Device], definitions)
     keys = top["properties"]
-    top["required"].remove("name")
+    del top["required"]
+    top["anyOf"] = [{"required": ["runtimes"]}, {"required": ["base"]}]
     keys["name"]["description"] = "default: the name of the file"
     del keys["connection"]["anyOf"]
     keys["connection"]["allOf"] = [{"$ref": "#/definitions/connection"}]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.devices.device import operator_tables
+from edgeopt.devices.tables import operator_tables
 from edgeopt.errors import CannotRunError
 from edgeopt.model import Array, TensorSpec
 from edgeopt.publish.contract import Contract
