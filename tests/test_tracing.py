@@ -238,6 +238,21 @@ def test_torchscript_of_other_inputs_is_refused_with_the_reason(nets: Any, tmp_p
         TorchscriptToExportedProgram().run(source, context(tmp_path))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 3, 12, 16)])
+def test_free_axes_of_an_exported_program_are_fixed_by_the_inputs(
+    nets: Any, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    free = {"x": {2: torch.export.Dim("h", min=4, max=64), 3: torch.export.Dim("w", min=4, max=64)}}
+    net, example = nets.Grid().eval(), torch.zeros(1, 3, 8, 8)
+    torch.export.save(torch.export.export(net, (example,), dynamic_shapes=free), tmp_path / "m.pt2")
+    spec = TensorSpec(name="x", shape=shape)
+    source = Model(format="exported_program", path=tmp_path / "m.pt2", inputs=(spec,))
+    graph, _ = torch_program.plain_graph(source)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert snr(net(x).detach(), graph(x).detach()) > 110
+    assert not [node for node in graph.graph.nodes if "sym_size" in str(node.target)]
+
+
 def test_other_free_axes_than_the_batch_are_fixed_by_the_recipe(nets: Any, tmp_path: Path) -> None:
     free = TensorSpec(name="x", shape=(None, 3, None, None))
     torch.jit.script(nets.Grid().eval()).save(tmp_path / "m.pt")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import edgeopt
 from edgeopt.errors import StageError, shortened
 from edgeopt.formats.torch.lab.engine import brief
 
@@ -116,12 +115,13 @@ def _line_of(error: BaseException) -> Line | None:
     own = [line for line in lines if _is_of_user(line.file)]
     own = own or [line for line in quoted if _is_of_user(line.file)]
     library = [line for line in lines if _is_of_library(line.file)]
-    return (own or library or [None])[-1]
+    found = own or library
+    return found[-1] if found else None
 
 
 def _is_of_user(file: str) -> bool:
     parts = Path(file).parts
-    ours = (Path(edgeopt.__file__).parent, Path(sysconfig.get_path("stdlib")))
+    ours = (Path(__file__).parents[3], Path(sysconfig.get_path("stdlib")))
     return file.endswith(".py") and not set(LIBRARIES) & set(parts) and not _inside(file, *ours)
 
 

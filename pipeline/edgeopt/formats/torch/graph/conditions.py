@@ -65,6 +65,27 @@ def number_arithmetic(editor: GraphEditor, node: "Node") -> bool:
     return editor.replace(node, editor.insert(node, overload, args, ()))
 
 
+def fixed_number(editor: GraphEditor, node: "Node") -> bool:
+    """The size of a tensor of known shape, and Python arithmetic of such sizes, as a number."""
+    import torch
+
+    computes = getattr(node.target, "__module__", "") in ("_operator", "math")
+    if operator_name(node) == "sym_size" and (shape := editor.shape(node.args[0])) is not None:
+        value: Any = shape[int(node.args[1])]
+    elif node.op == "call_function" and computes and not editor.nodes_in(node.args):
+        value = node.target(*node.args)
+    else:
+        return False
+
+    def replaced(argument: Any) -> Any:
+        return torch.fx.node.map_arg(argument, lambda each: value if each is node else each)
+
+    for user in list(node.users):
+        user.args, user.kwargs = replaced(user.args), replaced(user.kwargs)
+    editor.graph.erase_node(node)
+    return True
+
+
 def masked_assignment(editor: GraphEditor, node: "Node") -> bool:
     """``x[mask] = value`` with one value: choose it where the mask is set."""
     import torch

@@ -29,6 +29,7 @@ ROUNDS = 64
 RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     torch_canonicalize.remove_no_op,
     torch_canonicalize.canonicalize,
+    torch_conditions.fixed_number,
     torch_conditions.number_to_tensor,
     torch_conditions.number_arithmetic,
     torch_conditions.masked_assignment,
