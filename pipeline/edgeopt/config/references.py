@@ -203,7 +203,9 @@ def _files(folders: Sequence[Path], name: str) -> dict[Path, Path]:
         known.add(name)
         for folder in folders:
             top = folder / name
-            # A data folder may have the same name.
+            # A data folder may have the same name, and be large: only that of the code itself is searched.
+            if folder != folders[0] and not top.with_suffix(".py").is_file() and not any(top.glob("*.py")):
+                continue
             found = [file for file in {top.with_suffix(".py"), *top.rglob("*.py")} if file.is_file()]
             for file in found:
                 files[file.relative_to(folder)] = file
