@@ -41,8 +41,8 @@ def isolated(graph: "GraphModule", inputs: "Sequence[torch.Tensor]") -> Iterator
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda key: values[key])
                 values[node] = node.target(*args, **kwargs)
                 tensors = [values[source] for source in node.all_input_nodes]
-                if any(not isinstance(value, torch.Tensor) for value in (*tensors, values[node])):
-                    continue
+                if any(not isinstance(value, torch.Tensor) for value in tensors):
+                    continue  # an element of several results
                 shapes = [(tuple(value.shape), value.dtype) for value in tensors]
                 key = f"{node.target} {node.args} {node.kwargs} {shapes}"
                 for source in node.all_input_nodes:

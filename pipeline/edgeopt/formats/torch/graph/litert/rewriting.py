@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
 from edgeopt.formats.torch.graph.litert.operand_order import commute_constant, drop_expansion
+from edgeopt.formats.torch.graph.litert.prelu import choose_larger
 from edgeopt.formats.torch.graph.litert.resizing import multiply_resized, select_nearest
 from edgeopt.formats.torch.graph.litert.transposed_convolutions import crop_transposed_convolution
 from edgeopt.formats.torch.lab.engine import one_thread
@@ -17,6 +18,7 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     crop_transposed_convolution,
     commute_constant,
     drop_expansion,
+    choose_larger,
     select_nearest,
     multiply_resized,
 )
