@@ -172,6 +172,98 @@ def test_constants_and_channels_that_are_switched_off_in_int8(tmp_path: Path, pe
     assert min(found.values()) > (30 if per_channel else 20), found
 
 
+class Slopes(nn.Module):
+    """PReLU after layers with many weights: one slope for all, slopes up to 1, and any slopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, stride=2)
+        self.dense = nn.ModuleList([nn.Linear(800, 128), nn.Linear(128, 128), nn.Linear(128, 128)])
+        self.slopes = nn.ModuleList([nn.PReLU(), nn.PReLU(32), nn.PReLU(128), nn.PReLU(128)])
+        with torch.no_grad():
+            for largest, layer in zip((0.0, 0.9, 0.9, 1.8), self.slopes, strict=True):
+                layer.weight += torch.rand_like(layer.weight) * largest - 0.3
+
+    def forward(self, image: Any) -> Any:
+        x = self.slopes[1](self.slopes[0](self.stem(image))).flatten(1)
+        x = self.slopes[2](self.dense[0](x))
+        return self.dense[2](self.slopes[3](self.dense[1](x)))
+
+
+def test_weights_before_a_prelu_are_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = Case(Slopes(), tmp_path)
+    model = case.float_model()
+    weights = sum(value.numel() * value.element_size() for value in case.module.state_dict().values())
+    assert model.path.stat().st_size < 1.03 * weights + 16_384
+    assert case.snr_db(model)["output"] > 100
+    assert case.snr_db(QuantizeTflite().run(model, case.context("int8")))["output"] > 25
+
+
+class Quotient(nn.Module):
+    """Divides by values that are zero where the image is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+
+    def forward(self, image: Any) -> Any:
+        x = self.stem(image)
+        return x / (x.abs().amax((2, 3), keepdim=True) + 1e-3)
+
+
+def test_a_division_by_values_near_zero_stays_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = Case(Quotient(), tmp_path)
+    model = QuantizeTflite().run(case.float_model(), case.context("int8"))
+    assert case.snr_db(model)["output"] > 30
+    assert any("stay in float" in note and "DIV" in note for note in case.notes)
+    zeros = tflite_interpreter.outputs(model.path, [(np.zeros((1, 12, 12, 3), np.float32),)])
+    assert np.isfinite(zeros.arrays[0]).all()
+
+
+IDS = TensorSpec(name="ids", shape=(1, 12), dtype="int64")
+
+
+class Words(nn.Module):
+    """The table of the embedding is also the matrix of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.dense = nn.Embedding(300, 32), nn.Linear(32, 32)
+
+    def forward(self, ids: Any) -> Any:
+        return F.linear(F.relu(self.dense(self.table(ids))), self.table.weight)
+
+
+class Sentences(Dataset):
+    def samples(self) -> Iterator[Sample]:
+        for seed in range(40):
+            yield Sample((np.random.default_rng(seed).integers(0, 300, 12),))
+
+    def digest(self) -> str:
+        return "sentences"
+
+
+def test_embeddings_have_int8_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Words().eval()
+    source = Model(format="torch", path=tmp_path, inputs=(IDS,))
+    program = torch_program.save_module(module, tmp_path / "model.pt2", source, (IDS,))
+    (tmp_path / "float").mkdir()
+    (tmp_path / "int8").mkdir()
+    feed = Feed(Sentences(), Preprocessing())
+    float_model = ExportedProgramToTflite().run(program, Context(tmp_path / "float", None, lambda _: None))
+    int8 = QuantizeTflite().run(float_model, Context(tmp_path / "int8", feed, lambda _: None))
+    assert float_model.path.stat().st_size < 1.03 * 4 * (300 * 32 + 33 * 32) + 16_384
+    assert int8.path.stat().st_size < 0.45 * float_model.path.stat().st_size
+    samples = [sample.inputs[0][None] for sample in Sentences().samples()]
+    with torch.no_grad():
+        reference = np.concatenate([module(torch.from_numpy(ids)).numpy() for ids in samples])
+    found = tflite_interpreter.outputs(int8.path, [(ids.astype(np.int32),) for ids in samples])
+    assert snr_db(reference, found.arrays[0]) > 30
+
+
 class Folded(nn.Module):
     def __init__(self) -> None:
         super().__init__()

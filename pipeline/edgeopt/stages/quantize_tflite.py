@@ -19,6 +19,7 @@ from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
 from edgeopt.formats.tflite.quantize import constant_ranges as tflite_constant_ranges
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
+from edgeopt.formats.tflite.quantize.divisions import fragile_divisions
 from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.model import Model
@@ -109,6 +110,7 @@ class QuantizeTflite(Searching):
         with_constants = tflite_constant_ranges.with_constants(
             ranges, content, model.path.name, per_channel=self.per_channel
         )
+        divisions = fragile_divisions(file, ranges)
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"
@@ -118,7 +120,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
-            in_float += masks
+            in_float += [*masks, *divisions]
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,

@@ -35,7 +35,8 @@ def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple
                 fix="remove the sample, or check the preprocessing",
             )
         for spec, value in zip(source.inputs, values, strict=True):
-            if value.shape != spec.shape:
+            # A free axis has size 1 in the interpreter.
+            if value.shape != tuple(size or 1 for size in spec.shape):
                 # The interpreter would silently resize the graph and calibrate a different one.
                 raise StageError(
                     f"calibration sample {number} has the shape {list(value.shape)}, "

@@ -61,7 +61,7 @@ def _widened(operation: Operation, ranges: Mapping[str, Any], per_channel: bool)
         largest = np.maximum(largest, ranges[weights.name]["max"])
     low, high = (float(np.ravel(ranges[data.name][end])[0]) for end in ("min", "max"))
     step = (max(high, 0.0) - min(low, 0.0)) / 255
-    offsets: Array = np.abs(_values(bias)).reshape([-1 if at == axis else 1 for at in range(values.ndim)])
+    offsets: Any = np.abs(_values(bias)).reshape([-1 if at == axis else 1 for at in range(values.ndim)])
     if not per_channel:
         offsets = np.max(offsets, keepdims=True)
     needed = 127 * offsets / (max(step, TINY) * LARGEST_BIAS)

@@ -71,6 +71,8 @@ def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types
     for source in layers:
         precision = plan[source.name]
         weights, activation = types[precision]
+        # Rows of embeddings are float.
+        activation = "float32" if source.kind == "EMBEDDING_LOOKUP" else activation
         layer = actual.get(source.tensor)
         if layer is None:
             wrong.append(f"{source.label} is missing")

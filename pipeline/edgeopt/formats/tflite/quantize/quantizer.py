@@ -61,6 +61,10 @@ def static_recipe(
                 f"{layer.label} is in a loop or branch, which stays float: it cannot be {precision}",
                 fix=f"keep it in float, layers: {{{layer.name!r}: float32}}, or use the scheme dynamic_int8",
             )
+        if layer.kind == "EMBEDDING_LOOKUP" and precision != "float32":
+            # No static scheme has it: the rows of the table are int8, and widened when they are read.
+            recipe.add_dynamic_config(_only(layer.step), operation, WEIGHT_BITS[precision], weights)
+            continue
         if precision == usual or operation is None:
             continue
         if precision == "float32":
