@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.starter import starter_recipe
 from edgeopt.stages.onnx_to_exported_program import OnnxToExportedProgram
 from needs import needs
 
@@ -448,3 +450,72 @@ def test_missing_and_distant_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "w.bin").unlink()
     with pytest.raises(UsageError, match=r"has weights in w.bin, which is missing"):
         inspect(tmp_path / "m.onnx")
+
+
+def free_sizes() -> Any:
+    text = """
+    net (float[batch, 3, height, width] image) => (float[batch, 4, height, width] map, float[batch, 4] mean) {
+        c = Conv <pads = [1, 1, 1, 1]> (image, w, b)
+        r = Relu (c)
+        map = Conv (r, v)
+        g = GlobalAveragePool (map)
+        mean = Flatten (g)
+    }
+    """
+    return parsed(text, {"w": normal(8, 3, 3, 3), "b": normal(8), "v": normal(4, 8, 1, 1)})
+
+
+def test_the_recipe_of_the_documents_runs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "optimizing.md").read_text("utf-8")
+    (recipe,) = re.findall(r"^```yaml\n(name: scorer\n.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "scorer.yaml").write_text(recipe)
+    save(free_sizes(), tmp_path / "scorer.onnx")
+    for seed, name in enumerate(("calibration", "evaluation")):
+        np.savez(tmp_path / f"{name}.npz", x=normal(24, 3, 32, 32, seed=seed))
+    plan = make_plan(load_recipe(tmp_path / "scorer.yaml"))
+    assert {branch.name: branch.names[:1] for branch in plan.branches} == {
+        "float.onnx": (),
+        "float.tflite": ("onnx_to_exported_program",),
+        "int8.onnx": ("quantize_onnx",),
+        "int8.tflite": ("onnx_to_exported_program",),
+    }
+    command = [
+        *EDGEOPT,
+        "optimize",
+        "scorer.yaml",
+        "--set",
+        "formats=[onnx]",
+        "--out",
+        "out",
+        "--store",
+        "store",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    snr = {row["variant"]: row["measurements"]["fidelity_snr_db"]["value"] for row in report["results"]}
+    assert snr["float"] == 200
+    assert snr["int8"] > 30
+    made = onnx.load(str(tmp_path / "out" / "models" / "int8.onnx")).graph
+    sizes = [[each.dim_value for each in v.type.tensor_type.shape.dim] for v in (*made.input, *made.output)]
+    assert sizes == [[1, 3, 32, 32], [1, 4, 32, 32], [1, 4]]
+
+
+def test_a_starter_recipe_runs_once_its_data_are_there(tmp_path: Path) -> None:
+    save(two_branches(), tmp_path / "m.onnx")
+    text = starter_recipe(tmp_path / "m.onnx", folder=tmp_path)
+    (tmp_path / "m.yaml").write_text(text)
+    ids = np.zeros((4, 4), np.int64)
+    for name, seed in (("calibration", 0), ("evaluation", 1)):
+        np.savez(tmp_path / f"{name}.npz", image=normal(4, 3, 8, 8, seed=seed), **{"token.ids": ids})
+    recipe = load_recipe(tmp_path / "m.yaml")
+    plan = make_plan(recipe)
+    assert not plan.impossible
+    assert len(plan.branches) == 8
+    assert "top1" not in [metric.name for metric in recipe.metrics]
+    # The suggestions are valid, too.
+    lines = [re.sub(r"^# (?=tasks:|metric:)", "", line) for line in text.splitlines()]
+    labels = "label: {logits: y, box: y, arg/max: y}"
+    (tmp_path / "m.yaml").write_text("\n".join(lines).replace("label: null", labels))
+    names = [metric.name for metric in load_recipe(tmp_path / "m.yaml").metrics]
+    assert names[:3] == ["top1_0", "top1_1", "mae_2"]

@@ -66,6 +66,30 @@ def test_a_file_that_leaves_sizes_free_or_untold(tmp_path: Path) -> None:
     assert untold["model"]["inputs"][0]["shape"] == [1, 3, 224, 224]
 
 
+def test_several_outputs_have_no_single_metric(tmp_path: Path) -> None:
+    heads: list[tuple[Any, bool]] = [
+        (["head", 0, 0], True),
+        ([["head", 0, 0]], True),
+        ([["boxes", 0, 0], ["scores", 0, 0], ["classes", 0, 0]], False),
+        ({"boxes": ["boxes", 0, 0], "scores": ["scores", 0, 0]}, False),
+    ]
+    for index, (outputs, classifies) in enumerate(heads):
+        path = _keras(tmp_path / f"{index}.keras", [None, 4])
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        config["class_name"] = "Functional"
+        config["config"]["output_layers"] = outputs
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", json.dumps(config))
+            archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
+            archive.writestr("model.weights.h5", "x")
+        recipe = yaml.safe_load(starter_recipe(path))
+        assert recipe.get("metric") == ("top1" if classifies else None)
+        assert [gate["metric"] for gate in recipe["gates"]] == ["top1" if classifies else "fidelity_snr_db"]
+        given = {"path": "evaluation.npz"} | ({} if classifies else {"label": None})
+        assert recipe["data"]["evaluation"]["with"] == given
+
+
 def test_a_checkpoint_asks_for_its_factory(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     path = tmp_path / "best: #1.safetensors"

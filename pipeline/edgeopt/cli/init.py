@@ -9,7 +9,8 @@ import typer
 
 def init(
     model: Annotated[
-        Path, typer.Argument(help=".keras, .h5, SavedModel folder, .pt2, TorchScript, or a checkpoint.")
+        Path,
+        typer.Argument(help=".keras, .h5, SavedModel folder, .pt2, TorchScript, .onnx, or a checkpoint."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,

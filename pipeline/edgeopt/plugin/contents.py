@@ -17,6 +17,8 @@ class Source:
     """The training framework; None for a converted file."""
     notes: tuple[str, ...] = ()
     layers: dict[str, int] = field(default_factory=dict)
+    output_count: int | None = None
+    """The number of outputs, if the file declares that alone."""
 
 
 class Operator(NamedTuple):

@@ -29,10 +29,13 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         # A checkpoint declares neither the network nor its inputs.
         model = _factory(_yaml_path(source_path, folder))
         inputs: tuple[TensorSpec, ...] = (_EXAMPLE,)
+        outputs: tuple[TensorSpec, ...] = ()
+        classifies = True
         formats = _reachable(factory_format())
     else:
         source = inspect(source_path, trust=trust)
-        if source.framework is None:
+        formats = _reachable(source.model.format)
+        if set(formats) <= {source.model.format}:
             raise UsageError(
                 f"{source_path} is already {source.model.format}: there is nothing to convert",
                 fix=f"measure it: edgeopt profile {source_path}",
@@ -40,7 +43,8 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         notes = source.notes
         model = _model_file(source, _yaml_path(source_path, folder))
         inputs = source.model.inputs or (_EXAMPLE,)
-        formats = _reachable(source.model.format)
+        outputs = source.model.outputs
+        classifies = _classifies(source)
     name = re.sub(r"[^a-z0-9]+", "-", source_path.stem.lower()).strip("-") or "model"
     lines = [
         "# A starter recipe. Edit the lines marked CHANGE; then `edgeopt plan` shows what would run",
@@ -53,10 +57,13 @@ def starter_recipe(source_path: Path, *, folder: Path | None = None, trust: bool
         *_preprocess(inputs),
         *_LABELS,
         *(["  trust: true"] if trust else []),
-        *_data(inputs),
+        *_data(inputs, classifies),
+        *(_TOP1 if classifies else _tasks(outputs)),
         *_VARIANTS,
         f"formats: [{', '.join(formats)}]",
         *_END,
+        _DROP if classifies else _FIDELITY,
+        _SIZE,
     ]
     return "\n".join(lines) + "\n"
 
@@ -141,16 +148,51 @@ def _preprocess(inputs: Sequence[TensorSpec]) -> list[str]:
     return lines
 
 
-def _data(inputs: Sequence[TensorSpec]) -> list[str]:
+def _classifies(source: Source) -> bool:
+    """Whether the outputs look like the scores of classes, or nothing is known about them."""
+    outputs = source.model.outputs
+    if len(outputs) == 1 and len(outputs[0].shape) > 0:
+        return len(outputs[0].shape) == 2 and outputs[0].shape[1] != 1 and not outputs[0].takes_integers
+    return not outputs and source.output_count in (None, 1)
+
+
+def _tasks(outputs: Sequence[TensorSpec]) -> list[str]:
+    """Tasks and metrics to uncomment, guessed from the shapes of the outputs."""
+    lines = [
+        "# Artifacts are compared with the model itself. CHANGE to judge them against labels as well: say",
+        "# what outputs mean, by tasks and metrics (docs/tasks), and name the labels in data, not null.",
+    ]
+    if not outputs:
+        return [*lines, "# metric: top1"]
+    known = [(_key(spec.name), *_meaning(spec)) for spec in outputs]
+    lines.append("# tasks: {" + ", ".join(f"{name}: {task}" for name, task, _ in known) + "}")
+    metrics = ", ".join(
+        f"{{uses: {metric}, of: {name}, name: {metric}_{at}}}" for at, (name, _, metric) in enumerate(known)
+    )
+    return [*lines, f"# metric: [{metrics}]"]
+
+
+def _meaning(spec: TensorSpec) -> tuple[str, str]:
+    """The task, and a metric of it, that an output of this shape most often has."""
+    if len(spec.shape) == 2 and spec.shape[1] != 1:
+        return "classification", "top1"
+    return ("segmentation", "miou") if len(spec.shape) == 4 else ("regression", "mae")
+
+
+def _data(inputs: Sequence[TensorSpec], labelled: bool) -> list[str]:
     """The datasets, with the names of several inputs."""
     if len(inputs) == 1:
         arrays, keys = "samples x [n, ...]", ""
     else:
         arrays = "one array [n, ...] per input, whose key follows its name,"
         keys = ", inputs: {" + ", ".join(f"{_key(spec.name)}: {_key(spec.name)}" for spec in inputs) + "}"
+    if labelled:
+        arrays += " and class indices y [n]."
+    else:
+        arrays, keys = arrays.rstrip(",") + ".", f"{keys}, label: null"
     return [
         "data:",
-        f"  # CHANGE: .npz files with {arrays} and class indices y [n].",
+        f"  # CHANGE: .npz files with {arrays}",
         "  # Paths are looked up beside this recipe, then under --data-root (default: EDGEOPT_DATA).",
         "  # Calibration sets the int8 ranges: 100 to 500 representative training samples.",
         f"  calibration: {{uses: npz, with: {{path: calibration.npz{keys}}}}}",
@@ -171,8 +213,8 @@ _LABELS = (
     "  # Class names, in the order of the outputs, for reports and firmware.",
     "  # labels: [CHANGE, ...]",
 )
+_TOP1 = ("metric: top1",)
 _VARIANTS = (
-    "metric: top1",
     "# Each entry is a variant; float is the baseline that the others are compared with.",
     "optimize:",
     "  float: {}",
@@ -184,6 +226,7 @@ _END = (
     "devices: [host]",
     "# A gate that does not pass makes the exit code 1.",
     "gates:",
-    "  - {metric: top1, max_drop: 0.01}   # at most one point below the source model",
-    "  # - {metric: size_bytes, max: 64 KiB, formats: [tflite], variants: [int8]}",
 )
+_DROP = "  - {metric: top1, max_drop: 0.01}   # at most one point below the source model"
+_FIDELITY = "  - {metric: fidelity_snr_db, min: 20}   # the error of each output: at most a tenth of its size"
+_SIZE = "  # - {metric: size_bytes, max: 64 KiB, formats: [tflite], variants: [int8]}"

@@ -85,6 +85,18 @@ def inputs(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
     return (tensor("input", _sizes(shape), _dtype(options), layout),)
 
 
+def output_count(config: dict[str, Any]) -> int | None:
+    """The number of outputs; None if the configuration does not list them."""
+    inner = config.get("config")
+    listed = inner.get("output_layers") if isinstance(inner, dict) else None
+    if isinstance(listed, list) and listed:
+        # A single output is not in a list of its own: [layer, node, tensor].
+        return 1 if isinstance(listed[0], str) else len(listed)
+    if isinstance(listed, dict):
+        return len(listed)
+    return 1 if config.get("class_name") == "Sequential" else None
+
+
 def _input_names(value: Any) -> Iterator[str]:
     """Names in ``input_layers``: ``["a", 0, 0]``, a list of these, or a dictionary, taken in key order."""
     if isinstance(value, dict):

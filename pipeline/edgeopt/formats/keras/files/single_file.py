@@ -98,4 +98,5 @@ def _source(path: Path, config: Any, version: str, trust: bool) -> Source:
         framework="keras",
         notes=tuple(notes),
         layers=keras_config.layers(config),
+        output_count=keras_config.output_count(config),
     )
