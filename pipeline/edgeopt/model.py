@@ -267,6 +267,7 @@ class Model(BaseModel):
     outputs: tuple[TensorSpec, ...] = ()
     code: Path | None = Field(
         None,
-        description="folder of the Python code that builds a PyTorch module; not part of its identity",
+        description="folder of the Python code that builds a PyTorch module, or file of the custom layers of "
+        "a Keras model; not part of its identity",
     )
     transposes: int | None = Field(None, description="TRANSPOSE operators in the graph, if counted")

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import by_suffix, formats, identify, unknown
 from edgeopt.formats.side_car import LayerRecord
+from edgeopt.formats.specs import missing_code
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.plugin.contents import SizeBreakdown, Source
 from edgeopt.plugin.format import Format
@@ -22,11 +23,11 @@ from edgeopt.plugin.format import Format
 _FIX_WEIGHTS = "use a file written by torch.save(model.state_dict(), 'weights.pt') or by safetensors"
 
 
-def inspect(path: Path, *, trust: bool = False) -> Source:
+def inspect(path: Path, *, trust: bool = False, code: Path | None = None) -> Source:
     """Detect the format of the model at ``path`` and, where the file declares them, its inputs.
 
     ``trust`` allows parts that would run code, or read or write other files: Lambda layers, custom classes
-    imported from other modules, operators of graphs.
+    imported from other modules, operators of graphs. ``code`` is the Python file of custom layers.
 
     Raises:
         UsageError: the file is missing, empty or damaged, does not match its name, contains weights only, or
@@ -43,10 +44,13 @@ def inspect(path: Path, *, trust: bool = False) -> Source:
                 f"{path} contains weights without a network",
                 fix=f"name the function that builds the network: {factory}",
             )
-        return known.read(path, trust=trust)
+        source = known.read(path, trust=trust)
+    if source.needs_code and code is None:
+        raise missing_code(path, source.needs_code)
+    return source
 
 
-def inspecting(path: Path, *, trust: bool = False) -> Callable[[], Source]:
+def inspecting(path: Path, *, trust: bool = False, code: Path | None = None) -> Callable[[], Source]:
     """Begin ``inspect`` in the background; the result waits for its end, and returns or raises what it did.
 
     Reading a file may wait for a process of its own, while there is other work to do.
@@ -55,7 +59,7 @@ def inspecting(path: Path, *, trust: bool = False) -> Callable[[], Source]:
 
     def run() -> None:
         try:
-            outcome.append(inspect(path, trust=trust))
+            outcome.append(inspect(path, trust=trust, code=code))
         except BaseException as error:  # noqa: BLE001 - raised to the one who waits
             outcome.append(error)
 

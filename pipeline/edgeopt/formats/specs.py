@@ -1,8 +1,21 @@
 """Input and output specs from file headers."""
 
+from pathlib import Path
+
+from edgeopt.errors import UsageError
 from edgeopt.model import Layout, TensorSpec
 
 UNDECLARED = "the file does not declare its inputs: set model.inputs in the recipe"
+
+
+def missing_code(path: Path, what: str) -> UsageError:
+    """The error for a file that needs ``what`` of the code of its author."""
+    line = f"model: {{path: {path.name}, code: layers.py, trust: true}}"
+    return UsageError(
+        f"{path} needs {what}",
+        fix=f"name the Python file that defines it in the recipe, {line}; or export the model with its "
+        "graph, model.export('folder'), and use that folder",
+    )
 
 
 def tensor(name: str, shape: tuple[int | None, ...], dtype: str, layout: Layout | None) -> TensorSpec:

@@ -19,6 +19,8 @@ class Source:
     layers: dict[str, int] = field(default_factory=dict)
     output_count: int | None = None
     """The number of outputs, if the file declares that alone."""
+    needs_code: str = ""
+    """What the file needs of the code of its author, as a clause for a message; empty: nothing."""
 
 
 class Operator(NamedTuple):

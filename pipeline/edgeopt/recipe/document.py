@@ -108,6 +108,9 @@ class ModelPart(_Part):
         (), description="class names, in the order of the outputs"
     )
     trust: bool = Field(False, description="allow a file that runs code, or reads or writes other files")
+    code: ExistingPath | None = Field(
+        None, description="Python file with the custom layers of a Keras file; requires trust"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelPart":
@@ -115,6 +118,8 @@ class ModelPart(_Part):
             raise ValueError("give either path, or factory (with weights)")
         if self.factory is None and (self.weights is not None or self.arguments):
             raise ValueError("weights and arguments require a factory: add factory: 'module:function'")
+        if self.code is not None and not (self.path is not None and self.trust):
+            raise ValueError("code is for the custom layers of a file, and requires trust: true")
         if self.weights_key is not None and self.weights is None:
             raise ValueError("weights_key requires weights: a checkpoint that holds several sets of them")
         if self.factory is not None and not self.inputs:

@@ -215,8 +215,11 @@ def _source(recipe: Recipe) -> tuple[Model, list[str]]:
                 fix="add weights: FILE, the trained weights of the model",
             )
         return _from_factory(part, code), []
-    source = recipe.inspection() if recipe.inspection else inspect(part.path, trust=part.trust)
-    model = source.model.model_copy(update={"inputs": _inputs(part.inputs, source.model.inputs)})
+    source = (
+        recipe.inspection() if recipe.inspection else inspect(part.path, trust=part.trust, code=part.code)
+    )
+    described = {"inputs": _inputs(part.inputs, source.model.inputs), "code": part.code}
+    model = source.model.model_copy(update=described)
     if not model.inputs:
         raise UsageError(
             f"{part.path} does not declare its input shapes",

@@ -129,7 +129,7 @@ class _Resolver:
                 ("version",), f"version {document.version} is unknown; this edgeopt reads {VERSION}"
             )
         model = document.model
-        inspection = inspecting(model.path, trust=model.trust) if model.path else None
+        inspection = inspecting(model.path, trust=model.trust, code=model.code) if model.path else None
         devices = [self._device(name, ("devices", i)) for i, name in enumerate(document.devices)]
         if HOST not in document.devices:  # it runs the source model: a bad description must not stop it then
             self._device(HOST, ("devices",))

@@ -169,11 +169,14 @@ class Bench:
         if self.failure:
             return Outcome(runtime, self.failure, unreachable=True)
         timing = None if self.device.emulated else latency
+        custom = model.code if model.code is not None and model.code.is_file() else None
+        options = dict(options or {}) | ({"code": custom.stem} if custom else {})
         request = self._job(
-            runtime, options=options or {}, outputs=OUTPUTS, batch=batch, latency=timing, layers=layers
+            runtime, options=options, outputs=OUTPUTS, batch=batch, latency=timing, layers=layers
         )
         key = digest_of(
-            {
+            ({"code": file_digest(custom)} if custom else {})
+            | {
                 "request": request,
                 "agent": file_digest(self.agent),
                 "device": [self.device.name, platform.node(), stable_fields(self.probe)],
@@ -267,7 +270,7 @@ class Bench:
                 **request,
                 "model": _put(link, model, "model"),
                 "inputs": names,
-                "python_path": [str(place) for place in import_path(model.code)] if model.code else [],
+                "python_path": _python_path(model.code),
                 "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
             }
             result, _ = self._execute(link, job, folder)
@@ -344,6 +347,12 @@ def stable_fields(probe: Probe | None) -> dict[str, Any]:
 def probe_device(device: Device, folder: Path) -> Probe:
     """Build the agent in ``folder`` and run its probe on a device."""
     return fetch_probe(device, build_agent(folder / "agent.pyz"))
+
+
+def _python_path(code: Path | None) -> list[str]:
+    """Where the code of a model is imported from: a folder, or a file with custom layers."""
+    folder = code.parent if code is not None and code.is_file() else code
+    return [str(place) for place in import_path(folder)] if folder is not None else []
 
 
 def _put(link: Link, model: Model, stem: str) -> str:

@@ -10,10 +10,11 @@ from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.quantize.clusters import share_values
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
 
 
-class ClusterKeras(Stage):
+class ClusterKeras(KerasStage):
     """Cluster the weights of every convolution and dense layer into few shared values, by k-means.
 
     The model compresses better for download; its file size and latency do not change. Fine-tuning keeps
@@ -36,7 +37,6 @@ class ClusterKeras(Stage):
     layers: dict[str, Annotated[int, Field(ge=2, le=256)]] = Field(
         {}, description="number of clusters by layer name or pattern, overriding clusters"
     )
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
     def run(self, model: Model, context: Context) -> Model:
         """Cluster one model.
@@ -44,7 +44,7 @@ class ClusterKeras(Stage):
         Raises:
             StageError: the model has no layer to cluster, or a pattern matches no layer.
         """
-        network = keras_loading.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust, self.code)
         kept = keras_archive.kept_in(model.path)
         kernels = keras_sparsity.chosen(keras_sparsity.kernels(network, model.path.name), self.keep)
         clustered, lost = share_values(kernels, self.clusters, self.layers, kept)

@@ -15,6 +15,7 @@ from edgeopt.formats.keras.train.distillation import Learner, plain
 from edgeopt.formats.keras.train.fake_quant import FakeQuantized
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
 from edgeopt.stages._training import Finetune
 from edgeopt.stages._training_data import TrainingData
 from edgeopt.stages._training_loop import train
@@ -23,7 +24,7 @@ RANGE_SAMPLES = 256
 """Number of samples on which quantization-aware training measures the activation ranges."""
 
 
-class FinetuneKeras(Finetune):
+class FinetuneKeras(KerasStage, Finetune):
     """Train a Keras 3 model on TensorFlow, with Nesterov momentum and a one-cycle learning rate.
 
     The zeros of pruning and the shared values of clustering are preserved. Batch normalization updates its
@@ -49,7 +50,6 @@ class FinetuneKeras(Finetune):
         description="with distill: weight of the feature loss, which matches the outputs of layers of "
         "unchanged shape to those in the source model; 0: match the model's outputs only",
     )
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
     def run(self, model: Model, context: Context) -> Model:
         """Train one model.
@@ -65,7 +65,7 @@ class FinetuneKeras(Finetune):
 
         # Dropout layers saved without a seed draw one on loading.
         keras.utils.set_random_seed(self.seed)
-        network = keras_loading.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust, self.code)
         kept = keras_archive.kept_in(model.path)
         inputs, outputs = keras_archive.specs(network, model.inputs)
         described = model.model_copy(update={"inputs": inputs})
@@ -125,9 +125,9 @@ class FinetuneKeras(Finetune):
 
     def _teacher(self, source: Model) -> Any:
         if source.format == "keras":
-            return keras_loading.load_keras(source.path, self.trust)
+            return keras_loading.load_keras(source.path, self.trust, self.code)
         if source.format == "tf_keras":
-            return keras_loading.load_tf_keras(source.path, self.trust)
+            return keras_loading.load_tf_keras(source.path, self.trust, self.code)
         raise StageError(
             f"a Keras model cannot be distilled from a source model in the format {source.format}",
             fix="start from a .keras or .h5 model",

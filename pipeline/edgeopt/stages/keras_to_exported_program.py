@@ -4,22 +4,21 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.model import Model, TensorSpec
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
 
 if TYPE_CHECKING:
     import keras
     import torch
 
 
-class KerasToExportedProgram(Stage):
+class KerasToExportedProgram(KerasStage):
     """Load with ``KERAS_BACKEND=torch``, where a Keras model is an ``nn.Module``, and export the module.
 
     Inputs keep the layout of the source, NHWC. Keras puts permutes around each convolution; those that
@@ -31,9 +30,7 @@ class KerasToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
     extra: ClassVar[str | None] = "keras,torch"
-    revision: ClassVar[int] = 2
-
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.
@@ -50,7 +47,7 @@ class KerasToExportedProgram(Stage):
                 f"Keras uses the backend {keras.backend.backend()} in this process, but torch is required",
                 fix="set KERAS_BACKEND=torch before Keras is imported",
             )
-        network = keras_loading.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust, self.code)
         inputs = _inputs(network, model)
         # In training mode, the trace would contain dropout and batch statistics.
         network.eval()
@@ -61,14 +58,14 @@ class KerasToExportedProgram(Stage):
 
 
 def _positional(network: "keras.Model") -> "torch.nn.Module":
-    """The model as a module that takes the inputs one by one, instead of in a list or dictionary."""
+    """The model as a module that takes the inputs one by one, instead of in a list or dictionary.
+
+    Layers that change images at random do so unless they are called with ``training=False``.
+    """
     import keras
     import torch
 
     structure = keras_loading.input_structure(network)
-    if len(network.inputs) == 1 and not isinstance(structure, dict):
-        module: torch.nn.Module = network
-        return module
 
     class Positional(torch.nn.Module):
         def __init__(self) -> None:
@@ -76,7 +73,7 @@ def _positional(network: "keras.Model") -> "torch.nn.Module":
             self.network = network
 
         def forward(self, *inputs: torch.Tensor) -> Any:
-            return self.network(keras.tree.pack_sequence_as(structure, list(inputs)))
+            return self.network(keras.tree.pack_sequence_as(structure, list(inputs)), training=False)
 
     return Positional().eval()
 

@@ -13,7 +13,9 @@ from edgeopt.formats.layer_names import calls, keras_layer
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph.layers import RECURRENT
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages import _tf2onnx
+from edgeopt.stages._keras import KerasStage
 
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
 """Counters that tf2onnx and TensorFlow keep across all conversions of a process, and output indices."""
@@ -24,7 +26,7 @@ OWN_INPUT = re.compile(r"(.+)/PartitionedCall/transpose(:0)?")
 """The input of a recurrent tf_keras layer, transposed to the time-major order of the operator."""
 
 
-class KerasToOnnx(Stage):
+class KerasToOnnx(KerasStage):
     """Convert with ``tf2onnx.convert.from_function``, with the batch fixed to 1.
 
     Inputs and outputs keep the names, the order and the layout of the source.
@@ -35,10 +37,9 @@ class KerasToOnnx(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
     extra: ClassVar[str | None] = "keras,onnx"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     opset: int = Field(17, ge=13, le=18, description="version of the ONNX operator set")
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one model.
@@ -48,21 +49,26 @@ class KerasToOnnx(Stage):
         """
         import onnx
         import tensorflow as tf
-        import tf2onnx
 
-        program = keras_loading.load_program(model, self.trust)
+        program = keras_loading.load_program(model, self.trust, self.code)
         context.progress("converting to ONNX")
-        signature = [tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in program.inputs]
+        function = keras_loading.traced(program, model)
         try:
             with _stable_names():
-                proto, _ = tf2onnx.convert.from_function(
-                    program.function, input_signature=signature, opset=self.opset
-                )
-        except (RuntimeError, ValueError, KeyError, NotImplementedError, tf.errors.OpError) as error:
+                proto = _tf2onnx.convert(function, self.opset)
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            NotImplementedError,
+            tf.errors.OpError,
+        ) as error:
             raise StageError(
                 f"tf2onnx cannot convert {model.path.name}: {str(error)[:500]}",
                 fix="replace the layer, or leave onnx out of 'formats'",
             ) from error
+        _check_operators(proto.graph, model.path.name)
         _name(proto, program)
         path = context.folder / "model.onnx"
         onnx.checker.check_model(proto)
@@ -79,6 +85,28 @@ class KerasToOnnx(Stage):
             outputs=outputs,
             transposes=onnx_model_file.count(proto, "Transpose"),
         )
+
+
+def _check_operators(graph: Any, name: str) -> None:
+    """Reject what tf2onnx has left as it was, an operator of TensorFlow.
+
+    Raises:
+        StageError: with the operator and its layer.
+    """
+    from onnx import defs
+
+    for node in graph.node:
+        if not node.domain and not defs.has(node.op_type):
+            layer = keras_layer(node.name)
+            where = f" of layer {layer!r}" if layer else f" ({node.name})"
+            raise StageError(
+                f"tf2onnx cannot convert {name}: ONNX has no counterpart of {node.op_type}{where}",
+                fix="replace the layer, or convert by way of PyTorch, with a variant such as "
+                "by_torch: {stages: [keras_to_exported_program, exported_program_to_onnx]}",
+            )
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _check_operators(attribute.g, name)
 
 
 @contextmanager

@@ -1,19 +1,21 @@
 """Keras and SavedModel to float TFLite, through TensorFlow's converter."""
 
+import re
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import loading as keras_loading
 from edgeopt.formats.tflite.files.graphs import read_signature, signature_names
 from edgeopt.formats.tflite.files.model_file import parse
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
+
+MISSING = re.compile(r"^(?:TF Select|Custom) ops: (.+)$", re.MULTILINE)
 
 
-class KerasToTflite(Stage):
+class KerasToTflite(KerasStage):
     """Convert with ``tf.lite.TFLiteConverter`` to float32, with the batch fixed to 1.
 
     Inputs and outputs keep the names and the order of the source; layers keep their Keras names.
@@ -26,8 +28,6 @@ class KerasToTflite(Stage):
     extra: ClassVar[str | None] = "keras"
     revision: ClassVar[int] = 2
 
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
-
     def run(self, model: Model, context: Context) -> Model:
         """Convert one model.
 
@@ -35,17 +35,18 @@ class KerasToTflite(Stage):
             StageError: the model cannot be loaded, or contains an operator that TFLite does not support.
         """
         import tensorflow as tf
+        from tensorflow.lite.python.convert import ConverterError
 
-        program = keras_loading.load_program(model, self.trust)
+        program = keras_loading.load_program(model, self.trust, self.code)
         context.progress("converting to TFLite")
-        function = program.function.get_concrete_function()
+        function = keras_loading.traced(program, model)
         # The converter resolves the variables of the function through the object that owns them.
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], program.owner)
         try:
             content = bytearray(converter.convert())
-        except (RuntimeError, ValueError, tf.errors.OpError) as error:
+        except (RuntimeError, ValueError, ConverterError, tf.errors.OpError) as error:
             raise StageError(
-                f"TensorFlow cannot convert {model.path.name} to TFLite: {_reason(error)}",
+                f"TensorFlow cannot convert {model.path.name} to TFLite: {_reason(error, function)}",
                 fix="replace the layer, or leave tflite out of 'formats'",
             ) from error
         _restore_order(content, [spec.name for spec in program.inputs], list(program.outputs))
@@ -86,8 +87,15 @@ def _restore_order(content: bytearray, inputs: list[str], outputs: list[str]) ->
             vector[:] = [index[name] for name in order]
 
 
-def _reason(error: Exception) -> str:
-    """The line of a converter's long message that states the error."""
+def _reason(error: Exception, function: Any) -> str:
+    """The cause in a long message of the converter: the operators that TFLite lacks, with their places."""
+    if missing := MISSING.search(str(error)):
+        kinds = [kind.strip() for kind in missing[1].split(",")]
+        graph = function.graph.as_graph_def()
+        nodes = [*graph.node, *(node for each in graph.library.function for node in each.node_def)]
+        places = {kind: next((node.name for node in nodes if node.op == kind), "") for kind in kinds}
+        named = (f"{kind} ({place.rpartition('/')[0] or place})" for kind, place in places.items())
+        return f"it has no operator for {', '.join(named)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "not supported" in line]
     return (errors or lines or [type(error).__name__])[0][:500]

@@ -20,14 +20,15 @@ from edgeopt.formats.keras.prune import sparsity as keras_sparsity
 from edgeopt.formats.keras.prune.channels import Bundle, Channels
 from edgeopt.formats.keras.prune.selection import Choice, choose, remaining_channels
 from edgeopt.model import Array, Model
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
 
 IMPORTANCE_SAMPLES = 512
 """Number of calibration samples from which channel importance is estimated."""
 BATCH = 32
 
 
-class PruneKeras(Stage):
+class PruneKeras(KerasStage):
     """Prune a Keras model: remove whole channels, or set weights to zero.
 
     ``channels`` makes the model physically smaller, which speeds it up on every runtime. ``weights`` and
@@ -72,7 +73,6 @@ class PruneKeras(Stage):
     layers: dict[str, float] = Field(
         {}, description="fraction by layer name or pattern, overriding the general one"
     )
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
     @model_validator(mode="after")
     def _check_scheme(self) -> Self:
@@ -95,7 +95,7 @@ class PruneKeras(Stage):
         Raises:
             StageError: nothing can be removed, a pattern matches no layer, or a layer would be emptied.
         """
-        network = keras_loading.load_keras(model.path, self.trust)
+        network = keras_loading.load_keras(model.path, self.trust, self.code)
         kept = keras_archive.kept_in(model.path)
         dense: dict[str, keras_sparsity.Weights] = {}
         if self.channels is not None:

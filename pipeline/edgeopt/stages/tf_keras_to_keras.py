@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files import loading as keras_loading
+from edgeopt.formats.keras.graph import to_keras_3
 from edgeopt.model import Model, TensorSpec
-from edgeopt.plugin import Context, Stage, Worker
+from edgeopt.plugin import Context, Worker
+from edgeopt.stages._keras import KerasStage
 
 TOLERANCE = 1e-5
-DROPPED = frozenset({"groups"})
-"""Arguments that Keras 2 saved for DepthwiseConv2D, without effect, and Keras 3 rejects."""
-
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Earliest date that a ZIP archive can store."""
 
 
-class TfKerasToKeras(Stage):
+class TfKerasToKeras(KerasStage):
     """Read configuration and weights with tf_keras, rebuild the layers in Keras 3 and copy the weights.
 
     The outputs are compared with those of the source on random inputs (max \\|error\\| < 1e-5, relative to
@@ -35,9 +33,8 @@ class TfKerasToKeras(Stage):
     worker: ClassVar[Worker] = "tensorflow"
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py")
     extra: ClassVar[str | None] = "keras"
+    revision: ClassVar[int] = 2
     preference: ClassVar[int] = -1
-
-    trust: bool = Field(False, description="load models with Lambda layers, which run Python code")
 
     def run(self, model: Model, context: Context) -> Model:
         """Rebuild one model.
@@ -45,7 +42,7 @@ class TfKerasToKeras(Stage):
         Raises:
             StageError: a layer cannot be rebuilt in Keras 3, or the outputs differ.
         """
-        old = keras_loading.load_tf_keras(model.path, self.trust)
+        old = keras_loading.load_tf_keras(model.path, self.trust, self.code)
         context.progress("rebuilding in Keras 3")
         new = _rebuild(old, model.path.name)
         _copy_weights(old, new)
@@ -75,7 +72,7 @@ def _rebuild(old: Any, name: str) -> Any:
             f"{name} is a {kind}; only Sequential and functional models can be rebuilt in Keras 3"
         )
     try:
-        return kinds[kind].from_config(_keras3_config(old.get_config()))
+        return kinds[kind].from_config(to_keras_3.network_config(old.get_config()))
     except keras_loading.UNREADABLE as error:
         raise StageError(f"Keras 3 cannot rebuild {name}: {keras_loading.reason(error)}") from error
 
@@ -94,45 +91,30 @@ def _check_layer(layer: Any, name: str) -> None:
     import keras
 
     kind = type(layer).__name__
-    if kind == "Lambda" or not hasattr(keras.layers, kind):
-        reason = "contains Python code" if kind == "Lambda" else "is not a Keras 3 layer"
-        raise StageError(
-            f"layer {layer.name!r} of {name} cannot be rebuilt in Keras 3: {kind} {reason}",
-            fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
-        )
+    fix = "replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)"
     if kind == "InputLayer":
         return
+    config = layer.get_config()
+    if "hard_sigmoid" in (config.get("activation"), config.get("recurrent_activation")):
+        raise StageError(
+            f"layer {layer.name!r} of {name} cannot be rebuilt in Keras 3: its hard_sigmoid, "
+            "clip(0.2 x + 0.5), is another function there, clip(x / 6 + 0.5)",
+            fix=fix,
+        )
+    described = to_keras_3.layer_config({"class_name": kind, "config": config})
+    known = getattr(keras.layers, described["class_name"], None)
+    if kind == "Lambda" or known is None:
+        reason = "contains Python code" if kind == "Lambda" else "is not a Keras 3 layer"
+        raise StageError(
+            f"layer {layer.name!r} of {name} cannot be rebuilt in Keras 3: {kind} {reason}", fix=fix
+        )
     try:
-        getattr(keras.layers, kind).from_config(_keras3_config(layer.get_config()))
+        known.from_config(described["config"])
     except keras_loading.UNREADABLE as error:
         raise StageError(
             f"Keras 3 cannot rebuild layer {layer.name!r} ({kind}) of {name}: {keras_loading.reason(error)}",
-            fix="replace the layer by built-in ones, or use formats that Keras 2 models reach (tflite, onnx)",
+            fix=fix,
         ) from error
-
-
-def _keras3_config(config: Any) -> Any:
-    """Convert a Keras 2 configuration: drop rejected arguments, replace dtype policies by their names."""
-    if isinstance(config, dict):
-        depthwise = "depth_multiplier" in config
-        plain = {
-            key: _dtype(value) if key == "dtype" else _keras3_config(value)
-            for key, value in config.items()
-            if not (depthwise and key in DROPPED)
-        }
-        # BatchNormalization: Keras 2 saves the axis as a list of one.
-        if "moving_mean_initializer" in config and isinstance(plain.get("axis"), list):
-            (plain["axis"],) = plain["axis"]
-        return plain
-    if isinstance(config, tuple):
-        return tuple(_keras3_config(value) for value in config)
-    if isinstance(config, list):  # TensorFlow wraps tracked lists in its own class: return plain ones
-        return [_keras3_config(value) for value in config]
-    return config
-
-
-def _dtype(value: Any) -> Any:
-    return value["config"]["name"] if isinstance(value, dict) and "config" in value else value
 
 
 def _copy_weights(old: Any, new: Any) -> None:
@@ -147,6 +129,8 @@ def _copy_weights(old: Any, new: Any) -> None:
             raise StageError(
                 f"the weights of layer {source.name!r} do not match the Keras 3 layer: {error}"
             ) from error
+        if hasattr(target, "finalize_state"):
+            target.finalize_state()  # Normalization computes with the mean and deviation of this call
 
 
 def _specs(tensors: Any, names: list[str], known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -165,8 +149,12 @@ def _compare(old: Any, new: Any, inputs: tuple[TensorSpec, ...], name: str) -> N
 
     random = np.random.default_rng(0)
     values = [
-        random.standard_normal([2, *(size or 16 for size in spec.shape[1:])]).astype(spec.dtype)
+        # Integers are indices: those of any table are below 2.
+        (random.integers(0, 2, shape) if spec.takes_integers else random.standard_normal(shape)).astype(
+            spec.dtype
+        )
         for spec in inputs
+        for shape in [[2, *(size or 16 for size in spec.shape[1:])]]
     ]
 
     def outputs(network: Any) -> list[Any]:

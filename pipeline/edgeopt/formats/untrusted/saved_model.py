@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,12 @@ class _Saver(NamedTuple):
     filename: str
     save: str
     restore: str
+
+
+def chosen_signature(names: Iterable[str]) -> str:
+    """The signature that is used: TensorFlow Serving's default, Keras' ``serve``, or the first by name."""
+    known = sorted(names)
+    return next((name for name in ("serving_default", "serve", *known) if name in known), "")
 
 
 def findings(folder: Path) -> list[str]:

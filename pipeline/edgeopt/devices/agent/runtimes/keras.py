@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import time
 import zipfile
@@ -13,21 +14,21 @@ from typing import Any
 from edgeopt_agent.failure import AgentError, refuse
 from edgeopt_agent.session import ModelSession, Spec
 
-SIGNATURE = "serving_default"
-
 
 class Session(ModelSession):
-    """``.keras`` through Keras 3; ``.h5`` and SavedModel folders through tf_keras.
+    """``.keras`` and ``.h5`` through the Keras that wrote them, 3 or tf_keras; SavedModels through tf_keras.
 
-    A SavedModel that tf_keras cannot load as a Keras model is run through its ``serving_default`` signature;
-    its inputs and outputs are then sorted by name.
+    Recurrent layers begin every run without a state, as in the files that are made from the model.
+
+    A SavedModel that tf_keras cannot load as a Keras model is run through its signature, ``serving_default``
+    if it has that; its inputs and outputs are then sorted by name.
 
     Option ``trust``: load a model that contains more than a network, such as Lambda layers: it can run any
-    code.
+    code. Option ``code``: the module with its custom layers.
     """
 
     requires = ("keras", "tensorflow")
-    known_options = ("trust",)
+    known_options = ("trust", "code")
 
     @classmethod
     def prepare(cls, path: Path, threads: int, options: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ class Session(ModelSession):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.config.set_visible_devices([], "GPU")
-        importlib.import_module("keras" if path.suffix == ".keras" else "tf_keras")
+        importlib.import_module("keras" if _is_keras_3(path) else "tf_keras")
 
     def __init__(self, path: Path, threads: int, options: dict[str, Any]) -> None:
         trust = bool(options.get("trust", False))
@@ -53,14 +54,15 @@ class Session(ModelSession):
             from edgeopt_untrusted import keras_files
 
             refuse(path.name, keras_files.findings(path))
-        if path.suffix == ".keras":
+        if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+            raise AgentError("model", f"{path.name} is not a Keras 3 file: not a zip archive")
+        custom = vars(importlib.import_module(str(options["code"]))) if trust and "code" in options else {}
+        if _is_keras_3(path):
             import keras
 
-            if not zipfile.is_zipfile(path):
-                raise AgentError("model", f"{path.name} is not a Keras 3 file: not a zip archive")
-            model = keras.saving.load_model(path, compile=False, safe_mode=not trust)
+            model = keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=not trust)
         else:
-            model = _load_tf_keras(path, trust)
+            model = _load_tf_keras(path, trust, custom)
         self._use_model(model)
 
     def _use_model(self, model: Any) -> None:
@@ -70,10 +72,14 @@ class Session(ModelSession):
         if declared:
             self.inputs = [_spec(value) for value in declared]
         structure = _structure(model) if declared else None
+        for layer in getattr(model, "_flatten_layers", list)():
+            if not hasattr(layer, "layers") and getattr(layer, "stateful", False):
+                layer.stateful = False
+                layer.input_spec = None  # the batch that the state was made for
 
         def call(*tensors: Any) -> Any:
             nested = tensors[0] if structure is None else tf.nest.pack_sequence_as(structure, list(tensors))
-            return model(nested, training=False)
+            return tf.nest.map_structure(_in_numpy_type, model(nested, training=False))
 
         self.output_names = list(getattr(model, "output_names", None) or ())
         self.model = model
@@ -82,12 +88,13 @@ class Session(ModelSession):
     def _use_signature(self, path: Path) -> None:
         import tensorflow as tf
 
+        from edgeopt_untrusted import saved_model
+
         # The signature does not keep the loaded object and its variables alive: this reference does.
         self.model = tf.saved_model.load(str(path))
-        if SIGNATURE not in self.model.signatures:
-            known = ", ".join(self.model.signatures) or "none"
-            raise AgentError("model", f"{path.name} has no signature {SIGNATURE!r}; it has: {known}")
-        function = self.model.signatures[SIGNATURE]
+        if not self.model.signatures:
+            raise AgentError("model", f"{path.name} has no signature to call")
+        function = self.model.signatures[saved_model.chosen_signature(self.model.signatures)]
         specs = function.structured_input_signature[1]
         names = sorted(specs)
         self.inputs = [_spec(specs[name], name) for name in names]
@@ -115,6 +122,31 @@ class Session(ModelSession):
         return [np.asarray(value) for value in tf.nest.flatten(results)], seconds
 
 
+def _is_keras_3(path: Path) -> bool:
+    """Whether Keras 3 wrote a file, which says so; folders and files of others are those of tf_keras.
+
+    A file that cannot be read is left to the loader, which reports it.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return str(json.loads(archive.read("metadata.json"))["keras_version"]).startswith("3")
+        if path.is_file() and path.suffix != ".keras":
+            import h5py
+
+            with h5py.File(str(path), "r") as file:
+                version = file.attrs["keras_version"]
+            return (version.decode() if isinstance(version, bytes) else str(version)).startswith("3")
+    return path.suffix == ".keras"
+
+
+def _in_numpy_type(value: Any) -> Any:
+    """A tensor of a 16-bit float type as float32: NumPy lacks bfloat16."""
+    import tensorflow as tf
+
+    return tf.cast(value, tf.float32) if value.dtype in (tf.float16, tf.bfloat16) else value
+
+
 def _structure(model: Any) -> Any:
     """The structure of the model's argument: one tensor, or a list or dictionary of tensors."""
     try:
@@ -123,13 +155,13 @@ def _structure(model: Any) -> Any:
         return model.inputs[0]
 
 
-def _load_tf_keras(path: Path, trust: bool) -> Any:
+def _load_tf_keras(path: Path, trust: bool, custom: Any) -> Any:
     import tf_keras
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
     # Without this scope, tf_keras unmarshals the Lambda layers of legacy formats regardless of safe_mode.
     with SafeModeScope(not trust):
-        return tf_keras.models.load_model(path, compile=False)
+        return tf_keras.models.load_model(path, custom_objects=custom, compile=False)
 
 
 def _load_saved_model(path: Path, trust: bool) -> Any:
@@ -145,7 +177,7 @@ def _load_saved_model(path: Path, trust: bool) -> Any:
         if saved_model.keras_findings(path):
             return None
     with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
-        model = _load_tf_keras(path, trust)
+        model = _load_tf_keras(path, trust, {})
         if isinstance(model, tf_keras.Model):
             return model
     return None

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import UsageError
-from edgeopt.formats.specs import tensor
-from edgeopt.formats.untrusted import BY_TRUST, keras_config
+from edgeopt.formats.specs import missing_code, tensor
+from edgeopt.formats.untrusted import BY_TRUST
+from edgeopt.formats.untrusted import keras_config as untrusted
 from edgeopt.model import Layout, TensorSpec
 
 MODELS = ("Functional", "Sequential", "Model")
@@ -21,16 +22,24 @@ def allowed_by_trust(path: Path, config: Any, trust: bool) -> Iterator[str]:
     """Notes on the objects that run code or open files, which ``trust`` allows.
 
     Raises:
-        UsageError: an object does so without ``trust``, or cannot be loaded even with it.
+        UsageError: an object does so without ``trust``.
     """
-    for found in keras_config.findings(config):
+    for found in untrusted.findings(config):
         fix = "export the model with its graph, model.export('folder'), and use that folder"
-        if not found.code:
-            # Registered in a script: it cannot be imported, so trusting the file does not help.
-            raise UsageError(f"{path} needs a custom class that it does not contain, {found}", fix=fix)
+        if not found.code and not trust:
+            raise missing_code(path, f"a custom class that it does not contain, {found}")
         if not trust:
-            raise UsageError(f"{path}: {found}", fix=f"use layers of Keras, or {fix}; or, {BY_TRUST}")
+            own = found.reason.startswith(("is a class of", "is a function of"))
+            line = f", with its Python file, model: {{path: {path.name}, code: layers.py, trust: true}}"
+            fix = f"use layers of Keras, or {fix}; or, {BY_TRUST}{line if own else ''}"
+            raise UsageError(f"{path}: {found}", fix=fix)
         yield f"{found}; model.trust allows it"
+
+
+def custom_class(config: Any) -> str:
+    """The first class that Keras lacks and cannot import, as a clause; empty if there is none."""
+    missing = (found for found in untrusted.findings(config) if not found.code)
+    return next((f"a custom class that it does not contain, {found}" for found in missing), "")
 
 
 def rebuildable(config: Any) -> dict[str, Any] | None:
@@ -50,6 +59,25 @@ def layers(config: dict[str, Any]) -> dict[str, int]:
             elif layer.get("class_name") != "InputLayer":
                 counts[str(layer.get("class_name"))] += 1
     return dict(counts)
+
+
+def changed_for_inference(config: dict[str, Any]) -> Iterator[str]:
+    """Notes on what files that are made from the model compute in another way than its layers say."""
+    text = json.dumps(config)
+    for half in ("float16", "bfloat16"):
+        if f'"mixed_{half}"' in text or f'"{half}"' in text:
+            yield f"layers that compute in {half} are converted to float32, which edge runtimes compute in"
+    stateful = [
+        str(layer["config"].get("name"))
+        for layer in untrusted.objects(config)
+        if isinstance(layer.get("config"), dict) and layer["config"].get("stateful") is True
+    ]
+    if stateful:
+        yield (
+            f"stateful layers ({', '.join(sorted(set(stateful))[:3])}): every run begins without a state, "
+            "also that of the source model; to carry it over, build the model with the state as input and "
+            "output: output, *state = LSTM(n, return_state=True)(x, initial_state=[h, c])"
+        )
 
 
 def _top_layers(config: dict[str, Any]) -> list[dict[str, Any]]:

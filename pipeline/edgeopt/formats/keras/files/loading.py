@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.errors import StageError
+from edgeopt.formats.keras.files.custom_layers import custom_objects
+from edgeopt.formats.keras.files.inference import for_inference
 from edgeopt.formats.untrusted import keras_files, saved_model
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model, TensorSpec
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError)
 """Exceptions that Keras raises for models that it cannot rebuild; the type depends on the layer."""
+CUSTOM = (
+    "name the Python file of custom layers in the recipe, model: {path: ..., code: layers.py, trust: true}, or "
+    "use the graph of the model: model.export('folder')"
+)
 
 
 class Program(NamedTuple):
@@ -57,7 +63,7 @@ def refuse_code(path: Path, *, keras: bool = True) -> None:
         )
 
 
-def load_keras(path: Path, trust: bool) -> Any:
+def load_keras(path: Path, trust: bool, code: Path | None = None) -> Any:
     """Load a ``.keras`` file with Keras 3.
 
     Raises:
@@ -67,16 +73,18 @@ def load_keras(path: Path, trust: bool) -> Any:
 
     if not trust:
         refuse_code(path)
+    custom = custom_objects(code)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=not trust)
+        network = keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=not trust)
     except UNREADABLE as error:
         raise StageError(
             f"Keras cannot load {path.name}: {reason(error)}",
-            fix="custom layers must be exported as a SavedModel: model.export(...)",
+            fix=CUSTOM,
         ) from error
+    return for_inference(network)
 
 
-def load_tf_keras(path: Path, trust: bool) -> Any:
+def load_tf_keras(path: Path, trust: bool, code: Path | None = None) -> Any:
     """Load a Keras 2 ``.h5`` file, SavedModel folder or ``.keras`` file with tf_keras.
 
     Raises:
@@ -87,18 +95,20 @@ def load_tf_keras(path: Path, trust: bool) -> Any:
 
     if not trust:
         refuse_code(path)
+    custom = custom_objects(code)
     try:
         # Without this scope, tf_keras unmarshals the Lambda layers of legacy formats regardless of safe_mode.
         with SafeModeScope(not trust):
-            return tf_keras.models.load_model(path, compile=False)
+            network = tf_keras.models.load_model(path, custom_objects=custom, compile=False)
     except UNREADABLE as error:
         raise StageError(
             f"tf_keras cannot load {path.name}: {reason(error)}",
-            fix="custom layers must be exported as a SavedModel: tf.saved_model.save(...)",
+            fix=CUSTOM,
         ) from error
+    return for_inference(network)
 
 
-def load_program(model: Model, trust: bool) -> Program:
+def load_program(model: Model, trust: bool, code: Path | None = None) -> Program:
     """Load a ``keras``, ``tf_keras`` or ``saved_model`` model as a TensorFlow function of batch 1.
 
     Open dimensions other than the batch take their size from ``model.inputs``.
@@ -109,8 +119,29 @@ def load_program(model: Model, trust: bool) -> Program:
     if model.format == "saved_model":
         return _signature(model, trust)
     if model.format == "keras":
-        return _traced(load_keras(model.path, trust), model, layer_scopes)
-    return _traced(load_tf_keras(model.path, trust), model, nullcontext)
+        return _traced(load_keras(model.path, trust, code), model, layer_scopes)
+    return _traced(load_tf_keras(model.path, trust, code), model, nullcontext)
+
+
+def traced(program: Program, model: Model) -> Any:
+    """The function of a program as a graph.
+
+    Raises:
+        StageError: a layer cannot be called on inputs of these shapes and types, or not in a graph.
+    """
+    import tensorflow as tf
+
+    try:
+        return program.function.get_concrete_function()
+    except (*UNREADABLE, RuntimeError, tf.errors.OpError) as error:
+        raise StageError(
+            f"{model.path.name} cannot be called on {', '.join(_shapes(program))}: {reason(error)}",
+            fix="correct the inputs in the recipe, or the layer that the message names",
+        ) from error
+
+
+def _shapes(program: Program) -> Iterator[str]:
+    return (f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in program.inputs)
 
 
 @contextmanager
@@ -196,8 +227,7 @@ def _signature(model: Model, trust: bool) -> Program:
             f"{model.path.name} has no signature to call",
             fix="save it with tf.saved_model.save(model, path, signatures=...)",
         )
-    # `serving_default` is the convention of TensorFlow Serving; otherwise any, but always the same one.
-    serving = signatures.get("serving_default") or signatures[sorted(signatures)[0]]
+    serving = signatures[saved_model.chosen_signature(signatures)]
     arguments = serving.structured_input_signature[1]
     names = _order(list(arguments), model)
     inputs = _fixed(model, names, [(arguments[name].shape, arguments[name].dtype.name) for name in names])

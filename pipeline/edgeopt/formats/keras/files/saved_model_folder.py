@@ -10,10 +10,12 @@ from typing import Any
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.keras.files import config as keras_config
+from edgeopt.formats.keras.files import vectorizers
 from edgeopt.formats.specs import UNDECLARED, tensor
 from edgeopt.formats.untrusted import BY_TRUST, saved_model
 from edgeopt.formats.untrusted import keras_config as untrusted_config
 from edgeopt.formats.untrusted.protobuf import mapped, messages, number, text
+from edgeopt.formats.untrusted.saved_model import chosen_signature
 from edgeopt.formats.wire import bounded
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin.contents import Source
@@ -57,7 +59,7 @@ def read(path: Path, trust: bool) -> Source:
         graph = next(messages(data, 2), None)
         if graph is None:
             raise ValueError("saved_model.pb contains no graph")
-        inputs, outputs = _signature(graph)
+        signature, inputs, outputs = _signature(graph)
         config = _keras_configuration(path, graph)
     operators = saved_model.findings(path)
     if operators and not trust:
@@ -74,8 +76,10 @@ def read(path: Path, trust: bool) -> Source:
             note = f"the model has custom layers: {FROM_GRAPH}"
         else:
             inputs, outputs = keras_config.inputs(config) or inputs, ()
+    vectorizers.refuse_signature(path, inputs)
+    named = f"of its signatures, {signature!r} is used" if signature not in ("", "serving_default") else ""
     allowed = (f"{operator}; model.trust allows it" for operator in operators)
-    notes = (*allowed, *([note] if note else []), *([] if inputs else [UNDECLARED]))
+    notes = (*allowed, *filter(None, (note, named)), *([] if inputs else [UNDECLARED]))
     model = Model(format="saved_model" if note else "tf_keras", path=path, inputs=inputs, outputs=outputs)
     layers = keras_config.layers(config) if config and not note else {}
     return Source(model=model, framework="keras", notes=notes, layers=layers)
@@ -115,11 +119,12 @@ def _keras_configuration(path: Path, graph: memoryview) -> dict[str, Any] | None
     return keras_config.rebuildable(bounded.json_value(config)) if config else None
 
 
-def _signature(graph: memoryview) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of ``serving_default``, sorted by name."""
+def _signature(graph: memoryview) -> tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Name, inputs and outputs of the signature that is used, both sorted by name."""
     signatures = {text(entry, 1): entry for entry in messages(graph, 5)}
-    chosen = signatures.get("serving_default") or signatures.get("serve") or memoryview(b"")
-    return _specs(chosen, 1), _specs(chosen, 2)
+    name = chosen_signature(name for name in signatures if not name.startswith("__"))
+    chosen = signatures.get(name, memoryview(b""))
+    return name, _specs(chosen, 1), _specs(chosen, 2)
 
 
 def _specs(signature: memoryview, field: int) -> tuple[TensorSpec, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeopt.errors import UsageError
 from edgeopt.formats.keras.files import config as keras_config
-from edgeopt.formats.keras.files import hdf5
+from edgeopt.formats.keras.files import hdf5, vectorizers
 from edgeopt.formats.specs import UNDECLARED
 from edgeopt.formats.wire import bounded
 from edgeopt.model import Model
@@ -88,8 +88,10 @@ def _source(path: Path, config: Any, version: str, trust: bool) -> Source:
         raise ValueError("its configuration does not describe a Keras model")
     notes = list(keras_config.allowed_by_trust(path, config, trust))
     inputs = keras_config.inputs(config)
+    vectorizers.refuse(path, config, inputs)
     if not inputs:
         notes.append(UNDECLARED)
+    notes += keras_config.changed_for_inference(config)
     keras_2 = not version.startswith("3")
     if keras_2:
         notes.append(f"saved by Keras {version}: loaded with tf_keras")
@@ -99,4 +101,5 @@ def _source(path: Path, config: Any, version: str, trust: bool) -> Source:
         notes=tuple(notes),
         layers=keras_config.layers(config),
         output_count=keras_config.output_count(config),
+        needs_code=keras_config.custom_class(config),
     )
