@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 from edgeopt.cli import app
 from edgeopt.commands.plan import plan
 from edgeopt.devices import lint as lint_module
+from edgeopt.devices.budget import usage
 from edgeopt.devices.device import Device, load_device
-from edgeopt.devices.lint import errors, expected, limits_of, lint, lint_artifact, lint_measured, summary
+from edgeopt.devices.estimates import code_band
+from edgeopt.devices.lint import errors, expected, lint, lint_artifact, lint_measured, summary
+from edgeopt.devices.tables import limits_of
 from edgeopt.errors import StageError, UsageError
 from edgeopt.reports import sarif
 from toy_operators import operator, write
@@ -218,7 +221,10 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
     clean = runner.invoke(app, ["lint", str(good), "--device", "cortex-m"])
     assert (clean.exit_code, clean.stdout) == (
         0,
-        "good.tflite on cortex-m: no findings (tflite-micro)\n",
+        "good.tflite on cortex-m: no findings (tflite-micro)\n"
+        "  flash: 420 B for the file and 18.0 KiB to 32.7 KiB for the code of TensorFlow Lite Micro, "
+        "2% to 3% of 1.0 MiB\n"
+        "  RAM: 64 B for the tensors of the largest operator, under 1% of 256.0 KiB\n",
     )
     found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
     assert found.exit_code == 1
@@ -300,3 +306,59 @@ def test_every_table_says_where_it_is_from() -> None:
         assert table.runtime.split()[1][0].isdigit()
         assert {"ADD", "CONV_2D", "FULLY_CONNECTED", "SOFTMAX"} <= set(table.operators)
     assert np.all([limit.version for limit in limits_of("tflite-runtime-2.14").operators.values()])
+
+
+def test_flash_counts_the_code_of_the_runtime(tmp_path: Path) -> None:
+    """By the published sizes: 16 KiB, and 2 to 16.7 KiB for each of three kinds of operators."""
+    nodes = (operator("CONV_2D", weighted=True), operator("RELU"), operator("RELU"), operator("SOFTMAX"))
+    file = write(tmp_path / "m.tflite", *nodes, shape=IMAGE, types=INT8)
+    size = file.stat().st_size
+    code = runtime_code(load_device("cortex-m"), 3)
+    assert code == (16384 + 3 * 2048, 16384 + 3 * (101824 - 16384) // 5)
+    for flash, found in (
+        (size + code[1], []),
+        (size + code[1] - 1, ["they may not fit into"]),
+        (size + code[0], ["they may not fit into"]),
+        (size + code[0] - 1, ["they do not fit into"]),
+        (size - 1, ["of flash for it"]),
+    ):
+        small = device("cortex-m", limits=load_device("cortex-m").limits.model_copy(update={"flash": flash}))
+        findings = lint(file, small, "tflite")
+        assert all(words in finding.message for finding, words in zip(findings, found, strict=True))
+        assert [finding.severity for finding in findings] == (
+            [] if not found else ["error" if flash < size else "warning"]
+        )
+    (flash_share, ram_share) = usage(file, load_device("stm32f4"), "tflite").shares
+    assert (flash_share.low, flash_share.high) == (size + code[0], size + code[1])
+    assert "tflite-micro, pull request 169" in flash_share.sources
+    assert (ram_share.low, ram_share.high, ram_share.limit) == (64, None, 128 * 1024)
+
+
+def runtime_code(target: Device, operators: int) -> tuple[int, int]:
+    band = code_band(operators, target.runtimes["tflite"])
+    assert band is not None
+    return int(band.low), int(band.high)
+
+
+def test_a_device_without_limits_has_no_shares(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.tflite", operator("CONV_2D", weighted=True), shape=IMAGE, types=FLOAT)
+    assert usage(file, load_device("host"), "tflite").shares == ()
+    assert usage(file, load_device("host"), "tflite").hint == ""
+    # An NPU reads tensors in parts: the tensors of one operator are no lower bound.
+    assert [share.memory for share in usage(file, load_device("ethos-u55-128"), "tflite").shares] == ["flash"]
+
+
+@pytest.mark.parametrize(
+    ("types", "weights", "hinted"),
+    [(FLOAT, "float32", True), (INT8, "int8", False), (FLOAT, "int8", False)],
+)
+def test_float_files_are_hinted_at_int8(
+    tmp_path: Path, types: tuple[str, str], weights: str, hinted: bool
+) -> None:
+    conv = operator("CONV_2D", weighted=True)
+    file = write(tmp_path / "m.tflite", conv, operator("RELU"), shape=IMAGE, types=types, weights=weights)
+    assert ("quantize: int8" in usage(file, load_device("stm32h7"), "tflite").hint) == hinted
+    told = CliRunner().invoke(app, ["lint", str(file), "--device", "stm32h7", "--json"])
+    answer = json.loads(told.stdout)["usage"]
+    assert bool(answer["hint"]) == hinted
+    assert [share["memory"] for share in answer["shares"]] == ["flash", "RAM"]

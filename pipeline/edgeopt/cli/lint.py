@@ -21,12 +21,14 @@ def lint(
 ) -> None:
     """Check whether a model file will run on a device, without the device.
 
-    Operators, their versions and types, and the size are compared with what the device's runtime supports.
+    Operators, their versions and types, and the size are compared with what the device's runtime supports;
+    the output also states its share of flash and RAM.
     Exit code 1: it will not run. 0: no errors; warnings do not change the exit code.
     """
     import json
 
     from edgeopt.config.files import writing
+    from edgeopt.devices.budget import usage
     from edgeopt.devices.device import load_device
     from edgeopt.devices.lint import errors, shortened
     from edgeopt.devices.lint import lint as check
@@ -43,6 +45,7 @@ def lint(
         )
     try:
         findings = check(file, target, format_name)
+        used = usage(file, target, format_name)
     except StageError as error:
         raise UsageError(error.message, fix=error.fix) from error
     failures = errors(findings)
@@ -51,7 +54,13 @@ def lint(
             sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
     if as_json:
         rows = [finding.model_dump(mode="json") for finding in findings]
-        typer.echo(json.dumps({"file": str(file), "device": target.name, "findings": rows}, indent=2))
+        told = {
+            "file": str(file),
+            "device": target.name,
+            "findings": rows,
+            "usage": used.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(told, indent=2))
     else:
         for finding in findings:
             typer.echo(f"{finding.severity}: {shortened(finding.layer) or file.name} [{finding.rule}]")
@@ -59,5 +68,9 @@ def lint(
         if not findings:
             operators = target.operators or "no operator table"
             typer.echo(f"{file.name} on {target.name}: no findings ({operators})")
+        for share in used.shares:
+            typer.echo(f"  {share}")
+        if used.hint:
+            typer.echo(f"  {used.hint}")
     if failures:
         raise typer.Exit(ERRORS_FOUND)

@@ -5,22 +5,21 @@ Nothing beyond a table is guessed: a file without findings may still be rejected
 run.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeopt.devices.device import Device
-from edgeopt.devices.tables import operator_tables
+from edgeopt.config.units import show_bytes
+from edgeopt.devices.device import Device, Limits
+from edgeopt.devices.estimates import runtime_code
+from edgeopt.devices.tables import Limit, OperatorTable, Severity, limits_of
 from edgeopt.errors import StageError
 from edgeopt.formats.known import format_named
 from edgeopt.plugin import Operator
 
-Severity = Literal["error", "warning"]
-
+NO_LIMITS = Limits()
 FLEX = "Flex"
 CASTS = {
     "QUANTIZE": "if it is at an input or output, convert with int8 inputs and outputs",
@@ -54,41 +53,6 @@ def shortened(layer: str) -> str:
     return first if len(first) == len(layer) else f"{first};…"
 
 
-class Limit(BaseModel):
-    """Limits of a runtime for one operator. An unset field means no limit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: int | None = None
-    types: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-
-
-class Limits(BaseModel):
-    """The operators that a runtime supports: a file of ``limits/``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = Field(description="format of the files that the runtime loads")
-    runtime: str
-    source: str
-    missing: Annotated[Severity, Field(description="severity of an unsupported operator")]
-    fallback: str = Field("", description="what executes unsupported operators")
-    static_shapes: bool = Field(False, description="whether only the batch dimension may be dynamic")
-    whole_tensors: bool = Field(
-        True, description="whether an operator's inputs and outputs are in memory as a whole"
-    )
-    custom: tuple[str, ...] = ()
-    operators: dict[str, Limit]
-
-
-@cache
-def limits_of(table: str) -> Limits:
-    """The table ``table``; `device.read_device` has checked that it exists."""
-    return Limits.model_validate(json.loads(operator_tables()[table].read_text("utf-8")))
-
-
 def lint(file: Path, device: Device, format: str) -> list[Finding]:
     """Everything that prevents ``file`` from running on ``device``, errors first. Nothing is executed.
 
@@ -98,15 +62,18 @@ def lint(file: Path, device: Device, format: str) -> list[Finding]:
         StageError: the file is not of that format, or is damaged.
     """
     kind = format_named(format)
-    findings = list(_flash(kind.size_bytes(file), device))
+    size = kind.size_bytes(file)
+    findings = list(_flash(size, device))
     limits = limits_of(device.operators) if device.operators is not None else None
-    needed = limits is not None or device.limits.ram is not None
+    needed = limits is not None or device.limits != NO_LIMITS
     operators = kind.operators(file) if needed else None
     if operators is not None:
         if limits is not None and limits.format == format:
             findings += _operators(operators, limits, device)
         if limits is None or limits.whole_tensors:
             findings += _ram(operators, device)
+        if not findings or findings[0].rule != "flash":
+            findings += _flash_with_code(size, operators, device, format)
     return sorted(findings, key=lambda finding: finding.severity)
 
 
@@ -187,6 +154,23 @@ def _flash(size: int, device: Device) -> Iterator[Finding]:
         )
 
 
+def _flash_with_code(
+    size: int, operators: Sequence[Operator], device: Device, format: str
+) -> Iterator[Finding]:
+    """A file that fits alone, but not with the code of the runtime; its size is an estimate: a warning."""
+    limit, code = device.limits.flash, runtime_code(operators, device, format)
+    if limit is None or code is None or size + code.high <= limit:
+        return
+    verdict = "they do not fit" if size + code.low > limit else "they may not fit"
+    yield Finding(
+        rule="flash",
+        severity="warning",
+        message=f"the file is {size:,} bytes and the runtime's code an estimated {show_bytes(code.low)} to "
+        f"{show_bytes(code.high)}: {verdict} into {limit:,} bytes of flash",
+        fix="link the program without other parts to see its size, or make the file smaller",
+    )
+
+
 def _ram(layers: Sequence[Operator], device: Device) -> Iterator[Finding]:
     limit = device.limits.ram
     largest = max(layers, key=lambda layer: layer.working, default=None)
@@ -201,7 +185,7 @@ def _ram(layers: Sequence[Operator], device: Device) -> Iterator[Finding]:
         )
 
 
-def _operators(layers: Sequence[Operator], limits: Limits, device: Device) -> list[Finding]:
+def _operators(layers: Sequence[Operator], limits: OperatorTable, device: Device) -> list[Finding]:
     findings = [finding for layer in layers if (finding := _operator(layer, limits)) is not None]
     if limits.missing == "warning" and layers and len(findings) == len(layers):
         kinds = {layer.activation for layer in layers}
@@ -222,7 +206,7 @@ def _operators(layers: Sequence[Operator], limits: Limits, device: Device) -> li
     return findings
 
 
-def _operator(layer: Operator, limits: Limits) -> Finding | None:
+def _operator(layer: Operator, limits: OperatorTable) -> Finding | None:
     """The first problem of an operator, None if there is none."""
 
     def finding(rule: str, message: str, fix: str) -> Finding:
@@ -278,7 +262,7 @@ def _operator(layer: Operator, limits: Limits) -> Finding | None:
     return finding("dtype", f"{actual}, but {limits.runtime} supports {supported}", fix)
 
 
-def _shape(layer: Operator, limits: Limits) -> Finding | None:
+def _shape(layer: Operator, limits: OperatorTable) -> Finding | None:
     """A finding for a dynamic dimension other than the batch, which is stored as 1."""
     for shape in layer.shapes:
         if any(size < 0 for size in shape[1:]):

@@ -1,15 +1,22 @@
 """The tables that ship with edgeopt and that device files name: operators, speed of kernels, size of code."""
 
+import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.config.nearest import nearest
+
+Severity = Literal["error", "warning"]
 
 LIMITS = Path(str(resources.files("edgeopt"))) / "devices" / "limits"
 
 
 def operator_tables() -> dict[str, Path]:
-    """The operators that each runtime supports, by name; `edgeopt.devices.lint` reads them."""
+    """The operators that each runtime supports, by name; `limits_of` reads them."""
     return _tables(LIMITS)
 
 
@@ -21,6 +28,41 @@ def speed_tables() -> dict[str, Path]:
 def code_tables() -> dict[str, Path]:
     """Published code sizes of runtimes, by runtime; `edgeopt.devices.estimates` reads them."""
     return _tables(LIMITS / "code")
+
+
+class Limit(BaseModel):
+    """Limits of a runtime for one operator. An unset field means no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int | None = None
+    types: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+
+
+class OperatorTable(BaseModel):
+    """The operators that a runtime supports: a file of ``limits/``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = Field(description="format of the files that the runtime loads")
+    runtime: str
+    source: str
+    missing: Annotated[Severity, Field(description="severity of an unsupported operator")]
+    fallback: str = Field("", description="what executes unsupported operators")
+    static_shapes: bool = Field(False, description="whether only the batch dimension may be dynamic")
+    whole_tensors: bool = Field(
+        True, description="whether an operator's inputs and outputs are in memory as a whole"
+    )
+    custom: tuple[str, ...] = ()
+    operators: dict[str, Limit]
+
+
+@cache
+def limits_of(table: str) -> OperatorTable:
+    """The operator table ``table``; `device.read_device` has checked that it exists."""
+    return OperatorTable.model_validate(json.loads(operator_tables()[table].read_text("utf-8")))
 
 
 def known_operator_table(value: str | None) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeopt.config.files import file_digest, files_of
 from edgeopt.devices.device import load_device
-from edgeopt.devices.lint import limits_of
+from edgeopt.devices.tables import limits_of
 from edgeopt.errors import StageError, UsageError, VerificationError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.wire.bounded import json_value

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgeopt.config.files import file_digest, files_of
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.devices.device import Device, known_devices, load_device
-from edgeopt.devices.lint import limits_of
+from edgeopt.devices.tables import limits_of
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
 from edgeopt.publish.contract import FILE, Contract, read_contract
 from edgeopt.publish.oci import (
