@@ -63,9 +63,10 @@ def results(
     for built in builds:
         branch = built.branch
         base: dict[str, Any] = {"variant": branch.variant, "format": branch.format, "chain": branch.names}
+        step_notes = tuple(note for each in built.steps for note in each.notes)
         if not built.complete:
-            reason = built.failure or "not built"
-            rows += [Result(device=d.name, status="failed", reason=reason, **base) for d in branch.devices]
+            base |= {"status": "failed", "reason": built.failure or "not built", "notes": step_notes}
+            rows += [Result(device=d.name, **base) for d in branch.devices]
             continue
         artifact = keep_artifact(plan, built, out)
         rename = source_names(plan, built).of
@@ -109,7 +110,7 @@ def results(
                         lower,
                     )
                 values |= _parity(measured, branch.name, device.name, scorer.interpreters)
-            notes = (*(note for each in built.steps for note in each.notes), *read.notes)
+            notes = (*step_notes, *read.notes)
             layers = renamed_rows(outcome.details, rename)
             rows.append(
                 result_of(outcome, hops=hops, measurements=values, notes=notes, layers=layers, **common)
