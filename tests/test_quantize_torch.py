@@ -244,11 +244,9 @@ class Computed(torch.nn.Module):
 @pytest.mark.parametrize(
     ("module", "why"),
     [
-        (Computed(), "would stay in float: conv2d"),
-        (torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 2, 3)), "would stay in float: 0"),
         (
             torch.nn.Sequential(torch.nn.Unflatten(1, (1, 3)), torch.nn.Conv3d(1, 2, 3)),
-            "qnnpack cannot run the int8 model",
+            "would stay in float: 1",
         ),
     ],
 )
@@ -257,6 +255,15 @@ def test_fx_refuses_what_it_leaves_in_float(module: Any, why: str, tmp_path: Pat
     model = torch_program.save_module(module, tmp_path / "model.pt2", source, (IMAGE,))
     with pytest.raises(StageError, match=why):
         QuantizeFx().run(model, context(tmp_path / "out", count=2))
+
+
+def test_a_layer_with_computed_weights_stays_in_float_and_is_named(tmp_path: Path) -> None:
+    source = Model(format="torch", path=tmp_path)
+    model = torch_program.save_module(Computed().eval(), tmp_path / "model.pt2", source, (IMAGE,))
+    notes: list[str] = []
+    for stage in (QuantizeFx(), QuantizeXnnpack()):
+        stage.run(model, context(tmp_path / type(stage).__name__, count=8)._replace(note=notes.append))
+    assert [note.rpartition(": ")[2] for note in notes if "weights are computed" in note] == ["conv2d_1"] * 2
 
 
 def test_xnnpack_refuses_layers_left_in_float(program: tuple[Model, Any]) -> None:

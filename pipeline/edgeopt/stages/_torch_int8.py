@@ -11,15 +11,21 @@ from edgeopt.errors import StageError
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.masks import NOTE as MASKS
 from edgeopt.formats.torch.graph import masks as torch_masks
+from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
+from edgeopt.formats.torch.quantize.overrides import Quantizable
 from edgeopt.formats.torch.quantize.ranges import Ranges
+from edgeopt.formats.torch.quantize.unquantizable import Unquantizable
 from edgeopt.model import Array, Model, Outputs, TensorSpec
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
+
+
+VOLUMES = frozenset({"conv3d", "conv_transpose3d"})
 
 
 class TorchInt8(Searching):
@@ -61,10 +67,19 @@ class TorchInt8(Searching):
             context.note(mixed_note(program.spread))
         if program.masks:
             context.note(MASKS)
+        if program.computed:
+            names = ", ".join(layer.name for layer in program.computed)
+            context.note(f"layers whose weights are computed, or not of type float32, stay in float: {names}")
         if self.allowed_drop is None:
             return frozenset()
         program.samples, labels = search_samples(model, context)
-        return search(program, labels, max_drop=self.allowed_drop, budget=self.budget, context=context)
+        while True:
+            try:
+                return search(
+                    program, labels, max_drop=self.allowed_drop, budget=self.budget, context=context
+                )
+            except Unquantizable as error:
+                program.leave_in_float(error, context)
 
 
 class Program(ABC):
@@ -89,8 +104,10 @@ class Program(ABC):
         self.all = torch_overrides.quantizable(graph, kinds)
         self.joined = torch_overrides.joined_outputs(graph, kinds)
         self.masks = torch_masks.masked(graph)
+        self.computed = [layer for layer in self.all if not layer.elements or not _is_float32(graph, layer)]
         requested = torch_overrides.precisions(self.all, options.layers)
         self.float = frozenset(name for name, precision in requested.items() if precision == "float32")
+        self.float |= {layer.name for layer in self.computed}
 
     @abstractmethod
     def make(self, raised: frozenset[str]) -> Path:
@@ -99,6 +116,30 @@ class Program(ABC):
     @abstractmethod
     def load(self, path: Path) -> Any:
         """Load a candidate as a callable."""
+
+    def refuse_volumes(self, exempt: set[str], format: str) -> None:
+        """Raise for convolutions of volumes: neither qnnpack nor XNNPACK has a kernel.
+
+        Raises:
+            Unquantizable: there is one that is not in ``exempt``.
+        """
+        names = [layer.name for layer in self.all if layer.kind in VOLUMES and layer.node not in exempt]
+        if names:
+            raise Unquantizable(names, "its runtime has no int8 convolution of volumes", format)
+
+    def leave_in_float(self, error: Unquantizable, context: Context) -> None:
+        """Leave the layers of an error in float.
+
+        Raises:
+            Unquantizable: they are no layers, or in float already.
+        """
+        unsupported = frozenset(error.layers) & frozenset(self.names.values()) - self.float
+        if not unsupported:
+            raise error
+        self.float |= unsupported
+        context.note(
+            f"this format cannot quantize these layers, which stay in float: {', '.join(sorted(unsupported))}"
+        )
 
     @property
     def layers(self) -> Mapping[str, int]:
@@ -132,6 +173,11 @@ class Program(ABC):
 
     def outputs(self, path: Path | None) -> Outputs:
         return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)
+
+
+def _is_float32(graph: "GraphModule", layer: Quantizable) -> bool:
+    node = next(node for node in graph.graph.nodes if node.name == layer.node)
+    return torch_to_modules.is_float32(node)
 
 
 def calibration(context: Context) -> Any:

@@ -34,7 +34,7 @@ class QuantizeFx(TorchInt8):
     produces: ClassVar[str] = "torchscript_module"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -103,6 +103,7 @@ class _Fx(Program):
         from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
         exempt = self.exempt(raised)
+        self.refuse_volumes(exempt, "torchscript")
         modular = torch_to_modules.with_modules(self.graph)
         torch_ceilings.replace(modular, exempt)
         mapping = torch_fx.qconfig_mapping(self.options.per_channel, modular, exempt)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
@@ -14,6 +13,7 @@ from edgeopt.formats.torch.graph.to_modules import RECURRENT
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
+from edgeopt.formats.torch.quantize.unquantizable import Unquantizable
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.stages._torch_int8 import Program, TorchInt8, calibration
@@ -40,7 +40,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -94,19 +94,24 @@ class _Pt2e(Program):
         Raises:
             StageError: another layer would stay in float.
         """
+        import torch
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import propagate_annotation
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         exempt = self.exempt(raised)
+        self.refuse_volumes(exempt, "executorch")
+        slice_of = torch.ops.aten.slice.Tensor
 
         class Exempting(XNNPACKQuantizer):
             """Also leaves operators without weights in float, to which the filter does not apply.
 
             Arithmetic of integers, such as token indices, stays as it is: the quantizer would make it float.
+            XNNPACK's slices copy int8 values: their inputs and outputs share one scale.
             """
 
             def transform_for_annotation(self, model: Any) -> Any:
-                integers = {node: node.args for node in model.graph.nodes if _is_integer(node)}
+                integers = {node: node.args for node in model.graph.nodes if not _is_float32(node)}
                 model = super().transform_for_annotation(model)
                 for node, args in integers.items():
                     constants = [each for each in node.args if each not in args]
@@ -120,7 +125,11 @@ class _Pt2e(Program):
             def annotate(self, model: Any) -> Any:
                 model = super().annotate(model)
                 for node in model.graph.nodes:
-                    if node.name in exempt:
+                    if node.target is slice_of and "quantization_annotation" not in node.meta:
+                        _share_scale(node)
+                        propagate_annotation(model)
+                for node in model.graph.nodes:
+                    if node.name in exempt or not _is_float32(node):
                         node.meta.pop("quantization_annotation", None)
                 return model
 
@@ -135,10 +144,26 @@ class _Pt2e(Program):
         return torch_program.export(converted, self.inputs)
 
 
-def _is_integer(node: Any) -> bool:
-    """Whether an operator computes integers."""
-    dtype = getattr(node.meta.get("val"), "dtype", None)
-    return node.op == "call_function" and dtype is not None and not dtype.is_floating_point
+def _is_float32(node: Any) -> bool:
+    """Whether an operator reads and computes float32 only; those of several results count as such."""
+    import torch
+
+    values = [node, *node.all_input_nodes] if node.op == "call_function" else []
+    dtypes = {getattr(value.meta.get("val"), "dtype", torch.float32) for value in values}
+    return dtypes <= {torch.float32}
+
+
+def _share_scale(node: Any) -> None:
+    """Let an operator that only moves values keep the scale of its input, if that is quantized."""
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+    source = node.args[0]
+    annotation = source.meta.get("quantization_annotation")
+    if annotation is not None and annotation.output_qspec is not None:
+        shared = SharedQuantizationSpec(source)
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map={source: shared}, output_qspec=shared, _annotated=True
+        )
 
 
 def _config(per_channel: bool) -> Any:
@@ -176,9 +201,4 @@ def refuse_float(module: Any, exempt: set[str], names: Mapping[str, str]) -> Non
         layer_names = [names.get(node.name, node.name) for node in left]
         weights = [getattr(node.args[1], "name", "states") for node in left]
         shown = [f"{name} ({weight})" for name, weight in zip(layer_names, weights, strict=True)]
-        declared = ", ".join(f"{name!r}: float32" for name in layer_names)
-        raise StageError(
-            f"int8 was requested, but these layers would stay in float: {', '.join(shown)}",
-            fix="the XNNPACK quantizer does not support them: keep them in float with layers: "
-            f"{{{declared}}}, or put the variant in a recipe without executorch",
-        )
+        raise Unquantizable(layer_names, "the XNNPACK quantizer does not support them", "executorch", shown)

@@ -1,42 +1,100 @@
 """Lowering of an exported program to an ExecuTorch program with the XNNPACK delegate."""
 
+from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import executorch_check
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError),
+    NotImplementedError,
+)
+"""Exceptions of ExecuTorch for operators that it or XNNPACK cannot lower."""
+MOVES = frozenset({"slice_copy.Tensor", "view_copy.default", "permute_copy.default", "cat.default"})
+"""Operators of XNNPACK that copy int8 values, and so cannot change the scale."""
 
 
 def lower(program: "ExportedProgram") -> bytes:
     """Delegate the supported operators to XNNPACK; the rest runs on portable kernels.
 
+    The result has been loaded and run once. Operators that XNNPACK accepts but cannot run are left to the
+    portable kernels: those are found by lowering without one kind of operator at a time.
+
     Returns:
         The contents of a ``.pte`` file.
 
     Raises:
-        StageError: ExecuTorch cannot lower the program, or a quantized layer would compute in float.
+        StageError: ExecuTorch cannot lower or run the program, or a quantized layer would compute in float.
     """
+    delegated: Counter[str] = Counter()
+    try:
+        return _lower(program, (), delegated)
+    except FAILURES as error:
+        first = error
+    for kind in executorch_check.suspects(str(first), delegated):
+        try:
+            return _lower(program, {kind})
+        except FAILURES:
+            continue
+    raise StageError(
+        f"ExecuTorch cannot run the model: {torch_engine.brief(first)}",
+        fix="replace the operator that the message names, or remove executorch from 'formats'",
+    ) from first
+
+
+def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any = None) -> bytes:
+    """Lower and check a program; ``delegated`` counts the operators that XNNPACK gets, by kind."""
     with torch_engine.quiet():
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        try:
-            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            # An operator that the partitioner rejects falls back to dequantize and float without a warning.
-            if fallbacks := _float_fallbacks(edge.exported_program()):
-                raise StageError(
-                    f"XNNPACK has no int8 kernel for {', '.join(fallbacks)}: they would compute in float",
-                    fix="declare this in the recipe with layers: {NAME: float32}",
-                )
-            lowered = edge.to_executorch()
-        except (RuntimeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
+        partitioner = _partitioner(excluded, Counter() if delegated is None else delegated)
+        edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+        # An operator that the partitioner rejects falls back to dequantize and float without a warning.
+        if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
-                f"ExecuTorch cannot lower the model: {torch_engine.brief(error)}",
-                fix="replace the operator that the message names, or remove executorch from 'formats'",
-            ) from error
-    return bytes(lowered.buffer)
+                f"XNNPACK has no int8 kernel for {', '.join(fallbacks)}: they would compute in float",
+                fix="declare this in the recipe with layers: {NAME: float32}",
+            )
+        lowered = edge.to_executorch()
+        content = bytes(lowered.buffer)
+    executorch_check.check(content, lowered.exported_program(), program)
+    return content
+
+
+def _partitioner(excluded: Collection[str], delegated: "Counter[str]") -> Any:
+    """The XNNPACK partitioner, without operators that it accepts although XNNPACK cannot run them."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    partitioner = XnnpackPartitioner()
+
+    def constrained(kind: str, accepts: Any) -> Any:
+        def check(node: Any, program: Any) -> bool:
+            accepted = kind not in excluded and _is_runnable(kind, node) and accepts(node, program)
+            delegated[kind] += accepted
+            return bool(accepted)
+
+        return check
+
+    for kind, config in partitioner.target_partitioner_configs.items():
+        config.check_constraints = constrained(kind, config.check_constraints)
+    return partitioner
+
+
+def _is_runnable(kind: str, node: Any) -> bool:
+    if kind == "prelu.default":
+        return bool(node.args[0].meta["val"].dim() == 4)
+    if kind in MOVES:
+        # A conversion between two scales around the operator is no int8 operator.
+        sources = [source.args[1:] for source in node.all_input_nodes if "dequantize" in str(source.target)]
+        results = [user.args[1:] for user in node.users if "quantize_per_tensor" in str(user.target)]
+        return len({str(scale) for scale in (*sources, *results)}) <= 1 or not (sources and results)
+    return True
 
 
 def _float_fallbacks(program: Any) -> list[str]:

@@ -3,12 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
-from edgeopt.formats.torch.graph.operators import CONVOLUTIONS, NO_OPS, RESHAPES, SYNONYMS, operator_name
+from edgeopt.formats.torch.graph.operators import (
+    CONVOLUTIONS,
+    NO_OPS,
+    POOLS,
+    RESHAPES,
+    SYNONYMS,
+    operator_name,
+)
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
 ASSERTIONS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"})
+
+FILLED: "dict[str, float | None]" = {"zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0}
+FILLED |= dict.fromkeys(("full_like", "new_full", "fill"), None)
+"""Operators that fill a tensor with one value: this one, or their last argument."""
 
 
 def remove_no_op(editor: GraphEditor, node: "Node") -> bool:
@@ -56,6 +67,8 @@ def canonicalize(editor: GraphEditor, node: "Node") -> bool:
         new = _convolution(editor, node)
     elif name in ("addmm", "mm", "matmul"):
         new = _linear(editor, node)
+    elif name in FILLED:
+        new = _full(editor, node, FILLED[name])
     # The .padding overload takes "same" or "valid": later rules and converters need numbers.
     elif name in CONVOLUTIONS and not node.kwargs and _overload(node) == "padding":
         new = _padded_convolution(editor, node)
@@ -65,6 +78,9 @@ def canonicalize(editor: GraphEditor, node: "Node") -> bool:
         return True
     elif name == "linear" and len(node.args) == 2:
         node.args = (*node.args, None)
+        return True
+    elif name in POOLS and not node.kwargs and node.args != (args := _pool_args(editor, node)):
+        node.args = args
         return True
     return new is not None and editor.replace(node, new)
 
@@ -102,6 +118,21 @@ def _permute(editor: GraphEditor, node: "Node") -> "Node | None":
     return editor.insert(node, torch.ops.aten.permute.default, (node.args[0], order), node)
 
 
+def _full(editor: GraphEditor, node: "Node", value: float | None) -> "Node | None":
+    """A tensor of one value, which depends on no input."""
+    import torch
+
+    shape, dtype = editor.shape(node), editor.dtype(node)
+    filling: Any = node.args[-1] if value is None else value
+    if editor.is_constant(filling) and editor.value(filling).numel() == 1:
+        filling = editor.value(filling).item()
+    if shape is None or not isinstance(filling, int | float):
+        return None
+    new = editor.insert(node, torch.ops.aten.full.default, (list(shape), filling), node)
+    new.kwargs = {"dtype": dtype}
+    return new
+
+
 def _pad(editor: GraphEditor, node: "Node") -> "Node | None":
     import torch
 
@@ -135,6 +166,14 @@ def _convolution_args(editor: GraphEditor, node: "Node") -> tuple[Any, ...]:
     padding = "valid" if _overload(node) == "padding" else [0] * rank
     defaults = (None, None, None, [1] * rank, padding, [1] * rank, 1)
     return (*node.args, *defaults[len(node.args) :])
+
+
+def _pool_args(editor: GraphEditor, node: "Node") -> tuple[Any, ...]:
+    """Arguments of a pooling operator with one size per axis, and with a stride: the kernel if omitted."""
+    rank = int(operator_name(node).split("pool")[1][0])
+    x, kernel, stride, *rest = (*node.args, [])[: max(3, len(node.args))]
+    sizes = [list(value or kernel) for value in (kernel, stride)]
+    return (x, *(size * rank if len(size) == 1 else size for size in sizes), *rest)
 
 
 def _padded_convolution(editor: GraphEditor, node: "Node") -> "Node | None":

@@ -18,8 +18,16 @@ AFFINE = frozenset("add sub mul div".split())
 SOFTMAX = frozenset("softmax _softmax log_softmax".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 LAYERS = CONVOLUTIONS | {"linear"}
-WEIGHTED = LAYERS | frozenset("conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
+TRANSPOSED = frozenset("conv_transpose1d conv_transpose2d conv_transpose3d".split())
+WEIGHTED = LAYERS | TRANSPOSED | {"convolution"}
 """Operators with nearly all weights and MACs of a network: those that int8 quantization targets."""
+
+POOLS = frozenset(
+    f"{kind}_pool{rank}d{suffix}"
+    for kind, suffix in (("max", ""), ("max", "_with_indices"), ("avg", ""))
+    for rank in (1, 2, 3)
+)
+"""Pooling operators with a kernel and a stride."""
 
 RESHAPES = frozenset(
     "reshape view view_copy _unsafe_view flatten squeeze squeeze_copy unsqueeze unsqueeze_copy".split()

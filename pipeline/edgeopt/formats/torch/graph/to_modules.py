@@ -3,7 +3,7 @@
 import operator
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.formats.torch.graph.operators import LAYERS, operator_name
+from edgeopt.formats.torch.graph.operators import LAYERS, TRANSPOSED, operator_name
 
 if TYPE_CHECKING:
     import torch
@@ -57,19 +57,32 @@ def with_modules(graph: "GraphModule", *, recurrent: bool = False) -> "GraphModu
     return module.eval()
 
 
+def is_float32(node: "Node") -> bool:
+    """Whether an operator reads and computes float32 only: arithmetic of integers is never quantized.
+
+    An operator of unknown type counts as float32.
+    """
+    import torch
+
+    values = [known.meta.get("tensor_meta") for known in (node, *node.all_input_nodes)]
+    return all(getattr(value, "dtype", torch.float32) == torch.float32 for value in values)
+
+
 def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
     """Build the module of a convolution or linear layer with constant weights; None for other nodes."""
     import torch
 
     name = operator_name(node)
-    if name not in LAYERS or any(
+    if name not in LAYERS | TRANSPOSED or any(
         getattr(arg, "op", "get_attr") != "get_attr" for arg in node.args[1:3] if arg
     ):
         return None
     weight = getattr(graph, node.args[1].target)
-    bias = None if node.args[2] is None else getattr(graph, node.args[2].target)
+    bias = getattr(graph, node.args[2].target) if len(node.args) > 2 and node.args[2] else None
     layer: Any
-    if name == "linear":
+    if name in TRANSPOSED:
+        layer = _transposed_convolution(node, weight, bias is not None)
+    elif name == "linear":
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     else:
         stride, padding, dilation, groups = node.args[3:7]
@@ -88,6 +101,31 @@ def _layer(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
     if bias is not None:
         layer.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
     return layer.eval()
+
+
+def _transposed_convolution(node: "Node", weight: Any, has_bias: bool) -> Any:
+    import torch
+
+    rank = weight.dim() - 2
+    values: list[Any] = [[1], [0], [0], 1, [1]]
+    values[: len(node.args[3:])] = node.args[3:]
+    stride, padding, extra, groups, dilation = values
+    kinds: dict[int, Any] = {
+        1: torch.nn.ConvTranspose1d,
+        2: torch.nn.ConvTranspose2d,
+        3: torch.nn.ConvTranspose3d,
+    }
+    return kinds[rank](
+        weight.shape[0],
+        weight.shape[1] * groups,
+        tuple(weight.shape[2:]),
+        stride=_tuple(stride, rank),
+        padding=_tuple(padding, rank),
+        output_padding=_tuple(extra, rank),
+        groups=groups,
+        bias=has_bias,
+        dilation=_tuple(dilation, rank),
+    )
 
 
 def _inputs(node: "Node", args: Any) -> tuple[Any, ...]:
@@ -146,9 +184,8 @@ def _function(node: "Node", args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...
     import torch.nn.functional as F
 
     name = operator_name(node)
-    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
-    if dtype is not None and not dtype.is_floating_point:
-        return node.target, args, dict(kwargs)  # arithmetic of integers, such as tokens, is never quantized
+    if not is_float32(node):
+        return node.target, args, dict(kwargs)
     # FX quantization matches by function identity: it knows torch's functions, not ATen overloads.
     if name in ("add", "mul") and len(args) == 2 and not kwargs:
         return (operator.add if name == "add" else operator.mul), args, {}

@@ -4,15 +4,12 @@ import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import StageError
 from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.quantize.unquantizable import Unquantizable
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
-
-KERNELS = frozenset({"add", "mul", "cat"})
-"""Operators with an int8 kernel: in float after an int8 operator, they were skipped by mistake."""
 
 KINDS = WEIGHTED | frozenset(torch_to_modules.RECURRENT)
 """Names of the operators that int8 is required for."""
@@ -45,18 +42,33 @@ def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[s
         dtype=torch.qint8, qscheme=scheme, quant_min=-127, quant_max=127, eps=SMALLEST_SCALE
     )
     config = quantization.QConfig(activation=activation, weight=weight)
+    # The kernels of transposed convolutions, in which FX expects the outputs on axis 1, have one scale only.
+    whole = quantization.MinMaxObserver.with_args(
+        dtype=torch.qint8,
+        qscheme=torch.per_tensor_symmetric,
+        quant_min=-127,
+        quant_max=127,
+        eps=SMALLEST_SCALE,
+    )
+    transposed = quantization.QConfig(activation=activation, weight=whole)
     mapping = quantization.get_default_qconfig_mapping("qnnpack").set_global(config)
     for kind in list(mapping.object_type_qconfigs):
         default = mapping.object_type_qconfigs[kind]
         # Entries by type override the global one, so they are replaced too, except fixed ranges.
         if default is not None and not _fixed_range(default):
-            mapping.set_object_type(kind, config)
+            mapping.set_object_type(kind, transposed if kind in _transposed() else config)
     for name, function, index in _activations(float_graph, exempt):
         if name:
             mapping.set_module_name(name, None)
         if function is not None:
             mapping.set_module_name_object_type_order("", function, index, None)
     return mapping
+
+
+def _transposed() -> tuple[type, ...]:
+    import torch
+
+    return torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d
 
 
 def _activations(float_graph: "GraphModule", exempt: set[str]) -> list[tuple[str, Any, int]]:
@@ -127,7 +139,9 @@ def value_names(float_graph: "GraphModule", prepared: "GraphModule") -> dict[str
     }
     # Fused activations have no node of their own any more; observers are new.
     fused_activations = set(readers.values())
-    before = [node for node in _value_nodes(float_graph) if node not in fused_activations]
+    # What depends on no input is computed while FX traces the graph.
+    computed = _computed(float_graph)
+    before = [node for node in _value_nodes(float_graph) if node in computed - fused_activations]
     after = [
         node
         for node in _value_nodes(prepared)
@@ -137,6 +151,15 @@ def value_names(float_graph: "GraphModule", prepared: "GraphModule") -> dict[str
         new.name: readers[str(new.target)].name if str(new.target) in readers else old.name
         for old, new in zip(before, after, strict=True)
     }
+
+
+def _computed(module: "GraphModule") -> "set[Node]":
+    """Inputs, and the nodes that depend on one."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _value_nodes(module: "GraphModule") -> "list[Node]":
@@ -155,11 +178,11 @@ def refuse_float(
         called: node name -> the layer's name for messages.
 
     Raises:
-        StageError: FX quantization left operators in float.
+        Unquantizable: FX quantization left operators in float.
     """
     import torch
 
-    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear, *_transposed())
     in_float = []
     modules = dict(converted.named_modules(remove_duplicate=False))
     # Operators without a module keep their order, but not their names.
@@ -175,24 +198,18 @@ def refuse_float(
             in_float.append(node.name)
     if in_float := [called.get(name, name) for name in in_float if name not in exempt]:
         layers = [name for name in in_float if name in called.values()] or in_float[:1]
-        declared = ", ".join(f"{name!r}: float32" for name in layers)
-        raise StageError(
-            f"int8 was requested, but these operators would stay in float: {', '.join(in_float)}",
-            fix=f"FX quantization does not support their pattern; declare this with layers: {{{declared}}}, "
-            "or put the variant in a recipe without torchscript",
-        )
+        raise Unquantizable(layers, "FX quantization does not support their pattern", "torchscript", in_float)
 
 
 def _float_call(node: "Node", *, beside_float: bool) -> bool:
-    """Whether an operator with an int8 kernel computes in float although its inputs were int8.
+    """Whether an operator with an int8 kernel computes in float, by mistake, although its inputs were int8.
 
     With layers in float on request (``beside_float``), an operator may read both: then all inputs count.
     """
     import torch
 
-    names = {operator.add: "add", operator.mul: "mul", torch.cat: "cat"}
-    name = names.get(node.target) or operator_name(node)
-    if name not in KERNELS:
+    # ATen operators of these names are those that ``to_modules`` left, such as arithmetic of integers.
+    if node.target not in (operator.add, operator.mul, torch.cat):
         return False
     sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
     was_int8 = [source.op == "call_method" and source.target == "dequantize" for source in sources]

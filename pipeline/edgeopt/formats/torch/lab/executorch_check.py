@@ -1,0 +1,140 @@
+"""A trial run of an ExecuTorch program, whose failures name operators instead of error numbers.
+
+ExecuTorch's runtime reports failures as numbers; what failed is only in its log, on standard error.
+"""
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.formats.torch.lab import runtimes
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+XNNPACK_NODE = re.compile(
+    r"Failed to (?:create|define) (?:the )?(.+?) (?:node|operator)\b.*?(xnn_status_\w+)"
+)
+KERNEL = re.compile(r"in operator (\S+?):? 0x")
+REASON = re.compile(r"Check failed \(.*\): (.*\S)")
+SHOWN = 4
+"""Number of operators in a message."""
+
+
+def check(content: bytes, lowered: Any, program: "ExportedProgram") -> None:
+    """Load a program and run it once on zeros.
+
+    Args:
+        content: the file.
+        lowered: the program in the form in which it was written.
+        program: the program before lowering.
+
+    Raises:
+        RuntimeError: a kernel is missing or fails, or XNNPACK rejects an operator; the message names it.
+    """
+    if missing := _missing(lowered, program):
+        raise RuntimeError(f"its runtime has no kernel for {'; '.join(missing[:SHOWN])}")
+    inputs = (program.example_inputs or ((), {}))[0]
+    with _captured() as log:
+        try:
+            # A method without inputs has no sample to run on: loading it initializes the delegate.
+            run = runtimes.load_executorch(content)
+            run(*(value.detach().clone() for value in inputs))
+            return
+        except RuntimeError as error:
+            raise RuntimeError(_reason(log() or str(error), lowered, program)) from error
+
+
+def suspects(message: str, delegated: Mapping[str, int]) -> Iterable[str]:
+    """Kinds of delegated operators, those first that a message mentions, then the rarest."""
+
+    def order(kind: str) -> tuple[bool, int]:
+        words = kind.partition(".")[0].replace("_copy", "").split("_")
+        return not any(word and word in message for word in words), delegated[kind]
+
+    return sorted((kind for kind, count in delegated.items() if count), key=order)
+
+
+def _missing(lowered: Any, program: "ExportedProgram") -> list[str]:
+    import torch
+    from executorch.extension.pybindings import _portable_lib
+
+    known = set(_portable_lib._get_operator_names())
+    nodes = [
+        node
+        for node in lowered.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.name() not in known
+    ]
+    return list(dict.fromkeys(_described(node, lowered, program) for node in nodes))
+
+
+def _described(node: Any, lowered: Any, program: "ExportedProgram") -> str:
+    """An operator, with the layer that it belongs to or follows in the model."""
+    name = node.target._opname
+    origin = next((source.name for source in node.meta.get("from_node", ())), node.name)
+    found = next((known for known in program.graph.nodes if known.name in (origin, node.name)), None)
+    layer = _layer_of(found, program) if found is not None else _layer_of(node, lowered)
+    return f"{name} ({layer})" if layer else str(name)
+
+
+def _layer_of(node: Any, program: Any) -> str:
+    """The layer whose weights an operator reads, or the nearest one before it."""
+    signature = program.graph_signature
+    constants = signature.inputs_to_parameters | signature.inputs_to_buffers
+    place, seen = [node], set()
+    while place:
+        current = place.pop(0)
+        for source in current.all_input_nodes:
+            if source.name in constants:
+                layer = constants[source.name].removeprefix("model.").removeprefix("model_")
+                layer = re.sub(r"[._]?(weight|bias|kernel)$", "", layer)
+                return f"layer {layer}" if current is node else f"after layer {layer}"
+            if source not in seen:
+                seen.add(source)
+                place.append(source)
+    return ""
+
+
+def _reason(log: str, lowered: Any, program: "ExportedProgram") -> str:
+    """What failed, from the log of the runtime."""
+    if match := XNNPACK_NODE.search(log):
+        return f"XNNPACK rejects the operator {match[1]} ({match[2]})"
+    reason = "; ".join(dict.fromkeys(REASON.findall(log)))
+    detail = f": {reason}" if reason else ""
+    if match := KERNEL.search(log):
+        nodes = [node for node in lowered.graph.nodes if _is_named(node, match[1])]
+        names = list(dict.fromkeys(_described(node, lowered, program) for node in nodes)) or [match[1]]
+        return f"its kernel does not support {' or '.join(names[:SHOWN])} here{detail}"
+    return f"its runtime cannot load or run the program{detail or ': ' + log.strip()[-500:]}"
+
+
+def _is_named(node: Any, name: str) -> bool:
+    import torch
+
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.name() == name
+
+
+@contextmanager
+def _captured() -> Iterator[Callable[[], str]]:
+    """Redirect standard error, Python's and that of the process; yields a function that reads both."""
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        lines = io.StringIO()
+        try:
+            # The bindings write to Python's stream, which need not be that of the process.
+            with redirect_stderr(lines):
+                yield lambda: lines.getvalue() + _content(file)
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _content(file: Any) -> str:
+    file.seek(0)
+    text: str = file.read().decode("utf-8", "replace")
+    return text

@@ -1,0 +1,215 @@
+"""Small PyTorch nets that are hard to convert, float and int8, and the messages about others."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt.errors import StageError
+from edgeopt.formats.torch.files import lowering as torch_lowering
+from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import runtimes as torch_runtimes
+from edgeopt.model import Array, Model, Preprocessing, TensorSpec
+from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
+from edgeopt.stages.exported_program_to_torchscript import ExportedProgramToTorchscript
+from edgeopt.stages.quantize_fx import QuantizeFx
+from edgeopt.stages.quantize_xnnpack import QuantizeXnnpack
+from edgeopt.stages.torchscript_to_mobile import TorchscriptToMobile
+from needs import needs
+
+torch = pytest.importorskip("torch")
+needs("executorch")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+nn, F = torch.nn, torch.nn.functional
+
+IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
+ROW = TensorSpec(name="row", shape=(1, 16))
+VOLUME = TensorSpec(name="volume", shape=(1, 2, 4, 6, 6))
+
+
+class Net(nn.Module):
+    """A convolution, what is to be tested, and a second convolution."""
+
+    def __init__(self, between: Callable[[Any, Any], Any], channels: int, **layers: Any) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.between = between
+        self.last = nn.Conv2d(channels, 5, 3, padding=1)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.between(self, F.relu(self.first(x)))).mean((2, 3))
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def shrunk(net: Any, x: Any) -> Any:
+    """Pooling without a stride, spatial and channel slices of one tensor."""
+    y = F.max_pool2d(x, 2)[..., :4]
+    return y[:, :4] + y[:, 4:]
+
+
+def widened(net: Any, x: Any) -> Any:
+    """A transposed convolution, and values that are assigned in place."""
+    y = net.up(x).clone()
+    y[:, :2] = 0.25
+    return torch.cat([y, torch.zeros_like(y)], 1)
+
+
+def counted(net: Any, x: Any) -> Any:
+    """Integers in the arithmetic of values, and constants too large to be stored."""
+    above = x > 0.1
+    scaled = x * above.long() + x / (above.sum((2, 3), keepdim=True) + 1)
+    return F.interpolate(scaled, size=(96, 96)) + torch.full((1, 8, 96, 96), 0.5) * net.factor.weight[0, 0]
+
+
+NETS: dict[str, tuple[Callable[[], Any], TensorSpec]] = {
+    "shrunk": (lambda: Net(shrunk, 4), IMAGE),
+    "widened": (
+        lambda: Net(widened, 12, up=nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1)),
+        IMAGE,
+    ),
+    "counted": (lambda: Net(counted, 8, factor=nn.Linear(1, 1)), IMAGE),
+    "rectified": (
+        lambda: nn.Sequential(nn.Linear(16, 12), nn.PReLU(12), nn.Linear(12, 8), nn.PReLU(), nn.Linear(8, 4)),
+        ROW,
+    ),
+}
+
+
+class Rows(Dataset):
+    """Random values for one input."""
+
+    shape: tuple[int, ...]
+    count: int = 12
+    seed: int = 1
+
+    def samples(self) -> Iterator[Sample]:
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.count):
+            yield Sample((random.normal(size=self.shape).astype(np.float32),))
+
+    def digest(self) -> str:
+        return "rows"
+
+
+def context(folder: Path, spec: TensorSpec, notes: list[str] | None = None) -> Context:
+    folder.mkdir()
+    feed = Feed(Rows(shape=spec.shape[1:]), Preprocessing())
+    note = (lambda _: None) if notes is None else notes.append
+    return Context(folder, feed, lambda _: None, note=note)
+
+
+def exported(module: Any, spec: TensorSpec, folder: Path) -> Model:
+    source = Model(format="torch", path=folder)
+    return torch_program.save_module(module, folder / "model.pt2", source, (spec,))
+
+
+def images(spec: TensorSpec) -> list[Array]:
+    return [sample.inputs[0][None] for sample in Rows(shape=spec.shape[1:], count=8, seed=2).samples()]
+
+
+def outputs(run: Callable[..., Any], values: list[Array]) -> Array:
+    with torch.no_grad(), torch_engine.mobile_engine():
+        results = [run(torch.from_numpy(value)) for value in values]
+    return np.concatenate([np.array(torch.utils._pytree.tree_leaves(result)[0]) for result in results])
+
+
+def snr_db(got: Array, wanted: Array) -> float:
+    assert got.shape == wanted.shape
+    return float(10 * np.log10((wanted**2).sum() / max(((got - wanted) ** 2).sum(), 1e-30)))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_format_computes_what_the_source_does(name: str, tmp_path: Path) -> None:
+    make, spec = NETS[name]
+    module, values = seeded(make), images(spec)
+    program = exported(module, spec, tmp_path)
+    wanted = outputs(module, values)
+
+    def decibels(format: str, model: Model) -> float:
+        lite = format == "torchscript"
+        run: Any = torch_runtimes.load_lite if lite else torch_runtimes.load_executorch
+        return snr_db(outputs(run(model.path if lite else model.path.read_bytes()), values), wanted)
+
+    def at(folder: str) -> Context:
+        return context(tmp_path / folder, spec)
+
+    script = TorchscriptToMobile().run(ExportedProgramToTorchscript().run(program, at("a")), at("b"))
+    assert decibels("torchscript", script) > 100
+    int8 = TorchscriptToMobile().run(QuantizeFx().run(program, at("c")), at("d"))
+    assert decibels("torchscript", int8) > 27
+    assert decibels("executorch", ExportedProgramToExecutorch().run(program, at("e"))) > 100
+    int8 = ExportedProgramToExecutorch().run(QuantizeXnnpack().run(program, at("f")), at("g"))
+    assert decibels("executorch", int8) > 27
+
+
+class Volumes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(2, 4, 3, padding=1)
+        self.flat = nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.flat(F.relu(self.deep(x)).mean((2, 3, 4)))
+
+
+def test_mixed_keeps_in_float_what_the_runtime_cannot_quantize(tmp_path: Path) -> None:
+    program = exported(seeded(Volumes), VOLUME, tmp_path)
+    for stage in (QuantizeFx, QuantizeXnnpack):
+        with pytest.raises(StageError, match=r"would stay in float: deep\n.*'deep': float32.*scheme: mixed"):
+            stage().run(program, context(tmp_path / stage.__name__, VOLUME))
+    notes: list[str] = []
+    mixed = QuantizeFx(scheme="mixed").run(program, context(tmp_path / "mixed", VOLUME, notes))
+    assert any("stay in float: deep" in note for note in notes)
+    values = images(VOLUME)
+    script = TorchscriptToMobile().run(mixed, context(tmp_path / "mobile", VOLUME))
+    got = outputs(torch_runtimes.load_lite(script.path), values)
+    assert snr_db(got, outputs(seeded(Volumes), values)) > 30
+
+
+class Sorted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(x).sort(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "message"),
+    [
+        (Sorted, ROW, r"no kernel for sort \(after layer head\)"),
+        (Volumes, VOLUME, r"kernel does not support convolution \(layer deep\) here"),
+    ],
+)
+def test_what_executorch_cannot_run_is_named_with_its_layer(
+    make: Any, spec: TensorSpec, message: str, tmp_path: Path
+) -> None:
+    program = exported(seeded(make), spec, tmp_path)
+    with pytest.raises(StageError, match=message) as caught:
+        ExportedProgramToExecutorch().run(program, context(tmp_path / "out", spec))
+    assert "0x" not in str(caught.value)
+
+
+def test_an_operator_that_xnnpack_rejects_runs_on_portable_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slices of a program quantized elsewhere, with another scale before and after."""
+    make, spec = NETS["shrunk"]
+    module, values = seeded(make), images(spec)
+    monkeypatch.setattr("edgeopt.stages.quantize_xnnpack._share_scale", lambda node: None)
+    quantized = QuantizeXnnpack().run(exported(module, spec, tmp_path), context(tmp_path / "int8", spec))
+    monkeypatch.setattr(torch_lowering, "MOVES", frozenset())
+    content = torch_lowering.lower(torch_program.read(quantized.path))
+    got = outputs(torch_runtimes.load_executorch(content), values)
+    assert snr_db(got, outputs(module, values)) > 27
