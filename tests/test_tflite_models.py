@@ -102,6 +102,8 @@ class Many(nn.Module):
         made["difference"] = self.last(torch.linspace(0, 1, 8).view(1, 8, 1, 1) - positive)
         made["quotient"] = self.last(2 / (positive + 1))
         made["reciprocal"] = self.last((positive + 0.5).reciprocal())
+        boxes = x.view(1, 2, 4, 12, 12).permute(0, 1, 3, 4, 2).sigmoid()
+        made["square"], made["cube"] = (boxes * 2) ** 2 * 3, (boxes - 0.5) ** 3
         made["normalized"] = self.last(F.normalize(x, dim=1))
         return made
 
@@ -128,7 +130,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Model]:
 def test_every_operator_is_exact_in_float(many: tuple[Case, Model]) -> None:
     case, model = many
     found = case.snr_db(model)
-    assert len(found) == 7 + len(RESIZES) + 5
+    assert len(found) == 7 + len(RESIZES) + 7
     assert {name: value for name, value in found.items() if value < 100} == {}
 
 

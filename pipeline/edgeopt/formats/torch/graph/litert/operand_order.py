@@ -1,4 +1,4 @@
-"""Differences, quotients and broadcasts that litert-torch miscompiles, in operators that it converts exactly.
+"""Differences, quotients, powers and broadcasts that litert-torch miscompiles, in operators that it supports.
 
 When the converter moves a transposition across ``constant - x`` or ``constant / x``, it swaps the operands,
 without an error. A sum and a product have no order.
@@ -56,3 +56,17 @@ def drop_expansion(editor: GraphEditor, node: "Node") -> bool:
             reader.replace_input_with(node, source)
             changed = True
     return changed
+
+
+def multiply_square(editor: GraphEditor, node: "Node") -> bool:
+    """Replace ``x ** 2`` and ``x ** 3`` by products: POW with an integer exponent takes only integers."""
+    import torch
+
+    exponent = node.args[1] if operator_name(node) == "pow" and len(node.args) == 2 else None
+    x: Any = node.args[0] if node.args else None
+    if exponent not in (2, 3) or not editor.is_node(x) or not editor.dtype(x).is_floating_point:
+        return False
+    made = x
+    for _ in range(int(exponent) - 1):
+        made = editor.insert(node, torch.ops.aten.mul.Tensor, (made, x), node)
+    return editor.replace(node, made)

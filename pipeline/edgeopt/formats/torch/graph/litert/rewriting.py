@@ -4,7 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
-from edgeopt.formats.torch.graph.litert.operand_order import commute_constant, drop_expansion
+from edgeopt.formats.torch.graph.litert.operand_order import (
+    commute_constant,
+    drop_expansion,
+    multiply_square,
+)
 from edgeopt.formats.torch.graph.litert.prelu import choose_larger
 from edgeopt.formats.torch.graph.litert.resizing import multiply_resized, select_nearest
 from edgeopt.formats.torch.graph.litert.transposed_convolutions import crop_transposed_convolution
@@ -18,6 +22,7 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     crop_transposed_convolution,
     commute_constant,
     drop_expansion,
+    multiply_square,
     choose_larger,
     select_nearest,
     multiply_resized,
