@@ -18,7 +18,8 @@ from edgeopt_agent.session import ModelSession, Spec
 class Session(ModelSession):
     """``.keras`` and ``.h5`` through the Keras that wrote them, 3 or tf_keras; SavedModels through tf_keras.
 
-    Recurrent layers begin every run without a state, as in the files that are made from the model.
+    Layers with weights of float32 compute in it, and recurrent layers begin every run without a
+    state, as in the files that are made from the model.
 
     A SavedModel that tf_keras cannot load as a Keras model is run through its signature, ``serving_default``
     if it has that; its inputs and outputs are then sorted by name.
@@ -73,6 +74,13 @@ class Session(ModelSession):
             self.inputs = [_spec(value) for value in declared]
         structure = _structure(model) if declared else None
         for layer in getattr(model, "_flatten_layers", list)():
+            # A mixed policy says how to train fast; files that are made from the model compute in float32.
+            half = getattr(layer, "compute_dtype", None) in ("float16", "bfloat16")
+            if half and layer.variable_dtype == "float32":
+                if hasattr(layer, "_set_dtype_policy"):  # Keras 2
+                    layer._set_dtype_policy("float32")
+                else:
+                    layer.dtype_policy = "float32"
             if not hasattr(layer, "layers") and getattr(layer, "stateful", False):
                 layer.stateful = False
                 layer.input_spec = None  # the batch that the state was made for
