@@ -108,7 +108,7 @@ LINES = [
     ('name: ""', "name: the name '' may only contain letters, digits, '-',"),
     ("name: 3", "name: input should be a valid string (got 3)"),
     ("name: [1]", "name: input should be a valid string (got [1])"),
-    ("nosuch: 1", "nosuch: unknown key 'nosuch'; known: connection,"),
+    ("nosuch: 1", "nosuch: unknown key 'nosuch'; known: base, connection,"),
     ("description: 3", "description: input should be a valid string (got 3)"),
     ("description: [1]", "description: input should be a valid string (got [1])"),
 ]

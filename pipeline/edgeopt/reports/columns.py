@@ -17,6 +17,8 @@ COLUMNS = (
     "arena_bytes",
     "npu_cycles",
     "estimated_latency_ms",
+    "estimated_latency_min_ms",
+    "estimated_latency_max_ms",
     "sram_bytes",
     "flash_bytes",
     "npu_share",

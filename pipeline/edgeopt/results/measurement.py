@@ -143,6 +143,18 @@ MEASUREMENTS: dict[str, Shown] = {
     "npu_cycles": Shown("count", "", "NPU cycles"),
     "npu_share": Shown("fraction", "", "on NPU", "fraction of operators that run on the NPU", "higher"),
     "estimated_latency_ms": _time("estimated", in_turns=""),
+    "estimated_latency_min_ms": Shown(
+        "time",
+        "ms",
+        "estimated min",
+        "one run at the highest published speed; nothing was timed",
+    ),
+    "estimated_latency_max_ms": Shown(
+        "time",
+        "ms",
+        "estimated max",
+        "one run at the lowest published speed; nothing was timed",
+    ),
     "latency_median_ms": _time("median", "median over the repetitions' means"),
     "energy_mj": Shown("number", "mJ", "energy", "of one run", volatile=True),
     "parity_max_steps": Shown("number", "steps", "steps to host", role="parity"),

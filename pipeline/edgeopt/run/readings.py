@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeopt.devices.device import Device
+from edgeopt.devices.estimates import latency_band
+from edgeopt.errors import StageError
 from edgeopt.evaluation.statistics import quantile_interval
-from edgeopt.formats.known import model_files
+from edgeopt.formats.known import format_named, model_files
 from edgeopt.model import Model
 from edgeopt.results import EMULATED, SPARSE, Measurement
 from edgeopt.run.outcome import Outcome
@@ -43,6 +45,10 @@ def readings(
     values |= latency(outcome)
     values |= {name: Measurement.of(name, value) for name, value in (arithmetic or {}).items()}
     notes = (*outcome.notes, *conditions(outcome.intervals), *sparsity_notes(values))
+    if not len(outcome.times.get("latency", ())):
+        estimated, basis = estimated_latency(model, device)
+        values |= estimated
+        notes += basis
     if device.emulated:
         values = without_host_values(values)
         notes += (EMULATED,) if outcome.outputs else ()
@@ -86,6 +92,28 @@ def latency(outcome: Outcome) -> dict[str, Measurement]:
         if (peak := result["peak_memory_bytes"]) is not None:
             add("peak_memory_bytes", peak, 1)
     return values
+
+
+def estimated_latency(model: Model, device: Device) -> tuple[dict[str, Measurement], tuple[str, ...]]:
+    """The band of one run's time on a device that times nothing, with its basis as a note.
+
+    Without a band, the note says why. The ends are measurements of their own: a gate on a latency never sees
+    them, unless it names one of them.
+    """
+    if device.estimate is None:
+        return {}, ()
+    try:
+        band = latency_band(format_named(model.format).breakdown(model.path).layers, device)
+    except StageError:
+        return {}, ()
+    if band is None:
+        return {}, ("no latency is estimated: the published figures are for int8 layers of known size",)
+    values = {
+        name: Measurement.of(name, value)
+        for name, value in (("estimated_latency_min_ms", band.low), ("estimated_latency_max_ms", band.high))
+    }
+    span = " to ".join(value.text for value in values.values())
+    return values, (f"an estimate, nothing was timed: one run takes {span}, from {band.basis}",)
 
 
 def conditions(intervals: Sequence[TimedInterval]) -> tuple[str, ...]:
