@@ -60,7 +60,12 @@ def chain(source: str, target: str, *intents: Intent) -> list[str] | None:
         ("exported_program", "onnx", (), ["exported_program_to_onnx"]),
         ("torchscript_module", "torchscript", (), ["torchscript_to_mobile"]),
         ("saved_model", "onnx", (INT8,), ["keras_to_onnx", "quantize_onnx"]),
-        ("saved_model", "executorch", (), None),
+        (
+            "saved_model",
+            "executorch",
+            (),
+            ["keras_to_onnx", "onnx_to_exported_program", "exported_program_to_executorch"],
+        ),
     ],
 )
 def test_the_shortest_chain_fulfils_every_intent_once(

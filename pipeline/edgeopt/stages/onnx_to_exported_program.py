@@ -28,6 +28,8 @@ class OnnxToExportedProgram(Stage):
     requires: ClassVar[tuple[str, ...]] = ("onnx", "torch", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
     before: ClassVar[frozenset[str]] = frozenset({"quantize"})
+    # A Keras model reaches PyTorch by its own backend, layer by layer; ONNX is for those that cannot.
+    preference: ClassVar[int] = -2
 
     @classmethod
     def check_source(cls, source: Model) -> None:
