@@ -7,8 +7,9 @@ from pydantic import Field, field_validator
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
-from edgeopt.formats.torch.graph.operators import WEIGHTED
-from edgeopt.formats.torch.graph.to_modules import RECURRENT
+from edgeopt.formats.torch.graph import recurrent as torch_recurrent
+from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.graph.recurrent import RECURRENT, STEP_LOOP
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
 from edgeopt.formats.torch.quantize import weights as torch_weights
@@ -34,7 +35,7 @@ class QuantizeWeightsExecutorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["dynamic_int8", "int4"] = Field(
         "dynamic_int8", description="int8 weights, or 4-bit weights of linear layers; float between layers"
@@ -78,7 +79,10 @@ class QuantizeWeightsExecutorch(Stage):
         """
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
+        graph = torch_recurrent.with_loops(graph)
         plan = self._plan(graph, context)
+        if any(operator_name(node) == STEP_LOOP and node.name in plan for node in graph.graph.nodes):
+            context.note(torch_recurrent.WIDENED)
         path = context.folder / "model.pt2"
         with torch_engine.quiet(), torch_engine.one_thread():
             torch_program.write(torch_weights.quantize(graph, inputs, plan, self.group_size), path)
@@ -87,7 +91,7 @@ class QuantizeWeightsExecutorch(Stage):
     def _plan(self, graph: "GraphModule", context: Context) -> dict[str, str]:
         """The precision of every layer to quantize, by node."""
         default = "int4" if self.scheme == "int4" else "int8"
-        quantizable = torch_overrides.quantizable(graph, WEIGHTED | frozenset(RECURRENT))
+        quantizable = torch_overrides.quantizable(graph, WEIGHTED | RECURRENT)
         nodes = {node.name: node for node in graph.graph.nodes}
         requested = torch_overrides.precisions(quantizable, self.layers)
         plan: dict[str, str] = {}

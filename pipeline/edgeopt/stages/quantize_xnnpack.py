@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
-from edgeopt.formats.torch.graph.to_modules import RECURRENT
+from edgeopt.formats.torch.graph.recurrent import RECURRENT, STEP_LOOP
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-KINDS = WEIGHTED | frozenset(RECURRENT)
+KINDS = WEIGHTED | RECURRENT
 
 SMALLEST_SCALE = 2**-12
 """Lower bound on activation scales, as in ExecuTorch's configuration for XNNPACK."""
@@ -51,6 +52,9 @@ class QuantizeXnnpack(TorchInt8):
         """
         samples = calibration(context)
         graph, inputs = torch_program.plain_graph(model)
+        if (looped := torch_recurrent.with_loops(graph)) is not graph:
+            # Layers are identified by the names that their nodes have in an exported program.
+            graph = torch_program.export(looped, inputs).module(check_guards=False)
         described = model.model_copy(update={"inputs": inputs})
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         with torch_engine.quiet(), torch_engine.one_thread():
@@ -60,7 +64,11 @@ class QuantizeXnnpack(TorchInt8):
             if quantizing.ranges.remark:
                 context.note(quantizing.ranges.remark)
             path = context.folder / "model.pt2"
-            torch_program.write(quantizing.program(self.kept_in_float(quantizing, described, context)), path)
+            in_float = self.kept_in_float(quantizing, described, context)
+            loops = {node.name for node in graph.graph.nodes if operator_name(node) == STEP_LOOP}
+            if loops - quantizing.exempt(in_float):
+                context.note(torch_recurrent.WIDENED)
+            torch_program.write(quantizing.program(in_float), path)
             quantizing.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
@@ -140,7 +148,9 @@ class _Pt2e(Program):
         prepared = prepare_pt2e(copy.deepcopy(self.module), quantizer)
         torch_ranges.assign(prepared, self.ranges)
         converted = convert_pt2e(prepared)
-        refuse_float(converted, exempt, self.names)
+        loops = {node.name for node in converted.graph.nodes if operator_name(node) == STEP_LOOP}
+        refuse_float(converted, exempt | loops, self.names)
+        torch_recurrent.to_scans(converted, loops - exempt)
         return torch_program.export(converted, self.inputs)
 
 

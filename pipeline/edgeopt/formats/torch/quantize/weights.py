@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.graph.recurrent import STEP_LOOP
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
 from edgeopt.model import TensorSpec
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 WEIGHT_LEVELS = {"int8": (-127, 127), "int4": (-8, 7)}
+QUANTIZED = WEIGHTED | {STEP_LOOP}
 SMALLEST_SCALE = 2**-12
 
 
@@ -24,6 +27,8 @@ def has_kernel(node: Any, graph: "GraphModule", precision: str) -> bool:
     group (``executorch/backends/xnnpack/partition/config/gemm_configs.py``).
     """
     kind = operator_name(node)
+    if kind == STEP_LOOP:
+        return precision == "int8"
     if kind not in ("linear", "conv2d") or node.args[1].op != "get_attr":
         return False
     if kind == "linear":
@@ -50,7 +55,7 @@ def quantize(
 
     float_graph = torch_to_modules.with_modules(graph)
     # Export renames nodes but keeps their order: this order maps the names of ``plan`` to the new ones.
-    order = [node.name for node in graph.graph.nodes if operator_name(node) in WEIGHTED]
+    order = [node.name for node in graph.graph.nodes if operator_name(node) in QUANTIZED]
     grouped = {
         name
         for name, precision in plan.items()
@@ -61,15 +66,17 @@ def quantize(
         module = _quantize_groups(float_graph, grouped, group_size)
     module = torch_program.export(module, inputs).module(check_guards=False)
     rest = {name: precision for name, precision in plan.items() if name not in grouped}
+    loops = set[str]()
     if rest:
-        exported = [node for node in module.graph.nodes if operator_name(node) in WEIGHTED]
-        precision_of = {
-            node.name: rest[name] for name, node in zip(order, exported, strict=True) if name in rest
-        }
+        exported = [node for node in module.graph.nodes if operator_name(node) in QUANTIZED]
+        chosen = {node: rest[name] for name, node in zip(order, exported, strict=True) if name in rest}
+        loops = {node.name for node in chosen if operator_name(node) == STEP_LOOP}
+        precision_of = {node.name: chosen[node] for node in chosen if node.name not in loops}
         module = prepare_pt2e(module, _quantizer(precision_of))
         # Activations are quantized at run time: only the weight observers need data.
         torch_ranges.assign(module, torch_ranges.Ranges({}, 0))
         module = convert_pt2e(module)
+    torch_recurrent.to_scans(module, loops)
     return torch_program.export(module, inputs)
 
 
