@@ -10,6 +10,7 @@ from edgeopt.formats.torch.files import script as torch_script
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.graph.operators import WEIGHTED
+from edgeopt.formats.torch.graph.recurrent import GATES
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
@@ -91,7 +92,7 @@ class QuantizeDynamicTorchscript(Stage):
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
 
     def _select(self, graph: "GraphModule", modular: Any, context: Context) -> list[Quantizable]:
-        layers = torch_overrides.quantizable(graph, WEIGHTED | KERNELS)
+        layers = torch_overrides.quantizable(graph, WEIGHTED | KERNELS | GATES.keys())
         modules = dict(modular.named_modules())
         supported = [
             layer

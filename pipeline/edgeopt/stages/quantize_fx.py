@@ -15,6 +15,7 @@ from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import ceilings as torch_ceilings
 from edgeopt.formats.torch.quantize import fx as torch_fx
 from edgeopt.formats.torch.quantize import ranges as torch_ranges
+from edgeopt.formats.torch.quantize import recurrent as torch_recurrent
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.stages._torch_int8 import Program, TorchInt8, calibration
@@ -68,6 +69,8 @@ class QuantizeFx(TorchInt8):
             quantizing = _Fx(self, graph, inputs, ranges, context.folder)
             path = context.folder / "model.pt"
             in_float = self.kept_in_float(quantizing, described, context)
+            if torch_recurrent.nodes(graph).keys() - quantizing.exempt(in_float):
+                context.note(torch_recurrent.NOTE)
             torch_script.save_script(quantizing.script(in_float), path)
             quantizing.trial.unlink(missing_ok=True)
         return Model(format=self.produces, path=path, inputs=inputs, outputs=outputs)
@@ -118,7 +121,9 @@ class _Fx(Program):
                 f"FX quantization cannot convert this selection of layers: {str(error).strip()}",
                 fix="choose other layers, or put the variant in a recipe without torchscript",
             ) from error
-        torch_fx.refuse_float(modular, converted, exempt, self.names)
+        in_loops = torch_recurrent.nodes(modular)
+        torch_fx.refuse_float(modular, converted, exempt | in_loops.keys(), self.names)
+        torch_recurrent.to_int8(converted, modular, exempt)
         try:
             return torch_script.trace(converted, self.inputs)
         except RuntimeError as error:
