@@ -1,16 +1,21 @@
 """An exported program to float ONNX, through ``torch.onnx``."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.errors import StageError
 from edgeopt.formats.layer_names import calls
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
+from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
+from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 
 class ExportedProgramToOnnx(Stage):
@@ -24,7 +29,7 @@ class ExportedProgramToOnnx(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
@@ -54,6 +59,7 @@ class ExportedProgramToOnnx(Stage):
         proto = exported.model_proto
         _strip_metadata(proto)
         _name_layers(proto.graph)
+        _name_recurrent(proto.graph, graph)
         path = context.folder / "model.onnx"
         path.write_bytes(proto.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(path), full_check=True)
@@ -99,3 +105,12 @@ def _name_layers(graph: Any) -> None:
     ]
     for (node, _), name in zip(layers, calls(layer for _, layer in layers), strict=True):
         node.name = name
+
+
+def _name_recurrent(proto: Any, graph: "GraphModule") -> None:
+    """Name recurrent operators after their layers; those of a stack are ``NAME/l0`` and so on."""
+    nodes = [node for node in proto.node if node.op_type in onnx_layers.RECURRENT]
+    names = torch_recurrent.layer_names(graph)
+    if len(nodes) == len(names):
+        for node, name in zip(nodes, names, strict=True):
+            node.name = name

@@ -21,6 +21,7 @@ from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
 from edgeopt.formats.onnx.quantize import qdq as onnx_qdq
+from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
@@ -133,6 +134,7 @@ class QuantizeOnnx(Searching):
             proto = onnx_model_file.load(quantizing.make(raised))
             # The library skips layers that it cannot quantize; the recipe is to fail instead.
             onnx_qdq.verify(proto, quantizing.plan(raised), self.scheme)
+            onnx_recurrent.remark(proto, context.note)
             if self.io == "int8":
                 onnx_integer_io.make_integer(proto, quantizing.ranges)
         path.write_bytes(proto.SerializeToString(deterministic=True))

@@ -12,6 +12,7 @@ from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import dynamic as onnx_dynamic
+from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, Labels, Worker
@@ -48,7 +49,7 @@ class QuantizeWeightsOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     scheme: Literal["dynamic_int8", "float16", "int4"] = Field(
         "dynamic_int8",
@@ -96,6 +97,7 @@ class QuantizeWeightsOnnx(Searching):
             onnx_calibration.session(candidate)
             path.write_bytes(candidate.read_bytes())
         self._note_slow_layers(proto, context)
+        onnx_recurrent.remark(proto, context.note)
         new_inputs, outputs = onnx_model_file.specs(proto)
         new_inputs = tuple(
             spec.model_copy(update={"layout": source.layout})

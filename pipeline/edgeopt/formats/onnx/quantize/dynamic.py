@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
-from edgeopt.formats.onnx.graph.layers import DYNAMIC_SUFFIX
+from edgeopt.formats.onnx.graph.layers import DYNAMIC_SUFFIX, RECURRENT
+from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize.overflow import rows_of, safe_scales
 
 INT8_MAX = 127
@@ -23,7 +24,8 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
 
     Convolutions get uint8 weights with zero point 128, the only type that their kernel supports; matrix
     products get int8 weights with scales that prevent overflow of pairs of products on every x86 processor
-    (see `overflow`); recurrent layers get int8 weights limited to 7 bits.
+    (see `overflow`); LSTMs get int8 weights limited to 7 bits, other recurrent layers int8 weights that are
+    dequantized.
 
     Raises:
         StageError: onnxruntime cannot quantize the graph.
@@ -53,6 +55,8 @@ def make(prepared: Path, target: Path, left: Sequence[str], per_channel: bool) -
             if node.name in (gemm + MATMUL_SUFFIX, gemm + MATMUL_SUFFIX + DYNAMIC_SUFFIX):
                 node.name = node.name.replace(gemm + MATMUL_SUFFIX, gemm)
     _store(proto, source, per_channel)
+    rest = {node.name or node.output[0] for node in proto.graph.node if node.op_type in RECURRENT}
+    onnx_recurrent.store_int8(proto, rest.difference(left))
     return proto
 
 

@@ -9,6 +9,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 
 Activation: TypeAlias = Literal["uint8", "int8", "int16"]
 
@@ -78,6 +79,7 @@ def make(
         raise StageError(f"onnxruntime cannot quantize {prepared.name}: {error}") from error
     proto = onnx_model_file.load(target)
     onnx_model_file.strip(proto)
+    onnx_recurrent.store_int8(proto, {name for name, precision in plan.items() if precision != "float32"})
     raised = {name for name, precision in plan.items() if precision == "float32"}
     if raised:
         _read_float(proto, onnx_model_file.load(prepared), raised)
@@ -188,7 +190,7 @@ def verify(proto: Any, plan: Mapping[str, str], scheme: str) -> None:
                 wrong.append(f"{layer.kind} {name} has {layer.weight} weights, not float32")
         elif not layer.weight.endswith("int8") and layer.weights:
             wrong.append(f"{layer.kind} {name} has {layer.weight} weights, not int8")
-        elif layer.activation not in activations[precision]:
+        elif layer.kind not in onnx_layers.RECURRENT and layer.activation not in activations[precision]:
             wrong.append(f"{layer.kind} {name} computes in {layer.activation}, not {precision}")
     onnx_layers.refuse(
         wrong, scheme, "set another precision for these layers in 'layers', such as float32, or replace them"
