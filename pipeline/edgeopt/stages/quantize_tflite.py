@@ -147,6 +147,8 @@ class QuantizeTflite(Searching):
         make(raised)
         plan |= dict.fromkeys(raised - {JOINED}, "float32")
         tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
+        if any(layer.inner and plan[layer.name] != "float32" for layer in layers):
+            context.note(tflite_quantizer.IN_LOOPS)
         others = read_signature(path).graph.float_others()
         if others:
             context.note(f"operators without weights that stay in float: {', '.join(others)}")

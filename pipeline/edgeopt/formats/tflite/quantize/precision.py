@@ -71,8 +71,8 @@ def verify(path: Path, layers: Sequence[WeightedLayer], plan: Plan, types: Types
     for source in layers:
         precision = plan[source.name]
         weights, activation = types[precision]
-        # Rows of embeddings are float.
-        activation = "float32" if source.kind == "EMBEDDING_LOOKUP" else activation
+        # What a loop computes stays float, and so do rows of embeddings.
+        activation = "float32" if source.inner or source.kind == "EMBEDDING_LOOKUP" else activation
         layer = actual.get(source.tensor)
         if layer is None:
             wrong.append(f"{source.label} is missing")

@@ -17,6 +17,10 @@ Ranges: TypeAlias = dict[str, dict[str, Any]]
 """Minimum and maximum of each tensor, by tensor name, as arrays of one element: ``{"min": …, "max": …}``."""
 ACTIVATION_BITS = {"int4": 8, "int8": 8, "int16": 16}
 WEIGHT_BITS = {"int4": 4, "int8": 8, "int16": 8}
+IN_LOOPS = (
+    "layers in loops have int8 weights, and quantize their input at run time: all else in a loop is float"
+)
+"""Note on static quantization."""
 UNPACKED = frozenset({"DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
 """Operators without a kernel for int4 weights."""
 
@@ -34,10 +38,10 @@ def static_recipe(
 
     Operators without weights are ``usual`` if the runtime has a kernel for it, but float after a float layer;
     if all layers are float, the whole file is. ``inner`` are the tensors of loops and branches, where
-    everything stays float.
+    everything stays float except the weights of layers: their kernels quantize the input at run time.
 
     Raises:
-        StageError: a layer in a loop has another precision than float32, or no kernel supports a precision.
+        StageError: no kernel supports the precision of a layer.
     """
     from ai_edge_quantizer import qtyping, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -56,11 +60,15 @@ def static_recipe(
         )
     for layer in layers:
         precision, operation = plan[layer.name], _operation(layer.step)
-        if layer.inner and precision != "float32":
+        if layer.inner and precision == "int4":
             raise StageError(
-                f"{layer.label} is in a loop or branch, which stays float: it cannot be {precision}",
-                fix=f"keep it in float, layers: {{{layer.name!r}: float32}}, or use the scheme dynamic_int8",
+                f"{layer.label} is in a loop or branch, where it cannot be {precision}",
+                fix=f"change its precision: layers: {{{layer.name!r}: int8}}",
             )
+        if layer.inner and precision != "float32" and operation is not None:
+            with _errors_named(layer, precision):
+                recipe.add_dynamic_config(_only(layer.step), operation, WEIGHT_BITS[precision], weights)
+            continue
         if layer.kind == "EMBEDDING_LOOKUP" and precision != "float32":
             # No static scheme has it: the rows of the table are int8, and widened when they are read.
             recipe.add_dynamic_config(_only(layer.step), operation, WEIGHT_BITS[precision], weights)
