@@ -235,14 +235,18 @@ def test_layers_inside_layers(keras: Callable[[str], Model]) -> None:
 @quiet
 def test_layers_inside_layers_in_torch(torch: Callable[[str], Model]) -> None:
     from edgeopt.formats.torch.files import program as torch_program
+    from edgeopt.formats.torch.graph import recurrent
     from edgeopt.formats.torch.quantize import overrides
 
-    layers = overrides.quantizable(torch_program.plain_graph(torch("torch-composed-program"))[0])
+    graph = torch_program.plain_graph(torch("torch-composed-program"))[0]
+    whole = overrides.quantizable(graph, recurrent.GATES)
+    assert [layer.name for layer in whole] == ["lstm"]
+    # As a loop: the product with the inputs of all steps, and that with the state before.
+    layers = overrides.quantizable(recurrent.with_loops(graph), overrides.WEIGHTED | recurrent.RECURRENT)
     names = {layer.name.partition(":")[0] for layer in layers}
-    assert names == {"lstm/lstm_cell", "separable", "dense"}
-    assert {layer.kind for layer in layers if layer.name.startswith("lstm/")} == {"linear"}
+    assert names == {"lstm/input_l0", "lstm/hidden_l0", "separable", "dense"}
     meant = overrides.precisions(layers, {"lstm": "float32"})
-    assert set(meant) == {layer.name for layer in layers if layer.name.startswith("lstm/")}
+    assert set(meant) == {"lstm/input_l0", "lstm/hidden_l0"}
 
 
 @needs_torch

@@ -12,6 +12,7 @@ from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._keras import KerasStage
+from edgeopt.stages._keras_recurrent import recurrent_operators
 
 if TYPE_CHECKING:
     import keras
@@ -54,7 +55,10 @@ class KerasToExportedProgram(KerasStage):
         context.progress("exporting")
         path = context.folder / "model.pt2"
         named = model.model_copy(update={"outputs": _outputs(network)})
-        return torch_program.save_module(_positional(network), path, named, inputs, dict(_weights(network)))
+        with recurrent_operators():
+            return torch_program.save_module(
+                _positional(network), path, named, inputs, dict(_weights(network))
+            )
 
 
 def _positional(network: "keras.Model") -> "torch.nn.Module":
