@@ -161,3 +161,21 @@ def test_recurrent_layers_in_four_bits(tmp_path: Path) -> None:
     ]
     # 9,344 weights and 224 biases: half a byte for each weight, and the scales.
     assert path.stat().st_size < 9_000 < 35_000 < model.path.stat().st_size
+
+
+def test_a_bias_that_layers_share(tmp_path: Path) -> None:
+    """onnxruntime names its copies ``b0`` and ``b1``, which are the results of layers here."""
+    text = """
+    net (float[1, 3, 9, 9] x) => (float[1, 8, 7, 7] y) {
+        b0 = Conv (x, w, b)
+        n = Neg (b0)
+        b1 = Conv (x, v, b)
+        m = Neg (b1)
+        c = Conv (x, w, b)
+        a = Add (n, m)
+        y = Add (a, c)
+    }
+    """
+    weights = {"w": normal(8, 3, 3, 3), "v": normal(8, 3, 3, 3)[::-1].copy(), "b": normal(8)}
+    _, snr, _ = quantize(QuantizeOnnx(), source(text, weights, tmp_path), tmp_path)
+    assert snr > 25

@@ -58,7 +58,26 @@ def prepare(source: Path, target: Path, inputs: Sequence[TensorSpec] = ()) -> No
         name = node.name.removesuffix(FUSED)
         node.name = name if name and name not in used else node.output[0]
         used.add(node.name)
+    _separate_biases(proto.graph)
     target.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _separate_biases(graph: Any) -> None:
+    """Give each layer a bias of its own.
+
+    onnxruntime copies a shared bias under its name and a number, which may be that of another tensor.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken = set[str]()
+    for node in graph.node:
+        if node.op_type in onnx_model_file.WEIGHTED and len(node.input) > 2 and node.input[2] in constants:
+            bias = constants[node.input[2]]
+            if bias.name in taken:
+                copy = type(bias).FromString(bias.SerializeToString())
+                copy.name = f"{bias.name}/{node.name}"
+                graph.initializer.append(copy)
+                node.input[2] = copy.name
+            taken.add(bias.name)
 
 
 def named(specs: Sequence[TensorSpec], inputs: Iterable[tuple[Array, ...]]) -> Samples:
