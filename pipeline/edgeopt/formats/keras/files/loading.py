@@ -20,8 +20,8 @@ from edgeopt.model import Model, TensorSpec
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError)
 """Exceptions that Keras raises for models that it cannot rebuild; the type depends on the layer."""
 CUSTOM = (
-    "name the Python file of custom layers in the recipe, model: {path: ..., code: layers.py, trust: true}, or "
-    "use the graph of the model: model.export('folder')"
+    "name the Python file of custom layers in the recipe, model: {path: ..., code: layers.py, trust: true}, "
+    "or use the graph of the model: model.export('folder')"
 )
 
 

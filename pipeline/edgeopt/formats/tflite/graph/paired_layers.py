@@ -22,7 +22,7 @@ class TflitePair:
         self.float_file, self.int_file = EditedFile(reference), EditedFile(quantized)
         names = naming.operator_names(reference)
         outputs = [self.float_file.keys[operator.outputs[0]] for operator in self.float_file.operators]
-        self.names = dict(zip(outputs, names, strict=False))
+        self.names: dict[str, str] = dict(zip(outputs, names, strict=False))
         self.matched = _matched(self.float_file, self.int_file)
         inputs = zip(self.float_file.graph.inputs, self.int_file.graph.inputs, strict=True)
         self.layers = [
