@@ -3,8 +3,7 @@
 The folder of each name gets the model (``weights.pt`` and its code, ``model.keras``, ``model.h5`` or a
 SavedModel), the samples ``calibration.npz`` and ``evaluation.npz``, the outputs of the framework itself in
 ``reference.npz``, and ``recipe.yaml``. Weights are random, with what a trained model has: batch norms hold
-the statistics of inputs, and the last layer is scaled: its outputs have mean 0 and one size, so decisions
-vary.
+the statistics of inputs, and the last layer reads what differs most among inputs, so decisions vary.
 """
 
 import json
@@ -98,8 +97,8 @@ def torch_model(
     single = any(given[0] == "state" for given in entry["inputs"].values())
     with torch.no_grad():
         for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.2)
+            norm.weight.uniform_(0.4, 1.0)
+            norm.bias.normal_(0.4, 0.3)
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
@@ -107,12 +106,19 @@ def torch_model(
             if isinstance(each, torch.nn.PReLU):
                 each.weight.uniform_(0.05, 0.4)
         batches = list(torch_batches(parts["settle"], 1 if single else 32))
-        for batch in batches:
-            module(*batch)
+        for settled in (False, True):
+            for batch in batches:
+                module(*batch)
+            for norm in norms:
+                if not settled:
+                    # Channels of little variance stay weak, as weight decay makes them.
+                    spread = norm.running_var / norm.running_var.median()
+                    norm.weight.mul_(spread.sqrt().clamp(max=1))
+                    norm.reset_running_stats()
         for norm in norms:
             norm.eval()
             norm.momentum = 0.1
-        scale_last_layer(module, batches)
+        replace_last_layer(module, batches)
         found: list[list[Any]] = []
         for batch in torch_batches(parts["evaluation"], 1):
             made = module(*batch)
@@ -147,31 +153,47 @@ def torch_batches(arrays: Arrays, size: int) -> Iterator[tuple[Any, ...]]:
         yield tuple(torch.from_numpy(value[start : start + size]) for value in arrays.values())
 
 
-def scale_last_layer(module: Any, batches: list[Any]) -> None:
-    """Give the outputs of the layer that runs last mean 0 and standard deviation 2, per channel."""
+def replace_last_layer(module: Any, batches: list[Any]) -> None:
+    """Let the layer that runs last read the main components of its input: see ``head``."""
     import torch
 
     seen: list[tuple[Any, Any]] = []
     kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d)
     hooks = [
-        each.register_forward_hook(lambda layer, _, made: seen.append((layer, made)))
+        each.register_forward_hook(lambda layer, given, _: seen.append((layer, given[0])))
         for each in module.modules()
         if isinstance(each, kinds)
     ]
-    for batch in batches[:4]:
+    for batch in batches:
         module(*batch)
     for hook in hooks:
         hook.remove()
     last = seen[-1][0]
     axis = -1 if isinstance(last, torch.nn.Linear) else 1
-    values = torch.cat(
-        [made.movedim(axis, -1).reshape(-1, made.shape[axis]) for layer, made in seen if layer is last]
-    )
-    # Means far above the deviations would need 16 bits, which no trained network does.
-    factor = 2 / torch.maximum(values.std(0), values.mean(0).abs() / 4).clamp(min=1e-3)
-    last.weight.mul_(factor.reshape(-1, *[1] * (last.weight.ndim - 1)))
+    if last.weight[0].numel() != last.weight.shape[1]:
+        return  # not one product per place
+    features = [given.movedim(axis, -1).flatten(0, -2).numpy() for layer, given in seen if layer is last]
+    kernel, bias = head(np.concatenate(features), len(last.weight), last.bias is not None)
+    last.weight.copy_(torch.from_numpy(kernel.T.reshape(last.weight.shape)))
     if last.bias is not None:
-        last.bias.copy_((last.bias - values.mean(0)) * factor)
+        last.bias.copy_(torch.from_numpy(bias))
+
+
+def head(features: Any, outputs: int, biased: bool) -> tuple[Any, Any]:
+    """Kernel ``[channels, outputs]`` and bias of a last layer, for features ``[n, channels]``.
+
+    As those of a trained layer, its outputs depend on what differs most among inputs: they are random
+    mixtures of the first principal components, of mean 0 and standard deviation 2. Random weights would
+    read the small differences that 8 bits do not keep.
+    """
+    random = np.random.default_rng(len(features))
+    rows = features[random.permutation(len(features))[:4096]].astype(np.float64)
+    mean = rows.mean(0) if biased else np.zeros(rows.shape[1])
+    _, sizes, axes = np.linalg.svd(rows - mean, full_matrices=False)
+    kept = int((sizes > 0.05 * sizes[0]).sum())
+    kernel = axes[:kept].T @ random.normal(0, 1, (kept, outputs))
+    kernel *= 2 / ((rows - mean) @ kernel).std(0)
+    return kernel.astype(np.float32), (-mean @ kernel).astype(np.float32)
 
 
 def keras_model(
@@ -191,8 +213,8 @@ def keras_model(
     layers = list(flattened(model))
     for layer in layers:
         if type(layer).__name__ == "BatchNormalization":
-            layer.gamma.assign(random.uniform(0.5, 1.5, layer.gamma.shape))
-            layer.beta.assign(random.normal(0, 0.2, layer.beta.shape))
+            layer.gamma.assign(random.uniform(0.4, 1.0, layer.gamma.shape))
+            layer.beta.assign(random.normal(0.4, 0.3, layer.beta.shape))
             layer.momentum = 0.8
         if type(layer).__name__ == "PReLU":
             layer.alpha.assign(random.uniform(0.05, 0.4, layer.alpha.shape))
@@ -203,7 +225,7 @@ def keras_model(
     for _ in range(2):
         for start in range(0, PARTS["settle"], 32):
             model([each[start : start + 32] for each in given["settle"]], training=True)
-    scale_last_keras(model, given["settle"])
+    replace_last_keras(keras, model, given["settle"])
     for layer in layers:
         if type(layer).__name__ == "BatchNormalization":
             layer.momentum = 0.99
@@ -237,22 +259,15 @@ def cast(arrays: Arrays, order: list[str], name: str) -> Any:
     return value.astype(np.int32) if value.dtype.kind == "i" else value
 
 
-def scale_last_keras(model: Any, given: list[Any]) -> None:
-    """The same for the dense or convolutional layer that makes the first output."""
+def replace_last_keras(keras: Any, model: Any, given: list[Any]) -> None:
+    """The same for the last layer of a Keras model of one output."""
     layer = model.layers[-1]
-    if not hasattr(layer, "kernel") or not hasattr(layer, "activation"):
+    if not hasattr(layer, "kernel") or np.prod(layer.kernel.shape[:-2]) > 1 or len(model.outputs) > 1:
         return
-    activation, layer.activation = layer.activation, lambda x: x
-    values = (
-        np.asarray(model([each[:64] for each in given], training=False)) if len(model.outputs) == 1 else None
-    )
-    layer.activation = activation
-    if values is None:
-        return
-    values = values.reshape(-1, values.shape[-1])
-    factor = 2 / np.maximum(np.maximum(values.std(0), np.abs(values.mean(0)) / 4), 1e-3)
-    layer.kernel.assign(np.asarray(layer.kernel) * factor)
-    layer.bias.assign((np.asarray(layer.bias) - values.mean(0)) * factor)
+    features = np.asarray(keras.Model(model.inputs, layer.input)(given, training=False))
+    kernel, bias = head(features.reshape(-1, features.shape[-1]), layer.kernel.shape[-1], True)
+    layer.kernel.assign(kernel.reshape(layer.kernel.shape))
+    layer.bias.assign(bias)
 
 
 def write_recipe(name: str, entry: dict[str, Any], model: Any, folder: Path) -> None:
