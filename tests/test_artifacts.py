@@ -16,7 +16,7 @@ import pytest
 
 from edgeopt.cli import main
 from edgeopt.config.files import file_digest
-from edgeopt.devices.device import Device
+from edgeopt.devices.device import Device, load_device
 from edgeopt.publish.channels import history, promote
 from edgeopt.publish.oci import FACTS, MANIFEST, Descriptor, Index, describe, read_index, read_manifest
 from edgeopt.publish.remotes import library
@@ -194,6 +194,51 @@ def test_of_the_same_file_the_bundle_for_the_same_runtime_is_taken() -> None:
     for name, runtime, taken in (("pi", "litert", "host"), ("board", "tflm", "cortex-m")):
         chosen = choose(index, name, Device(name=name, runtimes={"tflite": runtime}))
         assert (chosen.facts.device, chosen.others) == (taken, ())
+
+
+def test_of_the_same_file_the_bundle_for_the_same_kind_of_device_is_taken() -> None:
+    """A phone gets the bundle of the host, not that of a microcontroller, although its name comes first."""
+
+    def bundle(device: str, runtime: str, arena: int | None) -> Descriptor:
+        facts = Facts(
+            variant="int8", format="tflite", device=device, size_bytes=9, runtime=runtime, arena_bytes=arena
+        )
+        return describe(device.encode(), MANIFEST, annotations={FACTS: facts.model_dump_json()})
+
+    index = Index(manifests=(bundle("cortex-m", "tflm 1.0", 9), bundle("host", "litert 2.3.0", None)))
+    for name, taken in (("android-adb", "host"), ("arm64-emulated", "host"), ("stm32h7", "cortex-m")):
+        assert choose(index, name, load_device(name)).facts.device == taken
+
+
+@pytest.mark.parametrize(
+    ("device", "runtime", "program"),
+    [
+        ("android-adb", "adb_litert", "RunTflite.kt"),
+        ("arm64-emulated", "tflite_runtime", "run_model.py"),
+        ("raspberry-pi-5", "litert", "run_model.py"),
+    ],
+)
+def test_a_device_gets_its_own_example(
+    cli: Cli, tmp_path: Path, device: str, runtime: str, program: str
+) -> None:
+    """Only a microcontroller was measured: the pulled bundle names, and has, the example of the device."""
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    told = pull(cli, url, tmp_path, device=device)
+    example = tmp_path / "firmware" / "model" / "example" / runtime
+    assert told.code == 0 and f"the example for {device}: {example}" in told.out
+    text = (example / program).read_text()
+    if program.endswith(".py"):
+        compile(text, program, "exec")
+        assert "parents[2]" in text  # of the bundle's folder, where the model is
+    assert cli("verify", example.parent.parent).code == 0
+
+
+def test_a_device_that_compiles_its_files_gets_no_other(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    for device in ("ethos-u55-128", "corstone-300"):
+        told = pull(cli, url, tmp_path, device=device)
+        assert told.code == 2
+        assert f"not compiled for {device}: add it to the recipe's devices, and publish again" in told.err
 
 
 def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,6 +139,13 @@ def known_devices(folders: Sequence[Path] = ()) -> list[str]:
     """Names of all devices: in ``folders``, in the working folder's ``devices``, and shipped."""
     places = [*folders, WORKING, shipped("devices")]
     return sorted({file.stem for place in places for file in place.glob(f"*{SUFFIX}")})
+
+
+@cache
+def shipped_runtimes(format: str) -> tuple[str, ...]:
+    """The runtimes that shipped devices have for a format."""
+    devices = map(read_device, sorted(shipped("devices").glob(f"*{SUFFIX}")))
+    return tuple(sorted({device.runtimes[format] for device in devices if format in device.runtimes}))
 
 
 def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None = None) -> Device:

@@ -55,6 +55,7 @@ class OperatorTable(BaseModel):
     whole_tensors: bool = Field(
         True, description="whether an operator's inputs and outputs are in memory as a whole"
     )
+    compiled: bool = Field(False, description="whether files are compiled for a device before they run on it")
     custom: tuple[str, ...] = ()
     operators: dict[str, Limit]
 

@@ -30,6 +30,7 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 """Files of a bundle that its contract does not list."""
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
+EXAMPLE = "example"
 OLD = "old"
 """Name of a replaced folder until it is removed."""
 HERE = -100
@@ -49,12 +50,30 @@ def pick(
     index: Index, device_name: str, device: Device | None, variant: str | None, format_name: str | None
 ) -> Choice:
     """Select the bundle for a device; see ``choose``."""
-    operators = None
+    operators, compiles = None, False
     if device is not None and device.operators is not None:
         limits = limits_of(device.operators)
+        compiles = limits.compiled
         if limits.missing == "error":
             operators = frozenset((*limits.operators, *limits.custom))
-    return choose(index, device_name, device, variant=variant, format_name=format_name, operators=operators)
+    return choose(
+        index,
+        device_name,
+        device,
+        variant=variant,
+        format_name=format_name,
+        operators=operators,
+        compiles=compiles,
+    )
+
+
+def example_for(pulled: Pulled, device: Device) -> Path | None:
+    """The folder with the programs for a device's runtime, if the bundle has them."""
+    contract, folder = pulled.contract, pulled.folder / EXAMPLE
+    runtime = device.runtimes.get(contract.format, "")
+    if contract.runtime.partition(" ")[0] != runtime:
+        folder /= runtime
+    return folder if runtime and folder.is_dir() else None
 
 
 def place(

@@ -65,12 +65,14 @@ def choose(
     variant: str | None = None,
     format_name: str | None = None,
     operators: frozenset[str] | None = None,
+    compiles: bool = False,
 ) -> Choice:
     """Select the bundle for the device called ``device_name``.
 
     Bundles measured on that device are preferred. Otherwise ``device`` declares what it can run: formats it
-    has a runtime for, its flash and RAM, and ``operators``, the names its runtime supports. Among the bundles
-    that fit, those whose gates pass come first, then optimized ones, then the smallest.
+    has a runtime for, its flash and RAM, and ``operators``, the names its runtime supports. A device that
+    ``compiles`` its files runs no other ones. Among the bundles that fit, those whose gates pass come first,
+    then optimized ones, then the smallest.
 
     Raises:
         UsageError: nothing fits; the error lists the bundles and why each does not fit.
@@ -96,7 +98,7 @@ def choose(
                 f"{nearest(device_name, known)}, and no device file describes it",
                 fix=f"choose one of {', '.join(known)}, or add a device file: --devices FOLDER",
             )
-        obstacles = [(d, f, _obstacle(f, device, operators)) for d, f in matching]
+        obstacles = [(d, f, _obstacle(f, device, operators, compiles=compiles)) for d, f in matching]
         fitting = [(d, f) for d, f, obstacle in obstacles if not obstacle]
         reason = f"not measured on {device_name}, but it meets the limits of its device file"
         if not fitting:
@@ -110,19 +112,32 @@ def choose(
     return Choice(descriptor=descriptor, facts=facts, reason=reason, others=tuple(alternatives))
 
 
-def _rank(facts: Facts, device: Device | None) -> tuple[bool, bool, int, bool, str]:
-    """Order by gates, optimization and size; of equal files, prefer the device's own runtime."""
+def _rank(facts: Facts, device: Device | None) -> tuple[bool, bool, int, tuple[bool, bool], str]:
+    """Order by gates, optimization and size; of equal files, prefer the device's own runtime, then its kind.
+
+    A microcontroller reports an arena and has a limit of flash; other devices have neither.
+    """
     own = device.runtimes.get(facts.format) if device else None
     foreign = facts.runtime.partition(" ")[0] != own
-    return facts.gates == "fail", facts.variant == "float", facts.size_bytes, foreign, facts.device
+    micro = device is not None and device.limits.flash is not None
+    other_kind = (facts.arena_bytes is not None) != micro
+    return (
+        facts.gates == "fail",
+        facts.variant == "float",
+        facts.size_bytes,
+        (foreign, other_kind),
+        facts.device,
+    )
 
 
-def _obstacle(facts: Facts, device: Device, operators: frozenset[str] | None) -> str:
+def _obstacle(facts: Facts, device: Device, operators: frozenset[str] | None, *, compiles: bool) -> str:
     """The reason why a bundle for another device does not fit; empty if it fits."""
     if facts.compiled:
         return f"compiled for {facts.device}"
     if facts.format not in device.runtimes:
         return f"{device.name} has no runtime for {facts.format}"
+    if compiles:
+        return f"not compiled for {device.name}: add it to the recipe's devices, and publish again"
     limits = device.limits
     if limits.flash is not None and facts.size_bytes > limits.flash:
         return f"{facts.size_bytes:,} bytes, and {device.name} has {limits.flash:,} bytes of flash"

@@ -165,7 +165,7 @@ def pull(
     from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
     from edgeopt.publish.oci import FAILED, read_manifest
-    from edgeopt.publish.pulling import described, pick, place
+    from edgeopt.publish.pulling import described, example_for, pick, place
     from edgeopt.publish.transfer import fetch_bundle, find_release
 
     places = places_of(library)
@@ -224,6 +224,9 @@ def pull(
     if FAILED in release.index.annotations:
         failed = release.index.annotations[FAILED]
         typer.echo(f"  warning: {failed}", err=True)
+    example = example_for(pulled, board) if board is not None else None
+    if example is not None:
+        typer.echo(f"  the example for {device_name}: {example}")
     if contract.device != device_name:
         typer.echo(
             f"  the firmware kit and golden vectors were made for {contract.device}: to get those for "

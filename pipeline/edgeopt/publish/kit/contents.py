@@ -10,7 +10,7 @@ PARTS = {
     "labels.txt": "class names, in the order of the outputs",
     "golden": "samples with their outputs, as .npy: `raw_…` before preprocessing, `input_…`, `output_…`",
     "firmware": "the model, preprocessing and a self-test as C and C++; see its README.md",
-    "example": "programs that load the model, run it and check its outputs",
+    "example": "programs that load the model, run it and check its outputs; subfolders: for other runtimes",
 }
 ADDED = {
     "recipe.yaml": "the recipe that `edgeopt optimize` ran to build the model",

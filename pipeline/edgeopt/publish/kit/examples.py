@@ -1,13 +1,16 @@
 """Short programs that load a model, prepare samples, run it and check the golden vectors.
 
 The Python programs run unchanged on the device; the C++ and Kotlin ones are for copying into a project.
-The folder ``templates/runtimes/<runtime>`` holds the programs of one runtime.
+The folder ``templates/runtimes/<runtime>`` holds the programs of one runtime. A bundle has those of the
+runtime that it was measured with, and, in subfolders, those of the other runtimes that shipped devices have
+for its format: whoever pulls it for another device gets the example of that device.
 """
 
 from collections.abc import Container
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from edgeopt.devices.device import shipped_runtimes
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit import firmware
 from edgeopt.publish.kit.c_arrays import TYPES
@@ -41,13 +44,27 @@ C_TYPES: dict[str, Container[str]] = {".cpp": TYPES, ".kt": KOTLIN}
 
 
 def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
-    """Write the examples for the measured runtime, if it is a Linux or Android runtime."""
-    name = contract.runtime.partition(" ")[0]
+    """Write the examples for Linux and Android: of the measured runtime, and of others for its format."""
+    own = contract.runtime.partition(" ")[0]
+    written = _write(folder, own, contract, vectors)
+    # A compiled file runs on its own device only.
+    others = () if contract.compiled else shipped_runtimes(contract.format)
+    for name in others:
+        if name != own:
+            written += _write(folder / name, name, contract, vectors, depth=2)
+    return written
+
+
+def _write(
+    folder: Path, runtime: str, contract: Contract, vectors: Vectors | None, *, depth: int = 1
+) -> list[Path]:
+    """Write the examples for a runtime. ``depth``: levels below the bundle; from 2 on, without C++."""
     specs = (*contract.inputs, *contract.outputs)
     programs = {
         program: template
-        for program, template in templates(f"runtimes/{name}").items()
-        if all(spec.dtype in C_TYPES.get(PurePath(program).suffix, (spec.dtype,)) for spec in specs)
+        for program, template in templates(f"runtimes/{runtime}").items()
+        if (depth == 1 or not program.endswith(".cpp"))
+        and all(spec.dtype in C_TYPES.get(PurePath(program).suffix, (spec.dtype,)) for spec in specs)
         # The C++ programs require golden vectors; a note of the contract explains why there are none.
         and (vectors is not None or not program.endswith(".cpp"))
     }
@@ -62,6 +79,7 @@ def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) ->
         "golden": contract.golden,
         "has_raw": vectors is not None and bool(vectors.raw),
         "vectors": 0 if vectors is None else vectors.samples,
+        "depth": depth,
         "kotlin": KOTLIN,
     }
     if any(PurePath(program).suffix in C_TYPES for program in programs):
