@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from edgeopt.devices.environments import environment_python
 from edgeopt.errors import CannotRunError
@@ -592,3 +593,144 @@ def test_keyword_spotting_answers_as_on_a_microcontroller(
     assert len(contract.operators) == len(kinds)
     assert contract.golden is not None
     assert contract.golden.count == 8
+
+
+# Kits of the presets
+
+
+@pytest.mark.parametrize(
+    ("device", "core"),
+    [
+        ("stm32h7", ("-mcpu=cortex-m7",)),
+        ("nrf5340", ("-mcpu=cortex-m33",)),
+        ("rp2040", ("-mcpu=cortex-m0plus",)),
+    ],
+)
+@pytest.mark.parametrize("compiler", ["gcc", "arm-none-eabi-gcc"])
+def test_kits_of_presets_compile_without_a_warning(
+    tmp_path: Path, device: str, core: tuple[str, ...], compiler: str
+) -> None:
+    folder, contract = toy_bundle(tmp_path, device=device, labels=["a", "b", "c", "d", "e"])
+    assert (contract.device, contract.emulated) == (device, True)
+    assert f"{device} (emulated)" in (folder / "firmware" / "golden_vectors.h").read_text()
+    target = core if compiler != "gcc" else ()
+    for source in EVERY_SOURCE:
+        command = (compiler, "-std=c99", "-O2", "-pedantic", *target, *STRICT)
+        build(command, "-c", source, "-o", tmp_path / "object.o", where=folder / "firmware")
+
+
+# The forms of the kit
+
+ZEPHYR = """
+set(CONFIG_EDGEOPT_TOY y)
+set(ZEPHYR_CURRENT_MODULE_DIR "{kit}")
+function(zephyr_library_named name)
+  message("library ${{name}}")
+endfunction()
+function(zephyr_library_sources)
+  foreach(source ${{ARGN}})
+    if(NOT EXISTS ${{source}})
+      message(FATAL_ERROR "no ${{source}}")
+    endif()
+    message("source ${{source}}")
+  endforeach()
+endfunction()
+function(zephyr_include_directories folder)
+  message("include ${{folder}}")
+endfunction()
+include("{build}/CMakeLists.txt")
+"""
+
+
+def test_the_kit_is_a_zephyr_module(tmp_path: Path) -> None:
+    """As doc/develop/modules.rst of Zephyr asks: zephyr/module.yml, and the build files that it names."""
+    needs("cmake")
+    kit = toy_bundle(tmp_path)[0] / "firmware"
+    module = yaml.safe_load((kit / "zephyr" / "module.yml").read_text())
+    assert set(module) == {"name", "build"} and module["name"] == "toy"
+    kconfig = (kit / module["build"]["kconfig"]).read_text()
+    assert re.findall(r"^config (\w+)\n\tbool \"", kconfig, re.M) == ["EDGEOPT_TOY"]
+    script = tmp_path / "zephyr.cmake"
+    script.write_text(ZEPHYR.format(kit=kit, build=kit / module["build"]["cmake"]))
+    done = subprocess.run(["cmake", "-P", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = done.stderr.split("\n")
+    assert sorted(line for line in found if line.startswith("source")) == [
+        f"source {kit / name}" for name in EVERY_SOURCE
+    ]
+    assert f"include {kit / 'src'}" in found and "library edgeopt_toy" in found
+    application = (kit / "zephyr" / "check" / "CMakeLists.txt").read_text()
+    assert re.search(r"find_package\(Zephyr .*\n.*project\(", application)  # in this order
+    assert "EXTRA_ZEPHYR_MODULES" in application and (kit / "zephyr" / "check" / "prj.conf").is_file()
+    assert "CONFIG_EDGEOPT_TOY=y" in (kit / "zephyr" / "check" / "prj.conf").read_text()
+
+
+SKETCH = """
+#include <cstdio>
+#include <cstdlib>
+struct Port {
+  void begin(long) {}
+  explicit operator bool() const { return true; }
+  void print(const char* text) { std::printf("%s", text); }
+  void println(long value) { std::printf("%ld\\n", value); std::exit(0); }
+};
+static Port Serial;
+"""
+
+
+def properties(kit: Path) -> dict[str, str]:
+    lines = (kit / "library.properties").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.mark.parametrize("golden_of", ["", None])
+def test_the_kit_is_an_arduino_library(tmp_path: Path, golden_of: str | None) -> None:
+    """As the library specification asks; compiled as the IDE does, with src alone on the include path."""
+    kit = toy_bundle(tmp_path, golden_of=golden_of)[0] / "firmware"
+    fields = properties(kit)
+    required = ("name", "version", "author", "maintainer", "sentence", "paragraph", "category", "url")
+    assert all(fields[key] for key in (*required, "architectures", "includes"))
+    assert (kit / "src" / fields["includes"]).is_file()
+    sketches = [path for path in (kit / "examples").rglob("*") if path.is_file()]
+    assert (
+        [path.name for path in sketches] == [f"{path.parent.name}.ino" for path in sketches] == ["Check.ino"]
+    )
+    write_tflm(tmp_path / "tflm")
+    (tmp_path / "tflm" / "TensorFlowLite.h").write_text("")
+    sketch = tmp_path / "sketch"
+    sketch.mkdir()
+    (sketch / "check.cpp").write_text(
+        f"{SKETCH}\n{sketches[0].read_text()}\nint main() {{ setup(); loop(); }}\n"
+    )
+    board = "ADD kTfLiteOk\n#define ALLOCATE kTfLiteOk\n#define INVOKE kTfLiteOk"
+    (sketch / "board.cpp").write_text(f"#define {board}\n" + re.sub(r"__attribute__.*|extern.*", "", BOARD))
+    paths = ("-I", kit / "src", "-I", tmp_path / "tflm")
+    for source in sorted((kit / "src").glob("*.c")):
+        build(C99, "-c", source, where=sketch)
+    build(CPP17, "-c", *paths, kit / "src" / "toy_check.cpp", "check.cpp", where=sketch)
+    build(("g++", "-std=c++17"), "-c", *paths, "-I", kit, "board.cpp", where=sketch)
+    build(("g++",), *sorted(path.name for path in sketch.glob("*.o")), "-o", "run", where=sketch)
+    done = subprocess.run([sketch / "run"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"toy_check: {30000 if golden_of == '' else 0}\n"  # the output equals the input
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "$(shell,touch x)", "arduino", "a\nname=b"])
+def test_forms_whatever_the_model_is_called(tmp_path: Path, name: str) -> None:
+    kit = toy_bundle(tmp_path, name)[0] / "firmware"
+    fields = properties(kit)
+    assert re.fullmatch(r"edgeopt_[a-z0-9_]{1,54}", fields["name"])
+    assert fields["version"] == "1.0.0"
+    assert len((kit / "library.properties").read_text().splitlines()) == len(fields) == 10
+    # A macro in Kconfig would run a command.
+    assert "$" not in (kit / "zephyr" / "Kconfig").read_text()
+    assert yaml.safe_load((kit / "zephyr" / "module.yml").read_text())["name"] == identifier(name)
+
+
+@pytest.mark.parametrize(
+    ("version", "library"), [("1.2", "1.2"), ("1.2.3", "1.2.3"), ("2026-01-01-ab", "0.0.0")]
+)
+def test_a_library_has_a_version_that_its_manager_accepts(tmp_path: Path, version: str, library: str) -> None:
+    report = write_run(tmp_path / "run")
+    make_bundle(tmp_path / "run", report, report.results[0], tmp_path / "b", name="toy", version=version)
+    fields = properties(tmp_path / "b" / "firmware")
+    assert fields["version"] == library and version in fields["paragraph"]

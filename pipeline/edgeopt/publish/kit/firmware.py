@@ -15,6 +15,7 @@ from edgeopt.model import Array, TensorSpec
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit.c_arrays import c_type, float_literal, hexadecimal, literals
 from edgeopt.publish.kit.c_names import identifier
+from edgeopt.publish.kit.forms import write_forms
 from edgeopt.publish.kit.preprocess_c import InputCode, input_code
 from edgeopt.publish.kit.rendering import render
 from edgeopt.publish.kit.vectors import Vectors
@@ -110,7 +111,7 @@ def write_kit(
         path = folder / name
         path.write_text(render(name, **values), "utf-8", newline="\n")
         written.append(path)
-    return written
+    return [*written, *write_forms(folder, sources, values)]
 
 
 def write_preprocessing(folder: Path, contract: Contract, vectors: Vectors | None) -> list[Path]:
