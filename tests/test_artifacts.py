@@ -241,6 +241,26 @@ def test_a_device_that_compiles_its_files_gets_no_other(cli: Cli, tmp_path: Path
         assert f"not compiled for {device}: add it to the recipe's devices, and publish again" in told.err
 
 
+def test_a_kit_can_be_compiled_in_place(cli: Cli, tmp_path: Path) -> None:
+    """What a compiler leaves is neither a change of the bundle, nor in the way of the next pull."""
+    url = published(cli, tmp_path, 1, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    folder = tmp_path / "firmware" / "model"
+    outputs = [folder / "firmware" / name for name in ("model_data.o", "libtoy.a", "build/CMakeCache.txt")]
+    for path in outputs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"object")
+    assert cli("verify", folder).code == 0
+    published(cli, tmp_path, 2, "--channel", "stable")
+    assert pull(cli, url, tmp_path).code == 0
+    assert not any(path.exists() for path in outputs)
+    for name in ("model_data.o", "firmware/mine.c", "golden/x.o", "firmware/src/build"):
+        (folder / name).write_bytes(b"mine")
+        assert cli("verify", folder).code == 1, name
+        assert pull(cli, url, tmp_path).code == 2, name
+        (folder / name).unlink()
+
+
 def test_a_pull_replaces_the_earlier_one_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
     url = published(cli, tmp_path, 1, "--channel", "stable")
     folder = tmp_path / "firmware" / "model"

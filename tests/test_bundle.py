@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgeopt.evaluation.samples import fitted
 from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.publish.bundle import REAL_INPUT, make_bundle, publishable
 from edgeopt.publish.contract import Contract, read_contract
+from edgeopt.publish.kit import vectors
 from edgeopt.results import EMULATED, Report, Verdict
 from test_firmware import CPP17, build
 from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
@@ -495,3 +497,14 @@ def test_an_android_device_has_an_example_in_kotlin(
     assert "value -= MEAN_0[at / 256]" in text
     assert "coerceIn(-128f, 127f).toInt().toByte()" in text
     assert "import org.tensorflow.lite.Interpreter" in text or "import org.pytorch.executorch.Module" in text
+
+
+def test_golden_vectors_of_reference_kernels_stand_for_a_device_without(tmp_path: Path) -> None:
+    """Any preset with the kernels of a microcontroller does, before this machine and others."""
+    report = write_run(tmp_path, device="ethos-u55-128", runtime="vela 5.2.0", golden_of="host")
+    (row,) = report.results
+    stem = tmp_path / "golden" / "int8.tflite"
+    for device, taken in (("arm64-emulated", "host"), ("stm32f4", "stm32f4"), ("aaa", "stm32f4")):
+        shutil.copy(f"{stem}.host.npz", f"{stem}.{device}.npz")
+        found = vectors.find(tmp_path, row)
+        assert found is not None and found.device == taken

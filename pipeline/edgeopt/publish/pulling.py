@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from edgeopt.config.files import file_digest, files_of
@@ -31,6 +31,12 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
 EXAMPLE = "example"
+COMPILED = (EXAMPLE, "firmware")
+"""Folders of a bundle that may be compiled in place."""
+OUTPUTS = frozenset({".o", ".obj", ".a", ".d", ".elf", ".map"})
+"""Suffixes of what a compiler leaves next to its sources."""
+BUILD = "build"
+"""A folder for everything that a build leaves, such as that of CMake."""
 OLD = "old"
 """Name of a replaced folder until it is removed."""
 HERE = -100
@@ -146,7 +152,7 @@ def check_folder(folder: Path) -> Contract:
             )
     known = ADDED | {entry.name for entry in (*contract.model_files, *contract.files)}
     for file in files_of(folder):
-        if (name := file.relative_to(folder).as_posix()) not in known:
+        if (name := file.relative_to(folder).as_posix()) not in known and not _is_build_output(name):
             raise VerificationError(f"{folder}: {name} is not part of the bundle", fix="move it elsewhere")
     return contract
 
@@ -198,9 +204,17 @@ def _foreign_file(folder: Path) -> str:
     except (OSError, VerificationError):
         return min(present)
     for name, file in sorted(present.items()):
-        if name not in ADDED and (name not in known or file_digest(file) != known[name]):
+        if name in ADDED or (name not in known and _is_build_output(name)):
+            continue
+        if name not in known or file_digest(file) != known[name]:
             return name
     return ""
+
+
+def _is_build_output(name: str) -> bool:
+    """Whether a file of a pulled folder, by its relative path, comes from compiling the folder in place."""
+    top, *rest = PurePosixPath(name).parts
+    return top in COMPILED and (PurePosixPath(name).suffix in OUTPUTS or BUILD in rest[:1])
 
 
 def _restore(out: Path, scratch: Path) -> None:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array
 from edgeopt.publish.contract import Golden
 from edgeopt.results import Report, Result
 
-PREFERRED = ("cortex-m", "host")
-"""Devices whose outputs stand for a device without a runtime of its own; reference kernels first."""
 SAME, OTHER = 1, 2
 """Tolerance in units: for the same device, and the minimum for another one."""
 FLOAT_STEP = 2.0**-16
@@ -56,10 +55,24 @@ def find(run: Path, result: Result) -> Vectors | None:
         for file in folder.glob("*.npz")
         if file.name[: len(stem)] == stem
     }
-    for device in (result.device, *PREFERRED, *sorted(available)):
+    for device in (result.device, *sorted(available, key=_preference)):
         if device in available:
             return _read(available[device], device)
     return None
+
+
+def _preference(device: str) -> tuple[int, str]:
+    """Order of the devices whose outputs stand for one that returns none.
+
+    Reference kernels of microcontrollers come first, then this machine.
+    """
+    try:
+        described = load_device(device)
+    except UsageError:
+        return 2, device  # no device file
+    if described.emulated and described.limits.flash is not None:
+        return 0, device
+    return 1 if device == HOST else 2, device
 
 
 def describe(
