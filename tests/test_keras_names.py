@@ -236,13 +236,14 @@ def test_layers_inside_layers(keras: Callable[[str], Model]) -> None:
 def test_layers_inside_layers_in_torch(torch: Callable[[str], Model]) -> None:
     from edgeopt.formats.torch.files import program as torch_program
     from edgeopt.formats.torch.graph import recurrent
+    from edgeopt.formats.torch.graph.operators import WEIGHTED
     from edgeopt.formats.torch.quantize import overrides
 
     graph = torch_program.plain_graph(torch("torch-composed-program"))[0]
     whole = overrides.quantizable(graph, recurrent.GATES)
     assert [layer.name for layer in whole] == ["lstm"]
     # As a loop: the product with the inputs of all steps, and that with the state before.
-    layers = overrides.quantizable(recurrent.with_loops(graph), overrides.WEIGHTED | recurrent.RECURRENT)
+    layers = overrides.quantizable(recurrent.with_loops(graph), WEIGHTED | recurrent.RECURRENT)
     names = {layer.name.partition(":")[0] for layer in layers}
     assert names == {"lstm/input_l0", "lstm/hidden_l0", "separable", "dense"}
     meant = overrides.precisions(layers, {"lstm": "float32"})

@@ -15,6 +15,7 @@ from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import layer_by_layer as torch_layer_by_layer
 from edgeopt.formats.torch.quantize import channel_ranges as torch_channel_ranges
 from edgeopt.formats.torch.quantize import equalization as torch_equalization
+from edgeopt.formats.torch.quantize import smoothing as torch_smoothing
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
 
@@ -42,6 +43,9 @@ class Equalize(Stage):
 
     The gain is largest for per-tensor weight quantization; with per-channel weights, equalization still
     balances the channel ranges of activations. Source: Nagel et al. 2019, arXiv:1906.04721.
+
+    In transformers, the channels between a layer normalization and the linear layers after it are rescaled
+    as well (`smoothing`, after SmoothQuant), which needs no such activation.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
@@ -52,6 +56,7 @@ class Equalize(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     scheme: Literal["cross_layer"] = Field("cross_layer", description="between pairs of consecutive layers")
 
@@ -68,21 +73,26 @@ class Equalize(Stage):
         with torch_engine.one_thread():
             values, clipped = _ranges(graph, pairs, inputs, context)
             chosen, skipped = _without_upper_bound(pairs, clipped)
-            if not chosen:
+            # Equalization preserves the function in exact arithmetic; this verifies it in float32.
+            before = _outputs(graph, samples)
+            smoothed = torch_smoothing.smooth(graph)
+            if not chosen and not smoothed:
                 raise StageError(
                     "the model has no pair of layers that can be equalized"
                     + (f": {skipped[0]}" if skipped else ""),
                     fix="leave equalize out of this variant, or quantize the weights per channel",
                 )
-            # Equalization preserves the function in exact arithmetic; this verifies it in float32.
-            before = _outputs(graph, samples)
             done = torch_equalization.equalize(graph, chosen, values)
             for pair in chosen:
                 if pair.clipped is not None:
                     _remove_upper_bound(pair.clipped)
             graph.recompile()
             _check_unchanged(before, _outputs(graph, samples))
-        for line in (*_notes(done, chosen), *skipped):
+        if smoothed:
+            context.note(
+                f"{len(smoothed)} layer normalizations rescaled with the linear layers that read them"
+            )
+        for line in (*(_notes(done, chosen) if done else ()), *skipped):
             context.note(line)
         return torch_program.save_plain(graph, context.folder / "model.pt2", model, inputs)
 
