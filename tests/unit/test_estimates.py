@@ -13,7 +13,8 @@ from edgeopt.evaluation.judge import judge
 from edgeopt.formats.known import format_named
 from edgeopt.model import Model
 from edgeopt.plugin import LayerSize
-from edgeopt.results import Gate, Result
+from edgeopt.reports.pagedata.rows import row_of
+from edgeopt.results import Gate, Measurement, Result
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
 from toy_operators import operator, write
@@ -144,3 +145,13 @@ def test_the_tables_of_the_page_are_those_of_the_devices() -> None:
     for name in speed_tables():
         slowest, fastest = speed_of(name).macs_per_cycle
         assert re.search(rf"^\| `{name}` \|.*\| {slowest:.2g} to {fastest:.2g} \|$", page, re.M)
+
+
+def test_the_page_shows_the_slow_end_as_an_estimate(tmp_path: Path) -> None:
+    values = readings(toy(tmp_path), load_device("stm32f4"), Outcome("tflm")).values
+    row = Result(variant="v", format="tflite", device="stm32f4", status="ok", measurements=values)
+    shown = row_of(row, "", [], "", "")
+    assert shown["estimated"] and shown["latency"]["text"] == values["estimated_latency_max_ms"].text
+    timed = row.model_copy(update={"measurements": {"latency_p50_ms": Measurement.of("latency_p50_ms", 3.0)}})
+    assert not row_of(timed, "", [], "", "")["estimated"]
+    assert row_of(row.model_copy(update={"measurements": {}}), "", [], "", "")["latency"] is None

@@ -16,6 +16,9 @@ RAISED = 12
 
 SPREAD = ("latency_min_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms")
 
+LATENCIES = ("latency_p50_ms", "estimated_latency_ms", "estimated_latency_max_ms")
+"""What the charts show as latency, the first that there is; all but the first are estimates."""
+
 
 def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagnose: str) -> Data:
     """Page data of one result.
@@ -28,7 +31,7 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         diagnose: command that diagnoses the artifact layer by layer.
     """
     measurements = result.measurements
-    latency = "latency_p50_ms" if "latency_p50_ms" in measurements else "estimated_latency_ms"
+    latency = next((name for name in LATENCIES if name in measurements), "")
     return {
         "variant": cut(result.variant),
         "format": cut(result.format),
@@ -40,7 +43,7 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "accuracy": _point(measurements.get(metric or "agreement")),
         "size": _point(measurements.get("size_bytes")),
         "latency": _point(measurements.get(latency)),
-        "estimated": latency not in measurements or latency == "estimated_latency_ms",
+        "estimated": latency != LATENCIES[0],
         "spread": _spread(measurements),
         "hops": [
             {
