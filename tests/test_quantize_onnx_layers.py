@@ -179,3 +179,12 @@ def test_a_bias_that_layers_share(tmp_path: Path) -> None:
     weights = {"w": normal(8, 3, 3, 3), "v": normal(8, 3, 3, 3)[::-1].copy(), "b": normal(8)}
     _, snr, _ = quantize(QuantizeOnnx(), source(text, weights, tmp_path), tmp_path)
     assert snr > 25
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (1,), (1, 1)])
+def test_a_bias_of_a_matrix_product_in_another_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A product and a sum become one ``Gemm``, for which onnxruntime expects a bias of rank 1."""
+    text = "net (float[1, 6] x) => (float[1, 5] y) { p = MatMul (x, w)  y = Add (p, b) }"
+    weights = {"w": normal(6, 5), "b": normal(*shape)}
+    _, snr, _ = quantize(QuantizeOnnx(), source(text, weights, tmp_path), tmp_path)
+    assert snr > 25

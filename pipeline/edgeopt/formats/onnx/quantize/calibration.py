@@ -63,10 +63,13 @@ def prepare(source: Path, target: Path, inputs: Sequence[TensorSpec] = ()) -> No
 
 
 def _separate_biases(graph: Any) -> None:
-    """Give each layer a bias of its own.
+    """Give each layer a bias of its own, with one value per output.
 
-    onnxruntime copies a shared bias under its name and a number, which may be that of another tensor.
+    onnxruntime copies a shared bias under its name and a number, which may be that of another tensor, and
+    fails for those of a ``Gemm`` in other shapes, such as ``[1, outputs]``.
     """
+    from onnx import numpy_helper
+
     constants = {tensor.name: tensor for tensor in graph.initializer}
     taken = set[str]()
     for node in graph.node:
@@ -77,7 +80,15 @@ def _separate_biases(graph: Any) -> None:
                 copy.name = f"{bias.name}/{node.name}"
                 graph.initializer.append(copy)
                 node.input[2] = copy.name
+                bias = copy
             taken.add(bias.name)
+            if node.op_type == "Gemm" and node.input[1] in constants:
+                transposed = any(each.name == "transB" and each.i for each in node.attribute)
+                outputs = constants[node.input[1]].dims[0 if transposed else 1]
+                values = numpy_helper.to_array(bias)
+                if values.shape != (outputs,) and values.size in (1, outputs):
+                    values = np.broadcast_to(values.reshape(-1), outputs)
+                    bias.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), bias.name))
 
 
 def named(specs: Sequence[TensorSpec], inputs: Iterable[tuple[Array, ...]]) -> Samples:
