@@ -22,7 +22,8 @@ from edgeopt.publish.oci import FACTS, MANIFEST, Descriptor, Index, describe, re
 from edgeopt.publish.remotes import library
 from edgeopt.publish.selecting import Facts, choose
 from edgeopt.publish.transfer import partial
-from edgeopt.results import Report, Verdict
+from edgeopt.results import Artifact, Report, Verdict
+from toy_operators import operator, write
 from toy_run import write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -231,6 +232,38 @@ def test_a_device_gets_its_own_example(
         compile(text, program, "exec")
         assert "parents[2]" in text  # of the bundle's folder, where the model is
     assert cli("verify", example.parent.parent).code == 0
+
+
+def test_a_device_that_compiles_its_files_gets_its_own(cli: Cli, tmp_path: Path) -> None:
+    """The compiled file, not the smaller one that was measured on a microcontroller."""
+    run = a_run(tmp_path / "run", device="ethos-u55-128", runtime="vela 5.2.0", golden_of="cortex-m")
+    models = run / "models"
+    compiled = models / "int8.ethos-u55-128.tflite"
+    nodes = (operator("QUANTIZE"), operator("ethos-u"))
+    write(compiled, *nodes, shape=(1, 4, 4, 2), types=("int8", "int8"))
+    compiled.with_name(f"{compiled.name}.json").write_text((models / "int8.tflite.json").read_text())
+    report = Report.model_validate_json((run / "report.json").read_text())
+    (row,) = report.results
+    assert row.artifact is not None
+    micro = row.model_copy(update={"device": "cortex-m", "runtime": "tflm 1.0"})
+    path, size = f"models/{compiled.name}", compiled.stat().st_size
+    artifact = Artifact(path=path, digest=file_digest(compiled), size_bytes=size)
+    npu = row.model_copy(update={"artifact": artifact})
+    both = report.model_copy(update={"results": (micro, npu)})
+    (run / "report.json").write_text(both.model_dump_json(by_alias=True))
+    url = f"file://{tmp_path}/remote/toy"
+    told = cli("push", run, "--to", f"{url}:1", "--library", tmp_path / "maker", "--channel", "stable")
+    assert told.code == 0, told.err
+    told = pull(cli, url, tmp_path, device="ethos-u55-128")
+    folder = tmp_path / "firmware" / "model"
+    assert told.code == 0, told.err
+    assert (folder / "toy.tflite").read_bytes() == compiled.read_bytes()
+    assert json.loads((folder / "manifest.json").read_text())["compiled"] is True
+    assert not (folder / "example").exists()  # it runs nowhere else
+    told = pull(cli, url, tmp_path, device="corstone-300")
+    assert told.code == 2 and "compiled for ethos-u55-128" in told.err
+    assert pull(cli, url, tmp_path, device="stm32f4").code == 0
+    assert (folder / "toy.tflite").read_bytes() == (models / "int8.tflite").read_bytes()
 
 
 def test_a_device_that_compiles_its_files_gets_no_other(cli: Cli, tmp_path: Path) -> None:
