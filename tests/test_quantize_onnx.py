@@ -263,7 +263,7 @@ def test_moments_are_those_of_what_a_convolution_weighs(
     path = tmp_path / "one.onnx"
     onnx.save(model, str(path))
     sample = random.standard_normal(shape).astype(np.float32)
-    found = onnx_moments.collect(path, iter([{"x": sample}]))["conv"]
+    found = onnx_moments.collect(path, iter([{"x": sample}]), 1)["conv"]
     output = onnx_calibration.session(path).run(None, {"x": sample})[0]
     power = np.square(output).sum(axis=(0, *range(2, output.ndim)))
     rows = values.reshape(len(found), -1, found.shape[-1]).astype(np.float64)

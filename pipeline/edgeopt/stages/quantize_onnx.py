@@ -284,7 +284,8 @@ class _Quantizing:
         if self.stage.rounding == "nearest":
             return Weights(floats, {})
         self.context.progress("rounding weights")
-        moments = onnx_moments.collect(self.prepared, islice(self._samples(), MOMENT_SAMPLES))
+        samples = islice(self._samples(), MOMENT_SAMPLES)
+        moments = onnx_moments.collect(self.prepared, samples, min(self.count, MOMENT_SAMPLES))
         left = [name for name in self.layers if self.weights_of.get(name) and name not in moments]
         if left:
             shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
@@ -311,6 +312,7 @@ class _Quantizing:
                 levels=65536 if self.making.activation == "int16" else 256,
             )
             ranges = {name: choose(seen) for name, seen in histograms.items() if seen.count}
+        self.count = count
         if not count:
             raise StageError(
                 "the calibration data is empty", fix="provide at least one sample, preferably 100 or more"

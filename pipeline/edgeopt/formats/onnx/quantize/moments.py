@@ -20,9 +20,10 @@ from edgeopt.model import Array
 MOST_BYTES = 256 << 20
 """Memory limit for all moments together; beyond it, the widest layers are skipped."""
 FEWEST_POSITIONS = 64
-"""Number of positions per sample and layer, if the layer has no more than twice as many weights per output
-value; otherwise, half the number of weights. With 128 samples that is at least 64 times the width of the
-matrix; more positions take longer and change nothing, because neighbouring patches are highly correlated."""
+"""Smallest number of positions per sample, so that every sample counts."""
+POSITIONS_PER_WEIGHT = 64
+"""Number of positions of all samples together, as a multiple of the width of the matrix. More take longer and
+change nothing, because neighbouring patches are highly correlated."""
 
 Moments = NDArray[np.float64]
 
@@ -51,27 +52,24 @@ class Reader(NamedTuple):
     def axis(self) -> int:
         return 1 if self.node.op_type == "Gemm" and _option(self.node, "transB", 0) else 0
 
-    def rows(self, values: Array, random: np.random.Generator) -> Array:
-        """The input values at randomly chosen positions, arranged as ``[groups, positions, width]``."""
+    def rows(self, values: Array, most: int, random: np.random.Generator) -> Array:
+        """Inputs of at most ``most`` positions, chosen at random, as ``[groups, positions, width]``."""
         if self.node.op_type != "Conv":
             inputs = values.reshape(-1, values.shape[-1])
-            return inputs[self._chosen(len(inputs), random)][np.newaxis]
+            return inputs[_chosen(len(inputs), most, random)][np.newaxis]
         windows = _windows(values, self.node, self.shape[2:])  # [n, *positions, channels, *kernel]
         places = windows.shape[: values.ndim - 1]
-        chosen = np.unravel_index(self._chosen(prod(places), random), places)
+        chosen = np.unravel_index(_chosen(prod(places), most, random), places)
         patches = windows[chosen]
         grouped = patches.reshape(len(patches), self.groups, -1)
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
-    def _chosen(self, count: int, random: np.random.Generator) -> NDArray[np.int64]:
-        """Indices of the positions to take from ``count``."""
-        most = max(FEWEST_POSITIONS, self.width // 2)
-        # An even spacing would meet the same columns of a picture again and again.
-        return np.sort(random.choice(count, most, replace=False)) if count > most else np.arange(count)
 
+def collect(prepared: Path, samples: Samples, count: int) -> dict[str, Moments]:
+    """Moments ``[groups, width, width]`` of each supported layer, by layer name.
 
-def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
-    """Moments ``[groups, width, width]`` of each supported layer, by layer name."""
+    ``count`` is the number of samples: of few samples, more positions of each are taken.
+    """
     readers = _affordable(_readers(onnx_model_file.load(prepared)))
     sums = {reader.name: SecondMoments() for reader in readers}
     run = _Run(prepared, readers)
@@ -79,7 +77,9 @@ def collect(prepared: Path, samples: Samples) -> dict[str, Moments]:
     for sample in samples:
         values = run(sample)
         for reader in readers:
-            sums[reader.name].add(reader.rows(values[reader.node.input[0]], random).astype(np.float32))
+            most = max(FEWEST_POSITIONS, POSITIONS_PER_WEIGHT * reader.width // max(count, 1))
+            rows = reader.rows(values[reader.node.input[0]], most, random)
+            sums[reader.name].add(rows.astype(np.float32))
     return {name: each.matrix for name, each in sums.items() if each.matrix is not None}
 
 
@@ -138,6 +138,12 @@ def _option(node: Any, name: str, default: Any) -> Any:
         if attribute.name == name:
             return onnx.helper.get_attribute_value(attribute)
     return default
+
+
+def _chosen(count: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Indices of the positions to take from ``count``."""
+    # An even spacing would meet the same columns of a picture again and again.
+    return np.sort(random.choice(count, most, replace=False)) if count > most else np.arange(count)
 
 
 def _windows(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
