@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeopt.devices.device import Device, Estimate, Limits, known_devices, load_device, shipped
-from edgeopt.devices.estimates import code_size_of, latency_band, speed_of
+from edgeopt.devices.estimates import code_band, code_size_of, latency_band, speed_of
 from edgeopt.devices.tables import code_tables, speed_tables
 from edgeopt.evaluation.judge import judge
 from edgeopt.formats.known import format_named
@@ -81,11 +81,28 @@ def test_the_band_is_a_measurement_of_its_own(tmp_path: Path) -> None:
         MACS / slowest / 168e3
     )
     assert not any(name.startswith("latency") for name in read.values)
-    (note,) = [note for note in read.notes if "estimate" in note]
+    (note,) = [note for note in read.notes if "estimate, nothing" in note]
     assert re.match(
         r"an estimate, nothing was timed: one run takes \S+ ms to \S+ ms, from 64 MACs at 168 MHz", note
     )
     assert "MLPerf Tiny" in note
+
+
+def test_flash_is_file_and_code(tmp_path: Path) -> None:
+    model = toy(tmp_path)
+    size = model.path.stat().st_size
+    read = readings(model, load_device("cortex-m"), Outcome("tflm"))
+    low, high = (read.values[f"estimated_flash_{end}_bytes"].value for end in ("min", "max"))
+    code = code_band(2, "tflm")
+    assert code is not None and (low, high) == (size + int(code.low), size + int(code.high))
+    (note,) = read.notes
+    assert note.startswith(
+        f"an estimate of flash: {size} B for the file and 20.0 KiB to 49.4 KiB for the code"
+    )
+    assert note.endswith("names the sources")
+    for name in ("host", "ethos-u55-128"):  # without a limit, without published sizes
+        others = readings(model, load_device(name), Outcome("x")).values
+        assert not any("flash" in measured for measured in others)
 
 
 def test_a_gate_uses_an_estimate_only_if_it_names_it(tmp_path: Path) -> None:

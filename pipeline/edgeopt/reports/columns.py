@@ -15,6 +15,7 @@ COLUMNS = (
     "latency_ratio",
     "peak_memory_bytes",
     "arena_bytes",
+    "estimated_flash_max_bytes",
     "npu_cycles",
     "estimated_latency_ms",
     "estimated_latency_min_ms",

@@ -140,6 +140,12 @@ MEASUREMENTS: dict[str, Shown] = {
     "sram_bytes": Shown("memory", "bytes", "SRAM"),
     "flash_bytes": Shown("memory", "bytes", "flash"),
     "dram_bytes": Shown("memory", "bytes", "DRAM"),
+    "estimated_flash_min_bytes": Shown(
+        "memory", "bytes", "flash min", "the file, and the smallest published size of the runtime's code"
+    ),
+    "estimated_flash_max_bytes": Shown(
+        "memory", "bytes", "flash max", "the file, and the largest published size of the runtime's code"
+    ),
     "npu_cycles": Shown("count", "", "NPU cycles"),
     "npu_share": Shown("fraction", "", "on NPU", "fraction of operators that run on the NPU", "higher"),
     "estimated_latency_ms": _time("estimated", in_turns=""),

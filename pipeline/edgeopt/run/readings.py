@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgeopt.devices.budget import usage
 from edgeopt.devices.device import Device
 from edgeopt.devices.estimates import latency_band
 from edgeopt.errors import StageError
@@ -46,9 +47,9 @@ def readings(
     values |= {name: Measurement.of(name, value) for name, value in (arithmetic or {}).items()}
     notes = (*outcome.notes, *conditions(outcome.intervals), *sparsity_notes(values))
     if not len(outcome.times.get("latency", ())):
-        estimated, basis = estimated_latency(model, device)
-        values |= estimated
-        notes += basis
+        for estimated, basis in (estimated_latency(model, device), estimated_flash(model, device)):
+            values |= estimated
+            notes += basis
     if device.emulated:
         values = without_host_values(values)
         notes += (EMULATED,) if outcome.outputs else ()
@@ -114,6 +115,22 @@ def estimated_latency(model: Model, device: Device) -> tuple[dict[str, Measureme
     }
     span = " to ".join(value.text for value in values.values())
     return values, (f"an estimate, nothing was timed: one run takes {span}, from {band.basis}",)
+
+
+def estimated_flash(model: Model, device: Device) -> tuple[dict[str, Measurement], tuple[str, ...]]:
+    """The band of the file with the runtime's code, where code sizes are published, and a note on it."""
+    try:
+        shares = usage(model.path, device, model.format).shares
+    except StageError:
+        return {}, ()
+    flash = next((share for share in shares if share.memory == "flash" and share.sources), None)
+    if flash is None or flash.high is None:
+        return {}, ()
+    values = {"estimated_flash_min_bytes": flash.low, "estimated_flash_max_bytes": flash.high}
+    return (
+        {name: Measurement.of(name, value) for name, value in values.items()},
+        (f"an estimate of {flash}; 'edgeopt lint --json' names the sources",),
+    )
 
 
 def conditions(intervals: Sequence[TimedInterval]) -> tuple[str, ...]:
