@@ -46,6 +46,7 @@ def test_a_band_contains_every_published_run(name: str) -> None:
         assert band is not None
         assert band.low <= run.seconds * 1e3 * (1 + 1e-9) and run.seconds * 1e3 <= band.high * (1 + 1e-9)
         assert run.source and run.source in band.basis
+        assert ("assumed up to 2 times slower or faster" in band.basis) == (speed.margin == 2)
         assert 0.01 < run.macs_per_cycle < 8
 
 

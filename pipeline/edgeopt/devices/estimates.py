@@ -116,10 +116,11 @@ def latency_band(layers: Sequence[LayerSize], device: Device) -> Band | None:
     slowest, fastest = speed.macs_per_cycle
     milliseconds = macs / device.estimate.clock * 1e3
     sources = "; ".join(dict.fromkeys(run.source for run in speed.networks))
+    assumed = f", assumed up to {speed.margin:g} times slower or faster" if speed.margin > 1 else ""
     basis = (
         f"{macs:,} MACs at {device.estimate.clock / 1e6:g} MHz, "
         f"{slowest:.2g} to {fastest:.2g} MACs per cycle "
-        f"with {speed.kernels} on {speed.processor} ({sources})"
+        f"with {speed.kernels} on {speed.processor} ({sources}{assumed})"
     )
     return Band(milliseconds / fastest, milliseconds / slowest, basis)
 
