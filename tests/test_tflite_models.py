@@ -28,11 +28,12 @@ IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
 class Images(Dataset):
     count: int = 40
     seed: int = 1
+    shape: tuple[int, ...] = (3, 12, 12)
 
     def samples(self) -> Iterator[Sample]:
         random = np.random.default_rng(self.seed)
         for _ in range(self.count):
-            yield Sample((random.normal(size=IMAGE.shape[1:]).astype(np.float32),))
+            yield Sample((random.normal(size=self.shape).astype(np.float32),))
 
     def digest(self) -> str:
         return "images"
@@ -41,11 +42,13 @@ class Images(Dataset):
 class Case:
     """A module, converted, with its outputs by name."""
 
-    def __init__(self, module: Any, folder: Path) -> None:
+    def __init__(self, module: Any, folder: Path, spec: TensorSpec = IMAGE) -> None:
         self.folder, self.module = folder, module.eval()
-        source = Model(format="torch", path=folder, inputs=(IMAGE,))
-        self.program = torch_program.save_module(self.module, folder / "model.pt2", source, (IMAGE,))
-        self.samples = [sample.inputs[0][None] for sample in Images(count=8, seed=2).samples()]
+        source = Model(format="torch", path=folder, inputs=(spec,))
+        self.program = torch_program.save_module(self.module, folder / "model.pt2", source, (spec,))
+        self.data = Images(shape=spec.shape[1:])
+        own = Images(count=8, seed=2, shape=spec.shape[1:])
+        self.samples = [sample.inputs[0][None] for sample in own.samples()]
         self.notes: list[str] = []
         with torch.no_grad():
             found = [module(torch.from_numpy(sample)) for sample in self.samples]
@@ -55,15 +58,16 @@ class Case:
 
     def context(self, name: str) -> Context:
         (self.folder / name).mkdir()
-        feed = Feed(Images(), Preprocessing(layout="NCHW"))
+        feed = Feed(self.data, Preprocessing(layout="NCHW"))
         return Context(self.folder / name, feed, lambda _: None, note=self.notes.append)
 
     def float_model(self) -> Model:
         return ExportedProgramToTflite().run(self.program, self.context("float"))
 
     def snr_db(self, model: Model) -> dict[str, float]:
-        inputs = [(sample.transpose(0, 2, 3, 1),) for sample in self.samples]
+        inputs = [(s.transpose(0, 2, 3, 1) if s.ndim == 4 else s,) for s in self.samples]
         outputs = tflite_interpreter.outputs(model.path, inputs)
+        assert len(set(outputs.names)) == len(self.reference)
         found = dict(zip(self.reference, outputs.arrays, strict=True))
         return {name: snr_db(self.reference[name], found[name]) for name in found}
 
@@ -294,3 +298,48 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path, module: Any, named: s
     with pytest.raises(StageError, match=f"{named} cannot be converted to TFLite") as refused:
         case.float_model()
     assert "replace this operator in the model" in (refused.value.fix or "")
+
+
+VECTOR = TensorSpec(name="vector", shape=(1, 8))
+
+
+class Ends(nn.Module):
+    """Outputs that are inputs, constants, copies, or read inside; ``last`` is the last operator."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), last
+        self.register_buffer("constant", torch.arange(4.0))
+
+    def forward(self, vector: Any) -> dict[str, Any]:
+        state = self.first(vector)
+        made = {"same": vector, "state": state, "again": state}
+        match self.last:
+            case "layer":
+                made["constant"] = self.constant
+                made["result"] = self.second(state)
+            case "reshape":
+                made["reshaped"] = vector.reshape(4, 2)
+                made["result"] = state.reshape(2, 4)
+            case "requantized":
+                made["result"] = torch.cat([state, vector * 3, state], 1)
+            case "comparison":
+                made["other"] = self.second(vector)
+                made["result"] = (state > made["other"]).float()
+        return made
+
+
+@pytest.mark.parametrize("last", ["layer", "reshape", "requantized", "comparison"])
+def test_outputs_that_are_inputs_or_read_inside(tmp_path: Path, last: str) -> None:
+    torch.manual_seed(0)
+    case = Case(Ends(last), tmp_path, VECTOR)
+    model = case.float_model()
+    assert min(case.snr_db(model).values()) > 100
+    integer = QuantizeTflite().run(model, case.context("int8"))
+    assert {spec.dtype for spec in integer.outputs} == {"float32"}
+    found = case.snr_db(integer)
+    assert found.pop("same") > 200  # not rounded
+    assert min(found.values()) > 22, found
+    first = QuantizeTflite(layers={"first": "float32"}).run(model, case.context("mixed"))
+    assert case.snr_db(first)["state"] > 100
+    assert min(case.snr_db(first).values()) > 22

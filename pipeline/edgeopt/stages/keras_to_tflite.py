@@ -81,8 +81,7 @@ def _restore_order(content: bytearray, inputs: list[str], outputs: list[str]) ->
     subgraph = model.Subgraphs(0)
     vectors = (subgraph.InputsAsNumpy(), subgraph.OutputsAsNumpy())
     signature = signature_names(parse(bytes(content), "the converted file"))
-    for vector, names, order in zip(vectors, signature, (inputs, outputs), strict=True):
-        index = {name: tensor for tensor, name in names.items()}
+    for vector, index, order in zip(vectors, signature, (inputs, outputs), strict=True):
         if len(vector) == len(order) and all(name in index for name in order):
             vector[:] = [index[name] for name in order]
 

@@ -22,6 +22,7 @@ from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.formats.tflite.quantize.divisions import fragile_divisions
 from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
+from edgeopt.formats.tflite.quantize.rewiring import rewired
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
@@ -129,7 +130,8 @@ class QuantizeTflite(Searching):
                 io=self.io,
                 inner=[*inner, *in_float],
             )
-            path.write_bytes(tflite_quantizer.quantized(content, model.path.name, recipe, with_constants))
+            result = tflite_quantizer.quantized(content, model.path.name, recipe, with_constants)
+            path.write_bytes(rewired(result, file, float_outputs=self.io == "float32"))
             return path
 
         context.progress("quantizing")

@@ -178,22 +178,30 @@ def read_signature(path: Path, layout: Layout | None = None) -> Signature:
     """
     file = load(path)
     graph = graphs_of(file)[0]
-    input_names, output_names = signature_names(file)
-    return Signature(
-        graph,
-        tuple(tensor.spec(input_names.get(tensor.number), layout) for tensor in graph.inputs),
-        tuple(tensor.spec(output_names.get(tensor.number), None) for tensor in graph.outputs),
-    )
+    ends = zip((graph.inputs, graph.outputs), signature_names(file), (layout, None), strict=True)
+    inputs, outputs = (_specs(tensors, names, kind) for tensors, names, kind in ends)
+    return Signature(graph, inputs, outputs)
 
 
-def signature_names(file: TfliteFile) -> tuple[dict[int, str], dict[int, str]]:
-    """Names of the inputs and of the outputs in the first signature, by tensor number."""
+def signature_names(file: TfliteFile) -> tuple[dict[str, int], dict[str, int]]:
+    """The tensor numbers of the inputs and of the outputs, by their names in the first signature."""
     signature = next(iter(file.model.tables("signature_defs")), None)
     if signature is None:
         return {}, {}
     ends = (signature.tables("inputs"), signature.tables("outputs"))
-    inputs, outputs = ({e.integer("tensor_index"): e.text("name") for e in entries} for entries in ends)
+    inputs, outputs = ({e.text("name"): e.integer("tensor_index") for e in entries} for entries in ends)
     return inputs, outputs
+
+
+def _specs(tensors: Sequence[Tensor], names: dict[str, int], layout: Layout | None) -> tuple[TensorSpec, ...]:
+    """The specs of inputs or outputs; a tensor that is returned twice has two names, in this order."""
+    left: dict[int, list[str]] = {}
+    for name, number in names.items():
+        left.setdefault(number, []).append(name)
+    return tuple(
+        tensor.spec(left[tensor.number].pop(0) if left.get(tensor.number) else None, layout)
+        for tensor in tensors
+    )
 
 
 def _graph(graph: Table, codes: Sequence[tuple[str, int]], buffers: Sequence[bytes]) -> Graph:

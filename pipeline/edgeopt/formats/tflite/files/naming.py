@@ -15,13 +15,16 @@ def with_output_names(file: TfliteFile, names: Sequence[str]) -> bytes:
     """
     signatures = file.model.tables("signature_defs")
     outputs = file.model.tables("subgraphs")[0].numbers("outputs")
-    if not signatures or len(outputs) != len(names) or len(set(outputs)) != len(names):
+    if not signatures or len(outputs) != len(names):
         return file.content
-    by_tensor = dict(zip(outputs, names, strict=True))
     entries = signatures[0].tables("outputs")
-    if {entry.integer("tensor_index") for entry in entries} != set(outputs):
+    if sorted(entry.integer("tensor_index") for entry in entries) != sorted(outputs):
         return file.content
-    named = tuple(_named(entry, by_tensor[entry.integer("tensor_index")]) for entry in entries)
+    # A tensor that is returned twice has two entries.
+    left: dict[int, list[str]] = {}
+    for number, name in zip(outputs, names, strict=True):
+        left.setdefault(number, []).append(name)
+    named = tuple(_named(entry, left[entry.integer("tensor_index")].pop(0)) for entry in entries)
     model = file.model.but(signature_defs=(signatures[0].but(outputs=named), *signatures[1:]))
     return pack(model, SCHEMA, IDENTIFIER)
 
