@@ -46,7 +46,13 @@ loop = keras.Sequential([
     layers.Flatten(),
     layers.Dense(3, name="classes"),
 ])
-for name, made in (("toy", network), ("volume", volume), ("loop", loop)):
+words = keras.Sequential([
+    layers.Input((6,), dtype="int32", name="ids"),
+    layers.Embedding(50, 8, name="words"),
+    layers.Flatten(),
+    layers.Dense(3, name="classes"),
+])
+for name, made in (("toy", network), ("volume", volume), ("loop", loop), ("words", words)):
     folder = Path(sys.argv[1]) / name
     folder.mkdir()
     made.save(folder / "model.keras")
@@ -116,8 +122,8 @@ def python(script: str, *arguments: object, seed: int = 0) -> str:
 
 
 def toy_model(name: str, factory: pytest.TempPathFactory) -> Model:
-    """``toy``, a small CNN with depthwise convolution; ``volume``, whose Conv3D has no int8 kernel; or
-    ``loop``, which is recurrent, with a transposed convolution.
+    """``toy``, a small CNN with depthwise convolution; ``volume``, whose Conv3D has no int8 kernel; ``loop``,
+    which is recurrent, with a transposed convolution; or ``words``, with the table of an embedding.
     """
     folder = factory.getbasetemp() / "float-toys"
     if not folder.exists():

@@ -169,6 +169,23 @@ def test_what_the_kernel_would_get_wrong_is_unpacked(tmp_path: Path, kws: Model,
     assert len(slimmed(load(result.path))) < 27_200
 
 
+@pytest.mark.parametrize("scheme", ["dynamic_int8", "float16", "int4"])
+def test_a_table_without_kernel_stays_float_with_a_note(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, scheme: str
+) -> None:
+    words, told = toy_model("words", tmp_path_factory), Told()
+    result = QuantizeWeightsTflite(scheme=scheme).run(words, told.context(tmp_path / "a", None))
+    assert told.notes == ["tables that stay in float32, without a quantized kernel: words (1,600 B)"]
+    assert types(result.path)["words"][0] == "float32"
+    assert types(result.path)["classes"][0] == scheme.removeprefix("dynamic_")
+    ids = [np.random.default_rng(seed).integers(0, 50, 6, np.int32) for seed in range(20)]
+    assert snr_db(outputs(words.path, ids), outputs(result.path, ids)) > (15 if scheme == "int4" else 35)
+    with pytest.raises(StageError, match="GATHER words"):
+        QuantizeWeightsTflite(scheme=scheme, layers={"words": "int8"}).run(
+            words, context(tmp_path / "b", None)
+        )
+
+
 def test_a_layer_without_kernel_is_refused_by_name(
     tmp_path: Path, volume: Model, toy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Weight quantization of float TFLite models, without calibration data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -8,9 +8,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.formats.tflite.files.graphs import read_signature
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
+from edgeopt.formats.tflite.graph.layers import WeightedLayer
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
-from edgeopt.formats.tflite.quantize.precision import Types
+from edgeopt.formats.tflite.quantize.precision import Plan, Types
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._search import Searching, search, search_samples
@@ -21,6 +22,8 @@ TYPES: Types = {
 DEFAULT = {"dynamic_int8": "int8", "float16": "float16", "int4": "int4"}
 RAISED = {"int8": "float32", "float16": "float32", "int4": "int8"}
 """Precision that a search assigns to a layer that needs more."""
+TABLES = frozenset({"GATHER"})
+"""Operators that read rows of weights, of which the quantizer has no form with float outputs."""
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 
 
@@ -81,6 +84,7 @@ class QuantizeWeightsTflite(Searching):
         source = read_signature(model.path)
         layers = [layer for layer in tflite_precision.float_layers(model.path) if layer.elements]
         plan = tflite_precision.chosen(layers, self._default, self.layers)
+        plan = self._without_tables(layers, plan, context)
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
         path = context.folder / "model.tflite"
@@ -109,6 +113,16 @@ class QuantizeWeightsTflite(Searching):
         make(frozenset())
         tflite_precision.verify(path, layers, plan, TYPES, self.scheme)
         return finished(path, described)
+
+    def _without_tables(self, layers: Sequence[WeightedLayer], plan: Plan, context: Context) -> Plan:
+        """The plan with tables in float that no pattern selects; a note tells them and their size."""
+        named = tflite_precision.chosen(layers, "", self.layers)
+        tables = [layer for layer in layers if layer.kind in TABLES and not named[layer.name]]
+        if tables:
+            names = ", ".join(layer.name for layer in tables)
+            size = 4 * sum(layer.elements for layer in tables)
+            context.note(f"tables that stay in float32, without a quantized kernel: {names} ({size:,} B)")
+        return plan | dict.fromkeys((layer.name for layer in tables), "float32")
 
     @property
     def _default(self) -> str:
