@@ -1,7 +1,7 @@
 """Lowering of an exported program to an ExecuTorch program with the XNNPACK delegate."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
@@ -11,11 +11,12 @@ from edgeopt.formats.torch.lab import executorch_check
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-FAILURES = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError),
-    NotImplementedError,
-)
-"""Exceptions of ExecuTorch for operators that it or XNNPACK cannot lower."""
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError)
+"""Exceptions of Python that ExecuTorch raises for operators that it or XNNPACK cannot lower."""
+TRIALS = 5
+"""Number of lowerings, seconds each, after one that failed."""
+LAYERS = frozenset({"convolution.default", "linear.default", "addmm.default", "mm.default", "bmm.default"})
+"""Operators of XNNPACK with weights."""
 MOVES = frozenset({"slice_copy.Tensor", "view_copy.default", "permute_copy.default", "cat.default"})
 """Operators of XNNPACK that copy int8 values, and so cannot change the scale."""
 
@@ -24,7 +25,7 @@ def lower(program: "ExportedProgram") -> bytes:
     """Delegate the supported operators to XNNPACK; the rest runs on portable kernels.
 
     The result has been loaded and run once. Operators that XNNPACK accepts but cannot run are left to the
-    portable kernels: those are found by lowering without one kind of operator at a time.
+    portable kernels: those are found by lowering without some kinds of operators.
 
     Returns:
         The contents of a ``.pte`` file.
@@ -33,19 +34,42 @@ def lower(program: "ExportedProgram") -> bytes:
         StageError: ExecuTorch cannot lower or run the program, or a quantized layer would compute in float.
     """
     delegated: Counter[str] = Counter()
+    failures = _failures()
     try:
         return _lower(program, (), delegated)
-    except FAILURES as error:
+    except failures as error:
         first = error
-    for kind in executorch_check.suspects(str(first), delegated):
-        try:
-            return _lower(program, {kind})
-        except FAILURES:
-            continue
+    # Without its kernel, no operator runs on the portable kernels either.
+    if not isinstance(first, executorch_check.NoKernel):
+        for excluded in _exclusions(str(first), delegated):
+            try:
+                return _lower(program, excluded)
+            except failures:
+                continue
+            except StageError:  # a quantized layer needs an excluded kind
+                continue
     raise StageError(
-        f"ExecuTorch cannot run the model: {torch_engine.brief(first)}",
+        f"ExecuTorch cannot run the model: {executorch_check.explain(torch_engine.brief(first), program)}",
         fix="replace the operator that the message names, or remove executorch from 'formats'",
     ) from first
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """``FAILURES`` and those that ExecuTorch and ``torch.export`` define, which share no base class."""
+    from executorch.exir.error import ExportError, InternalError
+    from torch._export.verifier import SpecViolationError
+
+    return (SpecViolationError, ExportError, InternalError, *FAILURES)
+
+
+def _exclusions(message: str, delegated: Mapping[str, int]) -> Iterator[Collection[str]]:
+    """Kinds of operators to lower without, ``TRIALS`` times at most: the likely ones alone, then all."""
+    kinds = list(executorch_check.suspects(message, delegated))
+    for kind in kinds[: TRIALS - 2]:
+        yield {kind}
+    # Layers last: quantized ones need XNNPACK.
+    yield {kind for kind in kinds if kind not in LAYERS}
+    yield set(kinds)
 
 
 def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any = None) -> bytes:

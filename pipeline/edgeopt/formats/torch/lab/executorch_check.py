@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.formats.torch.graph.operators import operator_name
 from edgeopt.formats.torch.lab import runtimes
 
 if TYPE_CHECKING:
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
 XNNPACK_NODE = re.compile(
     r"Failed to (?:create|define) (?:the )?(.+?) (?:node|operator)\b.*?(xnn_status_\w+)"
 )
+DELEGATE = re.compile(r"(Init failed for backend|XNNCompiler)|CALL_DELEGATE execute failed")
 KERNEL = re.compile(r"in operator (\S+?):? 0x")
 REASON = re.compile(r"Check failed \(.*\): (.*\S)")
+CODE = re.compile(r",? *(?:(?:with )?(?:error|status)(?: code)?:? *|: *)?\b0x[0-9a-fA-F]+")
+"""An error number in the log, with the words that introduce it."""
+NAMED = re.compile(r"\b(?:torch\._ops\.|torch\.ops\.)?aten(?:\.|::)(\w+)")
+"""An operator in the message of an exception."""
 SHOWN = 4
 """Number of operators in a message."""
+
+
+class NoKernel(RuntimeError):
+    """A kernel is missing, or does not support the operator's arguments."""
 
 
 def check(content: bytes, lowered: Any, program: "ExportedProgram") -> None:
@@ -34,10 +44,11 @@ def check(content: bytes, lowered: Any, program: "ExportedProgram") -> None:
         program: the program before lowering.
 
     Raises:
-        RuntimeError: a kernel is missing or fails, or XNNPACK rejects an operator; the message names it.
+        NoKernel: a kernel is missing or fails; the message names its operator, as do others.
+        RuntimeError: XNNPACK rejects an operator.
     """
     if missing := _missing(lowered, program):
-        raise RuntimeError(f"its runtime has no kernel for {'; '.join(missing[:SHOWN])}")
+        raise NoKernel(f"its runtime has no kernel for {'; '.join(missing[:SHOWN])}")
     inputs = (program.example_inputs or ((), {}))[0]
     with _captured() as log:
         try:
@@ -46,7 +57,17 @@ def check(content: bytes, lowered: Any, program: "ExportedProgram") -> None:
             run(*(value.detach().clone() for value in inputs))
             return
         except RuntimeError as error:
-            raise RuntimeError(_reason(log() or str(error), lowered, program)) from error
+            text = log() or str(error)
+            kind = NoKernel if KERNEL.search(text) and not XNNPACK_NODE.search(text) else RuntimeError
+            raise kind(_reason(text, lowered, program)) from error
+
+
+def explain(message: str, program: "ExportedProgram") -> str:
+    """The message of an exception of the compiler, with the layers of the operators that it names."""
+    names = set(NAMED.findall(message))
+    nodes = [node for node in program.graph.nodes if operator_name(node) in names]
+    found = list(dict.fromkeys(_described(node, program, program) for node in nodes))
+    return f"it does not support {' or '.join(found[:SHOWN])}: {message}" if found else message
 
 
 def suspects(message: str, delegated: Mapping[str, int]) -> Iterable[str]:
@@ -109,7 +130,11 @@ def _reason(log: str, lowered: Any, program: "ExportedProgram") -> str:
         nodes = [node for node in lowered.graph.nodes if _is_named(node, match[1])]
         names = list(dict.fromkeys(_described(node, lowered, program) for node in nodes)) or [match[1]]
         return f"its kernel does not support {' or '.join(names[:SHOWN])} here{detail}"
-    return f"its runtime cannot load or run the program{detail or ': ' + log.strip()[-500:]}"
+    if match := DELEGATE.search(log):
+        return f"the delegate XNNPACK cannot {'load' if match[1] else 'run'} its part of the program{detail}"
+    lines = [CODE.sub("", line.rpartition("] ")[2]).strip() for line in log.splitlines()]
+    detail = detail or ": " + "; ".join(dict.fromkeys(filter(None, lines)))[-500:]
+    return f"its runtime cannot load or run the program{detail}"
 
 
 def _is_named(node: Any, name: str) -> bool:
