@@ -365,6 +365,8 @@ MAKE_TORCH = """
     from executorch.exir import to_edge_transform_and_lower
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     Path("toy.pte").write_bytes(lowered.to_executorch().buffer)
+    volume = torch.export.export(torch.nn.Conv3d(1, 1, 1), (torch.zeros(1, 1, 2, 2, 2),))
+    Path("volume.pte").write_bytes(to_edge_transform_and_lower(volume).to_executorch().buffer)
 """
 
 MAKE_TENSORFLOW = """
@@ -446,6 +448,15 @@ def test_torch_formats(agent: Path, tmp_path: Path, torch_toys: Path, runtime: s
     assert 0 < min(answer.times["latency"]) < 1
     assert answer.result["peak_memory_bytes"] > 0
     assert answer.result["outputs"][0]["dtype"] == "float32"
+
+
+def test_a_failing_executorch_kernel_is_named_without_a_number(
+    agent: Path, tmp_path: Path, torch_toys: Path
+) -> None:
+    zeros = np.zeros((1, 1, 2, 2, 2), np.float32)
+    answer = run_job(agent, tmp_path, "executorch", torch_toys / "volume.pte", [zeros])
+    words = "ExecuTorch cannot run the program: invalid argument in aten::convolution.out"
+    assert words in answer.result["error"] and "0x" not in answer.result["error"]
 
 
 @pytest.mark.parametrize(
