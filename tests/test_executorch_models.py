@@ -10,6 +10,7 @@ import pytest
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph.operators import operator_name
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
@@ -57,9 +58,9 @@ def shrunk(net: Any, x: Any) -> Any:
     return y[:, :4] + y[:, 4:]
 
 
-def widened(net: Any, x: Any) -> Any:
-    """A transposed convolution, and values that are assigned in place."""
-    y = net.up(x).clone()
+def moved(net: Any, x: Any) -> Any:
+    """Slices, a transposed convolution, and values that are assigned in place."""
+    y = net.up(shrunk(net, x)).clone()
     y[:, :2] = 0.25
     return torch.cat([y, torch.zeros_like(y)], 1)
 
@@ -72,9 +73,8 @@ def counted(net: Any, x: Any) -> Any:
 
 
 NETS: dict[str, tuple[Callable[[], Any], TensorSpec]] = {
-    "shrunk": (lambda: Net(shrunk, 4), IMAGE),
-    "widened": (
-        lambda: Net(widened, 12, up=nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1)),
+    "moved": (
+        lambda: Net(moved, 12, up=nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1)),
         IMAGE,
     ),
     "counted": (lambda: Net(counted, 8, factor=nn.Linear(1, 1)), IMAGE),
@@ -89,7 +89,7 @@ class Rows(Dataset):
     """Random values for one input."""
 
     shape: tuple[int, ...]
-    count: int = 12
+    count: int = 64
     seed: int = 1
 
     def samples(self) -> Iterator[Sample]:
@@ -155,25 +155,50 @@ def test_every_format_computes_what_the_source_does(name: str, tmp_path: Path) -
 class Volumes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.deep = nn.Conv3d(2, 4, 3, padding=1)
+        self.deep = nn.Conv3d(2, 4, 3, padding=1, stride=(2, 1, 1), groups=2)
         self.flat = nn.Linear(4, 3)
 
     def forward(self, x: Any) -> Any:
         return self.flat(F.relu(self.deep(x)).mean((2, 3, 4)))
 
 
-def test_mixed_keeps_in_float_what_the_runtime_cannot_quantize(tmp_path: Path) -> None:
+def test_volumes_are_images_in_executorch_and_stay_in_float_in_mixed_torchscript(tmp_path: Path) -> None:
     program = exported(seeded(Volumes), VOLUME, tmp_path)
-    for stage in (QuantizeFx, QuantizeXnnpack):
-        with pytest.raises(StageError, match=r"would stay in float: deep\n.*'deep': float32.*scheme: mixed"):
-            stage().run(program, context(tmp_path / stage.__name__, VOLUME))
+    values = images(VOLUME)
+    wanted = outputs(seeded(Volumes), values)
+    with pytest.raises(StageError, match=r"would stay in float: deep\n.*'deep': float32.*scheme: mixed"):
+        QuantizeFx().run(program, context(tmp_path / "refused", VOLUME))
     notes: list[str] = []
     mixed = QuantizeFx(scheme="mixed").run(program, context(tmp_path / "mixed", VOLUME, notes))
     assert any("stay in float: deep" in note for note in notes)
-    values = images(VOLUME)
     script = TorchscriptToMobile().run(mixed, context(tmp_path / "mobile", VOLUME))
-    got = outputs(torch_runtimes.load_lite(script.path), values)
-    assert snr_db(got, outputs(seeded(Volumes), values)) > 30
+    assert snr_db(outputs(torch_runtimes.load_lite(script.path), values), wanted) > 30
+    for stages, least in (((), 100), ((QuantizeXnnpack,), 30)):
+        model = program
+        for stage in (*stages, ExportedProgramToExecutorch):
+            model = stage().run(model, context(tmp_path / f"{stage.__name__}{least}", VOLUME))
+        run = torch_runtimes.load_executorch(model.path.read_bytes())
+        assert snr_db(outputs(run, values), wanted) > least
+
+
+@pytest.mark.parametrize(
+    ("shape", "operator"),
+    [((8, 1, 1), "prelu"), ((1,), "leaky_relu"), ((8, 12, 12), "relu"), ((1, 12, 1), "relu")],
+)
+def test_prelu_of_several_operators_is_one(shape: tuple[int, ...], operator: str, tmp_path: Path) -> None:
+    """As Keras computes it; slopes that differ inside a channel stay as they are."""
+    slopes = -torch.linspace(0, 1, int(np.prod(shape))).reshape(shape)
+
+    def rectified(net: Any, x: Any) -> Any:
+        y = x - 0.5
+        return F.relu(y) + slopes * F.relu(-y)
+
+    net = seeded(lambda: Net(rectified, 8))
+    graph = torch_program.plain_graph(exported(net, IMAGE, tmp_path))[0]
+    kinds = [operator_name(node) for node in graph.graph.nodes]
+    assert operator in kinds and (operator == "relu") == ("neg" in kinds)
+    values = images(IMAGE)
+    assert snr_db(outputs(graph, values), outputs(net, values)) > 120
 
 
 class Sorted(nn.Module):
@@ -185,11 +210,17 @@ class Sorted(nn.Module):
         return self.head(x).sort(1)[0]
 
 
+class Distinct(Sorted):
+    def forward(self, x: Any) -> Any:
+        values = torch.unique(self.head(x), return_counts=True)[1]
+        return values.sum() + self.head(x)
+
+
 @pytest.mark.parametrize(
     ("make", "spec", "message"),
     [
         (Sorted, ROW, r"no kernel for sort \(after layer head\)"),
-        (Volumes, VOLUME, r"kernel does not support convolution \(layer deep\) here"),
+        (Distinct, ROW, r"(?s)_unique2 \(after layer head\)"),
     ],
 )
 def test_what_executorch_cannot_run_is_named_with_its_layer(
@@ -205,8 +236,8 @@ def test_an_operator_that_xnnpack_rejects_runs_on_portable_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slices of a program quantized elsewhere, with another scale before and after."""
-    make, spec = NETS["shrunk"]
-    module, values = seeded(make), images(spec)
+    spec = IMAGE
+    module, values = seeded(lambda: Net(shrunk, 4)), images(spec)
     monkeypatch.setattr("edgeopt.stages.quantize_xnnpack._share_scale", lambda node: None)
     quantized = QuantizeXnnpack().run(exported(module, spec, tmp_path), context(tmp_path / "int8", spec))
     monkeypatch.setattr(torch_lowering, "MOVES", frozenset())

@@ -7,6 +7,7 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import operators as torch_operators
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
+from edgeopt.formats.torch.graph import volumes as torch_volumes
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
@@ -39,7 +40,7 @@ class ExportedProgramToExecutorch(Stage):
             graph = program.module(check_guards=False)
         else:
             graph, inputs = torch_program.plain_graph(model)
-            graph = torch_recurrent.with_loops(graph)
+            graph = torch_recurrent.with_loops(torch_volumes.as_images(graph))
             torch_recurrent.to_scans(graph)
             program = torch_program.export(graph, inputs)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)

@@ -9,6 +9,7 @@ from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
+from edgeopt.formats.torch.graph import volumes as torch_volumes
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 from edgeopt.formats.torch.graph.recurrent import RECURRENT, STEP_LOOP
 from edgeopt.formats.torch.lab import engine as torch_engine
@@ -52,7 +53,7 @@ class QuantizeXnnpack(TorchInt8):
         """
         samples = calibration(context)
         graph, inputs = torch_program.plain_graph(model)
-        if (looped := torch_recurrent.with_loops(graph)) is not graph:
+        if (looped := torch_recurrent.with_loops(torch_volumes.as_images(graph))) is not graph:
             # Layers are identified by the names that their nodes have in an exported program.
             graph = torch_program.export(looped, inputs).module(check_guards=False)
         described = model.model_copy(update={"inputs": inputs})

@@ -1,0 +1,85 @@
+"""Convolutions of volumes as convolutions of images, for runtimes without a kernel for them."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.formats.torch.graph.operators import operator_name
+from edgeopt.formats.torch.lab.engine import quiet
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+
+def as_images(graph: "GraphModule") -> "GraphModule":
+    """Rewrite the volume convolutions of a graph in the plain form at batch 1; the outputs stay the same.
+
+    The planes of a volume become a batch of images. Each image has the channels of all planes that the kernel
+    covers at that depth, so that one convolution of images computes the same sums.
+
+    Args:
+        graph: the graph, which stays unchanged.
+
+    Returns:
+        The new graph, in which the weights keep their names; the argument itself if nothing changes.
+    """
+    if not any(_is_volume(node, graph) for node in graph.graph.nodes):
+        return graph
+    with quiet():
+        graph = copy.deepcopy(graph)
+    flat: dict[str, Any] = {}
+    for node in [node for node in graph.graph.nodes if _is_volume(node, graph)]:
+        weight = str(node.args[1].target)
+        flat.setdefault(weight, graph.get_buffer(weight).flatten(1, 2))
+        _rewrite(node, graph.get_buffer(weight).shape[2])
+    for name, value in flat.items():
+        setattr(graph, name, value)
+    graph.recompile()
+    return graph
+
+
+def _is_volume(node: "Node", graph: "GraphModule") -> bool:
+    """Whether a node is a convolution of one volume with constant weights that no other operator reads."""
+    if operator_name(node) != "conv3d" or node.args[1].op != "get_attr" or not _shape(node.args[0]):
+        return False
+    weight = node.args[1].target
+    readers = [user for each in graph.graph.nodes if each.target == weight for user in each.users]
+    return _shape(node.args[0])[:1] == (1,) and all(operator_name(user) == "conv3d" for user in readers)
+
+
+def _shape(node: "Node") -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta", node.meta.get("val"))
+    return tuple(getattr(meta, "shape", ()))
+
+
+def _rewrite(node: "Node", size: int) -> None:
+    """Replace a convolution, whose kernel covers ``size`` planes."""
+    import torch
+
+    aten, graph = torch.ops.aten, node.graph
+    x, weight, bias, *sizes, groups = node.args
+    stride, padding, dilation = (list(values) * (3 // len(values)) for values in sizes)
+    channels, depth, height, width = _shape(x)[1:]
+    step, pad, gap = stride[0], padding[0], dilation[0]
+    count = int(_shape(node)[2])
+    with graph.inserting_before(node):
+        planes = graph.call_function(aten.reshape.default, (x, [channels, depth, height, width]))
+        planes = graph.call_function(aten.permute.default, (planes, [1, 0, 2, 3]))
+        if pad:
+            planes = graph.call_function(aten.constant_pad_nd.default, (planes, [0] * 6 + [pad, pad], 0.0))
+        # Channels outside, planes inside: the planes of a group's channels stay together.
+        covered = [
+            graph.call_function(aten.slice.Tensor, (planes, 0, start, start + step * (count - 1) + 1, step))
+            for start in range(0, size * gap, gap)
+        ]
+        if size > 1:
+            planes = graph.call_function(aten.stack.default, (covered, 2))
+            shape = [count, channels * size, height, width]
+            planes = graph.call_function(aten.reshape.default, (planes, shape))
+        else:
+            planes = covered[0]
+        inner = (stride[1:], padding[1:], dilation[1:])
+        made = graph.call_function(aten.conv2d.default, (planes, weight, bias, *inner, groups))
+        moved = graph.call_function(aten.permute.default, (made, [1, 0, 2, 3]))
+        volume = graph.call_function(aten.reshape.default, (moved, list(_shape(node))))
+    node.replace_all_uses_with(volume)
+    graph.erase_node(node)
