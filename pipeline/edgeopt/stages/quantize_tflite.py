@@ -100,6 +100,11 @@ class QuantizeTflite(Searching):
         source = read_signature(model.path)
         layers = tflite_precision.float_layers(model.path)
         plan = tflite_precision.chosen(layers, self._default, self.layers)
+        kept = tflite_quantizer.without_kernel(layers, tflite_precision.chosen(layers, "", self.layers))
+        if kept:
+            names = ", ".join(f"{layer.label} ({4 * layer.elements:,} B)" for layer in kept)
+            context.note(f"layers that stay in float32, without a quantized kernel: {names}")
+        plan |= dict.fromkeys((layer.name for layer in kept), "float32")
         file = load(model.path)
         inner, joined = tflite_layers.inner_tensors(file), tflite_layers.joined_outputs(file)
         masks = tflite_masks.masked(file)

@@ -14,7 +14,7 @@ LARGEST_BIAS = 1 << 29
 """Upper bound on the stored int32 bias: products are added to it."""
 TINY = float(np.finfo(np.float32).tiny)
 BIAS_AT = {"TRANSPOSE_CONV": 3}
-CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3}
+CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}
 """Axis of the output channels in the weights, where it is not 0."""
 
 

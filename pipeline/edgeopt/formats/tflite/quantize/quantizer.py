@@ -25,6 +25,21 @@ UNPACKED = frozenset({"DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"})
 """Operators without a kernel for int4 weights."""
 
 
+def without_kernel(layers: Sequence[WeightedLayer], patterned: Plan) -> list[WeightedLayer]:
+    """The layers of kinds that the library does not know, except those with a precision in ``patterned``.
+
+    Raises:
+        StageError: no other layer is left.
+    """
+    unknown = [layer for layer in layers if not patterned[layer.name] and _operation(layer.step) is None]
+    if len(unknown) == len(layers):
+        raise StageError(
+            f"no layer has a quantized kernel: {', '.join(layer.label for layer in unknown)}",
+            fix="remove quantize from this variant",
+        )
+    return unknown
+
+
 def static_recipe(
     layers: Sequence[WeightedLayer],
     plan: Plan,
