@@ -5,6 +5,7 @@ from typing import ClassVar
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import operators as torch_operators
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph import volumes as torch_volumes
@@ -25,7 +26,7 @@ class ExportedProgramToExecutorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Lower one program.
@@ -42,7 +43,7 @@ class ExportedProgramToExecutorch(Stage):
             graph, inputs = torch_program.plain_graph(model)
             graph = torch_recurrent.with_loops(torch_volumes.as_images(graph))
             torch_recurrent.to_scans(graph)
-            program = torch_program.export(graph, inputs)
+            program = torch_program.export(torch_layers.separate_weights(graph), inputs)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         transposes = torch_operators.count_transposes(graph.graph)
         context.progress("lowering to XNNPACK")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph import volumes as torch_volumes
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
@@ -82,7 +83,8 @@ class _Pt2e(Program):
     ) -> None:
         super().__init__(options, graph, inputs, folder / "trial.pte", KINDS)
         self.ranges = torch_ranges.Ranges({}, 0)
-        self.module: Any = torch_program.export(graph, inputs).module(check_guards=False)
+        module: Any = torch_program.export(graph, inputs).module(check_guards=False)
+        self.module: Any = torch_layers.separate_weights(module)
 
     def calibrate(self, samples: Any) -> None:
         """Measure the activation ranges, under the tensor names of the exported module."""

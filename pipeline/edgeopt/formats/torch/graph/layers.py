@@ -1,5 +1,6 @@
 """Convolutions and linear layers of a graph in the plain form: their weights, inputs and names."""
 
+import operator
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -164,3 +165,24 @@ def _is_layer(node: Any, readers: Counter[str]) -> bool:
     # Whoever changes the weight of a layer must not change another one.
     constants = [constant for constant in node.args[1:3] if constant is not None]
     return all(constant.op == "get_attr" and readers[str(constant.target)] == 1 for constant in constants)
+
+
+def separate_weights(graph: "GraphModule") -> "GraphModule":
+    """Give layers that share a weight or a bias a copy each, in place: ExecuTorch changes it per layer.
+
+    Its passes for XNNPACK add an axis to the kernel of every ``conv1d``, and its quantizer skips a layer
+    whose weight or bias has been annotated. Equal constants are stored once in the file.
+    """
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        layers = [user for user in node.users if operator_name(user) in WEIGHTED and node in user.args[1:3]]
+        for index, layer in enumerate(layers[1:], start=1):
+            name = f"{node.target.replace('.', '_')}_{index}"
+            while hasattr(graph, name):
+                name += "_"
+            graph.register_buffer(name, operator.attrgetter(node.target)(graph).detach().clone())
+            with graph.graph.inserting_before(layer):
+                copy = graph.graph.get_attr(name)
+            copy.meta = dict(node.meta)
+            layer.update_arg(layer.args.index(node), copy)
+    graph.recompile()
+    return graph
