@@ -67,7 +67,11 @@ def explain(message: str, program: "ExportedProgram") -> str:
     names = set(NAMED.findall(message))
     nodes = [node for node in program.graph.nodes if operator_name(node) in names]
     found = list(dict.fromkeys(_described(node, program, program) for node in nodes))
-    return f"it does not support {' or '.join(found[:SHOWN])}: {message}" if found else message
+    if not found:
+        return message
+    # What follows is advice on the compiler's options.
+    cause = message.partition("\n")[0].partition(" (http")[0]
+    return f"it does not support {' or '.join(found[:SHOWN])}: {cause}"
 
 
 def suspects(message: str, delegated: Mapping[str, int]) -> Iterable[str]:
