@@ -109,6 +109,10 @@ class Many(nn.Module):
         boxes = x.view(1, 2, 4, 12, 12).permute(0, 1, 3, 4, 2).sigmoid()
         made["square"], made["cube"] = (boxes * 2) ** 2 * 3, (boxes - 0.5) ** 3
         made["normalized"] = self.last(F.normalize(x, dim=1))
+        rows = x.mean(3)
+        made["largest"], made["smallest"] = rows.topk(3, 1)[0], rows.topk(2, largest=False)[0]
+        made["sorted"], made["places"] = rows.sort(1)[0], rows.sort(descending=True)[1].float()
+        made["order"] = rows.argsort(1).float()
         return made
 
 
@@ -134,13 +138,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Model]:
 def test_every_operator_is_exact_in_float(many: tuple[Case, Model]) -> None:
     case, model = many
     found = case.snr_db(model)
-    assert len(found) == 7 + len(RESIZES) + 7
+    assert len(found) == 7 + len(RESIZES) + 12
     assert {name: value for name, value in found.items() if value < 100} == {}
 
 
 def test_every_operator_is_close_in_int8(many: tuple[Case, Model]) -> None:
     case, model = many
     found = case.snr_db(QuantizeTflite().run(model, case.context("int8")))
+    assert min(found.pop("places"), found.pop("order")) > 10  # values that are equal in int8
     assert {name: value for name, value in found.items() if value < 25} == {}
 
 

@@ -11,6 +11,7 @@ from edgeopt.formats.torch.graph.litert.operand_order import (
 )
 from edgeopt.formats.torch.graph.litert.prelu import choose_larger
 from edgeopt.formats.torch.graph.litert.resizing import multiply_resized, select_nearest
+from edgeopt.formats.torch.graph.litert.sorting import select_largest
 from edgeopt.formats.torch.graph.litert.transposed_convolutions import crop_transposed_convolution
 from edgeopt.formats.torch.lab.engine import one_thread
 
@@ -26,6 +27,7 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     choose_larger,
     select_nearest,
     multiply_resized,
+    select_largest,
 )
 """Each inspects one node and returns whether it changed the graph."""
 
