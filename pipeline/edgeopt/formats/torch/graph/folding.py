@@ -14,26 +14,39 @@ GROWTH, SMALL = 4, 1 << 16
 
 
 def fold_constant(editor: GraphEditor, node: "Node") -> bool:
-    """Evaluate an operator whose operands are all constant."""
+    """Evaluate an operator whose operands are all constant; of several results, each that is read."""
     import torch
 
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    # Random operators must be evaluated at run time, in-place ones for their side effect.
-    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
-        return False
-    operands = editor.nodes_in((node.args, node.kwargs))
-    if not all(editor.is_constant(other) for other in operands):
-        return False
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), editor.value)
-    value = node.target(*args, **kwargs)
+    if operator_name(node) == "getitem" and editor.is_node(node.args[0]):
+        values = _evaluated(editor, node.args[0])
+        if not isinstance(values, list | tuple) or not isinstance(values[node.args[1]], torch.Tensor):
+            return False
+        hint = str(editor.nodes_in(node.args[0].args)[0].target)
+        return editor.replace(node, editor.insert_constant(node, values[node.args[1]], hint))
+    value = _evaluated(editor, node)
     if not isinstance(value, torch.Tensor):
         return False
+    operands = editor.nodes_in((node.args, node.kwargs))
     before = sum(editor.value(other).numel() for other in operands)
     if value.numel() > max(GROWTH * before, SMALL):
         return False  # expanding a constant at run time is cheaper than storing it expanded
     hint = str(operands[0].target) if operands else "constant"
     return editor.replace(node, editor.insert_constant(node, value, hint))
+
+
+def _evaluated(editor: GraphEditor, node: "Node") -> Any:
+    """The result of an operator whose operands are all constant; None for others."""
+    import torch
+
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    # Random operators must be evaluated at run time, in-place ones for their side effect.
+    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
+        return None
+    if not all(editor.is_constant(other) for other in editor.nodes_in((node.args, node.kwargs))):
+        return None
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), editor.value)
+    return node.target(*args, **kwargs)
 
 
 class _Norm(NamedTuple):
