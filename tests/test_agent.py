@@ -305,7 +305,7 @@ def test_number_of_inputs_that_does_not_fit_names_all(agent: Path, tmp_path: Pat
         ({"protocol": 9}, [np.ones((1, 1))], "input", "protocol: expected 3, got 9"),
         ({"model": "gone.bin"}, [np.ones((1, 1))], "input", "gone.bin does not exist"),
         ({}, [np.ones((0, 2))], "input", "contain no samples"),
-        ({}, [np.ones((1, 2)), np.ones((2, 2))], "input", "differ in their number of samples"),
+        ({}, [np.ones((2, 2)), np.ones((3, 2))], "input", "differ in their number of samples"),
         ({}, [np.array([None])], "input", "input0.npy cannot be read"),
         ({}, None, "input", "does not declare its inputs"),
     ],

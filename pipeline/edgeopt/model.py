@@ -98,7 +98,7 @@ class TensorSpec(Settings):
             numeric = False
         if not numeric:
             return f"dtype {self.dtype!r} is not a numeric type of NumPy, such as float32, uint8 or int64"
-        if not self.shape or any(size is not None and size < 1 for size in self.shape):
+        if any(size is not None and size < 1 for size in self.shape):
             return f"shape {list(self.shape)} needs a batch axis, and sizes of at least 1 or null"
         if self.layout is not None and len(self.shape) != 4:
             return f"layout {self.layout} needs a shape of 4 axes, not {list(self.shape)}"
@@ -246,6 +246,22 @@ class InputPreprocessing(NamedTuple):
             return self.given.key(specs)  # the short form of stores from before inputs had names
         steps = [self.of(index, spec).model_dump(mode="json") for index, spec in enumerate(specs)]
         return [self.names(specs), steps]
+
+
+def batched(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The inputs of a model, each with a batch axis.
+
+    The state of a recurrent layer, ``[layers, batch, units]``, and a scalar have none as their first: one
+    sample is the whole tensor. The batch is the smallest size of all first axes.
+    """
+    first = [spec.shape[0] or 1 for spec in specs if spec.shape]
+    batch = min(first, default=1)
+    return tuple(
+        spec
+        if spec.shape and (spec.shape[0] or batch) == batch
+        else spec.model_copy(update={"shape": (1, *spec.shape)})
+        for spec in specs
+    )
 
 
 def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeopt.config.files import replacing, writing
 from edgeopt.evaluation.samples import fitted, quantize, random_inputs
-from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing
+from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, batched
 from edgeopt.plugin import Dataset, Labels, Sample
 
 COUNT = 8
@@ -46,7 +46,7 @@ class Golden:
         if self.raw:
             names = self.preprocessing.names(model.inputs)
             columns = zip(*(sample.in_order(names) for sample in self.raw), strict=True)
-            for index, (raw, described) in enumerate(zip(columns, model.inputs, strict=True)):
+            for index, (raw, described) in enumerate(zip(columns, batched(model.inputs), strict=True)):
                 steps = self.preprocessing.of(index, described)
                 arrays[f"raw_{index}"] = np.stack(raw)
                 arrays[f"input_{index}"] = np.concatenate(

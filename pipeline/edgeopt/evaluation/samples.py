@@ -11,7 +11,7 @@ from itertools import permutations
 import numpy as np
 
 from edgeopt.errors import UsageError
-from edgeopt.model import Array, InputPreprocessing, Layout, Preprocessing, TensorSpec, arrange
+from edgeopt.model import Array, InputPreprocessing, Layout, Preprocessing, TensorSpec, arrange, batched
 from edgeopt.plugin import Dataset, Labels, PerSample, Sample
 
 
@@ -91,7 +91,8 @@ def collect(
 ) -> tuple[list[Array], Labels | None]:
     """Stack the first ``limit`` samples as inputs for ``specs``.
 
-    Inputs have shape ``[n, ...]`` with the layout and dtype of their spec, whose batch axis is ignored.
+    Inputs have shape ``[n, ...]`` with the layout and dtype of their spec, whose batch axis is ignored; of an
+    input without a batch axis, such as a state ``[layers, batch, units]``, each of the n is a whole tensor.
     Labels are int64 ``[n]`` for class indices, ``[n, ...]`` for arrays of one shape, ``n`` arrays if their
     shapes differ, or None; if a sample has labels for several tasks, by their names. An integer input with a
     scale is quantized with the scale and zero point of its spec.
@@ -100,6 +101,7 @@ def collect(
         UsageError: as ``checked``, or the samples do not match the model's inputs.
     """
     where, names = title(dataset), preprocessing.names(specs)
+    specs = batched(specs)
     steps = [preprocessing.of(index, spec) for index, spec in enumerate(specs)]
     inputs: list[list[Array]] = [[] for _ in specs]
     labels: dict[str, list[Array]] = {}
@@ -135,7 +137,7 @@ def random_inputs(specs: Sequence[TensorSpec], count: int) -> list[Array]:
     """
     random = np.random.default_rng(0)
     arrays: list[Array] = []
-    for spec in specs:
+    for spec in batched(specs):
         shape = (count, *(16 if n is None else n for n in spec.shape[1:]))
         if spec.layout == "NCHW" and len(shape) == 4:
             shape = (shape[0], shape[2], shape[3], shape[1])

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 from edgeopt.config.nearest import nearest
 from edgeopt.config.registry import Kind
 from edgeopt.errors import UsageError
-from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing
+from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, batched
 from edgeopt.plugin.base import Plugin
 
 
@@ -104,9 +104,17 @@ class Feed(NamedTuple):
         """
         names = self.preprocessing.names(model.inputs)
         steps = [(self.preprocessing.of(index, spec), spec) for index, spec in enumerate(model.inputs)]
+        wholes = [spec != own for spec, own in zip(batched(model.inputs), model.inputs, strict=True)]
         for sample in self.dataset.samples():
             inputs = zip(sample.in_order(names), steps, strict=True)
-            yield Sample(tuple(each.apply(value, spec) for value, (each, spec) in inputs), sample.label)
+            values = (each.apply(value, spec) for value, (each, spec) in inputs)
+            yield Sample(
+                tuple(
+                    value.reshape(value.shape[1:]) if whole else value
+                    for value, whole in zip(values, wholes, strict=True)
+                ),
+                sample.label,
+            )
 
     def inputs(self, model: Model) -> Iterator[tuple[Array, ...]]:
         """The inputs of ``samples``, without labels."""

@@ -73,6 +73,10 @@ def _usable_inputs(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     for spec in specs:
         if problem := spec.problem:
             raise ValueError(f"input {spec.name!r}: {problem}")
+        if not any(other.shape for other in specs):
+            raise ValueError(
+                f"input {spec.name!r}: shape [] needs a batch axis, and sizes of at least 1 or null"
+            )
         if names.count(spec.name) > 1 or not spec.name:
             raise ValueError(f"input {spec.name!r}: every input needs a name of its own")
     return specs

@@ -109,7 +109,13 @@ def _model_file(source: Source, path: str) -> list[str]:
 
 
 def _fixed(spec: TensorSpec) -> tuple[int, ...]:
-    return (1, *(224 if size is None else size for size in spec.shape[1:]))
+    """The shape of one sample; the free axis of a state of several layers, its second, is the batch."""
+    fixed = [224 if size is None else size for size in spec.shape]
+    for axis, size in enumerate(spec.shape[:2]):
+        if size is None:
+            fixed[axis] = 1
+            break
+    return tuple(fixed)
 
 
 def _inputs(specs: list[TensorSpec], comment: str) -> list[str]:

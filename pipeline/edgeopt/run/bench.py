@@ -67,7 +67,7 @@ class Evaluation:
         return digest_of([self.digest, self.preprocessing.key(specs), signature, limit])
 
     def files(self, specs: tuple[TensorSpec, ...], limit: int | None) -> tuple[tuple[Path, ...], int]:
-        """One .npy file of shape ``[n, ...]`` per input, and ``n``; at most ``limit`` samples."""
+        """One .npy file per input, and the number of samples, at most ``limit``, each of as many rows."""
         key = self.key(specs, limit)
         if key not in self._files:
             if self.dataset is None:
@@ -77,8 +77,10 @@ class Evaluation:
                 if limit is None:
                     self._labels = labels
             paths = tuple(self.folder / f"{key[:16]}-{index}.npy" for index in range(len(arrays)))
-            for path, array in zip(paths, arrays, strict=True):
-                np.save(path, array, allow_pickle=False)
+            for path, array, spec in zip(paths, arrays, specs, strict=True):
+                # The agent cuts inputs along their first axis: a state of two layers is two rows per sample.
+                rows = array.reshape(-1, *array.shape[2:]) if 0 < len(spec.shape) < array.ndim else array
+                np.save(path, rows, allow_pickle=False)
             self._files[key] = paths, len(arrays[0])
         return self._files[key]
 

@@ -63,7 +63,7 @@ def run_job(job: Job, folder: Path) -> JobResult:
     check_inputs(inputs, session.inputs, path.name)
     with _running(path, inputs):
         for index in range(FIRST_RUNS):
-            session.run(_chunk(inputs, index, _latency_batch(session)))
+            session.run(_chunk(inputs, index, _latency_batch(session, inputs)))
         peak_memory = memory.bytes()
         non_finite = _run_all(session, inputs, job["batch"], folder, job["outputs"])
 
@@ -77,7 +77,7 @@ def run_job(job: Job, folder: Path) -> JobResult:
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
         "output_scales": session.output_scales(),
-        "n": len(inputs[0]),
+        "n": _samples(inputs),
         "load_seconds": load_seconds,
         "peak_memory_bytes": peak_memory,
         "peak_memory_method": memory.method,
@@ -174,7 +174,9 @@ def _random_inputs(session: ModelSession, path: Path, random: Any) -> list[Any]:
         raise AgentError("input", f"{path.name} does not declare its inputs: the job must provide data")
     arrays = []
     for spec in session.inputs:
-        shape = (RANDOM_SAMPLES, *(1 if size is None else size for size in spec.shape[1:]))
+        # As many samples of every input: a state of two layers has two rows in each.
+        rows = (spec.shape[0] or 1) // (session.max_batch or 1) if spec.shape else 1
+        shape = (RANDOM_SAMPLES * max(rows, 1), *(1 if size is None else size for size in spec.shape[1:]))
         dtype = np.dtype(spec.dtype)
         if np.issubdtype(dtype, np.floating):
             arrays.append(random.standard_normal(shape).astype(dtype))
@@ -202,12 +204,12 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
         )
     if not arrays:
         raise AgentError("input", f"the job has no inputs for {name}")
-    if any(array.ndim == 0 for array in arrays) or len({len(array) for array in arrays}) != 1:
+    if any(array.ndim == 0 for array in arrays) or not _same_samples(arrays, specs):
         raise AgentError("input", f"the inputs differ in their number of samples: {given}")
-    if len(arrays[0]) == 0:
+    if _samples(arrays) == 0:
         raise AgentError("input", f"the inputs contain no samples: {given}")
     for array, spec in zip(arrays, specs or ()):
-        fits = len(spec.shape) == array.ndim and all(
+        fits = max(len(spec.shape), 1) == array.ndim and all(
             expected is None or expected == size for expected, size in zip(spec.shape[1:], array.shape[1:])
         )
         if not fits:
@@ -220,13 +222,14 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
 
 def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path, outputs: str | None) -> int:
     """Run every sample and write the outputs; returns the number of NaN or infinite values."""
-    total = len(inputs[0])
-    size = session.fixed_batch or min(batch, session.max_batch or batch)
+    total = _samples(inputs)
+    fixed = _fixed_batch(session, inputs)
+    size = fixed or min(batch, session.max_batch or batch)
     non_finite = 0
     with OutputFile(folder / outputs if outputs else None, total) as file:
         for start in range(0, total, size):
             count = min(size, total - start)
-            run = size if session.fixed_batch else count
+            run = size if fixed else count
             results, _ = session.run(_chunk(inputs, start, run))
             for value in results:
                 if np.issubdtype(value.dtype, np.floating):
@@ -237,11 +240,31 @@ def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path,
 
 def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
     """``size`` samples from ``start`` on, wrapping around at the end of the data."""
-    total = len(inputs[0])
+    total = _samples(inputs)
     if start + size <= total:
-        return [np.array(array[start : start + size]) for array in inputs]
+        rows = [len(array) // total for array in inputs]
+        return [np.array(array[start * n : (start + size) * n]) for array, n in zip(inputs, rows)]
     indices = np.arange(start, start + size) % total
     return [np.array(array[indices]) for array in inputs]
+
+
+def _same_samples(arrays: list[Any], specs: list[Spec] | None) -> bool:
+    """Whether all inputs are of as many samples: some may have several rows for each, if the file agrees."""
+    count = _samples(arrays)
+    rows = [len(array) / count if count else 1 for array in arrays]
+    if specs is None:
+        return all(each.is_integer() for each in map(float, rows))
+    return all(each == 1 or spec.shape[:1] == (each,) for each, spec in zip(rows, specs))
+
+
+def _samples(inputs: list[Any]) -> int:
+    """The number of samples; inputs without a batch axis, such as a state, have several rows for each."""
+    return min(len(array) for array in inputs)
+
+
+def _fixed_batch(session: ModelSession, inputs: list[Any]) -> int | None:
+    """The number of samples of every run, if it is fixed: 1 if an input has no batch axis."""
+    return session.fixed_batch if len({len(array) for array in inputs}) == 1 else 1
 
 
 def _keep_layers(
@@ -254,7 +277,7 @@ def _keep_layers(
     values: list[list[Any]] = []
     described: list[LayerInfo] = []
     for sample in samples:
-        chunk = _chunk(inputs, sample % len(inputs[0]), _latency_batch(session))
+        chunk = _chunk(inputs, sample % _samples(inputs), _latency_batch(session, inputs))
         if session.inputs is not None:
             chunk = [fit(array, spec) for array, spec in zip(chunk, session.inputs)]
         layers = session.layers(chunk)
@@ -269,8 +292,8 @@ def _keep_layers(
     return described
 
 
-def _latency_batch(session: ModelSession) -> int:
-    return session.fixed_batch or 1
+def _latency_batch(session: ModelSession, inputs: list[Any]) -> int:
+    return _fixed_batch(session, inputs) or 1
 
 
 def _latencies(
@@ -317,7 +340,8 @@ def _latencies(
 
 def _caller(session: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
     """A function that runs one sample and returns the seconds by the session's clock."""
-    return lambda index: session.run(_chunk(inputs, index % len(inputs[0]), _latency_batch(session)))[1]
+    size = _latency_batch(session, inputs)
+    return lambda index: session.run(_chunk(inputs, index % _samples(inputs), size))[1]
 
 
 def _described(specs: list[Spec] | None) -> list[Tensor] | None:

@@ -126,6 +126,7 @@ class ModelSession:
         """``invoke``, with real inputs quantized and quantized outputs dequantized."""
         if self.inputs is not None:
             arrays = [fit(array, spec) for array, spec in zip(arrays, self.inputs)]
+            arrays = [array if spec.shape else array.reshape(()) for array, spec in zip(arrays, self.inputs)]
         results, seconds = self.invoke(arrays)
         if self.outputs is None:
             names = list(self.output_names)
