@@ -35,7 +35,7 @@ def findings(path: Path) -> list[str]:
     found = [
         f"the tensor {name!r} is stored in {location!r}, outside the folder"
         for name, location in external(path)
-        if not _inside(location, folder)
+        if not inside(location, folder)
     ]
     return list(dict.fromkeys(found))
 
@@ -66,7 +66,8 @@ def _external(model: memoryview) -> Iterator[tuple[str, str]]:
                         yield text(message, 8), bytes(location).decode()
 
 
-def _inside(location: str, folder: Path) -> bool:
+def inside(location: str, folder: Path) -> bool:
+    """Whether a location of external data is in the resolved folder of the file."""
     # '*' begins the marker with which ONNX Runtime takes the offset for an address in memory.
     if not location or re.search(r"^[/\\]|^\w:|\*|\0", location) or ".." in re.split(r"[/\\]", location):
         return False

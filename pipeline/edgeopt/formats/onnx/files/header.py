@@ -3,6 +3,7 @@
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -62,21 +63,25 @@ def is_onnx(path: Path) -> bool:
 def files(path: Path) -> tuple[Path, ...]:
     """The file, and those beside it that hold weights.
 
+    Locations elsewhere are no files of the model, and a damaged file names none: `read` rejects both.
+
     Raises:
-        UsageError: tensors are stored outside the folder of the file, or in a file that is missing.
+        UsageError: a file with weights is missing.
     """
-    outside = onnx_files.findings(path)
-    if outside:
-        raise UsageError(f"{path} is rejected: {outside[0]}", fix=SINGLE_FILE)
-    others = sorted({location for _, location in onnx_files.external(path)})
+    try:
+        others = sorted({location for _, location in onnx_files.external(path) if _is_beside(path, location)})
+    except ValueError:
+        return (path,)
     for location in others:
-        if "/" in location or "\\" in location:
-            raise UsageError(f"{path} has weights in {location}, in another folder", fix=SINGLE_FILE)
         if not (path.parent / location).is_file():
             raise UsageError(
                 f"{path} has weights in {location}, which is missing", fix=f"copy it to {path.parent}"
             )
     return (path, *(path.parent / location for location in others))
+
+
+def _is_beside(path: Path, location: str) -> bool:
+    return onnx_files.inside(location, path.resolve().parent) and not re.search(r"[/\\]", location)
 
 
 def read(path: Path) -> Source:
@@ -85,6 +90,11 @@ def read(path: Path) -> Source:
     Raises:
         UsageError: tensors are stored outside the folder of the file, or in a file that is missing.
     """
+    if outside := onnx_files.findings(path):
+        raise UsageError(f"{path} is rejected: {outside[0]}", fix=SINGLE_FILE)
+    for _, location in onnx_files.external(path):
+        if not _is_beside(path, location):
+            raise UsageError(f"{path} has weights in {location}, in another folder", fix=SINGLE_FILE)
     files(path)
     with mapped(path) as data:
         graph = next(messages(data, 7))
