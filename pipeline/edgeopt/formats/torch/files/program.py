@@ -30,7 +30,11 @@ UNREADABLE = (
 """Exceptions of ``torch.export.load`` for damaged files and files that are not programs."""
 
 ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
-"""Node metadata on the origin of an operator; it contains local paths."""
+"""Node metadata on the origin of an operator: local paths, and line numbers in the user's code.
+
+With line numbers, a new comment would change the file, and everything would be built again. Messages of later
+stages name the layer instead.
+"""
 
 
 def read(path: Path) -> "ExportedProgram":
