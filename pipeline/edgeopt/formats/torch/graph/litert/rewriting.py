@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
+from edgeopt.formats.torch.graph.litert.filling import mask_filled_rows
 from edgeopt.formats.torch.graph.litert.operand_order import (
     commute_constant,
     drop_expansion,
@@ -28,6 +29,7 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     select_nearest,
     multiply_resized,
     select_largest,
+    mask_filled_rows,
 )
 """Each inspects one node and returns whether it changed the graph."""
 
