@@ -119,7 +119,7 @@ SETTINGS = [
     ("model.trust=maybe", "model.trust: input should be a valid boolean, unable to"),
     ("model.factory=x", "model.factory: 'x' is not of the form 'module:name'"),
     ("model.weights=x.pt", "model.weights: no such file:"),
-    ("model.nosuch=1", "model.nosuch: unknown key 'nosuch'; known: arguments, factory,"),
+    ("model.nosuch=1", "model.nosuch: unknown key 'nosuch'; known: arguments, code, factory,"),
     ("model={}", "model: give either path, or factory (with weights)"),
     ("model=null", "model: input should be a valid dictionary or instance of"),
     ("model=[]", "model: input should be a valid dictionary or instance of"),
@@ -147,7 +147,7 @@ SETTINGS = [
     ("devices=[/]", "devices.0: no such device file: / give a device name or the"),
     ("devices=[/dev/null]", "devices.0: no such device file: /dev/null give a device name or"),
     ("devices=[../x]", "devices.0: no such device file: ../x give a device name or the"),
-    ('devices=[""]', "devices.0: no device ''; known: android-adb, arm64-emulated,"),
+    ('devices=[""]', "devices.0: no device ''; known: android-adb, arduino-nano-33-ble,"),
     ("gates=[{metric: top1, max_drop: true}]", "gates.0.max_drop: true is not a number"),
     (
         "gates=[{metric: top1, max_drop: .inf}]",

@@ -296,9 +296,15 @@ def _branch(
 
 
 def find_chain(
-    source: str, target: str, intents: Sequence[Intent], model: ModelPart
+    source: str,
+    target: str,
+    intents: Sequence[Intent],
+    model: ModelPart,
+    done: frozenset[str] = frozenset(),
 ) -> tuple[Stage, ...] | None:
     """The shortest chain from ``source`` to ``target`` that fulfils every intent exactly once.
+
+    ``done`` are the names of intents that earlier stages have fulfilled.
 
     Dijkstra's algorithm; a node is a format with the set of unfulfilled intents. Ties are broken by the
     declared preference of the stages, then by name, so that plans are deterministic.
@@ -317,14 +323,18 @@ def find_chain(
         if (current, unfulfilled) in visited:
             continue
         visited.add((current, unfulfilled))
-        for name, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents):
+        for name, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents, done):
             cost = (length + 1, penalty - stage.preference, (*chain, name))
             heapq.heappush(queue, (cost, stage.produces, unfulfilled - fulfilled))
     return None
 
 
 def _next_steps(
-    stages: dict[str, type[Stage]], current: str, unfulfilled: frozenset[int], intents: Sequence[Intent]
+    stages: dict[str, type[Stage]],
+    current: str,
+    unfulfilled: frozenset[int],
+    intents: Sequence[Intent],
+    done: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[str, type[Stage], frozenset[int]]]:
     """The stages that may follow, each with the indices of the intents it fulfils."""
     for name, stage in stages.items():
@@ -333,8 +343,9 @@ def _next_steps(
         fulfilled = frozenset(
             i for i in unfulfilled if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
         )
-        blocked = any(intents[i].name in stage.after for i in unfulfilled - fulfilled) or any(
-            intent.name in stage.before for i, intent in enumerate(intents) if i not in unfulfilled
+        before = done | {intent.name for i, intent in enumerate(intents) if i not in unfulfilled}
+        blocked = stage.before & before or any(
+            intents[i].name in stage.after for i in unfulfilled - fulfilled
         )
         # A stage with intents is skipped unless one is open: nothing is optimized unasked.
         if (fulfilled or not stage.fulfils) and not blocked:
@@ -394,7 +405,8 @@ def _complete_chain(stages: tuple[Stage, ...], source: str, target: str, recipe:
                 fix="put a conversion stage before it",
             )
         current = stage.produces
-    after = find_chain(current, target, (), recipe.model)
+    done = frozenset(name for stage in stages for name in stage.fulfils)
+    after = find_chain(current, target, (), recipe.model, done)
     if after is None:
         raise UsageError(
             f"the listed stages end with {current}, and no conversion leads from there to {target}", fix=""
