@@ -35,13 +35,13 @@ def with_modules(graph: "GraphModule", *, recurrent: bool = False) -> "GraphModu
             known[node] = result.get_attr(node.target)
         elif node.op == "call_function":
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda old: known[old])
-            layer = _layer(node, graph) or (_recurrent(node, graph) if recurrent else None)
+            layer = _layer(node, graph) or (recurrent_module(node, graph) if recurrent else None)
             if layer is not None:
                 name = f"{PREFIX}{node.name}"
                 root.add_module(name, layer)
-                known[node] = result.call_module(name, _inputs(node, args))
-            elif _is_final_state(node) and known[node.args[0]].op == "call_module":
-                known[node] = _final_state(result, known[node.args[0]], node.args[1])
+                known[node] = result.call_module(name, module_inputs(node, args))
+            elif is_final_state(node) and known[node.args[0]].op == "call_module":
+                known[node] = final_state(result, known[node.args[0]], node.args[1])
             else:
                 target, args, kwargs = _function(node, args, kwargs)
                 known[node] = result.create_node("call_function", target, args, kwargs, name=node.name)
@@ -128,7 +128,7 @@ def _transposed_convolution(node: "Node", weight: Any, has_bias: bool) -> Any:
     )
 
 
-def _inputs(node: "Node", args: Any) -> tuple[Any, ...]:
+def module_inputs(node: "Node", args: Any) -> tuple[Any, ...]:
     """Arguments of a layer's module: a recurrent one also takes its initial states, an LSTM as a pair."""
     kind = operator_name(node)
     if kind not in RECURRENT:
@@ -136,17 +136,18 @@ def _inputs(node: "Node", args: Any) -> tuple[Any, ...]:
     return (args[0], tuple(args[1]) if kind == "lstm" else args[1])
 
 
-def _is_final_state(node: "Node") -> bool:
+def is_final_state(node: "Node") -> bool:
+    """Whether a node is a final state of an LSTM, rather than its outputs."""
     return operator_name(node) == "getitem" and operator_name(node.args[0]) == "lstm" and node.args[1] != 0
 
 
-def _final_state(result: "torch.fx.Graph", layer: "Node", index: Any) -> "Node":
+def final_state(result: "torch.fx.Graph", layer: "Node", index: Any) -> "Node":
     """A final state of an LSTM: the operator returns three values, the module an output and a pair."""
     pair = result.call_function(operator.getitem, (layer, 1))
     return result.call_function(operator.getitem, (pair, index - 1))
 
 
-def _recurrent(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
+def recurrent_module(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
     """Build the module of an ``aten.lstm.input`` or ``aten.gru.input`` with constant weights."""
     import torch
 
@@ -161,15 +162,19 @@ def _recurrent(node: "Node", graph: "GraphModule") -> "torch.nn.Module | None":
         input_size=weights[0].shape[1],
         hidden_size=weights[1].shape[1],
         num_layers=count,
-        bias=has_biases,
         bidirectional=bidirectional,
         batch_first=batch_first,
     )
-    if len(layer._flat_weights) != len(weights):
+    # Quantized modules always have biases, which are 0 if the layer has none.
+    each = 4 if has_biases else 2
+    given = [parameter for place, parameter in enumerate(layer._flat_weights) if place % 4 < each]
+    if len(given) != len(weights):
         return None  # an LSTM with projections has further weights
     with torch.no_grad():
+        for parameter in layer._flat_weights:
+            parameter.zero_()
         # The operator takes its weights in the order of the module's own flat list.
-        for parameter, weight in zip(layer._flat_weights, weights, strict=True):
+        for parameter, weight in zip(given, weights, strict=True):
             parameter.copy_(weight)
     return layer.eval()
 
