@@ -172,15 +172,15 @@ def fit_layout(
 
 def _fit(value: Array, spec: TensorSpec, steps: Preprocessing) -> tuple[TensorSpec, Preprocessing]:
     """An input with the layout that a raw value reveals, and its preprocessing with that of the value."""
-    if spec.layout is not None or value.ndim != 3:
+    if value.ndim != 3:
         return spec, steps
     expected = spec.shape[1:]
     from_nhwc, from_nchw = (value.shape[2], *value.shape[:2]), (*value.shape[1:], value.shape[0])
     if value.shape == expected:
-        return _with(spec, steps.layout), steps
-    if from_nhwc == expected and steps.layout in (None, "NHWC"):
+        return spec if spec.layout else _with(spec, steps.layout), steps
+    if from_nhwc == expected and spec.layout in (None, "NCHW") and steps.layout in (None, "NHWC"):
         return _with(spec, "NCHW"), steps.model_copy(update={"layout": "NHWC"})
-    if from_nchw == expected and steps.layout in (None, "NCHW"):
+    if from_nchw == expected and spec.layout in (None, "NHWC") and steps.layout in (None, "NCHW"):
         return _with(spec, "NHWC"), steps.model_copy(update={"layout": "NCHW"})
     return spec, steps
 

@@ -1,10 +1,14 @@
 """The names of layers in the source model, for what a run shows and records."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from edgeopt.errors import EdgeoptError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.layer_names import SourceNames
+from edgeopt.plugin import Format, Operator
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import Breakdown, Trial
 
@@ -14,8 +18,9 @@ Rename = Callable[[str], str]
 def source_names(plan: Plan, built: Built) -> SourceNames:
     """The names of the source, which its first file that keeps them declares."""
     for model in (plan.source, *(step.model for step in built.steps)):
-        if names := format_named(model.format).weight_names(model.path):
-            return SourceNames.of_weights(names)
+        with suppress(EdgeoptError):  # whoever runs the file says what is wrong with it
+            if names := format_named(model.format).weight_names(model.path):
+                return SourceNames.of_weights(names)
     return SourceNames()
 
 
@@ -27,17 +32,25 @@ def operator_names(built: Built, names: SourceNames) -> tuple[list[str], Mapping
     """
     kind = format_named(built.branch.format)
     files = [step.model.path for step in built.steps if step.model.format == kind.name]
-    operators = kind.operators(files[-1]) if files else None
+    operators = _operators(kind, files[-1]) if files else None
     if not operators:
         return [], {}
     own = operators
     for file in reversed(files[:-1]):
-        before = kind.operators(file)
+        before = _operators(kind, file)
         if before is None or [each.kind for each in before] != [each.kind for each in own]:
             break
         own = before
     named = [names.of(operator.name) for operator in own]
     return named, dict(zip((operator.name for operator in operators), named, strict=True))
+
+
+def _operators(kind: Format, file: Path) -> tuple[Operator, ...] | None:
+    """The operators of a file; None of one that cannot be read, which its runtime will reject."""
+    try:
+        return kind.operators(file)
+    except EdgeoptError:
+        return None
 
 
 def renamed_breakdown(breakdown: Breakdown | None, rename: Rename) -> Breakdown | None:
