@@ -42,9 +42,8 @@ LOWER = {
 }
 REFUSED = {
     ("conv3d", "float.pte"): "no kernel for max_pool3d",
-    ("conv3d", "int8.tflite"): "quantize_tflite",  # the cause is not named yet
     ("conv3d", "int8.ptl"): "layers: {'first': float32, 'second': float32}",
-    ("conv3d", "int8.pte"): "layers: {'first': float32, 'second': float32}",
+    ("conv3d", "int8.pte"): "no kernel for max_pool3d",
 }
 """A part of the message of each cell that may be refused."""
 
