@@ -113,7 +113,7 @@ def optimize(
         ("path: net.keras", "tflite, torchscript"),
         ("path: net.h5", "onnx, torchscript"),
         ("path: functional", "tflite, torchscript"),
-        ("path: subclassed", "tflite, onnx"),
+        ("path: subclassed", "tflite, onnx, torchscript, executorch"),  # to PyTorch by way of ONNX
     ],
     ids=["factory", "pt2", "torchscript", "keras", "h5", "functional", "subclassed"],
 )
@@ -171,22 +171,6 @@ def test_a_store_serves_another_copy_of_the_project(models: Path, tmp_path: Path
     assert "s  source                   measure on host" in said["second"]
     assert "cached" not in said["edited"]
     assert exported["first"] == exported["second"] != exported["edited"]
-
-
-def test_a_subclassed_model_cannot_become_torch_and_the_plan_says_so(models: Path, tmp_path: Path) -> None:
-    code, report, err = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript")
-    assert (code, report) == (2, {})
-    assert "float as torchscript: no chain of stages leads from saved_model to torchscript" in err
-    assert "save the model as a functional .keras" in err
-    code, report, _ = optimize(models, tmp_path, "path: subclassed", "tflite, torchscript", "--keep-going")
-    assert code == 3
-    status = {(row["variant"], row["format"]): row["status"] for row in report["results"]}
-    assert status == {
-        ("float", "tflite"): "ok",
-        ("int8", "tflite"): "ok",
-        ("float", "torchscript"): "skipped",
-        ("int8", "torchscript"): "skipped",
-    }
 
 
 @pytest.mark.parametrize(("operator", "status"), [("Relu", "ok"), ("Unheard", "failed")])
