@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgeopt.errors import UsageError
 from edgeopt.formats.source import inspect
 from edgeopt.formats.untrusted import keras_config, tensorflow_operators, torch_operators
 from needs import needs
@@ -115,15 +116,18 @@ def test_no_allowed_operator_of_tensorflow_names_a_file(keras: tuple[Any, Path])
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("operators.h5", "operators.keras", "operators", "new.keras", "new.h5", "exported"),
-        *("words.keras", "words"),
-    ],
+    "name", ["operators.h5", "operators.keras", "operators", "new.keras", "new.h5", "exported"]
 )
 def test_ordinary_models_are_not_refused(keras: tuple[Any, Path], name: str) -> None:
     source = inspect(keras[1] / name)
     assert not any("trust" in note for note in source.notes), source.notes
+
+
+@pytest.mark.parametrize("name", ["words.keras", "words"])
+def test_tables_of_words_are_not_taken_for_files(keras: tuple[Any, Path], name: str) -> None:
+    with pytest.raises(UsageError, match="takes text") as refused:
+        inspect(keras[1] / name)
+    assert "trust" not in f"{refused.value} {refused.value.fix}"
 
 
 def test_no_allowed_operator_of_torch_takes_an_unknown_text(tmp_path: Path) -> None:
