@@ -34,6 +34,12 @@ def model_files(model: Model) -> tuple[Path, ...]:
     return known.files(model.path) if known is not None else tuple(files_of(model.path))
 
 
+def placed_files(model: Model, target: Path) -> dict[Path, Path]:
+    """The target of each file of a model if its main file is moved to ``target``."""
+    known = formats().get(model.format) or Format()
+    return known.placed(model.path, target)
+
+
 def model_digest(model: Model) -> str:
     """sha256 of the content of all files of a model, independent of their location."""
     known = formats().get(model.format)

@@ -22,7 +22,7 @@ from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.samples import collect, random_inputs
-from edgeopt.formats.known import format_named, model_digest
+from edgeopt.formats.known import model_digest, placed_files
 from edgeopt.model import InputPreprocessing, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import ConnectionCutError, Dataset, Labels, Link, digest_of
 from edgeopt.recipe.document import Latency
@@ -363,7 +363,7 @@ def _put(link: Link, model: Model, stem: str) -> str:
     if model.path.is_dir():
         link.put(model.path, name)
         return name
-    for file, place in format_named(model.format).placed(model.path, Path(name)).items():
+    for file, place in placed_files(model, Path(name)).items():
         link.put(file, place.name)
     return name
 
