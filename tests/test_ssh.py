@@ -630,8 +630,8 @@ def test_a_cut_is_retried_once(server: Server, tmp_path: Path, always: bool) -> 
     [
         ("[]", "returned a malformed response: ok: expected true or false, got []"),
         ("{", "returned a malformed response: message: is not JSON"),
-        ('{"ok": true}', "returned a malformed response: protocol: expected 3, got None"),
-        ('{"ok": false, "protocol": 3}', "returned a malformed response: error: is missing"),
+        ('{"ok": true}', "returned a malformed response: protocol: expected 4, got None"),
+        ('{"ok": false, "protocol": 4}', "returned a malformed response: error: is missing"),
         (None, "exited without a result"),
     ],
 )

@@ -221,6 +221,7 @@ class Bench:
             "trust": self.trust,
             "model": "",
             "inputs": None,
+            "samples": None,
             "outputs": outputs,
             "batch": batch,
             "latency": latency,
@@ -262,7 +263,7 @@ class Bench:
         limit: int | None,
         folder: Path,
     ) -> None:
-        inputs, _ = evaluation.files(model.inputs, limit)
+        inputs, count = evaluation.files(model.inputs, limit)
         names = [f"input{index}.npy" for index in range(len(inputs))]
         with connect(self.device) as link:
             link.put(self.agent, "agent.pyz")
@@ -272,6 +273,7 @@ class Bench:
                 **request,
                 "model": _put(link, model, "model"),
                 "inputs": names,
+                "samples": count,
                 "python_path": _python_path(model.code),
                 "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
             }

@@ -60,7 +60,8 @@ def run_job(job: Job, folder: Path) -> JobResult:
         return _without_running(session, kind, job, folder, environment)
     names = job["inputs"]
     inputs = _random_inputs(session, path, random) if names is None else _open_inputs(names, folder)
-    check_inputs(inputs, session.inputs, path.name)
+    samples = RANDOM_SAMPLES if names is None else job["samples"]
+    check_inputs(inputs, session.inputs, path.name, samples)
     with _running(path, inputs):
         for index in range(FIRST_RUNS):
             session.run(_chunk(inputs, index, _latency_batch(session, inputs)))
@@ -94,7 +95,7 @@ def run_job(job: Job, folder: Path) -> JobResult:
         if baseline_name is not None:
             baseline_path = folder / baseline_name
             baseline = _load(kind, job["runtime"], baseline_path, threads, options)
-            check_inputs(inputs, baseline.inputs, baseline_path.name)
+            check_inputs(inputs, baseline.inputs, baseline_path.name, samples)
         watch = Watch(gpus=session.on_gpu)
         with _running(path, inputs):
             times = _latencies(session, baseline, inputs, timing, watch)
@@ -189,7 +190,7 @@ def _random_inputs(session: ModelSession, path: Path, random: Any) -> list[Any]:
     return arrays
 
 
-def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None:
+def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str, samples: int | None) -> None:
     """Check that the data fits the model's inputs.
 
     Raises:
@@ -204,7 +205,7 @@ def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str) -> None
         )
     if not arrays:
         raise AgentError("input", f"the job has no inputs for {name}")
-    if any(array.ndim == 0 for array in arrays) or not _same_samples(arrays, specs):
+    if any(array.ndim == 0 for array in arrays) or not _same_samples(arrays, specs, samples):
         raise AgentError("input", f"the inputs differ in their number of samples: {given}")
     if _samples(arrays) == 0:
         raise AgentError("input", f"the inputs contain no samples: {given}")
@@ -248,13 +249,14 @@ def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
     return [np.array(array[indices]) for array in inputs]
 
 
-def _same_samples(arrays: list[Any], specs: list[Spec] | None) -> bool:
-    """Whether all inputs are of as many samples: some may have several rows for each, if the file agrees."""
-    count = _samples(arrays)
-    rows = [len(array) / count if count else 1 for array in arrays]
-    if specs is None:
-        return all(each.is_integer() for each in map(float, rows))
-    return all(each == 1 or spec.shape[:1] == (each,) for each, spec in zip(rows, specs))
+def _same_samples(arrays: list[Any], specs: list[Spec] | None, samples: int | None) -> bool:
+    """Whether all inputs have as many samples; some have several rows for each, if job and file agree."""
+    if samples is None:
+        return len({len(array) for array in arrays}) == 1
+    if samples <= 0 or any(len(array) % samples for array in arrays):
+        return False
+    rows = [len(array) // samples for array in arrays]
+    return specs is None or all(n == 1 or spec.shape[:1] == (n,) for n, spec in zip(rows, specs))
 
 
 def _samples(inputs: list[Any]) -> int:

@@ -7,7 +7,7 @@ field. edgeopt imports this same file; on the device it is part of the agent, so
 import math
 from typing import Any, Dict, List, Optional, Tuple, TypedDict, Union, get_args, get_origin, get_type_hints
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Incremented when a field is added, is removed, or changes its meaning."""
 
 Scalar = Union[str, int, float, bool, None]
@@ -35,6 +35,9 @@ class Job(TypedDict):
     model: str
     inputs: Optional[List[str]]
     """One .npy per input; None: only describe the model's inputs, and run it on random values."""
+    samples: Optional[int]
+    """Number of samples in them: an input without a batch axis, such as a state, has several rows for each.
+    None: every row is a sample."""
     outputs: Optional[str]
     """The .npz to write the outputs to; None: outputs are not written."""
     batch: int
