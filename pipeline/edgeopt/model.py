@@ -4,14 +4,13 @@ A model never holds a live framework object, so it can be cached, sent to anothe
 after an interruption.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,8 +24,18 @@ from pydantic import (
 from edgeopt.config.settings import Settings
 from edgeopt.config.units import check_number
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.generic]
+else:
+    Array = Any  # without NumPy, models can still be fetched, listed and planned
+
 Layout: TypeAlias = Literal["NHWC", "NCHW"]
-Array: TypeAlias = NDArray[np.generic]
+
+_NUMERIC = re.compile(r"bool|u?int(?P<bits>8|16|32|64)|float(16|32|64)")
+"""Names of the numeric types of NumPy."""
 
 
 class Outputs(NamedTuple):
@@ -46,6 +55,8 @@ class Outputs(NamedTuple):
     @classmethod
     def joined(cls, rows: Sequence[Sequence[Array]], names: Sequence[str] = ()) -> "Outputs":
         """The outputs of several runs of one sample each, as float32 ``[n, ...]``."""
+        import numpy as np
+
         columns = [[np.asarray(value, np.float32) for value in column] for column in zip(*rows, strict=True)]
         return cls(
             [np.concatenate([v if v.shape[:1] == (1,) else v[None] for v in c]) for c in columns], names
@@ -92,10 +103,7 @@ class TensorSpec(Settings):
     @property
     def problem(self) -> str:
         """Why samples cannot be fed to it; empty if they can."""
-        try:
-            numeric = np.dtype(self.dtype).kind in "biuf" and np.dtype(self.dtype).name == self.dtype
-        except TypeError:
-            numeric = False
+        numeric = _NUMERIC.fullmatch(self.dtype)
         if not numeric:
             return f"dtype {self.dtype!r} is not a numeric type of NumPy, such as float32, uint8 or int64"
         if any(size is not None and size < 1 for size in self.shape):
@@ -104,9 +112,10 @@ class TensorSpec(Settings):
             return f"layout {self.layout} needs a shape of 4 axes, not {list(self.shape)}"
         if self.scale is not None and self.scale <= 0:
             return f"the quantization scale {self.scale:g} is not positive"
-        if self.zero_point is not None and np.dtype(self.dtype).kind in "iu":
-            limits = np.iinfo(self.dtype)
-            if not limits.min <= self.zero_point <= limits.max:
+        if self.zero_point is not None and numeric["bits"]:
+            steps = 1 << int(numeric["bits"])
+            lowest = 0 if self.dtype.startswith("u") else -steps // 2
+            if not lowest <= self.zero_point < lowest + steps:
                 return f"the zero point {self.zero_point} is outside {self.dtype}"
         return ""
 
@@ -148,6 +157,8 @@ class Preprocessing(Settings):
 
         Values of a quantized input are still real numbers if they change.
         """
+        import numpy as np
+
         source = self.layout or spec.layout
         if not np.issubdtype(np.dtype(spec.dtype), np.floating) and not self.changes_values:
             values: Array = sample.astype(spec.dtype)
@@ -179,7 +190,9 @@ class Preprocessing(Settings):
         return self.model_dump(mode="json")
 
     @staticmethod
-    def _per_channel(values: tuple[float, ...], rank: int, layout: Layout | None) -> NDArray[np.float32]:
+    def _per_channel(values: tuple[float, ...], rank: int, layout: Layout | None) -> "NDArray[np.float32]":
+        import numpy as np
+
         array = np.asarray(values, np.float32)
         if array.size == 1 or layout != "NCHW":
             return array
@@ -268,6 +281,8 @@ def arrange(batch: Array, source: Layout | None, target: Layout | None) -> Array
     """Transpose a batch of rank 4 between layouts; other arrays are returned unchanged."""
     if source is None or target is None or source == target or batch.ndim != 4:
         return batch
+    import numpy as np
+
     axes = (0, 3, 1, 2) if target == "NCHW" else (0, 2, 3, 1)
     return np.ascontiguousarray(batch.transpose(axes))
 

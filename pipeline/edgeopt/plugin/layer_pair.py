@@ -6,12 +6,13 @@ values, to separate the error that a layer adds from the error of its inputs.
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from edgeopt.model import Array
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Values: TypeAlias = Mapping[str, Array]
 """Float values by the key of the layer that outputs them; includes the model's inputs."""
@@ -30,11 +31,15 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, scale: float, zero_point: int, dtype: str) -> "Grid":
         """The grid of stored integers: ``real = (stored - zero_point) * scale``."""
+        import numpy as np
+
         limits = np.iinfo(dtype)
         return cls((limits.min - zero_point) * scale, (limits.max - zero_point) * scale, scale)
 
-    def snap(self, values: Array) -> NDArray[np.float32]:
+    def snap(self, values: Array) -> "NDArray[np.float32]":
         """Quantize and dequantize: the nearest grid values, clipped to the range."""
+        import numpy as np
+
         steps = np.rint((np.asarray(values, np.float64) - self.low) / self.step)
         real = self.low + np.clip(steps, 0, round((self.high - self.low) / self.step)) * self.step
         return real.astype(np.float32)
@@ -45,11 +50,11 @@ class Weights(NamedTuple):
 
     dtype: str
     per_channel: bool
-    largest: NDArray[np.float64]
+    largest: "NDArray[np.float64]"
     """Largest absolute weight per output channel; at least half a step, the resolution of the integers."""
     levels: int
     """Largest absolute integer of the output channel with the smallest weights."""
-    by_input: NDArray[np.float64]
+    by_input: "NDArray[np.float64]"
     """Largest absolute integer per input channel, in steps of the output channels; at least half a step."""
 
     @classmethod
@@ -65,6 +70,8 @@ class Weights(NamedTuple):
             axis: axis of the output channels.
             input_axis: axis of the input channels; None for depthwise weights.
         """
+        import numpy as np
+
         moved = np.moveaxis(stored.astype(np.int64), axis, 0).reshape(stored.shape[axis], -1)
         # reshape(-1, 1) broadcasts both per-tensor and per-channel zero points.
         steps = np.abs(moved - zero_point.astype(np.int64).reshape(-1, 1)).max(axis=1)

@@ -1,15 +1,17 @@
 """Metrics: scores of model outputs."""
 
+import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from edgeopt.config.registry import Kind as PluginKind
 from edgeopt.config.registry import plugin_name
 from edgeopt.plugin.base import Plugin
 from edgeopt.results import Kind, MetricInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Reading: TypeAlias = Literal["scores", "values", "outputs", "decisions"]
 
@@ -21,7 +23,7 @@ class Contributions(NamedTuple):
     change by ``dw`` (influence function; Hampel, Journal of the American Statistical Association 69, 1974).
     """
 
-    values: NDArray[np.float64]
+    values: "NDArray[np.float64]"
     """``[n]``; their mean is the value of the metric."""
     reach: float = 0.0
     """By how much a contribution changes if the model fails on all of a sample, for the heaviest sample of
@@ -33,7 +35,7 @@ class Score(NamedTuple):
     """A metric's value, and what it is made of, sample by sample."""
 
     value: float
-    per_sample: NDArray[np.float64] | None = None
+    per_sample: "NDArray[np.float64] | None" = None
     """For a mean over samples, the value of each sample ``[n]``."""
     evidence: Any = None
     """For a metric of the whole set, such as mAP: what ``Metric.weighted`` computes it from."""
@@ -79,7 +81,7 @@ class Metric(Plugin):
             UsageError: the target does not match the outputs, such as a label out of range.
         """
 
-    def weighted(self, evidence: Any, weights: NDArray[np.float64]) -> float:
+    def weighted(self, evidence: Any, weights: "NDArray[np.float64]") -> float:
         """The value with sample ``i`` counted ``weights[i]`` times, from the ``evidence`` of a score.
 
         With weights of 1 it is the value of the score. Resampled sets of samples are weights.
@@ -93,6 +95,8 @@ class Metric(Plugin):
         by one (jackknife; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 11), which takes
         as many calls of ``weighted``, and suits metrics that change smoothly with the weights.
         """
+        import numpy as np
+
         whole, weights = self.weighted(evidence, np.ones(samples)), np.ones(samples)
         rest = np.full(samples, whole)
         for index in range(samples if samples > 1 else 0):
@@ -105,7 +109,7 @@ class Metric(Plugin):
     def scored(self, outputs: Any, target: Any) -> Score:
         """The score with its contributions, if it has evidence; raises as ``score``."""
         score = self.score(outputs, target)
-        if score.evidence is None or not np.isfinite(score.value):
+        if score.evidence is None or not math.isfinite(score.value):
             return score
         return score._replace(contributions=self.contributions(score.evidence, len(target)))
 

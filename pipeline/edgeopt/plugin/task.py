@@ -2,16 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, Self, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, TypeAlias
 
 from edgeopt.config.registry import Kind
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin.base import Plugin
 from edgeopt.results.drawing import Drawing
 from edgeopt.results.findings import Chart
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PerSample: TypeAlias = Array | Sequence[Array]
 """One entry per sample: an array ``[n, ...]``, or ``n`` arrays whose shapes may differ."""
@@ -73,7 +74,7 @@ class Task(Plugin):
             UsageError: the outputs are not those of this task, by number, name or shape.
         """
 
-    def agreement(self, decisions: Decisions, source: Decisions) -> NDArray[np.float64] | None:
+    def agreement(self, decisions: Decisions, source: Decisions) -> "NDArray[np.float64] | None":
         """How far each sample's decision is that of the source model, 0..1 ``[n]``; None if undefined."""
         return None
 

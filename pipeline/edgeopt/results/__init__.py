@@ -34,6 +34,7 @@ from edgeopt.results.measurement import (
     kind_of,
     with_kinds,
 )
+from edgeopt.results.recommendation import MemoryLimits, Preference, Recommendation, recommend
 from edgeopt.results.report import (
     ALWAYS,
     EMULATED,
@@ -92,12 +93,15 @@ __all__ = [
     "Mask",
     "Measurement",
     "Measurements",
+    "MemoryLimits",
     "MetricInfo",
     "Numbers",
     "OutputChange",
     "Picture",
     "Plot",
     "Points",
+    "Preference",
+    "Recommendation",
     "Reference",
     "Report",
     "Result",
@@ -113,6 +117,7 @@ __all__ = [
     "Trial",
     "Verdict",
     "kind_of",
+    "recommend",
     "snr_db",
     "with_kinds",
 ]

@@ -5,13 +5,15 @@ import binascii
 import math
 import zlib
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.results.measurement import Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_BOXES = 20
 """Maximum number of boxes of a drawing. The following limit other parts of one."""
@@ -23,8 +25,7 @@ MAX_NUMBERS = 8
 DIGITS = 4
 """Significant digits of numbers, enough for a picture."""
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Scalar = TypeVar("Scalar", bound=np.generic)
+Scalar = TypeVar("Scalar", bound="np.generic")
 
 
 class Box(Value):
@@ -43,7 +44,9 @@ class Boxes(Value):
     count: int = Field(description="number of all boxes, of which the first ones are kept")
 
     @classmethod
-    def of(cls, corners: NDArray[np.float64], labels: Iterable[int], scores: Iterable[float | None]) -> Self:
+    def of(
+        cls, corners: "NDArray[np.float64]", labels: Iterable[int], scores: Iterable[float | None]
+    ) -> Self:
         """Boxes ``[k, 4]`` with their classes and scores ``[k]``; those that are not finite are left out."""
         boxes = [
             Box(corners=(x1, y1, x2, y2), label=label, score=rounded(score))
@@ -84,16 +87,20 @@ class Mask(Raster):
     kind: Literal["mask"] = "mask"
 
     @classmethod
-    def of(cls, classes: NDArray[np.int64]) -> Self:
+    def of(cls, classes: "NDArray[np.int64]") -> Self:
         """A mask ``[height, width]``; a larger one is sampled, so that classes are not mixed."""
+        import numpy as np
+
         limits = np.iinfo(np.int16)
         sampled = _sampled(np.clip(classes, limits.min, limits.max))
         return cls(
             height=sampled.shape[0], width=sampled.shape[1], data=_packed(sampled.astype("<i2").tobytes())
         )
 
-    def unpack(self) -> NDArray[np.int16]:
+    def unpack(self) -> "NDArray[np.int16]":
         """The classes ``[height, width]``; raises ValueError if they are damaged."""
+        import numpy as np
+
         raw = np.frombuffer(self._bytes(2 * self.height * self.width), "<i2")
         return raw.reshape(self.height, self.width).astype(np.int16)
 
@@ -105,8 +112,10 @@ class Picture(Raster):
     channels: Literal[1, 3]
 
     @classmethod
-    def of(cls, values: NDArray[np.float64], low: float, high: float) -> Self:
+    def of(cls, values: "NDArray[np.float64]", low: float, high: float) -> Self:
         """An image ``[height, width, 1 or 3]`` whose values from ``low`` to ``high`` are black to white."""
+        import numpy as np
+
         scaled = np.nan_to_num((_sampled(values) - low) * (255.0 / ((high - low) or 1.0)))
         pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
         height, width, channels = pixels.shape
@@ -114,8 +123,10 @@ class Picture(Raster):
             height=height, width=width, channels=3 if channels == 3 else 1, data=_packed(pixels.tobytes())
         )
 
-    def unpack(self) -> Pixels:
+    def unpack(self) -> "NDArray[np.uint8]":
         """The pixels ``[height, width, channels]``; raises ValueError if they are damaged."""
+        import numpy as np
+
         shape = (self.height, self.width, self.channels)
         return np.frombuffer(self._bytes(math.prod(shape)), np.uint8).reshape(shape)
 
@@ -128,7 +139,7 @@ class Points(Value):
     count: int
 
     @classmethod
-    def of(cls, places: NDArray[np.float64]) -> Self:
+    def of(cls, places: "NDArray[np.float64]") -> Self:
         """Places ``[k, 2]``: x and y."""
         pairs = [(rounded(x), rounded(y)) for x, y in places[:MAX_POINTS].tolist()]
         return cls(
@@ -167,7 +178,7 @@ class Tokens(Value):
     count: int
 
     @classmethod
-    def of(cls, tokens: NDArray[np.int64]) -> Self:
+    def of(cls, tokens: "NDArray[np.int64]") -> Self:
         """Tokens ``[k]``."""
         return cls(tokens=tuple(int(token) for token in tokens[:MAX_TOKENS]), count=len(tokens))
 
@@ -180,7 +191,7 @@ class Numbers(Value):
     count: int
 
     @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Self:
+    def of(cls, values: "NDArray[np.float64]") -> Self:
         """Values of any shape."""
         flat = values.reshape(-1)
         return cls(numbers=tuple(rounded(value) for value in flat[:MAX_NUMBERS].tolist()), count=flat.size)
@@ -206,8 +217,10 @@ def _packed(raw: bytes) -> str:
     return base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
 
 
-def _sampled(values: NDArray[Scalar]) -> NDArray[Scalar]:
+def _sampled(values: "NDArray[Scalar]") -> "NDArray[Scalar]":
     """The first two axes reduced to at most ``MAX_SIDE``, by the values in the middle of each area."""
+    import numpy as np
+
     height, width = values.shape[:2]
     scale = min(1.0, MAX_SIDE / max(height, width))
     rows, columns = (

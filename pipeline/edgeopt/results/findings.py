@@ -1,14 +1,16 @@
 """Findings of a task on an artifact: what its decisions changed, as samples and as charts."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from edgeopt.results.drawing import Drawing, rounded
 from edgeopt.results.measurement import Kind, Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_SAMPLES = 12
 """Maximum number of samples of an artifact. The following limit the parts of a chart."""
@@ -50,11 +52,13 @@ class Plot(Value):
         style: Literal["line", "dots"],
         title: str,
         titles: tuple[str, str],
-        x: NDArray[np.float64],
-        before: NDArray[np.float64],
-        after: NDArray[np.float64],
+        x: "NDArray[np.float64]",
+        before: "NDArray[np.float64]",
+        after: "NDArray[np.float64]",
     ) -> Self:
         """A plot of values ``[k]``, evenly reduced to the maximum; where ``x`` is not finite, it has none."""
+        import numpy as np
+
         x, before, after = (values[np.isfinite(x)] for values in (x, before, after))
         most = MAX_CURVE if style == "line" else MAX_DOTS
         kept = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
@@ -86,11 +90,13 @@ class Histogram(Value):
         cls,
         title: str,
         x_title: str,
-        before: NDArray[np.float64] | None,
-        after: NDArray[np.float64],
-        edges: NDArray[np.float64] | None = None,
+        before: "NDArray[np.float64] | None",
+        after: "NDArray[np.float64]",
+        edges: "NDArray[np.float64] | None" = None,
     ) -> Self:
         """A histogram of values of any shape; by default, between the extremes of both models."""
+        import numpy as np
+
         known = [values[np.isfinite(values)] for values in (before, after) if values is not None]
         if edges is None:
             every = np.concatenate([values.reshape(-1) for values in known])

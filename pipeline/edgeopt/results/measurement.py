@@ -4,13 +4,15 @@ import base64
 import binascii
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.config.units import show_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Kind: TypeAlias = Literal[
     "fraction", "points", "error", "decibel", "bytes", "memory", "time", "ratio", "count", "number"
@@ -192,20 +194,24 @@ class Samples(Value):
     )
 
     @classmethod
-    def pack(cls, values: NDArray[np.float64], reach: float | None = None) -> "Samples":
+    def pack(cls, values: "NDArray[np.float64]", reach: float | None = None) -> "Samples":
         """Encode values: 0 and 1 exactly, as bits; others rounded to float32."""
+        import numpy as np
+
         binary = bool(np.isin(values, (0.0, 1.0)).all())
         largest = float(np.finfo("<f4").max)
         raw = np.packbits(values.astype(np.uint8)) if binary else values.clip(-largest, largest).astype("<f4")
         text = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode("ascii")
         return cls(count=len(values), encoding="bits" if binary else "float32", data=text, reach=reach)
 
-    def unpack(self) -> NDArray[np.float64]:
+    def unpack(self) -> "NDArray[np.float64]":
         """Decode the values, of shape ``[count]``.
 
         Raises:
             ValueError: the data is damaged, or a value is not finite.
         """
+        import numpy as np
+
         size = (self.count + 7) // 8 if self.encoding == "bits" else 4 * self.count
         try:
             packed = base64.b64decode(self.data, validate=True)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from edgeopt.results.findings import Findings, Reference
 from edgeopt.results.gate import Verdict
 from edgeopt.results.measurement import Kind, Measurement, Samples, Value, with_kinds
+from edgeopt.results.recommendation import MemoryLimits, Recommendation
 
 SCHEMA = 1
 
@@ -221,6 +222,10 @@ class Report(Value):
     metrics: tuple[MetricInfo, ...] = Field((), description="metrics of the recipe, in order")
     results: tuple[Result, ...] = ()
     gates: tuple[Verdict, ...] = ()
+    recommended: tuple[Recommendation, ...] = Field((), description="the artifact to ship on each device")
+    limits: dict[str, MemoryLimits] = Field(
+        {}, description="per device: the memory for a model, as far as its device file limits it"
+    )
     labels: tuple[str, ...] = Field((), description="class names, if the recipe has them")
     thumbnails: dict[int, str] = Field(
         {}, description="some of the changed samples, by index, as small PNG images in data: URIs"
@@ -272,6 +277,8 @@ class Report(Value):
                 "thumbnails": {index: image for index, image in self.thumbnails.items() if index in shown},
                 "references": tuple(one for one in self.references if (one.head, one.sample) in changed),
                 "gates": tuple(verdict for verdict in self.gates if verdict.device in (device, "-")),
+                "recommended": tuple(one for one in self.recommended if one.device == device),
+                "limits": {name: each for name, each in self.limits.items() if name == device},
                 "environment": {name: probe for name, probe in self.environment.items() if name == device},
             }
         )
