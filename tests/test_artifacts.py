@@ -127,7 +127,7 @@ def test_a_version_is_shown_in_words_and_units(cli: Cli, tmp_path: Path) -> None
     run = a_run(tmp_path / "run", measured=measured)
     assert cli("push", run, "--version", "1").code == 0
     shown = cli("show", "toy@1").out
-    assert "top1 90.00 %, top1 drop +0.25 pt, latency p50 0.250 ms, arena 24.0 KiB" in shown
+    assert "top1 90.00 %, top1 drop +0.25 pt, latency p50 250 µs, arena 24.0 KiB" in shown
 
 
 def test_a_version_never_changes(cli: Cli, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
     (devices / "tight.yaml").write_text(described % ("512", "64 KiB"))
     (devices / "poor.yaml").write_text(described % ("1 MiB", "8 KiB"))
     (devices / "torch.yaml").write_text("runtimes: {torchscript: torchscript}\n")
-    told = pull(cli, url, tmp_path, "--devices", devices, device="roomy")
+    told = pull(cli, url, tmp_path, "--device-folder", devices, device="roomy")
     assert told.code == 0 and "not measured on roomy, but it meets the limits" in told.out
     assert "were made for cortex-m: to get those for roomy, add it" in told.out
     refusals = {
@@ -180,7 +180,7 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
         "roomie": "no device file describes it",
     }
     for device, reason in refusals.items():
-        told = pull(cli, url, tmp_path, "--devices", devices, device=device)
+        told = pull(cli, url, tmp_path, "--device-folder", devices, device=device)
         assert told.code == 2 and reason in told.err, (device, told.err)
     told = pull(cli, url, tmp_path, "--format", "onnx")
     assert told.code == 2 and "it has int8.tflite" in told.err

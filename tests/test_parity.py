@@ -171,11 +171,12 @@ def test_the_command(
 ) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((3, 8), np.float32))
     mine = ["--device-folder", devices, "--data", tmp_path / "data.npz"]
-    code, out, _ = run(toy_file, "--devices", "host,twin", *mine, "--max-steps", "0", "--json")
+    names = ["--device", "host", "--device", "twin"]
+    code, out, _ = run(toy_file, *names, *mine, "--max-steps", "0", "--json")
     assert code == 0 and Parity.model_validate(json.loads(out)).samples == 3
-    code, out, _ = run(toy_file, "--devices", "host,twin,gone", *mine)
+    code, out, _ = run(toy_file, "--devices", "host,twin,gone", *mine)  # the former spelling
     assert code == 3 and "is not set up" in out
-    code, _, err = run(toy_file, "--devices", "host", *mine)
+    code, _, err = run(toy_file, "--device", "host", *mine)
     assert code == 2 and "at least two" in err
-    code, _, err = run(toy_file, "--devices", "host,nowhere", *mine)
+    code, _, err = run(toy_file, "--device", "host", "--device", "nowhere", *mine)
     assert code == 2 and "no device 'nowhere'" in err

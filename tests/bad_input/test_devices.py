@@ -167,7 +167,12 @@ def test_a_name_that_leads_nowhere(command: str, name: str, words: str, refused:
 @pytest.mark.parametrize("folder", ["/nosuch", "good.yaml", LONG, "~nouser"])
 def test_a_folder_of_devices_that_is_not_there(folder: str, refused: Refused) -> None:
     for command in (["plan", "good.yaml"], ["devices", "list"], ["lint", "model.keras", "--device", "host"]):
-        refused("no such folder", *command, "--devices", folder)
+        refused("no such folder", *command, "--device-folder", folder)
+
+
+def test_the_name_of_a_device_given_as_a_folder(refused: Refused) -> None:
+    for option in ("--device-folder", "--devices"):
+        refused("name the device with --device cortex-m", "profile", "model.keras", option, "cortex-m")
 
 
 @pytest.fixture
@@ -191,8 +196,10 @@ def test_a_found_device_never_replaces_a_shipped_one(refused: Refused, edgeopt: 
         ["devices", "show", "host"],
     ):
         refused(words, *command)
-    code, shown = edgeopt("devices", "show", "host", "--devices", "devices")
+    code, shown = edgeopt("devices", "show", "host", "--device-folder", "devices")
     assert code == 0 and "threads: 2" in shown
+    for former in (("--devices", "devices"), ("--devices=devices",)):  # hidden, and still accepted
+        assert edgeopt("devices", "show", "host", *former) == (0, shown)
 
 
 def test_a_copy_of_the_shipped_folder_replaces_nothing(
@@ -215,5 +222,5 @@ def test_the_programs_of_a_found_device_are_named(
     assert code == 0
     assert "devices/board.yaml, runs './mine.sh', './adb'" in caplog.text
     caplog.clear()
-    edgeopt("devices", "show", "board", "--devices", "devices")
+    edgeopt("devices", "show", "board", "--device-folder", "devices")
     assert not caplog.text  # the user named the folder

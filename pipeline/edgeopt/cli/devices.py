@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, Command, DeviceFolders, folders
 
 app = typer.Typer(help="List, show, check and set up devices.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A device; see 'edgeopt devices list'.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_devices(devices: DeviceFolders = None) -> None:
     """List all devices: your own and the shipped ones."""
     from edgeopt.devices.device import known_devices, load_device
@@ -26,7 +26,7 @@ def list_devices(devices: DeviceFolders = None) -> None:
         typer.echo(f"{name:<24} {description}")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(name: Name, devices: DeviceFolders = None) -> None:
     """Show a device's settings."""
     import yaml
@@ -37,7 +37,7 @@ def show(name: Name, devices: DeviceFolders = None) -> None:
     typer.echo(yaml.safe_dump(device.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) -> None:
     """Connect to a device and show its properties and runtimes, with a fix for each that is missing."""
     import json
@@ -71,7 +71,7 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def setup(name: Name, devices: DeviceFolders = None) -> None:
     """Create a device's Python environment with pinned packages. No other command installs packages."""
     from edgeopt.devices.device import connection_of, load_device

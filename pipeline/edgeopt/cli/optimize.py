@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, Sets, StoreFolder, folders
+from edgeopt.cli.options import (
+    AsJson,
+    DataRoot,
+    DeviceFolders,
+    Devices,
+    Formats,
+    Protocol,
+    Sets,
+    StoreFolder,
+    Variants,
+    folders,
+)
 
 if TYPE_CHECKING:
     from edgeopt.results import Report
@@ -22,10 +33,13 @@ def optimize(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the report (default: artifacts/runs/TIME-RECIPE)."),
     ] = None,
+    variant: Variants = None,
+    format: Formats = None,
+    device: Devices = None,
     sets: Sets = None,
     protocol: Protocol = None,
     data_root: DataRoot = None,
-    devices: DeviceFolders = None,
+    device_folder: DeviceFolders = None,
     store: StoreFolder = None,
     keep_going: Annotated[
         bool,
@@ -50,8 +64,11 @@ def optimize(
             out=out,
             store=store,
             overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
+            variants=variant or (),
+            formats=format or (),
+            devices=device or (),
             data_root=data_root,
-            device_folders=folders(devices),
+            device_folders=folders(device_folder),
             keep_going=keep_going,
             watch=progress,
         )
@@ -68,9 +85,12 @@ def optimize(
 
 def plan(
     recipe: RecipeName,
+    variant: Variants = None,
+    format: Formats = None,
+    device: Devices = None,
     sets: Sets = None,
     data_root: DataRoot = None,
-    devices: DeviceFolders = None,
+    device_folder: DeviceFolders = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +101,15 @@ def plan(
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
 
-    planned = make_plan(recipe, overrides=sets or (), data_root=data_root, device_folders=folders(devices))
+    planned = make_plan(
+        recipe,
+        overrides=sets or (),
+        variants=variant or (),
+        formats=format or (),
+        devices=device or (),
+        data_root=data_root,
+        device_folders=folders(device_folder),
+    )
     check_data(planned)
     place = store_folder(store)
     builds = look_up(planned, Store(place)) if os.path.isdir(place) else []

@@ -1,12 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the former spellings of some of them."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 Sets = Annotated[
     list[str] | None,
@@ -20,9 +21,29 @@ DataRoot = Annotated[
         envvar="EDGEOPT_DATA",
     ),
 ]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="NAME", help="Only this variant of the recipe, and float."),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", metavar="NAME", help="This format instead of the recipe's."),
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="This device instead of the recipe's; see 'edgeopt devices list'.",
+    ),
+]
 DeviceFolders = Annotated[
     list[Path] | None,
-    typer.Option("--devices", help="Folder with your own device files; they may replace shipped ones."),
+    typer.Option(
+        "--device-folder",
+        metavar="DIR",
+        help="Folder with your own device files; they may replace shipped ones.",
+    ),
 ]
 StoreFolder = Annotated[
     Path | None,
@@ -38,6 +59,20 @@ Protocol = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+FOLDER, FORMER_FOLDER = "--device-folder", "--devices"
+
+
+class Command(TyperCommand):
+    """A command that accepts ``--devices DIR``, the former spelling of ``--device-folder DIR``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names = {name for option in self.params for name in option.opts}
+        if FOLDER in names and FORMER_FOLDER not in names:
+            args = [
+                FOLDER + each.removeprefix(FORMER_FOLDER) if each.partition("=")[0] == FORMER_FOLDER else each
+                for each in args
+            ]
+        return super().parse_args(ctx, args)
 
 
 def folders(given: list[Path] | None) -> tuple[Path, ...]:
@@ -46,11 +81,16 @@ def folders(given: list[Path] | None) -> tuple[Path, ...]:
     Raises:
         UsageError: one of them does not exist.
     """
+    from edgeopt.devices.device import known_devices
     from edgeopt.errors import UsageError
 
     for folder in given or ():
         if not os.path.isdir(folder):
-            raise UsageError(f"--devices {folder}: no such folder", fix="give a folder of device files")
+            is_name = str(folder) in known_devices()
+            raise UsageError(
+                f"{FOLDER} {folder}: no such folder",
+                fix=f"name the device with --device {folder}" if is_name else "give a folder of device files",
+            )
     return tuple(given or ())
 
 

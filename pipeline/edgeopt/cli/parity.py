@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson
+from edgeopt.cli.options import AsJson, DeviceFolders
 
 NAME_LENGTH = 40
 
 
 def parity(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .ptl or .pte file.")],
-    devices: Annotated[
-        str,
-        typer.Option("--devices", help="Comma-separated devices; the others are compared with the first."),
-    ],
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="NAME", help="A device; the others are compared with the first."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="An .npz file with inputs 'x' [default: random inputs].")
     ] = None,
@@ -26,9 +26,8 @@ def parity(
     max_flips: Annotated[
         int | None, typer.Option(help="Exit with 1 if the top-1 class changes for more samples.", min=0)
     ] = None,
-    folder: Annotated[
-        list[Path] | None, typer.Option("--device-folder", help="Folder with your own device files.")
-    ] = None,
+    folder: DeviceFolders = None,
+    listed: Annotated[str | None, typer.Option("--devices", hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the outputs of several devices, and find the first layer that differs."""
@@ -43,7 +42,8 @@ def parity(
 
     if data is not None and not data.is_file():
         raise UsageError(f"no such file: {data}")
-    names = [name.strip() for name in devices.split(",") if name.strip()]
+    # --devices host,cortex-m is the former spelling.
+    names = [*(device or ()), *(name.strip() for name in (listed or "").split(",") if name.strip())]
     dataset = None if data is None else Npz(path=data, label=None, limit=limit)
     compared = run(file, names, device_folders=folders(folder), dataset=dataset)
     others = compared.devices[1:]

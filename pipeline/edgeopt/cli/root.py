@@ -1,5 +1,6 @@
 """The commands and groups of the command line."""
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -8,6 +9,7 @@ from typer.core import TyperGroup
 from edgeopt.cli import (
     artifacts,
     check,
+    ci,
     devices,
     diagnose,
     doctor,
@@ -20,7 +22,7 @@ from edgeopt.cli import (
     schema,
     slim,
 )
-from edgeopt.cli.options import no_exit
+from edgeopt.cli.options import Command, no_exit
 
 
 class Commands(TyperGroup):
@@ -39,20 +41,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("optimize")(optimize.optimize)
-app.command("plan")(optimize.plan)
-app.command("profile")(profile.profile)
-app.command("init")(init.init)
-app.command("report")(optimize.report)
-app.command("doctor")(doctor.doctor)
-app.command("schema")(schema.schema)
-app.command("slim")(slim.slim)
-app.command("inspect")(inspect.inspect)
-app.command("lint")(lint.lint)
-app.command("parity")(parity.parity)
-app.command("diagnose")(diagnose.diagnose)
-app.command("check")(check.check)
-app.command("compare")(check.compare)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "optimize": optimize.optimize,
+    "plan": optimize.plan,
+    "profile": profile.profile,
+    "init": init.init,
+    "report": optimize.report,
+    "doctor": doctor.doctor,
+    "schema": schema.schema,
+    "slim": slim.slim,
+    "inspect": inspect.inspect,
+    "lint": lint.lint,
+    "parity": parity.parity,
+    "diagnose": diagnose.diagnose,
+    "check": check.check,
+    "compare": check.compare,
+}
+for name, command in COMMANDS.items():
+    app.command(name, cls=Command)(command)
+app.command("ci", cls=ci.Expanding)(ci.ci)
 app.add_typer(check.app, name="baseline")
 app.add_typer(devices.app, name="devices")
 app.add_typer(artifacts.app, name="artifacts")

@@ -13,10 +13,11 @@ from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset, Sample
 from edgeopt.recipe.planner import Built, Plan, make_plan
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.selection import Selection
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
 from edgeopt.reports.thumbnails import Thumbnails, room_for, thumbnails, worst_samples
-from edgeopt.results import Event, Reference, Report, Result
+from edgeopt.results import Event, Reference, Report, Result, recommend
 from edgeopt.run import assemble
 from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
@@ -33,6 +34,9 @@ def optimize(
     out: Path | None = None,
     store: Path | None = None,
     overrides: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    formats: Sequence[str] = (),
+    devices: Sequence[str] = (),
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
     keep_going: bool = False,
@@ -45,6 +49,9 @@ def optimize(
         out: folder of the report; default ``artifacts/runs/<time>-<recipe>``.
         store: folder of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
         overrides: ``key.key=value`` settings that replace those of the recipe.
+        variants: build only these variants of the recipe, and float.
+        formats: the formats to build instead of the recipe's.
+        devices: the devices to measure on instead of the recipe's.
         data_root: folder for relative paths that are not found beside the recipe; default ``EDGEOPT_DATA``.
         device_folders: folders with your own device files.
         keep_going: build the rest if some requested artifacts cannot be produced.
@@ -55,7 +62,13 @@ def optimize(
         CannotRunError: the run could not be finished; completed steps are in the store.
     """
     clock = RunClock()
-    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root, device_folders=device_folders)
+    loaded = load_recipe(
+        recipe,
+        overrides=overrides,
+        data_root=data_root,
+        device_folders=device_folders,
+        selection=Selection(tuple(variants), tuple(formats), tuple(devices)),
+    )
     drop_tests.import_early()
     plan = make_plan(loaded)
     if not keep_going:
@@ -119,6 +132,8 @@ def _run(
         metrics=scorer.infos(),
         results=tuple(rows),
         gates=tuple(verdicts),
+        recommended=recommend(rows, verdicts, loaded.ship),
+        limits=assemble.memory_limits(loaded.devices),
         labels=loaded.model.labels,
         thumbnails=pictures.pictures,
         image_size=pictures.size,

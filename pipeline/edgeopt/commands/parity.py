@@ -93,7 +93,10 @@ def parity(
         DeviceError: the first device is unreachable or rejects the file.
     """
     if len(devices) < 2:
-        raise UsageError("parity compares devices: name at least two", fix="--devices host,arm64-emulated")
+        raise UsageError(
+            "parity compares devices: name at least two",
+            fix="such as --device host --device arm64-emulated",
+        )
     path = Path(file)
     targets = [load_device(name, device_folders) for name in devices]
     model = inspect(path).model

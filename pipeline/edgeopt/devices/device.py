@@ -181,7 +181,7 @@ def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None 
         if _is_file(own):
             raise UsageError(
                 f"{path} has the name of a shipped device, and would replace it",
-                fix=f"rename the file, or allow it with: --devices {place}",
+                fix=f"rename the file, or allow it with: --device-folder {place}",
             )
         _report_programs(device, path)
         return device

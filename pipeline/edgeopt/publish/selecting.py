@@ -96,7 +96,7 @@ def choose(
             raise UsageError(
                 f"no bundle of this release was measured on a device {device_name!r}"
                 f"{nearest(device_name, known)}, and no device file describes it",
-                fix=f"choose one of {', '.join(known)}, or add a device file: --devices FOLDER",
+                fix=f"choose one of {', '.join(known)}, or add a device file: --device-folder DIR",
             )
         obstacles = [(d, f, _obstacle(f, device, operators, compiles=compiles)) for d, f in matching]
         fitting = [(d, f) for d, f, obstacle in obstacles if not obstacle]

@@ -15,7 +15,7 @@ from edgeopt.formats.known import artifact_formats
 from edgeopt.model import Preprocess, Preprocessing, TensorSpec
 from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, Head, NamedMetric, Stage
 from edgeopt.plugin.contents import Source
-from edgeopt.results import LIMITS, Gate
+from edgeopt.results import LIMITS, Gate, Preference
 
 VERSION = 1
 MONTH = 31.0 * 24 * 60
@@ -287,6 +287,10 @@ class Document(_Part):
     formats: Names = Field(min_length=1, description="output formats of every variant")
     devices: Names = Field(("host",), description="devices to measure every artifact on")
     gates: tuple[GatePart, ...] = ()
+    ship: Preference = Field(
+        "smallest",
+        description="the artifact that the report recommends on each device, of those that pass their gates",
+    )
     limits: Limits = Limits()
     latency: Latency = Latency()
 
@@ -337,9 +341,12 @@ class Recipe:
     gates: tuple[Gate, ...]
     limits: Limits
     latency: Latency
+    ship: Preference = "smallest"
     document: str = ""
     """YAML text of the recipe as run: the file with the overrides applied."""
     positions: Positions = field(default_factory=dict, compare=False, repr=False)
     """Line and column of every key of the file, for messages."""
+    notes: tuple[str, ...] = ()
+    """What this run leaves out of the recipe, for the plan and the report."""
     inspection: Callable[[], Source] | None = field(default=None, compare=False, repr=False)
     """The result of inspecting the model file, which began while the recipe was being resolved."""

@@ -141,6 +141,7 @@ def make_plan(recipe: Recipe) -> Plan:
             an input that the model does not have.
     """
     source, notes = source_of(recipe)
+    notes[:0] = recipe.notes
     incompatible = dict(_incompatible(recipe))
     branches: list[Branch] = []
     impossible: list[Impossible] = []

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from edgeopt.recipe.document import (
 )
 from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
+from edgeopt.recipe.selection import EVERYTHING, Selection, declared, narrow_gates
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
 P = TypeVar("P", Dataset, Decoder, Metric, Stage, Task)
@@ -68,34 +70,49 @@ def load_recipe(
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
     beside: Sequence[Path] = (),
+    selection: Selection = EVERYTHING,
+    text: str | None = None,
 ) -> Recipe:
     """Read, check and resolve a recipe.
 
     Relative paths are looked up beside the recipe, then in the folders ``beside``, then in ``data_root``
-    (default: ``EDGEOPT_DATA``). ``overrides`` are settings of the form ``key.key=value``.
+    (default: ``EDGEOPT_DATA``). ``overrides`` are settings of the form ``key.key=value``, and ``selection``
+    is the part to run: gates that judge something else are left out, with a note. ``text`` is the content
+    of a recipe that is not yet written to ``file``.
 
     Raises:
         UsageError: the file does not exist or cannot be read, or an override is invalid.
         RecipeError: all mistakes of the recipe.
     """
-    path = find_recipe(file)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    data, positions = read_yaml(text, str(path))
+    path = Path(file) if text is not None else find_recipe(file)
+    data, positions = read_yaml(_read(path) if text is None else text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(str(path), [Problem("a recipe is a mapping of keys to values", 1, 1)])
+    before = declared(data)
     for assignment in overrides:
         try:
             set_value(data, assignment, positions)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    selection.apply(data, positions)
+    notes = narrow_gates(data, positions, before)
     if data_root is None and (root := os.environ.get("EDGEOPT_DATA")):
         data_root = Path(root)
     further = [*beside, *([data_root] if data_root else [])]
     roots = (path.resolve().parent, *(folder.resolve() for folder in further))
-    return _Resolver(path, data, positions, roots, device_folders).recipe()
+    return replace(_Resolver(path, data, positions, roots, device_folders).recipe(), notes=tuple(notes))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is neither a recipe, which is text in UTF-8, nor a known model",
+            fix="give a .yaml file, the name of a shipped recipe, or a model file",
+        ) from error
 
 
 class _Resolver:
@@ -182,6 +199,7 @@ class _Resolver:
             gates=tuple(gates),
             limits=document.limits,
             latency=document.latency,
+            ship=document.ship,
             document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
             positions=self.problems.positions,
             inspection=inspection,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, Command, DeviceFolders, folders
 
 if TYPE_CHECKING:
     from edgeopt.publish.places import Places
@@ -67,10 +67,11 @@ def push(
     """
     from edgeopt.cli.optimize import read_report
     from edgeopt.cli.screen.transfers import Transfer
+    from edgeopt.config.text import as_name
     from edgeopt.errors import UsageError
     from edgeopt.publish.channels import follow
     from edgeopt.publish.channels import promote as promote_channel
-    from edgeopt.publish.names import as_name, check_channel, check_name, check_version, parse
+    from edgeopt.publish.names import check_channel, check_name, check_version, parse
     from edgeopt.publish.oci import FAILED
     from edgeopt.publish.release import make_release
     from edgeopt.publish.transfer import bytes_of, mirror
@@ -133,7 +134,7 @@ def push(
         typer.echo(json.dumps(summary, indent=2))
 
 
-@app.command()
+@app.command(cls=Command)
 def pull(
     name: Name,
     device: Annotated[str, typer.Option("--device", help="Target device, or a device file.")],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeopt.cli.artifacts.bundles import NAME_HELP, Library, Who, app, places_of
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, StoreFolder, folders
+from edgeopt.cli.options import AsJson, Command, DataRoot, DeviceFolders, StoreFolder, folders
 
 if TYPE_CHECKING:
     from edgeopt.publish.places import Places
@@ -157,7 +157,7 @@ def gc(
     typer.echo(f"{total:10,.1f} MB  {outcome}" if garbage else "nothing to remove")
 
 
-@app.command()
+@app.command(cls=Command)
 def reproduce(
     target: Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help=f"A pulled folder, or {NAME_HELP}")],
     device: Annotated[str, typer.Option("--device", help="With a NAME: the device of the bundle.")] = "host",
