@@ -17,6 +17,7 @@ from edgeopt.results import (
     Flip,
     Hop,
     LayerBytes,
+    MemoryLimits,
     Plot,
     Reference,
     Report,
@@ -26,6 +27,7 @@ from edgeopt.results import (
     SourceResult,
     Trial,
     Verdict,
+    recommend,
 )
 from edgeopt.results.findings import MAX_SAMPLES
 
@@ -82,6 +84,7 @@ def large_report(
         results[18] = _missing(results[18], "skipped", "phone: no answer within 10 s")
     if boxes:
         results = [row.model_copy(update={"findings": (_findings(boxes, row.variant),)}) for row in results]
+    gates = tuple(verdict for result in results for verdict in _verdicts(result))
     return Report(
         recipe="words",
         run=RUN,
@@ -98,7 +101,9 @@ def large_report(
             measurements={"top1": {"value": 0.912, "n": 1000, "ci95": (0.894, 0.929)}},
         ),
         results=tuple(results),
-        gates=tuple(verdict for result in results for verdict in _verdicts(result)),
+        gates=gates,
+        recommended=recommend(results, gates),
+        limits={"cortex-m": MemoryLimits(flash=1 << 20, ram=1 << 18)},
         labels=WORDS,
         thumbnails={7 * number: _picture(number) for number in range(pictures)},
         image_size=(48, 48) if pictures else None,

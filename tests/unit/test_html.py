@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edgeopt.reports import html
-from edgeopt.reports.pagedata import collect, higher_is_better
+from edgeopt.reports.columns import higher_is_better
+from edgeopt.reports.pagedata import collect
 from edgeopt.results import (
     Artifact,
     Breakdown,
@@ -196,7 +197,7 @@ def test_gates_say_what_was_measured_and_how_sure() -> None:
     ("gate", "measured", "told"),
     [
         (Gate(metric="latency_p50_ms", max_ratio=1.5), 1.25, ("1.25", "1.5")),
-        (Gate(metric="latency_p50_ms", max_increase=0.5), 0.25, ("0.250 ms", "0.500 ms")),
+        (Gate(metric="latency_p50_ms", max_increase=0.5), 0.25, ("250 µs", "500 µs")),
         (Gate(metric="top1", min=0.9), 0.912, ("91.20 %", "90.00 %")),
     ],
 )
@@ -237,7 +238,7 @@ def test_latencies_run_from_the_quickest_to_the_slowest() -> None:
     rows = collect(large_report())["rows"]
     spread = [point["value"] for point in rows[0]["spread"]]
     assert (len(spread), spread) == (5, sorted(spread))
-    assert rows[0]["latency"]["whole"] == "0.210 ms (0.206 ms to 0.216 ms)"
+    assert rows[0]["latency"]["whole"] == "210 µs (205.8 µs to 216.3 µs)"
     assert rows[11]["spread"] is None
 
 

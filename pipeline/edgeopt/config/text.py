@@ -27,6 +27,12 @@ def reason_of(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {_message(error)}", MAX_REASON_CHARS)
 
 
+def as_name(text: str) -> str:
+    """The nearest valid name of a release: lowercase letters and digits, joined with '-'."""
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return slug[:60].rstrip("-") or "model"
+
+
 def log_tail(log: Path) -> str:
     """The last lines of a log, indented."""
     try:

@@ -85,5 +85,12 @@ def show_bytes(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def show_time(milliseconds: float) -> str:
+    """Time as text: ``12.5 µs``, ``1.250 ms``, ``12.5 ms``."""
+    if abs(milliseconds) < 1:
+        return f"{milliseconds * 1e3:.4g} µs"
+    return f"{milliseconds:.3f} ms" if abs(milliseconds) < 10 else f"{milliseconds:.1f} ms"
+
+
 # Plugins may still import it by its former name.
 sys.modules.setdefault("edgeopt.units", sys.modules[__name__])

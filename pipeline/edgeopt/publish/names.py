@@ -7,6 +7,7 @@ never collide.
 import re
 from typing import NamedTuple
 
+from edgeopt.config.text import as_name
 from edgeopt.errors import UsageError
 from edgeopt.publish.oci import DIGEST
 
@@ -80,12 +81,6 @@ def check_name(name: str) -> str:
         f"{shown!r} is not a valid release name",
         fix=f"use lowercase letters, digits, '-', '_' and '.', such as {as_name(name)!r}",
     )
-
-
-def as_name(text: str) -> str:
-    """The nearest valid name."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return slug[:60].rstrip("-") or "model"
 
 
 def check_version(version: str) -> str:

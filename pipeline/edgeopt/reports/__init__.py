@@ -11,11 +11,17 @@ RENDERERS = {"json": "json", "md": "markdown", "html": "html", "junit": "junit",
 RUN_FILES = {"report.json": "json", "report.md": "md", "report.html": "html", "junit.xml": "junit"}
 """Report files of a run, and their formats."""
 PER_DEVICE = ("json", "md", "html")
+LINKED = ("md", "html")
+"""Formats with links to the files of the run."""
 
 
-def render(report: Report, form: str) -> str:
-    """The text of a report in one of the formats ``RENDERERS``."""
-    text: str = import_module(f"edgeopt.reports.{RENDERERS[form]}").render(report)
+def render(report: Report, form: str, base: str = "") -> str:
+    """The text of a report in one of the formats ``RENDERERS``.
+
+    ``base`` leads from the file to the run's folder, such as ``../``.
+    """
+    renderer = import_module(f"edgeopt.reports.{RENDERERS[form]}").render
+    text: str = renderer(report, base) if form in LINKED else renderer(report)
     return text
 
 
@@ -25,4 +31,4 @@ def write_report(report: Report, folder: Path) -> None:
         write_text(folder / name, render(report, form))
     for device in report.devices():
         for form in PER_DEVICE:
-            write_text(folder / "devices" / f"{device}.{form}", render(report.of_device(device), form))
+            write_text(folder / "devices" / f"{device}.{form}", render(report.of_device(device), form, "../"))

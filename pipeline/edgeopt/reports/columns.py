@@ -62,6 +62,23 @@ def _shrinks(rows: Sequence[Result]) -> bool:
     return any(len(values) > 1 for values in by_format.values())
 
 
+def higher_is_better(report: Report, metric: str) -> bool:
+    """Whether higher values of a metric are better."""
+    for info in report.metrics:
+        if info.name == metric:
+            return info.better == "higher"
+    # Old reports do not declare it, but a positive drop means that the artifact is worse.
+    baseline = report.source.measurements.get(metric) if report.source is not None else None
+    if baseline is None:
+        return True
+    pairs = (
+        (row.measurements[metric].value, row.measurements[f"{metric}_drop"].value)
+        for row in report.results
+        if metric in row.measurements and f"{metric}_drop" in row.measurements
+    )
+    return sum((baseline.value - value) * drop for value, drop in pairs) >= 0
+
+
 OUTPUT_TITLES = ("SNR", "largest error", "agreement")
 
 

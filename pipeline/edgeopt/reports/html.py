@@ -25,6 +25,7 @@ SCRIPTS = (
     "pictures.js",
     "plots.js",
     "details.js",
+    "cards.js",
     "page.js",
 )
 """Parts of the report's script, in order of dependence."""
@@ -34,9 +35,12 @@ _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
-def render(report: Report) -> str:
-    """The page of a report, or of its part for one device; the same report gives the same bytes."""
-    return page("page.html", cut(report.recipe), SCRIPTS, collect(report))
+def render(report: Report, base: str = "") -> str:
+    """The page of a report, or of its part for one device; the same report gives the same bytes.
+
+    ``base`` leads from the page to the run's folder, such as ``../``.
+    """
+    return page("page.html", cut(report.recipe), SCRIPTS, collect(report, base))
 
 
 def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from edgeopt.reports.cards import Card, address, cards
 from edgeopt.reports.columns import (
     OUTPUT_TITLES,
     are_worth_a_table,
@@ -27,9 +28,13 @@ SAMPLES = 5
 CLASSES = 3
 
 
-def render(report: Report) -> str:
-    """Markdown text of a report, or of its part for one device."""
+def render(report: Report, base: str = "") -> str:
+    """Markdown text of a report, or of its part for one device.
+
+    ``base`` leads from the file to the run's folder, such as ``../``.
+    """
     lines = [f"# {text(report.recipe)}", "", _verdict(report), ""]
+    lines += [line for card in cards(report) for line in _card(card, base)]
     lines += _source(report)
     for device in report.devices():
         rows = [result for result in report.results if result.device == device]
@@ -59,6 +64,19 @@ def _verdict(report: Report) -> str:
     if undecided:
         parts.append(f"**{len(undecided)} undecided: too few samples**")
     return "; ".join(parts) + "." if parts else "No gates in the recipe."
+
+
+def _card(card: Card, base: str) -> list[str]:
+    """The artifact to ship on one device."""
+    artifact = f"`{text(card.path or card.artifact)}`"
+    if link := address(card.path, base):
+        artifact = f"[{artifact}]({link})"
+    found = f": {'nearest ' if card.status == 'none' else ''}{artifact}" if card.artifact else ""
+    lines = [f"**{text(card.headline)}**{found}", ""]
+    lines += [f"- {text(line.title)}: {text(line.text)}" for line in card.lines]
+    lines += [f"- **{text(card.reason)}**"] if card.reason else []
+    lines += [f"- `{text(card.pull)}`"] if card.pull else []
+    return [*lines, ""]
 
 
 def _source(report: Report) -> list[str]:

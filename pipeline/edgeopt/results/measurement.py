@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeopt.config.units import show_bytes
+from edgeopt.config.units import show_bytes, show_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,8 @@ Kind: TypeAlias = Literal[
 """Display format of a number.
 
 ``fraction``: percentage; ``points``: difference of percentages; ``error``, ``number``: plain; ``bytes``:
-exact bytes; ``memory``: rounded KiB or MiB; ``time``: milliseconds; ``ratio``: multiple; ``count``: integer.
+exact bytes; ``memory``: rounded KiB or MiB; ``time``: milliseconds, in µs below one; ``ratio``: multiple;
+``count``: integer.
 """
 
 Role: TypeAlias = Literal[
@@ -45,7 +46,7 @@ class Value(BaseModel):
 _SHOWN: dict[Kind, Callable[[float], str]] = {
     "bytes": lambda value: f"{value:,.0f} B",
     "memory": show_bytes,
-    "time": lambda value: f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms",
+    "time": show_time,
     "decibel": lambda value: f"{value:.1f} dB",
     "ratio": lambda value: f"{value:.2f} ×",
     "points": lambda value: f"{value * 100:+.2f} pt",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.devices.device import HOST
+from edgeopt.devices.device import HOST, Device, Limits
 from edgeopt.evaluation.comparison import difference
 from edgeopt.evaluation.findings import Reader
 from edgeopt.evaluation.golden import Golden
@@ -21,7 +21,17 @@ from edgeopt.formats.known import model_digest, model_files
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions
 from edgeopt.recipe.planner import Built, Plan
-from edgeopt.results import Hop, Measurement, Reference, Result, Run, Samples, SourceResult, Status
+from edgeopt.results import (
+    Hop,
+    Measurement,
+    MemoryLimits,
+    Reference,
+    Result,
+    Run,
+    Samples,
+    SourceResult,
+    Status,
+)
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
@@ -153,6 +163,15 @@ def references(rows: Sequence[Result], scorer: Scorer) -> tuple[Reference, ...]:
         for reader in scorer.readers
         for reference in reader.references(sorted(at for head, at in changed if head == reader.head))
     )
+
+
+def memory_limits(devices: Sequence[Device]) -> dict[str, MemoryLimits]:
+    """The memory of the devices whose files limit it."""
+    return {
+        device.name: MemoryLimits(flash=device.limits.flash, ram=device.limits.ram)
+        for device in devices
+        if device.limits != Limits()
+    }
 
 
 def result_of(outcome: Outcome, **fields: Any) -> Result:

@@ -15,6 +15,7 @@ from rich.tree import Tree
 from edgeopt.config import registry
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import Built, Plan
+from edgeopt.reports.cards import cards
 from edgeopt.reports.columns import (
     OUTPUT_TITLES,
     are_worth_a_table,
@@ -26,6 +27,7 @@ from edgeopt.reports.columns import (
 from edgeopt.results import ALWAYS, Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
+RECOMMENDED = {"ship": "green", "unjudged": "yellow", "none": "red"}
 PLAIN_WIDTH = 160
 UNLIMITED = 100_000
 GAP = 2
@@ -44,7 +46,7 @@ def console() -> Console:
 
 
 def show_report(report: Report, out: Console | None = None) -> None:
-    """Print the tables of each device, then the reasons of failed results, then the gates that did not pass.
+    """Print the tables of each device, failed results, gates that did not pass, and what to ship.
 
     A terminal shows the columns that fit, uncut, and a line that names the hidden ones; a file or pipe gets
     all columns.
@@ -76,7 +78,9 @@ def show_report(report: Report, out: Console | None = None) -> None:
         if changed := _changed(rows):
             out.print(Text(f"changed decisions of {report.run.samples} samples: {changed}"))
         for note in dict.fromkeys(note for row in rows for note in row.notes):
-            out.print(Text(f"note: {note}", "dim"))
+            about = [f"{row.variant}.{row.format}" for row in rows if note in row.notes]
+            whose = "all artifacts" if len(about) == len(rows) > 1 else ", ".join(about)
+            out.print(Text(f"note: {whose}: {note}", "dim"))
     if hidden:
         where = "terminal too narrow" + ("; see report.md" if report.folder else "")
         out.print(Text(f"hidden: {', '.join(hidden)} ({where})", "dim"))
@@ -99,6 +103,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         out.print(Text(f"gate {status}: {verdict.gate}: {where}: {verdict.reason}", colour))
     if report.gates and not blocked:
         out.print(Text(f"all {len(report.gates)} gates pass", "green"))
+    for card in cards(report):
+        out.print(Text(card.summary, f"bold {RECOMMENDED[card.status]}"))
 
 
 def _results(

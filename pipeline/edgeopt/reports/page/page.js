@@ -34,14 +34,9 @@ const fillGates = () => {
 
 const fillMade = () => {
   const section = part("made");
-  const copy = make("button", { type: "button" }, "Copy");
-  copy.addEventListener("click", async () => {
-    try { await navigator.clipboard.writeText(report.command); announce("Copied"); copy.textContent = "Copied"; }
-    catch { getSelection().selectAllChildren(part("command")); announce("Selected: press Ctrl+C to copy"); }
-  });
   section.append(facts([["recipe", report.recipe], ...report.run]),
     make("h3", {}, "To reproduce it"),
-    make("div", { class: "command" }, make("code", { id: "command" }, report.command), copy));
+    copyable(report.command, "command"));
   if (report.document) {
     section.append(make("details", {}, make("summary", {}, "Resolved recipe"),
       make("pre", { class: "code", tabindex: "0", "aria-label": "Resolved recipe" }, report.document)));
@@ -94,6 +89,7 @@ const follow = () => {
 };
 
 fillVerdict();
+fillCards();
 fillContents();
 const draw = fillFronts((row) => resultsTable.go(row));
 const resultsTable = new ResultsTable(draw);

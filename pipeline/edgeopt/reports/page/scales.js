@@ -18,7 +18,7 @@ const sizeText = (value) => {
   }
   return `${Math.round(value)} B`;
 };
-const timeText = (value) => `${Number(value.toPrecision(3))} ms`;
+const timeText = (value) => (Math.abs(value) < 1 ? `${Number((1000 * value).toPrecision(3))} µs` : `${Number(value.toPrecision(3))} ms`);
 const shorten = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
 
 const steps = [1, 2, 5];

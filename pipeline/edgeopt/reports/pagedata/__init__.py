@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from edgeopt.reports.columns import columns, show
+from edgeopt.reports.columns import columns, higher_is_better, show
+from edgeopt.reports.pagedata.cards import cards_of
 from edgeopt.reports.pagedata.findings import Data, class_names, cut, files, finite, pictures
 from edgeopt.reports.pagedata.rows import SENTENCE, measured, row_of, search_of, searches
 from edgeopt.reports.pagedata.tasks import outputs_of, references_of, samples_per_result, tasks_of
@@ -14,8 +15,11 @@ DOCUMENT = 60_000
 """Maximum number of characters of the recipe."""
 
 
-def collect(report: Report) -> Data:
-    """All data for the page's script, as JSON-compatible values."""
+def collect(report: Report, base: str = "") -> Data:
+    """All data for the page's script, as JSON-compatible values.
+
+    ``base`` leads from the page to the run's folder, such as ``../``.
+    """
     metric = report.primary_metric
     shown = columns(report, report.results)
     names = [name for _, name in shown]
@@ -25,6 +29,7 @@ def collect(report: Report) -> Data:
     return {
         "recipe": cut(report.recipe),
         "verdict": _verdict(report),
+        "cards": cards_of(report, base),
         "metric": {
             "name": cut(metric or "agreement"),
             "higher": higher_is_better(report, metric),
@@ -70,23 +75,6 @@ def shown_as_share(report: Report, metric: str) -> bool:
     """Whether the charts show percentages: for a metric of kind ``fraction``, or agreement instead."""
     rows = [row.measurements for row in report.results]
     return not metric or any(row[metric].kind == "fraction" for row in rows if metric in row)
-
-
-def higher_is_better(report: Report, metric: str) -> bool:
-    """Whether higher values of a metric are better."""
-    for info in report.metrics:
-        if info.name == metric:
-            return info.better == "higher"
-    # Old reports do not declare it, but a positive drop means that the artifact is worse.
-    baseline = report.source.measurements.get(metric) if report.source is not None else None
-    if baseline is None:
-        return True
-    pairs = (
-        (row.measurements[metric].value, row.measurements[f"{metric}_drop"].value)
-        for row in report.results
-        if metric in row.measurements and f"{metric}_drop" in row.measurements
-    )
-    return sum((baseline.value - value) * drop for value, drop in pairs) >= 0
 
 
 def _key(verdicts: Result | Verdict) -> tuple[str, str, str]:
