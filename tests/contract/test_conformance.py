@@ -18,6 +18,7 @@ from edgeopt.evaluation.datasets.function import Function
 from edgeopt.evaluation.datasets.image_folder import ImageFolder
 from edgeopt.evaluation.datasets.mask_folder import MaskFolder
 from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.datasets.split import Split
 from edgeopt.evaluation.datasets.wav_folder import WavFolder
 from edgeopt.evaluation.datasets.yolo import Yolo
 from edgeopt.evaluation.decoders.function import Function as FunctionDecoder
@@ -100,6 +101,11 @@ def _npz(folder: Path) -> Dataset:
     return Npz(path=folder / "data.npz")
 
 
+def _split(folder: Path) -> Dataset:
+    np.savez(folder / "data.npz", x=np.arange(48.0).reshape(12, 4), y=np.arange(12))
+    return Split(of=Npz(path=folder / "data.npz"), part="evaluation")
+
+
 def _csv(folder: Path) -> Dataset:
     for index in range(3):
         np.save(folder / f"{index}.npy", np.full((4, 4), index, np.float32))
@@ -177,6 +183,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "yolo": _yolo,
     "mask_folder": _mask_folder,
     "wav_folder": _wav_folder,
+    "split": _split,
 }
 
 

@@ -216,3 +216,17 @@ def test_a_gate_may_name_one_or_several(write_recipe: Write) -> None:
     (gate,) = load_recipe(write_recipe(text)).gates
     assert (gate.classes, gate.formats, gate.confidence) == (("3",), ("tflite",), 0.95)
     assert str(gate) == "top1 max_drop 0.01 formats=tflite classes=3 confidence=0.95"
+
+
+def test_code_may_be_named_by_its_file(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "doors" / "nets"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "small.py").write_text("class Net: ...\n")
+    for written in (f"{package}/small.py:Net", "src/doors/nets/small.py:Net"):
+        code = Code.model_validate(written, context={"roots": (tmp_path,)})
+        assert (code.target, code.folder) == ("doors.nets.small:Net", tmp_path / "src")
+    for wrong, message in (("none.py:Net", "no such file"), ("src/doors/nets/small.py:Nett", "did you mean 'Net'")):
+        with pytest.raises(ValueError, match=message):
+            Code.model_validate(wrong, context={"roots": (tmp_path,)})

@@ -55,10 +55,10 @@ MAX_NAME = 200
 
 
 class Code(BaseModel):
-    """A function or class of the user, written ``package.module:name`` in a recipe.
+    """A function or class of the user, written ``package.module:name`` or ``folder/file.py:name`` in a recipe.
 
     The module is looked up beside the recipe first, then in its project and on the Python path, and imported
-    only on use.
+    only on use. A file that belongs to a package is imported as a part of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,12 +71,18 @@ class Code(BaseModel):
     def _from_text(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
             module, colon, name = value.partition(":")
+            if module.endswith(".py"):
+                file = Path(str(_existing(module, info)))
+                folder, module = _import_of(file)
+                value, roots = f"{module}:{name}", (folder,)
+            else:
+                roots = (info.context or {}).get("roots", ())
             parts = module.split(".")
             if not colon or not all(part.isidentifier() for part in (*parts, *name.split("."))):
                 raise ValueError(f"{shortened(value, 60)!r} is not of the form 'module:name'")
             if max(len(part.encode()) for part in parts) > MAX_NAME:
                 raise ValueError(f"the name of the module {shortened(module, 60)!r} is too long")
-            folders = code_folders((info.context or {}).get("roots", ()))
+            folders = code_folders(roots)
             for folder in folders:
                 for file in _sources(folder.joinpath(*parts)):
                     _check_defined(file, name.partition(".")[0])
@@ -158,6 +164,14 @@ def _not_found(module: str, folders: Sequence[Path]) -> str:
         f"{top} beside the recipe or in a folder {SOURCES} beside it or in its project, or add the folder "
         "that contains it to PYTHONPATH"
     )
+
+
+def _import_of(file: Path) -> tuple[Path, str]:
+    """The folder that a source file is imported from, outside of its package, and the name of its module."""
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").is_file():
+        parts, folder = [folder.name, *parts], folder.parent
+    return folder, ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
 def _sources(place: Path) -> list[Path]:

@@ -37,7 +37,8 @@ POLL_SECONDS = 0.2
 def runs_user_code(plugin: Plugin) -> bool:
     """Whether a plugin is not shipped, or refers to a function of the user."""
     return not type(plugin).__module__.startswith("edgeopt.") or any(
-        isinstance(value, Code) for _, value in plugin
+        isinstance(value, Code) or (isinstance(value, Plugin) and runs_user_code(value))
+        for _, value in plugin
     )
 
 

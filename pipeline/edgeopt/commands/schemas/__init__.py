@@ -188,6 +188,7 @@ def _recipe(*, installed: bool) -> Schema:
         "task": _entry(tasks, refs),
         "decoder": _entry(decoders, refs),
         "dataset": _entry(datasets, refs),
+        "Dataset": {"$ref": "#/definitions/dataset"},  # of a dataset that contains another one
         "metric": _entry(metrics, refs),
         "stage": _entry(stages, refs),
         "variant": _variant(stages, definitions, refs),
