@@ -115,10 +115,17 @@ def torch_model(
                     spread = norm.running_var / norm.running_var.median()
                     norm.weight.mul_(spread.sqrt().clamp(max=1))
                     norm.reset_running_stats()
+        if steps := entry.get("train", 0):
+            train(module, batches, steps)
+            for norm in norms:
+                norm.reset_running_stats()
+            for batch in batches:
+                module(*batch)
         for norm in norms:
             norm.eval()
             norm.momentum = 0.1
-        replace_last_layer(module, batches)
+        if not steps:
+            replace_last_layer(module, batches)
         found: list[list[Any]] = []
         for batch in torch_batches(parts["evaluation"], 1):
             made = module(*batch)
@@ -151,6 +158,34 @@ def torch_batches(arrays: Arrays, size: int) -> Iterator[tuple[Any, ...]]:
     count = len(next(iter(arrays.values())))
     for start in range(0, count, size):
         yield tuple(torch.from_numpy(value[start : start + size]) for value in arrays.values())
+
+
+def train(module: Any, batches: list[Any], steps: int) -> None:
+    """Teach a network for images the colours of the parts of an image and their contrast.
+
+    Each random layer of a deep network passes on the rounding of those before it in full. Training is what
+    makes the directions that carry the answer large against the others, and a short one is enough for it.
+    """
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d, mse_loss
+
+    images = torch.cat([batch[0] for batch in batches])
+    coarse = adaptive_avg_pool2d(images, 3)
+    spread = (adaptive_avg_pool2d(images.square(), 3) - coarse.square()).clamp(min=0).sqrt()
+    seen = torch.cat([coarse, spread], 1).flatten(1)
+    outputs = module(images[:2]).shape[1]
+    wanted = seen @ torch.randn(seen.shape[1], outputs)
+    wanted = 2 * (wanted - wanted.mean(0)) / wanted.std(0)
+    optimizer = torch.optim.AdamW(module.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            chosen = torch.randint(len(images), (32,))
+            loss = mse_loss(module(images[chosen]), wanted[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
 
 
 def replace_last_layer(module: Any, batches: list[Any]) -> None:
