@@ -48,6 +48,9 @@ THOROUGH = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+FORKED = settings(THOROUGH, max_examples=int(NEW_EXAMPLES or 250))
+"""For readers that start a process: most of their time is not spent on the bytes."""
+
 
 class Edit(NamedTuple):
     """Bytes that replace others; ``place`` is a share of the length, so that it fits every file."""
@@ -151,11 +154,13 @@ ARCHIVES = ["keras", "checkpoint", "exported_program", "torchscript_module"]
 
 
 @pytest.mark.parametrize("format", [*FILES, *ARCHIVES])
-def test_damaged_files(format: str, workshop: Workshop, tmp_path: Path) -> None:
+def test_damaged_files(
+    format: str, workshop: Workshop, tmp_path: Path, examples: settings = THOROUGH
+) -> None:
     path = workshop.model(format).path
     content, copy = path.read_bytes(), tmp_path / f"damaged{path.suffix}"
 
-    @THOROUGH
+    @examples
     @given(EDITS)
     def check(edits: list[Edit]) -> None:
         copy.write_bytes(edited(content, edits))
@@ -167,7 +172,7 @@ def test_damaged_files(format: str, workshop: Workshop, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_hdf5")
 def test_damaged_hdf5_files(workshop: Workshop, tmp_path: Path) -> None:
-    test_damaged_files("tf_keras", workshop, tmp_path)
+    test_damaged_files("tf_keras", workshop, tmp_path, FORKED)
 
 
 @pytest.mark.parametrize("format", ARCHIVES)
