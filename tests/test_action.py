@@ -1,77 +1,185 @@
-"""The GitHub action: its steps, run as by a runner, in a minimal shell."""
+"""The GitHub action and the GitLab component, played in a clean shell against a server of the test's own."""
 
 import json
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from edgeopt.config.yaml_source import read_yaml
+from toy_ci import ROOT, Host, play, serving
 
-
-def steps(folder: Path, **inputs: str) -> dict[str, int]:
-    """Exit codes of the executed steps, by id; a failing step ends the job."""
-    action = yaml.safe_load((ROOT / "action.yml").read_text())
-    given = {name: entry.get("default", "") for name, entry in action["inputs"].items()} | inputs
-    codes = {}
-    for step in action["runs"]["steps"]:
-        wanted = re.fullmatch(r"inputs\.(\S+) != ''", step.get("if", ""))
-        if wanted and not given[wanted[1]]:
-            continue
-        variables = {
-            name: re.sub(r"\$\{\{ inputs\.(\S+) \}\}", lambda found: given[found[1]], value)
-            for name, value in step["env"].items()
-        }
-        assert "${{" not in step["run"]
-        environment = {
-            "PATH": f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin",
-            "HOME": str(folder),
-            "GITHUB_ACTIONS": "true",
-            "GITHUB_ACTION_PATH": str(ROOT),
-            "GITHUB_OUTPUT": str(folder / "output"),
-            "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
-            **variables,
-        }
-        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-        done = subprocess.run(
-            command, env=environment, cwd=folder, check=False, capture_output=True, text=True
-        )
-        codes[step["id"]] = done.returncode
-        if done.returncode:
-            break
-    return codes
+RECIPE = """version: 1
+name: tones
+model: {path: tones.onnx}
+data:
+  calibration: {uses: npz, with: {path: tones.npz, limit: 50}}
+  evaluation: {uses: npz, with: {path: tones.npz}}
+  allow_leak: true
+metric: top1
+optimize:
+  int8: {quantize: int8}
+formats: [onnx]
+latency: {min_runs: 5, min_seconds: 0}
+gates:
+  - {metric: size_bytes, max: 64 KiB}
+  - {metric: top1, max_drop: 0.05, variant: int8}
+"""
 
 
-@pytest.mark.slow
-def test_the_steps_run_in_a_clean_shell(tmp_path: Path) -> None:
-    recipe = {"recipe": "digits-torch", "arguments": "--set formats=[onnx] --set gates=[]"}
-    assert steps(tmp_path, **recipe) == {"optimize": 0}
-    assert (
-        tmp_path / "output"
-    ).read_text() == "report=edgeopt-run/report.json\njunit=edgeopt-run/junit.xml\n"
-    assert "# digits-torch" in (tmp_path / "summary.md").read_text()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    write = ["edgeopt", "baseline", "write", "edgeopt-run", "--out", "baseline.json"]
-    subprocess.run(write, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    with_baseline = recipe | {"baseline": "baseline.json", "check-arguments": "--undecided pass"}
-    assert steps(tmp_path, **with_baseline) == {"optimize": 0, "check": 0}
-    assert (tmp_path / "edgeopt-run" / "comment.md").exists()
-    # A correct answer is now wrong: the same job blocks.
-    report = json.loads((tmp_path / "baseline.json").read_text())
-    for entry in report["entries"]:
-        entry["measurements"]["size_bytes"] = 10
-    (tmp_path / "baseline.json").write_text(json.dumps(report))
-    assert steps(tmp_path, **with_baseline) == {"optimize": 0, "check": 1}
+def write_model(path: Path, noise: float = 0.0) -> None:
+    """A classifier of 16 numbers that is always right; ``noise`` makes it worse."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((16, 4)).astype(np.float32)
+    x = random.standard_normal((400, 16)).astype(np.float32)
+    np.savez(path.with_suffix(".npz"), x=x, y=(x @ weights).argmax(1))
+    weights = weights + np.float32(noise) * random.standard_normal((16, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weights"], ["scores"], name="dense")],
+        "tones",
+        [helper.make_tensor_value_info("x", 1, [1, 16])],
+        [helper.make_tensor_value_info("scores", 1, [1, 4])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
 
 
-def test_an_input_is_never_part_of_a_script(tmp_path: Path) -> None:
-    codes = steps(tmp_path, recipe="$(touch evil); touch evil")
-    assert codes == {"optimize": 2}
-    assert not (tmp_path / "evil").exists()
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    with serving(Host()) as served:
+        yield served
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A repository with a recipe; its names have blanks."""
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    (folder / "the recipe.yaml").write_text(RECIPE)
+    write_model(folder / "tones.onnx")
+    return folder
+
+
+def test_a_passing_and_a_failing_pull_request_explain_themselves(workspace: Path, host: Host) -> None:
+    host.others = 150  # the job's own comment is on the second page
+    usual = {"recipe": "the recipe.yaml", "out": "the run"}
+    usual["arguments"] = "--set 'optimize.int8={quantize: int8}' --set latency.min_runs=6"
+
+    # The default branch: no pull request, no baseline yet.
+    main = play(workspace, **usual)
+    assert main.codes == {"install": 0, "ci": 0}, main.log
+    assert main.outputs["verdict"] == "pass" and "all 3 gates pass" in main.summary
+    assert json.loads((workspace / "the run" / "report.json").read_text())["run"]["document"].count(
+        "min_runs: 6"
+    )
+    write = [sys.executable, "-m", "edgeopt", "baseline", "write", "the run", "--out", "base line.json"]
+    subprocess.run(write, cwd=workspace, check=True, capture_output=True)
+    usual["baseline"] = "base line.json"
+
+    # A pull request that changes nothing.
+    host.failures = 1  # the first request is answered by a gateway
+    passing = play(workspace, host, variables={"EDGEOPT_READ_TIMEOUT": "20"}, **usual)
+    assert passing.codes == {"install": 0, "ci": 0}, passing.log
+    assert passing.annotations == []
+    assert passing.outputs == {
+        "verdict": "pass",
+        "comment": "the run/comment.md",
+        "report": "the run/report.json",
+        "junit": "the run/junit.xml",
+    }
+    (comment,) = host.comments.values()
+    assert comment.splitlines()[1] == "### ✓ edgeopt: tones: no worse than the baseline, all 3 gates pass"
+    before_details, _, collapsed = comment.partition("<details>")
+    assert "2 unchanged artifacts" in collapsed and "| ✓ |" not in before_details
+    assert "the same answers" in collapsed or "the predictions are identical (400 samples)" in collapsed
+    assert "(https://code.example/team/models/actions/runs/42)" in comment
+    assert passing.summary.count("### ✓ edgeopt") == 1 and passing.summary.count("# tones\n") == 1
+    ((name, folder),) = passing.artifacts.items()
+    assert name == "edgeopt-the-recipe.yaml"
+    assert (folder / "report.html").exists() and (folder / "models" / "int8.onnx").exists()
+    assert (folder / "comment.md").read_text() in comment
+
+    # One that breaks the model, and a limit of the recipe.
+    write_model(workspace / "tones.onnx", noise=0.5)
+    stricter = RECIPE.replace("max: 64 KiB", "max: 1 KiB")
+    (workspace / "the recipe.yaml").write_text(stricter)
+    failing = play(workspace, host, **usual)
+    assert failing.codes == {"install": 0, "ci": 1}, failing.log
+    assert failing.outputs["verdict"] == "fail"
+    assert len(host.comments) == 1  # the same comment, replaced
+    (comment,) = host.comments.values()
+    headline = "**worse than the baseline, 1 of 3 gates did not pass**"
+    assert comment.splitlines()[1] == f"### **✗** edgeopt: tones: {headline}"
+    row = next(line for line in comment.splitlines() if line.startswith("| **✗** | int8.onnx on host"))
+    assert re.search(r"\| 99\.\d\d % → \d\d\.\d\d % \(-\d+\.\d\d pt\) \|", row)
+    assert re.search(r"95% sure: change between -\d+\.\d\d pt and -\d+\.\d\d pt", row)
+    _, positions = read_yaml(stricter, "recipe")
+    lines = {positions["gates", 0][0], positions["optimize", "int8"][0]}
+    places = [
+        re.match(r"::error file=the recipe\.yaml,line=(\d+),title=", each) for each in failing.annotations
+    ]
+    assert all(places) and {int(place[1]) for place in places if place} >= lines
+    assert failing.summary.count("### **✗** edgeopt") == 1
+    assert len(failing.artifacts) == 1
+
+    # From a fork, the token may not comment: the summary and the artifact remain, and the verdict.
+    host.read_only = True
+    known = dict(host.comments)
+    fork = play(workspace, host, **usual)
+    assert fork.codes["ci"] == 1 and host.comments == known
+    assert "no comment on the pull request: GitHub refused the comment: 403" in fork.log
+    assert fork.summary.startswith("### **✗** edgeopt") and len(fork.artifacts) == 1
+
+
+def test_a_broken_recipe_is_marked_at_its_line_and_each_recipe_has_its_comment(
+    workspace: Path, host: Host
+) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        (workspace / name).write_text(RECIPE.replace("quantize: int8", "quantise: int8"))
+    jobs = [
+        play(workspace, host, recipe="one.yaml"),
+        play(workspace, host, recipe="two.yaml"),
+        play(workspace, host, recipe="two.yaml", title="on the board"),
+        play(workspace, host, recipe="one.yaml"),
+    ]
+    assert [job.codes["ci"] for job in jobs] == [2, 2, 2, 2]
+    assert len(host.comments) == 3
+    assert all("could not run" in text and "quantise" in text for text in host.comments.values())
+    (annotation,) = jobs[0].annotations
+    assert annotation.startswith("::error file=one.yaml,line=10,title=recipe::optimize.int8")
+    assert jobs[0].outputs == {
+        "verdict": "error",
+        "comment": "edgeopt-run/comment.md",
+        "report": "",
+        "junit": "",
+    }
+    assert [list(job.artifacts) for job in jobs[1:3]] == [
+        ["edgeopt-two.yaml"],
+        ["edgeopt-two.yaml-on-the-board"],
+    ]
+    assert {token for _, _, token in host.requests} == {"Bearer secret"}
+
+
+def test_arguments_with_an_open_quote_are_refused(workspace: Path) -> None:
+    job = play(workspace, recipe="the recipe.yaml", arguments="--set 'formats=[onnx]")
+    assert job.codes["ci"] == 2
+    assert "--arguments: no closing quotation" in job.log
+
+
+def test_an_input_is_never_part_of_a_script(workspace: Path) -> None:
+    job = play(
+        workspace, recipe="$(touch evil); touch evil", title="$(touch evil)", arguments="$(touch evil)"
+    )
+    assert job.codes["ci"] == 2
+    assert not (workspace / "evil").exists()
+    assert play(workspace, recipe="--help").codes["ci"] == 2  # a recipe of that name, not an option
 
 
 @pytest.mark.parametrize(
@@ -86,13 +194,15 @@ def test_an_input_is_never_part_of_a_script(tmp_path: Path) -> None:
     ],
 )
 def test_edgeopt_is_never_installed_by_its_name(
-    tmp_path: Path, install: str, requirement: str | None
+    workspace: Path, install: str, requirement: str | None
 ) -> None:
-    python = tmp_path / "python"  # instead of pip: writes its arguments, and fails to end the job
+    python = workspace.parent / "bin" / "python"  # instead of pip: writes its arguments, and ends the job
+    python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$@" > asked\nexit 9\n')
     python.chmod(0o755)
-    (tmp_path / "edgeopt.whl").touch()
-    codes = steps(tmp_path, recipe="digits-torch", install=install)
-    assert codes == {"install": 9 if requirement else 2}
+    (workspace / "edgeopt.whl").touch()
+    job = play(workspace, recipe="digits-torch", install=install)
+    assert job.codes["install"] == (9 if requirement else 2)
     if requirement:
-        assert (tmp_path / "asked").read_text() == f"-m pip install {requirement}\n"
+        expected = f"-m pip install --constraint {ROOT}/constraints.txt {requirement}\n"
+        assert (workspace / "asked").read_text() == expected

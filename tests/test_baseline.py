@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused() -> None:
         check(run(right(), recipe="other"), baseline, Limits())
     with pytest.raises(UsageError, match=r"dddddddddddddddd, that of the run eeeeeeeeeeeeeeee"):
         check(run(right(), data="e" * 64), baseline, Limits())
-    with pytest.raises(UsageError, match="1 results of this run are not ok"):
+    with pytest.raises(UsageError, match="no result of this run is ok: it cannot be a baseline; int8"):
         baseline_of(run(right(), status="failed", reason="x"))
     with pytest.raises(UsageError, match="evaluated no samples"):
         baseline_of(run(right(), samples={}))

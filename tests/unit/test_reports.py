@@ -148,6 +148,6 @@ def test_github_gets_a_summary_and_annotations(
     lines = err.splitlines()
     assert out == ""
     assert [line.partition(" ")[0] for line in lines] == ["::error"] * 4 + ["::warning"]
-    assert lines[0].startswith("::error title=int8.onnx on host::=cmd()%0Aquantize_onnx: <script>")
+    assert lines[0].startswith("::error title=int8.onnx on host::failed: =cmd()%0Aquantize_onnx: <script>")
     assert lines[2] == ("::error title=top1 max_drop 0.01%3A int8.onnx on host::fail: top1 dropped by 0.05")
     assert (tmp_path / "summary.md").read_text().startswith("# kws\n")

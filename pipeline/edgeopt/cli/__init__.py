@@ -66,6 +66,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    from edgeopt.config import absent
     from edgeopt.config.scratch import temporary_files
 
     with contextlib.ExitStack() as cleanup:
@@ -74,6 +75,7 @@ def _run() -> int:
         try:
             from edgeopt.cli.root import app
 
+            absent.stand_in()
             app()
         except BaseException as error:  # noqa: BLE001 - also an exit or a signal
             return _explain(error)
@@ -94,6 +96,10 @@ def _explain(error: BaseException) -> int:
             return error.code or 0
     if isinstance(error, EdgeoptError):
         _say(f"{_red('error:')} {error}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from edgeopt.cli.screen.github import failure_to_github
+
+            failure_to_github(error)
         return error.exit_code
     if isinstance(error, OSError) and (error.errno is None or error.errno in ENVIRONMENT):
         return _explain(_system_failure(error))

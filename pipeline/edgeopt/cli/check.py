@@ -3,14 +3,26 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
+from edgeopt.cli.options import (
+    AsJson,
+    DataRoot,
+    DeviceFolders,
+    Devices,
+    Formats,
+    Sets,
+    StoreFolder,
+    Variants,
+    folders,
+)
 
 if TYPE_CHECKING:
-    from edgeopt.results import Report, Verdict
+    from edgeopt.evaluation.baseline import Limits
+    from edgeopt.evaluation.judgement import Judgement
+    from edgeopt.results import Report
 
 app = typer.Typer(help="Record the current results in a small file to commit.", no_args_is_help=True)
 BASELINE = Path("baseline.json")
@@ -30,26 +42,29 @@ def write(
     typer.echo(f"{out}: {len(baseline.entries)} artifacts, {out.stat().st_size:,} bytes")
 
 
+MaxDrop = Annotated[float, typer.Option(help="Largest accuracy drop allowed, as a fraction.")]
+Confidence = Annotated[float, typer.Option(help="Confidence level of a verdict.")]
+Undecided = Annotated[str, typer.Option(help="Verdict when the samples are inconclusive: fail or pass.")]
+MaxSizeIncrease = Annotated[float, typer.Option(help="Largest size increase allowed, as a fraction.")]
+MaxLatencyRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest latency ratio allowed to the baseline's artifacts, which are taken from the store "
+        "and timed in turns with the new ones. Default: latency is not judged."
+    ),
+]
+
+
 def check(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe to run, or a run's folder.")
     ],
     against: Annotated[Path, typer.Option("--against", help="The baseline file.")] = BASELINE,
-    max_drop: Annotated[float, typer.Option(help="Largest accuracy drop allowed, as a fraction.")] = 0.01,
-    confidence: Annotated[float, typer.Option(help="Confidence level of a verdict.")] = 0.95,
-    undecided: Annotated[
-        str, typer.Option(help="Verdict when the samples are inconclusive: fail or pass.")
-    ] = "fail",
-    max_size_increase: Annotated[
-        float, typer.Option(help="Largest size increase allowed, as a fraction.")
-    ] = 0.02,
-    max_latency_ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest latency ratio allowed to the baseline's artifacts, which are taken from the store "
-            "and timed in turns with the new ones. Default: latency is not judged."
-        ),
-    ] = None,
+    max_drop: MaxDrop = 0.01,
+    confidence: Confidence = 0.95,
+    undecided: Undecided = "fail",
+    max_size_increase: MaxSizeIncrease = 0.02,
+    max_latency_ratio: MaxLatencyRatio = None,
     update: Annotated[
         bool, typer.Option("--update", help="Replace the baseline by this run, and show the differences.")
     ] = False,
@@ -57,9 +72,12 @@ def check(
         Path | None, typer.Option(help="Write a Markdown comment for the pull request to this file.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    variant: Variants = None,
+    format: Formats = None,
+    device: Devices = None,
     sets: Sets = None,
     data_root: DataRoot = None,
-    devices: DeviceFolders = None,
+    device_folder: DeviceFolders = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,19 +90,68 @@ def check(
     """
     import json
 
+    from edgeopt.cli.screen import github
+    from edgeopt.cli.screen.tables import show_verdicts
+    from edgeopt.commands.judge import judge
+    from edgeopt.config.files import writing
+    from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
+    from edgeopt.reports import junit as junits
+    from edgeopt.reports.ci import comment as comments
+    from edgeopt.reports.ci.annotations import annotations
+
+    limits = limits_of(max_drop, confidence, undecided, max_size_increase)
+    baseline = None if update and not against.exists() else read_baseline(against)
+    narrowed = {"variants": variant or (), "formats": format or (), "devices": device or ()}
+    report = _report(target, sets, narrowed, data_root, folders(device_folder), store)
+    if update:
+        fresh = baseline_of(report)
+        for line in differences(baseline, fresh) if baseline else ["a new baseline"]:
+            typer.echo(line)
+        write_baseline(fresh, against)
+        typer.echo(f"{against} now records this run")
+        return
+    judgement, unjudged = judge(
+        report,
+        baseline,
+        limits,
+        run=report.folder or (Path(target) if os.path.isdir(target) else Path(target).parent),
+        max_latency_ratio=max_latency_ratio,
+        store=store,
+        device_folders=folders(device_folder),
+    )
+    show_unjudged(unjudged)
+    verdicts = judgement.compared
+    body = comments.render(judgement)
+    judged = report.model_copy(update={"gates": verdicts})
+    for path, text in ((comment, body), (junit, junits.render(judged))):
+        if path is not None:
+            with writing(path, "give another file"):
+                path.write_text(text, "utf-8")
+    if as_json:
+        typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
+    else:
+        show_verdicts(verdicts)
+    if github.is_active():
+        github.summarize(body)
+        github.annotate(annotations(judgement, ""))
+    if not as_json:
+        typer.echo(_conclusion(judgement, against))
+    raise typer.Exit(judgement.exit_code)
+
+
+def limits_of(max_drop: float, confidence: float, undecided: str, max_size_increase: float) -> "Limits":
+    """The limits that the options state.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
     from pydantic import ValidationError
 
-    from edgeopt.cli.screen.github import report_to_github
-    from edgeopt.cli.screen.tables import show_verdicts
-    from edgeopt.config.files import writing
     from edgeopt.errors import UsageError
-    from edgeopt.evaluation.baseline import Limits, baseline_of, differences, read_baseline, write_baseline
-    from edgeopt.evaluation.baseline import check as check_baseline
-    from edgeopt.reports import comment as comments
-    from edgeopt.reports import junit as junits
+    from edgeopt.evaluation.baseline import Limits
 
     try:
-        limits = Limits.model_validate(
+        return Limits.model_validate(
             {
                 "max_drop": max_drop,
                 "confidence": confidence,
@@ -95,72 +162,33 @@ def check(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg'].lower()}") from error
-    baseline = None if update and not against.exists() else read_baseline(against)
-    report = _report(target, sets, data_root, folders(devices), store)
-    if update:
-        fresh = baseline_of(report)
-        for line in differences(baseline, fresh) if baseline else ["a new baseline"]:
-            typer.echo(line)
-        write_baseline(fresh, against)
-        typer.echo(f"{against} now records this run")
-        return
-    assert baseline is not None  # only --update runs without a baseline
-    verdicts = check_baseline(report, baseline, limits)
-    if max_latency_ratio is not None:
-        from edgeopt.run.rematch import rematch
-        from edgeopt.run.store import store_folder
-
-        run = report.folder or (Path(target) if Path(target).is_dir() else Path(target).parent)
-        rematched = rematch(
-            report,
-            run,
-            baseline,
-            store_folder(store),
-            max_ratio=max_latency_ratio,
-            undecided=undecided,
-            device_folders=folders(devices),
-        )
-        verdicts = [*verdicts, *rematched.verdicts]
-        for line in rematched.unjudged:
-            typer.echo(f"latency not judged: {line}", err=True)
-    judged = report.model_copy(update={"gates": tuple(verdicts)})
-    for path, text in ((comment, comments.render(report, verdicts)), (junit, junits.render(judged))):
-        if path is not None:
-            with writing(path, "give another file"):
-                path.write_text(text, "utf-8")
-    if as_json:
-        typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
-    else:
-        show_verdicts(verdicts)
-    report_to_github(judged)
-    if not as_json:
-        typer.echo(_conclusion(judged, against))
-    raise typer.Exit(judged.exit_code)
 
 
-def _conclusion(judged: "Report", against: Path) -> str:
+def show_unjudged(reasons: "Sequence[str]") -> None:
+    for reason in reasons:
+        typer.echo(f"latency not judged: {reason}", err=True)
+
+
+def _conclusion(judgement: "Judgement", against: Path) -> str:
     """The verdict on a whole run in one line."""
-    gates = judged.gates
+    verdicts, rows = judgement.compared, judgement.report.results
     failed, undecided, passed = (
-        [gate for gate in gates if gate.status == status] for status in ("fail", "undecided", "pass")
+        [verdict for verdict in verdicts if verdict.status == status]
+        for status in ("fail", "undecided", "pass")
     )
-    blocking = [gate for gate in gates if gate.blocks]
+    blocking = judgement.blocking
     rest = f", {len(undecided)} undecided" if undecided else ""
-    if any(gate.status == "fail" for gate in blocking):
-        line = f"worse than {against}: {_ratio(failed, gates)} fail{'s' if len(failed) == 1 else ''}{rest}"
+    if any(verdict.status == "fail" for verdict in blocking):
+        line = f"worse than {against}: {_ratio(failed, verdicts)} fail{'s' if len(failed) == 1 else ''}{rest}"
     elif blocking:
-        line = f"undecided whether worse than {against}: {_ratio(passed, gates)} pass{rest}"
+        line = f"undecided whether worse than {against}: {_ratio(passed, verdicts)} pass{rest}"
     else:
-        line = f"no worse than {against}: {_ratio(passed, gates)} pass{rest}"
-    missing = [row for row in judged.results if row.status != "ok"]
-    return (
-        f"{line}; {len(missing)} of {len(judged.results)} artifacts could not be produced"
-        if missing
-        else line
-    )
+        line = f"no worse than {against}: {_ratio(passed, verdicts)} pass{rest}"
+    missing = [row for row in rows if row.status != "ok"]
+    return f"{line}; {_ratio(missing, rows)} artifacts could not be produced" if missing else line
 
 
-def _ratio(part: "Sequence[Verdict]", of: "Sequence[Verdict]") -> str:
+def _ratio(part: "Sequence[object]", of: "Sequence[object]") -> str:
     return f"{len(part)} of {len(of)}"
 
 
@@ -195,6 +223,7 @@ def compare(
 def _report(
     target: str,
     sets: list[str] | None,
+    narrowed: dict[str, Any],
     data_root: Path | None,
     device_folders: tuple[Path, ...],
     store: Path | None,
@@ -213,6 +242,7 @@ def _report(
             target,
             store=store,
             overrides=sets or (),
+            **narrowed,
             data_root=data_root,
             device_folders=device_folders,
             watch=progress,

@@ -2,14 +2,13 @@
 
 A baseline records the measurements of every artifact, including the value of each sample, or its contribution
 to a metric of the whole set, so that a later run can be compared sample by sample without the old artifact.
-Latencies are recorded for information only:
-two runs share no clock, so they never decide a verdict.
+Of the latencies, only the ratio to float is recorded, for information: two runs share no clock.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +21,8 @@ from edgeopt.results import MEASUREMENTS, Report, Result, Samples, Verdict
 
 SCHEMA = 1
 DECIMALS = 6
+RATIO_DECIMALS = 2
+"""Of the latency ratio, which differs between runs of the same file by more."""
 
 
 class _Part(BaseModel):
@@ -35,6 +36,7 @@ class Entry(_Part):
     format: str
     device: str
     digest: str = ""
+    failed: str | None = Field(None, description="why the artifact was unavailable; later runs may miss it")
     measurements: dict[str, float] = {}
     samples: dict[str, Samples] = {}
 
@@ -55,6 +57,27 @@ class Baseline(_Part):
     entries: tuple[Entry, ...]
 
 
+class Change(NamedTuple):
+    """One artifact of a baseline in a later run, and the verdicts on it."""
+
+    entry: Entry
+    result: Result | None
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def same_file(self) -> bool:
+        """Whether both runs have the artifact, with the same content."""
+        artifact = self.result.artifact if self.result is not None else None
+        return bool(self.entry.digest) and artifact is not None and artifact.digest == self.entry.digest
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether there is nothing to see: the same file passes, or is unavailable as before."""
+        if self.entry.failed is not None and (self.result is None or self.result.status != "ok"):
+            return True
+        return self.same_file and all(verdict.status == "pass" for verdict in self.verdicts)
+
+
 class Limits(Settings):
     """How much worse than the baseline a run may be."""
 
@@ -65,17 +88,17 @@ class Limits(Settings):
 
 
 def baseline_of(report: Report) -> Baseline:
-    """Create a baseline from a report.
+    """Create a baseline from a report. Failed artifacts are recorded as such, with the reason.
 
     Raises:
-        UsageError: a result of the run failed, or no sample was evaluated.
+        UsageError: every result of the run failed, or no sample was evaluated.
     """
-    bad = [result for result in report.results if result.status != "ok"]
-    if bad:
-        first = f"{bad[0].variant}.{bad[0].format} on {bad[0].device}"
+    if report.results and all(result.status != "ok" for result in report.results):
+        first = report.results[0]
         raise UsageError(
-            f"{len(bad)} results of this run are not ok, the first is {first}: it cannot be a baseline",
-            fix="fix the failed results first, or remove them from the recipe",
+            f"no result of this run is ok: it cannot be a baseline; {first.variant}.{first.format} on "
+            f"{first.device}: {_first_line(first)}",
+            fix="fix at least one of the failed results first",
         )
     if not any(result.samples for result in report.results):
         judged = [info.name for info in report.metrics if info.against == "labels"]
@@ -100,20 +123,27 @@ def baseline_of(report: Report) -> Baseline:
 
 
 def _entry(result: Result) -> Entry:
+    artifact = {"variant": result.variant, "format": result.format, "device": result.device}
+    if result.status != "ok":
+        return Entry(**artifact, failed=_first_line(result))
     measurements = {
         name: round(value.value, DECIMALS)
         for name, value in sorted(result.measurements.items())
         # Volatile measurements would change the file with every run, and no verdict uses them.
         if not (name in MEASUREMENTS and MEASUREMENTS[name].volatile)
     }
+    if (ratio := result.measurements.get("latency_ratio")) is not None:
+        measurements["latency_ratio"] = round(ratio.value, RATIO_DECIMALS)
     return Entry(
-        variant=result.variant,
-        format=result.format,
-        device=result.device,
+        **artifact,
         digest=result.artifact.digest if result.artifact else "",
         measurements=measurements,
         samples=result.samples,
     )
+
+
+def _first_line(result: Result) -> str:
+    return f"{result.status}: {result.reason}".splitlines()[0]
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:
@@ -170,6 +200,9 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
         if key not in before or key not in after:
             lines.append(f"{'+' if key in after else '-'} {name}")
             continue
+        if before[key].failed != after[key].failed:
+            states = ("ok" if entry.failed is None else entry.failed for entry in (before[key], after[key]))
+            lines.append(f"  {name}: {' -> '.join(states)}")
         one, other = before[key].measurements, after[key].measurements
         for metric in dict.fromkeys([*one, *other]):
             if one.get(metric) != other.get(metric):
@@ -178,6 +211,11 @@ def differences(old: Baseline, new: Baseline) -> list[str]:
 
 
 def check(report: Report, baseline: Baseline, limits: Limits) -> list[Verdict]:
+    """The verdicts on every artifact of the baseline; see `changes`."""
+    return [verdict for change in changes(report, baseline, limits) for verdict in change.verdicts]
+
+
+def changes(report: Report, baseline: Baseline, limits: Limits) -> list[Change]:
     """Compare every artifact of the baseline with the corresponding one of a report.
 
     Raises:
@@ -195,19 +233,19 @@ def check(report: Report, baseline: Baseline, limits: Limits) -> list[Verdict]:
             fix="evaluate on the same samples, or write a new baseline: edgeopt baseline write",
         )
     results = {(row.variant, row.format, row.device): row for row in report.results}
-    return [
-        verdict
-        for entry in baseline.entries
-        for verdict in _compare_entry(entry, results.get(entry.key), limits)
-    ]
+    pairs = [(entry, results.get(entry.key)) for entry in baseline.entries]
+    return [Change(entry, result, tuple(_compare_entry(entry, result, limits))) for entry, result in pairs]
 
 
 def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
     if result is None or result.status != "ok":
-        reason = "the run has no such artifact" if result is None else f"{result.status}: {result.reason}"
-        gate = "artifact is still built"
-        yield verdict_on(entry, gate, "fail", None, 0.0, reason.splitlines()[0])
+        reason = "the run has no such artifact" if result is None else _first_line(result)
+        known = entry.failed is not None
+        reason += f"; the baseline: {entry.failed}" if known and reason != entry.failed else ""
+        yield verdict_on(entry, "artifact is still built", "pass" if known else "fail", None, 0.0, reason)
         return
+    if entry.failed is not None:
+        yield verdict_on(entry, "artifact is still built", "pass", None, 0.0, f"before: {entry.failed}")
     for metric, old in entry.samples.items():
         new = result.samples.get(metric)
         gate = f"{metric} max_drop {limits.max_drop:g} confidence={limits.confidence:g}"
@@ -226,9 +264,7 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
             reason = f"{metric} is a mean over samples only in one of the two runs: update the baseline"
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, reason)
             continue
-        same_file = (
-            bool(entry.digest) and result.artifact is not None and result.artifact.digest == entry.digest
-        )
+        same_file = Change(entry, result, ()).same_file
         yield _compare_samples(entry, gate, pair, limits, same_file=same_file)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:

@@ -214,18 +214,18 @@ class Http:
         while True:
             try:
                 response = self.once("GET", url, headers)
-                return response, self._beginning(response, limit)
+                return response, self.beginning(response, limit)
             except TransientError as failure:
                 attempts.again(failure)
 
     def ending(self, response: "Response") -> bytes:
         """Consume an unneeded response, so that its connection can be reused; return its first bytes."""
         try:
-            return self._beginning(response, _READ)
+            return self.beginning(response, _READ)
         except TransientError:
             return b""  # the content does not matter
 
-    def _beginning(self, response: "Response", limit: int) -> bytes:
+    def beginning(self, response: "Response", limit: int) -> bytes:
         data = b""
         with closing(self.body(response)) as pieces:
             for piece in pieces:
