@@ -172,10 +172,6 @@ def pull(
     places = places_of(library)
     reference = parse(name)
     key = key or places.settings.require_signature
-    if key is not None:
-        from edgeopt.publish.trust.signing import prepare
-
-        prepare()
     source = places.source(reference, offline=offline)
     shelf = places.library(reference.name)
     with shelf.locked(exclusive=False):

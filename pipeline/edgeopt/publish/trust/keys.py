@@ -3,9 +3,12 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 PASSWORD: Final = "EDGEOPT_KEY_PASSWORD"
 """Environment variable with the password of an encrypted private key."""
@@ -13,11 +16,12 @@ MAKE_KEYS: Final = (
     "create a key pair: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out private.pem "
     "&& openssl pkey -in private.pem -pubout -out public.pem"
 )
-CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
+CURVES: Final = {"secp256r1": 256, "secp384r1": 384, "secp521r1": 512}
+"""The curves, and the bits of the SHA-2 that Sigstore uses with each."""
 
 
-def check_private(key: Path) -> bytes | None:
-    """Check a private key; return its password, or None if it is not encrypted.
+def read_private(key: Path) -> "EllipticCurvePrivateKey":
+    """Read a private key; ``EDGEOPT_KEY_PASSWORD`` has the password of an encrypted one.
 
     Raises:
         UsageError: the file is missing, the key is invalid, or its password is missing or wrong.
@@ -46,18 +50,18 @@ def check_private(key: Path) -> bytes | None:
         raise UsageError(f"the private key {key}: {reason}", fix=MAKE_KEYS) from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in CURVES:
         raise _wrong_kind(key)
-    return password
+    return private
 
 
-def fingerprint(key: Path) -> str:
-    """sha256 of a public key, by which signatures identify their signer.
+def read_public(key: Path) -> "EllipticCurvePublicKey":
+    """Read a public key.
 
     Raises:
         UsageError: the file is missing, or the key is invalid.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     extract = f"extract the public key: openssl pkey -in {key} -pubout -out public.pem"
     content = _read_key(key, "PUBLIC KEY", "a public key", extract)
@@ -67,6 +71,13 @@ def fingerprint(key: Path) -> str:
         raise UsageError(f"the public key {key} cannot be read: {error}", fix=MAKE_KEYS) from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in CURVES:
         raise _wrong_kind(key)
+    return public
+
+
+def fingerprint(public: "EllipticCurvePublicKey") -> str:
+    """sha256 of a public key in PEM, by which signatures identify their signer."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
