@@ -13,6 +13,8 @@ EdgeoptError            base class: a message and a fix
     └── DeviceError     a device is unreachable or rejected the job
 """
 
+import importlib.metadata
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,8 +57,22 @@ class EdgeoptError(Exception):
 
 
 def install(extra: str) -> str:
-    """How to install an extra: from edgeopt's own files, as anyone may own its name on an index."""
-    return f"in a checkout of edgeopt: pip install '.[{extra}]'"
+    """How to install an extra: from where edgeopt itself was installed, as anyone may own its name elsewhere.
+
+    Source: PEP 610, which records the origin of an installation that is not from an index.
+    """
+    try:
+        record = importlib.metadata.distribution("edgeopt").read_text("direct_url.json")
+        origin = json.loads(record) if record else {}
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {"dir_info": {}}
+    if "dir_info" in origin:
+        return f"in a checkout of edgeopt: pip install '.[{extra}]'"
+    if "url" not in origin:
+        return f"pip install 'edgeopt[{extra}]'"
+    version = origin.get("vcs_info", {})
+    url = f"{version['vcs']}+{origin['url']}@{version['commit_id']}" if version else origin["url"]
+    return f"pip install 'edgeopt[{extra}] @ {url}'"
 
 
 def _rebuild(error_type: type[EdgeoptError], message: str, fix: str) -> EdgeoptError:

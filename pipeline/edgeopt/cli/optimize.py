@@ -97,6 +97,7 @@ def plan(
     """Show what optimize would do: every stage, cached results, and artifacts that cannot be produced."""
     from edgeopt.cli.screen.tables import plan_as_json, show_plan
     from edgeopt.commands.plan import plan as make_plan
+    from edgeopt.config import absent
     from edgeopt.run.build import look_up
     from edgeopt.run.preflight import check_data
     from edgeopt.run.store import Store, store_folder
@@ -110,7 +111,10 @@ def plan(
         data_root=data_root,
         device_folders=folders(device_folder),
     )
-    check_data(planned)
+    if absent.installed():
+        check_data(planned)
+    else:
+        typer.echo(f"the data is not checked: {absent.missing('numpy')}", err=True)
     place = store_folder(store)
     builds = look_up(planned, Store(place)) if os.path.isdir(place) else []
     if as_json:

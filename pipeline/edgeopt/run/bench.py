@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from edgeopt.config import absent
 from edgeopt.config.files import file_digest
 from edgeopt.config.references import import_path
 from edgeopt.devices.agent_archive import build_agent
@@ -135,7 +136,12 @@ class Bench:
     failure: str = ""
 
     def open(self) -> "Bench":
-        """Probe the device; does not raise, but sets ``failure`` if it is unreachable or lacks hardware."""
+        """Probe the device; sets ``failure`` if it is unreachable or lacks hardware.
+
+        Raises:
+            MissingPackageError: NumPy is not installed here.
+        """
+        absent.require()
         try:
             self.probe = fetch_probe(self.device, self.agent)
             check_requirements(self.device, self.probe)

@@ -26,7 +26,7 @@ MAX_DETECTIONS = 100
 """Most detections per image and class."""
 MAX_AREA = 1e10
 """Largest area of the size range 'all', in square pixels."""
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = (*(0.5 + index * ((0.95 - 0.5) / 9) for index in range(9)), 0.95)  # as by numpy.linspace
 """IoU from which a detection matches an object."""
 COLUMNS = "x1, y1, x2, y2 in pixels, class index, and 1 for regions that do not count or 0"
 

@@ -3,6 +3,7 @@
 From the matches of the detections with objects alone, so resampled sets of images need no new matching.
 """
 
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -10,9 +11,13 @@ from numpy.typing import NDArray
 
 from edgeopt.plugin import Contributions
 
-RECALLS = np.linspace(0.0, 1.0, 101)
-
 Floats: TypeAlias = NDArray[np.float64]
+
+
+@cache
+def recalls() -> Floats:
+    """The recalls at which the precision is sampled."""
+    return np.linspace(0.0, 1.0, 101)
 
 
 class ClassEvidence(NamedTuple):
@@ -55,10 +60,10 @@ class Curves(NamedTuple):
         return steps
 
     def area(self) -> float:
-        """The sum over thresholds of the mean envelope at ``RECALLS``; it is 0 where they are not reached."""
+        """The sum over thresholds of the mean envelope at the recalls; it is 0 where they are not reached."""
         # As many of the recalls end at a detection, and not at an earlier one.
-        ends = np.searchsorted(RECALLS, self.recall, side="right").astype(np.float64)
-        return float(self.steps(ends) @ self.envelope) / len(RECALLS)
+        ends = np.searchsorted(recalls(), self.recall, side="right").astype(np.float64)
+        return float(self.steps(ends) @ self.envelope) / len(recalls())
 
 
 def curves(evidence: ClassEvidence, weights: Floats) -> Curves | None:
@@ -105,7 +110,7 @@ def image_contributions(evidence: tuple[ClassEvidence, ...]) -> Contributions:
         gains += _derivatives(one, each)
         shares += one.truths / one.truths.sum()
         ends |= {(one.category, int(hits)) for hits in np.bincount(each.thresholds, minlength=thresholds)}
-    step = 0.25 / (len(RECALLS) - 1) / np.sqrt(len(ends))
+    step = 0.25 / (len(recalls()) - 1) / np.sqrt(len(ends))
     values = (areas + images * gains) / (len(evidence) * thresholds)
     return Contributions(values, images * float(shares.max() / len(evidence) + step))
 
@@ -138,7 +143,7 @@ def _from_here(
 def precision(evidence: ClassEvidence, weights: Floats) -> Floats | None:
     """A class's interpolated precision at each threshold and recall ``[t, 101]``; None without objects."""
     objects = float(weights @ evidence.truths)
-    sampled = np.zeros((len(evidence.correct), len(RECALLS)))
+    sampled = np.zeros((len(evidence.correct), len(recalls())))
     if objects <= 0:
         return None
     if not len(evidence.scores):
@@ -150,7 +155,7 @@ def precision(evidence: ClassEvidence, weights: Floats) -> Floats | None:
     # The envelope: the best precision at this recall or a higher one.
     measured = np.maximum.accumulate(measured[:, ::-1], axis=1)[:, ::-1]
     for row, recall in enumerate(correct / objects):
-        places = np.searchsorted(recall, RECALLS, side="left")
+        places = np.searchsorted(recall, recalls(), side="left")
         reached = places < len(recall)
         sampled[row, reached] = measured[row, places[reached]]
     return sampled

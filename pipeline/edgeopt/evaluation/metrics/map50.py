@@ -9,4 +9,4 @@ class Map50(CocoMetric):
     """COCO's AP50, 0..1: the mean over classes of the average precision at an IoU of 0.5."""
 
     title: ClassVar[str] = "mAP50"
-    thresholds: ClassVar[tuple[float, ...]] = (float(THRESHOLDS[0]),)
+    thresholds: ClassVar[tuple[float, ...]] = THRESHOLDS[:1]

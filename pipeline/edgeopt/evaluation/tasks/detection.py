@@ -11,7 +11,7 @@ from edgeopt.config.registry import plugin_name
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.boxes import BoxFormat, corners, iou
 from edgeopt.evaluation.metrics._coco import match
-from edgeopt.evaluation.metrics._precision_recall import RECALLS, ClassEvidence, precision
+from edgeopt.evaluation.metrics._precision_recall import ClassEvidence, precision, recalls
 from edgeopt.evaluation.tasks._outputs import position
 from edgeopt.model import Array, Outputs
 from edgeopt.plugin import Decisions, PerSample, Task
@@ -120,7 +120,7 @@ class Detection(Task):
             "line",
             f"precision and recall {at}, mean over classes",
             ("recall", "precision"),
-            RECALLS,
+            recalls(),
             before.mean(axis=0),
             after.mean(axis=0),
         )

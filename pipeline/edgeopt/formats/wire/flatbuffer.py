@@ -11,10 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple, TypeAlias
 
 from edgeopt.errors import StageError
 
@@ -78,9 +75,11 @@ class Vector:
     type: str
     data: bytes
 
-    def numbers(self) -> NDArray[np.generic]:
+    def numbers(self) -> tuple[Any, ...]:
         """The scalars."""
-        return np.frombuffer(self.data, np.dtype(SCALARS[self.type]))
+        form = SCALARS[self.type]
+        count = len(self.data) // struct.calcsize(form)
+        return struct.unpack(f"<{count}{form[1]}", self.data)
 
     def text(self) -> str:
         """The string."""

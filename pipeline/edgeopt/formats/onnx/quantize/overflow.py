@@ -20,7 +20,7 @@ from edgeopt.formats.onnx.files.model_file import WEIGHTED
 Numbers: TypeAlias = NDArray[Any]
 
 INPUT_MAX = 255
-PAIR_LIMIT = np.iinfo(np.int16).max // INPUT_MAX  # 128
+PAIR_LIMIT = 32_767 // INPUT_MAX  # 128
 WEIGHT_MAX = 127
 
 

@@ -15,7 +15,7 @@ from edgeopt.formats.onnx.quantize.overflow import Numbers, axis_of, rows_of
 OPSET = 21
 """First opset version whose DequantizeLinear supports int4."""
 LEVELS = {"int4": 7, "int8": 127}
-SHARES = np.linspace(0.5, 1.0, 26)
+SHARES = tuple(0.5 + index * 0.02 for index in range(26))
 """Candidates for the clipping value, as a fraction of the largest weight."""
 
 

@@ -73,7 +73,7 @@ class Tensor:
         """The scale of a per-tensor quantized tensor, otherwise None."""
         quantization = self.table.table("quantization")
         scale = quantization.vector("scale") if quantization is not None else None
-        values = scale.numbers().tolist() if scale is not None else []
+        values = scale.numbers() if scale is not None else ()
         return float(values[0]) if len(values) == 1 else None
 
     @cached_property

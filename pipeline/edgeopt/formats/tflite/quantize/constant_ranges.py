@@ -12,7 +12,8 @@ from edgeopt.model import Array
 
 LARGEST_BIAS = 1 << 29
 """Upper bound on the stored int32 bias: products are added to it."""
-TINY = float(np.finfo(np.float32).tiny)
+TINY = 2.0**-126
+"""The smallest normal float32."""
 BIAS_AT = {"TRANSPOSE_CONV": 3}
 CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}
 """Axis of the output channels in the weights, where it is not 0."""

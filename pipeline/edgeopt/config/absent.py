@@ -1,0 +1,95 @@
+"""Stands in for NumPy and SciPy where they are not installed: to plan and to fetch, nothing is computed.
+
+A plug-in declares its options, formats and packages next to code that computes with arrays. With this module,
+the declarations can be read without the arrays: names of an absent package are accepted where code is only
+defined, such as in annotations, and refused where it runs.
+"""
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Final, NoReturn
+
+from edgeopt.errors import MissingPackageError, install
+
+NUMERICS: Final = ("numpy", "scipy")
+
+
+class _Name:
+    """A name of an absent package, or what an annotation makes of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> "_Name":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Name(f"{self._name}.{name}")
+
+    def __getitem__(self, item: object) -> "_Name":
+        return self
+
+    def __or__(self, other: object) -> "_Name":
+        return self
+
+    __ror__ = __or__
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise missing(self._name)
+
+
+class _Package(ModuleType):
+    """An absent package or a module of it."""
+
+    def __getattr__(self, name: str) -> _Name:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Name(f"{self.__name__}.{name}")
+
+
+class _Finder:
+    """Finds the absent packages and their modules, after all that are installed."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name.partition(".")[0] not in NUMERICS:
+            return None
+        return ModuleSpec(name, _Finder, is_package=True)
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        return _Package(spec.name)
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        pass
+
+
+def missing(name: str) -> MissingPackageError:
+    """The error for a use of a name of an absent package."""
+    package = name.partition(".")[0]
+    return MissingPackageError(f"this needs {package}, which is not installed", fix=install("numerics"))
+
+
+def require() -> None:
+    """Refuse to go on without the numerics.
+
+    Raises:
+        MissingPackageError: they are not installed.
+    """
+    if not installed():
+        raise missing(NUMERICS[0])
+
+
+def installed() -> bool:
+    """Whether the numerics are installed, and not replaced by this module."""
+    return not any(isinstance(sys.modules.get(name), _Package) for name in NUMERICS) and all(
+        importlib.util.find_spec(name) for name in NUMERICS
+    )
+
+
+def stand_in() -> None:
+    """Let code that computes with arrays be imported where NumPy and SciPy are not installed."""
+    if not installed():
+        sys.meta_path.append(_Finder)  # type: ignore[arg-type]
