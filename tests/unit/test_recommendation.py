@@ -139,10 +139,12 @@ def test_memories_are_shares_of_the_limits() -> None:
     card = cards(report(board, gates=(verdict(board),), limits=limits))[0]
     assert [(line.title, line.text, line.share) for line in card.lines[1:]] == [
         ("size", "4,096 B", None),
-        ("latency", "latency not measured", None),
         ("RAM", "64.0 KiB arena, 50 % of 128.0 KiB", 0.5),
         ("flash", "4,096 B size, 50 % of 8.0 KiB", 0.5),
     ]
+
+
+    assert card.summary.endswith("pt), 4,096 B, 64.0 KiB arena, 50 % of 128.0 KiB")
 
 
 def test_the_change_has_the_sign_of_the_value() -> None:

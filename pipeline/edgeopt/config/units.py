@@ -86,9 +86,10 @@ def show_bytes(value: float) -> str:
 
 
 def show_time(milliseconds: float) -> str:
-    """Time as text: ``12.5 µs``, ``1.250 ms``, ``12.5 ms``."""
-    if abs(milliseconds) < 1:
-        return f"{milliseconds * 1e3:.4g} µs"
+    """Time as text, with at least three digits: ``125 µs``, ``1.250 ms``, ``12.5 ms``."""
+    micro = abs(milliseconds) * 1e3
+    if micro < 999.5:
+        return f"{milliseconds * 1e3:.{0 if micro >= 99.5 else 1 if micro >= 9.95 else 2}f} µs"
     return f"{milliseconds:.3f} ms" if abs(milliseconds) < 10 else f"{milliseconds:.1f} ms"
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from edgeopt.config.text import as_name
 from edgeopt.config.units import show_bytes
 from edgeopt.reports.columns import FIDELITY, higher_is_better, show
+from edgeopt.reports.plain import printable
 from edgeopt.results import MEASUREMENTS, Measurement, Recommendation, Report, Result
 
 HEADLINES = {
@@ -18,6 +19,8 @@ HEADLINES = {
 RAM = ("arena_bytes", "sram_bytes", "peak_memory_bytes")
 FLASH = ("flash_bytes", "estimated_flash_max_bytes", "size_bytes")
 """Measurements of the use of a memory, the first that there is."""
+MAX_PATH = 1000
+"""Longest path that is a link."""
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -48,7 +51,7 @@ class Card(NamedTuple):
     @property
     def summary(self) -> str:
         """The verdict in one line."""
-        facts = ", ".join(line.text for line in self.lines if line.share is None)
+        facts = ", ".join(line.text for line in self.lines if line.title != "flash")
         if self.status == "ship":
             return f"ship {self.path or self.artifact} on {self.device}: {facts}"
         if not self.artifact:
@@ -94,7 +97,8 @@ def _lines(report: Report, row: Result) -> Iterator[Line]:
     values = row.measurements
     if size := values.get("size_bytes"):
         yield Line("size", show(size) + _of_float(report, row))
-    yield Line("latency", _latency(row))
+    if latency := _latency(row):
+        yield Line("latency", latency)
     limits = report.limits.get(row.device)
     for title, names, limit in (
         ("RAM", RAM, limits.ram if limits else None),
@@ -159,11 +163,11 @@ def _latency(row: Result) -> str:
         return f"{' to '.join(ends)}, estimated"
     if "npu_cycles" in values:
         return f"{show(values['npu_cycles'])} NPU cycles"
-    return "latency not measured"
+    return ""
 
 
 def address(path: str, base: str = "") -> str:
     """A relative link to a file of the run's folder, which no path can turn into one to another place."""
     # The dot keeps a name with a colon from being read as a URI scheme; '..' has no business in a report.
-    inside = [quote(part, safe="") for part in path.split("/") if part not in ("", ".", "..")]
-    return f"./{base}{'/'.join(inside)}" if inside else ""
+    inside = [quote(printable(part), safe="") for part in path.split("/") if part not in ("", ".", "..")]
+    return f"./{base}{'/'.join(inside)}" if inside and len(path) <= MAX_PATH else ""

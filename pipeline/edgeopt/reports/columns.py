@@ -8,24 +8,24 @@ FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
 """Metrics without labels that are shown in tables, with their titles."""
 COLUMNS = (
     "size_bytes",
-    "gzip_bytes",
-    "macs",
-    "latency_p50_ms",
-    "latency_p90_ms",
-    "latency_ratio",
-    "peak_memory_bytes",
     "arena_bytes",
+    "sram_bytes",
+    "flash_bytes",
     "estimated_flash_max_bytes",
+    "latency_p50_ms",
+    "latency_ratio",
+    "latency_p90_ms",
     "npu_cycles",
+    "npu_share",
     "estimated_latency_ms",
     "estimated_latency_min_ms",
     "estimated_latency_max_ms",
-    "sram_bytes",
-    "flash_bytes",
-    "npu_share",
+    "peak_memory_bytes",
+    "gzip_bytes",
+    "macs",
     "parity_flips",
 )
-"""Columns after the metrics, in this order."""
+"""Columns after the metrics, in this order: what limits an artifact on its device comes first."""
 
 
 def columns(report: Report, rows: Sequence[Result]) -> list[tuple[str, str]]:

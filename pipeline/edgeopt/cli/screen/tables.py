@@ -33,7 +33,7 @@ UNLIMITED = 100_000
 GAP = 2
 """Spaces between two columns of results."""
 NARROWEST_VARIANT = 12
-FIRST_TITLES = ("size", "p50", "÷ float")
+FIRST_TITLES = ("size", "arena", "SRAM", "p50", "÷ float")
 """Columns of first priority, after the metrics and the drop of the first one."""
 LATER_TITLES = ("agreement", "SNR", "p90", "MACs", "peak memory")
 """Columns of second priority; all others follow in the order of the report."""

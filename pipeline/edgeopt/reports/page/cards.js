@@ -14,8 +14,6 @@ const copyable = (text, id) => {
   return make("div", { class: "command" }, code, copy);
 };
 
-const linked = (path, link) => (link ? make("a", { href: link }, path) : path);
-
 const cardOf = (card, at) => {
   const row = report.rows.find((one) => address(one) === `${card.artifact} on ${card.device}`);
   const mark = { ship: "✓ ", none: "✗ ", unjudged: "? " }[card.status];

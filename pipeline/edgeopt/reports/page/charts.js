@@ -1,4 +1,4 @@
-// The two Pareto charts. They show the results that the table shows; shape and colour both encode the format.
+// The Pareto charts. They show the results that the table shows; shape and colour both encode the format.
 
 const shapes = ["circle", "rect", "triangle", "rectRot", "star", "crossRot"];
 const formats = distinct(report.rows.map((row) => row.format));
@@ -31,17 +31,102 @@ const gather = (rows, cost) => {
 const legend = (chart) => Chart.defaults.plugins.legend.labels.generateLabels(chart).map((item) => (
   { ...item, fillStyle: item.strokeStyle, lineDash: chart.data.datasets[item.datasetIndex].borderDash ?? [] }));
 
+const COSTS = {
+  size: { title: "size", axis: "file size", text: sizeText, bytes: true },
+  latency: { title: "latency", axis: "latency", text: timeText },
+  memory: { title: "RAM", axis: "RAM of the model", text: sizeText, bytes: true },
+  flash: { title: "flash", axis: "flash", text: sizeText, bytes: true },
+};
+
+// The range that the points which may be shipped need, and others that are not far from it: a result that lost half
+// of its accuracy would leave no room for the rest.
+const reach = (needed, others, logarithmic) => {
+  const to = logarithmic ? Math.log : (value) => value;
+  const from = logarithmic ? Math.exp : (value) => value;
+  const [low, high] = [Math.min(...needed), Math.max(...needed)].map(to);
+  const span = high - low || Math.abs(high) * 0.1 || 0.1;
+  const near = others.map(to).filter((value) => value >= low - span && value <= high + span);
+  return [Math.min(low, ...near), Math.max(high, ...near)].map(from);
+};
+const limited = (value, [low, high]) => Math.min(high, Math.max(low, value));
+
+const namesOf = (point) => {
+  const names = distinct(point.rows.map((row) => row.variant));
+  const text = names.length > 1 ? `${names[0]} + ${names.length - 1}` : names[0];
+  return text.length > 22 ? `${text.slice(0, 21)}…` : text;
+};
+
+// Draws intervals behind the points, and names beside them where there is room.
+const INTERVALS = 30;
+const annotations = (front) => ({
+  id: "annotations",
+  beforeDatasetsDraw(chart) {
+    const { ctx, chartArea: area, scales: { x, y } } = chart;
+    const active = new Set(chart.getActiveElements().map((hit) => chart.data.datasets[hit.datasetIndex].data[hit.index]));
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(area.left, area.top, area.width, area.height);
+    ctx.clip();
+    ctx.lineWidth = 1.5;
+    ctx.strokeStyle = colour("muted");
+    for (const point of front.points.filter((one) => !one.off && (front.points.length <= INTERVALS || active.has(one)))) {
+      const [across, up] = [x.getPixelForValue(point.x), y.getPixelForValue(point.y)];
+      ctx.beginPath();
+      if (point.rows[0].accuracy.ends) {
+        const [low, high] = point.rows[0].accuracy.ends.map((value) => y.getPixelForValue(value));
+        ctx.moveTo(across, low); ctx.lineTo(across, high);
+        for (const end of [low, high]) { ctx.moveTo(across - 4, end); ctx.lineTo(across + 4, end); }
+      }
+      if (point.rows[0][front.cost].ends) {
+        const [low, high] = point.rows[0][front.cost].ends.map((value) => x.getPixelForValue(value));
+        ctx.moveTo(low, up); ctx.lineTo(high, up);
+      }
+      ctx.stroke();
+    }
+    ctx.restore();
+  },
+  afterDatasetsDraw(chart) {
+    const { ctx, chartArea: area, scales: { x, y } } = chart;
+    ctx.save();
+    ctx.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.fillStyle = colour("text");
+    ctx.strokeStyle = colour("card");
+    ctx.lineWidth = 3;
+    ctx.lineJoin = "round";
+    ctx.textBaseline = "middle";
+    const ordered = [...front.points.filter((point) => point.off), ...front.points.filter((point) => !point.off)];
+    const places = ordered.map((point) => [x.getPixelForValue(point.x), y.getPixelForValue(point.y), point]);
+    const taken = places.map(([across, up]) => [across - 6, up - 6, across + 6, up + 6]);
+    const free = (box) => box[0] >= area.left && box[2] <= area.right && box[1] >= area.top && box[3] <= area.bottom
+      && !taken.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
+    front.labels = [];
+    for (const [across, up, point] of places) {
+      const text = point.off ? `${namesOf(point)} ${point.off}` : namesOf(point);
+      const { width } = ctx.measureText(text);
+      const corners = [[across + 9, up - 6], [across - 9 - width, up - 6], [across - width / 2, up - 22], [across - width / 2, up + 10], [across - 4, up - 22], [across + 4 - width, up - 22]];
+      const found = corners.find(([left, top]) => free([left, top, left + width, top + 12]));
+      if (!found) continue;
+      taken.push([found[0], found[1], found[0] + width, found[1] + 12]);
+      ctx.strokeText(text, found[0], found[1] + 6);
+      ctx.fillText(text, found[0], found[1] + 6);
+      front.labels.push(text);
+    }
+    front.canvas.dataset.labels = front.labels.join("\n");
+    ctx.restore();
+  },
+});
+
 const lines = (point) => {
   const shown = point.rows.slice(0, 4).map(address);
   return point.rows.length > 4 ? [...shown, `and ${point.rows.length - 4} more`] : shown;
 };
 class Front {
-  // cost: "size" or "latency". choose: called with the row of a selected point.
-  constructor({ id, title, cost, unit, choose, controls }) {
-    Object.assign(this, { cost, choose, title, at: -1, trials: false });
-    this.axis = unit;
+  // cost: a key of COSTS. choose: called with the row of a selected point.
+  constructor({ cost, choose, controls }) {
+    const title = `${report.metric.name} against ${COSTS[cost].title}`;
+    Object.assign(this, { cost, choose, title, at: -1, trials: false, labels: [] });
     this.canvas = make("canvas", {
-      id, tabindex: "0", role: "application", "aria-roledescription": "chart", "aria-describedby": "fronts-hint",
+      id: `${cost}-front`, tabindex: "0", role: "application", "aria-roledescription": "chart", "aria-describedby": "fronts-hint",
     });
     this.empty = make("p", { class: "empty", hidden: true });
     this.plot = make("div", { class: "plot" }, this.canvas);
@@ -62,10 +147,12 @@ class Front {
       return {
         label: shorten(format), data: own, pointStyle: shapes[shape], borderColor: ink, borderWidth: 2,
         backgroundColor: own.map((point) => (["fail", "undecided"].includes(point.rows[0].gate) ? colour("card") : ink)),
-        hoverBackgroundColor: ink, hoverBorderColor: colour("text"), radius: strokes ? 7 : 6, hoverRadius: 9, hitRadius: 8, order: 1,
+        hoverBackgroundColor: ink, hoverBorderColor: colour("text"), radius: strokes ? 7 : 6, hoverRadius: 9, hitRadius: 8, order: 1, clip: 8,
       };
     }).filter((set) => set.data.length);
-    const best = front(points);
+    // What may not be shipped beats nothing.
+    const possible = points.filter((point) => point.rows[0].gate !== "fail");
+    const best = front(possible.length ? possible : points);
     const line = {
       type: "line", pointStyle: "line", pointRadius: 0, pointHitRadius: 0, pointHoverRadius: 0, borderWidth: 1.5,
       borderColor: colour("muted"), order: 3, silent: true,
@@ -103,19 +190,33 @@ class Front {
     this.plot.hidden = this.points.length === 0;
     this.canvas.setAttribute("aria-label", `${this.title}, ${this.points.length} points`);
     if (!this.points.length) return;
-    const places = [...this.points, ...this.trialPoints(this.points).flatMap((set) => set.data)];
-    const [low, high] = [Math.min(...places.map((point) => point.x)), Math.max(...places.map((point) => point.x))];
-    const logarithmic = low > 0 && high / low > 8;
+    const shown = COSTS[this.cost];
+    const trials = this.trialPoints(this.points).flatMap((set) => set.data);
+    const possible = this.points.filter((point) => point.rows[0].gate !== "fail");
+    const needed = possible.length ? possible : this.points;
+    const others = [...this.points, ...trials];
+    const values = needed.map((point) => point.x);
+    const logarithmic = Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 8;
+    const [low, high] = reach(values, others.map((point) => point.x), logarithmic);
     const pad = (high - low || high || 1) * 0.06;
     const [left, right] = logarithmic ? [low / 1.15, high * 1.15] : [Math.max(0, low - pad), high + pad];
-    const heights = [...places.map((point) => point.y), ...(report.metric.source === null ? [] : [report.metric.source])];
-    const [bottom, top] = [Math.min(...heights), Math.max(...heights)];
+    const source = report.metric.source === null ? [] : [report.metric.source];
+    const ends = needed.flatMap((point) => point.rows[0].accuracy.ends ?? []);
+    const [bottom, top] = reach([...needed.map((point) => point.y), ...source], [...others.map((point) => point.y), ...ends], false);
     const span = top - bottom || Math.abs(top) * 0.1 || 0.1;
+    const [under, over] = [bottom - span * 0.08, top + span * 0.08];
+    // Points beyond the axes are at their edge, with an arrow.
+    for (const point of this.points) {
+      const [x, y] = [limited(point.x, [left, right]), limited(point.y, [under, over])];
+      const arrow = y > point.y ? "↓" : y < point.y ? "↑" : x > point.x ? "←" : x < point.x ? "→" : "";
+      if (arrow) Object.assign(point, { x, y, off: `${arrow} ${"↓↑".includes(arrow) ? point.rows[0].accuracy.text : point.rows[0][this.cost].text}` });
+    }
     const text = { color: colour("text") };
     const grid = { color: colour("line") };
     this.chart = new Chart(this.canvas, {
       type: "scatter",
       data: { datasets: this.datasets(this.points, left, right) },
+      plugins: [annotations(this)],
       options: {
         animation: false, maintainAspectRatio: false, responsive: true,
         interaction: { mode: "nearest", intersect: true },
@@ -125,12 +226,12 @@ class Front {
           x: {
             type: logarithmic ? "logarithmic" : "linear",
             min: left, max: right,
-            title: { display: true, text: this.axis, ...text }, grid,
-            ticks: { ...text, callback: (value) => (this.cost === "size" ? sizeText(value) : timeText(value)), maxRotation: 0, autoSkipPadding: 12 },
-            afterBuildTicks: (axis) => { axis.ticks = ticks(left, right, logarithmic, this.cost === "size").map((value) => ({ value })); },
+            title: { display: true, text: shown.axis, ...text }, grid,
+            ticks: { ...text, callback: shown.text, maxRotation: 0, autoSkipPadding: 12 },
+            afterBuildTicks: (axis) => { axis.ticks = ticks(left, right, logarithmic, shown.bytes).map((value) => ({ value })); },
           },
           y: {
-            min: bottom - span * 0.08, max: top + span * 0.08,
+            min: under, max: over,
             afterBuildTicks: (axis) => { axis.ticks = even(axis.min, axis.max, 1).map((value) => ({ value })); },
             title: { display: true, text: report.metric.name, ...text }, grid,
             ticks: { ...text, callback: (value) => scoreText(value, span, report.metric.share) },
@@ -153,14 +254,14 @@ class Front {
   }
 
   missing(rows) {
-    return rows.length ? `None of these results has both ${report.metric.name} and ${this.cost}.` : "No result matches the filters.";
+    return rows.length ? `None of these results has both ${report.metric.name} and ${COSTS[this.cost].title}.` : "No result matches the filters.";
   }
 
   describe(point) {
     if (point.trial) return [`${point.trial.cells[0]}, drop ${point.trial.cells[1]} on the search data`];
     const row = point.rows[0];
     const gate = row.gate ? [`gates: ${words[row.gate]}`] : [];
-    return [`${report.metric.name} ${row.accuracy.whole}`, `${this.cost} ${row[this.cost].whole}`, ...gate];
+    return [`${report.metric.name} ${row.accuracy.whole}`, `${COSTS[this.cost].title} ${row[this.cost].whole}`, ...gate];
   }
 
   point(hit) {

@@ -40,7 +40,7 @@ const confusions = (row) => {
     const right = new Map(row.classes.rows.map(([label, , before, after]) => [label, [before, after]]));
     const wrong = new Map(rows.map(([label, answer, before, after]) => [`${label} ${answer}`, [before, after]]));
     const caption = "Confusion matrix, with the difference to the original model: classes in rows, predictions in columns";
-    return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, make("table", { class: "matrix" },
+    return scrolling(caption, make("table", { class: "matrix" },
       make("caption", {}, caption),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "class"), seen.map((label) => make("th", { scope: "col", class: "number" }, nameOf(label))))),
       make("tbody", {}, seen.map((label) => make("tr", {}, make("th", { scope: "row" }, nameOf(label)), seen.map((answer) => (label === answer

@@ -18,10 +18,11 @@ const matches = (row) =>
   && chosen.text.toLowerCase().split(" ").every((word) => row.haystack.includes(word));
 
 const judged = report.gates.length > 0;
+const several = report.devices.length > 1;
 const columns = [
   { title: "variant", of: (row) => row.variant },
   { title: "format", of: (row) => row.format },
-  { title: "device", of: (row) => row.device },
+  ...(several ? [{ title: "device", of: (row) => row.device }] : []),
   { title: "status", of: (row) => row.status },
   ...(judged ? [{ title: "gates", of: (row) => row.gate }] : []),
   ...report.columns.map((column, at) => ({ title: column.title, number: true, of: (row) => row.cells[at]?.[1] ?? null })),
@@ -31,11 +32,11 @@ const named = (name) => make("span", { class: "clip", title: name }, name);
 
 const rowOf = (row) => make("tr", { id: `row-${row.at}`, tabindex: "-1" },
   make("th", { scope: "row" }, make("a", { href: `#artifact-${row.at}`, class: "clip", title: row.variant, "aria-label": `${address(row)}: details` }, row.variant || "–")),
-  make("td", {}, named(row.format)),
-  make("td", {}, named(row.device)),
-  make("td", {}, state(row.status)),
-  judged ? make("td", {}, state(row.gate)) : null,
-  row.cells.map((cell) => make("td", { class: "number" }, cell ? cell[0] : "–")));
+  make("td", { "data-title": "format" }, named(row.format)),
+  several ? make("td", { "data-title": "device" }, named(row.device)) : null,
+  make("td", { "data-title": "status" }, state(row.status)),
+  judged ? make("td", { "data-title": "gates" }, state(row.gate)) : null,
+  row.cells.map((cell, at) => make("td", { class: cell ? "number" : "number none", "data-title": report.columns[at].title }, cell ? cell[0] : "–")));
 
 const before = (one, other) => {
   const column = columns[order.column];
@@ -63,10 +64,9 @@ class ResultsTable {
       row.element = rowOf(row);
     }
     part("results").append(this.filters(),
-      make("div", { class: "scroll tall results", role: "region", "aria-label": "All results", tabindex: "0" },
-        make("table", {},
-          make("caption", {}, "One row per variant, format and device. Click a name for details, or a column title to sort."),
-          make("thead", {}, make("tr", {}, this.heads)), this.body)));
+      scrolling("All results", make("table", {},
+        make("caption", {}, `One row per variant${several ? ", format and device" : " and format"}. Click a name for details, or a column title to sort.`),
+        make("thead", {}, make("tr", {}, this.heads)), this.body), "tall results"));
   }
 
   filters() {

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from edgeopt.reports.cards import address
 from edgeopt.reports.columns import columns, higher_is_better, show
 from edgeopt.reports.pagedata.cards import cards_of
 from edgeopt.reports.pagedata.findings import Data, class_names, cut, files, finite, pictures
-from edgeopt.reports.pagedata.rows import SENTENCE, measured, row_of, search_of, searches
+from edgeopt.reports.pagedata.rows import SENTENCE, Scale, measured, row_of, search_of, searches
 from edgeopt.reports.pagedata.tasks import outputs_of, references_of, samples_per_result, tasks_of
 from edgeopt.results import Kind, Measurement, Report, Result, Verdict, kind_of
 
@@ -26,24 +27,28 @@ def collect(report: Report, base: str = "") -> Data:
     verdicts = _worst_verdicts(report.gates)
     source, references, samples = report.source, references_of(report), samples_per_result(report)
     baseline = source.measurements.get(metric) if source is not None else None
+    known = finite(baseline.value) if baseline is not None else None
+    higher = higher_is_better(report, metric)
+    scale = Scale(metric, known, 1.0 if higher else -1.0)
     return {
         "recipe": cut(report.recipe),
         "verdict": _verdict(report),
         "cards": cards_of(report, base),
         "metric": {
             "name": cut(metric or "agreement"),
-            "higher": higher_is_better(report, metric),
+            "higher": higher,
             "share": shown_as_share(report, metric),
-            "source": finite(baseline.value) if baseline is not None else None,
+            "source": known,
         },
         "columns": [{"title": cut(title), "name": cut(name)} for title, name in shown],
         "rows": [
-            row_of(result, metric, names, verdicts.get(_key(result), ""), diagnosis(report, result))
+            row_of(result, scale, names, verdicts.get(_key(result), ""), diagnosis(report, result), base)
             | {"outputs": outputs_of(result), "tasks": tasks_of(result, references, samples)}
             for result in report.results
         ],
         "searches": [search_of(*key, trials) for key, trials in searches(report).items()],
         "files": files(report),
+        "links": [[name, address(name, base)] for name in _beside(report)],
         "samples": report.run.samples,
         "labels": class_names(report.labels),
         "thumbnails": pictures(report.thumbnails),
@@ -59,6 +64,12 @@ def collect(report: Report, base: str = "") -> Data:
         "command": cut(report.run.command, SENTENCE),
         "document": cut(report.run.document, DOCUMENT),
     }
+
+
+def _beside(report: Report) -> tuple[str, ...]:
+    """The files of a run beside its page; only a command that shows its progress keeps a log of it."""
+    logged = report.run.command.startswith(("edgeopt optimize ", "edgeopt ci "))
+    return ("report.json", "report.md", *(("run.log",) if logged else ()))
 
 
 def diagnosis(report: Report, result: Result) -> str:

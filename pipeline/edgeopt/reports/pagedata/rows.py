@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from edgeopt.reports.cards import address
 from edgeopt.reports.columns import show
 from edgeopt.reports.pagedata.findings import Data, classes, confusions, cut, finite, lost, sensitivity
 from edgeopt.results import Hop, Measurement, OutputChange, Report, Result, Trial
@@ -18,20 +19,37 @@ SPREAD = ("latency_min_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"
 
 LATENCIES = ("latency_p50_ms", "estimated_latency_ms", "estimated_latency_max_ms")
 """What the charts show as latency, the first that there is; all but the first are estimates."""
+MEMORIES = ("arena_bytes", "sram_bytes")
+FLASHES = ("flash_bytes", "estimated_flash_max_bytes")
+"""What the charts show as RAM and flash of a microcontroller, the first that there is."""
 
 
-def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagnose: str) -> Data:
+class Scale(NamedTuple):
+    """What the charts show as accuracy."""
+
+    metric: str
+    """Name of the primary metric; empty for agreement."""
+    source: float | None
+    """Its value for the original model."""
+    sign: float
+    """1 if higher is better, otherwise -1."""
+
+
+def row_of(result: Result, scale: Scale, shown: Sequence[str], judged: str, diagnose: str, base: str) -> Data:
     """Page data of one result.
 
     Args:
         result: the result.
-        metric: name of the primary metric; empty for agreement.
+        scale: what the charts show as accuracy.
         shown: measurements of the table's columns.
         judged: worst gate verdict of the result.
         diagnose: command that diagnoses the artifact layer by layer.
+        base: path from the page to the run's folder, such as ``../``.
     """
     measurements = result.measurements
-    latency = next((name for name in LATENCIES if name in measurements), "")
+    latency, memory, flash = (
+        next((name for name in names if name in measurements), "") for names in (LATENCIES, MEMORIES, FLASHES)
+    )
     return {
         "variant": cut(result.variant),
         "format": cut(result.format),
@@ -40,9 +58,11 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "gate": judged,
         "reason": cut(result.reason, SENTENCE),
         "cells": [_cell(measurements.get(name)) for name in shown],
-        "accuracy": _point(measurements.get(metric or "agreement")),
+        "accuracy": _accuracy(measurements, scale),
         "size": _point(measurements.get("size_bytes")),
         "latency": _point(measurements.get(latency)),
+        "memory": _point(measurements.get(memory)),
+        "flash": _point(measurements.get(flash)),
         "estimated": latency != LATENCIES[0],
         "spread": _spread(measurements),
         "hops": [
@@ -66,7 +86,7 @@ def row_of(result: Result, metric: str, shown: Sequence[str], judged: str, diagn
         "confusions": confusions(result),
         "diagnose": cut(diagnose, SENTENCE) if any(not hop.lossless for hop in result.hops) else "",
         "notes": [cut(note, SENTENCE) for note in result.notes],
-        "facts": _facts(result),
+        "facts": _facts(result, base),
     }
 
 
@@ -83,7 +103,30 @@ def _point(measurement: Measurement | None) -> Data | None:
     if measurement is None or not math.isfinite(measurement.value):
         return None
     whole = _interval(measurement, plain=True)
-    return {"value": measurement.value, "text": show(measurement), "whole": whole}
+    return {
+        "value": measurement.value,
+        "text": show(measurement),
+        "whole": whole,
+        "ends": _finite_ends(measurement.ci95),
+    }
+
+
+def _accuracy(measurements: dict[str, Measurement], scale: Scale) -> Data | None:
+    """The accuracy, with the interval of its paired difference from the original model, if that is known.
+
+    The charts compare artifacts with the original model on the same samples: the interval of a value by itself
+    is wider than what can be told apart.
+    """
+    point = _point(measurements.get(scale.metric or "agreement"))
+    drop = measurements.get(f"{scale.metric}_drop")
+    if point is not None and scale.source is not None and drop is not None and drop.ci95 is not None:
+        low, high = drop.ci95
+        point["ends"] = _finite_ends((scale.source - scale.sign * low, scale.source - scale.sign * high))
+    return point
+
+
+def _finite_ends(ends: tuple[float, float] | None) -> list[float] | None:
+    return sorted(ends) if ends is not None and all(map(math.isfinite, ends)) else None
 
 
 def _spread(measurements: dict[str, Measurement]) -> list[Data | None] | None:
@@ -112,18 +155,19 @@ def _interval(measurement: Measurement, *, plain: bool = False) -> str:
     return f"{value} ({low} to {high})" if plain else f"{low} to {high}"
 
 
-def _facts(result: Result) -> list[list[str]]:
+def _facts(result: Result, base: str) -> list[list[str]]:
+    """Titles, texts, and where a text is a file of the run, the link to it."""
     artifact = result.artifact
     facts = [
         ("runtime", result.runtime),
-        ("file", artifact.path if artifact else ""),
         ("size", f"{artifact.size_bytes:,} B" if artifact else ""),
         ("sha256", artifact.digest if artifact else ""),
         ("stages", " → ".join(result.chain)),
         ("transposes", "" if result.transposes is None else str(result.transposes)),
         ("measured", "in an earlier run on this machine" if result.cached else ""),
     ]
-    return [[title, cut(value, SENTENCE)] for title, value in facts if value]
+    shown = [[title, cut(value, SENTENCE)] for title, value in facts if value]
+    return [["file", cut(artifact.path), address(artifact.path, base)], *shown] if artifact else shown
 
 
 def _layers(result: Result) -> Data | None:
