@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeopt.config.yaml_source import read_yaml
-from toy_ci import ROOT, Host, play, serving
+from toy_ci import ROOT, Host, play, play_gitlab, serving
 
 RECIPE = """version: 1
 name: tones
@@ -65,6 +65,14 @@ def workspace(tmp_path: Path) -> Path:
     (folder / "the recipe.yaml").write_text(RECIPE)
     write_model(folder / "tones.onnx")
     return folder
+
+
+def fake_pip(workspace: Path, end: str) -> None:
+    """A python that writes its arguments instead of installing something."""
+    python = workspace.parent / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" > asked\n{end}\n')
+    python.chmod(0o755)
 
 
 def test_a_passing_and_a_failing_pull_request_explain_themselves(workspace: Path, host: Host) -> None:
@@ -167,6 +175,32 @@ def test_a_broken_recipe_is_marked_at_its_line_and_each_recipe_has_its_comment(
     assert {token for _, _, token in host.requests} == {"Bearer secret"}
 
 
+def test_a_merge_request_on_gitlab_explains_itself(workspace: Path, host: Host) -> None:
+    fake_pip(workspace, "exit 0")
+    stricter = RECIPE.replace("max: 64 KiB", "max: 1 KiB")
+    (workspace / "the recipe.yaml").write_text(stricter)
+    inputs = {"recipe": "the recipe.yaml", "package": "edgeopt[onnx] @ git+https://code.example/edgeopt@v1"}
+    inputs |= {"arguments": "--set 'optimize.int8={quantize: int8}' --format onnx", "out": "the run"}
+    code, log, job = play_gitlab(workspace, host, **inputs)
+    assert code == 1, log
+    assert (workspace / "asked").read_text() == f"-m pip install {inputs['package']}\n"
+    (comment,) = host.comments.values()
+    assert comment.splitlines()[1] == "### **✗** edgeopt: tones: **1 of 3 gates did not pass**"
+    assert "[report](https://code.example/jobs/42/artifacts/browse)" in comment
+    assert {(path, token) for _, path, token in host.requests} == {
+        ("/api/v4/projects/3/merge_requests/7/notes", "secret")
+    }
+    reports = job["artifacts"]["reports"]
+    (issue,) = json.loads((workspace / reports["codequality"]).read_text())
+    assert issue["location"] == {"path": "the recipe.yaml", "lines": {"begin": 14}}
+    assert "EDGEOPT_VERDICT=fail\n" in (workspace / reports["dotenv"]).read_text()
+    assert (workspace / reports["junit"][0]).exists() and job["artifacts"]["paths"] == ["the run"]
+    # A mistake in the baseline: the same comment says it.
+    code, log, _ = play_gitlab(workspace, host, **inputs, baseline="no such.json")
+    assert code == 2 and "cannot read the baseline no such.json" in log
+    assert "cannot read the baseline no such.json" in host.comments[1] and len(host.comments) == 1
+
+
 def test_arguments_with_an_open_quote_are_refused(workspace: Path) -> None:
     job = play(workspace, recipe="the recipe.yaml", arguments="--set 'formats=[onnx]")
     assert job.codes["ci"] == 2
@@ -196,10 +230,7 @@ def test_an_input_is_never_part_of_a_script(workspace: Path) -> None:
 def test_edgeopt_is_never_installed_by_its_name(
     workspace: Path, install: str, requirement: str | None
 ) -> None:
-    python = workspace.parent / "bin" / "python"  # instead of pip: writes its arguments, and ends the job
-    python.parent.mkdir()
-    python.write_text('#!/bin/sh\necho "$@" > asked\nexit 9\n')
-    python.chmod(0o755)
+    fake_pip(workspace, "exit 9")
     (workspace / "edgeopt.whl").touch()
     job = play(workspace, recipe="digits-torch", install=install)
     assert job.codes["install"] == (9 if requirement else 2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from edgeopt.commands.judge import explain, judge, write_files
 from edgeopt.errors import CannotRunError, RemoteError
@@ -19,7 +21,7 @@ from edgeopt.reports.ci import code_quality, comment
 from edgeopt.reports.ci.annotations import annotations
 from edgeopt.results import Report, Verdict
 from test_baseline import right, run
-from toy_ci import Host, serving
+from toy_ci import ROOT, Host, serving
 
 RECIPE = """version: 1
 optimize:
@@ -233,3 +235,30 @@ def test_other_jobs_have_no_pull_request(host: Host, tmp_path: Path, event: obje
     assert pull_request(github(host, tmp_path, event)) is None
     assert pull_request({}) is None
     assert pull_request({"GITLAB_CI": "true", "CI_API_V4_URL": host.url, "CI_PROJECT_ID": "3"}) is None
+
+
+def test_the_reusable_workflow_and_the_hooks_fit_the_action(tmp_path: Path) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "model.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    baseline, used = job["steps"][-2:]
+    assert used["uses"] in (ROOT / "README.md").read_text()  # the same name of a copy in all examples
+    assert set(used["with"]) <= set(action["inputs"])
+    asked = set(re.findall(r"inputs\.([\w-]+)", json.dumps(job)))
+    assert asked == set(workflow[True]["workflow_call"]["inputs"])  # YAML reads "on" as true
+    variables = {"FOLDER": "base lines", "RECIPE": "a b/key words.yaml", "GITHUB_OUTPUT": "out"}
+    subprocess.run(["bash", "-ec", baseline["run"]], env=variables, cwd=tmp_path, check=True)
+    assert (tmp_path / "out").read_text() == "file=base lines/key words.json\n"
+    hooks = {hook["id"]: hook for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())}
+    files = [
+        "recipe.yaml",
+        "a/kws.recipe.yml",
+        "recipes/kws.yaml",
+        "compose.yaml",
+        "a/my_recipe.yaml",
+        "m.tflite",
+    ]
+    assert [[name for name in files if re.search(hook["files"], name)] for hook in hooks.values()] == [
+        files[:3],
+        ["m.tflite"],
+    ]

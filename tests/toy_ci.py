@@ -185,3 +185,34 @@ def _outputs(text: str) -> dict[str, str]:
         assert mark
         found[name] = "\n".join(iter(lambda: next(lines), end))
     return found
+
+
+def play_gitlab(workspace: Path, host: Host, **inputs: str) -> tuple[int, str, dict[str, Any]]:
+    """Run the script of the GitLab component in a clean shell: exit code, log, and the job as filled in."""
+    text = (ROOT / "templates" / "edgeopt.yml").read_text()
+    spec, job = text.split("\n---\n")
+    declared = yaml.safe_load(spec)["spec"]["inputs"]
+    given = {name: entry.get("default") for name, entry in declared.items()} | inputs
+    assert not [name for name, value in given.items() if value is None], "a required input is missing"
+    # GitLab fills in inputs before it reads the YAML.
+    filled = re.sub(r"\$\[\[ inputs\.(\S+) \]\]", lambda found: str(given[found[1]]).replace('"', '\\"'), job)
+    ((_, described),) = yaml.safe_load(filled).items()
+    environment = {
+        "PATH": f"{workspace.parent}/bin:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(workspace.parent),
+        "GITLAB_CI": "true",
+        "CI_API_V4_URL": f"{host.url}/api/v4",
+        "CI_PROJECT_ID": "9",
+        "CI_MERGE_REQUEST_PROJECT_ID": "3",
+        "CI_MERGE_REQUEST_IID": "7",
+        "CI_JOB_URL": "https://code.example/jobs/42",
+        "CI_PROJECT_DIR": str(workspace),
+        "GITLAB_TOKEN": "secret",
+        **described["variables"],
+    }
+    # The runner ends a job at the first line that fails.
+    script = "\n".join(["set -e", *described["script"]])
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment, cwd=workspace, check=False, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr, described

@@ -362,3 +362,24 @@ def test_float_files_are_hinted_at_int8(
     answer = json.loads(told.stdout)["usage"]
     assert bool(answer["hint"]) == hinted
     assert [share["memory"] for share in answer["shares"]] == ["flash", "RAM"]
+
+
+def test_recipes_are_checked_at_their_lines_and_files_elsewhere_are_warnings(tmp_path: Path) -> None:
+    good, bad, model = tmp_path / "recipe.yaml", tmp_path / "bad.yml", tmp_path / "a.tflite"
+    good.write_text("version: 1\nname: x\nmodel: {path: absent.onnx}\nformats: [onnx]\n")
+    bad.write_text("version: 1\nname: x\nmodel: {path: absent.onnx}\nformats: [onix]\noptimise: {}\n")
+    write(model, operator("CONV_2D"), shape=IMAGE, types=INT8)
+    clean = CliRunner().invoke(app, ["lint", str(good)])
+    assert clean.exit_code == 0
+    assert clean.stdout.startswith(f"warning: {good}:3:9: model.path: no such file: ")
+    found = CliRunner().invoke(app, ["lint", str(good), str(bad), str(model), "--device", "cortex-m"])
+    assert found.exit_code == 1
+    assert f"error: {bad}:5:1: optimise: unknown key 'optimise'; did you mean 'optimize'?" in found.stdout
+    assert "a.tflite on cortex-m: no findings" in found.stdout
+    told = json.loads(CliRunner().invoke(app, ["lint", str(good), str(bad), "--json"]).stdout)
+    assert [[each["severity"] for each in row["findings"]] for row in told] == [
+        ["warning"],
+        ["warning", "error", "error"],
+    ]
+    for wrong in ([str(model)], [str(good), "--sarif", "x.sarif"]):
+        assert isinstance(CliRunner().invoke(app, ["lint", *wrong]).exception, UsageError)

@@ -23,6 +23,10 @@ from edgeopt.config.text import reason_of
 from edgeopt.errors import UsageError, shortened
 
 
+NO_FILE = "no such file"
+"""Beginning of the message for a path that does not exist."""
+
+
 def _existing(value: object, info: ValidationInfo) -> object:
     """Resolve a relative path beside the recipe, then under the data root."""
     if not isinstance(value, str | Path):
@@ -39,7 +43,7 @@ def _existing(value: object, info: ValidationInfo) -> object:
     searched = " or ".join(str(c) for c in candidates)
     if len(roots) == 1 and not path.is_absolute():
         searched += " (no other folder is searched: neither --data-root nor EDGEOPT_DATA is set)"
-    raise ValueError(f"no such file: {searched}")
+    raise ValueError(f"{NO_FILE}: {searched}")
 
 
 UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OSError)
