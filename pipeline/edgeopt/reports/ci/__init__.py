@@ -1,1 +1,1 @@
-"""What a run says in a pull request: a comment, annotations at lines of the recipe, GitLab's code quality."""
+"""What a pull request shows of a run: a comment, annotations at lines of the recipe, code quality."""
