@@ -33,13 +33,14 @@ MARK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TYPERS_OWN = ("help", "install_completion", "show_completion")
 SOURCES = {
-    "keras": "Keras 3 `.keras`",
-    "tf_keras": "Keras 2 `.h5`, or SavedModel with a Keras configuration",
-    "saved_model": "SavedModel without a Keras configuration",
-    "torch_source": "PyTorch `factory` and `weights`",
-    "exported_program": "`.pt2` of `torch.export`",
-    "torchscript_module": "TorchScript",
+    "keras": ("Keras 3", "`.keras`"),
+    "tf_keras": ("Keras 2", "`.h5`, or SavedModel with a Keras configuration"),
+    "saved_model": ("SavedModel", "without a Keras configuration"),
+    "torch_source": ("PyTorch", "`factory` and `weights`"),
+    "exported_program": ("pt2", "`.pt2` of `torch.export`"),
+    "torchscript_module": ("TorchScript", "`.pt` of `torch.jit.save`"),
 }
+"""Format of the source model -> its short name, and what it is."""
 FORMAT_NAMES = {
     "tflite": "TFLite `.tflite`",
     "onnx": "ONNX `.onnx`",
@@ -319,7 +320,7 @@ def _options(plugin: type[Plugin]) -> list[str]:
 
 
 def matrix() -> str:
-    """The variants that the planner finds for each kind of source model and each format."""
+    """For each variant and format, the kinds of source models from which the planner finds a way."""
     variants: list[tuple[str, tuple[Intent, ...]]] = [("float", ())]
     schemes = {
         (intent, scheme)
@@ -329,16 +330,28 @@ def matrix() -> str:
     }
     variants += [(f"{intent}: {scheme}", (Intent(intent, scheme, {}),)) for intent, scheme in sorted(schemes)]
     lines = [
-        f"| from | {' | '.join(FORMAT_NAMES.get(name, name) for name in artifact_formats())} |",
+        f"| variant | {' | '.join(FORMAT_NAMES.get(name, name) for name in artifact_formats())} |",
         "|---|" + "---|" * len(artifact_formats()),
     ]
-    for source, title in SOURCES.items():
-        cells = []
-        for target in artifact_formats():
-            available = [name for name, intents in variants if target in reachable(source, intents)]
-            cells.append(", ".join(available) or "–")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    for name, intents in variants:
+        found = [reachable(source, intents) for source in SOURCES]
+        cells = [_sources([target in each for each in found]) for target in artifact_formats()]
+        lines.append(f"| {_code([name])} | {' | '.join(cells)} |")
+    kinds = [f"- {short}: {title}" for short, title in SOURCES.values()]
+    return "\n".join([*lines, "", "✓ is from every kind of source model; these are:", "", *kinds])
+
+
+def _sources(available: list[bool]) -> str:
+    """The sources that a variant is available from, as the shorter of what is in and what is out."""
+    inside, outside = (
+        [short for (short, _), yes in zip(SOURCES.values(), available, strict=True) if yes is side]
+        for side in (True, False)
+    )
+    if not inside:
+        return "–"
+    if not outside:
+        return "✓"
+    return ", ".join(inside) if len(inside) <= len(outside) else f"✓ except {', '.join(outside)}"
 
 
 def measurements() -> str:
@@ -385,9 +398,14 @@ def extras() -> str:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
     lines = ["| extra | packages |", "|---|---|"]
     for name, requirements in project["optional-dependencies"].items():
-        if name != "test":
+        if name not in ("test", "docs"):  # for work on edgeopt itself
             packages = [re.split(r"[<>=~! ]", requirement)[0] for requirement in requirements]
-            lines.append(f"| `{name}` | {', '.join(packages)} |")
+            others = [re.fullmatch(r"edgeopt\[(.+)\]", package) for package in packages]
+            cells = [
+                _code(other[1].split(",")) if other else package
+                for package, other in zip(packages, others, strict=True)
+            ]
+            lines.append(f"| `{name}` | {', '.join(cells)} |")
     return "\n".join(lines)
 
 
