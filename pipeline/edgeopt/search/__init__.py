@@ -1,0 +1,1 @@
+"""Searches for the best variants: what may vary, which candidates are tried, and the Pareto front."""
