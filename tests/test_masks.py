@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgeopt.formats.masks import masking
+from edgeopt.formats.sentinels import are_mixed, reading
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
@@ -34,8 +35,25 @@ def test_what_lies_between_a_mask_and_its_softmax_is_found() -> None:
     assert found == ["where", "mask", "sum", "softmax"]
 
 
+def test_what_reads_a_sentinel_is_found_up_to_the_operator_that_drops_it() -> None:
+    reads = {"sum": ["conv", "mask"], "shape": ["sum"], "max": ["shape"], "last": ["max"], "conv_2": ["sum"]}
+    found = reading(
+        ["conv", "mask", *reads],
+        lambda node: reads.get(node, []),
+        starts=lambda node: node == "sum",
+        passes=lambda node: node in ("sum", "shape", "last"),
+        computes=lambda node: node.startswith("conv"),
+    )
+    assert found == ["sum", "shape", "max"]
+
+
+def test_a_sentinel_is_far_larger_than_the_values_beside_it() -> None:
+    assert are_mixed([3.0], [1e3]) and are_mixed([3.0, 1e9], []) and are_mixed([], [0.0, 1e9])
+    assert not are_mixed([3.0], [100.0]) and not are_mixed([3e4], [0.0]) and not are_mixed([], [1.0])
+
+
 class Attention(torch.nn.Module):
-    """Causal attention: the mask is added to the scores, or replaces them."""
+    """Causal attention: the mask is added to the scores, or replaces them; with the largest tokens."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -50,7 +68,10 @@ class Attention(torch.nn.Module):
         scores = self.query(x) @ self.key(x).transpose(1, 2) / 4
         added = self.how == "added"
         scores = scores + self.added if added else scores.masked_fill(self.later, -1e9)
-        return self.out(scores.softmax(-1) @ self.value(x) + x).mean(1)
+        present = self.query(x)
+        absent = self.later[3, :, None]
+        present = present + absent.float() * -1e9 if added else present.masked_fill(absent, -1e4)
+        return self.out(scores.softmax(-1) @ self.value(x) + x).mean(1) + self.out(present.amax(1))
 
 
 class Rows(Dataset):
@@ -97,6 +118,7 @@ def test_masked_attention_is_quantized_in_every_format(how: str, tmp_path: Path)
         noise = ((reference - run()) ** 2).sum()
         assert 10 * np.log10((reference**2).sum() / noise) > 27, name
         assert any("attention masks" in note for note in notes[name]), name
+        assert any("numbers of very different sizes" in note for note in notes[name]), name
 
 
 def on_tflite(path: Path, samples: list[Array]) -> Array:

@@ -60,6 +60,8 @@ class Histogram:
         self.maximum = -math.inf
         self._limit = 0.0
         """The bins cover [-limit, limit]; 0 until the first nonzero value."""
+        self.is_unbounded = False
+        """Whether a value stands for infinity."""
 
     @property
     def count(self) -> int:
@@ -71,7 +73,9 @@ class Histogram:
         Raises:
             ValueError: a value is NaN.
         """
-        values = bounded(values)
+        finite = bounded(values)
+        self.is_unbounded |= finite.size < values.size
+        values = finite
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())

@@ -10,7 +10,9 @@ from pydantic import Field, field_validator
 from edgeopt.errors import StageError
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.masks import NOTE as MASKS
+from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.formats.torch.graph import masks as torch_masks
+from edgeopt.formats.torch.graph import sentinels as torch_sentinels
 from edgeopt.formats.torch.graph import to_modules as torch_to_modules
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.formats.torch.quantize import overrides as torch_overrides
@@ -67,6 +69,8 @@ class TorchInt8(Searching):
             context.note(mixed_note(program.spread))
         if program.masks:
             context.note(MASKS)
+        if program.sentinels.difference(program.masks):
+            context.note(SENTINELS)
         if program.computed:
             names = ", ".join(layer.name for layer in program.computed)
             context.note(f"layers whose weights are computed, or not of type float32, stay in float: {names}")
@@ -100,7 +104,7 @@ class Program(ABC):
         self.trial = trial
         self.ranges = Ranges({}, 0)
         self.samples: list[tuple[Array, ...]] = []
-        kinds = frozenset(kinds)
+        self.kinds = kinds = frozenset(kinds)
         self.all = torch_overrides.quantizable(graph, kinds)
         self.joined = torch_overrides.joined_outputs(graph, kinds)
         self.masks = torch_masks.masked(graph)
@@ -162,6 +166,13 @@ class Program(ABC):
         return self.spread >= MIXED
 
     @property
+    def sentinels(self) -> frozenset[str]:
+        """The nodes that join or read numbers of very different sizes, and have no weights."""
+        return frozenset(
+            torch_sentinels.with_sentinels(self.graph, self.ranges.values, self.ranges.unbounded, self.kinds)
+        )
+
+    @property
     def names(self) -> dict[str, str]:
         """Layer names of the model, by node."""
         return {layer.node: layer.name for layer in self.all}
@@ -169,7 +180,8 @@ class Program(ABC):
     def exempt(self, raised: frozenset[str]) -> set[str]:
         """Nodes of the layers that stay in float."""
         layers = {layer.node for layer in self.all if layer.name in self.float | raised}
-        return layers | {*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks}
+        joined = self.joined if self.is_mixed or JOINED in raised else ()
+        return layers | {*joined, *self.masks, *self.sentinels}
 
     def outputs(self, path: Path | None) -> Outputs:
         return torch_runtimes.outputs(self.graph if path is None else self.load(path), self.samples)

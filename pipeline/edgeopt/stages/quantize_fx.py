@@ -35,7 +35,7 @@ class QuantizeFx(TorchInt8):
     produces: ClassVar[str] = "torchscript_module"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.

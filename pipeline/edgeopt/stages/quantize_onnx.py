@@ -17,6 +17,7 @@ from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.graph import masks as onnx_masks
+from edgeopt.formats.onnx.graph import sentinels as onnx_sentinels
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
 from edgeopt.formats.onnx.quantize import overflow as onnx_overflow
@@ -25,6 +26,7 @@ from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
+from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, Labels, Worker
 from edgeopt.stages._search import JOINED, Judge, Searching, mixed_note, search, search_samples
@@ -70,7 +72,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 8
+    revision: ClassVar[int] = 9
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -199,7 +201,13 @@ class _Quantizing:
             )
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
+        self.unbounded: frozenset[str] = frozenset()
         self.ranges = self._calibrate()
+        self.sentinels = onnx_sentinels.with_sentinels(
+            self.graph, self.ranges, self.unbounded, self.weights_of
+        )
+        if set(self.sentinels) - {*self.masks}:
+            context.note(SENTINELS)
         ratio = self._spread()
         self.is_mixed = ratio >= MIXED and stage.io == "float32"
         if ratio >= MIXED:
@@ -237,7 +245,8 @@ class _Quantizing:
 
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
-        in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks, *self.pools]
+        in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks]
+        in_float += [*self.pools, *self.sentinels]
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 
@@ -311,6 +320,7 @@ class _Quantizing:
                 percentile=self.stage.percentile,
                 levels=65536 if self.making.activation == "int16" else 256,
             )
+            self.unbounded = frozenset(name for name, seen in histograms.items() if seen.is_unbounded)
             ranges = {name: choose(seen) for name, seen in histograms.items() if seen.count}
         self.count = count
         if not count:

@@ -10,15 +10,18 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.masks import NOTE as MASKS
+from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph import masks as tflite_masks
+from edgeopt.formats.tflite.graph import sentinels as tflite_sentinels
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
 from edgeopt.formats.tflite.quantize import constant_ranges as tflite_constant_ranges
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
+from edgeopt.formats.tflite.quantize.calibration import Calibrated
 from edgeopt.formats.tflite.quantize.divisions import fragile_divisions
 from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
@@ -57,7 +60,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -112,11 +115,15 @@ class QuantizeTflite(Searching):
             context.note(MASKS)
         content = model.path.read_bytes()
         described = model if model.inputs else model.model_copy(update={"inputs": source.inputs})
-        ranges = self._ranges(content, described, source, context)
+        calibrated = self._ranges(content, described, source, context)
+        ranges = calibrated.ranges
         with_constants = tflite_constant_ranges.with_constants(
             ranges, content, model.path.name, per_channel=self.per_channel
         )
         divisions = fragile_divisions(file, ranges)
+        sentinels = tflite_sentinels.with_sentinels(file, *calibrated)
+        if set(sentinels) - {*masks}:
+            context.note(SENTINELS)
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"
@@ -126,7 +133,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
-            in_float += [*masks, *divisions]
+            in_float += [*masks, *divisions, *sentinels]
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,
@@ -166,7 +173,7 @@ class QuantizeTflite(Searching):
         """Precision of layers that no pattern selects."""
         return DEFAULT[self.scheme]
 
-    def _ranges(self, content: bytes, model: Model, source: Signature, context: Context) -> Ranges:
+    def _ranges(self, content: bytes, model: Model, source: Signature, context: Context) -> Calibrated:
         # A second pass over the samples has nothing new to say.
         once = context._replace(note=cache(context.note))
         name, values = model.path.name, partial(tflite_calibration.samples, model, source, once)

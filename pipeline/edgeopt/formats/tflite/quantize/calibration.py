@@ -1,7 +1,7 @@
 """Calibration of a float TFLite file: the range of every tensor, with one sample in memory at a time."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -54,7 +54,14 @@ def samples(model: Model, source: Signature, context: Context) -> Iterator[tuple
         context.note(f"only {count} calibration {plural}: values outside their range will be clipped")
 
 
-def extremes(content: bytes, name: str, source: Signature, values: Callable[[], Samples]) -> Ranges:
+class Calibrated(NamedTuple):
+    """The ranges of the tensors of a file, without infinite values, and the tensors that have such values."""
+
+    ranges: Ranges
+    unbounded: frozenset[str] = frozenset()
+
+
+def extremes(content: bytes, name: str, source: Signature, values: Callable[[], Samples]) -> Calibrated:
     """Minimum and maximum of every tensor over all samples, which are read twice if some are infinite.
 
     Raises:
@@ -84,10 +91,10 @@ def extremes(content: bytes, name: str, source: Signature, values: Callable[[], 
     }
     if infinite:
         again = calibrated(content, name, values(), "minmax", 100, 256, only=infinite)
-        if missing := infinite - again.keys():
+        if missing := infinite - again.ranges.keys():
             _raise_not_finite(min(missing))
-        ranges |= again
-    return ranges
+        ranges |= again.ranges
+    return Calibrated(ranges, frozenset(infinite))
 
 
 def calibrated(
@@ -98,7 +105,7 @@ def calibrated(
     percentile: float,
     levels: int,
     only: Collection[str] | None = None,
-) -> Ranges:
+) -> Calibrated:
     """The range of every tensor, or ``only`` of some, by ``method``, for quantization to ``levels`` integers.
 
     Memory is one histogram of fixed size per tensor. Ranges for 16 bits (65,536 levels) are symmetric, as the
@@ -130,7 +137,7 @@ def calibrated(
         if histogram.count:
             low, high = histogram.range(method, percentile=percentile, symmetric=levels > 256, levels=levels)
             ranges[tensor] = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-    return ranges
+    return Calibrated(ranges, frozenset(name for name, each in histograms.items() if each.is_unbounded))
 
 
 def _activations(file: TfliteFile) -> Iterator[tuple[str, int]]:

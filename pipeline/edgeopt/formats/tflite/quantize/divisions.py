@@ -28,7 +28,8 @@ def fragile_divisions(file: TfliteFile, ranges: Ranges) -> list[str]:
     if denominators and all(tensor.dtype != "string" for tensor in graph.inputs):
         sample = [np.zeros(tensor.shape, tensor.dtype) for tensor in graph.inputs]
         with suppress(StageError):  # NaN: no range, and so no int8
-            zeros = calibrated(file.content, file.name, [sample], "minmax", 100, 256, only=denominators)
+            found = calibrated(file.content, file.name, [sample], "minmax", 100, 256, only=denominators)
+            zeros = found.ranges
     return [
         operation.outputs[0].name
         for operation in divisions

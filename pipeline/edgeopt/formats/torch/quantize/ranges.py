@@ -23,6 +23,8 @@ class Ranges(NamedTuple):
 
     values: Mapping[str, Range]
     samples: int
+    unbounded: frozenset[str] = frozenset()
+    """Nodes with values that stand for infinity, which are not in their range."""
 
     def of(self, names: Iterable[str]) -> Range:
         """Common range of several values that share one scale."""
@@ -44,6 +46,8 @@ class Ranges(NamedTuple):
 class _Observer(Protocol):
     """Accumulator for the values of one node, in constant memory."""
 
+    is_unbounded: bool
+
     def add(self, values: Array) -> None: ...
 
     def range(self, calibrator: Calibrator, *, percentile: float) -> Range: ...
@@ -56,13 +60,15 @@ class _LeastSquares:
         from torch.ao.quantization import HistogramObserver
 
         self.observer = HistogramObserver()
+        self.is_unbounded = False
 
     def add(self, values: Array) -> None:
         import torch
 
-        values = bounded(values)
-        if values.size:
-            self.observer(torch.from_numpy(values))
+        finite = bounded(values)
+        self.is_unbounded |= finite.size < values.size
+        if finite.size:
+            self.observer(torch.from_numpy(finite))
 
     def range(self, calibrator: Calibrator, *, percentile: float) -> Range:
         # torch's search divides by the width of the histogram, which is zero for a constant.
@@ -103,7 +109,8 @@ def observe(
     if not count:
         raise StageError("the calibration data is empty", fix="correct 'data.calibration' in the recipe")
     ranges = {name: observer.range(calibrator, percentile=percentile) for name, observer in observers.items()}
-    return Ranges(ranges, count)
+    unbounded = frozenset(name for name, observer in observers.items() if observer.is_unbounded)
+    return Ranges(ranges, count, unbounded)
 
 
 def _add(
