@@ -294,8 +294,6 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert suite.get("failures") == "1"
     assert "**worse than the baseline**" in (tmp_path / "comment.md").read_text()
     assert "exact McNemar p = 9.5e-07" in (tmp_path / "comment.md").read_text()
-    both = json.loads(edgeopt("compare", tmp_path / "good", tmp_path / "bad", "--json").stdout)
-    assert [verdict["measured"] for verdict in both] == [pytest.approx(0.05)]
     unsure = edgeopt("check", tmp_path / "flicker", "--against", file, "--max-drop", 0)
     assert unsure.returncode == 1
     last = f"undecided whether worse than {file}: 1 of 2 pass, 1 undecided"
@@ -306,24 +304,6 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert edgeopt("check", tmp_path / "bad", "--against", file).returncode == 0
     assert edgeopt("check", tmp_path / "bad", "--against", tmp_path / "none.json").returncode == 2
     assert edgeopt("check", tmp_path / "bad", "--against", file, "--confidence", 7).returncode == 2
-
-
-def test_two_runs_are_compared_and_what_is_gone_is_shown(tmp_path: Path) -> None:
-    same, other = run(right(40, 4)), run(right(40, 4), variant="other")
-    broken = run(right(40, 4), status="failed", reason="no memory")
-    for name, report in (("a", same), ("b", same), ("gone", other), ("broken", broken)):
-        (tmp_path / name).mkdir()
-        write_report(report, tmp_path / name)
-
-    def compared(name: str) -> tuple[str, str]:
-        done = edgeopt("compare", tmp_path / "a", tmp_path / name, "--json")
-        assert (done.returncode, done.stderr) == (0, "")
-        (verdict,) = json.loads(done.stdout)
-        return verdict["status"], verdict["reason"]
-
-    assert compared("b") == ("pass", "unchanged: the predictions are identical (40 samples)")
-    assert compared("gone") == ("fail", "the run has no such artifact")
-    assert compared("broken") == ("fail", "failed: no memory")
 
 
 def test_a_check_imports_no_framework(tmp_path: Path) -> None:

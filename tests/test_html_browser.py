@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgeopt.reports import html
+from edgeopt.reports import html, write_report
+from edgeopt.reports.comparison import Compared, compare
+from edgeopt.reports.comparison.page import render as render_comparison
 from edgeopt.results import Measurement, Report
 from large_report import RUN, large_report
 from task_reports import CASES, task_report
@@ -455,6 +457,34 @@ def test_axe_finds_nothing_serious(opened: Opened, small: Path, width: int, sche
         (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
     ]
     assert grave == []
+
+
+def test_runs_are_compared_on_a_page(opened: Opened, tmp_path: Path) -> None:
+    whole = large_report(variants=3, formats=2, devices=1)
+    less = whole.model_copy(update={"results": whole.results[1:]})
+    for name, report in (("first", whole), ("second", less)):
+        write_report(report, tmp_path / name)
+    found = compare([Compared("first", whole), Compared("second", less)])
+    out = tmp_path / "all.html"
+    out.write_text(
+        render_comparison(found, {name: tmp_path / name for name in ("first", "second")}, out), "utf-8"
+    )
+    for width in (1280, 390):
+        page = opened(out, width=width)
+        assert page.locator("#runs h2").all_inner_texts() == ["first (reference)", "second"]
+        assert page.locator("#runs a").first.get_attribute("href") == "./first/report.html"
+        page.get_by_label("run", exact=True).select_option("second")
+        assert page.locator("#count").inner_text() == "6 of 12 results"
+        assert "float.tflite" in page.locator("#missing tbody").inner_text()
+        labels = page.locator("#size-front").get_attribute("data-labels").split("\n")
+        assert "float16.tflite" in labels
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        serious = [
+            one
+            for one in axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
 
 
 def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> None:

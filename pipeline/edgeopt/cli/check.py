@@ -1,4 +1,4 @@
-"""``baseline``, ``check`` and ``compare``: a run compared with an earlier one, sample by sample."""
+"""``baseline`` and ``check``: a run compared with an earlier one, sample by sample."""
 
 import os
 from collections.abc import Sequence
@@ -190,34 +190,6 @@ def _conclusion(judgement: "Judgement", against: Path) -> str:
 
 def _ratio(part: "Sequence[object]", of: "Sequence[object]") -> str:
     return f"{len(part)} of {len(of)}"
-
-
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder, or its report.json.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
-    confidence: Annotated[float, typer.Option(help="Confidence level of the bounds of each drop.")] = 0.95,
-    as_json: AsJson = False,
-) -> None:
-    """Compare two runs on the same samples: the drop from the first to the second, with its bounds.
-
-    An artifact that is missing or failed in RUN_B is shown as failed. The exit code is 0 whatever the
-    comparison shows, and 2 if the runs cannot be compared.
-    """
-    import json
-
-    from edgeopt.cli.optimize import read_report
-    from edgeopt.cli.screen.tables import show_verdicts
-    from edgeopt.evaluation.baseline import Limits, baseline_of
-    from edgeopt.evaluation.baseline import check as check_baseline
-
-    before, after = read_report(first), read_report(second)
-    limits = Limits(max_drop=0.0, confidence=confidence, undecided="pass", max_size_increase=1e9)
-    compared = check_baseline(after, baseline_of(before), limits)
-    verdicts = [verdict for verdict in compared if not verdict.gate.startswith("size_bytes ")]
-    if as_json:
-        typer.echo(json.dumps([verdict.model_dump(mode="json") for verdict in verdicts], indent=2))
-    else:
-        show_verdicts(verdicts)
 
 
 def _report(

@@ -10,6 +10,7 @@ from edgeopt.cli import (
     artifacts,
     check,
     ci,
+    compare,
     devices,
     diagnose,
     doctor,
@@ -55,7 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": parity.parity,
     "diagnose": diagnose.diagnose,
     "check": check.check,
-    "compare": check.compare,
+    "compare": compare.compare,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=Command)(command)

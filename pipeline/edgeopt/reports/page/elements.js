@@ -15,10 +15,12 @@ const make = (tag, attributes = {}, ...children) => {
 
 const announce = (text) => { part("announcement").textContent = text; };
 
-const words = { pass: "✓ pass", fail: "✗ fail", undecided: "? undecided", ok: "ok", failed: "✗ failed", skipped: "– skipped", broken: "✗ broken", unmeasured: "– unmeasured" };
+const words = { pass: "✓ pass", fail: "✗ fail", undecided: "? undecided", ok: "ok", failed: "✗ failed", skipped: "– skipped", broken: "✗ broken", unmeasured: "– unmeasured", absent: "– absent" };
 const state = (status) => (status ? make("span", { class: `state is-${status}` }, words[status] ?? status) : "");
 
-const address = (row) => `${row.variant}.${row.format} on ${row.device}`;
+// What identifies a row; a page may give its two names another meaning.
+const names = report.names ?? { variant: "variant", format: "format" };
+const address = (row) => `${row.variant}${report.join ?? "."}${row.format} on ${row.device}`;
 
 // A box that scrolls, so that the page never scrolls sideways, and below it the titles of the columns that are out of
 // sight. On a narrow screen its rows are cards: the stylesheet puts the title of the column before each cell.

@@ -55,38 +55,6 @@ const fillContents = () => {
   part("contents").append(...places.map(([to, name]) => make("a", { href: to }, name)));
 };
 
-// Accuracy against the size, and on the devices against the latency, or where none is known against their memories.
-// Those of different devices are not comparable: one device at a time.
-const fillFronts = (choose) => {
-  const trials = make("input", { type: "checkbox", id: "trials" });
-  const size = new Front({ cost: "size", choose, controls: report.searches.length && report.metric.source !== null ? labelled("search trials", trials) : "" });
-  trials.addEventListener("change", () => { size.trials = trials.checked; size.show(size.rows); });
-  let shownRows = [];
-  const others = ["latency", "memory", "flash"].map((cost) => {
-    const names = distinct(report.rows.filter((row) => row.accuracy && row[cost] && (cost === "latency" || !row.latency)).map((row) => row.device));
-    const device = make("select", { id: `${cost}-device` }, names.map((name) => make("option", { value: name }, shorten(name))));
-    const chart = new Front({ cost, choose, controls: names.length ? labelled("on", device) : "" });
-    const draw = () => chart.show(shownRows.filter((row) => row.device === device.value));
-    device.addEventListener("change", draw);
-    return { names, device, chart, draw };
-  });
-  // Without any of the three, the chart of the latency says that it is unknown.
-  const drawn = others.filter((one, at) => one.names.length || (at === 0 && others.every((other) => !other.names.length)));
-  part("fronts").classList.toggle("three", drawn.length === 2);
-  part("fronts").append(size.figure, ...drawn.map((one) => one.chart.figure), make("p", { class: "hint", id: "fronts-hint" },
-    "Results on the Pareto front are not dominated by any other that passes its gates. Hollow: a gate failed or is undecided; an arrow leads to a point beyond the axes. "
-    + "Bars are 95 % intervals. Click a point to go to its row; with the keyboard, focus a chart, select a point with the arrow keys and press Enter. "
-    + "The table contains the same numbers."));
-  return (rows) => {
-    shownRows = rows;
-    size.show(rows);
-    for (const one of drawn) {
-      if (chosen.device && one.names.includes(chosen.device)) one.device.value = chosen.device;
-      one.draw();
-    }
-  };
-};
-
 // A link to the details of a result opens them.
 const follow = () => {
   if (location.hash === "#document" && part("document")) part("document").open = true;

@@ -7,6 +7,7 @@ const states = {
   ok: (row) => row.status === "ok",
   failed: (row) => row.status === "failed",
   skipped: (row) => row.status === "skipped",
+  absent: (row) => row.status === "absent",
   "gate passed": (row) => row.gate === "pass",
   "gate failed": (row) => row.gate === "fail",
   "gate undecided": (row) => row.gate === "undecided",
@@ -17,11 +18,11 @@ const matches = (row) =>
   && (!chosen.status || states[chosen.status](row))
   && chosen.text.toLowerCase().split(" ").every((word) => row.haystack.includes(word));
 
-const judged = report.gates.length > 0;
+const judged = report.judged ?? report.gates.length > 0;
 const several = report.devices.length > 1;
 const columns = [
-  { title: "variant", of: (row) => row.variant },
-  { title: "format", of: (row) => row.format },
+  { title: names.variant, of: (row) => row.variant },
+  { title: names.format, of: (row) => row.format },
   ...(several ? [{ title: "device", of: (row) => row.device }] : []),
   { title: "status", of: (row) => row.status },
   ...(judged ? [{ title: "gates", of: (row) => row.gate }] : []),
@@ -31,8 +32,8 @@ const columns = [
 const named = (name) => make("span", { class: "clip", title: name }, name);
 
 const rowOf = (row) => make("tr", { id: `row-${row.at}`, tabindex: "-1" },
-  make("th", { scope: "row" }, make("a", { href: `#artifact-${row.at}`, class: "clip", title: row.variant, "aria-label": `${address(row)}: details` }, row.variant || "–")),
-  make("td", { "data-title": "format" }, named(row.format)),
+  make("th", { scope: "row" }, make(row.link === "" ? "span" : "a", { href: row.link === "" ? null : row.link ?? `#artifact-${row.at}`, class: "clip", title: row.variant, "aria-label": row.link === "" ? null : `${address(row)}: details` }, row.variant || "–")),
+  make("td", { "data-title": names.format }, named(row.format)),
   several ? make("td", { "data-title": "device" }, named(row.device)) : null,
   make("td", { "data-title": "status" }, state(row.status)),
   judged ? make("td", { "data-title": "gates" }, state(row.gate)) : null,
@@ -65,7 +66,7 @@ class ResultsTable {
     }
     part("results").append(this.filters(),
       scrolling("All results", make("table", {},
-        make("caption", {}, `One row per variant${several ? ", format and device" : " and format"}. Click a name for details, or a column title to sort.`),
+        make("caption", {}, `One row per ${names.variant}${several ? `, ${names.format} and device` : ` and ${names.format}`}. Click a name for details, or a column title to sort.`),
         make("thead", {}, make("tr", {}, this.heads)), this.body), "tall results"));
   }
 
@@ -77,7 +78,7 @@ class ResultsTable {
         : distinct(report.rows.map((row) => row[key]));
       this.fields[key] = make("select", { id: `filter-${key}` }, make("option", { value: "" }, "all"),
         known.map((name) => make("option", { value: name }, name.length > 60 ? `${name.slice(0, 59)}…` : name)));
-      form.append(labelled(key, this.fields[key]));
+      form.append(labelled(names[key] ?? key, this.fields[key]));
     }
     this.fields.text = make("input", { type: "search", id: "filter-text", autocomplete: "off", spellcheck: "false" });
     form.append(labelled("text", this.fields.text));

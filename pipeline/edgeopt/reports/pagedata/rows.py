@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from edgeopt.reports.cards import address
 from edgeopt.reports.columns import show
 from edgeopt.reports.pagedata.findings import Data, classes, confusions, cut, finite, lost, sensitivity
-from edgeopt.results import Hop, Measurement, OutputChange, Report, Result, Trial
+from edgeopt.results import Hop, Measurement, Measurements, OutputChange, Report, Result, Trial
 
 SENTENCE = 2000
 """Maximum length of a sentence in the page; report.json is complete. The following limit other parts."""
@@ -47,9 +47,6 @@ def row_of(result: Result, scale: Scale, shown: Sequence[str], judged: str, diag
         base: path from the page to the run's folder, such as ``../``.
     """
     measurements = result.measurements
-    latency, memory, flash = (
-        next((name for name in names if name in measurements), "") for names in (LATENCIES, MEMORIES, FLASHES)
-    )
     return {
         "variant": cut(result.variant),
         "format": cut(result.format),
@@ -58,12 +55,7 @@ def row_of(result: Result, scale: Scale, shown: Sequence[str], judged: str, diag
         "gate": judged,
         "reason": cut(result.reason, SENTENCE),
         "cells": [_cell(measurements.get(name)) for name in shown],
-        "accuracy": _accuracy(measurements, scale),
-        "size": _point(measurements.get("size_bytes")),
-        "latency": _point(measurements.get(latency)),
-        "memory": _point(measurements.get(memory)),
-        "flash": _point(measurements.get(flash)),
-        "estimated": latency != LATENCIES[0],
+        **charted(measurements, scale),
         "spread": _spread(measurements),
         "hops": [
             {
@@ -87,6 +79,21 @@ def row_of(result: Result, scale: Scale, shown: Sequence[str], judged: str, diag
         "diagnose": cut(diagnose, SENTENCE) if any(not hop.lossless for hop in result.hops) else "",
         "notes": [cut(note, SENTENCE) for note in result.notes],
         "facts": _facts(result, base),
+    }
+
+
+def charted(measurements: Measurements, scale: Scale) -> Data:
+    """What the charts show of a result."""
+    latency, memory, flash = (
+        next((name for name in names if name in measurements), "") for names in (LATENCIES, MEMORIES, FLASHES)
+    )
+    return {
+        "accuracy": _accuracy(measurements, scale),
+        "size": _point(measurements.get("size_bytes")),
+        "latency": _point(measurements.get(latency)),
+        "memory": _point(measurements.get(memory)),
+        "flash": _point(measurements.get(flash)),
+        "estimated": latency != LATENCIES[0],
     }
 
 
@@ -114,8 +121,8 @@ def _point(measurement: Measurement | None) -> Data | None:
 def _accuracy(measurements: dict[str, Measurement], scale: Scale) -> Data | None:
     """The accuracy, with the interval of its paired difference from the original model, if that is known.
 
-    The charts compare artifacts with the original model on the same samples: the interval of a value by itself
-    is wider than what can be told apart.
+    The charts compare artifacts with the original model on the same samples: the interval of a value by
+    itself is wider than the differences that can be seen.
     """
     point = _point(measurements.get(scale.metric or "agreement"))
     drop = measurements.get(f"{scale.metric}_drop")
