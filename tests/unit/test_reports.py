@@ -4,17 +4,20 @@ import csv
 import io
 import subprocess
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
-from edgeopt.cli.optimize import read_report
+from edgeopt.cli import app
+from edgeopt.cli.report import read_report
 from edgeopt.cli.screen.github import report_to_github
 from edgeopt.errors import UsageError
 from edgeopt.reports import RENDERERS, render, write_report
-from edgeopt.results import Artifact, Report, Result, Run, Verdict
+from edgeopt.results import Artifact, Report, Result, Run, Verdict, recommend
 
 HOSTILE = "<script>alert('x')</script> & \x00\x1b[31m ]]> =1+1"
 RUN = Run(started="2026-01-01T00:00:00+00:00", seconds=1.5, command="edgeopt optimize r.yaml", edgeopt="0")
@@ -134,6 +137,57 @@ def test_a_report_that_was_cut_off_is_refused(report: Report, tmp_path: Path, sh
         assert found.returncode == 2
     with pytest.raises(UsageError, match="is not a complete report"):
         read_report(tmp_path)
+
+
+def opened(
+    monkeypatch: pytest.MonkeyPatch, *words: object, browser: bool = True
+) -> tuple[int, str, list[str]]:
+    """Exit code, output and opened addresses of ``edgeopt report``, with a browser or without."""
+    found: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: found.append(address) or browser)
+    done = CliRunner().invoke(app, ["report", *map(str, words)])
+    text = done.output + (str(done.exception) if isinstance(done.exception, UsageError) else "")
+    return done.exit_code, text, found
+
+
+def test_the_page_is_opened_and_its_path_printed(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(report, tmp_path / "run")
+    page = tmp_path / "run" / "report.html"
+    monkeypatch.setenv("DISPLAY", ":0")
+    for run in (tmp_path / "run", tmp_path / "run" / "report.json"):
+        assert opened(monkeypatch, run, "--open") == (0, f"{page}\n", [page.as_uri()])
+    index = tmp_path / "index.html"
+    assert opened(monkeypatch, "--index", tmp_path, "--open") == (0, f"{index}\n", [index.as_uri()])
+    told = f"{page}\nno browser was found: open the file above yourself\n"
+    assert opened(monkeypatch, tmp_path / "run", "--open", browser=False)[:2] == (0, told)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert opened(monkeypatch, tmp_path / "run", "--open") == (0, told, [])
+
+
+def test_a_page_that_cannot_be_opened_is_a_message(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.json").write_text(render(report, "json"))
+    _, text, found = opened(monkeypatch, tmp_path, "--open")
+    assert "report.html does not exist" in text
+    assert f"--format html > {tmp_path / 'report.html'}" in text
+    _, text, _ = opened(monkeypatch, tmp_path, "--open", "--format", "md")
+    assert "give only one of them" in text
+    assert found == []
+
+
+def test_a_notebook_shows_what_to_ship_and_the_tables(report: Report) -> None:
+    judged = report.model_copy(update={"recommended": recommend(report.results, report.gates)})
+    shown = judged.model_copy(update={"folder": Path("runs/kws")})._repr_html_()
+    assert "ship nothing on host: int8.tflite is nearest" in shown
+    assert "<td>int8</td><td>tflite</td><td>ok</td><td>90.00 %</td><td>1,000 B</td>" in shown
+    assert "<code>runs/kws/report.html</code>" in shown
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
 
 
 def test_github_gets_a_summary_and_annotations(

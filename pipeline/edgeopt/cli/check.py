@@ -34,7 +34,7 @@ def write(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = BASELINE,
 ) -> None:
     """Write the results of a run to a baseline file, to commit and to compare later runs with."""
-    from edgeopt.cli.optimize import read_report
+    from edgeopt.cli.report import read_report
     from edgeopt.evaluation.baseline import baseline_of, write_baseline
 
     baseline = baseline_of(read_report(run))
@@ -201,7 +201,7 @@ def _report(
     store: Path | None,
 ) -> "Report":
     """The report of an existing run, or of a recipe run now."""
-    from edgeopt.cli.optimize import read_report
+    from edgeopt.cli.report import read_report
 
     path = Path(target)
     if os.path.isdir(path) or path.suffix == ".json":

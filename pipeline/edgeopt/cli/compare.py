@@ -12,7 +12,7 @@ from edgeopt.cli.options import AsJson
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN_A RUN_B [RUN_C…]", help="Folders of runs, or their report.json."),
+        typer.Argument(metavar="RUN_A RUN_B...", help="Folders of runs, or their report.json."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the comparison to this file, as a page.")
@@ -29,7 +29,7 @@ def compare(
     """
     import json
 
-    from edgeopt.cli.optimize import read_report
+    from edgeopt.cli.report import read_report
     from edgeopt.cli.screen.comparison import show_comparison
     from edgeopt.config.files import write_text, writing
     from edgeopt.reports.comparison import Compared, as_data

@@ -1,8 +1,8 @@
-"""``optimize``, ``plan`` and ``report``: run a recipe, show its plan, show its report."""
+"""``optimize`` and ``plan``: run a recipe, show its plan."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from edgeopt.cli.options import (
     Variants,
     folders,
 )
-
-if TYPE_CHECKING:
-    from edgeopt.results import Report
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -124,49 +121,8 @@ def plan(
     raise typer.Exit(2 if planned.impossible else 0)
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or its report.json.")] = Path(
-        "artifacts/runs/latest"
-    ),
-    format: Annotated[str, typer.Option("--format", help="table, md, html, json, junit or csv.")] = "table",
-    index: Annotated[
-        Path | None,
-        typer.Option("--index", help="Write an overview page of all runs in this folder instead."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="File of the overview page (default: index.html in that folder)."),
-    ] = None,
-) -> None:
-    """Show the report of an earlier run, or write the overview page of a folder of runs.
-
-    'edgeopt optimize' updates artifacts/runs/index.html itself; --index is for runs in other folders, such
-    as those copied from CI.
-    """
-    from edgeopt.cli.screen.tables import show_report
-    from edgeopt.errors import UsageError
-    from edgeopt.reports import RENDERERS, render
-
-    if index is not None:
-        from edgeopt.reports.index import write_index
-
-        typer.echo(write_index(index, out))
-        return
-    if out is not None:
-        raise UsageError(
-            "--out requires --index", fix="redirect stdout: edgeopt report RUN --format html > FILE"
-        )
-    shown = read_report(run)
-    if format == "table":
-        show_report(shown)
-    elif format in RENDERERS:
-        typer.echo(render(shown, format).encode(), nl=False)
-    else:
-        raise UsageError(f"no report format {format!r}", fix=f"choose table, {', '.join(RENDERERS)}")
-
-
-def read_report(run: Path) -> "Report":
-    """Read the report of a run from its folder or file.
+def shapes_of(texts: list[str] | None) -> list[tuple[int, ...]]:
+    """The shapes that ``--shape`` gives.
 
     Raises:
         UsageError: the file is missing, or is not a report of this version.

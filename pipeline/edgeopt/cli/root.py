@@ -20,6 +20,7 @@ from edgeopt.cli import (
     optimize,
     parity,
     profile,
+    report,
     schema,
     slim,
 )
@@ -47,7 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": optimize.plan,
     "profile": profile.profile,
     "init": init.init,
-    "report": optimize.report,
+    "report": report.report,
     "doctor": doctor.doctor,
     "schema": schema.schema,
     "slim": slim.slim,

@@ -1,5 +1,6 @@
 """The results of a run. ``Report`` defines the schema of ``report.json``."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -283,6 +284,11 @@ class Report(Value):
             }
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows. Renderers are a layer above: this one is looked up when it is needed."""
+        html: str = import_module("edgeopt.reports.notebook").render(self)
+        return html
+
     def devices(self) -> list[str]:
         """Names of the devices, in the order of the recipe."""
         return list(dict.fromkeys(result.device for result in self.results))
@@ -300,7 +306,7 @@ EMULATED = "latency: emulated, not measured"
 
 
 class Event(Value):
-    """A progress event of one step."""
+    """A progress event of one step; without a branch, a message about the whole run."""
 
     branch: str
     step: str

@@ -65,7 +65,7 @@ def push(
     One bundle per artifact and device: the model, its input contract, golden vectors, the firmware kit and
     the provenance. An interrupted upload resumes where it stopped.
     """
-    from edgeopt.cli.optimize import read_report
+    from edgeopt.cli.report import read_report
     from edgeopt.cli.screen.transfers import Transfer
     from edgeopt.config.text import as_name
     from edgeopt.errors import UsageError
