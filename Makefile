@@ -10,7 +10,7 @@ READY := $(VENV)/.installed
 DEMOS := digits-keras digits-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint unit test install docs clean
+.PHONY: help demo check lint unit test install docs site release clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -53,6 +53,15 @@ test: lint  ## lint, then all tests
 
 docs: $(READY)  ## regenerate the JSON Schemas and the generated parts of docs/
 	$(BIN)/python docs/generate.py
+
+site: $(READY)  ## build the documentation as a site in build/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open it with: $(BIN)/python -m http.server --directory build/site"
+
+release: $(READY)  ## build wheel and source distribution in dist/, and check them in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+	EDGEOPT_DIST=dist $(BIN)/python -m pytest -q tests/integration/test_pull.py
 
 clean:  ## remove the environment and the caches, but not artifacts/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -52,7 +52,7 @@ FORMAT_NAMES = {
 def documents() -> dict[Path, str]:
     """The expected text of each file with generated parts."""
     expected = {schemas.shipped_file(name): schemas.text(name) for name in schemas.NAMES}
-    for path in (*sorted(HERE.glob("*.md")), HERE.parent / "CONTRIBUTING.md"):
+    for path in (*sorted(HERE.rglob("*.md")), HERE.parent / "CONTRIBUTING.md"):
         text = path.read_text("utf-8")
         if MARK.search(text):
             expected[path] = MARK.sub(lambda m: f"{m[1]}\n{_part(m[2]).strip()}\n\n{m[3]}", text)
@@ -77,7 +77,16 @@ def _part(name: str) -> str:
         "extras": lambda: extras(),
         "hops": lambda: hops(),
         "rooms": lambda: rooms(),
+        "decisions": lambda: decisions(),
     }[kind]()
+
+
+def decisions() -> str:
+    """Every decision record by its title."""
+    titles = {
+        path.name: path.read_text("utf-8").partition("\n")[0] for path in sorted((HERE / "adr").glob("0*.md"))
+    }
+    return "\n".join(f"- [{title.removeprefix('# ')}]({name})" for name, title in titles.items())
 
 
 # The rooms, from the import contract
