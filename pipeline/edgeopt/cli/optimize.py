@@ -119,28 +119,3 @@ def plan(
     else:
         show_plan(planned, builds)
     raise typer.Exit(2 if planned.impossible else 0)
-
-
-def shapes_of(texts: list[str] | None) -> list[tuple[int, ...]]:
-    """The shapes that ``--shape`` gives.
-
-    Raises:
-        UsageError: the file is missing, or is not a report of this version.
-    """
-    from pydantic import ValidationError
-
-    from edgeopt.config.files import regular
-    from edgeopt.errors import UsageError
-    from edgeopt.results import Report
-
-    path = run / "report.json" if os.path.isdir(run) else run
-    try:
-        return Report.model_validate_json(regular(path).read_bytes())
-    except OSError as error:
-        raise UsageError(f"no report in {run}: {error.strerror}", fix="give the folder of a run") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(
-            f"{path} is not a complete report: {'.'.join(map(str, first['loc']))} {first['msg'].lower()}",
-            fix="run edgeopt optimize again",
-        ) from error
