@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -103,6 +104,12 @@ class Device(Settings):
     )
     connection: Annotated[str | dict[str, Any], AfterValidator(_connection)] = Field(
         "local", description="connection: a name, or {uses: name, with: {options}}"
+    )
+    machine: str | None = Field(
+        None,
+        min_length=1,
+        description="name of the machine that the device is: devices of one machine are measured one after "
+        "the other, different machines in parallel; default from the connection",
     )
     runtimes: Annotated[
         dict[str, str], BeforeValidator(_default_runtimes), AfterValidator(_known_runtimes)
@@ -279,6 +286,18 @@ def _inherited(base: object) -> dict[str, Any]:
     assert isinstance(document, dict)  # shipped
     merged = _inherited(document.get("base")) | document
     return {key: value for key, value in merged.items() if key not in OWN_KEYS}
+
+
+def machine_of(device: Device) -> str:
+    """The machine that a device is, '' if it is timed on this one; see `Connection.machine`.
+
+    An emulated device is a machine of its own: its latency, which others would disturb, is not measured.
+    """
+    machine = device.machine
+    if machine is None and not device.emulated:
+        with suppress(UsageError):  # a connection that is none: it fails when it is opened
+            machine = connection_of(device).machine()
+    return f"device {device.name}" if machine is None else machine
 
 
 def connection_parts(device: Device) -> tuple[str, dict[str, Any]]:

@@ -18,6 +18,8 @@ class Connection(Plugin):
     """
 
     plugin_kind: ClassVar[Kind] = "connections"
+    elsewhere: ClassVar[bool] = False
+    """Whether the device is another machine, whose state is unknown until it is reached."""
 
     @abstractmethod
     def open(self) -> "Link":
@@ -26,6 +28,21 @@ class Connection(Plugin):
         Raises:
             DeviceError: the device is unreachable; the error contains a fix.
         """
+
+    def check_local(self) -> None:
+        """Check what this machine needs to open the connection, without opening it.
+
+        Raises:
+            DeviceError: something is missing; the error contains a fix.
+        """
+
+    def machine(self) -> str | None:
+        """What identifies the machine: jobs of devices on the same one run one after the other.
+
+        Empty for this machine, where latencies are measured while nothing else runs; None if each device is
+        a machine of its own.
+        """
+        return None
 
     def programs(self) -> list[str]:
         """The programs of this machine that its options name: reported if nobody named the device file."""

@@ -1,17 +1,20 @@
 """Measures every artifact on every device of its branch, and the source model on the host.
 
-Starts after all builds have finished and runs one job at a time, so that latencies are not disturbed.
+Starts after all builds have finished. Different machines are measured in parallel, each with one job at a
+time, and this one after all others, so that latencies are not disturbed.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import HOST, Device, load_device
+from edgeopt.devices.device import HOST, Device, load_device, machine_of
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.model import Model
 from edgeopt.plugin import Labels
@@ -21,6 +24,7 @@ from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import check_labels
 from edgeopt.run.protocol import Probe
+from edgeopt.run.queues import run_queues
 from edgeopt.run.store import Store
 
 PROBE_SAMPLES = 64
@@ -139,8 +143,12 @@ class _Session:
         # The source model and the intermediate steps always run on the host.
         devices.setdefault(HOST, load_device(HOST, device_folders))
         self.benches = {
-            name: Bench(device, agent, store, recipe.model.trust).open() for name, device in devices.items()
+            name: Bench(device, agent, store, recipe.model.trust) for name, device in devices.items()
         }
+        self.machines = {name: machine_of(device) for name, device in devices.items()}
+        self.finals: dict[tuple[str, str], Outcome] = {}
+        self._watching = threading.Lock()
+        run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
 
     def run(self, builds: Sequence[Built]) -> Measured:
         host = self.benches[HOST]
@@ -156,20 +164,19 @@ class _Session:
         floats = {
             b.branch.format: self.plan.latest(b) for b in builds if b.branch.variant == "float" and b.complete
         }
-        finals: dict[tuple[str, str], Outcome] = {}
+        complete = [built for built in builds if built.complete]
+        jobs = [
+            (device.name, partial(self._measure, built, device, floats.get(built.branch.format)))
+            for built in complete
+            for device in built.branch.devices
+        ]
+        run_queues(self._by_machine((name, job) for name, job in jobs if self.machines[name]))
         step_outputs: dict[str, tuple[StepOutputs, ...]] = {}
-        for built in builds:
-            if not built.complete:
-                continue
-            artifact = self.plan.latest(built)
+        for built in complete:
             for device in built.branch.devices:
-                baseline = floats.get(built.branch.format) if built.branch.variant != "float" else None
-                self._emit(built.branch.name, device.name, "started")
-                outcome = self._artifact(artifact, device, baseline)
-                status = "failed" if outcome.error else "cached" if outcome.cached else "done"
-                self._emit(built.branch.name, device.name, status, outcome.error)
-                finals[built.branch.name, device.name] = outcome
-            step_outputs[built.branch.name] = self._step_outputs(built, source, source_outcome, finals)
+                if not self.machines[device.name]:
+                    self._measure(built, device, floats.get(built.branch.format))
+            step_outputs[built.branch.name] = self._step_outputs(built, source, source_outcome)
         has_labels = self.plan.recipe.evaluation is not None and not source_outcome.error
         labels = self.evaluation.labels(source.inputs) if has_labels else None
         return Measured(
@@ -177,12 +184,31 @@ class _Session:
             source_model=source,
             labels=labels,
             samples=0 if source_outcome.error else len(source_outcome.outputs[0]),
-            finals=finals,
+            finals=self.finals,
             step_outputs=step_outputs,
             probes={name: bench.probe for name, bench in self.benches.items() if bench.probe is not None},
             evaluation_digest=self.evaluation.digest,
             random=self.evaluation.dataset is None,
         )
+
+    def _by_machine(
+        self, jobs: Iterable[tuple[str, Callable[[], object]]]
+    ) -> list[list[Callable[[], object]]]:
+        """Jobs, each with the name of its device, in a queue for each machine."""
+        queues: dict[str, list[Callable[[], object]]] = {}
+        for device, job in jobs:
+            queues.setdefault(self.machines[device], []).append(job)
+        return list(queues.values())
+
+    def _measure(self, built: Built, device: Device, baseline: Model | None) -> None:
+        """Run an artifact on a device, timed beside ``baseline`` unless it is that."""
+        branch = built.branch
+        self._emit(branch.name, device.name, "started")
+        artifact = self.plan.latest(built)
+        outcome = self._artifact(artifact, device, baseline if branch.variant != "float" else None)
+        status = "failed" if outcome.error else "cached" if outcome.cached else "done"
+        self._emit(branch.name, device.name, status, outcome.error)
+        self.finals[branch.name, device.name] = outcome
 
     def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
         """Run an artifact, unless lint finds errors, which then become the outcome's error."""
@@ -207,9 +233,7 @@ class _Session:
                 return built.steps[0].model
         return self.plan.source
 
-    def _step_outputs(
-        self, built: Built, source: Model, source_outcome: Outcome, finals: Mapping[tuple[str, str], Outcome]
-    ) -> tuple[StepOutputs, ...]:
+    def _step_outputs(self, built: Built, source: Model, source_outcome: Outcome) -> tuple[StepOutputs, ...]:
         """Outputs after every step of a branch that a runtime of the host supports."""
         host = self.benches[HOST]
         outputs = [StepOutputs("source", source.format, True, source_outcome)]
@@ -227,7 +251,7 @@ class _Session:
                 outputs.append(StepOutputs(name, model.format, lossless, as_written, trained))
                 name = ""
             for device in built.branch.devices:
-                final = finals[built.branch.name, device.name]
+                final = self.finals[built.branch.name, device.name]
                 if not final.outputs and not final.error:
                     continue  # only compiled: no outputs to compare
                 if name:
@@ -239,4 +263,5 @@ class _Session:
         return tuple(outputs)
 
     def _emit(self, branch: str, device: str, status: Any, message: str = "") -> None:
-        self.watch(Event(branch=branch, step=measure_step(device), status=status, message=message))
+        with self._watching:
+            self.watch(Event(branch=branch, step=measure_step(device), status=status, message=message))

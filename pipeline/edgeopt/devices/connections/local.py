@@ -38,6 +38,14 @@ class Local(Connection):
         own = self.python is None and self.environment is None
         return LocalLink([self._interpreter()], own_environment() if own else foreign_environment())
 
+    def check_local(self) -> None:
+        """Look for the interpreter or the environment; raises as ``open``."""
+        self._interpreter()
+
+    def machine(self) -> str:
+        """This machine."""
+        return ""
+
     def programs(self) -> list[str]:
         """The interpreter, if the option names one."""
         return [] if self.python is None else [self.python]

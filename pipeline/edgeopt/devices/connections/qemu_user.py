@@ -30,6 +30,14 @@ class QemuUser(Connection):
         sysroot = find_sysroot(self.environment)
         return LocalLink(sysroot.command, foreign_environment() | sysroot.environment(self.cpu))
 
+    def check_local(self) -> None:
+        """Look for the system and the emulator; raises as ``open``."""
+        find_sysroot(self.environment)
+
+    def machine(self) -> str:
+        """This machine."""
+        return ""
+
     def setup(self, requirements: Sequence[str], say: Callable[[str], None]) -> None:
         """Download and unpack the system and its wheels; this machine is not changed.
 

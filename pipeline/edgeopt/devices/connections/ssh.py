@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from pydantic import Field
 
@@ -68,6 +68,8 @@ class Ssh(Connection):
     Everything uses one connection. Host keys are always verified, and ssh never prompts.
     """
 
+    elsewhere: ClassVar[bool] = True
+
     host: str = Field(pattern=NAME, description="name, address, or a Host of ~/.ssh/config")
     user: str | None = Field(default=None, pattern=USER, description="user name; default from ssh_config")
     port: int | None = Field(default=None, ge=1, le=65535, description="port; default from ssh_config")
@@ -80,6 +82,10 @@ class Ssh(Connection):
         default=None, description="parent of the job folders; default: the device's temporary folder"
     )
     connect_timeout: int = Field(default=10, ge=1, le=3600, description="seconds to wait for a connection")
+
+    def machine(self) -> str:
+        """The host and its port."""
+        return f"ssh {self.host}:{self.port or 22}"
 
     def open(self) -> Link:
         """Connect, and create a job folder that lasts as long as the connection.
