@@ -165,14 +165,3 @@ def test_a_keyword_model_gets_to_a_board(
     vectors = {file.stem: np.load(file) for file in (folder / "golden").glob("*.npy")}
     assert vectors["input_0"].dtype == np.int8 and len(vectors["input_0"]) == 8
     assert (vectors["output_0"].argmax(axis=1) == vectors["label"]).mean() >= 0.75
-
-
-def test_what_was_published_is_built_again_the_same(store: Path, tmp_path: Path) -> None:
-    """Real models: test_reproduce.py."""
-    only = ["--set", "formats=[tflite]", "--set", "devices=[host]", "--set", "gates=[]"]
-    run = tmp_path / "run"
-    edgeopt("optimize", "digits-keras", *only, "--store", store, "--out", run, cwd=tmp_path)
-    shelf = ["--library", tmp_path / "library"]
-    edgeopt("artifacts", "push", run, "--name", "it", "--version", "1", *shelf, cwd=tmp_path)
-    said = edgeopt("artifacts", "reproduce", "it@1", *shelf, cwd=tmp_path)  # in a new, empty store
-    assert "same" in said, said
