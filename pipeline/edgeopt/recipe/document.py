@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ from edgeopt.model import Preprocess, Preprocessing, TensorSpec
 from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, Head, NamedMetric, Stage
 from edgeopt.plugin.contents import Source
 from edgeopt.results import LIMITS, Gate, Preference
+
+if TYPE_CHECKING:
+    from edgeopt.recipe.searching import Search
 
 VERSION = 1
 MONTH = 31.0 * 24 * 60
@@ -316,6 +319,8 @@ class Variant(NamedTuple):
     name: str
     intents: tuple[Intent, ...] = ()
     stages: tuple[Stage, ...] | None = None
+    search: "Search | None" = None
+    """Set if the variant is yet to be found by searching."""
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,8 @@ def _branch(
     def impossible(reason: str, fix: str) -> Impossible:
         return Impossible(variant.name, target, reason, fix)
 
+    if variant.search is not None:
+        return impossible("it is yet to be found", f"edgeopt search {recipe.file} --variant {variant.name}")
     try:
         if variant.stages is not None:
             stages: tuple[Stage, ...] | None = _complete_chain(variant.stages, source, target, recipe)

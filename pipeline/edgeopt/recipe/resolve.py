@@ -35,6 +35,7 @@ from edgeopt.recipe.document import (
 )
 from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
+from edgeopt.recipe.searching import Search, SearchPart, refused_objectives
 from edgeopt.recipe.selection import EVERYTHING, Selection, declared, narrow_gates
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
@@ -103,6 +104,19 @@ def load_recipe(
     return replace(_Resolver(path, data, positions, roots, device_folders).recipe(), notes=tuple(notes))
 
 
+def variant_of(recipe: Recipe, name: str, body: Mapping[str, Any]) -> Variant:
+    """A further variant for a recipe, from its options as in ``optimize``.
+
+    Raises:
+        RecipeError: the options are invalid.
+    """
+    resolver = _Resolver(recipe.file, {}, {}, (), ())
+    variant = resolver._variant(name, body)
+    if resolver.problems:
+        raise resolver.problems.error()
+    return variant
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
@@ -162,8 +176,12 @@ class _Resolver:
             variants = (Variant("float"), *variants)
         for index, name in enumerate(document.formats):
             self._format(name, index)
-        gates = [self._gate(gate, i, document, variants, metrics) for i, gate in enumerate(document.gates)]
-        self._contradictions(gates)
+        variants = tuple(self._searched(variant, document, metrics) for variant in variants)
+        gates = [
+            self._gate(gate, ("gates", i), document, variants, metrics)
+            for i, gate in enumerate(document.gates)
+        ]
+        self._contradictions(gates, ("gates",))
         datasets = {
             part: self._plugin(Dataset, use, ("data", part))
             for part in ("calibration", "evaluation", "train", "validation")
@@ -266,11 +284,37 @@ class _Resolver:
             self.problems.add(
                 loc, "'float' is the unmodified baseline and takes no options; rename the variant"
             )
+        if "search" in body:
+            if len(body) > 1:
+                self.problems.add(loc, "a variant that is searched has no other keys: fix them with 'over'")
+            return Variant(name, search=self._search(body["search"], (*loc, "search")))
         if "stages" in body:
             if len(body) > 1:
                 self.problems.add(loc, "a variant has either stages or intents, not both")
             return Variant(name, stages=self._stages(body["stages"], (*loc, "stages")))
         return Variant(name, tuple(self._intents(body, loc)))
+
+    def _search(self, value: object, loc: Loc) -> Search | None:
+        """A search, without its limits: they refer to metrics."""
+        try:
+            return Search((), SearchPart.model_validate(value or {}))
+        except ValidationError as error:
+            self.problems.refused(error, loc, SearchPart)
+            return None
+
+    def _searched(self, variant: Variant, document: Document, metrics: Sequence[NamedMetric]) -> Variant:
+        """A variant with the limits of its search, if it has one."""
+        if variant.search is None:
+            return variant
+        part, loc = variant.search.part, ("optimize", variant.name, "search")
+        for index, reason in refused_objectives(part, [metric.name for metric in metrics]).items():
+            self.problems.add((*loc, "minimize", index), reason)
+        limits = tuple(
+            self._gate(gate, (*loc, "under", index), document, (variant,), metrics)
+            for index, gate in enumerate(part.under)
+        )
+        self._contradictions(limits, (*loc, "under"))
+        return variant._replace(search=Search(limits, part))
 
     def _stages(self, value: object, loc: Loc) -> tuple[Stage, ...]:
         if not isinstance(value, list):
@@ -299,7 +343,9 @@ class _Resolver:
         for name, value in body.items():
             base = (*loc, name)
             if name not in schemes:
-                self.problems.add(base, f"unknown intent {name!r}{nearest(name, [*schemes, 'stages'])}")
+                self.problems.add(
+                    base, f"unknown intent {name!r}{nearest(name, [*schemes, 'stages', 'search'])}"
+                )
                 continue
             if isinstance(value, bool):
                 if name not in by_default and (not value or len(schemes[name]) > 1):
@@ -347,12 +393,11 @@ class _Resolver:
     def _gate(
         self,
         gate: GatePart,
-        index: int,
+        loc: Loc,
         document: Document,
         variants: tuple[Variant, ...],
         metrics: Sequence[NamedMetric],
     ) -> Gate:
-        loc: Loc = ("gates", index)
         names = [metric.name for metric in metrics]
         of_set = [name for name, metric, _ in metrics if metric.of_set]
         worst = [f"{name}_worst_class_drop" for name in names if name not in (*ALWAYS, *of_set)]
@@ -405,8 +450,8 @@ class _Resolver:
                 self.problems.add((*loc, "classes"), f"no class {name!r}{hint}")
         return Gate(**gate.model_dump(exclude=set(LIMITS)), **limits)
 
-    def _contradictions(self, gates: Sequence[Gate]) -> None:
-        """Report pairs of gates that no artifact can pass."""
+    def _contradictions(self, gates: Sequence[Gate], loc: Loc) -> None:
+        """Report pairs of gates that no artifact can pass; ``loc`` is the place of their list."""
         for index, gate in enumerate(gates):
             for other in gates[:index]:
                 same = (gate.metric, gate.filters, gate.classes, gate.output) == (
@@ -419,7 +464,7 @@ class _Resolver:
                 high = min((g.max for g in (gate, other) if g.max is not None), default=None)
                 if same and low is not None and high is not None and low > high:
                     self.problems.add(
-                        ("gates", index), f"contradicts the gate '{other}': no artifact can pass both"
+                        (*loc, index), f"contradicts the gate '{other}': no artifact can pass both"
                     )
 
     def _device(self, name: str, loc: Loc) -> Device | None:

@@ -44,14 +44,19 @@ class _Job:
     shown_at: float = 0.0
 
 
-def build(plan: Plan, store: Store, watch: Callable[[Event], None]) -> list[Built]:
+def build(
+    plan: Plan, store: Store, watch: Callable[[Event], None], executor: Executor | None = None
+) -> list[Built]:
     """Build every branch of a plan; ``failure`` of a failed branch is the reason.
+
+    With an ``executor``, its workers are used and stay open: a search builds many small plans.
 
     Raises:
         StoreError: the store is not writable.
     """
     with ExitStack() as cleanup:
-        executor = cleanup.enter_context(LocalExecutor(plan.recipe.limits.stage_memory))
+        if executor is None:
+            executor = cleanup.enter_context(LocalExecutor(plan.recipe.limits.stage_memory))
         return _Builder(plan, store, watch, cleanup, executor).run()
 
 
