@@ -162,6 +162,23 @@ def test_every_module_imports_without_a_framework(agent: Path) -> None:
     }
 
 
+def test_layers_that_a_later_one_overwrote_are_told(inside: Any) -> None:
+    logits, others = np.zeros(4, np.int8), np.zeros(4, np.int8)
+    memory = {0: others, 1: logits, 2: logits.reshape(2, 2), 3: logits, 4: np.zeros(4, np.float32)}
+
+    class Model:
+        def tensor(self, index: int) -> Any:
+            if index not in memory:
+                raise ValueError("Tensor data is null")
+            return lambda: memory[index]
+
+    chain = [("CONV_2D", 0), ("FULLY_CONNECTED", 1), ("RESHAPE", 2), ("CUSTOM", 9)]
+    found = inside("tflite")._overwritten
+    assert found(Model(), chain) == set()
+    # The reshaped logits are gone, and what they were reshaped from.
+    assert found(Model(), [*chain, ("SOFTMAX", 3), ("DEQUANTIZE", 4)]) == {1, 2}
+
+
 def test_probe_tells_versions_without_importing_frameworks(agent: Path) -> None:
     done = subprocess.run([sys.executable, agent, "probe"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

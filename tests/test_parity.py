@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeopt.cli import main
-from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity
+from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity, steps_in_front
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference
 from edgeopt.run.outcome import Outcome
@@ -90,6 +90,28 @@ def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
     inside = ends_with("DEQUANTIZE", [1, 2], [3, 5], [5, 9])
     layer, _ = first_layer({"x": one, "y": inside})
     assert layer is not None and layer.name == "b"
+
+
+def test_steps_are_counted_in_front_of_a_softmax_that_magnifies_them() -> None:
+    def ends_with(*operators: str, values: list[list[int]]) -> Outcome:
+        made = layers(*values)
+        for info, operator in zip(made.layer_infos, operators, strict=True):
+            info["operator"] = operator
+        return made
+
+    casts, magnifying = {"DEQUANTIZE"}, {"SOFTMAX"}
+    kinds = ("FULLY_CONNECTED", "SOFTMAX", "DEQUANTIZE")
+    one = ends_with(*kinds, values=[[1, 2], [3, 4], [5, 6]])
+    other = ends_with(*kinds, values=[[1, 6], [3, 100], [5, 100]])
+    assert steps_in_front({"x": one, "y": other}, casts, magnifying) == (4, "SOFTMAX")
+    assert steps_in_front({"x": one, "y": one}, casts, magnifying) == (0, "SOFTMAX")
+    assert steps_in_front({"x": one, "y": other}, casts, {"LOGISTIC"}) is None
+    # The layer in front of it is hidden, or of another kind; a side that returns no layers has none.
+    short = ends_with("SOFTMAX", "DEQUANTIZE", values=[[3, 4], [5, 6]])
+    assert steps_in_front({"x": short, "y": short}, casts, magnifying) is None
+    wide = ends_with(*kinds, values=[[1, 2, 3], [3, 4], [5, 6]])
+    assert steps_in_front({"x": wide, "y": wide}, casts, magnifying) is None
+    assert steps_in_front({"x": one, "y": Outcome("r")}, casts, magnifying) is None
 
 
 @pytest.fixture

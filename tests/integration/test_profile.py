@@ -156,3 +156,8 @@ def test_the_older_runtime_in_its_own_environment(real_data: Path) -> None:
     assert measurements(out)["top1"] == pytest.approx(0.890, abs=0.005)
     (environment,) = json.loads(out)["environment"].values()
     assert environment["numpy"].startswith("1.")
+    # In front of the softmax, which turned two steps into 22 where this was written.
+    devices = ["--device", "host", "--device", "host-tflite-runtime"]
+    compared = [*EDGEOPT, "parity", str(file), *devices, "--data", str(data), "--json"]
+    told = subprocess.run(compared, capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout)["devices"][1]["max_steps"] <= 8

@@ -68,6 +68,7 @@ def parity(
                 layer = f"{row.layer.index}: {row.layer.operator} {name} ({error})"
             cells = [row.differing, row.max_steps, row.max_error, row.flips]
             shown = [_number(cell) for cell in cells]
+            shown[1] += f" before {row.steps_before}" if row.steps_before else ""
             table.add_row(row.device, row.runtime, *shown, Text(row.reason or layer))
         console().print(table)
     if any(row.status != "ok" for row in others):

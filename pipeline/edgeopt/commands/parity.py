@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, Tenso
 from edgeopt.plugin import Dataset, Format
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.outcome import Outcome
+from edgeopt.run.protocol import LayerInfo
 from edgeopt.run.store import Store
 
 FLOAT_NOISE = 1e-5
@@ -54,7 +55,14 @@ class DeviceParity(_Frozen):
     reason: str = ""
     differing: int | None = Field(None, description="samples with any difference")
     max_error: float | None = None
-    max_steps: int | None = Field(None, description="largest difference of an output in quantization steps")
+    max_steps: int | None = Field(
+        None, description="largest difference of an output in quantization steps; see steps_before"
+    )
+    steps_before: str = Field(
+        "",
+        description="the final operator in front of which the steps are counted, on the samples that differ "
+        "most, because it turns one step of its input into many; empty: they are those of the output",
+    )
     flips: int | None = Field(None, description="samples with another top-1 class")
     layer: LayerDifference | None = None
     layer_note: str = ""
@@ -168,19 +176,22 @@ def _row(
         outputs = difference(reference.outputs, outcome.outputs, reference.output_scales)
     except UsageError as error:
         return DeviceParity(status="failed", reason=error.message, **common)
-    layer, note = None, ""
+    layer, note, steps, before = None, "", outputs.max_steps, ""
     if outputs.differing:
         sides = {
             side.device.name: side.run(model, evaluation, layers=outputs.worst) for side in (first, bench)
         }
         kind = format_named(model.format)
         layer, note = first_layer(sides, kind.casts)
+        if steps is not None and len(outcome.outputs) == 1:
+            steps, before = steps_in_front(sides, kind.casts, kind.magnifying) or (steps, "")
         if layer is not None:
             layer = layer.model_copy(update={"name": _name(layer, model, kind)})
     return DeviceParity(
         differing=outputs.differing,
         max_error=outputs.max_error,
-        max_steps=outputs.max_steps,
+        max_steps=steps,
+        steps_before=before,
         flips=outputs.flips,
         layer=layer,
         layer_note=note,
@@ -209,14 +220,8 @@ def first_layer(
     if opaque:
         return None, f"{' and '.join(opaque)} cannot return layer outputs"
     one, other = sides.values()
-    positions = {key: index for index, key in enumerate(_keys(other))}
     compared = 0
-    for index, (info, key) in enumerate(zip(one.layer_infos, _keys(one), strict=True)):
-        if key not in positions:
-            continue  # fused into another operator by the other runtime
-        values, others = one.layers[index], other.layers[positions[key]]
-        if values.shape != others.shape or values.dtype != others.dtype:
-            continue
+    for index, info, values, others in _aligned(one, other):
         compared += 1
         largest = layer_difference(values, others)
         if largest is not None:
@@ -233,6 +238,33 @@ def first_layer(
         None,
         "no layer differs by more than float rounding; kernels may differ when layer outputs are kept",
     )
+
+
+def steps_in_front(
+    sides: Mapping[str, Outcome], casts: Collection[str], magnifying: Collection[str]
+) -> tuple[int, str] | None:
+    """The largest difference in steps in front of a final ``magnifying`` operator, and that operator.
+
+    None if the last operator, apart from ``casts``, is another, or the layer in front of it is unknown.
+    """
+    aligned = [layer for layer in _aligned(*sides.values()) if layer[1]["operator"] not in casts]
+    if len(aligned) < 2 or aligned[-1][1]["operator"] not in magnifying:
+        return None
+    *_, (place, _, values, others), (end, last, outputs, _) = aligned
+    if place + 1 != end or values.shape != outputs.shape or not np.issubdtype(values.dtype, np.integer):
+        return None
+    return int(layer_difference(values, others) or 0), last["operator"]
+
+
+def _aligned(one: Outcome, other: Outcome) -> Iterator[tuple[int, LayerInfo, Array, Array]]:
+    """The layers that both runtimes have in the same form: place and description in the first, and values."""
+    positions = {key: index for index, key in enumerate(_keys(other))}
+    for index, (info, key) in enumerate(zip(one.layer_infos, _keys(one), strict=True)):
+        if key not in positions:
+            continue  # fused into another operator by the other runtime
+        values, others = one.layers[index], other.layers[positions[key]]
+        if values.shape == others.shape and values.dtype == others.dtype:
+            yield index, info, values, others
 
 
 def _keys(side: Outcome) -> list[str]:

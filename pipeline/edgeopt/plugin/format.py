@@ -95,6 +95,8 @@ class Format(Plugin):
     """Library name of the Hugging Face Hub."""
     casts: ClassVar[frozenset[str]] = frozenset()
     """Operators that only convert types."""
+    magnifying: ClassVar[frozenset[str]] = frozenset()
+    """Operators that can turn one quantization step of their input into many of their output."""
     advice: ClassVar[str] = ""
     """Fix to suggest if a model of this format cannot be converted to the requested one."""
     layers: ClassVar[LayerView | None] = None
@@ -150,6 +152,17 @@ class Format(Plugin):
             StageError: the file is damaged.
         """
         return None
+
+    def reads(self, path: Path) -> tuple[tuple[int, ...], ...]:
+        """For each operator of ``breakdown``, the positions of those whose results it reads; -1: an input.
+
+        Empty if the format does not say how they are connected.
+
+        Raises:
+            StageError: the file is damaged.
+            MissingPackageError: reading it needs a package that is not installed.
+        """
+        return ()
 
     def weight_names(self, path: Path) -> tuple[str, ...]:
         """The names of the weights as the author's code has them, such as ``layer1.0.conv1.weight``.

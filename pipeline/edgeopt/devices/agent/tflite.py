@@ -8,6 +8,9 @@ from typing import Any
 
 from edgeopt_agent.session import Layer, ModelSession, Spec
 
+VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+"""Operators that leave the values of their input as they are."""
+
 
 class TfliteSession(ModelSession):
     """A ``.tflite`` file; only the interpreter's ``invoke`` is timed."""
@@ -80,16 +83,39 @@ class TfliteSession(ModelSession):
             model.set_tensor(index, array)
         model.invoke()
         details = {detail["index"]: detail for detail in model.get_tensor_details()}
+        # The operators of a delegate are also listed individually.
+        operators = [each for each in model._get_ops_details() if each["op_name"] != "DELEGATE"]
+        outputs = [(each["op_name"], index) for each in operators for index in each["outputs"]]
+        overwritten = _overwritten(model, outputs)
         layers = []
-        for operator in model._get_ops_details():
-            if operator["op_name"] == "DELEGATE":  # its operators are also listed individually
-                continue
-            for index in operator["outputs"]:
-                if index not in details:
-                    continue
+        for kind, index in outputs:
+            if index in details:
                 spec = _spec(details[index])
-                layers.append(Layer(spec.name, operator["op_name"], spec.scale, model.get_tensor(index)))
+                values = model.get_tensor(index)
+                if index in overwritten:
+                    values = values.reshape(-1)[:0]  # empty: the layer keeps its place
+                layers.append(Layer(spec.name, kind, spec.scale, values))
         return layers
+
+
+def _overwritten(model: Any, outputs: list[tuple[str, int]]) -> set[int]:
+    """The tensors whose memory a later operator reused for its own output.
+
+    Even if all tensors are preserved, some kernels of tflite-runtime 2.14 work in place: behind a fully
+    connected layer, its softmax leaves probabilities where the logits were.
+    """
+    at: dict[int, list[int]] = {}
+    found = set()
+    for kind, index in outputs:
+        try:
+            address = model.tensor(index)().__array_interface__["data"][0]
+        except (ValueError, RuntimeError):
+            continue  # without memory, such as a tensor inside a delegate
+        same = at.setdefault(address, [])
+        if kind not in VIEWS:
+            found.update(same)
+        same.append(index)
+    return found
 
 
 def _spec(detail: dict[str, Any]) -> Spec:

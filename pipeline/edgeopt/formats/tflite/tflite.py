@@ -24,6 +24,7 @@ class Tflite(Format):
     runtime: ClassVar[str | None] = "litert"
     library: ClassVar[str] = "litert"
     casts: ClassVar[frozenset[str]] = frozenset({"QUANTIZE", "DEQUANTIZE"})
+    magnifying: ClassVar[frozenset[str]] = frozenset({"SOFTMAX", "LOG_SOFTMAX", "LOGISTIC"})
     layers: ClassVar[LayerView | None] = LayerView("tflite", ("tflite",), "plain")
 
     def recognises(self, file: FileHead) -> bool:
@@ -41,6 +42,9 @@ class Tflite(Format):
     def operators(self, path: Path) -> tuple[Operator, ...]:
         pairs = zip(operators_of(load(path)), naming.operator_names(path), strict=True)
         return tuple(operator._replace(name=name) for operator, name in pairs)
+
+    def reads(self, path: Path) -> tuple[tuple[int, ...], ...]:
+        return semantic_graph.reads(semantics.graphs_of(path))
 
     def output_steps(self, path: Path) -> tuple[float | None, ...]:
         return output_steps_of(load(path))
