@@ -48,7 +48,9 @@ DeviceFolders = Annotated[
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--store", help="Folder of cached results (default: artifacts/store).", envvar="EDGEOPT_STORE"
+        "--store",
+        help="Folder or URL of cached results (default: artifacts/store).",
+        envvar="EDGEOPT_STORE",
     ),
 ]
 Protocol = Annotated[

@@ -33,7 +33,7 @@ from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
 from edgeopt.run.source_names import source_names
-from edgeopt.run.store import Store, store_folder
+from edgeopt.run.store import Store, open_store
 
 SAMPLES = 64
 RECALIBRATION_LIMIT = 512
@@ -117,7 +117,7 @@ def diagnose(
     view = _check(loaded, variant, format)
     plan = make_plan(loaded)
     plan.demand_possible()
-    finished = Store(store_folder(store))
+    finished = open_store(store)
     check_data(plan)
     builds = {built.branch.variant: built for built in build(plan, finished, watch)}
     built = builds[variant]

@@ -48,7 +48,7 @@ def keep_artifact(plan: Plan, built: Built, out: Path) -> Artifact:
         "operators": operators,
     }
     replace(record_of(target), lambda s: s.write_text(json.dumps(record, indent=2) + "\n"))
-    sizes = built.steps[-1].breakdown if built.steps else breakdown(kind.breakdown(target))
+    sizes = built.steps[-1].breakdown if built.steps else breakdown(kind, target, kind.breakdown(target))
     return Artifact(
         path=relative,
         digest=digest,

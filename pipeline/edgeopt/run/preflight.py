@@ -222,7 +222,7 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
     if recipe.evaluation is None or not (user_defined or special):
         return {}
     host = load_device(HOST, device_folders)
-    source = _runnable(plan, store, host.runtimes, watch)
+    source = runnable(plan, store, host.runtimes, watch)
     if source is None:
         return {}
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
@@ -246,7 +246,7 @@ def try_metrics(plan: Plan, store: Store, device_folders: Sequence[Path], watch:
         return scorer.failures
 
 
-def _runnable(plan: Plan, store: Store, runtimes: Mapping[str, str], watch: Watch) -> Model | None:
+def runnable(plan: Plan, store: Store, runtimes: Mapping[str, str], watch: Watch) -> Model | None:
     """The source model in a format that the host runs: the original, or the output of the first stage."""
     if plan.source.format in runtimes:
         return plan.source

@@ -58,7 +58,8 @@ def renamed_breakdown(breakdown: Breakdown | None, rename: Rename) -> Breakdown 
     if breakdown is None:
         return None
     layers = tuple(each.model_copy(update={"name": rename(each.name)}) for each in breakdown.layers)
-    return breakdown.model_copy(update={"layers": layers})
+    graph = tuple(each.model_copy(update={"name": rename(each.name)}) for each in breakdown.graph)
+    return breakdown.model_copy(update={"layers": layers, "graph": graph})
 
 
 def renamed_trial(trial: Trial, rename: Rename) -> Trial:

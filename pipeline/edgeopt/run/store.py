@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,11 @@ from edgeopt.plugin import digest_of
 
 ARTIFACTS = Path("artifacts")
 """Default folder of runs and the store."""
+DEFAULT = ARTIFACTS / "store"
+RECORD = "entry.json"
+"""The record of an entry: its files with their digests, and its metadata."""
+_URL = re.compile(r"^(s3|https?):/+(?=[^/])")
+"""The beginning of a URL, also after a path has merged its slashes."""
 
 
 class Entry(NamedTuple):
@@ -44,6 +50,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.damaged: list[str] = []
+        self.notes: list[str] = []
+        """What the report of a run should say of the store."""
         self._cache: dict[str, Entry] = {}
         try:
             (root / "objects").mkdir(parents=True, exist_ok=True)
@@ -70,7 +78,7 @@ class Store:
             self.remove(key)
             return None
         with contextlib.suppress(OSError):  # a read-only store
-            os.utime(folder / "entry.json")
+            os.utime(folder / RECORD)
         entry = self._cache[key] = Entry(key, folder / "files", record["meta"])
         return entry
 
@@ -79,7 +87,7 @@ class Store:
         models = {}
         for folder in self._folders():
             try:
-                meta = json_value((folder / "entry.json").read_text("utf-8"))["meta"]
+                meta = json_value((folder / RECORD).read_text("utf-8"))["meta"]
                 if "model" in meta:
                     models[meta["digest"]] = folder / "files" / meta["model"]["path"]
             except (OSError, ValueError, KeyError, TypeError):
@@ -95,7 +103,7 @@ class Store:
         unused = {}
         for folder in self._folders():
             with contextlib.suppress(FileNotFoundError):
-                if (folder / "entry.json").stat().st_mtime < moment:
+                if (folder / RECORD).stat().st_mtime < moment:
                     unused[folder.name] = folder
         return unused
 
@@ -116,7 +124,7 @@ class Store:
                 folder.rename(staged / "files")
                 files = _digests(staged / "files")
                 record = {"key": key, "files": files, "meta": meta, "check": digest_of([files, meta])}
-                with (staged / "entry.json").open("w", encoding="utf-8") as file:
+                with (staged / RECORD).open("w", encoding="utf-8") as file:
                     json.dump(record, file, indent=1, sort_keys=True)
                     file.flush()
                     os.fsync(file.fileno())
@@ -129,6 +137,9 @@ class Store:
         if entry is None:
             raise StoreError(f"the new entry {target} does not read back as written", fix="check the disk")
         return entry
+
+    def flush(self) -> None:
+        """Wait until all entries are where they belong; here, they are at once."""
 
     def checkpoints(self, key: str) -> Path:
         """The folder for checkpoints of the stage with this key; kept if the process is killed."""
@@ -156,15 +167,41 @@ class Store:
         return self.root / "objects" / key[:2] / key
 
 
-def store_folder(given: Path | None) -> Path:
-    """The store's folder: ``given``, or ``EDGEOPT_STORE``, or ``artifacts/store``."""
-    return given or Path(os.environ.get("EDGEOPT_STORE") or ARTIFACTS / "store")
+def store_folder(given: str | Path | None) -> Path:
+    """The store's folder: ``given``, or ``EDGEOPT_STORE``, or ``artifacts/store``.
+
+    If that is a URL, the folder on this machine through which the shared store is read and written:
+    ``EDGEOPT_STORE_CACHE``, or ``artifacts/store``.
+    """
+    place = _place(given)
+    return Path(os.environ.get("EDGEOPT_STORE_CACHE") or DEFAULT) if _URL.match(place) else Path(place)
+
+
+def open_store(given: str | Path | None) -> Store:
+    """The store at ``given``, ``EDGEOPT_STORE`` or ``artifacts/store``: a folder, or the URL of a shared one.
+
+    Raises:
+        UsageError: the folder is not writable, or the URL none of a store.
+        MissingPackageError: the store is in a bucket, and s3fs is not installed.
+        StoreError: the disk is full.
+    """
+    place = _place(given)
+    if not _URL.match(place):
+        return Store(Path(place))
+    from edgeopt.run.shared.store import SharedStore, may_write, objects_at
+
+    objects = objects_at(_URL.sub(r"\1://", place))
+    return SharedStore(store_folder(place), objects, writes=may_write())
+
+
+def _place(given: str | Path | None) -> str:
+    return str(given or os.environ.get("EDGEOPT_STORE") or DEFAULT)
 
 
 def _verified_record(folder: Path) -> dict[str, Any] | None:
     """The record of an entry, None if any of its bytes changed."""
     try:
-        record: dict[str, Any] = json_value((folder / "entry.json").read_text("utf-8"))
+        record: dict[str, Any] = json_value((folder / RECORD).read_text("utf-8"))
         intact = record["check"] == digest_of([record["files"], record["meta"]])
         return record if intact and record["files"] == _digests(folder / "files") else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,10 +16,11 @@ import psutil
 from edgeopt.config.text import MAX_REASON_CHARS, printable, reason_of
 from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.errors import EdgeoptError, StageError
+from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import formats
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model
-from edgeopt.plugin import Context, Feed, Judging, SizeBreakdown, Stage, Trial, Worker
+from edgeopt.plugin import Context, Feed, Format, Judging, SizeBreakdown, Stage, Trial, Worker
 from edgeopt.results import Breakdown, LayerBytes
 from edgeopt.run.executors.executor import Say
 
@@ -130,7 +131,8 @@ def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder:
     sizes = _size_breakdown(result)
     if sizes is not None:
         # Stored next to the model, so that a cached step has it, too.
-        (folder / BREAKDOWN).write_text(breakdown(sizes).model_dump_json(), "utf-8")
+        shown_sizes = breakdown(formats()[result.format], result.path, sizes)
+        (folder / BREAKDOWN).write_text(shown_sizes.model_dump_json(), "utf-8")
     shown = tuple(printable(note, MAX_NOTE_CHARS) for note in notes)
     return StageResult(result, shown, tuple(trials), arithmetic(sizes) if sizes is not None else {})
 
@@ -150,8 +152,8 @@ def arithmetic(sizes: SizeBreakdown) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def breakdown(sizes: SizeBreakdown) -> Breakdown:
-    """The size breakdown for the report: bytes by part, and the operators with the largest weights."""
+def breakdown(kind: Format, path: Path, sizes: SizeBreakdown) -> Breakdown:
+    """The size breakdown for the report: bytes by part, operators with the largest weights, and the graph."""
     weighted = sorted(
         (each for each in sizes.layers if each.weight_bytes), key=lambda each: -each.weight_bytes
     )
@@ -165,7 +167,7 @@ def breakdown(sizes: SizeBreakdown) -> Breakdown:
         )
         for each in weighted[:MAX_LAYERS]
     )
-    return Breakdown(parts=sizes.parts, layers=tuple(layers))
+    return Breakdown(parts=sizes.parts, layers=tuple(layers), graph=graph_of(kind, path, sizes))
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""A store that several machines share, behind a folder of this one."""
