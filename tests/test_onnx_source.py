@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeopt.commands.init import starter
+from edgeopt.commands.start import Given
 from edgeopt.errors import StageError, UsageError
 from edgeopt.formats.onnx.files import header
 from edgeopt.formats.source import inspect
@@ -28,7 +30,6 @@ from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.recipe.starter import starter_recipe
 from edgeopt.stages.onnx_to_exported_program import OnnxToExportedProgram
 from needs import needs
 
@@ -503,7 +504,7 @@ def test_the_recipe_of_the_documents_runs(tmp_path: Path) -> None:
 
 def test_a_starter_recipe_runs_once_its_data_are_there(tmp_path: Path) -> None:
     save(two_branches(), tmp_path / "m.onnx")
-    text = starter_recipe(tmp_path / "m.onnx", folder=tmp_path)
+    text = starter(Given(tmp_path / "m.onnx"), tmp_path / "m.yaml")
     (tmp_path / "m.yaml").write_text(text)
     ids = np.zeros((4, 4), np.int64)
     for name, seed in (("calibration", 0), ("evaluation", 1)):

@@ -516,8 +516,8 @@ def test_nothing_of_a_framework_is_imported(tmp_path: Path) -> None:
     _keras(tmp_path / "m.keras", _sequential(_layer("Dense", units=2)))
     code = (
         "import sys; from pathlib import Path\n"
-        "from edgeopt.formats import source; from edgeopt.recipe import starter\n"
-        "source.inspect(Path('m.keras')); starter.starter_recipe(Path('m.keras'))\n"
+        "from edgeopt.formats import source; from edgeopt.commands import plan, init\n"
+        "source.inspect(Path('m.keras'))\n"
         "print([m for m in ('tensorflow', 'keras', 'tf_keras', 'torch', 'onnx', 'h5py') if m in sys.modules])"
     )
     home = str(Path(source.__file__).parents[2])

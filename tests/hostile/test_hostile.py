@@ -63,6 +63,8 @@ def edgeopt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
     """Run the command line in this process; returns its exit code and everything that it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEOPT_STORE", str(tmp_path / "store"))
+    # What init accepts it also runs once, as optimize does: too slow for every case.
+    monkeypatch.setattr("edgeopt.commands.start.tried", lambda draft, *_, **__: draft)
 
     def run(*arguments: str | Path) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["edgeopt", *map(str, arguments)])

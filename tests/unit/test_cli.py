@@ -250,7 +250,7 @@ def test_a_bug_shows_one_line_and_keeps_the_traceback_in_a_file(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("internal surprise")
 
-    monkeypatch.setattr("edgeopt.commands.optimize.load_recipe", broken)
+    monkeypatch.setattr("edgeopt.commands.start.load_recipe", broken)
     said = edgeopt("optimize", write_recipe())
     assert said.code == 70
     assert said.err.startswith("bug: RuntimeError: internal surprise\n")
@@ -265,7 +265,7 @@ def test_an_interrupt_exits_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeopt.commands.optimize.load_recipe", interrupted)
+    monkeypatch.setattr("edgeopt.commands.start.load_recipe", interrupted)
     assert edgeopt("optimize", write_recipe()).code == 130
 
 

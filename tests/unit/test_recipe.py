@@ -227,6 +227,9 @@ def test_code_may_be_named_by_its_file(tmp_path: Path) -> None:
     for written in (f"{package}/small.py:Net", "src/doors/nets/small.py:Net"):
         code = Code.model_validate(written, context={"roots": (tmp_path,)})
         assert (code.target, code.folder) == ("doors.nets.small:Net", tmp_path / "src")
-    for wrong, message in (("none.py:Net", "no such file"), ("src/doors/nets/small.py:Nett", "did you mean 'Net'")):
+    for wrong, message in (
+        ("none.py:Net", "no such file"),
+        ("src/doors/nets/small.py:Nett", "did you mean 'Net'"),
+    ):
         with pytest.raises(ValueError, match=message):
             Code.model_validate(wrong, context={"roots": (tmp_path,)})

@@ -8,22 +8,32 @@ from edgeopt.cli.options import AsJson, Command, DeviceFolders, folders
 
 app = typer.Typer(help="List, show, check and set up devices.", no_args_is_help=True)
 
+MARKS = {"ready": "✓", "not ready": "✗", "unknown": "?"}
+
 Name = Annotated[str, typer.Argument(help="A device; see 'edgeopt devices list'.")]
 
 
 @app.command("list", cls=Command)
 def list_devices(devices: DeviceFolders = None) -> None:
-    """List all devices: your own and the shipped ones."""
+    """List all devices, your own and the shipped ones, and which of them are ready for use.
+
+    ✓ ready, ✗ not set up on this machine, ? unknown until it is reached: 'edgeopt devices check NAME'.
+    """
     from edgeopt.devices.device import known_devices, load_device
+    from edgeopt.devices.readiness import readiness
     from edgeopt.errors import UsageError
 
     places = folders(devices)
     for name in known_devices(places):
         try:
-            description = load_device(name, places).description
+            device = load_device(name, places)
+            ready = readiness(device)
+            mark, description = MARKS[ready.state], device.description
+            if ready.state == "not ready":
+                description += f" ({ready.reason})"
         except UsageError as error:
-            description = f"unusable: {error.message}"
-        typer.echo(f"{name:<24} {description}")
+            mark, description = "✗", f"unusable: {error.message}"
+        typer.echo(f"{mark} {name:<24} {description}")
 
 
 @app.command(cls=Command)

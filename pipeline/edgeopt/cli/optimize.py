@@ -22,10 +22,60 @@ from edgeopt.cli.options import (
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
 ]
+RecipeOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_MODEL",
+        help="A recipe file, the name of a shipped recipe, or a model: .keras, .h5, SavedModel folder, .pt2, "
+        "TorchScript, .onnx, or a checkpoint with --factory.",
+    ),
+]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="For a model: samples, an .npz, .csv or COCO .json file, or a folder of images, masks or "
+        "recordings. One is split; of two, one calibrates and the other judges.",
+    ),
+]
+Int8 = Annotated[bool, typer.Option("--int8", help="For a model: make int8 files; needs --data.")]
+Goal = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="KIND",
+        help="For a model, where it is to run: phone (TFLite, ExecuTorch), pi (TFLite, ONNX), or mcu (int8 "
+        "TFLite with integer inputs and outputs, run by TensorFlow Lite Micro if 'edgeopt devices setup "
+        "cortex-m' has installed it).",
+    ),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        "--factory",
+        metavar="CODE",
+        help="For a checkpoint: what builds its network, such as my_network.py:build or package.module:Net.",
+    ),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", help="Shape of an input, such as 1,3,32,32, if the model file does not declare it."
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Plain progress, also of steps that start, in full.")
+]
 
 
 def optimize(
-    recipe: RecipeName,
+    recipe: RecipeOrModel,
+    data: Data = None,
+    int8: Int8 = False,
+    goal: Goal = None,
+    factory: Factory = None,
+    shape: Shapes = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the report (default: artifacts/runs/TIME-RECIPE)."),
@@ -43,9 +93,16 @@ def optimize(
         typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),
     ] = False,
     as_json: AsJson = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, as 'edgeopt plan' does.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Build, measure and judge every artifact of a recipe.
+    """Build, measure and judge every artifact of a recipe, or of a model.
+
+    For a model, a recipe is written to the folder of the report and run; what cannot be found out about the
+    model is an error that names the option to add. Without --data, its outputs are compared on random inputs.
 
     Exit code 0: all gates pass. 1: a gate failed. 2: the recipe or the command is wrong.
     3: something could not run. To resume an interrupted run, repeat the command.
@@ -55,9 +112,31 @@ def optimize(
     from edgeopt.cli.screen.tables import show_report
     from edgeopt.commands.optimize import optimize as run
 
-    with Progress(quiet=quiet) as progress:
+    if dry_run:
+        plan(
+            recipe,
+            data,
+            int8,
+            goal,
+            factory,
+            shape,
+            variant,
+            format,
+            device,
+            sets,
+            data_root,
+            device_folder,
+            store,
+            as_json,
+        )
+    with Progress(quiet=quiet, verbose=verbose) as progress:
         report = run(
             recipe,
+            data=data or (),
+            int8=int8,
+            goal=goal,
+            factory=factory,
+            shapes=shapes_of(shape),
             out=out,
             store=store,
             overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
@@ -81,7 +160,12 @@ def optimize(
 
 
 def plan(
-    recipe: RecipeName,
+    recipe: RecipeOrModel,
+    data: Data = None,
+    int8: Int8 = False,
+    goal: Goal = None,
+    factory: Factory = None,
+    shape: Shapes = None,
     variant: Variants = None,
     format: Formats = None,
     device: Devices = None,
@@ -101,6 +185,11 @@ def plan(
 
     planned = make_plan(
         recipe,
+        data=data or (),
+        int8=int8,
+        goal=goal,
+        factory=factory,
+        shapes=shapes_of(shape),
         overrides=sets or (),
         variants=variant or (),
         formats=format or (),
@@ -119,3 +208,27 @@ def plan(
     else:
         show_plan(planned, builds)
     raise typer.Exit(2 if planned.impossible else 0)
+
+
+def shapes_of(texts: list[str] | None) -> list[tuple[int, ...]]:
+    """The shapes that ``--shape`` gives.
+
+    Raises:
+        UsageError: one of them is no list of sizes.
+    """
+    from edgeopt.errors import UsageError
+    from edgeopt.model import TensorSpec
+
+    shapes = []
+    for text in texts or ():
+        try:
+            shape = tuple(int(part) for part in text.split(","))
+            problem = TensorSpec(name="input", shape=shape, layout=None).problem
+        except ValueError as error:
+            raise UsageError(
+                f"--shape {text!r} is not a list of integers", fix="write it as 1,3,32,32"
+            ) from error
+        if problem:
+            raise UsageError(f"--shape {text}: {problem}")
+        shapes.append(shape)
+    return shapes

@@ -1,14 +1,12 @@
 """``profile``: measure one model file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from edgeopt.cli.optimize import Shapes, shapes_of
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, folders
-
-if TYPE_CHECKING:
-    from edgeopt.model import TensorSpec
 
 
 def profile(
@@ -24,12 +22,7 @@ def profile(
         Path | None, typer.Option("--recipe", help="Take data, preprocessing and metric from this recipe.")
     ] = None,
     metric: Annotated[str, typer.Option("--metric", help="Metric to compute if --data has labels.")] = "top1",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape", help="Shape of an input, such as 1,3,32,32, if the file does not declare it."
-        ),
-    ] = None,
+    shape: Shapes = None,
     min_runs: Annotated[int, typer.Option(help="Measure latency at least this many times.", min=2)] = 50,
     min_seconds: Annotated[float, typer.Option(help="Measure latency for at least this long.", min=0)] = 2.0,
     protocol: Protocol = None,
@@ -49,7 +42,7 @@ def profile(
     from edgeopt.config.registry import find
     from edgeopt.errors import UsageError
     from edgeopt.evaluation.datasets.npz import Npz
-    from edgeopt.model import InputPreprocessing
+    from edgeopt.model import InputPreprocessing, TensorSpec
     from edgeopt.plugin import Dataset, Decoder, Head, Metric, NamedMetric
     from edgeopt.recipe.document import PROTOCOLS, Latency
     from edgeopt.recipe.planner import source_of
@@ -74,7 +67,10 @@ def profile(
     metrics: tuple[NamedMetric, ...] = ()
     heads: tuple[Head, ...] = ()
     decoder: Decoder | None = None
-    specs = tuple(_spec(text, index) for index, text in enumerate(shape or ()))
+    specs = tuple(
+        TensorSpec(name=f"input_{index}", shape=each, layout=None)
+        for index, each in enumerate(shapes_of(shape))
+    )
     if data is not None:
         if not data.is_file():
             raise UsageError(f"no such file: {data}")
@@ -105,19 +101,3 @@ def profile(
         typer.echo(render(report, "json"), nl=False)
     else:
         show_report(report)
-
-
-def _spec(text: str, index: int) -> "TensorSpec":
-    from edgeopt.errors import UsageError
-    from edgeopt.model import TensorSpec
-
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-        spec = TensorSpec(name=f"input_{index}", shape=shape, layout=None)
-    except ValueError as error:
-        raise UsageError(
-            f"--shape {text!r} is not a list of integers", fix="write it as 1,3,32,32"
-        ) from error
-    if spec.problem:
-        raise UsageError(f"--shape {text}: {spec.problem}")
-    return spec

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from edgeopt.commands.start import RECIPE, Given, recipe_of
 from edgeopt.config.files import NO_SPACE, SCRATCH, replacing, unwritable, writing
 from edgeopt.config.registry import plugin_name
 from edgeopt.config.scratch import scratch_folder, sweep
@@ -12,8 +13,6 @@ from edgeopt.evaluation import drop_tests
 from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset, Sample
 from edgeopt.recipe.planner import Built, Plan, make_plan
-from edgeopt.recipe.resolve import load_recipe
-from edgeopt.recipe.selection import Selection
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
 from edgeopt.reports.thumbnails import Thumbnails, room_for, thumbnails, worst_samples
@@ -25,14 +24,19 @@ from edgeopt.run.build import build
 from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import measure, measure_step, unmeasured
-from edgeopt.run.store import ARTIFACTS, Store, store_folder
+from edgeopt.run.store import ARTIFACTS, Store, open_store
 
 
 def optimize(
     recipe: str | Path,
     *,
+    data: Sequence[str | Path] = (),
+    int8: bool = False,
+    goal: str | None = None,
+    factory: str | None = None,
+    shapes: Sequence[Sequence[int]] = (),
     out: Path | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     overrides: Sequence[str] = (),
     variants: Sequence[str] = (),
     formats: Sequence[str] = (),
@@ -42,14 +46,19 @@ def optimize(
     keep_going: bool = False,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> Report:
-    """Run a recipe and write its report; ``report.exit_code`` is the verdict.
+    """Run a recipe, or one made for a model, and write its report; ``report.exit_code`` is the verdict.
 
     Args:
-        recipe: a recipe file, or the name of a shipped recipe.
+        recipe: a recipe file, the name of a shipped recipe, or a model.
+        data: for a model, files or folders of samples; one is split, of two one calibrates, the other judges.
+        int8: for a model, build int8 files.
+        goal: for a model, where it is to run: phone, pi or mcu.
+        factory: for a checkpoint, what builds its network, such as ``my_network.py:build``.
+        shapes: for a model that does not declare them, the shapes of its inputs.
         out: folder of the report; default ``artifacts/runs/<time>-<recipe>``.
-        store: folder of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
+        store: folder or URL of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
         overrides: ``key.key=value`` settings that replace those of the recipe.
-        variants: build only these variants of the recipe, and float.
+        variants: build only these variants of the recipe, and float; for a model, schemes of quantization.
         formats: the formats to build instead of the recipe's.
         devices: the devices to measure on instead of the recipe's.
         data_root: folder for relative paths that are not found beside the recipe; default ``EDGEOPT_DATA``.
@@ -62,20 +71,36 @@ def optimize(
         CannotRunError: the run could not be finished; completed steps are in the store.
     """
     clock = RunClock()
-    loaded = load_recipe(
-        recipe,
-        overrides=overrides,
+    given = Given(
+        Path(recipe),
+        tuple(map(Path, data)),
+        int8,
+        goal,
+        factory,
+        shapes,
+        variants,
+        formats,
+        devices,
+        overrides,
+    )
+    ready = recipe_of(
+        given,
+        lambda name: out or ARTIFACTS / "runs" / f"{clock.started:%Y%m%d-%H%M%S}-{name}",
+        store=lambda: open_store(store),
         data_root=data_root,
         device_folders=device_folders,
-        selection=Selection(tuple(variants), tuple(formats), tuple(devices)),
+        watch=watch,
     )
+    place = ready.folder
     drop_tests.import_early()
-    plan = make_plan(loaded)
+    plan = make_plan(ready.recipe)
     if not keep_going:
         plan.demand_possible()
-    place = out or ARTIFACTS / "runs" / f"{clock.started:%Y%m%d-%H%M%S}-{loaded.name}"
     with run_folder(place, whole=out is None) as folder:
-        report = _run(plan, folder, Store(store_folder(store)), clock, device_folders, watch)
+        if ready.text is not None:
+            with writing(folder / RECIPE, OTHER_FOLDER):
+                (folder / RECIPE).write_text(ready.text, "utf-8")
+        report = _run(plan, folder, open_store(store), clock, device_folders, watch)
     if out is None:
         with writing(place.parent, OTHER_FOLDER):
             point_latest(place)
@@ -99,6 +124,7 @@ def _run(
         announce(plan, watch)
         builds = build(plan, finished, watch)
         measured = measure(plan, builds, finished, device_folders, watch)
+        finished.flush()
     except DataError as error:
         # Nothing can be built or judged without its data; the report says so.
         builds = [Built(branch, failure=str(error)) for branch in plan.branches]
@@ -125,6 +151,7 @@ def _run(
                 *plan.notes,
                 *findings.notes,
                 *(f"store entry {key[:12]} was damaged and rebuilt" for key in finished.damaged),
+                *finished.notes,
             ),
         ),
         environment={name: dict(probe) for name, probe in measured.probes.items()},

@@ -1,16 +1,22 @@
 """What a run would do, without doing it."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeopt.commands.start import Given, recipe_of
 from edgeopt.recipe.planner import Plan, make_plan
-from edgeopt.recipe.resolve import load_recipe
-from edgeopt.recipe.selection import Selection
+from edgeopt.run.store import Store
 
 
 def plan(
     recipe: str | Path,
     *,
+    data: Sequence[str | Path] = (),
+    int8: bool = False,
+    goal: str | None = None,
+    factory: str | None = None,
+    shapes: Sequence[Sequence[int]] = (),
     overrides: Sequence[str] = (),
     variants: Sequence[str] = (),
     formats: Sequence[str] = (),
@@ -20,16 +26,29 @@ def plan(
 ) -> Plan:
     """Plan a recipe without running it; ``plan.impossible`` lists what cannot be produced.
 
-    ``variants``, ``formats`` and ``devices`` select a part of it, as in `edgeopt.optimize`.
+    The arguments are those of `edgeopt.optimize`. Of a model, the first samples are run, to know its outputs.
 
     Raises:
         UsageError: the recipe or the model file is invalid.
     """
-    loaded = load_recipe(
-        recipe,
-        overrides=overrides,
-        data_root=data_root,
-        device_folders=device_folders,
-        selection=Selection(tuple(variants), tuple(formats), tuple(devices)),
+    given = Given(
+        Path(recipe),
+        tuple(map(Path, data)),
+        int8,
+        goal,
+        factory,
+        shapes,
+        variants,
+        formats,
+        devices,
+        overrides,
     )
-    return make_plan(loaded)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:  # planning leaves nothing behind
+        ready = recipe_of(
+            given,
+            lambda name: Path(),
+            store=lambda: Store(Path(folder) / "store"),
+            data_root=data_root,
+            device_folders=device_folders,
+        )
+        return make_plan(ready.recipe)

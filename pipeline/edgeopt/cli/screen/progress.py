@@ -31,9 +31,13 @@ def plain_output() -> bool:
 class Progress:
     """Receives the progress events of a run and shows them as a tree or as lines."""
 
-    def __init__(self, *, quiet: bool = False, kept: bool = True) -> None:
-        """``kept``: whether the results of steps remain after the command ends."""
+    def __init__(self, *, quiet: bool = False, kept: bool = True, verbose: bool = False) -> None:
+        """``kept``: whether the results of steps remain after the command ends.
+
+        ``verbose``: plain lines, also when a step starts, with whole messages.
+        """
         self.quiet = quiet
+        self.verbose = verbose
         self.kept = kept
         self.lines: list[str] = []
         self.start_times: dict[tuple[str, str], float] = {}
@@ -41,7 +45,7 @@ class Progress:
         self.live: Live | None = None
 
     def __enter__(self) -> "Progress":
-        if not self.quiet and not plain_output():
+        if not self.quiet and not self.verbose and not plain_output():
             from rich.console import Console
             from rich.live import Live
 
@@ -70,7 +74,18 @@ class Progress:
             self.live.__exit__(kind, error, trace)
             self.live = None
 
+    def say(self, text: str) -> None:
+        """Show a message about the whole run."""
+        self.lines.append(text)
+        if self.live is not None:
+            self.live.console.print(text, markup=False, highlight=False)
+        elif not self.quiet:
+            typer.echo(text, err=True)
+
     def __call__(self, event: Event) -> None:
+        if not event.branch:
+            self.say(event.message)
+            return
         if self.work is not None:
             self.work.update(event)
         if event.status == "planned":
@@ -80,6 +95,8 @@ class Progress:
             interruption.keep_step(*key)
         if event.status == "started":
             self.start_times[key] = time.monotonic()
+            if self.verbose:
+                self._show(f"▸  started  {event.branch:<24} {event.step}")
             return
         started_at = self.start_times.get(key)
         if event.status != "note":
@@ -88,7 +105,12 @@ class Progress:
         column = f"{seconds:6.1f} s" if event.status in ("done", "failed") else f"{event.status:>8}"
         line = f"{MARKS[event.status]} {column}  {event.branch:<24} {event.step}"
         if event.message and event.status in ("failed", "note", "shared"):
-            line += f": {event.message.splitlines()[0].removeprefix(event.step + ': ')}"
+            first, *others = event.message.splitlines()
+            line += f": {first.removeprefix(event.step + ': ')}"
+            line = "\n    ".join([line, *others]) if self.verbose else line
+        self._show(line)
+
+    def _show(self, line: str) -> None:
         self.lines.append(line)
         if self.live is None and not self.quiet:
             typer.echo(line, err=True)

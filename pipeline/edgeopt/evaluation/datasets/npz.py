@@ -121,6 +121,18 @@ class Npz(Dataset):
                 f"{path}: not an .npz file: {error}", fix="save it with numpy.savez(path, x=..., y=...)"
             ) from error
 
+    @staticmethod
+    def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+        """The shapes of the arrays of a file, without reading the arrays; raises as ``keys_of``."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [name for name in archive.namelist() if name.endswith(".npy")]
+                return {name.removesuffix(".npy"): _shape(archive, name) for name in members}
+        except DAMAGED as error:
+            raise UsageError(
+                f"{path}: not an .npz file: {error}", fix="save it with numpy.savez(path, x=..., y=...)"
+            ) from error
+
     def digest(self) -> str:
         content = ["npz", file_digest(self.path), self.inputs, self.label, self.limit]
         return digest_of(content + ([self.offsets] if self.offsets else []))
@@ -202,6 +214,14 @@ class Npz(Dataset):
         if not shape:
             raise UsageError(f"{self.path}: {key!r} is a single number, not one row per sample")
         return shape, fortran_order, dtype
+
+
+def _shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
+    """The shape of an array, from its header."""
+    with archive.open(member) as file:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape: tuple[int, ...] = read(file)[0]
+        return shape
 
 
 def _member(archive: zipfile.ZipFile, key: str) -> str:

@@ -1,0 +1,196 @@
+"""What a trial run of the source model shows: its outputs, its task, and its preprocessing."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeopt.commands.start.given import merged
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import HOST, load_device
+from edgeopt.errors import DeviceError, EdgeoptError, UsageError
+from edgeopt.evaluation.samples import collect
+from edgeopt.model import Outputs, Preprocessing, TensorSpec
+from edgeopt.plugin import Dataset, Labels
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.planner import make_plan
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.starter.data import Found, Parts, is_nchw
+from edgeopt.recipe.starter.draft import Draft, recipe_text
+from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
+from edgeopt.recipe.starter.preprocessing import BETTER_THAN_CHANCE, SAMPLES, Tried, best, candidates
+from edgeopt.results import Event
+from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.preflight import runnable
+from edgeopt.run.store import Store
+
+PREPROCESS = "--set 'model.preprocess={scale: 1/255}'"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where recipe and results are, and who is told about the progress."""
+
+    recipe: Path
+    store: Store
+    data_root: Path | None = None
+    device_folders: Sequence[Path] = ()
+    watch: Callable[[Event], None] = field(default=lambda event: None)
+
+
+class _Trial(NamedTuple):
+    """The outputs of the source model on a few inputs, and the labels of these."""
+
+    outputs: Outputs
+    labels: Labels | None = None
+
+
+def tried(
+    draft: Draft, parts: Parts | None, settings: Mapping[str, Any], place: Place, *, complete: bool
+) -> Draft:
+    """With what a run of the source model on a few samples shows: outputs, task and preprocessing."""
+    if draft.random:
+        return draft
+    if draft.doubtful:
+        return replace(draft, meaning=without_labels(draft.outputs or ()))
+    found = parts.judging if parts is not None else None
+    stated = (settings.get("model") or {}).get("preprocess")
+    layout = _data_layout(draft, found)
+    steps: list[dict[str, Any]] = [{}]
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
+        try:
+            recipe = _provisional(draft, settings, place)
+            dataset = recipe.evaluation
+            if dataset is not None:
+                first = next(iter(dataset.samples()), None)
+                if first is not None and len(draft.specs) == 1 and stated is None:
+                    steps = candidates(first.inputs[0], draft.specs[0])
+                    steps = [each | layout for each in steps]
+                else:
+                    steps = [stated if isinstance(stated, dict) else layout]
+            trial = _run(recipe, dataset, steps, Path(name), place)
+        except UsageError:
+            raise
+        except EdgeoptError as error:
+            return replace(
+                draft, notes=(*draft.notes, f"a trial run failed: {error.message.splitlines()[0]}")
+            )
+    if trial is None:
+        return replace(draft, meaning=without_labels(draft.outputs or ()))
+    outputs = tuple(
+        TensorSpec(name=name, shape=(None, *array.shape[1:]), dtype=array.dtype.name)
+        for name, array in zip(trial.outputs.all_names(), trial.outputs.arrays, strict=True)
+    )
+    draft = replace(draft, outputs=outputs)
+    if parts is None or found is None:
+        return replace(draft, meaning=without_labels(outputs))
+    return _judged(draft, found, trial, steps, stated=stated is not None, complete=complete)
+
+
+def _judged(
+    draft: Draft, found: Found, trial: _Trial, steps: list[dict[str, Any]], *, stated: bool, complete: bool
+) -> Draft:
+    """With the task that labels and outputs show, and the preprocessing that answers best."""
+    assert draft.outputs is not None
+    meaning = with_labels(draft.outputs, trial.labels)
+    notes = list(draft.notes)
+    classes = max((size or 1 for spec in draft.outputs for size in spec.shape[1:]), default=1)
+    if meaning.task == "classification" and found.classes and len(found.classes) != max(classes, 2):
+        meaning = Meaning(
+            reason=f"{found.path} has {len(found.classes)} classes, and the model {classes} outputs"
+        )
+    if meaning.reason:
+        notes.append(f"labels are not used: {meaning.reason}")
+    preprocess = steps[0]
+    if len(steps) > 1:
+        if meaning.task != "classification" or not isinstance(trial.labels, np.ndarray):
+            if complete:
+                raise UsageError(
+                    f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not "
+                    "scaled, and there are no classes to try the usual ones with",
+                    fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
+                )
+            return replace(draft, meaning=meaning, notes=tuple(notes))
+        ranked = best(steps, np.asarray(trial.outputs.arrays[0]), trial.labels)
+        chance = 1 / max(classes, 2)
+        count = len(trial.labels) // len(steps)
+        shown = "; ".join(f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in ranked[:3])
+        if ranked[0].accuracy < min(BETTER_THAN_CHANCE * chance, (1 + chance) / 2) and complete:
+            raise UsageError(
+                f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
+                f"hardly better than chance on {count} samples of {found.path} ({shown})",
+                fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
+            )
+        preprocess = dict(ranked[0].steps)
+        notes.append(
+            f"preprocessing found by trying the usual ones on {count} samples (right answers: {shown})"
+        )
+    labels = found.classes if meaning.task == "classification" else ()
+    return replace(
+        draft,
+        meaning=meaning,
+        labels=labels,
+        preprocess={} if stated else preprocess,
+        notes=tuple(notes),
+    )
+
+
+def _steps_text(steps: Mapping[str, Any]) -> str:
+    parts = [f"{name} {value}" for name, value in steps.items() if name != "layout"]
+    return ", ".join(parts) or "none"
+
+
+def _data_layout(draft: Draft, found: Found | None) -> dict[str, Any]:
+    """The layout of the data, where it is not that of the model."""
+    if found is None or len(draft.specs) != 1 or len(draft.specs[0].shape) != 4:
+        return {}
+    (spec,) = draft.specs
+    if found.layout is not None:
+        return {"layout": found.layout} if is_nchw(spec) == (found.layout == "NHWC") else {}
+    row = next(iter(found.shapes), ())
+    if len(row) != 3 or tuple(row) == tuple(spec.shape[1:]) or spec.layout is None:
+        return {}
+    other = (row[2], *row[:2]) if spec.layout == "NCHW" else (*row[1:], row[0])
+    swapped = "NHWC" if spec.layout == "NCHW" else "NCHW"
+    return {"layout": swapped} if tuple(other) == tuple(spec.shape[1:]) else {}
+
+
+def _provisional(draft: Draft, settings: Mapping[str, Any], place: Place) -> Recipe:
+    """The recipe as far as it is known: enough to run the source model."""
+    known = replace(draft, meaning=UNKNOWN, variants={}, preprocess={}, random=draft.evaluation is None)
+    text = recipe_text(known, place.recipe.parent)
+    return load_recipe(
+        place.recipe,
+        text=merged(text, settings) if settings else text,
+        data_root=place.data_root,
+        device_folders=place.device_folders,
+    )
+
+
+def _run(
+    recipe: Recipe, dataset: Dataset | None, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place
+) -> _Trial | None:
+    """Run the source model on the first samples with each preprocessing; None if it does not run."""
+    plan = make_plan(recipe)
+    host = load_device(HOST, place.device_folders)
+    source = runnable(plan, place.store, host.runtimes, place.watch)
+    if source is None:
+        return None
+    tried: Dataset | None = None
+    if dataset is not None and len(source.inputs) == 1:
+        each = tuple(Preprocessing.model_validate(given) for given in steps)
+        tried = Tried(of=dataset, steps=each, spec=plan.source.inputs[0])
+    bench = Bench(host, build_agent(folder / "agent.pyz"), place.store, recipe.model.trust).open()
+    preprocessing = Preprocessing() if tried is not None else plan.preprocessing
+    evaluation = Evaluation(tried or dataset, preprocessing, folder)
+    count = SAMPLES * len(steps)
+    outcome = bench.run(source, evaluation, limit=count)
+    if outcome.error:
+        raise DeviceError(outcome.error)
+    labels = None
+    if dataset is not None:
+        _, labels = collect(tried or dataset, preprocessing, plan.source.inputs, count)
+    return _Trial(Outputs(outcome.outputs, outcome.output_names), labels)

@@ -1,0 +1,45 @@
+"""Where a model is to run: the formats that are usual there, and where edgeopt measures them."""
+
+from typing import Any, NamedTuple
+
+from edgeopt.config.nearest import nearest
+from edgeopt.errors import UsageError
+
+MCU = "cortex-m"
+"""The device with the runtime of microcontrollers."""
+
+
+class Goal(NamedTuple):
+    """A kind of device: its formats, the options of its int8 files, and the device to measure on."""
+
+    formats: tuple[str, ...]
+    hint: str
+    """How to measure on the device itself."""
+    int8: str | dict[str, Any] = "int8"
+    device: str | None = None
+    """The device to measure on, if it is set up; others are measured on this machine."""
+    only_int8: bool = False
+
+
+GOALS = {
+    "phone": Goal(("tflite", "executorch"), "with a phone attached by adb, add --device android-adb"),
+    "pi": Goal(("tflite", "onnx"), "for a board that is reached over ssh, see docs/devices/ssh.md"),
+    "mcu": Goal(
+        ("tflite",),
+        "edgeopt devices list shows the boards with their limits",
+        {"scheme": "int8", "io": "int8"},
+        MCU,
+        only_int8=True,
+    ),
+}
+
+
+def goal_of(name: str) -> Goal:
+    """The goal with this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in GOALS:
+        raise UsageError(f"--for {name}: no such kind of device{nearest(name, GOALS)}", fix="or leave it out")
+    return GOALS[name]
