@@ -7,6 +7,7 @@ defined, such as in annotations, and refused where it runs.
 
 import importlib.util
 import sys
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -48,22 +49,17 @@ class _Package(ModuleType):
         return _Name(f"{self.__name__}.{name}")
 
 
-class _Finder:
+class _Finder(MetaPathFinder, Loader):
     """Finds the absent packages and their modules, after all that are installed."""
 
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name.partition(".")[0] not in NUMERICS:
-            return None
-        return ModuleSpec(name, _Finder, is_package=True)
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in NUMERICS else None
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Package(spec.name)
 
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        pass
+    def exec_module(self, module: ModuleType) -> None:
+        pass  # every name is made on use
 
 
 def missing(name: str) -> MissingPackageError:
@@ -92,4 +88,4 @@ def installed() -> bool:
 def stand_in() -> None:
     """Let code that computes with arrays be imported where NumPy and SciPy are not installed."""
     if not installed():
-        sys.meta_path.append(_Finder)  # type: ignore[arg-type]
+        sys.meta_path.append(_Finder())

@@ -159,8 +159,8 @@ def _algorithm(curve: "EllipticCurve") -> "ECDSA":
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    sizes = {256: hashes.SHA256, 384: hashes.SHA384, 512: hashes.SHA512}
-    return ec.ECDSA(sizes[CURVES[curve.name]]())
+    sizes = {256: hashes.SHA256(), 384: hashes.SHA384(), 512: hashes.SHA512()}
+    return ec.ECDSA(sizes[CURVES[curve.name]])
 
 
 def _base64(content: bytes) -> str:
