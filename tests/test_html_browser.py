@@ -11,7 +11,7 @@ import pytest
 from edgeopt.reports import html, write_report
 from edgeopt.reports.comparison import Compared, compare
 from edgeopt.reports.comparison.page import render as render_comparison
-from edgeopt.results import Measurement, Report
+from edgeopt.results import Breakdown, GraphNode, Measurement, Report
 from large_report import RUN, large_report
 from task_reports import CASES, task_report
 
@@ -110,6 +110,12 @@ def place(page: Page, chart: str, number: int) -> tuple[float, float, int]:
         [chart, number],
     )
     return found[0], found[1], found[2]
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds that is serious."""
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{one['id']}: {one['help']}" for one in found if one["impact"] in ("serious", "critical")]
 
 
 def test_sorting(opened: Opened, large: Path) -> None:
@@ -304,6 +310,43 @@ def test_a_microcontroller_has_charts_of_its_memories(opened: Opened, board: Pat
         assert {"float", "float16", "dynamic"} <= set(front["labels"])
 
 
+def test_the_graph_of_a_file_is_coloured(opened: Opened, tmp_path: Path) -> None:
+    """A residual block: the connection around it has a lane of its own."""
+    reads = ((), (0,), (1,), (0, 2), (3,))
+    graph = tuple(
+        GraphNode(name=f"block{at}<b>", kind="Conv", size_bytes=1000 * at, macs=10, reads=each)
+        for at, each in enumerate(reads)
+    )
+    whole = large_report(variants=1, formats=1, devices=1, layers=0)
+    row = whole.results[0]
+    assert row.artifact is not None
+    file = row.artifact.model_copy(update={"breakdown": Breakdown(parts={"weights": 10_000}, graph=graph)})
+    times = tuple({"layer": f"block{at}<b>", "operator": "Conv", "ms": 0.5 - at / 10} for at in range(4))
+    row = row.model_copy(update={"artifact": file, "layers": (*times, {"layer": "copy", "ms": 0.002})})
+    path = tmp_path / "graph.html"
+    path.write_text(html.render(whole.model_copy(update={"results": (row,)})), "utf-8")
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = opened(path, width=width, scheme=scheme)
+        page.locator("#artifact-0 summary").first.click()
+        drawn = page.locator("svg.graph")
+        boxes = drawn.locator("g").evaluate_all(
+            """all => all.map((one) => { const box = one.querySelector('rect').getBoundingClientRect();
+              return [one.querySelector('rect').className.baseVal.at(-1), box.top, one.textContent]; })"""
+        )
+        assert [shade for shade, _, _ in boxes] == ["7", "6", "4", "3", "0"]
+        tops = [top for _, top, _ in boxes]
+        assert tops == sorted(tops)
+        assert boxes[3][2].startswith("Conv block3<b>\ntime: 200 µs\nbytes: 2.93 KiB")
+        assert drawn.locator("path").count() == 7  # the connection around the block has three parts
+        assert "the highest: block0<b> (500 µs)" in drawn.get_attribute("aria-label")
+        hint = page.locator("section[aria-label^=Graph] .hint")
+        assert "Operators of the runtime that are not in the file: 2 µs." in hint.inner_text()
+        page.get_by_label("coloured by", exact=True).select_option("bytes")
+        assert "the highest: block4<b> (3.91 KiB)" in drawn.get_attribute("aria-label")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert serious(page) == []
+
+
 def test_columns_out_of_sight_are_named(opened: Opened, board: Path) -> None:
     page = opened(board, width=800)
     cue = page.locator("#results .cue")
@@ -479,12 +522,7 @@ def test_runs_are_compared_on_a_page(opened: Opened, tmp_path: Path) -> None:
         labels = page.locator("#size-front").get_attribute("data-labels").split("\n")
         assert "float16.tflite" in labels
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        serious = [
-            one
-            for one in axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-            if one["impact"] in ("serious", "critical")
-        ]
-        assert serious == []
+        assert serious(page) == []
 
 
 def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> None:

@@ -54,6 +54,28 @@ def first_difference(before: Sequence[Graph], after: Sequence[Graph]) -> str:
     return next((difference for graphs in pairs for difference in _differences(*graphs)), "")
 
 
+def reads(graphs: Sequence[Graph]) -> tuple[tuple[int, ...], ...]:
+    """For every operator of all graphs, in order, the positions of those whose results it reads.
+
+    -1 is an input of its graph: without any, what it computes is constant.
+    """
+    found: list[tuple[int, ...]] = []
+    for graph in graphs:
+        producers: dict[Hashable, int] = dict.fromkeys(graph.inputs, -1)
+        for node in graph.nodes:
+            found.append(tuple(dict.fromkeys(producers[key] for key in _read(node) if key in producers)))
+            producers |= dict.fromkeys(node.outputs, len(found) - 1)
+    return tuple(found)
+
+
+def _read(node: Node) -> Iterator[Hashable]:
+    """The tensors that an operator reads, also within its subgraphs."""
+    yield from (key for key in node.inputs if key is not None)
+    for body in node.bodies:
+        for inner in body.nodes:
+            yield from _read(inner)
+
+
 def _graph_digest(graph: Graph, enclosing: Mapping[Hashable, str]) -> str:
     known = {**enclosing, **graph.constants}
     for index, key in enumerate(graph.inputs):

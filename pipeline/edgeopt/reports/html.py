@@ -24,6 +24,7 @@ SCRIPTS = (
     "findings.js",
     "pictures.js",
     "plots.js",
+    "graph.js",
     "details.js",
     "cards.js",
     "page.js",

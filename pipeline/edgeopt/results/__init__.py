@@ -1,5 +1,6 @@
 """The types of results: measurements, gates and verdicts, and the report."""
 
+from edgeopt.results.artifact import Artifact, Breakdown, GraphNode, LayerBytes
 from edgeopt.results.drawing import (
     OVERLAYS,
     Box,
@@ -40,14 +41,11 @@ from edgeopt.results.report import (
     EMULATED,
     SCHEMA,
     SPARSE,
-    Artifact,
-    Breakdown,
     ClassChange,
     Confusion,
     Event,
     Flip,
     Hop,
-    LayerBytes,
     Measurements,
     MetricInfo,
     OutputChange,
@@ -86,6 +84,7 @@ __all__ = [
     "Findings",
     "Flip",
     "Gate",
+    "GraphNode",
     "Histogram",
     "Hop",
     "Kind",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
+from edgeopt.results.artifact import Artifact
 from edgeopt.results.findings import Findings, Reference
 from edgeopt.results.gate import Verdict
 from edgeopt.results.measurement import Kind, Measurement, Samples, Value, with_kinds
@@ -92,36 +93,6 @@ class Confusion(Value):
     answer: int = Field(description="predicted class")
     before: int = Field(description="by the source model")
     after: int = Field(description="by the artifact")
-
-
-class LayerBytes(Value):
-    """The size of the weights of one operator."""
-
-    name: str
-    kind: str = Field(description="operator type in the format")
-    size_bytes: int
-    macs: int | None = Field(None, description="multiply-accumulates of one inference, if known")
-
-
-class Breakdown(Value):
-    """The size of a file by part."""
-
-    parts: dict[str, int] = Field(description="bytes by purpose; the sum is the size of the file")
-    layers: tuple[LayerBytes, ...] = Field(
-        (), description="operators with weights, largest first, if the format lists them"
-    )
-
-
-class Artifact(Value):
-    """A finished model. ``path`` is its main file or folder, relative to the folder of the report."""
-
-    path: str
-    digest: str = Field(description="sha256 of the file, or of all files if there are several")
-    size_bytes: int
-    breakdown: Breakdown | None = None
-    parts: tuple[str, ...] = Field(
-        (), description="further files beside the main file, or all files of a folder"
-    )
 
 
 class Result(Value):

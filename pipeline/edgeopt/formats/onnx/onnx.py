@@ -39,6 +39,9 @@ class Onnx(Format):
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read(path)
 
+    def reads(self, path: Path) -> tuple[tuple[int, ...], ...]:
+        return semantic_graph.reads(semantics.graphs_of(path)[:1])  # the others are local functions
+
     def semantic_digest(self, path: Path) -> str:
         return semantic_graph.digest_of_graphs(self.name, semantics.graphs_of(path))
 

@@ -22,6 +22,7 @@ const within = (row) => {
     search && search.layers.length ? sensitivity(search) : null,
     search && search.trials.length ? trials(search) : null,
     file ? bytes(file) : null,
+    file && file.graph.length ? graphOf(row, file) : null,
     row.layers ? layers(row) : null,
     make("p", {}, make("a", { href: `#row-${row.at}` }, "Back to the table")),
   ];

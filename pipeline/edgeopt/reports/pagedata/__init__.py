@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from edgeopt.reports.cards import address
 from edgeopt.reports.columns import columns, higher_is_better, show
 from edgeopt.reports.pagedata.cards import cards_of
-from edgeopt.reports.pagedata.findings import Data, class_names, cut, files, finite, pictures
+from edgeopt.reports.pagedata.findings import Data, class_names, cut, finite, pictures
+from edgeopt.reports.pagedata.graph import breakdowns, colours_of, files
 from edgeopt.reports.pagedata.rows import SENTENCE, Scale, measured, row_of, search_of, searches
 from edgeopt.reports.pagedata.tasks import outputs_of, references_of, samples_per_result, tasks_of
 from edgeopt.results import Kind, Measurement, Report, Result, Verdict, kind_of
@@ -29,6 +30,7 @@ def collect(report: Report, base: str = "") -> Data:
     baseline = source.measurements.get(metric) if source is not None else None
     known = finite(baseline.value) if baseline is not None else None
     higher = higher_is_better(report, metric)
+    graphs = breakdowns(report)
     scale = Scale(metric, known, 1.0 if higher else -1.0)
     return {
         "recipe": cut(report.recipe),
@@ -44,6 +46,7 @@ def collect(report: Report, base: str = "") -> Data:
         "rows": [
             row_of(result, scale, names, verdicts.get(_key(result), ""), diagnosis(report, result), base)
             | {"outputs": outputs_of(result), "tasks": tasks_of(result, references, samples)}
+            | colours_of(result, graphs.get((result.variant, result.format)))
             for result in report.results
         ],
         "searches": [search_of(*key, trials) for key, trials in searches(report).items()],

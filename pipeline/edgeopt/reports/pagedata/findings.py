@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeopt.reports.plain import printable
 from edgeopt.reports.thumbnails import PREFIX
-from edgeopt.results import Breakdown, Report, Result, Trial
+from edgeopt.results import Breakdown, Result, Trial
 
 MAX_NAME = 200
 """Maximum length of a name in the page; report.json is complete. The constants below limit other parts."""
@@ -59,19 +59,8 @@ def confusions(result: Result) -> Data:
     return {"rows": rows, "count": len(result.confusions)}
 
 
-def files(report: Report) -> list[Data]:
-    """Size breakdown of every file, once for all devices."""
-    breakdowns: dict[tuple[str, str], Breakdown] = {}
-    for row in report.results:
-        if row.artifact is not None and row.artifact.breakdown is not None:
-            breakdowns.setdefault((row.variant, row.format), row.artifact.breakdown)
-    return [
-        {"variant": cut(variant), "format": cut(form), **_bytes(breakdown)}
-        for (variant, form), breakdown in breakdowns.items()
-    ]
-
-
-def _bytes(breakdown: Breakdown) -> Data:
+def bytes_of(breakdown: Breakdown) -> Data:
+    """The bytes of a file by part and by operator."""
     parts = sorted(breakdown.parts.items(), key=lambda part: -part[1])
     rest = sum(size for _, size in parts[MAX_PARTS:])
     shown = [[cut(name), size] for name, size in parts[:MAX_PARTS]]

@@ -47,6 +47,15 @@ def check_format(kind: Format | type[Format], workshop: Workshop) -> None:
         breakdown.size_bytes == sum(file.stat().st_size for file in files) == sum(breakdown.parts.values()),
         f"{name}: the parts of the breakdown do not add up to the size of the files",
     )
+    reads = format.reads(path)
+    demand(
+        not reads
+        or (
+            len(reads) == len(breakdown.layers)
+            and all(one < at for at, each in enumerate(reads) for one in each)
+        ),
+        f"{name}: not every operator reads results of earlier operators only",
+    )
     scratch = workshop.folder / "formats" / name
     shutil.rmtree(scratch, ignore_errors=True)
     copy = scratch / "elsewhere" / f"other{path.suffix}"
