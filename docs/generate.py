@@ -86,7 +86,9 @@ def decisions() -> str:
     titles = {
         path.name: path.read_text("utf-8").partition("\n")[0] for path in sorted((HERE / "adr").glob("0*.md"))
     }
-    return "\n".join(f"- [{title.removeprefix('# ')}]({name})" for name, title in titles.items())
+    rows = [(name, *title.removeprefix("# ").split(". ", 1)) for name, title in titles.items()]
+    lines = [f"| {number} | [{title}]({name}) |" for name, number, title in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 # The rooms, from the import contract
