@@ -55,6 +55,7 @@ def written() -> Iterator[Written]:
 def _commands(line: str) -> Iterator[tuple[str, ...]]:
     """The checked commands of a line of a shell, or of a YAML file that contains one."""
     shell = re.sub(r"^\s*(?:- |run: |\$ |@)*", "", line)
+    shell = re.sub(r"\[(--[^\]]*)\]", r"\1", shell)  # a synopsis
     try:
         words = shlex.split(shell, comments=True)
     except ValueError:  # a sentence with an apostrophe
