@@ -16,7 +16,7 @@ import yaml
 
 from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.diagnosis import Cause, Diagnosis, causes, pattern_of, propose
+from edgeopt.evaluation.diagnosis import Cause, Diagnosis, Part, causes, pattern_of, propose
 from edgeopt.evaluation.layer_comparison import Data, compare
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.model import Model, Preprocessing, TensorSpec
@@ -155,6 +155,48 @@ def test_a_step_that_should_have_kept_the_outputs_is_named_before_any_layer() ->
     assert found[0].kind == "export"
     assert found[0].text.startswith("bad export, not quantization: my_stage should preserve the outputs")
     assert "0.0 dB" in found[0].text
+
+
+PARTS: dict[str, Part] = {"prune_torch": "compress", "finetune_torch": "train", "quantize_onnx": "quantize"}
+
+
+def pruned(stage: str = "prune_torch", **changes: Any) -> Hop:
+    usual: dict[str, Any] = {"snr_db": 14.0, "agreement": 0.94}
+    return Hop(stage=stage, produced="onnx", lossless=False, **(usual | changes))
+
+
+def test_what_pruning_lost_is_not_the_cost_of_8_bits() -> None:
+    fine = comparison(*[HEALTHY.model_copy(update={"name": f"conv_{i}", "share": 0.2}) for i in range(5)])
+    (found,) = causes(fine, [pruned()], parts=PARTS)
+    assert (found.kind, found.share) == ("pruning", pytest.approx(1.0))
+    assert found.text == (
+        "pruning, not quantization: prune_torch changed 6.0% of the decisions of the source model, "
+        "8 bits changed 0.0% of the decisions of the result; prune less, or finetune"
+    )
+    assert found.remedies == ({"finetune": {}},)
+    # Training has the other remedy; what is trained may move its outputs, as long as it decides alike.
+    (found,) = causes(fine, [pruned("prune_torch + finetune_torch")], parts=PARTS)
+    assert found.text.endswith("prune less, or train longer") and not found.remedies
+    alike = pruned("prune_torch + finetune_torch", snr_db=3.0, agreement=0.99)
+    assert kinds(causes(fine, [alike], parts=PARTS)) == ["cost"]
+    # Nothing runs in between on the host: what quantization changed is taken off.
+    both = pruned("prune_torch + quantize_onnx", agreement=0.94)
+    assert kinds(causes(comparison(HEALTHY, agreement=0.99), [both], parts=PARTS)) == ["pruning"]
+    assert kinds(causes(comparison(HEALTHY, agreement=0.95), [both], parts=PARTS)) != ["pruning"]
+
+
+def test_pruning_and_a_bad_layer_are_both_named_by_their_shares() -> None:
+    found = causes(comparison(SATURATING, snr_db=10.0, agreement=0.97), [pruned()], parts=PARTS)
+    assert kinds(found) == ["pruning", "saturation"]
+    assert [cause.share for cause in found] == [pytest.approx(2 / 3), pytest.approx(0.999 / 3)]
+    # Quantization lost more: the layers are the causes.
+    found = causes(comparison(SATURATING, snr_db=-2.05, agreement=0.25), [pruned()], parts=PARTS)
+    assert (kinds(found), found[0].share) == (["saturation"], 0.999)
+    # A model without decisions is judged by the power of the noise.
+    numbers = comparison(HEALTHY, agreement=1.0).model_copy(update={"agreement": None})
+    (found_one,) = causes(numbers, [pruned(agreement=None)], parts=PARTS)
+    assert "prune_torch left 14.0 dB of the source model, 8 bits left 30.0 dB of the result" in found_one.text
+    assert kinds(causes(numbers, [pruned(agreement=None, snr_db=25.0)], parts=PARTS)) != ["pruning"]
 
 
 def test_the_last_layer_and_a_shifted_mean_are_named() -> None:
@@ -536,6 +578,18 @@ def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: P
         in out
     )
     assert "change in the recipe" not in out
+
+
+@needs_onnx
+@pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
+def test_a_model_that_was_pruned_too_much_is_not_told_that_8_bits_cost_it(store: Path) -> None:
+    slim = "optimize={int8: {prune: {channels: 0.7}, quantize: int8}}"
+    code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", slim, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["comparison"]["agreement"] > 0.9  # of the pruned model with its int8 file
+    assert found["causes"][0]["text"].startswith("pruning, not quantization: prune_keras")
+    assert not any("the cost of 8 bits" in cause["text"] for cause in found["causes"])
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, causes, propose
+from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, Part, causes, propose
 from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters
 from edgeopt.evaluation.layer_comparison import Data
+from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import artifact_formats, format_named
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Feed, LayerView, Stage
 from edgeopt.recipe.document import Recipe, Use
 from edgeopt.recipe.patch import patch_of, shown
-from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
+from edgeopt.recipe.planner import BASELINE, Built, Plan, Step, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
-from edgeopt.results import Event, Hop
+from edgeopt.results import Event, GraphNode, Hop
 from edgeopt.run import assemble
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
@@ -32,7 +34,7 @@ from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
-from edgeopt.run.source_names import source_names
+from edgeopt.run.source_names import Rename, source_names
 from edgeopt.run.store import Store, open_store
 
 SAMPLES = 64
@@ -127,9 +129,12 @@ def diagnose(
     data = _data(plan)
     hops = _hops(plan, built, finished, target.device_folders, watch)
     comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
-    comparison = comparison.renamed(source_names(plan, built).of)
+    names = source_names(plan, built)
+    comparison = comparison.renamed(names.of)
     document = target.document()
-    found_causes = causes(comparison, hops, _recalibrate(document, loaded), _precision(built))
+    found_causes = causes(
+        comparison, hops, _recalibrate(document, loaded), _precision(built), _parts(built.steps)
+    )
     changes = propose(found_causes, partial(_possible, target, document))
     patch = patch_of(document, variant, changes) or {}
     applied: tuple[Before, ...] = ()
@@ -152,14 +157,41 @@ def diagnose(
         causes=tuple(found_causes),
         patch=shown(patch, variant),
         notes=tuple(notes),
+        graph=_graph(quantized, names.of),
         applied=applied,
     )
+
+
+def _graph(model: Model, rename: Rename) -> tuple[GraphNode, ...]:
+    """The graph of a file, with the names of the source model."""
+    kind = format_named(model.format)
+    nodes = graph_of(kind, model.path, kind.breakdown(model.path))
+    return tuple(node.model_copy(update={"name": rename(node.name)}) for node in nodes)
 
 
 def _precision(built: Built) -> str:
     """The precision of the variant's weights and activations, in words."""
     schemes = [step.stage.options().get("scheme", "") for step in built.steps if _quantizes(step.stage)]
     return next((words for scheme in schemes for words in [PRECISIONS.get(str(scheme))] if words), "8 bits")
+
+
+PARTS: dict[str, Part] = {
+    "prune": "compress",
+    "cluster": "compress",
+    "finetune": "train",
+    "quantize": "quantize",
+}
+"""What the intents of a variant do to its model on purpose, as far as it decides the causes."""
+
+
+def _parts(steps: Sequence[Step]) -> dict[str, Part]:
+    """What the stages of a variant do to the model, by their names."""
+    return {
+        registry.plugin_name(step.stage): PARTS[intent]
+        for step in steps
+        for intent in step.stage.fulfils
+        if intent in PARTS
+    }
 
 
 def _check(recipe: Recipe, variant: str, format: str) -> LayerView:

@@ -11,12 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
-from edgeopt.results import Hop, Measurement
+from edgeopt.results import GraphNode, Hop, Measurement
 
 Kind: TypeAlias = Literal[
-    "export", "saturation", "clipping", "weight_spread", "input_spread", "activation_spread", "outlier",
-    "mixed_ranges", "bias", "last_layer", "cost", "unknown",
+    "export", "pruning", "saturation", "clipping", "weight_spread", "input_spread", "activation_spread",
+    "outlier", "mixed_ranges", "bias", "last_layer", "cost", "unknown",
 ]  # fmt: skip
+Part: TypeAlias = Literal["compress", "train", "quantize"]
 Changes: TypeAlias = Mapping[str, Any]
 """Options to merge into a variant, and under ``data`` into the recipe's data."""
 
@@ -46,6 +47,7 @@ ACCEPTED_DROP = 0.005
 JOINING = frozenset({"concat", "cat", "concatenation", "add", "sub"})
 TITLES: dict[str, str] = {
     "export": "bad export, not quantization",
+    "pruning": "pruning, not quantization",
     "saturation": "saturating 8-bit accumulation on this CPU",
     "clipping": "clipped calibration",
     "weight_spread": "channel ranges of the weights",
@@ -96,6 +98,9 @@ class Diagnosis(_Value):
     causes: tuple[Cause, ...]
     patch: dict[str, Any] = Field({}, description="changes to merge into the recipe; empty: none")
     notes: tuple[str, ...] = ()
+    graph: tuple[GraphNode, ...] = Field(
+        (), description="operators of the quantized file, if its format says how they are connected"
+    )
     applied: tuple[Before, ...] = Field(
         (), description="the variant before and after the changes, with --apply"
     )
@@ -117,16 +122,19 @@ def causes(
     steps: Sequence[Hop] = (),
     recalibrate: Changes | None = None,
     precision: str = "8 bits",
+    parts: Mapping[str, Part] | None = None,
 ) -> list[Cause]:
-    """The causes of the difference between a quantized and its float model, by share of the error.
+    """The causes of the difference between a quantized model and its source, by share of the error.
 
     Args:
-        comparison: statistics of the float and the quantized file.
-        steps: the steps before quantization, each compared with the previous one.
+        comparison: statistics of the float and the quantized file, in which earlier pruning is in both.
+        steps: the steps from the source model, each compared with the previous one.
         recalibrate: the change that calibrates on other data, if there are any.
         precision: precision of the quantized model, in the plural.
+        parts: what stages do to the model on purpose, by their names in ``steps``.
     """
     export_causes = [_export(hop) for hop in steps if hop.lossless and _is_broken(hop)]
+    pruning_causes = _pruning(comparison, steps, precision, parts or {})
     by_kind: dict[Kind, list[LayerStatistics]] = {}
     harmful = [
         layer
@@ -139,8 +147,13 @@ def causes(
             by_kind.setdefault(kind, []).append(layer)
     layer_causes = [_cause(kind, layers, recalibrate) for kind, layers in by_kind.items()]
     layer_causes.sort(key=lambda cause: -cause.share)
-    if export_causes or layer_causes:
-        return [*export_causes, *layer_causes]
+    if pruning_causes:
+        # The shares of the layers are those of what quantization adds, if it is worth a cure at all.
+        rest = 1.0 - pruning_causes[0].share
+        worth = [] if _is_fine(comparison) else layer_causes
+        layer_causes = [each.model_copy(update={"share": each.share * rest}) for each in worth]
+    if export_causes or pruning_causes or layer_causes:
+        return [*export_causes, *pruning_causes, *layer_causes]
     return [_cost(comparison, harmful, precision)]
 
 
@@ -278,8 +291,55 @@ def _export(hop: Hop) -> Cause:
     )
 
 
+def _is_fine(comparison: Comparison) -> bool:
+    agreement = 1.0 if comparison.agreement is None else comparison.agreement
+    return comparison.snr_db >= CERTAIN_DB and agreement >= AGREES
+
+
+def _pruning(
+    comparison: Comparison, steps: Sequence[Hop], precision: str, parts: Mapping[str, Part]
+) -> list[Cause]:
+    """At most one cause: pruning or clustering that changed more than quantization did.
+
+    Both are measured by the decisions that they change, since training moves the outputs of a model that
+    decides as before; by noise power for models without decisions. A step that also quantizes, because the
+    host runs nothing in between, is judged without what quantization changed.
+    """
+    for hop in steps:
+        roles = {parts.get(name) for name in hop.stage.split(" + ")}
+        if "compress" not in roles or hop.snr_db is None:
+            continue
+        by_decisions = hop.agreement is not None and comparison.agreement is not None
+        if hop.agreement is not None and comparison.agreement is not None:
+            pruned, quantized = 1 - hop.agreement, 1 - comparison.agreement
+        else:
+            pruned, quantized = (10 ** (-snr / 10) for snr in (hop.snr_db, comparison.snr_db))
+        if "quantize" in roles:
+            pruned = max(pruned - quantized, 0.0)
+        tolerated = 1 - AGREES if by_decisions else 10 ** (-CERTAIN_DB / 10)
+        share = pruned / (pruned + quantized) if pruned > tolerated else 0.0
+        if share < DOMINANT:
+            continue
+        if by_decisions:
+            before, after = (f"changed {value:.1%} of the decisions of" for value in (pruned, quantized))
+        else:
+            before, after = (
+                f"left {-10 * math.log10(max(value, 1e-20)):.1f} dB of" for value in (pruned, quantized)
+            )
+        trained = "train" in roles
+        return [
+            Cause(
+                kind="pruning",
+                text=f"{TITLES['pruning']}: {hop.stage} {before} the source model, {precision} {after} the "
+                f"result; prune less, or {'train longer' if trained else 'finetune'}",
+                share=share,
+                remedies=() if trained else ({"finetune": {}},),
+            )
+        ]
+    return []
+
+
 def _cost(comparison: Comparison, harmful: Sequence[LayerStatistics], precision: str) -> Cause:
-    fine = comparison.snr_db >= CERTAIN_DB and (comparison.agreement or 1.0) >= AGREES
     top_layer = max(comparison.layers, key=lambda layer: layer.share, default=None)
     finding = "no layer stands out"
     if top_layer is not None and harmful:
@@ -295,7 +355,7 @@ def _cost(comparison: Comparison, harmful: Sequence[LayerStatistics], precision:
         kind=kind,
         text=f"{words}: outputs at {comparison.snr_db:.1f} dB; {finding}",
         layers=tuple(layer.name for layer in harmful),
-        remedies=() if fine else ({"quantize": {"max_drop": ACCEPTED_DROP}},),
+        remedies=() if _is_fine(comparison) else ({"quantize": {"max_drop": ACCEPTED_DROP}},),
     )
 
 
