@@ -1,0 +1,358 @@
+"""Builds and measures candidates on the selection data.
+
+Candidates with a common beginning share its steps in the store, and the workers of their stages stay open. An
+artifact runs on few samples first: one that exceeds a limit on the drop with confidence is dropped then.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import HOST, load_device
+from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
+from edgeopt.errors import CannotRunError, EdgeoptError
+from edgeopt.evaluation.hops import aligned, hop
+from edgeopt.evaluation.interpreter import labels_of
+from edgeopt.evaluation.judge import Evidence, judge
+from edgeopt.evaluation.statistics import verdict
+from edgeopt.model import Model, Outputs
+from edgeopt.plugin import Labels
+from edgeopt.recipe.document import Recipe, Variant
+from edgeopt.recipe.planner import BASELINE, Built, make_plan
+from edgeopt.recipe.resolve import variant_of
+from edgeopt.recipe.searching import Search
+from edgeopt.results import MEASUREMENTS, Event, Result
+from edgeopt.run.assemble import result_of
+from edgeopt.run.bench import Bench, Evaluation, timing_of
+from edgeopt.run.build import build
+from edgeopt.run.executors.local import LocalExecutor
+from edgeopt.run.outcome import Outcome
+from edgeopt.run.preflight import runnable
+from edgeopt.run.readings import readings
+from edgeopt.run.scoring import Scorer, scorer_of
+from edgeopt.run.store import Store
+from edgeopt.search.outcome import Tried
+from edgeopt.search.selection import check_labels
+from edgeopt.search.space import Candidate, Point
+
+SNR, DISAGREEMENT, BROKEN = "fidelity_snr_db", "disagreement", "broken outputs"
+NOISE = "noise"
+"""The relative power of the error of the outputs: of the worst output, on the worst device.
+
+It tells candidates apart whose answers are equally right, as accuracy changes in steps of one sample.
+"""
+LOOKS = (64, 256, 1024, 4096)
+"""Numbers of samples after which a candidate may be dropped, if the selection has at least twice as many."""
+RISK = 0.05
+"""Probability that a candidate within a limit is dropped early, all looks together (Bonferroni)."""
+
+
+class Row(NamedTuple):
+    """One artifact on one device."""
+
+    result: Result
+    evidence: Evidence
+
+
+class Measuring:
+    """Measures candidates of a search. A context manager.
+
+    Args:
+        recipe: the recipe with the selection data as its evaluation data.
+        search: limits and objectives.
+        origin: where the selection data are from, for messages.
+        store: cached steps and measurements.
+        device_folders: folders with device files.
+    """
+
+    def __init__(
+        self, recipe: Recipe, search: Search, origin: str, store: Store, device_folders: Sequence[Path]
+    ) -> None:
+        self.recipe = replace(recipe, variants=(Variant(BASELINE),), gates=())
+        self.search = search
+        self.store = store
+        self.plan = make_plan(self.recipe)
+        self.plan.demand_possible()
+        self.labels = check_labels(self.plan, search, origin)
+        self.loss = _loss(self.recipe, search, self.labels)
+        self._timed = any(name in MEASUREMENTS and MEASUREMENTS[name].volatile for name in search.metrics)
+        higher = {name for name, metric, _ in recipe.metrics if metric.higher_is_better}
+        self._higher = higher | {name for name, each in MEASUREMENTS.items() if each.better == "higher"}
+        self._device_folders = device_folders
+        self._cleanup = ExitStack()
+        self.layers: dict[str, dict[str, int]] = {}
+        """The number of weights of each layer of the float artifact, by format, the largest first."""
+        self._scorers: dict[int, Scorer] = {}
+        self._floats: dict[str, Model] = {}
+        self._float_rows: list[Row] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as cleanup:
+            self._cleanup = cleanup
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-")))
+            self.executor = cleanup.enter_context(LocalExecutor(self.recipe.limits.stage_memory))
+            agent = build_agent(folder / "agent.pyz")
+            devices = {device.name: device for device in self.recipe.devices}
+            devices.setdefault(HOST, load_device(HOST, self._device_folders))
+            trust = self.recipe.model.trust
+            self.benches = {
+                name: Bench(device, agent, self.store, trust).open() for name, device in devices.items()
+            }
+            self.evaluation = Evaluation(self.recipe.evaluation, self.plan.preprocessing, folder)
+            self._measure_float()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
+
+    def tried(self, candidates: Mapping[int, tuple[Candidate, Point]]) -> Iterator[Tried]:
+        """Build and measure candidates, by number; a failure of one is its own result."""
+        started = time.monotonic()
+        builds = self._build({number: each for number, (each, _) in candidates.items()})
+        # Built at once, so each has its share of the time.
+        share = (time.monotonic() - started) / max(len(candidates), 1)
+        for number, (candidate, point) in candidates.items():
+            started = time.monotonic()
+            known = {"number": number, "format": candidate.format, "options": candidate.options}
+            tried = self._judged(builds[number], known | {"point": point})
+            seconds = round(share + time.monotonic() - started, 3)
+            yield tried.model_copy(update={"seconds": seconds})
+
+    def noise(self, candidates: Sequence[Candidate], samples: int) -> list[float | None]:
+        """The error power of each candidate relative to that of its outputs; None if it cannot be built.
+
+        Measured on the host, on the first samples.
+        """
+        builds = self._build(dict(enumerate(candidates)))
+        count = min(samples, self.samples)
+        found: list[float | None] = []
+        for number in range(len(candidates)):
+            built = builds[number]
+            if isinstance(built, str) or built.failure:
+                found.append(None)
+                continue
+            row = self._row(built, HOST, count)
+            snr = row.result.measurements.get(SNR)
+            found.append(_noise(snr.value) if snr is not None else None)
+        return found
+
+    def _measure_float(self) -> None:
+        """Run the source model, and measure the float artifacts, which ratios refer to."""
+        host = self.benches[HOST]
+        source = runnable(self.plan, self.store, host.device.runtimes, _quiet)
+        outcome = host.run(source, self.evaluation) if source is not None else Outcome("", "it cannot be run")
+        if outcome.error:
+            raise CannotRunError(f"the source model cannot be run on {HOST}: {outcome.error}")
+        self.source = Outputs(outcome.outputs, outcome.output_names)
+        self.samples = len(outcome.outputs[0])
+        for built in build(self.plan, self.store, _quiet, self.executor):
+            if not built.complete:
+                raise CannotRunError(f"{built.branch.name} cannot be built: {built.failure}")
+            self._floats[built.branch.format] = self.plan.latest(built)
+            sizes = built.steps[-1].breakdown if built.steps else None
+            layers = sizes.layers if sizes is not None else ()
+            self.layers[built.branch.format] = {each.name: each.size_bytes // 4 for each in layers}
+            self._float_rows += [self._row(built, name, self.samples) for name in self._devices(built)]
+
+    def _build(self, candidates: Mapping[int, Candidate]) -> dict[int, Built | str]:
+        """The built candidates by number, or why one cannot be produced."""
+        results: dict[int, Built | str] = {}
+        variants: list[Variant] = []
+        for number, candidate in candidates.items():
+            try:
+                variants.append(variant_of(self.recipe, f"trial{number}", candidate.options))
+            except EdgeoptError as error:
+                results[number] = error.message
+        plan = make_plan(replace(self.recipe, variants=tuple(variants)))
+        wanted = {(f"trial{number}", each.format): number for number, each in candidates.items()}
+        for missing in plan.impossible:
+            if (missing.variant, missing.format) in wanted:
+                results[wanted[missing.variant, missing.format]] = f"{missing.reason}; {missing.fix}"
+        chosen = [branch for branch in plan.branches if (branch.variant, branch.format) in wanted]
+        plan = replace(plan, branches=tuple(chosen), impossible=())
+        for built in build(plan, self.store, _quiet, self.executor):
+            results[wanted[built.branch.variant, built.branch.format]] = built
+        return results
+
+    def _judged(self, built: Built | str, known: dict[str, Any]) -> Tried:
+        if isinstance(built, str) or not built.complete:
+            reason = built if isinstance(built, str) else built.failure
+            return Tried(**known, status="failed", reason=reason)
+        looks = [count for count in LOOKS if 2 * count <= self.samples]
+        devices = self._devices(built)
+        for count in looks if any(gate.max_drop is not None for gate in self.search.limits) else ():
+            # One device is enough to show a drop.
+            row = self._row(built, devices[0], count)
+            if reason := self._clearly_over(row, 1 - RISK / len(looks)):
+                return self._complete([row], known, "stopped", reason, count)
+        rows = [self._row(built, name, self.samples) for name in devices]
+        return self._complete(rows, known, "complete", "", self.samples)
+
+    def _clearly_over(self, row: Row, confidence: float) -> str:
+        """The limit that a candidate exceeds at this confidence; '' if there is none."""
+        if _is_broken(row.result):
+            return row.result.reason
+        for gate in self.search.limits:
+            pair = row.evidence.pairs.get(gate.metric)
+            if gate.max_drop is None or gate.classes or pair is None or not gate.concerns(row.result):
+                continue
+            if verdict(pair, gate.max_drop, confidence) == "fail":
+                drop = float(pair.drops.mean())
+                return f"{gate}: a drop of {drop:.2%} on the first {len(pair.before)} samples"
+        return ""
+
+    def _complete(
+        self, rows: Sequence[Row], known: dict[str, Any], status: str, reason: str, samples: int
+    ) -> Tried:
+        broken = next((row.result.reason for row in rows if _is_broken(row.result)), "")
+        # What broke a model is a lesson for the search; what could not be run is none.
+        rows = [row._replace(result=_unbroken(row.result)) for row in rows] if broken else rows
+        status, reason = ("stopped", broken) if broken else (status, reason)
+        failed = next((row.result.reason for row in rows if row.result.status != "ok"), "")
+        worst: dict[str, float] = {}
+        for row in rows:
+            for name, each in row.result.measurements.items():
+                worse = min if name in self._higher else max
+                worst[name] = worse(worst.get(name, each.value), each.value)
+        absent = [name for name in self.search.part.minimize if name not in worst]
+        if not failed and absent:
+            devices = ", ".join(row.result.device for row in rows)
+            failed = f"{absent[0]} is not measured on {devices}"
+        if failed:
+            return Tried(**known, status="failed", reason=failed)
+        excess: dict[str, float] = {}
+        evidence = {_place(row.result): row.evidence for row in (*rows, *self._float_rows)}
+        everything = [row.result for row in (*self._float_rows, *rows)]
+        for gate in self.search.limits:
+            for row in rows:
+                if not gate.concerns(row.result):
+                    continue
+                (found,) = (
+                    each
+                    for each in judge([gate], everything, evidence)
+                    if (each.variant, each.format, each.device) == _place(row.result)
+                )
+                if found.measured is None:
+                    return Tried(**known, status="failed", reason=found.reason)
+                over = (
+                    found.limit - found.measured if gate.limit[0] == "min" else found.measured - found.limit
+                )
+                excess[str(gate)] = max(over, excess.get(str(gate), over))
+        return Tried(
+            **known,
+            status=status,
+            reason=reason,
+            samples=samples,
+            objectives={name: worst[name] for name in self.search.part.minimize} | self._losses(worst),
+            excess=excess | ({BROKEN: 1.0} if broken else {}),
+            measurements=worst,
+        )
+
+    def _losses(self, worst: Mapping[str, float]) -> dict[str, float]:
+        disagreement = 1.0 - worst.get("agreement", 0.0)
+        loss = disagreement if self.loss == DISAGREEMENT else worst.get(self.loss, 1.0)
+        return {self.loss: loss, NOISE: _noise(worst.get(SNR))}
+
+    def _devices(self, built: Built) -> list[str]:
+        """The devices to measure on: those that a limit names, otherwise all; the host if there is none."""
+        named = {name for gate in self.search.limits for name in gate.devices}
+        own = [device.name for device in built.branch.devices]
+        return [name for name in own if not named or name in named] or own or [HOST]
+
+    def _row(self, built: Built, device: str, count: int) -> Row:
+        """Run an artifact on one device on the first samples, and score its outputs."""
+        bench, model = self.benches[device], self.plan.latest(built)
+        name = built.branch.variant
+        about: dict[str, Any] = {"variant": name, "format": built.branch.format, "device": device}
+        findings = errors(lint_artifact(model.path, bench.device, model.format))
+        if findings:
+            return Row(Result(**about, status="failed", reason="; ".join(summary(findings))), Evidence({}))
+        whole = count == self.samples
+        timed = self._timed and whole and name != BASELINE
+        outcome = bench.run(
+            model,
+            self.evaluation,
+            limit=None if whole else count,
+            baseline=self._floats.get(model.format) if timed else None,
+            latency=timing_of(self.recipe.latency) if timed else None,
+        )
+        exceeded = "; ".join(summary(lint_measured(outcome.measurements, bench.device)))
+        outcome = outcome._replace(error=outcome.error or exceeded)
+        arithmetic = built.steps[-1].arithmetic if built.steps else {}
+        values = dict(readings(model, bench.device, outcome, arithmetic).values)
+        if outcome.error or outcome.non_finite or not outcome.outputs:
+            return Row(result_of(outcome, measurements=values, **about), Evidence({}))
+        source = Outputs([array[:count] for array in self.source.arrays], self.source.names)
+        scorer = self._scorer(count, source)
+        outputs = aligned(Outputs(outcome.outputs, outcome.output_names), source)
+        scores = scorer.artifact(outputs, source)
+        compared = hop(
+            built.branch.format,
+            "",
+            lossless=False,
+            before=source,
+            after=outputs,
+            trained=any(step.stage.needs_training for step in built.steps),
+            interpreters=scorer.interpreters,
+        )
+        labels = {named: labels_of(scorer.labels, head) for named, _, head in self.recipe.metrics}
+        lower = frozenset(named for named, metric, _ in self.recipe.metrics if not metric.higher_is_better)
+        evidence = Evidence(scores.pairs, labels, self.recipe.model.labels, lower)
+        result = result_of(outcome, hops=(compared,), measurements=values | scores.values, **about)
+        return Row(result, evidence)
+
+    def _scorer(self, count: int, source: Outputs) -> Scorer:
+        """The scorer for the first samples."""
+        if count not in self._scorers:
+            scorer = scorer_of(self.recipe, _first(self.labels, count))
+            self._scorers[count] = self._cleanup.enter_context(scorer)
+            scorer.source(source)
+        return self._scorers[count]
+
+
+def _loss(recipe: Recipe, search: Search, labels: Labels | None) -> str:
+    """What a search minimizes besides its objectives: a drop that it limits, or the first one that it can."""
+    limited = [gate.metric for gate in search.limits if gate.max_drop is not None]
+    judged = [
+        name
+        for name, metric, head in recipe.metrics
+        if metric.against == "labels" and labels_of(labels, head) is not None
+    ]
+    names = [name for name in limited if name in judged] or judged
+    return f"{names[0]}_drop" if names else DISAGREEMENT
+
+
+def _noise(snr_db: float | None) -> float:
+    return 1.0 if snr_db is None else float(10 ** (-snr_db / 10))
+
+
+def _is_broken(result: Result) -> bool:
+    return any(each.status == "broken" for each in result.hops)
+
+
+def _unbroken(result: Result) -> Result:
+    """A result whose measurements count although its outputs do not resemble those of the source."""
+    return result.model_copy(update={"status": "ok", "reason": ""}) if _is_broken(result) else result
+
+
+def _first(labels: Labels | None, count: int) -> Labels | None:
+    if isinstance(labels, Mapping):
+        return {task: each[:count] for task, each in labels.items()}
+    return None if labels is None else labels[:count]
+
+
+def _place(result: Result) -> tuple[str, str, str]:
+    return result.variant, result.format, result.device
+
+
+def _quiet(event: Event) -> None:
+    """The steps of single candidates are not shown: there are hundreds."""

@@ -1,0 +1,138 @@
+"""A search: from a space to its Pareto front, in batches of a fixed size, so that it can be repeated."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from edgeopt.config import registry
+from edgeopt.formats.known import model_digest
+from edgeopt.plugin import Stage, digest_of
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.recipe.searching import Search
+from edgeopt.results import Event
+from edgeopt.run.preflight import datasets_of
+from edgeopt.run.store import Store
+from edgeopt.search.front import placed
+from edgeopt.search.journal import Journal
+from edgeopt.search.measuring import Measuring
+from edgeopt.search.outcome import SearchResult, Tried
+from edgeopt.search.proposals import Proposals
+from edgeopt.search.selection import selection_of
+from edgeopt.search.sensitivities import allocations_of
+from edgeopt.search.space import Space, space_of
+
+BATCH = 4
+"""Candidates that are proposed, built and measured together: fixed, so that a search can be repeated."""
+REVISION = 1
+"""Raise it when the same search would measure its candidates differently."""
+
+Watch = Callable[[Event], None]
+Status = Literal["started", "done"]
+
+
+def search(
+    recipe: Recipe,
+    name: str,
+    task: Search,
+    folder: Path,
+    store: Store,
+    device_folders: Sequence[Path],
+    watch: Watch,
+) -> SearchResult:
+    """Search for the variant ``name`` of a recipe; the journal in ``folder`` continues an interrupted search.
+
+    Raises:
+        UsageError: the space, the selection data or the journal are unusable.
+        CannotRunError: the source model or its float artifact cannot be built or run.
+    """
+    space = space_of(recipe, name, task)
+    selection = selection_of(recipe)
+    identity = digest_of(_identity(make_plan(selection.recipe), name, task, space))
+    with Journal(folder, identity, f"{name} of {recipe.name}") as journal:
+        _emit(watch, "measure", "started")
+        with Measuring(selection.recipe, task, selection.origin, store, device_folders) as measuring:
+            _emit(watch, "measure", "done", f"{measuring.samples} samples: {selection.origin}")
+            _emit(watch, "sensitivities", "started")
+            allocations = allocations_of(measuring, space)
+            _emit(watch, "sensitivities", "done", f"{space.size:,} points")
+            proposals = Proposals(space, allocations, task.part.seed)
+            stopped = _run(proposals, measuring, journal, task, watch)
+            notes = _notes(measuring.samples, task)
+        return SearchResult(
+            recipe=recipe.name,
+            variant=name,
+            selection=selection.origin,
+            samples=measuring.samples,
+            limits=tuple(map(str, task.limits)),
+            minimize=task.part.minimize,
+            loss=measuring.loss,
+            dimensions={each.name: each.choices for each in space.dimensions},
+            points=space.size,
+            trials=placed(journal.trials),
+            stopped=stopped,
+            notes=notes,
+        )
+
+
+def _run(proposals: Proposals, measuring: Measuring, journal: Journal, task: Search, watch: Watch) -> str:
+    """Try candidates until the budget is used up or the space exhausted; returns the reason."""
+    budget, before, started = task.part.budget, journal.seconds, time.monotonic()
+    while len(journal.trials) < budget.trials:
+        if before + time.monotonic() - started > budget.hours * 3600:
+            return f"the budget of {budget.hours:g} hours is used up"
+        # An interrupted batch is proposed again, from the same trials, and only the rest of it is tried.
+        first = len(journal.trials) // BATCH * BATCH
+        batch = proposals.next(journal.trials[:first], BATCH)
+        numbered = dict(enumerate(batch, first))
+        left = {at: numbered[at] for at in numbered if len(journal.trials) <= at < budget.trials}
+        if not left:
+            return "every variant of the space has been tried"
+        for tried in measuring.tried(left):
+            journal.add(tried)
+            _emit(watch, f"trial {tried.number + 1} of {budget.trials}", "done", _told(tried), tried.seconds)
+    return f"the budget of {budget.trials} trials is used up"
+
+
+def _told(tried: Tried) -> str:
+    """One line about a trial."""
+    if tried.status == "failed":
+        return f"failed: {tried.reason.splitlines()[0]}"
+    figures = ", ".join(f"{name} {value:,.6g}" for name, value in tried.objectives.items())
+    over = ", ".join(name for name, value in tried.excess.items() if value > 0)
+    return f"{figures}{f'; over {over}' if over else ''} | {tried.format} {tried.options}"
+
+
+def _notes(samples: int, task: Search) -> tuple[str, ...]:
+    """Limits that are finer than the selection data."""
+    return tuple(
+        f"{gate}: of {samples} selection samples, one is already {1 / samples:.2%}; add data.validation"
+        for gate in task.limits
+        if gate.max_drop is not None and gate.max_drop < 1 / samples
+    )
+
+
+def _identity(plan: Plan, name: str, task: Search, space: Space) -> dict[str, object]:
+    """Everything that the trials depend on."""
+    recipe = plan.recipe
+    stages = registry.plugins(Stage)
+    return {
+        "revision": REVISION,
+        "recipe": recipe.name,
+        "variant": name,
+        "model": model_digest(plan.source),
+        "preprocessing": plan.preprocessing.key(plan.source.inputs),
+        "data": {part: dataset.digest() for part, dataset in datasets_of(recipe).items()},
+        "metrics": [[each.name, registry.plugin_name(each.metric), each.head] for each in recipe.metrics],
+        "limits": [str(gate) for gate in task.limits],
+        "minimize": task.part.minimize,
+        "seed": task.part.seed,
+        "space": [list(each) for each in space.dimensions],
+        "devices": [device.name for device in recipe.devices],
+        "stages": {key: [stage.revision, stage.versions()] for key, stage in stages.items()},
+    }
+
+
+def _emit(watch: Watch, step: str, status: Status, message: str = "", seconds: float = 0.0) -> None:
+    watch(Event(branch="search", step=step, status=status, message=message, seconds=seconds))
