@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 import pytest
 
 from edgeopt.errors import StageError
+from edgeopt.evaluation.diagnosis import Cause, Diagnosis
+from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.formats.file_graph import MAX_NODES, graph_of
 from edgeopt.formats.known import formats
 from edgeopt.plugin.contents import LayerSize, SizeBreakdown
 from edgeopt.plugin.format import Format
 from edgeopt.reports import html
+from edgeopt.reports.diagnosis import render as render_diagnosis
 from edgeopt.reports.pagedata.graph import matched
 from edgeopt.results import Artifact, Breakdown, GraphNode, Report, Result
 from large_report import RUN
@@ -107,7 +110,7 @@ def test_times_belong_to_the_operators_of_the_same_name() -> None:
         ("conv_token_3", 2.0),
         ("relu", 1.0),
         ("relu", 0.5),
-        ("relu", 0.25),
+        ("relu;add", 0.25),
         ("other", 4.0),
     ]
     rows += [("conv", None), ("conv", float("nan"))]
@@ -129,3 +132,35 @@ def test_a_hostile_graph_is_text_and_has_no_cycle() -> None:
     assert word not in page
     assert '1,null,[]],["' in page
     assert "1,null,[0]]" in page
+
+
+def layer(name: str, share: float) -> LayerStatistics:
+    ratios = dict.fromkeys(("snr_db", "own_snr_db", "alone_snr_db"), 40.0)
+    return LayerStatistics(
+        name=name, operator="Conv", share=share, mean_error=0.0, bias=0.0, minimum=0.0, maximum=1.0, **ratios
+    )
+
+
+def diagnosis(word: str) -> Diagnosis:
+    comparison = Comparison(
+        samples=64, snr_db=30.0, agreement=0.5, layers=(layer("conv", 0.25), layer(word, float("nan")))
+    )
+    return Diagnosis(
+        recipe=word,
+        variant=word,
+        format="onnx",
+        data=word,
+        comparison=comparison,
+        causes=(Cause(kind="unknown", text=word),),
+        patch={"optimize": {"int8": {"quantize": word}}},
+        notes=(word,),
+        graph=tuple(nodes("conv", word)),
+    )
+
+
+def test_a_diagnosis_is_a_page_with_the_error_in_its_graph() -> None:
+    page = render_diagnosis(diagnosis("other"))
+    assert '"errors":[0.25,null]' in page
+    assert '"optimize:\\n  int8: {quantize: other}"' in page
+    hostile = render_diagnosis(diagnosis("</script><script>alert(1)</script>"))
+    assert hostile.count("<") == page.count("<")

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from edgeopt.evaluation.diagnosis import Cause, Diagnosis
+from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.reports import html, write_report
 from edgeopt.reports.comparison import Compared, compare
 from edgeopt.reports.comparison.page import render as render_comparison
+from edgeopt.reports.diagnosis import render as render_diagnosis
 from edgeopt.results import Breakdown, GraphNode, Measurement, Report
 from large_report import RUN, large_report
 from task_reports import CASES, task_report
@@ -328,7 +331,7 @@ def test_the_graph_of_a_file_is_coloured(opened: Opened, tmp_path: Path) -> None
     for width, scheme in ((1280, "light"), (390, "dark")):
         page = opened(path, width=width, scheme=scheme)
         page.locator("#artifact-0 summary").first.click()
-        drawn = page.locator("svg.graph")
+        drawn = page.locator("svg.network")
         boxes = drawn.locator("g").evaluate_all(
             """all => all.map((one) => { const box = one.querySelector('rect').getBoundingClientRect();
               return [one.querySelector('rect').className.baseVal.at(-1), box.top, one.textContent]; })"""
@@ -343,6 +346,41 @@ def test_the_graph_of_a_file_is_coloured(opened: Opened, tmp_path: Path) -> None
         assert "Operators of the runtime that are not in the file: 2 µs." in hint.inner_text()
         page.get_by_label("coloured by", exact=True).select_option("bytes")
         assert "the highest: block4<b> (3.91 KiB)" in drawn.get_attribute("aria-label")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert serious(page) == []
+
+
+def test_a_diagnosis_is_a_page(opened: Opened, tmp_path: Path) -> None:
+    names = [f"layer{at}" for at in range(3)]
+    figures = dict.fromkeys(("snr_db", "own_snr_db", "alone_snr_db"), 40.0)
+    figures |= {"mean_error": 0.0, "bias": 0.0, "minimum": 0.0, "maximum": 1.0}
+    layers = tuple(
+        LayerStatistics(name=name, operator="Conv", share=0.3 * at, **figures)
+        for at, name in enumerate(names)
+    )
+    graph = tuple(
+        GraphNode(name=name, kind="Conv", size_bytes=9, reads=(at - 1,) if at else ())
+        for at, name in enumerate(names)
+    )
+    found = Diagnosis(
+        recipe="words",
+        variant="int8",
+        format="onnx",
+        data="calibration",
+        comparison=Comparison(samples=64, snr_db=30.0, agreement=0.9, layers=layers),
+        causes=(Cause(kind="unknown", text="the ranges of layer2"),),
+        graph=graph,
+    )
+    path = tmp_path / "diagnosis.html"
+    path.write_text(render_diagnosis(found), "utf-8")
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = opened(path, width=width, scheme=scheme)
+        assert page.locator("#found li").all_inner_texts() == ["the ranges of layer2"]
+        label = page.locator("svg.network").get_attribute("aria-label")
+        assert label.endswith(
+            "by error; the highest: layer2 (60.0 % of the error), layer1 (30.0 % of the error)"
+        )
+        assert page.locator("#layers tbody td:first-child").all_inner_texts() == names[::-1]
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert serious(page) == []
 

@@ -1,5 +1,6 @@
 """``diagnose``: the layers and causes of a quantized variant's error, and a proposed change."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +34,10 @@ def diagnose(
     apply: Annotated[
         bool, typer.Option("--apply", help="Also build the patched variant, and measure both.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Also write the diagnosis to this file, as a page with the graph."),
+    ] = None,
     sets: Sets = None,
     data_root: DataRoot = None,
     devices: DeviceFolders = None,
@@ -46,6 +51,8 @@ def diagnose(
     """
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.diagnose import diagnose as run
+    from edgeopt.config.files import write_text, writing
+    from edgeopt.reports.diagnosis import render
 
     with Progress(quiet=quiet) as progress:
         diagnosis = run(
@@ -60,10 +67,15 @@ def diagnose(
             device_folders=folders(devices),
             watch=progress,
         )
+    if out is not None:
+        with writing(out, "choose another file with --out"):
+            write_text(out, render(diagnosis))
     if as_json:
         typer.echo(diagnosis.model_dump_json(indent=2))
     else:
         _show(diagnosis, layers)
+        if out is not None:
+            typer.echo(f"diagnosis: {out}")
     if any("fidelity_snr_db" not in row.measurements for row in diagnosis.applied):
         raise typer.Exit(3)  # poor accuracy is a result, an artifact that does not run is a failure
 

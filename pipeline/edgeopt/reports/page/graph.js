@@ -65,7 +65,7 @@ const graphDrawing = (nodes, shade, about, label) => {
       drawing("text", { x: 8, y: 15, class: "kind" }, fit(kind, 22)),
       drawing("text", { x: 8, y: 29 }, fit(name, 24)));
   });
-  return drawing("svg", { width, height: rows.length * NODE.pitch, viewBox: `0 0 ${width} ${rows.length * NODE.pitch}`, class: "graph", role: "img", "aria-label": label }, ...edges, ...boxes);
+  return drawing("svg", { width, height: rows.length * NODE.pitch, viewBox: `0 0 ${width} ${rows.length * NODE.pitch}`, class: "network", role: "img", "aria-label": label }, ...edges, ...boxes);
 };
 
 // The ways to colour a graph that something is known for: title, a value per operator, and its text.

@@ -85,6 +85,7 @@ def matched(
     for name, value in rows:
         if not isinstance(value, int | float) or not math.isfinite(value):
             continue
+        name = name.partition(";")[0]  # converters join the names of operators that they fuse
         derived = DERIVED.fullmatch(name)
         found = places.get(name) or (places.get(derived["layer"]) if derived is not None else None)
         if not found:
