@@ -130,15 +130,7 @@ def diagnose(
     hops = _hops(plan, built, finished, target.device_folders, watch)
     comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
     names = source_names(plan, built)
-    hops = _hops(plan, built, finished, target.device_folders, watch)
-    twin: Twin | None = None
-    if view is None:
-        quantized, comparison = built.steps[-1].model, _whole(built, hops)
-        twin = _twin(target, finished, watch)
-    else:
-        reference, quantized = _pair(builds, variant, view)
-        comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
-        comparison = comparison.renamed(names.of)
+    comparison = comparison.renamed(names.of)
     document = target.document()
     found_causes = causes(
         comparison, hops, _recalibrate(document, loaded), _precision(built), _parts(built.steps)
