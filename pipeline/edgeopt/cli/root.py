@@ -22,6 +22,7 @@ from edgeopt.cli import (
     profile,
     report,
     schema,
+    search,
     slim,
 )
 from edgeopt.cli.options import Command, no_exit
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lint": lint.lint,
     "parity": parity.parity,
     "diagnose": diagnose.diagnose,
+    "search": search.search,
     "check": check.check,
     "compare": compare.compare,
 }

@@ -35,7 +35,7 @@ from edgeopt.recipe.document import (
 )
 from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
-from edgeopt.recipe.searching import Search, SearchPart, refused_objectives
+from edgeopt.recipe.searching import Search, SearchPart, refused_objectives, usual_limit
 from edgeopt.recipe.selection import EVERYTHING, Selection, declared, narrow_gates
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
@@ -311,7 +311,7 @@ class _Resolver:
             self.problems.add((*loc, "minimize", index), reason)
         limits = tuple(
             self._gate(gate, (*loc, "under", index), document, (variant,), metrics)
-            for index, gate in enumerate(part.under)
+            for index, gate in enumerate(part.under or [usual_limit(metrics)])
         )
         self._contradictions(limits, (*loc, "under"))
         return variant._replace(search=Search(limits, part))

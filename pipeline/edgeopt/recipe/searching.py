@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from edgeopt.config.nearest import nearest
 from edgeopt.config.settings import Settings
+from edgeopt.plugin import NamedMetric
 from edgeopt.recipe.document import GatePart, Names
 from edgeopt.results import MEASUREMENTS, Gate
 
@@ -36,7 +37,9 @@ class SearchPart(Settings):
     """A variant that is found by searching."""
 
     under: tuple[GatePart, ...] = Field(
-        (), description="limits that the result must meet, written as gates; judged on the selection data"
+        (),
+        description="limits that the result must meet, written as gates; default: the first metric that is a "
+        "fraction may drop by 0.01, without one at least 0.99 of the decisions agree",
     )
     minimize: Names = Field(
         ("size_bytes",), description="measurements to minimize; of several, the first one decides"
@@ -71,3 +74,11 @@ def refused_objectives(part: SearchPart, metrics: Sequence[str]) -> dict[int, st
         elif name not in OBJECTIVES:
             reasons[index] = f"{name!r} cannot be minimized{nearest(name, OBJECTIVES)}"
     return reasons
+
+
+def usual_limit(metrics: Sequence[NamedMetric]) -> GatePart:
+    """The limit of a search that names none: without one, the smallest file would be an empty one."""
+    for name, metric, _ in metrics:
+        if metric.against == "labels" and metric.kind == "fraction":
+            return GatePart(metric=name, max_drop=0.01)
+    return GatePart(metric="agreement", min=0.99)

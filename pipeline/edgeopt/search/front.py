@@ -52,7 +52,7 @@ def excess(each: Tried, limits: Mapping[str, float]) -> float:
     """How far a trial is from meeting all limits, relative to each; infinite if it was not measured."""
     if each.status == "failed":
         return float("inf")
-    return sum(max(0.0, value) / max(abs(limits[name]), 1e-9) for name, value in each.excess.items())
+    return sum(max(0.0, value) / (abs(limits.get(name, 1.0)) or 1.0) for name, value in each.excess.items())
 
 
 def nearest_to_limits(trials: Iterable[Tried], limits: Mapping[str, float]) -> Tried | None:

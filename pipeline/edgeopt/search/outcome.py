@@ -64,6 +64,7 @@ class SearchResult(Value):
     points: int = Field(description="size of the space")
     trials: tuple[Tried, ...]
     stopped: str = Field(description="why the search ended")
+    closest: str = Field("", description="if no trial meets all limits: the closest one, and what it exceeds")
     notes: tuple[str, ...] = ()
     judged: tuple[Judged, ...] = ()
 

@@ -14,7 +14,7 @@ from edgeopt.recipe.searching import Search
 from edgeopt.results import Event
 from edgeopt.run.preflight import datasets_of
 from edgeopt.run.store import Store
-from edgeopt.search.front import placed
+from edgeopt.search.front import nearest_to_limits, placed
 from edgeopt.search.journal import Journal
 from edgeopt.search.measuring import Measuring
 from edgeopt.search.outcome import SearchResult, Tried
@@ -72,6 +72,7 @@ def search(
             points=space.size,
             trials=placed(journal.trials),
             stopped=stopped,
+            closest=_closest(journal.trials, task),
             notes=notes,
         )
 
@@ -102,6 +103,19 @@ def _told(tried: Tried) -> str:
     figures = ", ".join(f"{name} {value:,.6g}" for name, value in tried.objectives.items())
     over = ", ".join(name for name, value in tried.excess.items() if value > 0)
     return f"{figures}{f'; over {over}' if over else ''} | {tried.format} {tried.options}"
+
+
+def _closest(trials: Sequence[Tried], task: Search) -> str:
+    """If no trial meets all limits: which one is closest, and by how much it exceeds which limits."""
+    if any(each.holds for each in trials):
+        return ""
+    nearest = nearest_to_limits(trials, {str(gate): gate.limit[1] for gate in task.limits})
+    if nearest is None:
+        reasons = dict.fromkeys(each.reason.splitlines()[0] for each in trials)
+        return f"no trial could be measured: {'; '.join(reasons)}"
+    over = [f"{limit} by {value:.4g}" for limit, value in nearest.excess.items() if value > 1e-9]
+    figures = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.objectives.items())
+    return f"trial {nearest.number + 1} is closest ({figures}), and exceeds {'; '.join(over)}"
 
 
 def _notes(samples: int, task: Search) -> tuple[str, ...]:
