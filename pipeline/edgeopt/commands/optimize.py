@@ -25,6 +25,7 @@ from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import measure, measure_step, unmeasured
 from edgeopt.run.store import ARTIFACTS, Store, open_store
+from edgeopt.search.variants import with_found
 
 
 def optimize(
@@ -96,6 +97,8 @@ def optimize(
     plan = make_plan(ready.recipe)
     if not keep_going:
         plan.demand_possible()
+    if any(variant.search for variant in ready.recipe.variants):
+        plan = make_plan(with_found(ready.recipe, open_store(store), device_folders, watch))
     with run_folder(place, whole=out is None) as folder:
         if ready.text is not None:
             with writing(folder / RECIPE, OTHER_FOLDER):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +11,13 @@ from edgeopt.commands.optimize import optimize
 from edgeopt.config.files import write_text, writing
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import UsageError
-from edgeopt.recipe.document import Recipe, Variant
-from edgeopt.recipe.planner import BASELINE, make_plan
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.planner import BASELINE
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.recipe.selection import Selection
 from edgeopt.results import LIMITS, Event, Report
-from edgeopt.run.preflight import preflight
-from edgeopt.run.store import ARTIFACTS, Store, store_folder
+from edgeopt.run.store import ARTIFACTS, open_store
 from edgeopt.search.journal import ELSEWHERE
 from edgeopt.search.outcome import RESULT, Judged, SearchResult, Tried
 from edgeopt.search.recipes import gates_of, recipe_text
@@ -61,7 +59,7 @@ def search(
     trials: int | None = None,
     hours: float | None = None,
     out: Path | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     overrides: Sequence[str] = (),
     formats: Sequence[str] = (),
     devices: Sequence[str] = (),
@@ -101,10 +99,7 @@ def search(
             f"{path}: the variant {name} is not searched", fix="give it 'search: {}', or choose another name"
         )
     folder = out or ARTIFACTS / "searches" / f"{loaded.name}-{name}"
-    finished = Store(store_folder(store))
-    floats = replace(loaded, variants=(Variant(BASELINE),), gates=())
-    preflight(make_plan(floats), finished, device_folders, watch)
-    result = run_search(loaded, name, task, folder, finished, device_folders, watch)
+    result = run_search(loaded, name, task, folder, open_store(store), device_folders, watch)
     _write(result, folder)
     front = _shown(result)
     for title, tried in front.items():

@@ -321,6 +321,8 @@ class Variant(NamedTuple):
     stages: tuple[Stage, ...] | None = None
     search: "Search | None" = None
     """Set if the variant is yet to be found by searching."""
+    formats: tuple[str, ...] = ()
+    """The formats that it is built in; empty: all of the recipe."""
 
 
 @dataclass(frozen=True)

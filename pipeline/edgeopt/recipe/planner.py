@@ -146,7 +146,13 @@ def make_plan(recipe: Recipe) -> Plan:
     branches: list[Branch] = []
     impossible: list[Impossible] = []
     for variant in recipe.variants:
-        for target in recipe.formats:
+        if variant.search is not None:
+            trials = variant.search.part.budget.trials
+            notes.append(
+                f"{variant.name} is found by searching, with at most {trials} trials, before it is built"
+            )
+            continue
+        for target in variant.formats or recipe.formats:
             planned = _branch(recipe, source, variant, target, incompatible)
             if isinstance(planned, Branch):
                 branches.append(planned)
@@ -250,8 +256,6 @@ def _branch(
     def impossible(reason: str, fix: str) -> Impossible:
         return Impossible(variant.name, target, reason, fix)
 
-    if variant.search is not None:
-        return impossible("it is yet to be found", f"edgeopt search {recipe.file} --variant {variant.name}")
     try:
         if variant.stages is not None:
             stages: tuple[Stage, ...] | None = _complete_chain(variant.stages, source, target, recipe)

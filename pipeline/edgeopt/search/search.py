@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from edgeopt.config import registry
 from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Stage, digest_of
-from edgeopt.recipe.document import Recipe
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.recipe.document import Recipe, Variant
+from edgeopt.recipe.planner import BASELINE, Plan, make_plan
 from edgeopt.recipe.searching import Search
 from edgeopt.results import Event
-from edgeopt.run.preflight import datasets_of
+from edgeopt.run.preflight import datasets_of, preflight
 from edgeopt.run.store import Store
 from edgeopt.search.front import nearest_to_limits, placed
 from edgeopt.search.journal import Journal
@@ -25,6 +26,7 @@ from edgeopt.search.space import Space, space_of
 
 BATCH = 4
 """Candidates that are proposed, built and measured together: fixed, so that a search can be repeated."""
+START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
 REVISION = 1
 """Raise it when the same search would measure its candidates differently."""
 
@@ -36,27 +38,33 @@ def search(
     recipe: Recipe,
     name: str,
     task: Search,
-    folder: Path,
+    folder: Path | None,
     store: Store,
     device_folders: Sequence[Path],
     watch: Watch,
 ) -> SearchResult:
     """Search for the variant ``name`` of a recipe; the journal in ``folder`` continues an interrupted search.
 
+    Without a folder, the journal is in the store, one for each search.
+
     Raises:
         UsageError: the space, the selection data or the journal are unusable.
         CannotRunError: the source model or its float artifact cannot be built or run.
     """
+    floats = make_plan(replace(recipe, variants=(Variant(BASELINE),), gates=()))
+    floats.demand_possible()
     space = space_of(recipe, name, task)
     selection = selection_of(recipe)
+    preflight(floats, store, device_folders, watch)
     identity = digest_of(_identity(make_plan(selection.recipe), name, task, space))
-    with Journal(folder, identity, f"{name} of {recipe.name}") as journal:
-        _emit(watch, "measure", "started")
+    place = folder or store.root / "searches" / identity[:16]
+    with Journal(place, identity, f"{name} of {recipe.name}") as journal:
+        _emit(watch, START, "started")
         with Measuring(selection.recipe, task, selection.origin, store, device_folders) as measuring:
-            _emit(watch, "measure", "done", f"{measuring.samples} samples: {selection.origin}")
-            _emit(watch, "sensitivities", "started")
+            _emit(watch, START, "done")
+            _emit(watch, LAYERS, "started")
             allocations = allocations_of(measuring, space)
-            _emit(watch, "sensitivities", "done", f"{space.size:,} points")
+            _emit(watch, LAYERS, "done")
             proposals = Proposals(space, allocations, task.part.seed)
             stopped = _run(proposals, measuring, journal, task, watch)
             notes = _notes(measuring.samples, task)
@@ -92,17 +100,19 @@ def _run(proposals: Proposals, measuring: Measuring, journal: Journal, task: Sea
             return "every variant of the space has been tried"
         for tried in measuring.tried(left):
             journal.add(tried)
-            _emit(watch, f"trial {tried.number + 1} of {budget.trials}", "done", _told(tried), tried.seconds)
+            line = f"trial {tried.number + 1} of {budget.trials}: {_line(tried)}"
+            watch(Event(branch="", step="", status="note", message=line))
     return f"the budget of {budget.trials} trials is used up"
 
 
-def _told(tried: Tried) -> str:
+def _line(tried: Tried) -> str:
     """One line about a trial."""
     if tried.status == "failed":
         return f"failed: {tried.reason.splitlines()[0]}"
     figures = ", ".join(f"{name} {value:,.6g}" for name, value in tried.objectives.items())
-    over = ", ".join(name for name, value in tried.excess.items() if value > 0)
-    return f"{figures}{f'; over {over}' if over else ''} | {tried.format} {tried.options}"
+    over = ", ".join(name for name, value in tried.excess.items() if value > 1e-9)
+    outcome = f"{tried.status}, over {over}" if over else tried.status
+    return f"{outcome}: {figures} ({tried.format} {tried.options})"
 
 
 def _closest(trials: Sequence[Tried], task: Search) -> str:
@@ -148,5 +158,5 @@ def _identity(plan: Plan, name: str, task: Search, space: Space) -> dict[str, ob
     }
 
 
-def _emit(watch: Watch, step: str, status: Status, message: str = "", seconds: float = 0.0) -> None:
-    watch(Event(branch="search", step=step, status=status, message=message, seconds=seconds))
+def _emit(watch: Watch, step: str, status: Status) -> None:
+    watch(Event(branch="search", step=step, status=status))
