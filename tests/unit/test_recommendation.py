@@ -96,6 +96,8 @@ def test_what_no_gate_limits_the_quality_of_is_not_recommended() -> None:
     # Whatever it costs, an artifact whose quality is known to be enough comes first.
     (found,) = recommend([small, judged], [verdict(judged)])
     assert (found.status, found.variant) == ("ship", "int8")
+    assert found.reason == "int4.tflite is smaller, but no gate limits its quality"
+    assert cards(report(small, judged, gates=(verdict(judged),)))[0].summary.endswith(f"({found.reason})")
     card = cards(report(small, gates=()))[0]
     assert card.pull == ""
     assert card.summary.startswith("no recommendation on host, no gate limits the quality; int4.tflite: 90.0")

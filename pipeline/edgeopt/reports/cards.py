@@ -53,7 +53,8 @@ class Card(NamedTuple):
         """The verdict in one line."""
         facts = ", ".join(line.text for line in self.lines if line.title != "flash")
         if self.status == "ship":
-            return f"ship {self.path or self.artifact} on {self.device}: {facts}"
+            remark = f" ({self.reason})" if self.reason else ""
+            return f"ship {self.path or self.artifact} on {self.device}: {facts}{remark}"
         if not self.artifact:
             return f"ship nothing on {self.device}: {self.reason}"
         if self.status == "none":

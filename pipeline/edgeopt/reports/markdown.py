@@ -74,7 +74,8 @@ def _card(card: Card, base: str) -> list[str]:
     found = f": {'nearest ' if card.status == 'none' else ''}{artifact}" if card.artifact else ""
     lines = [f"**{text(card.headline)}**{found}", ""]
     lines += [f"- {text(line.title)}: {text(line.text)}" for line in card.lines]
-    lines += [f"- **{text(card.reason)}**"] if card.reason else []
+    mark = "**" if card.status == "none" else ""
+    lines += [f"- {mark}{text(card.reason)}{mark}"] if card.reason else []
     lines += [f"- `{text(card.pull)}`"] if card.pull else []
     return [*lines, ""]
 

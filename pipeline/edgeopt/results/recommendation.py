@@ -72,6 +72,11 @@ def _on_device(
     judged = [row for row in passing if any(_limits_quality(verdict, row) for verdict in verdicts[id(row)])]
     best, reason = _best(judged or passing, prefer)
     if judged:
+        other, _ = _best(passing, prefer)
+        if other is not best and other not in judged:
+            better = "faster" if prefer == "fastest" and not reason else "smaller"
+            unjudged = f"{other.variant}.{other.format} is {better}, but no gate limits its quality"
+            reason = "; ".join(filter(None, (reason, unjudged)))
         return _of(best, "ship", prefer, reason)
     reason = "; ".join(filter(None, ("no gate limits its quality", reason)))
     return _of(best, "unjudged", prefer, reason)

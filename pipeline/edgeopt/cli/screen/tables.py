@@ -102,7 +102,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         colour = "red" if verdict.blocks else "yellow"
         out.print(Text(f"gate {status}: {verdict.gate}: {where}: {verdict.reason}", colour))
     if report.gates and not blocked:
-        out.print(Text(f"all {len(report.gates)} gates pass", "green"))
+        passed = f"all {len(report.gates)} gates pass" if len(report.gates) > 1 else "the gate passes"
+        out.print(Text(passed, "green"))
     for card in cards(report):
         out.print(Text(card.summary, f"bold {RECOMMENDED[card.status]}"))
 

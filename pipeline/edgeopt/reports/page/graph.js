@@ -91,7 +91,7 @@ const graphOf = (row, file) => {
     const top = way.values.map((value, at) => [value ?? 0, at]).sort((one, other) => other[0] - one[0]).slice(0, 3).filter(([value]) => value > 0)
       .map(([value, at]) => `${file.graph[at][0]} (${way.text(value)})`).join(", ");
     box.replaceChildren(graphDrawing(file.graph, shade, about, `Graph of ${file.graph.length} operators, coloured by ${way.title}; the highest: ${top || "none"}`));
-    hint.textContent = `Darkest: ${top || "none"}.${way.rest ? ` Operators of the runtime that are not in the file: ${way.text(way.rest)}.` : ""} The tables contain the same numbers.`;
+    hint.textContent = `Highest: ${top || "none"}.${way.rest ? ` Operators of the runtime that are not in the file: ${way.text(way.rest)}.` : ""} The tables contain the same numbers.`;
   };
   choice.addEventListener("change", draw);
   draw();
