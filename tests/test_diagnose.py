@@ -16,9 +16,10 @@ import yaml
 
 from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.diagnosis import Cause, Diagnosis, Part, causes, pattern_of, propose
+from edgeopt.evaluation.diagnosis import Cause, Diagnosis, Part, Twin, causes, pattern_of, propose
 from edgeopt.evaluation.layer_comparison import Data, compare
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
+from edgeopt.formats.known import format_named
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.plugin.layer_pair import Grid, Weights
@@ -197,6 +198,27 @@ def test_pruning_and_a_bad_layer_are_both_named_by_their_shares() -> None:
     (found_one,) = causes(numbers, [pruned(agreement=None)], parts=PARTS)
     assert "prune_torch left 14.0 dB of the source model, 8 bits left 30.0 dB of the result" in found_one.text
     assert kinds(causes(numbers, [pruned(agreement=None, snr_db=25.0)], parts=PARTS)) != ["pruning"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "kind", "words"),
+    [
+        (34.0, None, "cost", "outputs at 34.0 dB; torchscript hides its layers"),
+        (9.0, 32.0, "kernels", "outputs at 9.0 dB; quantized from the same program, executorch has 32.0 dB"),
+        (9.0, 12.0, "cost", "has 12.0 dB: diagnose it with --format executorch"),
+        (9.0, None, "unknown", "outputs at 9.0 dB; torchscript hides its layers"),
+    ],
+)
+def test_another_format_is_diagnosed_instead_only_if_it_is_as_bad(
+    here: float, there: float | None, kind: str, words: str
+) -> None:
+    quantized = None if there is None else Hop(stage="q", produced="p", lossless=False, snr_db=there)
+    twin = Twin(here="torchscript", format=format_named("torchscript").twin, quantized=quantized)
+    (found,) = causes(comparison(snr_db=here, agreement=1.0), twin=twin)
+    assert found.kind == kind and words in found.text
+    assert format_named(twin.format).layers is not None
+    # What pruning lost needs no other format.
+    assert kinds(causes(comparison(snr_db=30.0), [pruned()], parts=PARTS, twin=twin)) == ["pruning"]
 
 
 def test_the_last_layer_and_a_shifted_mean_are_named() -> None:
@@ -599,7 +621,6 @@ def test_a_model_that_was_pruned_too_much_is_not_told_that_8_bits_cost_it(store:
         ("float", "onnx", "variant 'float' is not quantized"),
         ("kept", "onnx", "variant 'kept' is not quantized"),
         ("int8", "onxx", "no format 'onxx'; did you mean 'onnx'?"),
-        ("int8", "torchscript", "its int8 operators are packed; diagnose the variant as executorch"),
     ],
 )
 def test_what_cannot_be_diagnosed_is_refused_before_anything_is_built(

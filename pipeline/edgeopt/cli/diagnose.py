@@ -28,7 +28,10 @@ FIGURES = {
 def diagnose(
     recipe: RecipeName,
     variant: Annotated[str, typer.Option("--variant", help="A quantized variant of the recipe.")],
-    format: Annotated[str, typer.Option("--format", help="onnx, tflite or executorch.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", help="onnx, tflite or executorch; of torchscript, the model as a whole."),
+    ],
     layers: Annotated[int, typer.Option("--layers", help="How many layers to show.", min=1)] = 10,
     samples: Annotated[int, typer.Option("--samples", help="How many samples to compare on.", min=1)] = 64,
     apply: Annotated[
@@ -104,7 +107,8 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
         table.add_column(column, justify="right")
     for layer in ranked:
         table.add_row(Text(_short(layer.name)), Text(layer.operator), *_cells(layer))
-    out.print(table)
+    if ranked:
+        out.print(table)
     if len(ranked) < len(comparison.layers):
         out.print(
             Text(

@@ -13,10 +13,11 @@ from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
-from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, Part, causes, propose
+from edgeopt.errors import EdgeoptError, StageError, UsageError
+from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, Part, Twin, causes, is_fine, propose
 from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters
 from edgeopt.evaluation.layer_comparison import Data
+from edgeopt.evaluation.layer_statistics import Comparison
 from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import artifact_formats, format_named
 from edgeopt.model import Model, Outputs
@@ -104,7 +105,7 @@ def diagnose(
     Args:
         recipe: a recipe file, or the name of a shipped recipe.
         variant: a quantized variant of the recipe.
-        format: onnx, tflite or executorch.
+        format: onnx, tflite or executorch; of torchscript, the model as a whole.
         samples: number of samples to compare on.
         apply: build and measure the patched variant as well.
         store: folder of cached results; default ``EDGEOPT_STORE`` or ``artifacts/store``.
@@ -125,15 +126,22 @@ def diagnose(
     built = builds[variant]
     if not built.complete and not any(_quantizes(step.stage) for step in built.steps):
         raise StageError(f"{built.branch.name} could not be built: {built.failure}")
-    reference, quantized = _pair(builds, variant, view)
     data = _data(plan)
-    hops = _hops(plan, built, finished, target.device_folders, watch)
-    comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
     names = source_names(plan, built)
-    comparison = comparison.renamed(names.of)
+    hops = _hops(plan, built, finished, target.device_folders, watch)
+    twin: Twin | None = None
+    if view is None:
+        quantized, comparison = built.steps[-1].model, _whole(built, hops)
+        twin = Twin(here=format, format=format_named(format).twin)
+        if not is_fine(comparison):
+            twin = _built_twin(twin, target, finished, watch)
+    else:
+        reference, quantized = _pair(builds, variant, view)
+        comparison = compare_apart(view.worker, reference, quantized, data, samples, built.branch.name, watch)
+        comparison = comparison.renamed(names.of)
     document = target.document()
     found_causes = causes(
-        comparison, hops, _recalibrate(document, loaded), _precision(built), _parts(built.steps)
+        comparison, hops, _recalibrate(document, loaded), _precision(built), _parts(built.steps), twin
     )
     changes = propose(found_causes, partial(_possible, target, document))
     patch = patch_of(document, variant, changes) or {}
@@ -194,8 +202,40 @@ def _parts(steps: Sequence[Step]) -> dict[str, Part]:
     }
 
 
-def _check(recipe: Recipe, variant: str, format: str) -> LayerView:
-    """The layer view of the format, once the request is known to be valid.
+def _whole(built: Built, hops: Sequence[Hop]) -> Comparison:
+    """The comparison of whole models, for formats that hide their layers.
+
+    Raises:
+        StageError: the quantizing step could not be compared.
+    """
+    step = _quantizing(built, hops)
+    if step is None or step.snr_db is None:
+        reason = step.reason if step is not None else "no step quantizes it"
+        raise StageError(f"{built.branch.name} cannot be compared with its float model: {reason}")
+    return Comparison(layers=(), samples=PROBE_SAMPLES, snr_db=step.snr_db, agreement=step.agreement)
+
+
+def _quantizing(built: Built, hops: Sequence[Hop]) -> Hop | None:
+    """The step that quantizes the variant, compared with the previous one."""
+    parts = _parts(built.steps)
+    quantize = [hop for hop in hops if any(parts.get(name) == "quantize" for name in hop.stage.split(" + "))]
+    return quantize[-1] if quantize else None
+
+
+def _built_twin(twin: Twin, target: Target, store: Store, watch: Watch) -> Twin:
+    """The same variant, built and compared in the other format, as far as that is possible."""
+    try:
+        plan = make_plan(target._replace(format=twin.format).load())
+        plan.demand_possible()
+        built = {each.branch.variant: each for each in build(plan, store, watch)}[target.variant]
+        hops = _hops(plan, built, store, target.device_folders, watch)
+    except EdgeoptError:  # it only adds to the diagnosis
+        return twin
+    return twin.model_copy(update={"quantized": _quantizing(built, hops)})
+
+
+def _check(recipe: Recipe, variant: str, format: str) -> LayerView | None:
+    """The layer view of the format, once the request is known to be valid; None if a twin stands in for it.
 
     Raises:
         UsageError: the layers of the format cannot be compared, or the variant is unknown or not quantized.
@@ -203,7 +243,7 @@ def _check(recipe: Recipe, variant: str, format: str) -> LayerView:
     if format not in artifact_formats():
         raise UsageError(f"no format {format!r}{nearest(format, artifact_formats())}")
     kind = format_named(format)
-    if kind.layers is None:
+    if kind.layers is None and not kind.twin:
         raise UsageError(f"the layers of {kind.title} cannot be compared", fix=kind.no_layers)
     named = next((v for v in recipe.variants if v.name == variant), None)
     if named is None:

@@ -15,7 +15,7 @@ from edgeopt.results import GraphNode, Hop, Measurement
 
 Kind: TypeAlias = Literal[
     "export", "pruning", "saturation", "clipping", "weight_spread", "input_spread", "activation_spread",
-    "outlier", "mixed_ranges", "bias", "last_layer", "cost", "unknown",
+    "outlier", "mixed_ranges", "kernels", "bias", "last_layer", "cost", "unknown",
 ]  # fmt: skip
 Part: TypeAlias = Literal["compress", "train", "quantize"]
 Changes: TypeAlias = Mapping[str, Any]
@@ -57,6 +57,7 @@ TITLES: dict[str, str] = {
     "mixed_ranges": "mixed ranges in one operator",
     "bias": "shifted mean",
     "last_layer": "last layer",
+    "kernels": "kernels of the runtime, not quantization",
     "unknown": "none of the known causes",
 }
 
@@ -73,6 +74,14 @@ class Cause(_Value):
     layers: tuple[str, ...] = ()
     share: float = Field(0.0, description="share of the final error, over all its layers")
     remedies: tuple[dict[str, Any], ...] = Field((), description="proposed changes, best first")
+
+
+class Twin(_Value):
+    """What the same quantization costs in another format, whose layers can be compared."""
+
+    here: str = Field(description="the format that hides its layers")
+    format: str
+    quantized: Hop | None = Field(None, description="its quantizing step; None if it is unavailable")
 
 
 class Before(_Value):
@@ -123,6 +132,7 @@ def causes(
     recalibrate: Changes | None = None,
     precision: str = "8 bits",
     parts: Mapping[str, Part] | None = None,
+    twin: Twin | None = None,
 ) -> list[Cause]:
     """The causes of the difference between a quantized model and its source, by share of the error.
 
@@ -132,6 +142,7 @@ def causes(
         recalibrate: the change that calibrates on other data, if there are any.
         precision: precision of the quantized model, in the plural.
         parts: what stages do to the model on purpose, by their names in ``steps``.
+        twin: the same model in a format that shows its layers, if this one hides them.
     """
     export_causes = [_export(hop) for hop in steps if hop.lossless and _is_broken(hop)]
     pruning_causes = _pruning(comparison, steps, precision, parts or {})
@@ -150,10 +161,12 @@ def causes(
     if pruning_causes:
         # The shares of the layers are those of what quantization adds, if it is worth a cure at all.
         rest = 1.0 - pruning_causes[0].share
-        worth = [] if _is_fine(comparison) else layer_causes
+        worth = [] if is_fine(comparison) else layer_causes
         layer_causes = [each.model_copy(update={"share": each.share * rest}) for each in worth]
     if export_causes or pruning_causes or layer_causes:
         return [*export_causes, *pruning_causes, *layer_causes]
+    if twin is not None:
+        return [_of_twin(comparison, twin, precision)]
     return [_cost(comparison, harmful, precision)]
 
 
@@ -291,7 +304,8 @@ def _export(hop: Hop) -> Cause:
     )
 
 
-def _is_fine(comparison: Comparison) -> bool:
+def is_fine(comparison: Comparison) -> bool:
+    """Whether quantization changed so little that it needs no cure."""
     agreement = 1.0 if comparison.agreement is None else comparison.agreement
     return comparison.snr_db >= CERTAIN_DB and agreement >= AGREES
 
@@ -339,6 +353,25 @@ def _pruning(
     return []
 
 
+def _of_twin(comparison: Comparison, twin: Twin, precision: str) -> Cause:
+    """Whether the ranges or the kernels are the cause, in a format that hides its layers.
+
+    Another format is recommended for diagnosis only if it is as bad, since its own kernels run there.
+    """
+    here = f"outputs at {comparison.snr_db:.1f} dB"
+    snr = twin.quantized.snr_db if twin.quantized is not None else None
+    if snr is not None and comparison.snr_db < CERTAIN_DB and snr - comparison.snr_db >= UNEXPLAINED_DB:
+        there = f"quantized from the same program, {twin.format} has {snr:.1f} dB"
+        return Cause(kind="kernels", text=f"{TITLES['kernels']}: {here}; {there}", share=1.0)
+    if snr is None and not is_fine(comparison):
+        return Cause(kind="unknown", text=f"{TITLES['unknown']}: {here}; {twin.here} hides its layers")
+    text = f"this is the cost of {precision}: {here}; {twin.here} hides its layers"
+    if snr is None or is_fine(comparison):
+        return Cause(kind="cost", text=text)
+    text += f"; {twin.format}, quantized from the same program, has {snr:.1f} dB: diagnose it with --format"
+    return Cause(kind="cost", text=f"{text} {twin.format}")
+
+
 def _cost(comparison: Comparison, harmful: Sequence[LayerStatistics], precision: str) -> Cause:
     top_layer = max(comparison.layers, key=lambda layer: layer.share, default=None)
     finding = "no layer stands out"
@@ -355,7 +388,7 @@ def _cost(comparison: Comparison, harmful: Sequence[LayerStatistics], precision:
         kind=kind,
         text=f"{words}: outputs at {comparison.snr_db:.1f} dB; {finding}",
         layers=tuple(layer.name for layer in harmful),
-        remedies=() if _is_fine(comparison) else ({"quantize": {"max_drop": ACCEPTED_DROP}},),
+        remedies=() if is_fine(comparison) else ({"quantize": {"max_drop": ACCEPTED_DROP}},),
     )
 
 

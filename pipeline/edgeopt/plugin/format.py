@@ -103,6 +103,8 @@ class Format(Plugin):
     """Formats in which layers of a quantized artifact are compared with the float model."""
     no_layers: ClassVar[str] = ""
     """Fix to suggest if ``layers`` is None."""
+    twin: ClassVar[str] = ""
+    """A format with ``layers`` that is quantized from the same program, if this one has none."""
 
     def recognises(self, file: FileHead) -> bool:
         """Whether the content is of this format, regardless of the file name."""

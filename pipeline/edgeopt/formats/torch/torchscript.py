@@ -25,10 +25,8 @@ class Torchscript(Format):
     tells_inputs: ClassVar[bool] = False
     runtime: ClassVar[str | None] = "torchscript"
     library: ClassVar[str] = "pytorch"
-    no_layers: ClassVar[str] = (
-        "its int8 operators are packed; diagnose the variant as executorch instead: both are quantized from "
-        "the same program with the same kinds of ranges, so the same layers lose accuracy"
-    )
+    no_layers: ClassVar[str] = "its int8 operators are packed"
+    twin: ClassVar[str] = "executorch"
 
     def recognises(self, file: FileHead) -> bool:
         return "bytecode.pkl" in file.inner_members
