@@ -10,7 +10,7 @@ from edgeopt.commands.start.declared import of_file
 from edgeopt.commands.start.given import Given, merged
 from edgeopt.commands.start.inputs import with_inputs
 from edgeopt.commands.start.targets import possible, with_targets
-from edgeopt.commands.start.trial import Place, tried
+from edgeopt.commands.start.trial import Place, message, tried
 from edgeopt.config.text import as_name
 from edgeopt.devices.device import shipped
 from edgeopt.errors import UsageError
@@ -67,10 +67,9 @@ def recipe_of(
         )
         return Ready(recipe, folder(recipe.name))
     place = folder(as_name(given.model.stem))
-    watch(Event(branch="", step="", status="note", message=f"{given.model}: writing a recipe for it"))
     started = start(given, Place(place / RECIPE, store(), data_root, device_folders, watch), complete=True)
     for note in started.notes:
-        watch(Event(branch="", step="", status="note", message=f"  {note}"))
+        watch(message(note))
     recipe = load_recipe(
         place / RECIPE, text=started.text, data_root=data_root, device_folders=device_folders
     )
@@ -111,7 +110,7 @@ def start(given: Given, place: Place, *, complete: bool) -> Started:
     draft, framework = of_file(given, settings, goal, complete=complete)
     parts = parts_of(given.data, draft.specs) if given.data else None
     draft = with_inputs(draft, parts, framework, given, complete=complete)
-    draft = with_targets(draft, parts, given, goal, complete=complete)
+    draft = with_targets(draft, parts, given, goal, place, complete=complete)
     draft = tried(draft, parts, settings, place, complete=complete)
     draft = possible(draft, given, place) if complete else draft
     text = recipe_text(draft, place.recipe.parent)

@@ -10,6 +10,7 @@ from edgeopt.config.nearest import nearest
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.devices.readiness import readiness
 from edgeopt.errors import UsageError
+from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import BASELINE, Impossible, make_plan
 from edgeopt.recipe.resolve import load_recipe
@@ -23,13 +24,18 @@ UNCALIBRATED = "dynamic_int8"
 
 
 def with_targets(
-    draft: Draft, parts: Parts | None, given: Given, goal: Goal | None, *, complete: bool
+    draft: Draft, parts: Parts | None, given: Given, goal: Goal | None, place: Place, *, complete: bool
 ) -> Draft:
     """With datasets, variants, formats and devices.
 
     Raises:
-        UsageError: a variant is unknown, or needs samples that are not given.
+        UsageError: a variant, format or device is unknown, or int8 needs samples that are not given.
     """
+    for name in given.formats:
+        if name not in artifact_formats():
+            raise UsageError(f"--format {name}: no such format{nearest(name, artifact_formats())}")
+    for name in given.devices:
+        load_device(name, place.device_folders)
     wants_int8 = given.int8 or (goal is not None and goal.only_int8)
     if parts is None and complete and wants_int8:
         option = "--int8" if given.int8 else f"--for {given.goal}"

@@ -13,8 +13,8 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import collect
-from edgeopt.model import Outputs, Preprocessing, TensorSpec
-from edgeopt.plugin import Dataset, Labels
+from edgeopt.model import InputPreprocessing, Outputs, Preprocessing, TensorSpec
+from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
@@ -41,6 +41,11 @@ class Place:
     watch: Callable[[Event], None] = field(default=lambda event: None)
 
 
+def message(text: str) -> Event:
+    """A message about the whole run."""
+    return Event(branch="", step="", status="note", message=text)
+
+
 class _Trial(NamedTuple):
     """The outputs of the source model on a few inputs, and the labels of these."""
 
@@ -52,34 +57,29 @@ def tried(
     draft: Draft, parts: Parts | None, settings: Mapping[str, Any], place: Place, *, complete: bool
 ) -> Draft:
     """With what a run of the source model on a few samples shows: outputs, task and preprocessing."""
-    if draft.random:
-        return draft
-    if draft.doubtful:
-        return replace(draft, meaning=without_labels(draft.outputs or ()))
+    unseen = replace(draft, meaning=without_labels(draft.outputs or ()))
+    if draft.random or draft.doubtful or (draft.is_weights and draft.factory is None):
+        return draft if draft.random else unseen
     found = parts.judging if parts is not None else None
-    stated = (settings.get("model") or {}).get("preprocess")
+    stated = (settings.get("model") or {}).get("preprocess") is not None
     layout = _data_layout(draft, found)
-    steps: list[dict[str, Any]] = [{}]
+    steps: list[dict[str, Any]] = [layout]
+    if found is not None:
+        draft = replace(draft, preprocess=layout)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         try:
             recipe = _provisional(draft, settings, place)
-            dataset = recipe.evaluation
-            if dataset is not None:
-                first = next(iter(dataset.samples()), None)
-                if first is not None and len(draft.specs) == 1 and stated is None:
-                    steps = candidates(first.inputs[0], draft.specs[0])
-                    steps = [each | layout for each in steps]
-                else:
-                    steps = [stated if isinstance(stated, dict) else layout]
-            trial = _run(recipe, dataset, steps, Path(name), place)
+            first = next(iter(recipe.evaluation.samples()), None) if recipe.evaluation is not None else None
+            if first is not None and len(draft.specs) == 1 and not stated:
+                steps = [each | layout for each in candidates(first.inputs[0], draft.specs[0])]
+            trial = _run(recipe, steps, Path(name), place)
         except UsageError:
             raise
         except EdgeoptError as error:
-            return replace(
-                draft, notes=(*draft.notes, f"a trial run failed: {error.message.splitlines()[0]}")
-            )
+            note = f"outputs are unknown: the model does not run here: {error.message.splitlines()[0]}"
+            return replace(unseen, preprocess=draft.preprocess, notes=(*draft.notes, note))
     if trial is None:
-        return replace(draft, meaning=without_labels(draft.outputs or ()))
+        return replace(unseen, preprocess=draft.preprocess)
     outputs = tuple(
         TensorSpec(name=name, shape=(None, *array.shape[1:]), dtype=array.dtype.name)
         for name, array in zip(trial.outputs.all_names(), trial.outputs.arrays, strict=True)
@@ -87,7 +87,7 @@ def tried(
     draft = replace(draft, outputs=outputs)
     if parts is None or found is None:
         return replace(draft, meaning=without_labels(outputs))
-    return _judged(draft, found, trial, steps, stated=stated is not None, complete=complete)
+    return _judged(draft, found, trial, steps, stated=stated, complete=complete)
 
 
 def _judged(
@@ -96,46 +96,54 @@ def _judged(
     """With the task that labels and outputs show, and the preprocessing that answers best."""
     assert draft.outputs is not None
     meaning = with_labels(draft.outputs, trial.labels)
-    notes = list(draft.notes)
     classes = max((size or 1 for spec in draft.outputs for size in spec.shape[1:]), default=1)
-    if meaning.task == "classification" and found.classes and len(found.classes) != max(classes, 2):
+    classes = max(classes, 2)  # a single score is that of a binary classifier
+    if meaning.task == "classification" and len(found.classes) not in (0, classes):
         meaning = Meaning(
             reason=f"{found.path} has {len(found.classes)} classes, and the model {classes} outputs"
         )
-    if meaning.reason:
-        notes.append(f"labels are not used: {meaning.reason}")
-    preprocess = steps[0]
-    if len(steps) > 1:
-        if meaning.task != "classification" or not isinstance(trial.labels, np.ndarray):
-            if complete:
-                raise UsageError(
-                    f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not "
-                    "scaled, and there are no classes to try the usual ones with",
-                    fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
-                )
-            return replace(draft, meaning=meaning, notes=tuple(notes))
-        ranked = best(steps, np.asarray(trial.outputs.arrays[0]), trial.labels)
-        chance = 1 / max(classes, 2)
-        count = len(trial.labels) // len(steps)
-        shown = "; ".join(f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in ranked[:3])
-        if ranked[0].accuracy < min(BETTER_THAN_CHANCE * chance, (1 + chance) / 2) and complete:
-            raise UsageError(
-                f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
-                f"hardly better than chance on {count} samples of {found.path} ({shown})",
-                fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
-            )
-        preprocess = dict(ranked[0].steps)
-        notes.append(
-            f"preprocessing found by trying the usual ones on {count} samples (right answers: {shown})"
+    notes = [*draft.notes, *([f"labels are not used: {meaning.reason}"] if meaning.reason else [])]
+    draft = replace(draft, meaning=meaning, notes=tuple(notes))
+    if meaning.task == "classification":
+        draft = replace(draft, labels=found.classes)
+    if stated:
+        return replace(draft, preprocess={})  # the setting replaces it
+    return _preprocessed(draft, found, trial, steps, classes, complete=complete) if len(steps) > 1 else draft
+
+
+def _preprocessed(
+    draft: Draft, found: Found, trial: _Trial, steps: list[dict[str, Any]], classes: int, *, complete: bool
+) -> Draft:
+    """With the preprocessing that answers best.
+
+    Raises:
+        UsageError: with ``complete``, none does, or answers cannot be judged.
+    """
+    labels = trial.labels
+    if draft.meaning.task != "classification" or not isinstance(labels, np.ndarray):
+        if not complete:
+            return replace(draft, preprocess=None)
+        raise UsageError(
+            f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, "
+            "and there are no classes to try the usual ones with",
+            fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
         )
-    labels = found.classes if meaning.task == "classification" else ()
-    return replace(
-        draft,
-        meaning=meaning,
-        labels=labels,
-        preprocess={} if stated else preprocess,
-        notes=tuple(notes),
+    first, second, *others = best(steps, np.asarray(trial.outputs.arrays[0]), labels)
+    count = len(labels) // len(steps)
+    shown = "; ".join(
+        f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in (first, second, *others[:1])
     )
+    chance = 1 / classes
+    if complete and first.accuracy < min(BETTER_THAN_CHANCE * chance, (1 + chance) / 2):
+        raise UsageError(
+            f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
+            f"hardly better than chance on {count} samples of {found.path} ({shown})",
+            fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
+        )
+    note = f"preprocessing found by trying the usual ones on {count} samples (right answers: {shown})"
+    if first.accuracy == second.accuracy:
+        note += f"; several fit: better state it, {PREPROCESS}"
+    return replace(draft, preprocess=dict(first.steps), notes=(*draft.notes, note))
 
 
 def _steps_text(steps: Mapping[str, Any]) -> str:
@@ -170,27 +178,25 @@ def _provisional(draft: Draft, settings: Mapping[str, Any], place: Place) -> Rec
     )
 
 
-def _run(
-    recipe: Recipe, dataset: Dataset | None, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place
-) -> _Trial | None:
+def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place) -> _Trial | None:
     """Run the source model on the first samples with each preprocessing; None if it does not run."""
     plan = make_plan(recipe)
     host = load_device(HOST, place.device_folders)
     source = runnable(plan, place.store, host.runtimes, place.watch)
     if source is None:
         return None
-    tried: Dataset | None = None
-    if dataset is not None and len(source.inputs) == 1:
+    dataset, preprocessing = recipe.evaluation, plan.preprocessing
+    if dataset is not None and len(steps) > 1:
         each = tuple(Preprocessing.model_validate(given) for given in steps)
-        tried = Tried(of=dataset, steps=each, spec=plan.source.inputs[0])
+        dataset = Tried(of=dataset, steps=each, spec=plan.source.inputs[0])
+        preprocessing = InputPreprocessing(Preprocessing(), plan.source.inputs)
+    place.watch(message(f"running {source.path.name} on {SAMPLES} samples, to see what it computes"))
     bench = Bench(host, build_agent(folder / "agent.pyz"), place.store, recipe.model.trust).open()
-    preprocessing = Preprocessing() if tried is not None else plan.preprocessing
-    evaluation = Evaluation(tried or dataset, preprocessing, folder)
     count = SAMPLES * len(steps)
-    outcome = bench.run(source, evaluation, limit=count)
+    outcome = bench.run(source, Evaluation(dataset, preprocessing, folder), limit=count)
     if outcome.error:
         raise DeviceError(outcome.error)
     labels = None
     if dataset is not None:
-        _, labels = collect(tried or dataset, preprocessing, plan.source.inputs, count)
+        _, labels = collect(dataset, preprocessing, plan.source.inputs, count)
     return _Trial(Outputs(outcome.outputs, outcome.output_names), labels)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import wave
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,17 +78,18 @@ def parts_of(paths: Sequence[Path], specs: Sequence[TensorSpec]) -> Parts:
     Raises:
         UsageError: a path does not exist, is given twice or of an unknown kind, or does not fit the inputs.
     """
-    for index, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:index]]:
-            raise UsageError(
-                f"--data {path} is given twice", fix="one file is split into two parts by itself"
-            )
     if len(paths) > 2:
         raise UsageError(
             f"--data is given {len(paths)} times: one file or folder is split, of two one calibrates and the "
             "other one judges",
             fix=OTHER,
         )
+    for index, path in enumerate(paths):
+        _check_present(path)
+        if path.resolve() in [other.resolve() for other in paths[:index]]:
+            raise UsageError(
+                f"--data {path} is given twice", fix="one file is split into two parts by itself"
+            )
     if len(paths) == 1 and (inside := _by_role(paths[0])):
         paths = inside
     if len(paths) == 1:
@@ -112,12 +114,6 @@ def parts_of(paths: Sequence[Path], specs: Sequence[TensorSpec]) -> Parts:
 
 def recognise(path: Path, specs: Sequence[TensorSpec]) -> Found:
     """The dataset at ``path``; raises as `parts_of`."""
-    if not path.exists():
-        names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, names, 1)
-        raise UsageError(
-            f"no such data: {path}", fix=f"did you mean {near[0]!r}?" if near else "check the path"
-        )
     if path.is_dir():
         return _folder(path, specs)
     readers = {".npz": _npz, ".csv": _csv, ".json": _coco}
@@ -133,6 +129,14 @@ def recognise(path: Path, specs: Sequence[TensorSpec]) -> Found:
         return reader(path, specs)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", fix="check the file") from error
+
+
+def _check_present(path: Path) -> None:
+    if not os.path.exists(path):  # unlike Path.exists, also for a name that is too long
+        names = [each.name for each in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+        near = get_close_matches(path.name, names, 1)
+        fix = f"did you mean {near[0]!r}?" if near else "check the path"
+        raise UsageError(f"no such data: {shortened(str(path), 200)}", fix=fix)
 
 
 def _two(calibration: Found, evaluation: Found, how: str) -> Parts:
