@@ -223,6 +223,7 @@ def test_comments_are_found_by_what_they_are_about(host: Host, tmp_path: Path) -
     assert put_comment(where, "three", "a.yaml") == f"{host.url}/comment-1"
     assert [text.splitlines()[1] for text in host.comments.values()] == ["three", "two"]
     host.comments = {}
+    put_comment(where, "x" * comment.LIMIT, "a.yaml")  # and its mark: what the host accepts
     with pytest.raises(RemoteError, match="GitHub returned 422"):
         put_comment(where, "x" * 70_000, "a.yaml")
     host.read_only = True

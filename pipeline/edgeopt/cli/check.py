@@ -92,7 +92,7 @@ def check(
 
     from edgeopt.cli.screen import github
     from edgeopt.cli.screen.tables import show_verdicts
-    from edgeopt.commands.judge import judge
+    from edgeopt.commands.judge import judge, recipe_text
     from edgeopt.config.files import writing
     from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
     from edgeopt.reports import junit as junits
@@ -133,7 +133,8 @@ def check(
         show_verdicts(verdicts)
     if github.is_active():
         github.summarize(body)
-        github.annotate(annotations(judgement, ""))
+        file, text = recipe_text(target, os.environ)
+        github.annotate(annotations(judgement, text), file)
     if not as_json:
         typer.echo(_conclusion(judgement, against))
     raise typer.Exit(judgement.exit_code)

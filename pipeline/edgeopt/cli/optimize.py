@@ -155,7 +155,7 @@ def optimize(
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.html'}")
-    report_to_github(report)
+    report_to_github(report, recipe)
     raise typer.Exit(report.exit_code)
 
 

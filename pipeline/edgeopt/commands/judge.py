@@ -80,7 +80,7 @@ def explain(
     outcome: Judgement | EdgeoptError, recipe: str | Path, title: str, environment: Mapping[str, str]
 ) -> Explanation:
     """The texts for a verdict, or for the error that ended the run."""
-    file, text = _recipe(recipe, environment)
+    file, text = recipe_text(recipe, environment)
     links = _links(environment)
     if isinstance(outcome, EdgeoptError):
         body = comment.render_failure(title or str(recipe), str(outcome), links=links)
@@ -92,7 +92,7 @@ def explain(
     return Explanation(outcome.word, body, whole, annotations(outcome, text), file)
 
 
-def _recipe(recipe: str | Path, environment: Mapping[str, str]) -> tuple[str, str]:
+def recipe_text(recipe: str | Path, environment: Mapping[str, str]) -> tuple[str, str]:
     """The path of a recipe in the repository, '' if it is elsewhere, and its text."""
     try:
         path = find_recipe(recipe)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from edgeopt.commands.judge import recipe_text
 from edgeopt.config.files import writing
 from edgeopt.errors import EdgeoptError, RecipeError
 from edgeopt.evaluation.judgement import Judgement
@@ -26,11 +27,12 @@ def is_active() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def report_to_github(report: Report) -> None:
+def report_to_github(report: Report, recipe: str = "") -> None:
     """Write the job summary and the annotations if running in GitHub Actions."""
     if is_active():
+        file, text = recipe_text(recipe, os.environ)
         summarize(markdown.render(report))
-        annotate(annotations(Judgement(report, report.gates), ""))
+        annotate(annotations(Judgement(report, report.gates), text), file)
 
 
 def failure_to_github(error: EdgeoptError) -> None:

@@ -8,8 +8,8 @@ from edgeopt.evaluation.judgement import Judgement, key_of
 from edgeopt.reports.markdown import text
 from edgeopt.results import Measurement, Report, Result, Verdict
 
-LIMIT = 65_536
-"""Characters of a comment that GitHub accepts; GitLab accepts a million."""
+LIMIT = 65_000
+"""Characters of a comment: GitHub accepts 65,536, with the mark of its recipe; GitLab accepts a million."""
 LENGTHS = (1_000, 100, 30, 10, 3)
 """Rows of every list: a comment over the limit is rendered again with fewer."""
 LONGEST = 400
