@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -393,3 +394,34 @@ def test_a_file_gets_every_column_however_wide() -> None:
     lines = shown(None, "float", long)
     assert long in lines[4] and len(titles(lines[1])) == 13
     assert not [line for line in lines if "…" in line or "hidden:" in line]
+
+
+def test_the_shell_completes_names() -> None:
+    arguments = (
+        sys.executable,
+        "-c",
+        "import sys; sys.argv[0] = 'edgeopt'; from edgeopt.cli import main; main()",
+    )
+    for words, expected in (
+        ("edgeopt plan x --device cort", "cortex-m"),
+        ("edgeopt devices check raspberry-pi-4", "raspberry-pi-4"),
+    ):
+        completion = {"_EDGEOPT_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        environment = {**os.environ, **completion, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        assert done.stdout.split() == [expected], done.stderr
+
+
+def test_unknown_commands_and_options_name_the_nearest(edgeopt: Edgeopt) -> None:
+    assert "Did you mean 'optimize'" in " ".join(edgeopt("optimise", "x").err.split())
+    for option, nearest in (("--devise", "--device"), ("--dryrun", "--dry-run"), ("--varaint", "--variant")):
+        said = edgeopt("optimize", "x", option)
+        assert said.code == 2
+        assert nearest in said.err
+
+
+def test_a_dry_run_is_a_plan(edgeopt: Edgeopt, write_recipe: Write) -> None:
+    path = write_recipe("optimize: {int8: {quantize: int8}}\n")
+    planned = edgeopt("plan", path, "--variant", "int8", "--json")
+    assert edgeopt("optimize", path, "--dry-run", "--variant", "int8", "--json") == planned
+    assert planned.code == 0

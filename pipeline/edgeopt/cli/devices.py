@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, Command, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, Command, DeviceFolders, device_names, folders
 
 app = typer.Typer(help="List, show, check and set up devices.", no_args_is_help=True)
 
 MARKS = {"ready": "✓", "not ready": "✗", "unknown": "?"}
 
-Name = Annotated[str, typer.Argument(help="A device; see 'edgeopt devices list'.")]
+Name = Annotated[
+    str, typer.Argument(help="A device; see 'edgeopt devices list'.", autocompletion=device_names)
+]
 
 
 @app.command("list", cls=Command)

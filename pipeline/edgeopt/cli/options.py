@@ -9,6 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+
+def device_names(incomplete: str) -> list[str]:
+    """The devices whose names begin so, for the completion of the shell."""
+    from edgeopt.devices.device import known_devices
+
+    return [name for name in known_devices() if name.startswith(incomplete)]
+
+
+def format_names(incomplete: str) -> list[str]:
+    """The formats whose names begin so."""
+    from edgeopt.formats.known import artifact_formats
+
+    return [name for name in artifact_formats() if name.startswith(incomplete)]
+
+
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as formats=tflite."),
@@ -27,7 +42,12 @@ Variants = Annotated[
 ]
 Formats = Annotated[
     list[str] | None,
-    typer.Option("--format", metavar="NAME", help="This format instead of the recipe's."),
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="This format instead of the recipe's.",
+        autocompletion=format_names,
+    ),
 ]
 Devices = Annotated[
     list[str] | None,
@@ -35,6 +55,7 @@ Devices = Annotated[
         "--device",
         metavar="NAME",
         help="This device instead of the recipe's; see 'edgeopt devices list'.",
+        autocompletion=device_names,
     ),
 ]
 DeviceFolders = Annotated[
