@@ -20,6 +20,7 @@ from edgeopt.publish.pull_requests import Forbidden, pull_request, put_comment
 from edgeopt.reports.ci import code_quality, comment
 from edgeopt.reports.ci.annotations import annotations
 from edgeopt.results import Report, Verdict
+from edgeopt.results.recommendation import Recommendation
 from test_baseline import right, run
 from toy_ci import ROOT, Host, serving
 
@@ -76,6 +77,9 @@ def test_rows_show_before_and_after_and_how_sure_it_is() -> None:
         "4.0 KiB → 8.0 KiB (+100.0%)",
     ]
     assert re.fullmatch(r"95% sure: change between -7\.\d\d pt and -3\.\d\d pt", cells[6])
+    ship = Recommendation(device="host", status="ship", variant="same", format="tflite")
+    passing = joined(good).model_copy(update={"recommended": (ship,)})
+    assert "\nShip **same.tflite** on host.\n" in comment.render(judged(good, passing))
     shown, _, collapsed = body.partition("<details>")
     assert "same.tflite" in collapsed and "same.tflite" not in shown
     assert "| ✓ | new.tflite on host | 90.00 % | 1,000 B | – | – | new |" in shown
