@@ -256,6 +256,33 @@ def test_first_states_are_inputs(tmp_path: Path) -> None:
         assert snr_db(found[spec.name], reference) > 110
 
 
+class OneState(torch.nn.Module):
+    """Both states of an LSTM are one input and one output, as in detectors of speech."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.LSTM(WIDTH, SIZE)
+
+    def forward(self, x: Any, states: Any) -> Any:
+        y, found = self.layer(x, (states[:1], states[1:]))
+        return y, torch.cat(found)
+
+
+def test_states_may_be_parts_of_one_input(tmp_path: Path) -> None:
+    from executorch.runtime import Runtime
+
+    torch.manual_seed(2)
+    shapes = (1, 1, WIDTH), (2, 1, SIZE)
+    module = OneState()
+    program = exported(module, tmp_path / "net", *shapes)
+    result = made([ExportedProgramToExecutorch()], program, tmp_path / "made")
+    inputs = [torch.randn(shape) for shape in shapes]
+    found = Runtime.get().load_program(result.path.read_bytes()).load_method("forward").execute(inputs)
+    with torch.no_grad():
+        for output, expected in zip(found, module(*inputs), strict=True):
+            assert snr_db(output.double().numpy(), expected.double().numpy()) > 110
+
+
 def test_one_name_means_the_layer_in_every_format(
     tmp_path: Path, program: Model, files: Callable[[str, str], Built]
 ) -> None:

@@ -136,7 +136,8 @@ def scanned(
         states = list(next_states(each, product, states[0], states[-1], kind))[: len(states)]
         return states, states[0].clone()
 
-    start = [hidden, cell] if kind == "lstm" else [hidden]
+    # States may be views of one input, and a scan takes no two tensors of the same memory.
+    start = [hidden.clone(), cell.clone()] if kind == "lstm" else [hidden]
     states, outputs = scan(step, start, projected, reverse=reverse)
     return outputs, states[0], states[-1]
 
