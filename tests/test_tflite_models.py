@@ -113,6 +113,10 @@ class Many(nn.Module):
         made["largest"], made["smallest"] = rows.topk(3, 1)[0], rows.topk(2, largest=False)[0]
         made["sorted"], made["places"] = rows.sort(1)[0], rows.sort(descending=True)[1].float()
         made["order"] = rows.argsort(1).float()
+        made["reflected"], made["replicated"] = (
+            F.pad(rows, (3, 7), "reflect"),
+            F.pad(x, (2, 1, 0, 3), "replicate"),
+        )
         made["finite"] = self.last(x.nan_to_num())
         made["filled"] = self.last(x.index_fill(1, torch.tensor([1, 3]), 0.2))
         return made
@@ -140,7 +144,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Model]:
 def test_every_operator_is_exact_in_float(many: tuple[Case, Model]) -> None:
     case, model = many
     found = case.snr_db(model)
-    assert len(found) == 7 + len(RESIZES) + 14
+    assert len(found) == 7 + len(RESIZES) + 16
     assert {name: value for name, value in found.items() if value < 100} == {}
 
 

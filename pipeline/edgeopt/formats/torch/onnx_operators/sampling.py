@@ -27,7 +27,6 @@ MODES = {
     ("linear", 5): "trilinear",
     ("cubic", 4): "bicubic",
 }
-NUMPY_MODES = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
 
 
 @operator("Pad", known=(1, 3), maybe=(2,))
@@ -51,23 +50,23 @@ def pad(
         if fill is not None and not isinstance(fill, np.ndarray):
             raise Unsupported("the value of its padding depends on an input")
         constant = value if fill is None or not fill.size else fill.reshape(-1)[0].item()
-        touched = [axis for axis, pair in ends.items() if any(pair)]
+        touched = sorted(axis for axis, pair in ends.items() if any(pair))
         if not touched:
             return x
         flat = [n for axis in range(x.ndim - 1, min(touched) - 1, -1) for n in ends.get(axis, (0, 0))]
         return torch.nn.functional.pad(x, flat, value=constant)
-    last = sorted(axis for axis, pair in ends.items() if any(pair))
-    rank = len(last)
-    # PyTorch pads the last axes of a batch of channels; other axes are picked one by one.
-    if mode in ("edge", "reflect") and last == list(range(x.ndim - rank, x.ndim)) and x.ndim == rank + 2 <= 5:
-        flat = [n for axis in reversed(last) for n in ends[axis]]
-        return torch.nn.functional.pad(x, flat, mode="replicate" if mode == "edge" else mode)
-    for axis in last:
-        order = np.arange(x.shape[axis])
-        before, after = ends[axis]
-        order = order[max(-before, 0) : len(order) - max(-after, 0)]
-        padded: NDArray[Any] = np.pad(order, (max(before, 0), max(after, 0)), mode=NUMPY_MODES[mode])  # type: ignore[call-overload]
-        x = pick(x, axis, [int(each) for each in padded])
+    touched = sorted(axis for axis, pair in ends.items() if any(pair))
+    rank = len(touched)
+    name = {"edge": "replicate", "reflect": "reflect"}.get(mode, "circular")
+    # PyTorch pads the last axes of a batch of channels.
+    if touched == list(range(x.ndim - rank, x.ndim)) and x.ndim == rank + 2 <= 5:
+        return torch.nn.functional.pad(x, [n for axis in reversed(touched) for n in ends[axis]], mode=name)
+    for axis in touched:
+        before, after = (max(amount, 0) for amount in ends[axis])
+        cropped = range(max(-ends[axis][0], 0), x.shape[axis] - max(-ends[axis][1], 0))
+        x = pick(x, axis, list(cropped)).movedim(axis, -1)
+        rows = torch.nn.functional.pad(x.reshape(1, -1, len(cropped)), (before, after), mode=name)
+        x = rows.reshape(*x.shape[:-1], -1).movedim(-1, axis)
     return x
 
 

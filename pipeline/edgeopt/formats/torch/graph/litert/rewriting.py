@@ -10,6 +10,7 @@ from edgeopt.formats.torch.graph.litert.operand_order import (
     drop_expansion,
     multiply_square,
 )
+from edgeopt.formats.torch.graph.litert.padding import pad_as_image, repeat_ends
 from edgeopt.formats.torch.graph.litert.prelu import choose_larger
 from edgeopt.formats.torch.graph.litert.resizing import multiply_resized, select_nearest
 from edgeopt.formats.torch.graph.litert.sorting import select_largest
@@ -30,6 +31,8 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     multiply_resized,
     select_largest,
     mask_filled_rows,
+    pad_as_image,
+    repeat_ends,
 )
 """Each inspects one node and returns whether it changed the graph."""
 
