@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.source import inspect
@@ -88,11 +89,11 @@ class Smooth(Dataset):
         return str(self.shape)
 
 
-def source(text: str, weights: dict[str, NDArray[np.float32]], folder: Path) -> Model:
+def source(text: str, weights: dict[str, NDArray[np.float32]], folder: Path, version: int = 14) -> Model:
     graph = onnx.parser.parse_graph(text)
     for name, value in weights.items():
         graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    opset = [onnx.helper.make_opsetid("", 14)]
+    opset = [onnx.helper.make_opsetid("", version)]
     path = folder / "m.onnx"
     path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
     return inspect(path).model
@@ -188,3 +189,28 @@ def test_a_bias_of_a_matrix_product_in_another_shape(tmp_path: Path, shape: tupl
     weights = {"w": normal(6, 5), "b": normal(*shape)}
     _, snr, _ = quantize(QuantizeOnnx(), source(text, weights, tmp_path), tmp_path)
     assert snr > 25
+
+
+@pytest.mark.parametrize("opset", [9, 11])
+def test_int8_of_an_old_opset_has_a_scale_per_channel(tmp_path: Path, opset: int) -> None:
+    text = """
+        net (float[1, 3, 9, 9] x) => (float[1, 8, 9, 9] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }
+    """
+    model = source(text, {"w": normal(8, 3, 3, 3), "b": normal(8)}, tmp_path, opset)
+    path, snr, _ = quantize(QuantizeOnnx(), model, tmp_path)
+    assert snr > 30
+    weights = next(t for t in onnx_model_file.load(path).graph.initializer if list(t.dims) == [8, 3, 3, 3])
+    scale = next(t for t in onnx_model_file.load(path).graph.initializer if list(t.dims) == [8])
+    assert weights.data_type == onnx.TensorProto.INT8 and scale.dims
+
+
+def test_layers_inside_of_branches_are_said_to_be_there(tmp_path: Path) -> None:
+    text = """
+        net (float[1, 3, 9, 9] x, bool c) => (float[1, 8, 9, 9] y) {
+            y = If (c) <then_branch = one () => (float[1, 8, 7, 7] p) { p = Conv (x, w, b) },
+                        else_branch = two () => (float[1, 8, 7, 7] q) { q = Conv (x, v, b) }>
+        }
+    """
+    graph = onnx.parser.parse_graph(text)
+    with pytest.raises(StageError, match=r"inside of node '' \(If\)"):
+        onnx_layers.in_float(onnx.helper.make_model(graph), "model.onnx")

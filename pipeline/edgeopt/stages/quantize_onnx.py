@@ -33,8 +33,8 @@ from edgeopt.stages._search import JOINED, Judge, Searching, mixed_note, search,
 
 FEW = 10
 """Number of calibration samples below which the ranges are unreliable."""
-WIDE_OPSET = 21
-"""First ONNX opset in which QuantizeLinear supports 16 bits."""
+OPSET, WIDE_OPSET = 13, 21
+"""First ONNX opsets in which QuantizeLinear supports one scale per channel, and 16 bits."""
 MOMENT_SAMPLES = 128
 """Number of samples whose layer inputs guide the rounding of the weights."""
 CHOICE_SAMPLES = 256
@@ -163,24 +163,15 @@ class _Quantizing:
         onnx_calibration.prepare(model.path, self.prepared, model.inputs)
         self.graph = onnx_model_file.load(self.prepared)
         wide = stage.scheme == "int8x16"
-        if wide or "int16" in stage.layers.values():
-            # Converted here, because the quantizer would do so with a warning.
-            self.graph = onnx_model_file.at_opset(self.graph, WIDE_OPSET, "16 bits")
-            self.prepared.write_bytes(self.graph.SerializeToString())
+        # Converted here: the quantizer would do so with a warning for 16 bits, and for channels not at all.
+        needed = {"16 bits": WIDE_OPSET} if wide or "int16" in stage.layers.values() else {"int8": OPSET}
+        for reason, opset in needed.items():
+            self.graph = onnx_model_file.at_opset(self.graph, opset, reason)
+        self.prepared.write_bytes(self.graph.SerializeToString())
         self.making = Making(
             "int16" if wide else stage.activation_type, stage.per_channel, stage.reduce_range
         )
-        layers = onnx_layers.read(self.graph)
-        quantized = [layer for layer in layers if layer.weight != "float32" and layer.weights]
-        if quantized or not layers:
-            reason = (
-                f"{quantized[0].name} has {quantized[0].weight} weights"
-                if quantized
-                else "it has no layers with weights"
-            )
-            raise StageError(
-                f"{model.path.name} cannot be quantized: {reason}", fix="quantize the float model"
-            )
+        layers = onnx_layers.in_float(self.graph, model.path.name)
         default = "int16" if wide else "int8"
         self.precisions = onnx_layers.chosen([layer.name for layer in layers], default, stage.layers)
         # Raising a layer to float32 costs 3 bytes per weight.

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
@@ -137,17 +136,7 @@ class _Quantizing:
         self.stage, self.model, self.context, self.scratch = stage, model, context, scratch
         self.prepared = scratch / "prepared.onnx"
         onnx_calibration.prepare(model.path, self.prepared, model.inputs)
-        layers = onnx_layers.read(onnx_model_file.load(self.prepared))
-        quantized = [layer for layer in layers if layer.weight != "float32"]
-        if quantized or not layers:
-            reason = (
-                f"{quantized[0].name} has {quantized[0].weight} weights"
-                if quantized
-                else "it has no layers with weights"
-            )
-            raise StageError(
-                f"{model.path.name} cannot be quantized: {reason}", fix="quantize the float model"
-            )
+        layers = onnx_layers.in_float(onnx_model_file.load(self.prepared), model.path.name)
         names = [layer.name for layer in layers]
         self.precisions = onnx_layers.chosen(names, stage.scheme, stage.layers)
         # A product of two computed tensors has no constant to store in 4 bits.

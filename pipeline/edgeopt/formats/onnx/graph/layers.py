@@ -57,6 +57,43 @@ def joined_outputs(model: Any) -> tuple[str, ...]:
     return tuple(joined)
 
 
+def in_float(model: Any, file: str) -> list[Layer]:
+    """The layers of a float model that is to be quantized; ``file`` is its name.
+
+    Raises:
+        StageError: there are none, a layer is already quantized, or all are in branches or loops.
+    """
+    layers = read(model)
+    for layer in layers:
+        if layer.weight != "float32" and layer.weights:
+            reason = f"{layer.name} has {layer.weight} weights"
+            raise StageError(f"{file} cannot be quantized: {reason}", fix="quantize the float model")
+    if not layers:
+        outer = [node for node in model.graph.node if any(map(_has_layers, _inner(node)))]
+        if outer:
+            raise StageError(
+                f"{file} cannot be quantized: all of its layers are inside of node {outer[0].name!r} "
+                f"({outer[0].op_type}), which onnxruntime does not quantize",
+                fix="export the branch that is used, such as one sampling rate, or the loop's body unrolled",
+            )
+        raise StageError(
+            f"{file} cannot be quantized: it has no layers with weights",
+            fix="remove quantize from this variant",
+        )
+    return layers
+
+
+def _inner(node: Any) -> list[Any]:
+    """The graphs of the branches or the loop of a node."""
+    return [each.g for each in node.attribute if each.HasField("g")]
+
+
+def _has_layers(graph: Any) -> bool:
+    return any(
+        node.op_type in WEIGHTED | RECURRENT or any(map(_has_layers, _inner(node))) for node in graph.node
+    )
+
+
 def read(model: Any) -> list[Layer]:
     """All convolutions, matrix products and recurrent layers in graph order, float or quantized."""
     types = _Types(model)
