@@ -1,5 +1,6 @@
 """An exported program to float ONNX, through ``torch.onnx``."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.errors import StageError
@@ -11,10 +12,12 @@ from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab.isolation import TRIED, isolated
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
 
 if TYPE_CHECKING:
+    import torch
     from torch.fx import GraphModule
 
 
@@ -38,25 +41,15 @@ class ExportedProgramToOnnx(Stage):
             StageError: the program cannot be read, or contains an operator that ONNX does not support.
         """
         import onnx
-        import torch
 
         graph, inputs = torch_program.plain_graph(model)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)
         context.progress("converting to ONNX")
         names = {"input_names": [s.name for s in inputs], "output_names": [s.name for s in outputs]}
         try:
-            with torch_engine.quiet(), torch.no_grad():
-                program = torch_program.export(graph, inputs)
-                exported = torch.onnx.export(
-                    program, dynamo=True, external_data=False, optimize=True, verbose=False, **names
-                )
-        except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
-            raise StageError(
-                f"torch.onnx cannot convert the model: {torch_engine.brief(error)}",
-                fix="replace the unsupported operator, or leave onnx out of 'formats'",
-            ) from error
-        assert exported is not None
-        proto = exported.model_proto
+            proto = _convert(graph, torch_specs.zeros(inputs), **names)
+        except StageError as error:
+            raise _explained(error, graph, torch_specs.zeros(inputs)) from error
         _strip_metadata(proto)
         _name_layers(proto.graph)
         _name_recurrent(proto.graph, graph)
@@ -77,6 +70,42 @@ class ExportedProgramToOnnx(Stage):
             ),
             transposes=onnx_model_file.count(proto, "Transpose"),
         )
+
+
+def _convert(module: "torch.nn.Module", inputs: "tuple[torch.Tensor, ...]", **names: list[str]) -> Any:
+    """The ONNX model of a module.
+
+    Raises:
+        StageError: torch.onnx does not support it.
+    """
+    import torch
+
+    try:
+        with torch_engine.quiet(), torch.no_grad():
+            program = torch.export.export(module, inputs)
+            exported = torch.onnx.export(
+                program, dynamo=True, external_data=False, optimize=True, verbose=False, **names
+            )
+    except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer ones only say how to report it to PyTorch
+            cause = cause.__cause__
+        raise StageError(torch_engine.brief(cause)) from error
+    assert exported is not None
+    return exported.model_proto
+
+
+def _explained(error: StageError, graph: "GraphModule", inputs: "tuple[torch.Tensor, ...]") -> StageError:
+    """The error with the first operator that cannot be converted alone; the whole error if all can."""
+    fix = (
+        "replace this operator in the model, compute it outside of the model, or leave onnx out of 'formats'"
+    )
+    for alone in islice(isolated(graph, inputs), TRIED):
+        try:
+            _convert(alone.module, alone.inputs)
+        except StageError as cause:
+            return StageError(f"{alone.label} cannot be converted to ONNX: {cause.message}", fix=fix)
+    return StageError(f"torch.onnx cannot convert the model: {error.message}", fix=fix)
 
 
 def _strip_metadata(proto: Any) -> None:

@@ -14,9 +14,9 @@ from edgeopt.formats.tflite.graph import loops as tflite_loops
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
-from edgeopt.formats.torch.graph.litert.isolation import isolated
 from edgeopt.formats.torch.graph.litert.rewriting import for_tflite
 from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab.isolation import TRIED, isolated
 from edgeopt.formats.torch.quantize import named_layers as torch_named_layers
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context, Stage, Worker
@@ -30,8 +30,6 @@ FAILURES = (
     *(AssertionError, AttributeError, IndexError),
 )
 """Exceptions of litert-torch for operators that it does not support."""
-TRIED = 60
-"""Number of operators that are converted alone to find one that fails: about a second each."""
 
 
 class ExportedProgramToTflite(Stage):
@@ -45,7 +43,7 @@ class ExportedProgramToTflite(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "ai-edge-litert", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.

@@ -31,7 +31,7 @@ class KerasToExportedProgram(KerasStage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
     extra: ClassVar[str | None] = "keras,torch"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.

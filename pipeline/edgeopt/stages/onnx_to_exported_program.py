@@ -27,6 +27,7 @@ class OnnxToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "torch", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
+    revision: ClassVar[int] = 2
     before: ClassVar[frozenset[str]] = frozenset({"quantize"})
     # A Keras model reaches PyTorch by its own backend, layer by layer; ONNX is for those that cannot.
     preference: ClassVar[int] = -2

@@ -16,7 +16,7 @@ class TorchToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.

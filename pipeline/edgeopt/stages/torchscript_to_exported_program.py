@@ -31,6 +31,7 @@ class TorchscriptToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
+    revision: ClassVar[int] = 2
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one module.

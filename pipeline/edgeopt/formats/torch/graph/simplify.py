@@ -10,9 +10,9 @@ program up to float rounding.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgeopt.formats.torch.graph import activations as torch_activations
 from edgeopt.formats.torch.graph import canonicalize as torch_canonicalize
 from edgeopt.formats.torch.graph import conditions as torch_conditions
+from edgeopt.formats.torch.graph import equivalents as torch_equivalents
 from edgeopt.formats.torch.graph import folding as torch_folding
 from edgeopt.formats.torch.graph import permutes as torch_permutes
 from edgeopt.formats.torch.graph.graph_editor import GraphEditor
@@ -30,7 +30,10 @@ ROUNDS = 64
 RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     torch_canonicalize.remove_no_op,
     torch_canonicalize.canonicalize,
-    torch_activations.recognize_prelu,
+    torch_equivalents.recognize_prelu,
+    torch_equivalents.limit,
+    torch_equivalents.compose,
+    torch_equivalents.first_result,
     torch_conditions.fixed_number,
     torch_conditions.number_to_tensor,
     torch_conditions.number_arithmetic,

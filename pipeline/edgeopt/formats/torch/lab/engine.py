@@ -70,5 +70,6 @@ def run(module: Callable[..., Any], inputs: Sequence[TensorSpec]) -> Any:
 
 
 def brief(error: BaseException, lines: int = 4) -> str:
-    """First lines of an error message, which may be pages long."""
-    return "\n".join(str(error).strip().splitlines()[:lines]) or type(error).__name__
+    """First lines of an error message, which may be pages long, up to a traceback of PyTorch's own code."""
+    text = str(error).partition("Original traceback:")[0].strip()
+    return "\n".join(text.splitlines()[:lines]) or type(error).__name__

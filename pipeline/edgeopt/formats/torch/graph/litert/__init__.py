@@ -1,1 +1,1 @@
-"""Rewriting of graphs into operators that litert-torch converts exactly, and search for refused ones."""
+"""Rewriting of graphs into operators that litert-torch converts exactly."""

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule, Node
 
+TRIED = 60
+"""Number of operators that are converted alone to find one that fails: about a second each."""
+
 
 class Isolated(NamedTuple):
     """One operator as a graph of its own, with inputs of the shapes that it has in the model."""
