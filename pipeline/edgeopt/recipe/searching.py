@@ -17,6 +17,18 @@ OBJECTIVES = tuple(
     if shown.role == "cost" and shown.better == "lower" and (not shown.volatile or name == "latency_ratio")
 )
 """What a search may minimize. Of the timed measurements, only the ratio is comparable between runs."""
+DIMENSIONS: dict[str, Any] = {
+    "quantize": "int8",
+    "bits": 8,
+    "prune": 0,
+    "finetune": False,
+    "equalize": False,
+    "rounding": False,
+    "bias_correction": False,
+    "calibrator": "",
+    "per_channel": True,
+}
+"""What may vary besides the format, and the value of what does not; '': the default of the format."""
 
 
 def _as_list(value: object) -> object:

@@ -15,22 +15,10 @@ from edgeopt.plugin.base import canonical
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Plan, make_plan
 from edgeopt.recipe.resolve import variant_of
-from edgeopt.recipe.searching import Search
+from edgeopt.recipe.searching import DIMENSIONS, Search
 
 WHOLE = 8
 """Bits of a weight in int8, which layers have unless an allocation says otherwise."""
-FIXED: dict[str, Any] = {
-    "quantize": "int8",
-    "bits": WHOLE,
-    "prune": 0,
-    "finetune": False,
-    "equalize": False,
-    "rounding": False,
-    "bias_correction": False,
-    "calibrator": "",
-    "per_channel": True,
-}
-"""What may vary besides the format, and the value of what does not; '': the default of the format."""
 VARIED: dict[str, tuple[Any, ...]] = {
     "quantize": ("int8", "dynamic_int8", "float16", "int4"),
     "bits": (4, 5, 6, 7, WHOLE),
@@ -92,7 +80,7 @@ class Space:
 
     def candidate(self, point: Point, allocations: Allocations = NO_ALLOCATIONS) -> Candidate:
         """The variant that a point stands for."""
-        values = FIXED | self.values(point)
+        values = DIMENSIONS | self.values(point)
         layers = allocations.get((values["format"], values["bits"]), NO_LAYERS)
         return Candidate(values["format"], options_of(values, layers))
 
@@ -106,13 +94,13 @@ class Space:
 
     def choices(self, name: str) -> tuple[Any, ...]:
         """The values of a dimension, or the fixed one."""
-        return next((each.choices for each in self.dimensions if each.name == name), (FIXED.get(name),))
+        return next((each.choices for each in self.dimensions if each.name == name), (DIMENSIONS.get(name),))
 
     @property
     def start(self) -> Point:
         """The point from which one thing at a time is varied: the usual value of each dimension."""
         return tuple(
-            each.choices.index(FIXED[each.name]) if FIXED.get(each.name) in each.choices else 0
+            each.choices.index(DIMENSIONS[each.name]) if DIMENSIONS.get(each.name) in each.choices else 0
             for each in self.dimensions
         )
 
@@ -159,9 +147,9 @@ def space_of(recipe: Recipe, name: str, search: Search) -> Space:
     problems = Problems(recipe.file, recipe.positions)
     loc = ("optimize", name, "search", "over")
     for key in over:
-        if key not in FIXED:
-            problems.add((*loc, key), f"{key!r} does not vary{nearest(key, sorted(FIXED))}")
-    chosen = {key: over[key] for key in FIXED if key in over} or _usual(recipe)
+        if key not in DIMENSIONS:
+            problems.add((*loc, key), f"{key!r} does not vary{nearest(key, sorted(DIMENSIONS))}")
+    chosen = {key: over[key] for key in DIMENSIONS if key in over} or _usual(recipe)
     plan, reasons = _planned(recipe, chosen, lambda at, why: problems.add((*loc, *at), why))
     if problems:
         raise problems.error()
@@ -212,7 +200,7 @@ def _planned(
             needed = {"prune": 0.5} if key == "finetune" and value is True else {}
             title = f"{key}-{index}"
             try:
-                variants.append(variant_of(recipe, title, options_of(FIXED | needed | {key: value})))
+                variants.append(variant_of(recipe, title, options_of(DIMENSIONS | needed | {key: value})))
             except RecipeError as error:
                 refuse((key, index), error.problems[0].message)
                 continue

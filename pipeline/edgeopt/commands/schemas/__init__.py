@@ -24,6 +24,7 @@ from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import Connection, Dataset, Decoder, Metric, Plugin, Stage, Task
 from edgeopt.publish.contract import Contract
 from edgeopt.recipe.document import VERSION, Document, GatePart
+from edgeopt.recipe.searching import DIMENSIONS, OBJECTIVES, SearchPart
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Report
 from edgeopt.run import protocol
 
@@ -183,7 +184,8 @@ def _recipe(*, installed: bool) -> Schema:
     tasks, decoders = _plugins(Task, installed=installed), _plugins(Decoder, installed=installed)
     stages = _plugins(Stage, installed=installed)
     known = (datasets, metrics, tasks, decoders, stages)
-    refs, definitions = _generated([Document, *(each for kind in known for each in kind.values())])
+    models = (each for kind in known for each in kind.values())
+    refs, definitions = _generated([Document, SearchPart, *models])
     definitions |= {
         "task": _entry(tasks, refs),
         "decoder": _entry(decoders, refs),
@@ -280,7 +282,19 @@ def _variant(
         "type": "array",
         "items": {"$ref": "#/definitions/stage"},
     }
-    alone = {"if": {"required": ["stages"]}, "then": {"maxProperties": 1}}
+    search = _follow(refs[SearchPart], definitions)
+    search["properties"]["minimize"]["anyOf"] = _one_or_more({"enum": list(OBJECTIVES)})
+    search["properties"]["over"] = {
+        "description": search["properties"]["over"]["description"],
+        "type": "object",
+        "properties": {key: {} for key in DIMENSIONS},
+        "additionalProperties": False,
+    }
+    keys["search"] = {"anyOf": [dict(refs[SearchPart]), {"type": "null"}]}
+    alone = {
+        "if": {"anyOf": [{"required": ["stages"]}, {"required": ["search"]}]},
+        "then": {"maxProperties": 1},
+    }
     kind = {"type": "object", "properties": keys, "additionalProperties": False, **alone}
     return {"description": "one way to optimize the model", "anyOf": [kind, {"type": "null"}]}
 

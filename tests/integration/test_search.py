@@ -1,0 +1,98 @@
+"""A whole search on digits: its front, the evaluation data, a killed process, limits that nothing meets."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from edgeopt.cli import app
+from edgeopt.commands.optimize import optimize
+from edgeopt.commands.search import Found, search
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.search.journal import NAME
+from edgeopt.search.outcome import RESULT, SearchResult
+from needs import needs
+
+needs("tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer", "sklearn", "optuna")
+pytestmark = pytest.mark.slow
+
+TRIALS = 6
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+OPTIONS = {
+    "under": ("top1 max_drop 2 %",),
+    "over": ("bits=[4, 8]", "calibrator=[minmax, mse]", "per_channel=[true, false]"),
+    "formats": ("tflite",),
+    "overrides": ("latency={min_runs: 2, min_seconds: 0, max_seconds: 1}",),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def found(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    out = tmp_path_factory.mktemp("search")
+    return search("digits-keras", **OPTIONS, trials=TRIALS, out=out, store=store)
+
+
+def test_the_front_is_selected_on_other_data_than_it_is_judged_on(found: Found) -> None:
+    result = SearchResult.model_validate_json((found.folder / RESULT).read_bytes())
+    assert result == found.result
+    assert len(result.trials) == TRIALS
+    assert result.best is not None
+    assert result.best.holds
+    plain = next(
+        each
+        for each in result.trials
+        if each.options == {"quantize": {"scheme": "int8", "calibrator": "minmax"}}
+    )
+    assert result.best.objectives["size_bytes"] < 0.7 * plain.objectives["size_bytes"]
+    report = found.reports["tflite"]
+    assert report.run.samples != result.samples
+    for judged in result.judged:
+        (row,) = (row for row in report.results if row.variant == judged.variant)
+        drop = row.measurements["top1_drop"].value
+        assert judged.evaluation["top1_drop"] == drop
+        assert judged.optimism["top1_drop"] == drop - judged.selection["top1_drop"]
+    assert found.exit_code in (0, 1)
+
+
+def test_a_recipe_of_the_front_runs_as_it_is(found: Found) -> None:
+    path = found.folder / "front" / "best.yaml"
+    loaded = load_recipe(path)
+    assert [variant.name for variant in loaded.variants] == ["float", "best"]
+    assert found.result.best is not None
+    assert yaml.safe_load(path.read_text())["optimize"]["best"] == found.result.best.options
+
+
+def test_a_killed_search_comes_to_the_same_front(found: Found, store: Path, tmp_path: Path) -> None:
+    lines = (found.folder / NAME).read_bytes().splitlines(keepends=True)
+    (tmp_path / NAME).write_bytes(b"".join(lines[:3]) + lines[3][:20])  # two trials, and a part of the third
+    again = search("digits-keras", **OPTIONS, trials=TRIALS, out=tmp_path, store=store)
+    kept = {"trials": {"__all__": {"seconds"}}}
+    assert again.result.model_dump(exclude=kept) == found.result.model_dump(exclude=kept)
+
+
+def test_a_recipe_with_a_search_is_optimized(found: Found, store: Path, tmp_path: Path) -> None:
+    over = {"bits": [4, 8], "calibrator": ["minmax", "mse"], "per_channel": [True, False]}
+    part = {"under": [{"metric": "top1", "max_drop": 0.02}], "over": over, "budget": {"trials": TRIALS}}
+    settings = [*OPTIONS["overrides"], f"optimize={json.dumps({'best': {'search': part}})}", "gates=[]"]
+    report = optimize("digits-keras", overrides=settings, formats=["tflite"], out=tmp_path, store=store)
+    (row,) = (row for row in report.results if row.variant == "best")
+    assert row.status == "ok"
+    (expected,) = (row for row in found.reports["tflite"].results if row.variant == "best")
+    assert row.artifact is not None and expected.artifact is not None
+    assert row.artifact.digest == expected.artifact.digest
+    assert any("of a search on" in note for note in report.run.notes)
+
+
+def test_limits_that_nothing_meets_say_what_is_closest(found: Found, store: Path, tmp_path: Path) -> None:
+    arguments = ["search", "digits-keras", "--format", "tflite", "--trials", "2", "--quiet"]
+    arguments += ["--under", "size_bytes max 1 KiB", "--over", "calibrator=[minmax, mse]"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path), "--store", str(store)])
+    assert done.exit_code == 1, done.output
+    assert "exceeds size_bytes max 1024 by 1" in done.output.replace("\n", " ")

@@ -1,0 +1,283 @@
+"""The parts of a search that need no model: space, allocation, front, proposals, journal."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt.commands.search import _limit
+from edgeopt.errors import RecipeError, UsageError
+from edgeopt.plugin import Dataset
+from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.search.allocation import BITS, Sensitivity, allocate
+from edgeopt.search.front import hypervolume, nearest_to_limits, placed
+from edgeopt.search.journal import NAME, Journal
+from edgeopt.search.outcome import Tried
+from edgeopt.search.proposals import Proposals
+from edgeopt.search.selection import selection_of
+from edgeopt.search.space import Dimension, Space, options_of, space_of
+from needs import needs
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+LIMITS = {"top1 max_drop 0.01": 0.01}
+
+
+def recipe(search: dict[str, Any], **settings: Any) -> Recipe:
+    overrides = [f"optimize.best.search={json.dumps(search)}"]
+    overrides += [f"{key}={json.dumps(value)}" for key, value in ({"formats": "tflite"} | settings).items()]
+    return load_recipe(RECIPES / "digits-keras.yaml", overrides=overrides)
+
+
+def tried(number: int, size: float, drop: float, noise: float = 0.0, **more: Any) -> Tried:
+    fields: dict[str, Any] = {
+        "number": number,
+        "format": "tflite",
+        "options": {"number": number},
+        "point": (number,),
+        "status": "complete",
+        "objectives": {"size_bytes": size, "top1_drop": drop, "noise": noise},
+        "excess": {"top1 max_drop 0.01": drop - 0.01},
+    }
+    return Tried(**(fields | more))
+
+
+# --- what a recipe may say
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"budget": {"trials": 0}}, "greater than or equal to 1"),
+        ({"budget": {"hours": 0}}, "greater than 0"),
+        ({"minimize": "top1"}, "top1 is a metric of accuracy"),
+        ({"minimize": "latency_p50_ms"}, "minimize latency_ratio"),
+        ({"minimize": "size_byte"}, "did you mean 'size_bytes'"),
+        ({"under": [{"metric": "size_bytes", "max": 9}, {"metric": "size_bytes", "min": 10}]}, "contradicts"),
+        ({"under": [{"metric": "arena_bytes", "max": 9, "devices": "cortex-m"}]}, "no device 'cortex-m'"),
+        ({"under": [{"metric": "top9", "max_drop": 0.1}]}, "no metric 'top9'"),
+        ({"limits": []}, "unknown key 'limits'"),
+    ],
+)
+def test_a_search_is_checked_with_the_recipe(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+        recipe(search)
+
+
+def test_a_search_without_limits_keeps_the_accuracy() -> None:
+    (variant,) = (each for each in recipe({}).variants if each.search is not None)
+    assert variant.search is not None
+    assert [str(gate) for gate in variant.search.limits] == ["top1 max_drop 0.01"]
+
+
+def test_a_limit_of_the_command_line() -> None:
+    assert _limit("size_bytes max 60 KiB on cortex-m") == {
+        "metric": "size_bytes",
+        "max": "60 KiB",
+        "devices": ["cortex-m"],
+    }
+    with pytest.raises(UsageError, match="'top1' is not a limit"):
+        _limit("top1")
+
+
+# --- the space
+
+
+def space(**over: list[Any]) -> Space:
+    loaded = recipe({"over": over})
+    (found,) = (each for each in loaded.variants if each.search is not None)
+    assert found.search is not None
+    return space_of(loaded, found.name, found.search)
+
+
+def test_every_point_is_a_variant() -> None:
+    needs("ai_edge_litert", "ai_edge_quantizer", "tensorflow")
+    made = space(bits=[4, 8], per_channel=[True, False], calibrator=["mse"])
+    assert made.size == 4
+    assert made.candidate(made.start).options == {"quantize": {"scheme": "int8", "calibrator": "mse"}}
+    layers = {"conv2": "int4"}
+    options = made.candidate((0, 1, 0, 0), {("tflite", 4): layers}).options
+    assert options == {
+        "quantize": {"scheme": "int8", "per_channel": False, "calibrator": "mse", "layers": layers}
+    }
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"bit": [4, 8]}, "'bit' does not vary"),
+        ({"prune": [1]}, "a fraction of the channels"),
+        ({"bits": [8, 2]}, "from 4 to 32"),
+        ({"equalize": ["yes"]}, "expected true or false"),
+        ({"quantize": ["int9"]}, "no quantize scheme 'int9'"),
+    ],
+)
+def test_a_value_that_is_not_available_is_refused_by_name(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        space(**over)
+
+
+def test_a_space_of_one_point_is_no_search() -> None:
+    needs("ai_edge_litert", "ai_edge_quantizer", "tensorflow")
+    with pytest.raises(UsageError, match="nothing to vary"):
+        space(bits=[8])
+
+
+def test_what_has_no_effect_is_left_out() -> None:
+    values = {
+        "quantize": "float16",
+        "prune": 0,
+        "finetune": True,
+        "equalize": True,
+        "rounding": True,
+        "bias_correction": True,
+        "calibrator": "mse",
+        "per_channel": False,
+    }
+    assert options_of(values, {"conv2": "int4"}) == {"quantize": "float16"}
+    repaired = options_of(values | {"quantize": "int8", "prune": 0.5}, {"conv2": "int4"})
+    assert list(repaired) == ["prune", "finetune", "equalize", "rounding", "quantize"]
+    assert repaired["rounding"] == {"bits": 8, "per_channel": False, "layers": {"conv2": 4}}
+
+
+def test_selection_and_calibration_share_no_sample() -> None:
+    needs("sklearn")
+    loaded = recipe({})
+    selection = selection_of(loaded)
+    assert "data.calibration" in selection.origin
+    assert loaded.calibration is not None
+    parts = [selection.recipe.evaluation, selection.recipe.calibration]
+    seen = [_contents(part) for part in parts if part is not None]
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == _contents(loaded.calibration)
+
+
+def _contents(dataset: Dataset) -> set[bytes]:
+    return {sample.inputs[0].tobytes() for sample in dataset.samples()}
+
+
+# --- bits of layers
+
+
+def test_the_allocation_is_the_best_of_all() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        layers = [
+            Sensitivity(
+                f"layer{index}",
+                int(random.integers(10, 1000)),
+                {"int8": 0.0, "int4": float(random.exponential()), "float32": -float(random.exponential())},
+            )
+            for index in range(5)
+        ]
+        mean = float(random.uniform(4, 20))
+        total = sum(each.weights for each in layers)
+        possible = {}
+        for choice in itertools.product(*(each.noise for each in layers)):
+            bits = sum(BITS[name] * each.weights for name, each in zip(choice, layers, strict=True))
+            if bits <= mean * total:
+                noise = sum(each.noise[name] for name, each in zip(choice, layers, strict=True))
+                possible[choice] = noise
+        found = allocate(layers, mean)
+        chosen = tuple(found.get(each.name, "int8") for each in layers)
+        assert possible[chosen] == pytest.approx(min(possible.values()), abs=1e-4)
+
+
+def test_layers_without_a_kernel_keep_their_bits() -> None:
+    layers = [
+        Sensitivity("depthwise", 100, {"int8": 0.0}),
+        Sensitivity("dense", 100, {"int8": 0.0, "int4": 1.0}),
+    ]
+    assert allocate(layers, 4) == {"dense": "int4"}
+
+
+# --- the front
+
+
+def test_the_front_has_what_nothing_dominates() -> None:
+    trials = [
+        tried(0, 100, 0.0),
+        tried(1, 50, 0.005),
+        tried(2, 60, 0.005),
+        tried(3, 10, 0.2),
+        tried(4, 100, 0.0),
+        tried(5, 0, 0.0, status="failed", objectives={}, excess={}),
+    ]
+    places = [each.place for each in placed(trials)]
+    assert places == ["front", "best", "dominated", "over a limit", "dominated", "not measured"]
+    nearest = nearest_to_limits([trials[3], trials[5]], LIMITS)
+    assert nearest is not None
+    assert nearest.number == 3
+
+
+def test_hypervolume_counts_what_is_dominated() -> None:
+    random = np.random.default_rng(0)
+    points, draws = random.random((6, 3)), random.random((200_000, 3))
+    share = (draws[:, np.newaxis] >= points).all(-1).any(-1).mean()
+    assert hypervolume(points.tolist(), (1.0, 1.0, 1.0)) == pytest.approx(share, abs=5e-3)
+    assert hypervolume([(2.0, 0.5)], (1.0, 1.0)) == 0.0
+
+
+# --- proposals
+
+TOY = Space(
+    (Dimension("bits", (4, 6, 8), True), Dimension("calibrator", ("a", "b")), Dimension("format", ("x",))), {}
+)
+
+
+def _measured(number: int, options: dict[str, Any], point: tuple[int, ...]) -> Tried:
+    return tried(number, 10.0 + point[0], 0.0, 0.1 ** point[0], options=options, point=point, format="x")
+
+
+def test_proposals_are_a_function_of_the_trials_before() -> None:
+    needs("optuna")
+    trials: list[Tried] = []
+    rounds = []
+    while batch := Proposals(TOY, {}, 0).next(trials, 2):
+        again = Proposals(TOY, {}, 0).next(trials, 2)
+        assert batch == again
+        rounds.append(batch)
+        trials += [_measured(len(trials) + at, each.options, point) for at, (each, point) in enumerate(batch)]
+    points = [point for batch in rounds for _, point in batch]
+    assert points[0] == (2, 0, 0)
+    assert len(points) == len(set(points)) <= TOY.size
+
+
+# --- the journal
+
+
+def test_a_journal_continues_where_a_killed_search_was(tmp_path: Path) -> None:
+    with Journal(tmp_path, "one", "best of toy") as journal:
+        journal.add(tried(0, 100, 0.0))
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(b'{"number": 1, "format"')  # killed in the middle of a line
+    with Journal(tmp_path, "one", "best of toy") as journal:
+        assert [each.number for each in journal.trials] == [0]
+        journal.add(tried(1, 50, 0.0))
+    with Journal(tmp_path, "one", "best of toy") as journal:
+        assert [each.number for each in journal.trials] == [0, 1]
+
+
+def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path, "one", "best of toy"):
+        pass
+    with (
+        pytest.raises(UsageError, match="another search: of best of toy"),
+        Journal(tmp_path, "two", "best of toy"),
+    ):
+        pass
+    (tmp_path / NAME).write_text("[]\n")
+    with pytest.raises(UsageError, match="not the journal of a search"), Journal(tmp_path, "one", ""):
+        pass
+
+
+def test_two_searches_in_one_folder_are_locked_out(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path, "one", "best of toy"),
+        pytest.raises(UsageError, match="another process"),
+        Journal(tmp_path, "one", "best of toy"),
+    ):
+        pass
