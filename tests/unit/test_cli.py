@@ -425,3 +425,20 @@ def test_a_dry_run_is_a_plan(edgeopt: Edgeopt, write_recipe: Write) -> None:
     planned = edgeopt("plan", path, "--variant", "int8", "--json")
     assert edgeopt("optimize", path, "--dry-run", "--variant", "int8", "--json") == planned
     assert planned.code == 0
+
+
+def test_the_doctor_says_what_can_be_made(edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.stages.keras_to_tflite import KerasToTflite
+
+    monkeypatch.setattr(KerasToTflite, "missing", classmethod(lambda cls: ("tensorflow",)))
+    said = edgeopt("doctor")
+    assert said.code == 0
+    assert "✗ tensorflow missing: in a checkout of edgeopt: pip install '.[keras]'" in said.out
+    assert "free on the disk" in said.out and "adb, for Android devices" in said.out
+    found = json.loads(edgeopt("doctor", "--json").out)
+    cells = {(each["source"], each["format"], each["scheme"]): each for each in found["conversions"]}
+    assert not cells["keras", "tflite", "float"]["possible"]
+    assert cells["keras", "tflite", "float"]["missing"] == ["tensorflow"]
+    assert cells["keras", "onnx", "int8"]["possible"] is not bool(cells["keras", "onnx", "int8"]["missing"])
+    assert found["machine"]["cores"] >= 1 and set(found["tools"]) >= {"adb", "ssh"}
+    assert "keras_to_tflite" in found["stages"]

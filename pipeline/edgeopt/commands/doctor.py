@@ -1,0 +1,88 @@
+"""What this installation can do: conversions, variants, and the tools of the machine that devices need."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeopt.config.references import Code
+from edgeopt.devices.device import HOST, load_device
+from edgeopt.errors import UsageError, install
+from edgeopt.formats.known import artifact_formats
+from edgeopt.recipe.document import Intent, ModelPart
+from edgeopt.recipe.planner import find_chain
+from edgeopt.run.bench import probe_device
+from edgeopt.run.protocol import Probe
+from edgeopt.run.store import ARTIFACTS
+
+SOURCES = {
+    "keras": "Keras (.keras)",
+    "tf_keras": "Keras 2 (.h5, SavedModel)",
+    "torch_source": "PyTorch (code and weights)",
+    "exported_program": "PyTorch (.pt2)",
+    "torchscript_module": "TorchScript (.pt)",
+    "onnx": "ONNX (.onnx)",
+}
+"""The kinds of source models, and what people call them."""
+SCHEMES = ("float", "int8")
+TOOLS = {
+    "adb": ("Android devices", "apt install adb"),
+    "qemu-aarch64-static": ("emulated arm64", "apt install qemu-user-static"),
+    "ssh": ("boards over ssh", "apt install openssh-client"),
+    "nvidia-smi": ("hosts with a GPU", "install the NVIDIA driver"),
+}
+"""Programs that devices need: for what, and how to install them."""
+
+
+class Conversion(NamedTuple):
+    """Whether a kind of model can become an artifact here; the packages that are missing, and the fix."""
+
+    source: str
+    format: str
+    scheme: str
+    possible: bool
+    missing: tuple[str, ...] = ()
+    fix: str = ""
+
+
+class Machine(NamedTuple):
+    """The machine: what the agent reports, the space for artifacts, and the tools that are installed."""
+
+    probe: Probe
+    free_bytes: int
+    tools: dict[str, bool]
+
+
+def conversions() -> Iterator[Conversion]:
+    """Every kind of source model in every format, as float and as int8."""
+    part = ModelPart.model_construct(factory=Code.model_construct(target="module:function"))
+    for source in SOURCES:
+        for scheme in SCHEMES:
+            intents = [] if scheme == "float" else [Intent("quantize", scheme, {})]
+            for target in artifact_formats():
+                try:
+                    chain = find_chain(source, target, intents, part)
+                except UsageError:
+                    chain = None
+                if chain is None:
+                    yield Conversion(source, target, scheme, False)
+                    continue
+                missing = tuple(sorted({package for stage in chain for package in stage.missing()}))
+                extras = sorted({stage.extra for stage in chain if stage.missing() and stage.extra})
+                fix = install(",".join(extras)) if extras else f"pip install {' '.join(missing)}"
+                yield Conversion(source, target, scheme, not missing, missing, fix if missing else "")
+
+
+def machine() -> Machine:
+    """Probe this machine.
+
+    Raises:
+        DeviceError: the agent does not run here.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        probe = probe_device(load_device(HOST), Path(folder))
+    place = ARTIFACTS if os.path.isdir(ARTIFACTS) else Path()
+    tools = {name: shutil.which(name) is not None for name in TOOLS}
+    return Machine(probe, shutil.disk_usage(place).free, tools)
