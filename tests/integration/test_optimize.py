@@ -102,6 +102,15 @@ def test_every_cell_is_built_measured_and_passes(digits: Done) -> None:
             size = digits.row("float", row["format"])["artifact"]["size_bytes"]
             assert row["artifact"]["size_bytes"] < 0.65 * size
     assert all(gate["status"] == "pass" for gate in digits.report["gates"])
+    (shipped,) = digits.report["recommended"]
+    sizes = {row["measurements"]["size_bytes"]["value"]: row for row in rows}
+    smallest = sizes[min(sizes)]
+    assert (shipped["status"], shipped["variant"], shipped["format"]) == ("ship", "int8", smallest["format"])
+    path = smallest["artifact"]["path"]
+    assert f"**Ship this on host**: [`{path}`](./{path})" in (digits.out / "report.md").read_text("utf-8")
+    # Every file of the two formats that say how their operators are connected has its graph.
+    graphs = {row["format"] for row in rows if row["artifact"]["breakdown"]["graph"]}
+    assert graphs == {"tflite", "onnx"}
 
 
 def test_the_folder_holds_what_the_contract_says(digits: Done) -> None:

@@ -50,6 +50,7 @@ def test_all_mistakes_are_reported_together_with_line_and_column(write_recipe: W
             "no stage 'quantise_onnx'; did you mean 'quantize_onnx'?",
         ),
         ("name: again\n", "key 'name' is given twice"),
+        ("ship: best\n", "ship: input should be 'smallest' or 'fastest'"),
         ("optimize: {a: &x {}, b: *x}\n", "aliases are not supported"),
     ],
 )
@@ -116,7 +117,11 @@ def test_float_is_always_a_variant_and_fidelity_always_measured(write_recipe: Wr
 
 def test_settings_override_the_recipe_and_are_checked_like_it(write_recipe: Write) -> None:
     path = write_recipe("gates:\n  - {metric: size_bytes, max: 64 KiB}\n")
-    recipe = load_recipe(path, overrides=["formats=[onnx]", "gates.0.max=0.5 MiB", "limits.stage_minutes=3"])
+    recipe = load_recipe(
+        path,
+        overrides=["formats=[onnx]", "gates.0.max=0.5 MiB", "limits.stage_minutes=3", "ship=fastest"],
+    )
+    assert recipe.ship == "fastest"
     assert recipe.formats == ("onnx",)
     assert recipe.gates[0].max == 2**19
     assert recipe.limits.stage_minutes == 3

@@ -145,7 +145,6 @@ def test_memories_are_shares_of_the_limits() -> None:
         ("flash", "4,096 B size, 50 % of 8.0 KiB", 0.5),
     ]
 
-
     assert card.summary.endswith("pt), 4,096 B, 64.0 KiB arena, 50 % of 128.0 KiB")
 
 
