@@ -201,8 +201,9 @@ class Front {
     const pad = (high - low || high || 1) * 0.06;
     const [left, right] = logarithmic ? [low / 1.15, high * 1.15] : [Math.max(0, low - pad), high + pad];
     const source = report.metric.source === null ? [] : [report.metric.source];
-    const ends = needed.flatMap((point) => point.rows[0].accuracy.ends ?? []);
-    const [bottom, top] = reach([...needed.map((point) => point.y), ...source], [...others.map((point) => point.y), ...ends], false);
+    // With the intervals, so that differences within them look small.
+    const ends = this.points.length > INTERVALS ? [] : needed.flatMap((point) => point.rows[0].accuracy.ends ?? []);
+    const [bottom, top] = reach([...needed.map((point) => point.y), ...source, ...ends], others.map((point) => point.y), false);
     const span = top - bottom || Math.abs(top) * 0.1 || 0.1;
     const [under, over] = [bottom - span * 0.08, top + span * 0.08];
     // Points beyond the axes are at their edge, with an arrow.
