@@ -191,7 +191,7 @@ def run(
     """Run 'edgeopt plan' in this process, with another function in place of its work."""
 
     def call(work: Callable[..., object]) -> tuple[int, str]:
-        monkeypatch.setattr("edgeopt.commands.plan.load_recipe", work)
+        monkeypatch.setattr("edgeopt.commands.start.load_recipe", work)
         monkeypatch.setattr(sys, "argv", ["edgeopt", "plan", "recipe.yaml"])
         with pytest.raises(SystemExit) as caught:
             main()
@@ -444,7 +444,7 @@ def test_a_run_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "runs" / "default", whole=True) as folder:
         (folder / "models").mkdir()
         raise KeyboardInterrupt
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".gitignore"]
     assert not (tmp_path / "given").exists()
     with run_folder(tmp_path / "runs" / "default", whole=True) as folder:
         (folder / "report.json").touch()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import StoreError, UsageError
-from edgeopt.run.store import Store
+from edgeopt.run.store import Store, open_store, store_folder
 from toy_store import fill_store
 
 KEY = "ab" + "0" * 62
@@ -100,3 +100,20 @@ def test_processes_may_store_the_same_keys_at_once(tmp_path: Path) -> None:
         assert (entry.folder / "model.bin").read_text() == f"same {index}"
     assert store.damaged == []
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_the_default_store_is_that_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = tmp_path / "project" / "src" / "nets"
+    nets.mkdir(parents=True)
+    monkeypatch.chdir(nets)
+    assert store_folder(None) == Path("artifacts/store")
+    (tmp_path / "project" / "pyproject.toml").touch()
+    store = open_store(None)
+    assert store.root == tmp_path / "project" / "artifacts" / "store"
+    assert (store.root / ".gitignore").read_text() == "*\n"
+    assert open_store("mine").root == Path("mine")
+    monkeypatch.chdir(tmp_path / "project")
+    assert store_folder(None) == Path("artifacts/store")
+    monkeypatch.chdir(nets)
+    Path("artifacts/store").mkdir(parents=True)  # one that is there is used
+    assert store_folder(None) == Path("artifacts/store")

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgeopt.commands.start import RECIPE, Given, recipe_of
-from edgeopt.config.files import NO_SPACE, SCRATCH, replacing, unwritable, writing
+from edgeopt.config.files import NO_SPACE, SCRATCH, make_ignored, replacing, unwritable, writing
 from edgeopt.config.registry import plugin_name
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import DataError, UsageError
@@ -196,6 +196,8 @@ def run_folder(place: Path, *, whole: bool) -> Iterator[Path]:
     with ExitStack() as cleanup:
         parent = place.parent if whole else place
         try:
+            if whole:
+                make_ignored(parent)  # the folder of all runs
             parent.mkdir(parents=True, exist_ok=True)
             sweep(parent, SCRATCH)
             scratch = cleanup.enter_context(scratch_folder(parent, SCRATCH))

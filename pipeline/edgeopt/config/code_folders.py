@@ -19,7 +19,7 @@ def code_folders(roots: Iterable[Path]) -> tuple[Path, ...]:
     """
     given = [root.resolve() for root in roots]
     found = [folder for root in given for folder in _with_sources(root)]
-    if given and (project := _project(given[0])) is not None:
+    if given and (project := project_of(given[0])) is not None:
         found += _with_sources(project)
     found += [folder for folder in python_path() if not _has_distributions(folder)]
     return tuple(dict.fromkeys(folder for folder in found if folder.is_dir()))
@@ -52,7 +52,7 @@ def _with_sources(folder: Path) -> list[Path]:
     return [folder, folder.parent if folder.name == SOURCES else folder / SOURCES]
 
 
-def _project(folder: Path) -> Path | None:
+def project_of(folder: Path) -> Path | None:
     """The nearest folder around ``folder`` that is the top of a project."""
     return next(
         (place for place in (folder, *folder.parents) if any((place / name).exists() for name in MARKERS)),

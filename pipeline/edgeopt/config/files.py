@@ -64,6 +64,17 @@ def write_text(target: Path, text: str) -> None:
         scratch.write_text(text, "utf-8", newline="\n")
 
 
+def make_ignored(folder: Path) -> None:
+    """Create a folder for generated files, which git ignores; one that exists stays as it is.
+
+    Raises:
+        OSError: it is not writable.
+    """
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n", "utf-8")
+
+
 def files_of(path: Path) -> Iterator[Path]:
     """The file at ``path``, or all files below a folder, in a stable order."""
     if path.is_dir():

@@ -59,7 +59,7 @@ MAX_NAME = 200
 
 
 class Code(BaseModel):
-    """A function or class of the user, written ``package.module:name`` or ``folder/file.py:name`` in a recipe.
+    """A function or class of the user, written ``package.module:name`` or ``file.py:name`` in a recipe.
 
     The module is looked up beside the recipe first, then in its project and on the Python path, and imported
     only on use. A file that belongs to a package is imported as a part of it.

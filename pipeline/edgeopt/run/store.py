@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.config.files import NO_SPACE, file_digest, files_of
+from edgeopt.config.code_folders import project_of
+from edgeopt.config.files import NO_SPACE, file_digest, files_of, make_ignored
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import StoreError, UsageError
 from edgeopt.formats.wire.bounded import json_value
@@ -54,7 +55,8 @@ class Store:
         """What the report of a run should say of the store."""
         self._cache: dict[str, Entry] = {}
         try:
-            (root / "objects").mkdir(parents=True, exist_ok=True)
+            make_ignored(root)
+            (root / "objects").mkdir(exist_ok=True)
             (root / "scratch").mkdir(exist_ok=True)
         except OSError as error:
             if error.errno in NO_SPACE:
@@ -168,13 +170,13 @@ class Store:
 
 
 def store_folder(given: str | Path | None) -> Path:
-    """The store's folder: ``given``, or ``EDGEOPT_STORE``, or ``artifacts/store``.
+    """The store's folder: ``given``, or ``EDGEOPT_STORE``, or ``artifacts/store``, of the project if in one.
 
     If that is a URL, the folder on this machine through which the shared store is read and written:
     ``EDGEOPT_STORE_CACHE``, or ``artifacts/store``.
     """
     place = _place(given)
-    return Path(os.environ.get("EDGEOPT_STORE_CACHE") or DEFAULT) if _URL.match(place) else Path(place)
+    return Path(os.environ.get("EDGEOPT_STORE_CACHE") or _default()) if _URL.match(place) else Path(place)
 
 
 def open_store(given: str | Path | None) -> Store:
@@ -195,7 +197,14 @@ def open_store(given: str | Path | None) -> Store:
 
 
 def _place(given: str | Path | None) -> str:
-    return str(given or os.environ.get("EDGEOPT_STORE") or DEFAULT)
+    return str(given or os.environ.get("EDGEOPT_STORE") or _default())
+
+
+def _default() -> Path:
+    """The store of the project around the working folder, unless this has one; one outside of projects."""
+    here = Path.cwd()
+    project = None if DEFAULT.is_dir() else project_of(here)
+    return DEFAULT if project in (None, here) else project / DEFAULT
 
 
 def _verified_record(folder: Path) -> dict[str, Any] | None:
