@@ -16,7 +16,8 @@ import yaml
 
 from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.diagnosis import Cause, Diagnosis, Part, Twin, causes, pattern_of, propose
+from edgeopt.evaluation.diagnosis import Diagnosis, Part, Twin, causes, propose
+from edgeopt.evaluation.layer_causes import Cause, pattern_of
 from edgeopt.evaluation.layer_comparison import Data, compare
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.formats.known import format_named

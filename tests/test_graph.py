@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import pytest
 
 from edgeopt.errors import StageError
-from edgeopt.evaluation.diagnosis import Cause, Diagnosis
+from edgeopt.evaluation.diagnosis import Diagnosis
+from edgeopt.evaluation.layer_causes import Cause
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.formats.file_graph import MAX_NODES, graph_of
 from edgeopt.formats.known import formats

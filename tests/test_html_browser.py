@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeopt.evaluation.diagnosis import Cause, Diagnosis
+from edgeopt.evaluation.diagnosis import Diagnosis
+from edgeopt.evaluation.layer_causes import Cause
 from edgeopt.evaluation.layer_statistics import Comparison, LayerStatistics
 from edgeopt.reports import html, write_report
 from edgeopt.reports.comparison import Compared, compare

@@ -162,7 +162,7 @@ def _decibels(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    from edgeopt.evaluation.diagnosis import short
+    from edgeopt.evaluation.layer_causes import short
 
     # Fused operators are named by a list of layers; --json contains all of it.
     first = short(name)

@@ -2,40 +2,36 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
-from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import EdgeoptError, StageError, UsageError
-from edgeopt.evaluation.diagnosis import Before, Changes, Diagnosis, Part, Twin, causes, is_fine, propose
-from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters
+from edgeopt.evaluation.diagnosis import Before, Diagnosis, Twin, causes, is_fine, propose
+from edgeopt.evaluation.layer_causes import Changes
 from edgeopt.evaluation.layer_comparison import Data
-from edgeopt.evaluation.layer_statistics import Comparison
 from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import artifact_formats, format_named
-from edgeopt.model import Model, Outputs
+from edgeopt.model import Model
 from edgeopt.plugin import Feed, LayerView, Stage
 from edgeopt.recipe.document import Recipe, Use
 from edgeopt.recipe.patch import patch_of, shown
-from edgeopt.recipe.planner import BASELINE, Built, Plan, Step, make_plan
+from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
-from edgeopt.results import Event, GraphNode, Hop
+from edgeopt.results import GraphNode
 from edgeopt.run import assemble
-from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
-from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
-from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps, measure
+from edgeopt.run.session import measure
 from edgeopt.run.source_names import Rename, source_names
+from edgeopt.run.step_comparison import Watch, compare_steps, compare_whole, parts_of, quantizing
 from edgeopt.run.store import Store, open_store
 
 SAMPLES = 64
@@ -44,8 +40,6 @@ RECALIBRATION_LIMIT = 512
 
 PRECISIONS = {"float16": "16 bits of float", "int4": "4 bits"}
 """Descriptions of the schemes that are not 8 bits wide."""
-
-Watch = Callable[[Event], None]
 
 
 class Target(NamedTuple):
@@ -128,10 +122,10 @@ def diagnose(
         raise StageError(f"{built.branch.name} could not be built: {built.failure}")
     data = _data(plan)
     names = source_names(plan, built)
-    hops = _hops(plan, built, finished, target.device_folders, watch)
+    hops = compare_steps(plan, built, finished, target.device_folders, watch)
     twin: Twin | None = None
     if view is None:
-        quantized, comparison = built.steps[-1].model, _whole(built, hops)
+        quantized, comparison = built.steps[-1].model, compare_whole(built, hops)
         twin = Twin(here=format, format=format_named(format).twin)
         if not is_fine(comparison):
             twin = _built_twin(twin, target, finished, watch)
@@ -141,7 +135,7 @@ def diagnose(
         comparison = comparison.renamed(names.of)
     document = target.document()
     found_causes = causes(
-        comparison, hops, _recalibrate(document, loaded), _precision(built), _parts(built.steps), twin
+        comparison, hops, _recalibrate(document, loaded), _precision(built), parts_of(built.steps), twin
     )
     changes = propose(found_causes, partial(_possible, target, document))
     patch = patch_of(document, variant, changes) or {}
@@ -183,55 +177,16 @@ def _precision(built: Built) -> str:
     return next((words for scheme in schemes for words in [PRECISIONS.get(str(scheme))] if words), "8 bits")
 
 
-PARTS: dict[str, Part] = {
-    "prune": "compress",
-    "cluster": "compress",
-    "finetune": "train",
-    "quantize": "quantize",
-}
-"""What the intents of a variant do to its model on purpose, as far as it decides the causes."""
-
-
-def _parts(steps: Sequence[Step]) -> dict[str, Part]:
-    """What the stages of a variant do to the model, by their names."""
-    return {
-        registry.plugin_name(step.stage): PARTS[intent]
-        for step in steps
-        for intent in step.stage.fulfils
-        if intent in PARTS
-    }
-
-
-def _whole(built: Built, hops: Sequence[Hop]) -> Comparison:
-    """The comparison of whole models, for formats that hide their layers.
-
-    Raises:
-        StageError: the quantizing step could not be compared.
-    """
-    step = _quantizing(built, hops)
-    if step is None or step.snr_db is None:
-        reason = step.reason if step is not None else "no step quantizes it"
-        raise StageError(f"{built.branch.name} cannot be compared with its float model: {reason}")
-    return Comparison(layers=(), samples=PROBE_SAMPLES, snr_db=step.snr_db, agreement=step.agreement)
-
-
-def _quantizing(built: Built, hops: Sequence[Hop]) -> Hop | None:
-    """The step that quantizes the variant, compared with the previous one."""
-    parts = _parts(built.steps)
-    quantize = [hop for hop in hops if any(parts.get(name) == "quantize" for name in hop.stage.split(" + "))]
-    return quantize[-1] if quantize else None
-
-
 def _built_twin(twin: Twin, target: Target, store: Store, watch: Watch) -> Twin:
     """The same variant, built and compared in the other format, as far as that is possible."""
     try:
         plan = make_plan(target._replace(format=twin.format).load())
         plan.demand_possible()
         built = {each.branch.variant: each for each in build(plan, store, watch)}[target.variant]
-        hops = _hops(plan, built, store, target.device_folders, watch)
+        hops = compare_steps(plan, built, store, target.device_folders, watch)
     except EdgeoptError:  # it only adds to the diagnosis
         return twin
-    return twin.model_copy(update={"quantized": _quantizing(built, hops)})
+    return twin.model_copy(update={"quantized": quantizing(built, hops)})
 
 
 def _check(recipe: Recipe, variant: str, format: str) -> LayerView | None:
@@ -306,38 +261,6 @@ def _notes(recipe: Recipe, data: Sequence[Data]) -> list[str]:
         "only calibration data is available: whether it represents other data cannot be checked; "
         "add data.validation or data.train"
     ]
-
-
-def _hops(
-    plan: Plan, built: Built, store: Store, device_folders: Sequence[Path], watch: Watch
-) -> tuple[Hop, ...]:
-    """Every step that the host can run, compared with the previous one on calibration data."""
-    recipe = plan.recipe
-    host = load_device(HOST, device_folders)
-    name = built.branch.name
-    watch(Event(branch=name, step="compare steps", status="started"))
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
-        folder = Path(scratch)
-        evaluation = Evaluation(recipe.calibration or recipe.train, plan.preprocessing, folder)
-        bench = Bench(host, build_agent(folder / "agent.pyz"), store, recipe.model.trust).open()
-        run = partial(bench.run, evaluation=evaluation, limit=PROBE_SAMPLES)
-        source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
-        first = run(source)
-        step_outputs = [StepOutputs("source", source.format, True, first)]
-        for step, names, lossless, trained in judged_steps(built.steps, source, host):
-            step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
-        hops = assemble.hops_of(step_outputs, _interpreters(recipe, first))
-    watch(Event(branch=name, step="compare steps", status="done"))
-    return hops
-
-
-def _interpreters(recipe: Recipe, source: Outcome) -> tuple[Interpreter, ...]:
-    """What the outputs mean, as far as the recipe and the outputs of the source model say without labels."""
-    outputs = Outputs(source.outputs, source.output_names)
-    try:
-        return interpreters(outputs, None, recipe.metrics, recipe.heads, recipe.decoder)
-    except UNDECIDABLE:
-        return ()
 
 
 def _recalibrate(document: Mapping[str, Any], recipe: Recipe) -> Changes | None:

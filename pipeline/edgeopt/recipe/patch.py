@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeopt.config import registry
-from edgeopt.evaluation.diagnosis import Changes, merged
+from edgeopt.evaluation.diagnosis import merged
+from edgeopt.evaluation.layer_causes import Changes
 from edgeopt.plugin import Stage
 from edgeopt.recipe.document import Use
 
