@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from edgeopt.commands.start import Given, recipe_of
@@ -43,12 +44,13 @@ def plan(
         devices,
         overrides,
     )
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:  # planning leaves nothing behind
+    with ExitStack() as cleanup:
+
+        def store() -> Store:  # planning leaves nothing behind
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-"))
+            return Store(Path(folder) / "store")
+
         ready = recipe_of(
-            given,
-            lambda name: Path(),
-            store=lambda: Store(Path(folder) / "store"),
-            data_root=data_root,
-            device_folders=device_folders,
+            given, lambda name: Path(), store=store, data_root=data_root, device_folders=device_folders
         )
         return make_plan(ready.recipe)
