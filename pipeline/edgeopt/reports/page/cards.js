@@ -5,7 +5,8 @@ const gauge = (share) => drawing("svg", { viewBox: "0 0 100 10", class: `gauge $
   drawing("rect", { class: "whole", width: 100, height: 10 }), drawing("rect", { width: 100 * Math.min(1, share), height: 10 }));
 
 const copyable = (text, id) => {
-  const code = make("code", { id }, text);
+  // A line breaks between words only, not after the hyphens of an option.
+  const code = make("code", { id }, text.split(" ").flatMap((word, at) => [at ? " " : "", make("span", { class: "word" }, word)]));
   const copy = make("button", { type: "button" }, "Copy");
   copy.addEventListener("click", async () => {
     try { await navigator.clipboard.writeText(text); announce("Copied"); copy.textContent = "Copied"; }
@@ -24,7 +25,7 @@ const cardOf = (card, at) => {
       row ? make("a", { href: `#artifact-${row.at}`, "aria-label": `${address(row)}: all of its details` }, "details") : null) : null,
     card.reason ? make("p", { class: card.status === "none" ? "is-fail" : "muted" }, card.reason) : null,
     card.lines.length ? make("dl", {}, card.lines.map(([title, text, share]) => [make("dt", {}, title), make("dd", {}, text, share === null ? null : gauge(share))])) : null,
-    card.pull ? [make("p", { class: "hint" }, "Once the run is published (edgeopt artifacts push):"), copyable(card.pull, `pull-${at}`)] : null);
+    card.pull ? make("div", { class: "get" }, make("p", { class: "hint" }, "Once the run is published (edgeopt artifacts push):"), copyable(card.pull, `pull-${at}`)) : null);
 };
 
 const fillCards = () => {
