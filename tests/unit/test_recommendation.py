@@ -80,6 +80,20 @@ def test_the_smallest_that_passes_is_recommended_or_the_fastest() -> None:
     assert [each.variant for each in recommend(rows, lenient)] == ["int4"]
 
 
+def test_what_the_other_preference_ships_is_named_if_it_is_much_better() -> None:
+    rows = [result("float", 4000, 1.0), result("dynamic", 900, 2.0), result("int8", 1000, 0.5)]
+    gates = tuple(map(verdict, rows))
+    card = cards(report(*rows, gates=gates))[0]
+    assert (card.lines[-1].title, card.lines[-1].text) == ("fastest", "int8.tflite: 1,000 B, 500 µs")
+    assert card.summary.endswith("900 B (0.23 × float), 2.000 ms; fastest int8.tflite: 1,000 B, 500 µs")
+    # 900 bytes are not much less than 1,000.
+    assert [each.alternative for each in recommend(rows, gates, "fastest")] == [None]
+    less = [*rows, result("int4", 700, 3.0)]
+    assert recommend(less, [*gates, verdict(less[3])], "fastest")[0].alternative == ("int4", "tflite")
+    # What fails a gate is no alternative.
+    assert recommend(less, [*gates, verdict(less[3], "fail")], "fastest")[0].alternative is None
+
+
 def test_without_times_the_fastest_is_the_smallest_and_says_so() -> None:
     rows = [result("float", 4000, None), result("int8", 1000, None)]
     (found,) = recommend(rows, [verdict(row) for row in rows], "fastest")

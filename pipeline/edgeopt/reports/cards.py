@@ -16,6 +16,7 @@ HEADLINES = {
     "unjudged": "No recommendation on {device}: no gate limits the quality",
     "none": "Nothing to ship on {device}",
 }
+PREFERENCES = ("smallest", "fastest")
 RAM = ("arena_bytes", "sram_bytes", "peak_memory_bytes")
 FLASH = ("flash_bytes", "estimated_flash_max_bytes", "size_bytes")
 """Measurements of the use of a memory, the first that there is."""
@@ -51,7 +52,8 @@ class Card(NamedTuple):
     @property
     def summary(self) -> str:
         """The verdict in one line."""
-        facts = ", ".join(line.text for line in self.lines if line.title != "flash")
+        facts = ", ".join(line.text for line in self.lines if line.title not in ("flash", *PREFERENCES))
+        facts += "".join(f"; {line.title} {line.text}" for line in self.lines if line.title in PREFERENCES)
         if self.status == "ship":
             remark = f" ({self.reason})" if self.reason else ""
             return f"ship {self.path or self.artifact} on {self.device}: {facts}{remark}"
@@ -68,14 +70,7 @@ def cards(report: Report) -> list[Card]:
 
 
 def _card(report: Report, found: Recommendation) -> Card:
-    row = next(
-        (
-            row
-            for row in report.results
-            if (row.variant, row.format, row.device) == (found.variant, found.format, found.device)
-        ),
-        None,
-    )
+    row = _row(report, found.device, found.variant, found.format)
     command = ""
     if found.status == "ship":
         place = ["--device", found.device, "--variant", found.variant, "--format", found.format]
@@ -87,10 +82,24 @@ def _card(report: Report, found: Recommendation) -> Card:
         headline=HEADLINES[found.status].format(device=found.device),
         artifact=f"{row.variant}.{row.format}" if row else "",
         path=row.artifact.path if row and row.artifact else "",
-        lines=tuple(_lines(report, row)) if row else (),
+        lines=(*_lines(report, row), *_alternative(report, found)) if row else (),
         reason=found.reason,
         pull=command,
     )
+
+
+def _row(report: Report, device: str, variant: str, form: str) -> Result | None:
+    key = (variant, form, device)
+    return next((row for row in report.results if (row.variant, row.format, row.device) == key), None)
+
+
+def _alternative(report: Report, found: Recommendation) -> Iterator[Line]:
+    """What would be shipped by the other preference."""
+    other = _row(report, found.device, *found.alternative) if found.alternative else None
+    if other is not None and "size_bytes" in other.measurements:
+        facts = (show(other.measurements["size_bytes"]), _latency(other))
+        title = "smallest" if found.prefer == "fastest" else "fastest"
+        yield Line(title, f"{other.variant}.{other.format}: {', '.join(filter(None, facts))}")
 
 
 def _lines(report: Report, row: Result) -> Iterator[Line]:

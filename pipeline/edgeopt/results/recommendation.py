@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Preference: TypeAlias = Literal["smallest", "fastest"]
 
+MUCH = 0.8
+"""Ratio of the times or sizes of two artifacts from which one is an alternative to the other."""
 SPEEDS = ("latency_p50_ms", "estimated_latency_ms", "estimated_latency_max_ms", "npu_cycles")
 """Measurements that order artifacts by speed; those of a device are compared by the first that it has."""
 
@@ -37,6 +39,10 @@ class Recommendation(Value):
     variant: str = Field("", description="empty if no artifact could be measured")
     format: str = ""
     reason: str = ""
+    alternative: tuple[str, str] | None = Field(
+        None,
+        description="variant and format of a much faster one that passes as well; fastest: a much smaller",
+    )
 
 
 def recommend(
@@ -77,7 +83,9 @@ def _on_device(
             better = "faster" if prefer == "fastest" and not reason else "smaller"
             unjudged = f"{other.variant}.{other.format} is {better}, but no gate limits its quality"
             reason = "; ".join(filter(None, (reason, unjudged)))
-        return _of(best, "ship", prefer, reason)
+        return _of(best, "ship", prefer, reason).model_copy(
+            update={"alternative": _alternative(best, judged, prefer)}
+        )
     reason = "; ".join(filter(None, ("no gate limits its quality", reason)))
     return _of(best, "unjudged", prefer, reason)
 
@@ -117,16 +125,30 @@ def _distance(verdicts: Sequence[Verdict]) -> tuple[int, float]:
     return len(blocking), sum(excesses)
 
 
+def _alternative(best: "Result", rows: Sequence["Result"], prefer: Preference) -> tuple[str, str] | None:
+    """What the other preference recommends, if that is worth a thought."""
+    name = "size_bytes" if prefer == "fastest" else speed_of(rows)
+    if name is None:
+        return None
+    other = min(rows, key=lambda row: _value(row, name))
+    return (other.variant, other.format) if _value(other, name) < MUCH * _value(best, name) else None
+
+
+def speed_of(rows: Sequence["Result"]) -> str | None:
+    """The measurement by which results are ordered by speed; None if nothing says how fast they are."""
+    return next((name for name in SPEEDS if any(name in row.measurements for row in rows)), None)
+
+
+def _value(row: "Result", name: str) -> float:
+    return row.measurements[name].value if name in row.measurements else math.inf
+
+
 def _best(rows: Sequence["Result"], prefer: Preference) -> tuple["Result", str]:
     """The preferred one of several artifacts, and a remark; of equal ones, the first."""
-
-    def value(row: "Result", name: str) -> float:
-        return row.measurements[name].value if name in row.measurements else math.inf
-
     if prefer == "fastest":
-        speed = next((name for name in SPEEDS if any(name in row.measurements for row in rows)), None)
+        speed = speed_of(rows)
         if speed is not None:
-            return min(rows, key=lambda row: (value(row, speed), value(row, "size_bytes"))), ""
+            return min(rows, key=lambda row: (_value(row, speed), _value(row, "size_bytes"))), ""
         reason = "nothing was timed on this device: the smallest"
-        return min(rows, key=lambda row: value(row, "size_bytes")), reason
-    return min(rows, key=lambda row: (value(row, "size_bytes"), value(row, SPEEDS[0]))), ""
+        return min(rows, key=lambda row: _value(row, "size_bytes")), reason
+    return min(rows, key=lambda row: (_value(row, "size_bytes"), _value(row, SPEEDS[0]))), ""
