@@ -118,6 +118,8 @@ def _lines(report: Report, row: Result) -> Iterator[Line]:
         if known is None or (limit is None and known == "size_bytes"):
             continue
         text = f"{show(values[known])} {MEASUREMENTS[known].title}"
+        if known == "estimated_flash_max_bytes" and (least := values.get("estimated_flash_min_bytes")):
+            text = f"estimated {show(least)} to {show(values[known])} with the runtime"
         if limit:
             share = values[known].value / limit
             yield Line(title, f"{text}, {100 * share:.0f} % of {show_bytes(limit)}", share)
