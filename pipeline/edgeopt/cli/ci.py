@@ -155,6 +155,7 @@ def ci(
 
 def _put_comment(body: str, identity: str) -> None:
     """Comment on the pull request of this job, if there is one; a failure is only reported."""
+    from edgeopt.cli.screen import github
     from edgeopt.errors import EdgeoptError
     from edgeopt.publish.pull_requests import pull_request, put_comment
 
@@ -164,4 +165,4 @@ def _put_comment(body: str, identity: str) -> None:
             address = put_comment(where, body, identity)
             typer.echo(f"comment: {address}" if address else f"commented on {where.host}", err=True)
     except EdgeoptError as error:
-        typer.echo(f"no comment on the pull request: {error.message}; the job has it as comment.md", err=True)
+        github.notice(f"no comment on the pull request: {error.message}; comment.md has its text")

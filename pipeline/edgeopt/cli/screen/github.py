@@ -80,6 +80,11 @@ def annotate(found: Sequence[Annotation], file: str = "") -> None:
             typer.echo(f"::{level}::and {len(same) - len(shown)} more, in the report", err=True)
 
 
+def notice(message: str) -> None:
+    """Print a message to stderr; in GitHub Actions, as an annotation that fails nothing."""
+    typer.echo(f"::notice title=edgeopt::{_data(message)}" if is_active() else message, err=True)
+
+
 def _data(text: str) -> str:
     """Escape the message of a workflow command."""
     return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
