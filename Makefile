@@ -10,7 +10,7 @@ READY := $(VENV)/.installed
 DEMOS := digits-keras digits-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint unit test install docs site release clean
+.PHONY: help demo check lint unit test install docs site release versions clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -62,6 +62,9 @@ release: $(READY)  ## build wheel and source distribution in dist/, and check th
 	rm -rf dist
 	$(BIN)/python -m hatchling build --directory dist
 	EDGEOPT_DIST=dist $(BIN)/python -m pytest -q tests/integration/test_pull.py
+
+versions:  ## the fast tests and a recipe under every other Python that this machine has
+	.ci/versions
 
 clean:  ## remove the environment and the caches, but not artifacts/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
