@@ -232,7 +232,7 @@ def test_perplexity_recognizes_probabilities_of_8_bits():
     assert np.abs(stored.sum(axis=2) - 1).max() > 1e-3
     labels = RANDOM.integers(0, 40, (10, 5))
     wanted, got = (Perplexity().score(scores, labels).value for scores in (exact, stored))
-    assert abs(got / wanted - 1) < 0.05
+    assert abs(got / wanted - 1) < 0.1  # taken for logits, they would give nearly 40
     between = RANDOM.random((10, 5, 40))  # in 0..1, but not probabilities
     losses = -np.log(np.take_along_axis(softmax(between), labels[:, :, np.newaxis], axis=2))
     assert abs(Perplexity().score(between, labels).value - math.exp(losses.mean())) < 1e-9
