@@ -196,7 +196,7 @@ def test_a_checkpoint_and_its_factory_without_data(edgeopt: Edgeopt, tmp_path: P
         ),
         (["empty"], "empty is a folder without a model"),
         (["missing.onnx"], "no such model: missing.onnx"),
-        (["words.bin"], "words.bin is neither a recipe, which is text in UTF-8, nor a known model"),
+        (["words.bin"], "cannot read words.bin: neither a recipe, which is text in UTF-8, nor a known model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

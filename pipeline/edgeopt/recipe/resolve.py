@@ -124,7 +124,7 @@ def _read(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path} is neither a recipe, which is text in UTF-8, nor a known model",
+            f"cannot read {path}: neither a recipe, which is text in UTF-8, nor a known model",
             fix="give a .yaml file, the name of a shipped recipe, or a model file",
         ) from error
 
