@@ -15,7 +15,7 @@ from edgeopt.reports import html, write_report
 from edgeopt.reports.comparison import Compared, compare
 from edgeopt.reports.comparison.page import render as render_comparison
 from edgeopt.reports.diagnosis import render as render_diagnosis
-from edgeopt.results import Breakdown, GraphNode, Measurement, Report
+from edgeopt.results import Artifact, Breakdown, GraphNode, Measurement, Recommendation, Report
 from large_report import RUN, large_report
 from task_reports import CASES, task_report
 
@@ -349,7 +349,7 @@ def test_the_graph_of_a_file_is_coloured(opened: Opened, tmp_path: Path) -> None
         page.get_by_label("coloured by", exact=True).select_option("bytes")
         assert "the highest: block4<b> (3.91 KiB)" in drawn.get_attribute("aria-label")
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert serious(page) == []
+    assert serious(page) == []
 
 
 def test_a_diagnosis_is_a_page(opened: Opened, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_diagnosis_is_a_page(opened: Opened, tmp_path: Path) -> None:
         )
         assert page.locator("#layers tbody td:first-child").all_inner_texts() == names[::-1]
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert serious(page) == []
+    assert serious(page) == []
 
 
 def test_columns_out_of_sight_are_named(opened: Opened, board: Path) -> None:
@@ -582,8 +582,11 @@ def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> Non
 def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> None:
     changes = {"variant": word, "format": word, "device": word}
     report = large_report(variants=1, formats=1, devices=1, boxes=2)
+    graph = tuple(GraphNode(name=word, kind=word, size_bytes=1, reads=range(at)) for at in range(3))
+    file = Artifact(path=word, digest=word, size_bytes=9, breakdown=Breakdown(parts={word: 9}, graph=graph))
     results = tuple(
-        row.model_copy(update={**changes, "notes": (word,), "reason": word}) for row in report.results
+        row.model_copy(update={**changes, "notes": (word,), "reason": word, "artifact": file})
+        for row in report.results
     )
     gates = tuple(verdict.model_copy(update={**changes, "reason": word}) for verdict in report.gates)
     path = tmp_path / "report.html"
@@ -592,6 +595,7 @@ def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> N
             "recipe": word,
             "results": results,
             "gates": gates,
+            "recommended": (Recommendation(status="ship", reason=word, **changes),),
             "environment": {word: {word: word}},
             "labels": (word,) * 6,
         }
@@ -602,6 +606,10 @@ def test_hostile_names_stay_text(opened: Opened, tmp_path: Path, word: str) -> N
         summary.click()
     assert page.locator("h1").inner_text().startswith(word[:200])
     assert page.locator("#devices li").first.inner_text().startswith(word[:200])
+    assert word[:180] in page.locator("#cards h2").inner_text()
+    assert page.locator("svg.network g title").first.text_content().startswith(word[:200])
+    links = page.locator("#cards .pick a").evaluate_all("all => all.map((one) => one.href)")
+    assert all(link.startswith("file:") for link in links)
     assert page.evaluate("[document.scripts.length, document.images.length]") == [3, 0]
     assert page.evaluate("document.documentElement.scrollWidth") == 380
 

@@ -19,7 +19,10 @@ from edgeopt.results import (
     Confusion,
     Flip,
     Gate,
+    GraphNode,
     LayerBytes,
+    MemoryLimits,
+    Recommendation,
     Report,
     Result,
     SourceResult,
@@ -77,7 +80,9 @@ def hostile(word: str) -> Report:
             digest=word,
             size_bytes=9,
             breakdown=Breakdown(
-                parts={word: 9}, layers=(LayerBytes(name=word, kind=word, size_bytes=9, macs=None),)
+                parts={word: 9},
+                layers=(LayerBytes(name=word, kind=word, size_bytes=9, macs=None),),
+                graph=(GraphNode(name=word, kind=word, size_bytes=9),),
             ),
         ),
         trials=(
@@ -100,6 +105,11 @@ def hostile(word: str) -> Report:
         source=SourceResult(format=word, path=word, measurements={word: {"value": float("inf")}}),
         results=(result,),
         gates=(verdict,),
+        recommended=(
+            Recommendation(device=word, status="none", variant=word, format=word, reason=word),
+            Recommendation(device=word, status="ship", variant=word, format=word, reason=word),
+        ),
+        limits={word: MemoryLimits(flash=1, ram=0)},
     )
 
 
@@ -129,7 +139,7 @@ def test_a_hostile_name_is_text(word: str) -> None:
 def test_a_long_name_is_cut() -> None:
     page = html.render(hostile("x" * 10_000))
     assert data(page)["recipe"] == "x" * 200 + "… (10,000 characters)"
-    assert len(page) < len(html.render(hostile("x"))) + 80_000
+    assert len(page) < len(html.render(hostile("x"))) + 90_000
 
 
 def test_nothing_is_fetched_and_nothing_else_may_run() -> None:

@@ -25,7 +25,7 @@ const cardOf = (card, at) => {
       row ? make("a", { href: `#artifact-${row.at}`, "aria-label": `${address(row)}: all of its details` }, "details") : null) : null,
     card.reason ? make("p", { class: card.status === "none" ? "is-fail" : "muted" }, card.reason) : null,
     card.lines.length ? make("dl", {}, card.lines.map(([title, text, share]) => [make("dt", {}, title), make("dd", {}, text, share === null ? null : gauge(share))])) : null,
-    card.pull ? make("div", { class: "get" }, make("p", { class: "hint" }, "Once the run is published (edgeopt artifacts push):"), copyable(card.pull, `pull-${at}`)) : null);
+    card.pull ? make("div", { class: "get" }, make("p", { class: "hint" }, "Once the run is published (edgeopt artifacts push RUN --channel stable):"), copyable(card.pull, `pull-${at}`)) : null);
 };
 
 const fillCards = () => {
