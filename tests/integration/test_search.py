@@ -24,7 +24,10 @@ OPTIONS = {
     "under": ("top1 max_drop 2 %",),
     "over": ("bits=[4, 8]", "calibrator=[minmax, mse]", "per_channel=[true, false]"),
     "formats": ("tflite",),
-    "overrides": ("latency={min_runs: 2, min_seconds: 0, max_seconds: 1}",),
+    "overrides": (
+        "latency={min_runs: 2, min_seconds: 0, max_seconds: 1}",
+        "data.validation={uses: digits, with: {part: train, limit: 256}}",
+    ),
 }
 
 

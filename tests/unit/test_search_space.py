@@ -10,14 +10,18 @@ import pytest
 
 from edgeopt.commands.search import _limit
 from edgeopt.errors import RecipeError, UsageError
+from edgeopt.evaluation.judge import Evidence
+from edgeopt.evaluation.statistics import Paired
 from edgeopt.plugin import Dataset
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.results import Gate, Result
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
 from edgeopt.search.journal import NAME, Journal
+from edgeopt.search.measuring import Row, clearly_over
 from edgeopt.search.outcome import Tried
-from edgeopt.search.proposals import Proposals
+from edgeopt.search.proposals import Proposals, by_main_effects, opening
 from edgeopt.search.selection import selection_of
 from edgeopt.search.space import Dimension, Space, options_of, space_of
 from needs import needs
@@ -221,29 +225,78 @@ def test_hypervolume_counts_what_is_dominated() -> None:
     assert hypervolume([(2.0, 0.5)], (1.0, 1.0)) == 0.0
 
 
+# --- early stopping
+
+
+def _row(right: int, of: int) -> Row:
+    after = np.arange(of) < right
+    pairs = {"top1": Paired(np.ones(of), after.astype(float), is_fraction=True)}
+    return Row(Result(variant="trial0", format="tflite", device="host", status="ok"), Evidence(pairs))
+
+
+def test_a_candidate_is_dropped_as_soon_as_the_samples_show_it() -> None:
+    limits = [Gate(metric="top1", max_drop=0.01)]
+    assert (
+        clearly_over(limits, _row(48, 64), 0.99)
+        == "top1 max_drop 0.01: a drop of 25.00% on the first 64 samples"
+    )
+    assert not clearly_over(limits, _row(62, 64), 0.99)  # 3 %, but of so few samples
+    assert clearly_over(limits, _row(990 * 4 - 60, 4000), 0.99)
+    assert not clearly_over([Gate(metric="top1", max_drop=0.01, formats=("onnx",))], _row(0, 64), 0.99)
+
+
 # --- proposals
 
 TOY = Space(
-    (Dimension("bits", (4, 6, 8), True), Dimension("calibrator", ("a", "b")), Dimension("format", ("x",))), {}
+    (Dimension("bits", (4, 6, 8), True), Dimension("calibrator", ("a", "b")), Dimension("format", ("x",))),
+    {("x", "int8"): frozenset({"int4", "int8"})},
 )
+ALLOCATIONS = {("x", 4): {"one": "int4", "two": "int4"}, ("x", 6): {"one": "int4"}}
 
 
 def _measured(number: int, options: dict[str, Any], point: tuple[int, ...]) -> Tried:
     return tried(number, 10.0 + point[0], 0.0, 0.1 ** point[0], options=options, point=point, format="x")
 
 
+def test_the_first_trials_have_every_value() -> None:
+    first = list(opening(TOY, 0))
+    assert first[0] == (2, 0, 0)
+    assert [set(column) for column in zip(*first, strict=True)] == [{0, 1, 2}, {0, 1}, {0}]
+
+
+def test_main_effects_predict_what_was_not_tried() -> None:
+    def at(number: int, point: tuple[int, ...]) -> Tried:
+        bits, calibrator, _ = point
+        return tried(
+            number,
+            10.0 * 2**bits,
+            0.0,
+            0.1**bits * (1 + calibrator),
+            options=TOY.candidate(point, ALLOCATIONS).options,
+            point=point,
+            format="x",
+        )
+
+    known = [at(number, point) for number, point in enumerate([(2, 0, 0), (0, 1, 0), (2, 1, 0)])]
+    left = [(0, 0, 0), (1, 0, 0), (1, 1, 0)]
+    ranked = list(by_main_effects([(TOY.candidate(point, ALLOCATIONS), point) for point in left], known))
+    assert sorted(ranked) == left
+    # The smallest file with the quieter calibrator, whose noise is inferred from another width.
+    assert ranked[0] == (0, 0, 0)
+
+
 def test_proposals_are_a_function_of_the_trials_before() -> None:
     needs("optuna")
     trials: list[Tried] = []
     rounds = []
-    while batch := Proposals(TOY, {}, 0).next(trials, 2):
-        again = Proposals(TOY, {}, 0).next(trials, 2)
+    while batch := Proposals(TOY, ALLOCATIONS, 0).next(trials, 2):
+        again = Proposals(TOY, ALLOCATIONS, 0).next(trials, 2)
         assert batch == again
         rounds.append(batch)
         trials += [_measured(len(trials) + at, each.options, point) for at, (each, point) in enumerate(batch)]
     points = [point for batch in rounds for _, point in batch]
     assert points[0] == (2, 0, 0)
-    assert len(points) == len(set(points)) <= TOY.size
+    assert sorted(points) == sorted(TOY.points())
 
 
 # --- the journal

@@ -27,7 +27,7 @@ from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Built, make_plan
 from edgeopt.recipe.resolve import variant_of
 from edgeopt.recipe.searching import Search
-from edgeopt.results import MEASUREMENTS, Event, Result
+from edgeopt.results import MEASUREMENTS, Event, Gate, Result
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.build import build
@@ -192,23 +192,10 @@ class Measuring:
         for count in looks if any(gate.max_drop is not None for gate in self.search.limits) else ():
             # One device is enough to show a drop.
             row = self._row(built, devices[0], count)
-            if reason := self._clearly_over(row, 1 - RISK / len(looks)):
+            if reason := clearly_over(self.search.limits, row, 1 - RISK / len(looks)):
                 return self._complete([row], known, "stopped", reason, count)
         rows = [self._row(built, name, self.samples) for name in devices]
         return self._complete(rows, known, "complete", "", self.samples)
-
-    def _clearly_over(self, row: Row, confidence: float) -> str:
-        """The limit that a candidate exceeds at this confidence; '' if there is none."""
-        if _is_broken(row.result):
-            return row.result.reason
-        for gate in self.search.limits:
-            pair = row.evidence.pairs.get(gate.metric)
-            if gate.max_drop is None or gate.classes or pair is None or not gate.concerns(row.result):
-                continue
-            if verdict(pair, gate.max_drop, confidence) == "fail":
-                drop = float(pair.drops.mean())
-                return f"{gate}: a drop of {drop:.2%} on the first {len(pair.before)} samples"
-        return ""
 
     def _complete(
         self, rows: Sequence[Row], known: dict[str, Any], status: str, reason: str, samples: int
@@ -317,6 +304,20 @@ class Measuring:
             self._scorers[count] = self._cleanup.enter_context(scorer)
             scorer.source(source)
         return self._scorers[count]
+
+
+def clearly_over(limits: Sequence[Gate], row: Row, confidence: float) -> str:
+    """The limit that a candidate exceeds at this confidence, by its first samples; '' if there is none."""
+    if _is_broken(row.result):
+        return row.result.reason
+    for gate in limits:
+        pair = row.evidence.pairs.get(gate.metric)
+        if gate.max_drop is None or gate.classes or pair is None or not gate.concerns(row.result):
+            continue
+        if verdict(pair, gate.max_drop, confidence) == "fail":
+            drop = float(pair.drops.mean())
+            return f"{gate}: a drop of {drop:.2%} on the first {len(pair.before)} samples"
+    return ""
 
 
 def _loss(recipe: Recipe, search: Search, labels: Labels | None) -> str:

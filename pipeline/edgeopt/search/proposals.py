@@ -1,32 +1,40 @@
 """Which candidates to try next: cheap structure first, then a sampler.
 
-1. The usual variant, and from it every other value of one thing at a time.
-2. Alternating: what a model of main effects predicts on the front, and what the tree-structured Parzen
-   estimator proposes (Bergstra et al. 2011; with several objectives, Ozaki et al. 2022), through Optuna.
+1. The usual variant, and a Latin design: every value of everything that varies, in as few trials as the
+   longest list of values has.
+2. In turn, what adds most hypervolume to the front as a model of main effects predicts it, and what the
+   tree-structured Parzen estimator proposes (Bergstra et al. 2011; with several objectives, Ozaki et al.
+   2022), through Optuna, which can see what a model of main effects cannot.
 
 Proposals are a function of the trials before them and the seed, so nothing else has to be stored.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import MissingPackageError, install
+from edgeopt.plugin.base import canonical
+from edgeopt.search.front import hypervolume
 from edgeopt.search.outcome import Tried
 from edgeopt.search.space import Allocations, Candidate, Point, Space
 
 ASKS = 200
-"""Attempts at a proposal that has not been tried yet."""
-CONSIDERED = 4096
-"""Points whose objectives are predicted, drawn from larger spaces."""
+"""Attempts of the sampler at a proposal that has not been tried yet."""
+DRAWN = 4096
+"""Points that are considered at a time, drawn at random from larger spaces."""
+COMPARED = 512
+"""Most predictions whose hypervolume is computed."""
 RIDGE = 0.1
 """Weight of the penalty on effects, in units of one trial."""
 LOSSES = 2
 """Number of objectives, the last ones, that are not costs."""
+
+Proposal = tuple[Candidate, Point]
+Floats = NDArray[np.float64]
 
 
 class Proposals:
@@ -37,11 +45,11 @@ class Proposals:
         self.allocations = allocations
         self.seed = seed
 
-    def next(self, trials: Sequence[Tried], count: int) -> list[tuple[Candidate, Point]]:
+    def next(self, trials: Sequence[Tried], count: int) -> list[Proposal]:
         """Up to ``count`` candidates that differ from all tried ones; none if the space is exhausted."""
-        known = {Candidate(each.format, each.options).key for each in trials}
-        found: list[tuple[Candidate, Point]] = []
-        for point in self._points(trials, count):
+        known = {_of(each).key for each in trials}
+        found: list[Proposal] = []
+        for point in self._points(trials, found):
             candidate = self.space.candidate(point, self.allocations)
             if candidate.key not in known:
                 known.add(candidate.key)
@@ -50,76 +58,111 @@ class Proposals:
                 break
         return found
 
-    def _points(self, trials: Sequence[Tried], count: int) -> Iterator[Point]:
-        yield from one_at_a_time(self.space)
-        random = np.random.default_rng([self.seed, len(trials)])
+    def _points(self, trials: Sequence[Tried], found: Sequence[Proposal]) -> Iterator[Point]:
+        """Points in the order of preference; ``found`` are those of them that are new."""
+        yield from opening(self.space, self.seed)
         measured = [each for each in trials if each.status != "failed"]
-        predicted = by_main_effects(self._considered(random), measured, self.space) if measured else []
-        sampled = by_sampler(self.space, trials, self.seed)
-        # Half of a batch each; both run out at last.
-        for one, other in zip(predicted, islice(sampled, ASKS), strict=False):
-            yield one
-            yield other
-        yield from sampled
-        yield from self._considered(random)
+        drawn = self._drawn(np.random.default_rng([self.seed, len(trials)]))
+        known = {_of(each).key for each in trials} | {candidate.key for candidate, _ in found}
+        new = {each.key: (each, point) for each, point in drawn if each.key not in known}
+        predicted = by_main_effects(list(new.values()), measured) if measured else iter(())
+        sampled = by_sampler(self.space, measured, self.seed + len(trials))
+        while True:
+            if (point := next(predicted, None)) is None:
+                break
+            yield point
+            before = len(found)
+            while len(found) == before and (point := next(sampled, None)) is not None:
+                yield point
+        yield from (point for _, point in drawn)
 
-    def _considered(self, random: np.random.Generator) -> list[Point]:
-        """All points in random order, or as many as can be considered."""
-        if self.space.size <= CONSIDERED:
-            points = list(self.space.points())
-            return [points[index] for index in random.permutation(len(points))]
+    def _drawn(self, random: np.random.Generator) -> list[Proposal]:
+        """All points in random order, or as many as are considered."""
         sizes = [len(each.choices) for each in self.space.dimensions]
-        return [tuple(map(int, random.integers(0, sizes))) for _ in range(CONSIDERED)]
+        if self.space.size <= DRAWN:
+            every = list(self.space.points())
+            points = [every[index] for index in random.permutation(len(every))]
+        else:
+            points = [tuple(map(int, random.integers(0, sizes))) for _ in range(DRAWN)]
+        return [(self.space.candidate(point, self.allocations), point) for point in points]
 
 
-def one_at_a_time(space: Space) -> Iterator[Point]:
-    """The usual point, and those that differ from it in one dimension; widths first, which matter most."""
+def opening(space: Space, seed: int) -> Iterator[Point]:
+    """The usual point, and a Latin design: in each dimension, every value about equally often."""
     yield space.start
-    order = sorted(range(len(space.dimensions)), key=lambda at: not space.dimensions[at].ordered)
-    for at in order:
-        for index in range(len(space.dimensions[at].choices)):
-            yield (*space.start[:at], index, *space.start[at + 1 :])
+    random = np.random.default_rng(seed)
+    sizes = [len(each.choices) for each in space.dimensions]
+    rows = max(sizes)
+    columns = [random.permutation(np.resize(random.permutation(size), rows)) for size in sizes]
+    yield from (tuple(map(int, row)) for row in zip(*columns, strict=True))
 
 
-def by_main_effects(points: Sequence[Point], trials: Sequence[Tried], space: Space) -> list[Point]:
-    """Points on the front that an additive model predicts, those closest to the limits first.
+def by_main_effects(candidates: Sequence[Proposal], trials: Sequence[Tried]) -> Iterator[Point]:
+    """The points that add most hypervolume to the front, one after the other, as an additive model predicts.
 
-    The model is linear in the values of each dimension, for the logarithms of costs and noise: a size is the
-    product of what each thing saves.
+    The model is linear in the options of a variant, for the logarithms of costs and noise: a size is the
+    product of what each option saves.
     """
     names = list(trials[0].objectives)
     names = [*names[:-LOSSES], names[-1]]  # accuracy changes in steps of one sample, noise does not
     known = np.log([[max(each.objectives[name], 1e-12) for name in names] for each in trials])
-    effects = _effects(_features([each.point for each in trials], space), known)
-    predicted = _features(points, space) @ effects
+    holds = np.array([each.holds for each in trials])
+    tried = [_words(_of(each)) for each in trials]
+    own = [_words(candidate) for candidate, _ in candidates]
+    columns = {word: at for at, word in enumerate(sorted(set().union(*tried, *own)), 1)}
+    predicted = _features(own, columns) @ _effects(_features(tried, columns), known)
     # Noisier than the quietest trial over a limit on accuracy is most likely over it, too.
-    over = [row[-1] for row, each in zip(known, trials, strict=True) if not each.holds]
-    within = [row[-1] for row, each in zip(known, trials, strict=True) if each.holds]
-    border = (min(over) + max(within)) / 2 if over and within else np.inf
-    order = np.lexsort((predicted[:, 0], predicted[:, -1] > border))
-    front: list[int] = []
-    for index in order:
-        if not any((predicted[other] <= predicted[index]).all() for other in front):
-            front.append(int(index))
-    rest = [int(index) for index in order if int(index) not in set(front)]
-    return [points[index] for index in (*front, *rest)]
+    border = (
+        (known[~holds, -1].min() + known[holds, -1].max()) / 2 if 0 < holds.sum() < len(holds) else np.inf
+    )
+    left = [at for at in range(len(candidates)) if predicted[at, -1] <= border]
+    reference = (np.vstack([known, predicted]).max(axis=0) + 0.1).tolist()
+    front = known[holds]
+    while left:
+        gains = _gains(predicted, left, front, reference)
+        best = max(gains, key=lambda at: (gains[at], -at))
+        yield candidates[best][1]
+        left.remove(best)
+        front = np.vstack([front, predicted[best]])
 
 
-def _features(points: Sequence[Point], space: Space) -> NDArray[np.float64]:
-    """One column for each value of each dimension, and one of ones."""
-    columns = [np.ones((len(points), 1))]
-    chosen = np.array(points)
-    for at, dimension in enumerate(space.dimensions):
-        columns.append(np.eye(len(dimension.choices))[chosen[:, at]])
-    return np.hstack(columns)
+def _gains(
+    predicted: Floats, left: Sequence[int], front: Floats, reference: Sequence[float]
+) -> dict[int, float]:
+    """By how much each of the predictions enlarges the hypervolume of a front."""
+    outside = [at for at in left if not (front <= predicted[at]).all(axis=1).any()]
+    compared = outside[:COMPARED] or left[:1]
+    before = hypervolume(front.tolist(), reference)
+    return {at: hypervolume([*front.tolist(), predicted[at].tolist()], reference) - before for at in compared}
 
 
-def _effects(features: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+def _of(tried: Tried) -> Candidate:
+    return Candidate(tried.format, tried.options)
+
+
+def _words(candidate: Candidate) -> set[str]:
+    """The options of a variant, each as one word."""
+    words = {f"format={candidate.format}"}
+    for intent, options in candidate.options.items():
+        options = options if isinstance(options, Mapping) else {"scheme": options}
+        words |= {f"{intent}.{name}={canonical(value)}" for name, value in options.items()}
+    return words
+
+
+def _features(words: Sequence[set[str]], columns: Mapping[str, int]) -> Floats:
+    """One column for each word, and one of ones."""
+    features = np.zeros((len(words), len(columns) + 1))
+    features[:, 0] = 1
+    for row, own in enumerate(words):
+        features[row, [columns[word] for word in own]] = 1
+    return features
+
+
+def _effects(features: Floats, known: Floats) -> Floats:
     """Ridge regression; the constant is not penalized."""
     penalty = RIDGE * np.eye(features.shape[1])
     penalty[0, 0] = 1e-9
-    solved = np.linalg.solve(features.T @ features + penalty, features.T @ known)
-    return np.asarray(solved, np.float64)
+    return np.asarray(np.linalg.solve(features.T @ features + penalty, features.T @ known), np.float64)
 
 
 def by_sampler(space: Space, trials: Sequence[Tried], seed: int) -> Iterator[Point]:
@@ -139,13 +182,12 @@ def by_sampler(space: Space, trials: Sequence[Tried], seed: int) -> Iterator[Poi
         for each in space.dimensions
         if len(each.choices) > 1
     }
-    measured = [each for each in trials if each.status != "failed"]
-    directions = ["minimize"] * (len(measured[0].objectives) if measured else 1)
+    directions = ["minimize"] * (len(trials[0].objectives) if trials else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed + len(trials), multivariate=True)
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
     study = optuna.create_study(directions=directions, sampler=sampler)
-    for each in measured:
+    for each in trials:
         values = zip(space.dimensions, each.point, strict=True)
         study.add_trial(
             optuna.trial.create_trial(

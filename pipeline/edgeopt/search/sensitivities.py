@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from edgeopt.search.allocation import Sensitivity, allocate
 from edgeopt.search.measuring import Measuring
-from edgeopt.search.space import WHOLE, Allocations, Candidate, Space
+from edgeopt.search.space import BY_LAYER, WHOLE, Allocations, Candidate, Space
 
 LAYERS = 48
 """Most layers that are measured, the largest ones; the others stay in int8."""
@@ -15,30 +15,34 @@ SAMPLES = 256
 def allocations_of(measuring: Measuring, space: Space) -> Allocations:
     """The precision of the layers for every format and mean number of bits of a space."""
     widths = [bits for bits in space.choices("bits") if bits != WHOLE]
-    if not widths or "int8" not in space.choices("quantize"):
+    schemes = [scheme for scheme in BY_LAYER if scheme in space.choices("quantize")]
+    if not widths or not schemes:
         return {}
     allocations = {}
     for target in space.choices("format"):
         other = [("int4", min(widths) < WHOLE), ("float32", max(widths) > WHOLE)]
-        wanted = [name for name, used in other if used and name in space.precisions[target]]
-        layers = sensitivities(measuring, target, wanted)
+        wanted = [name for name, used in other if used and name in space.precisions[target, schemes[0]]]
+        layers = sensitivities(measuring, target, schemes[0], wanted)
         for bits in widths:
             allocations[target, bits] = allocate(layers, bits) if layers else {}
     return allocations
 
 
-def sensitivities(measuring: Measuring, target: str, precisions: Sequence[str]) -> list[Sensitivity]:
+def sensitivities(
+    measuring: Measuring, target: str, scheme: str, precisions: Sequence[str]
+) -> list[Sensitivity]:
     """The largest layers of a format, each with its noise when it alone has another precision than int8.
 
+    What fewer bits of the weights add depends little on the activations: one scheme stands for all of 8 bits.
     A layer that cannot have a precision, because no kernel supports it, does not list it.
     """
     layers = dict(list(measuring.layers[target].items())[:LAYERS])
     alone = [(name, precision) for name in layers for precision in precisions]
     candidates = [
-        Candidate(target, {"quantize": {"scheme": "int8", "layers": {name: precision}}})
+        Candidate(target, {"quantize": {"scheme": scheme, "layers": {name: precision}}})
         for name, precision in alone
     ]
-    usual, *noise = measuring.noise([Candidate(target, {"quantize": "int8"}), *candidates], SAMPLES)
+    usual, *noise = measuring.noise([Candidate(target, {"quantize": scheme}), *candidates], SAMPLES)
     if usual is None:
         return []
     found = {name: {"int8": 0.0} for name in layers}

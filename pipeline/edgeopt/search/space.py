@@ -30,6 +30,8 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "per_channel": (True, False),
 }
 """The values that are tried by default, as far as the model and its formats have them."""
+BY_LAYER = ("int8", "dynamic_int8")
+"""Schemes of 8 bits in which single layers may have other precisions."""
 ORDERED = frozenset({"bits", "prune"})
 WEIGHT_BITS = {"int8": 8, "dynamic_int8": 8, "int4": 4}
 """Schemes that round weights to integers, and the width that repairs must prepare them for."""
@@ -71,8 +73,8 @@ class Space:
     """All points of a search."""
 
     dimensions: tuple[Dimension, ...]
-    precisions: Mapping[str, frozenset[str]]
-    """The precisions that single layers may have in int8, by format."""
+    precisions: Mapping[tuple[str, str], frozenset[str]]
+    """The precisions that single layers may have, by format and scheme."""
 
     def values(self, point: Point) -> dict[str, Any]:
         """The value of every dimension at a point."""
@@ -81,7 +83,9 @@ class Space:
     def candidate(self, point: Point, allocations: Allocations = NO_ALLOCATIONS) -> Candidate:
         """The variant that a point stands for."""
         values = DIMENSIONS | self.values(point)
+        possible = self.precisions.get((values["format"], values["quantize"]), frozenset())
         layers = allocations.get((values["format"], values["bits"]), NO_LAYERS)
+        layers = {name: precision for name, precision in layers.items() if precision in possible}
         return Candidate(values["format"], options_of(values, layers))
 
     def points(self) -> Iterator[Point]:
@@ -115,7 +119,7 @@ def options_of(values: Mapping[str, Any], layers: Layers = NO_LAYERS) -> dict[st
     if training and (values["prune"] or (isinstance(training, dict) and training.get("quantization_aware"))):
         options["finetune"] = dict(training) if isinstance(training, dict) else True
     width = WEIGHT_BITS.get(scheme)
-    layers = layers if scheme == "int8" else NO_LAYERS
+    layers = layers if scheme in BY_LAYER else NO_LAYERS
     if width is not None:
         by_tensor = {} if values["per_channel"] else {"per_channel": False}
         fewer = {name: 4 for name, precision in layers.items() if precision == "int4"}
@@ -153,7 +157,11 @@ def space_of(recipe: Recipe, name: str, search: Search) -> Space:
     plan, reasons = _planned(recipe, chosen, lambda at, why: problems.add((*loc, *at), why))
     if problems:
         raise problems.error()
-    precisions = {target: _precisions(plan, target) for target in recipe.formats}
+    precisions = {
+        (target, scheme): _precisions(plan, target, scheme)
+        for target in recipe.formats
+        for scheme in BY_LAYER
+    }
     kept: dict[str, tuple[Any, ...]] = {}
     for key, values in chosen.items():
         possible = [value for value in values if _is_possible(recipe, key, value, reasons)]
@@ -230,19 +238,18 @@ def _is_possible(recipe: Recipe, key: str, value: Any, reasons: Mapping[tuple[st
     return not all((key, canonical(value), target) in reasons for target in recipe.formats)
 
 
-def _has_width(bits: float, precisions: Mapping[str, frozenset[str]]) -> bool:
+def _has_width(bits: float, precisions: Mapping[tuple[str, str], frozenset[str]]) -> bool:
     """Whether layers of some format may have fewer bits, or more, so that their mean is this."""
     needed = "int4" if bits < WHOLE else "float32"
     return bits == WHOLE or any(needed in each for each in precisions.values())
 
 
-def _precisions(plan: Plan, target: str) -> frozenset[str]:
-    """The precisions of single layers that the stage of a format offers which quantizes to int8."""
+def _precisions(plan: Plan, target: str, scheme: str) -> frozenset[str]:
+    """The precisions of single layers that the stage of a format offers which quantizes by a scheme."""
     for branch in plan.branches:
-        if (branch.variant, branch.format) != ("quantize-0", target):
-            continue
-        stage = next(stage for stage in branch.stages if "quantize" in stage.fulfils)
-        return _literals(stage)
+        stage = next((stage for stage in branch.stages if "quantize" in stage.fulfils), None)
+        if branch.format == target and stage is not None and stage.options().get("scheme") == scheme:
+            return _literals(stage)
     return frozenset()
 
 
