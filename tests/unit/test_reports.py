@@ -174,10 +174,23 @@ def test_a_page_that_cannot_be_opened_is_a_message(
     (tmp_path / "report.json").write_text(render(report, "json"))
     _, text, found = opened(monkeypatch, tmp_path, "--open")
     assert "report.html does not exist" in text
-    assert f"--format html > {tmp_path / 'report.html'}" in text
+    assert "write a page: edgeopt report" in text
     _, text, _ = opened(monkeypatch, tmp_path, "--open", "--format", "md")
     assert "give only one of them" in text
     assert found == []
+
+
+def test_the_report_of_one_device(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(report, tmp_path)
+    monkeypatch.setenv("DISPLAY", ":0")
+    page = tmp_path / "devices" / "board.html"
+    assert opened(monkeypatch, tmp_path, "--open", "--device", "board")[2] == [page.as_uri()]
+    _, text, _ = opened(monkeypatch, tmp_path, "--format", "csv", "--device", "board")
+    assert [line.split(",")[2] for line in text.splitlines()] == ["device", "board"]
+    _, text, _ = opened(monkeypatch, tmp_path, "--device", "bord")
+    assert "the run has no device 'bord'; did you mean 'board'?" in text
+    _, text, _ = opened(monkeypatch, "--index", tmp_path, "--device", "board")
+    assert "leave out --device" in text
 
 
 def test_a_notebook_shows_what_to_ship_and_the_tables(report: Report) -> None:

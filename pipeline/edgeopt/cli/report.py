@@ -18,6 +18,9 @@ def report(
     format: Annotated[
         str | None, typer.Option("--format", help="table (default), md, html, json, junit or csv.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Only the results of this device.")
+    ] = None,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in a browser, and print its path.")
     ] = False,
@@ -36,11 +39,14 @@ def report(
     as those copied from CI.
     """
     from edgeopt.cli.screen.tables import show_report
+    from edgeopt.config.nearest import nearest
     from edgeopt.errors import UsageError
     from edgeopt.reports import RENDERERS, render
 
     if open_page and format is not None:
         raise UsageError("--open shows the page, --format another form", fix="give only one of them")
+    if index is not None and device is not None:
+        raise UsageError("--index shows all devices of all runs", fix="leave out --device")
     if index is not None:
         from edgeopt.reports.index import write_index
 
@@ -54,11 +60,17 @@ def report(
             "--out requires --index", fix="redirect stdout: edgeopt report RUN --format html > FILE"
         )
     shown = read_report(run)
+    name = "report.html"
+    if device is not None:
+        if device not in shown.devices():
+            raise UsageError(f"the run has no device {device!r}{nearest(device, shown.devices())}")
+        shown, name = shown.of_device(device), f"devices/{device}.html"
     if open_page:
-        page = (run if os.path.isdir(run) else run.parent) / "report.html"
+        page = (run if os.path.isdir(run) else run.parent) / name
         if not page.is_file():
             raise UsageError(
-                f"{page} does not exist", fix=f"write it: edgeopt report {run} --format html > {page}"
+                f"{page} does not exist",
+                fix=f"write a page: edgeopt report {run} --format html > report.html",
             )
         typer.echo(page)
         _show(page)
