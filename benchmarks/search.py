@@ -11,6 +11,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.run.store import Store, store_folder
