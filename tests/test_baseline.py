@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.baseline import Limits, baseline_of, check, differences, read_baseline, write_baseline
+from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
+from edgeopt.evaluation.regression import Limits, check
 from edgeopt.reports import write_report
 from edgeopt.results import Artifact, MetricInfo, Report, Result, Run, Samples
 

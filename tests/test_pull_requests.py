@@ -14,8 +14,9 @@ import yaml
 
 from edgeopt.commands.judge import explain, judge, write_files
 from edgeopt.errors import CannotRunError, RemoteError
-from edgeopt.evaluation.baseline import Limits, baseline_of, check, differences
+from edgeopt.evaluation.baseline import baseline_of, differences
 from edgeopt.evaluation.judgement import Judgement
+from edgeopt.evaluation.regression import Limits, check
 from edgeopt.publish.pull_requests import Forbidden, pull_request, put_comment
 from edgeopt.reports.ci import code_quality, comment
 from edgeopt.reports.ci.annotations import annotations

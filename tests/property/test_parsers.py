@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import EdgeoptError, RecipeError
-from edgeopt.evaluation.baseline import Limits, baseline_of, read_baseline, write_baseline
-from edgeopt.evaluation.baseline import check as check_baseline
+from edgeopt.evaluation.baseline import baseline_of, read_baseline, write_baseline
 from edgeopt.evaluation.datasets.npz import Npz
+from edgeopt.evaluation.regression import Limits
+from edgeopt.evaluation.regression import check as check_baseline
 from edgeopt.formats.keras.files import hdf5
 from edgeopt.formats.known import format_named
 from edgeopt.formats.source import check_weights, inspect, size_breakdown

@@ -20,8 +20,8 @@ from edgeopt.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from edgeopt.evaluation.baseline import Limits
     from edgeopt.evaluation.judgement import Judgement
+    from edgeopt.evaluation.regression import Limits
     from edgeopt.results import Report
 
 app = typer.Typer(help="Record the current results in a small file to commit.", no_args_is_help=True)
@@ -149,7 +149,7 @@ def limits_of(max_drop: float, confidence: float, undecided: str, max_size_incre
     from pydantic import ValidationError
 
     from edgeopt.errors import UsageError
-    from edgeopt.evaluation.baseline import Limits
+    from edgeopt.evaluation.regression import Limits
 
     try:
         return Limits.model_validate(

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from edgeopt.config.files import write_text, writing
 from edgeopt.errors import EdgeoptError, RecipeError, UsageError
-from edgeopt.evaluation.baseline import Baseline, Limits, changes
+from edgeopt.evaluation.baseline import Baseline
 from edgeopt.evaluation.judgement import Judgement, key_of
+from edgeopt.evaluation.regression import Limits, changes
 from edgeopt.recipe.resolve import find_recipe
 from edgeopt.reports import junit, markdown
 from edgeopt.reports.ci import code_quality, comment

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from edgeopt.evaluation.baseline import Change
+from edgeopt.evaluation.regression import Change
 from edgeopt.results import Report, Result, Verdict
 from edgeopt.results.gate import Judged
 

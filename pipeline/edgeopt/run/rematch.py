@@ -11,7 +11,8 @@ from typing import NamedTuple
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
 from edgeopt.errors import EdgeoptError
-from edgeopt.evaluation.baseline import Baseline, Entry, verdict_on
+from edgeopt.evaluation.baseline import Baseline, Entry
+from edgeopt.evaluation.regression import verdict_on
 from edgeopt.formats.wire.bounded import json_value
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.recipe.document import Latency

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.baseline import Limits, baseline_of, changes
+from edgeopt.evaluation.baseline import baseline_of
+from edgeopt.evaluation.regression import Limits, changes
 from edgeopt.reports.cards import MINUS
 from edgeopt.reports.columns import COLUMNS, higher_is_better, show
 from edgeopt.results import MEASUREMENTS, Measurement, Report, Result, Verdict
