@@ -384,6 +384,54 @@ def test_users_torchscript_becomes_a_program(code: Path, tmp_path: Path, kind: s
         TorchscriptToExportedProgram().run(source.model_copy(update={"inputs": ()}), context(tmp_path / "b"))
 
 
+class Rates(torch.nn.Module):
+    """Chooses its weights by a number, and counts its calls if ``counting``."""
+
+    def __init__(self, counting: bool) -> None:
+        super().__init__()
+        self.slow, self.fast = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+        self.counting, self.calls = counting, 0
+
+    def forward(self, x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1 if self.counting else 0
+        return self.calls + (self.fast(x) if int(rate) == 16000 else self.slow(x))
+
+
+def scripted(folder: Path, *, counting: bool = False, value: float | None = 16000) -> Model:
+    script = torch.jit.script(Rates(counting).eval())
+    script.save(str(folder / "rates.pt"))
+    inputs = TensorSpec(name="x", shape=(1, 4)), TensorSpec(name="rate", shape=(), dtype="int64", value=value)
+    return Model(format="torchscript_module", path=folder / "rates.pt", inputs=inputs)
+
+
+def test_an_input_of_a_fixed_value_selects_a_branch(tmp_path: Path) -> None:
+    source, notes = scripted(tmp_path), list[str]()
+    stage = TorchscriptToExportedProgram()
+    result = stage.run(source, context(tmp_path / "out")._replace(note=notes.append))
+    assert notes == ["inputs of a fixed value, which the converted model ignores: rate (16000)"]
+    assert [spec.name for spec in result.inputs] == ["x", "rate"]
+    x, module = torch.randn(1, 4), torch.jit.load(source.path)
+    found = torch.export.load(result.path).module()(x, torch.tensor(7))
+    assert torch.equal(found, module(x, torch.tensor(16000)))
+    assert not torch.equal(found, module(x, torch.tensor(8000)))
+    with pytest.raises(StageError, match="depends on values"):
+        stage.run(scripted(tmp_path, value=None), context(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("stage", [TorchscriptToExportedProgram(), TorchscriptToMobile()])
+def test_modules_with_state_are_refused(tmp_path: Path, stage: Any) -> None:
+    """The lite interpreter dies of some of them, and a file has no place for the state."""
+    with pytest.raises(StageError, match="keeps state from call to call"):
+        stage.run(scripted(tmp_path, counting=True), context(tmp_path / "out"))
+
+
+def test_a_fixed_value_fits_its_input() -> None:
+    assert TensorSpec(name="rate", shape=(), dtype="int64", value=0.5).problem.startswith(
+        "the value 0.5 is no"
+    )
+    assert "value" not in TensorSpec(name="x", shape=(1,)).model_dump()  # stores keep their keys
+
+
 def test_sequential_reaches_executorch(code: Path, tmp_path: Path) -> None:
     """A user's own program with names like 0.weight, and a free batch axis with its guards."""
     module = module_of(code, "sequential")

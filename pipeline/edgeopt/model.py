@@ -16,9 +16,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     WrapValidator,
     field_validator,
+    model_serializer,
 )
 
 from edgeopt.config.settings import Settings
@@ -80,6 +82,11 @@ def _number(value: object) -> object:
 Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 
 
+def _value_is_optional(schema: dict[str, Any]) -> None:
+    if "value" in schema.get("required", ()):
+        schema["required"].remove("value")
+
+
 class TensorSpec(Settings):
     """Name, shape and dtype of one input or output.
 
@@ -88,12 +95,28 @@ class TensorSpec(Settings):
     ``real = (stored - zero_point) * scale``.
     """
 
+    model_config = ConfigDict(json_schema_extra=_value_is_optional)
+
     name: str = Field(description="name of the tensor in the model")
     shape: tuple[int | None, ...] = Field(description="including the batch axis; null is a dynamic dimension")
     dtype: str = Field("float32", description="NumPy dtype name")
     layout: Layout | None = Field(None, description="position of the channel axis, for images")
     scale: float | None = Field(None, description="quantization scale: real = (stored - zero_point) * scale")
     zero_point: int | None = Field(None, description="quantization zero point")
+    value: Number | None = Field(
+        None,
+        description="the only value of an input, such as a sampling rate that selects a branch: what is "
+        "converted through PyTorch contains it, and ignores what it is given",
+    )
+
+    # Without the type of its result, which pydantic would take for the schema of a spec.
+    @model_serializer(mode="wrap")
+    def _without_value(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Leave an absent value out: it is rare, and would be part of every key in stores."""
+        content = handler(self)
+        if self.value is None:
+            content.pop("value", None)
+        return content
 
     @property
     def takes_integers(self) -> bool:
@@ -117,6 +140,8 @@ class TensorSpec(Settings):
             lowest = 0 if self.dtype.startswith("u") else -steps // 2
             if not lowest <= self.zero_point < lowest + steps:
                 return f"the zero point {self.zero_point} is outside {self.dtype}"
+        if self.value is not None and self.takes_integers and self.value != int(self.value):
+            return f"the value {self.value:g} is no integer, and the input is of type {self.dtype}"
         return ""
 
 

@@ -132,26 +132,26 @@ def test_silero_vad_keeps_its_state(package: Callable[[str], Path], tmp_path: Pa
     inputs = ("input", "state")
     sizes = "inputs: [{name: input, shape: [1, 576]}, {name: state, shape: [2, 1, 128]}]"
     model = f"path: {root / 'silero_vad_half.onnx'}, {sizes}"
-    check(run(tmp_path, model, "onnx, tflite, torchscript", inputs=inputs))
+    check(run(tmp_path, model, "onnx, tflite, torchscript, executorch", inputs=inputs))
 
 
-def test_silero_vad_of_two_sampling_rates_is_refused_by_node(
+def test_silero_vad_of_two_sampling_rates_needs_one_of_them(
     package: Callable[[str], Path], tmp_path: Path
 ) -> None:
     root = package("silero-vad==6.2.3") / "silero_vad" / "data"
     rates = np.full(8, RATE)
     save(tmp_path, input=tones(8, 576)[0], state=np.zeros((8, 2, 1, 128), np.float32), sr=rates)
-    sizes = (
-        "inputs: [{name: input, shape: [1, 576]}, {name: state, shape: [2, 1, 128]}, "
-        "{name: sr, shape: [], dtype: int64}]"
-    )
-    report = run(
-        tmp_path,
-        f"path: {root / 'silero_vad.onnx'}, {sizes}",
-        "onnx, torchscript",
-        inputs=("input", "state", "sr"),
-    )
-    onnx, torchscript = sorted(report.results, key=lambda row: row.format)
+
+    def built(rate: str) -> Report:
+        sizes = (
+            "inputs: [{name: input, shape: [1, 576]}, {name: state, shape: [2, 1, 128]}, "
+            f"{{name: sr, shape: [], dtype: int64{rate}}}]"
+        )
+        model = f"path: {root / 'silero_vad.onnx'}, {sizes}"
+        return run(tmp_path, model, "onnx, torchscript", inputs=("input", "state", "sr"))
+
+    check(built(f", value: {RATE}"))
+    onnx, torchscript = sorted(built("").results, key=lambda row: row.format)
     assert onnx.status == "ok"
     assert "node 'If_0' (If) cannot be converted: its condition" in torchscript.reason
     assert "export the branch that is used, such as one sampling rate" in torchscript.reason
@@ -173,6 +173,8 @@ def test_magika_knows_files(package: Callable[[str], Path], tmp_path: Path) -> N
 def test_basic_pitch_has_all_its_outputs(package: Callable[[str], Path], tmp_path: Path) -> None:
     root = package("basic-pitch==0.4.0") / "basic_pitch" / "saved_models" / "icassp_2022"
     save(tmp_path, x=0.2 * tones(4, 43_844)[0][..., None])
-    report = run(tmp_path, f"path: {root / 'nmp.onnx'}", "onnx, torchscript")
+    report = run(tmp_path, f"path: {root / 'nmp.onnx'}", "onnx, tflite, torchscript")
     check(report)
+    (tflite,) = (row for row in report.results if row.format == "tflite")
+    assert tflite.measurements["size_bytes"].value < 1.03 * (root / "nmp.tflite").stat().st_size
     assert report.source is not None and all(len(row.outputs) == 3 for row in report.results)

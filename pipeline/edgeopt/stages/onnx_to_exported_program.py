@@ -56,6 +56,8 @@ class OnnxToExportedProgram(Stage):
         proto = onnx_model_file.load(model.path)
         own, outputs = onnx_model_file.specs(proto)
         inputs = _inputs(own, model.inputs)
+        if remark := torch_specs.remark_fixed(inputs):
+            context.note(remark)
         context.progress("reading operators")
         module, constants = onnx_network.build(proto, inputs)
         context.progress("exporting")

@@ -31,7 +31,7 @@ class TorchscriptToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one module.
@@ -49,7 +49,9 @@ class TorchscriptToExportedProgram(Stage):
                 fix="declare 'inputs' of the model in the recipe",
             )
         inputs = tuple(torch_specs.fix_batch(spec) for spec in model.inputs)
-        module = torch_script.load_script(model.path)
+        module = torch_specs.with_fixed(torch_script.load_script(model.path), inputs)
+        if remark := torch_specs.remark_fixed(inputs):
+            context.note(remark)
         context.progress("tracing operators")
         try:
             with torch.no_grad(), torch_engine.quiet():
@@ -60,6 +62,7 @@ class TorchscriptToExportedProgram(Stage):
                 f"{torch_tracing.script_line(error) or torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
+        torch_script.refuse_state(module, inputs, model.path.name)
         try:
             with torch.no_grad(), torch_engine.quiet():
                 # Exported programs are functional: in-place operators are replaced first.
@@ -82,12 +85,7 @@ def _compare(
     import torch
     from torch.utils import _pytree
 
-    generator = torch.Generator().manual_seed(0)
-    # Integer inputs may be indices, for which only zero is certainly valid.
-    values = [
-        torch.randn(zero.shape, generator=generator).to(zero.dtype) if zero.is_floating_point() else zero
-        for zero in torch_specs.zeros(inputs)
-    ]
+    values = torch_specs.random(inputs)
     with torch.no_grad():
         pairs = zip(_pytree.tree_leaves(module(*values)), _pytree.tree_leaves(graph(*values)), strict=True)
         worst = max(

@@ -51,6 +51,8 @@ class TorchscriptToMobile(Stage):
                 f"{torch_engine.brief(error)}",
                 fix="correct 'inputs' in the recipe",
             ) from error
+        if module.inlined_graph.findAllNodes("prim::SetAttr"):
+            torch_script.refuse_state(module, inputs, model.path.name)
         path = context.folder / "model.ptl"
         torch_script.save_script(module, path, lite=True)
         return Model(

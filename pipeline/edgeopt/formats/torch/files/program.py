@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
-from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, zeros
+from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, with_fixed, zeros
 from edgeopt.formats.torch.files.tracing import untraceable, variable_note, variable_sizes
 from edgeopt.formats.torch.files.untrusted import refuse_code, weights_only
 from edgeopt.formats.torch.graph import conditions as torch_conditions
@@ -153,7 +153,7 @@ def save_module(
         StageError: ``torch.export`` cannot export the module; the message names the line of its code.
     """
     try:
-        program = export(named(module), inputs)
+        program = export(named(with_fixed(module, inputs)), inputs)
     except Exception as error:  # whatever the user's forward() raises
         raise untraceable(error) from error
     try:

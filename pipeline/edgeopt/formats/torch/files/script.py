@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import archive as torch_archive
-from edgeopt.formats.torch.files.specs import zeros
+from edgeopt.formats.torch.files.specs import random, zeros
 from edgeopt.formats.torch.files.untrusted import refuse_code
 from edgeopt.formats.torch.graph.operators import TRANSPOSES
 from edgeopt.formats.torch.lab.engine import brief, mobile_engine, quiet
@@ -58,6 +58,25 @@ def load_script(path: Path) -> "torch.jit.ScriptModule":
             fix="write it with torch.jit.save",
         ) from error
     return module
+
+
+def refuse_state(module: "torch.nn.Module", inputs: Sequence[TensorSpec], file: str) -> None:
+    """Raise if the same inputs give other outputs in the second call.
+
+    Raises:
+        StageError: the module keeps state, for which a converted file has no place, or draws random numbers.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    with torch.no_grad(), quiet():
+        first, second = (_pytree.tree_leaves(module(*random(inputs))) for _ in range(2))
+    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+        raise StageError(
+            f"{file} keeps state from call to call, or draws random numbers: the same inputs give other "
+            "outputs the second time",
+            fix="use a model that takes its state as an input and returns the next one as an output",
+        )
 
 
 def count_transposes(module: "torch.jit.ScriptModule") -> int:

@@ -1,7 +1,7 @@
 """Input and output specs of torch programs, and example inputs that match them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,8 +107,52 @@ def dtype_name(dtype: "torch.dtype") -> str:
 
 
 def zeros(specs: Sequence[TensorSpec]) -> "tuple[torch.Tensor, ...]":
-    """One zero tensor per input; a free axis gets size 1."""
+    """One tensor of zeros, or of its fixed value, per input; a free axis gets size 1."""
     import torch
 
     shapes = (tuple(1 if size is None else size for size in spec.shape) for spec in specs)
-    return tuple(torch.from_numpy(np.zeros(s, spec.dtype)) for s, spec in zip(shapes, specs, strict=True))
+    return tuple(
+        torch.from_numpy(np.full(shape, spec.value or 0, spec.dtype))
+        for shape, spec in zip(shapes, specs, strict=True)
+    )
+
+
+def random(specs: Sequence[TensorSpec]) -> "list[torch.Tensor]":
+    """One tensor of random numbers per input, the same in every call; zeros, or fixed values, of integers.
+
+    Integers may be indices, for which only zero is certainly valid.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(zero.shape, generator=generator).to(zero.dtype)
+        if zero.is_floating_point() and spec.value is None
+        else zero
+        for zero, spec in zip(zeros(specs), specs, strict=True)
+    ]
+
+
+def with_fixed(module: "torch.nn.Module", specs: Sequence[TensorSpec]) -> "torch.nn.Module":
+    """The module with a constant for each input of a fixed value; its signature stays the same."""
+    import torch
+
+    fixed = {at: value for at, value in enumerate(zeros(specs)) if specs[at].value is not None}
+    if not fixed:
+        return module
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            return self.module(*(fixed.get(at, value) for at, value in enumerate(inputs)))
+
+    return Fixed().eval()
+
+
+def remark_fixed(specs: Sequence[TensorSpec]) -> str:
+    """A note on the inputs of fixed values; empty if there are none."""
+    shown = ", ".join(f"{spec.name} ({spec.value:g})" for spec in specs if spec.value is not None)
+    return f"inputs of a fixed value, which the converted model ignores: {shown}" if shown else ""

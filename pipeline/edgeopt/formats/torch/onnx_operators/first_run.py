@@ -154,7 +154,8 @@ class FirstRun:
             raise StageError(
                 f"{title(node)} cannot be converted: its condition {node.input[0]!r} depends on the values "
                 "of the model's inputs",
-                fix="export the branch that is used, such as one sampling rate, as a model of its own",
+                fix="export the branch that is used, such as one sampling rate, as a model of its own; or "
+                "fix the input that selects it, in 'inputs' of the recipe: {name: sr, …, value: 16000}",
             )
         graph = attributes["then_branch" if bool(condition.tensor.any()) else "else_branch"]
         inner = dict(scope)

@@ -43,8 +43,8 @@ def build(proto: Any, inputs: Sequence[TensorSpec]) -> "tuple[torch.nn.Module, d
         constants = {tensor.name for tensor in graph.initializer}
         free = [value.name for value in graph.input if value.name not in constants]
         scope = {
-            name: run.value(tensor, known=False, name=name)
-            for name, tensor in zip(free, zeros(inputs), strict=True)
+            name: run.value(tensor, known=spec.value is not None, name=name)
+            for name, tensor, spec in zip(free, zeros(inputs), inputs, strict=True)
         }
         entries = [value.key for value in scope.values()]
         run.graph(graph, scope)
