@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeopt.config.yaml_source import read_yaml
-from toy_ci import ROOT, Host, play, play_gitlab, serving
+from toy_ci import ROOT, Host, play, play_gitlab, scripts, serving
 
 RECIPE = """version: 1
 name: tones
@@ -75,6 +76,7 @@ def fake_pip(workspace: Path, end: str) -> None:
     python.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_passing_and_a_failing_pull_request_explain_themselves(workspace: Path, host: Host) -> None:
     host.others = 150  # the job's own comment is on the second page
     usual = {"recipe": "the recipe.yaml", "out": "the run"}
@@ -146,6 +148,7 @@ def test_a_passing_and_a_failing_pull_request_explain_themselves(workspace: Path
     assert fork.summary.startswith("### **✗** edgeopt") and len(fork.artifacts) == 1
 
 
+@pytest.mark.slow
 def test_a_broken_recipe_is_marked_at_its_line_and_each_recipe_has_its_comment(
     workspace: Path, host: Host
 ) -> None:
@@ -174,6 +177,7 @@ def test_a_broken_recipe_is_marked_at_its_line_and_each_recipe_has_its_comment(
     assert {token for _, _, token in host.requests} == {"Bearer secret"}
 
 
+@pytest.mark.slow
 def test_a_merge_request_on_gitlab_explains_itself(workspace: Path, host: Host) -> None:
     fake_pip(workspace, "exit 0")
     stricter = RECIPE.replace("max: 64 KiB", "max: 1 KiB")
@@ -204,6 +208,17 @@ def test_arguments_with_an_open_quote_are_refused(workspace: Path) -> None:
     job = play(workspace, recipe="the recipe.yaml", arguments="--set 'formats=[onnx]")
     assert job.codes["ci"] == 2
     assert "--arguments: no closing quotation" in job.log
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_the_scripts_have_no_findings_of_shellcheck(tmp_path: Path) -> None:
+    for number, (variables, script) in enumerate(scripts()):
+        declared = "".join(f"export {name}=\n" for name in variables)
+        (tmp_path / f"{number}.sh").write_text(f"#!/bin/bash\n{declared}{script}")
+    files = sorted(map(str, tmp_path.glob("*.sh")))
+    assert len(files) == 4
+    found = subprocess.run(["shellcheck", *files], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_an_input_is_never_part_of_a_script(workspace: Path) -> None:

@@ -216,3 +216,18 @@ def play_gitlab(workspace: Path, host: Host, **inputs: str) -> tuple[int, str, d
         ["sh", "-c", script], env=environment, cwd=workspace, check=False, capture_output=True, text=True
     )
     return done.returncode, done.stdout + done.stderr, described
+
+
+def scripts() -> Iterator[tuple[list[str], str]]:
+    """Variables and text of every shell script of the action, the workflow and the component."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "model.yml").read_text())
+    for step in [
+        *action["runs"]["steps"],
+        *(step for job in workflow["jobs"].values() for step in job["steps"]),
+    ]:
+        if "run" in step:
+            yield list(step["env"]), step["run"]
+    _, job = (ROOT / "templates" / "edgeopt.yml").read_text().split("\n---\n")
+    (described,) = yaml.safe_load(re.sub(r"\$\[\[ inputs\.(\S+) \]\]", r"\1", job)).values()
+    yield list(described["variables"]), "\n".join(described["script"])
