@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import MissingPackageError, UsageError
 from edgeopt.evaluation.datasets.csv import Csv
 from edgeopt.evaluation.datasets.digits import Digits
 from edgeopt.evaluation.datasets.function import Function
@@ -496,3 +496,13 @@ def test_random_inputs_are_the_same_in_every_form():
     assert tokens.shape == (2, 16)
     assert set(tokens.flat) == {0, 1}
     assert free.shape == (2, 3)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingPackageError, match="pillow, which is not installed") as caught:
+        next(iter(ImageFolder(path=pictures).samples()))
+    assert "pip install" in caught.value.fix and "[data]" in caught.value.fix
+    monkeypatch.setattr(ImageFolder, "requires", ("not-there",))
+    with pytest.raises(MissingPackageError, match="image_folder needs not-there, which is not installed"):
+        ImageFolder.require()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from edgeopt.config.registry import Kind
 from edgeopt.config.settings import Settings
+from edgeopt.errors import MissingPackageError, install
 
 
 class Plugin(Settings):
@@ -28,6 +29,18 @@ class Plugin(Settings):
         """Distributions of ``requires`` that are not installed."""
         installed = cls.versions()
         return [name for name in cls.requires if name not in installed]
+
+    @classmethod
+    def require(cls) -> None:
+        """Refuse to go on without the packages of ``requires``.
+
+        Raises:
+            MissingPackageError: one is not installed; the error has the command that installs it.
+        """
+        if missing := cls.missing():
+            fix = install(cls.extra) if cls.extra else f"pip install {' '.join(missing)}"
+            name = cls.__module__.rpartition(".")[2]
+            raise MissingPackageError(f"{name} needs {', '.join(missing)}, which is not installed", fix=fix)
 
     def options(self) -> dict[str, Any]:
         """The options as plain JSON values, for cache keys and reports."""

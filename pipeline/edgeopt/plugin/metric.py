@@ -107,7 +107,8 @@ class Metric(Plugin):
         return Contributions(whole + (samples - 1) * (rest.mean() - rest))
 
     def scored(self, outputs: Any, target: Any) -> Score:
-        """The score with its contributions, if it has evidence; raises as ``score``."""
+        """The score with its contributions, if it has evidence; raises as ``score`` and ``require``."""
+        self.require()
         score = self.score(outputs, target)
         if score.evidence is None or not math.isfinite(score.value):
             return score

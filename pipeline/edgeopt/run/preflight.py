@@ -61,8 +61,11 @@ def check_data(plan: Plan) -> None:
 
     Raises:
         UsageError: it does not (names the dataset and both shapes), or labels are missing.
+        MissingPackageError: a metric or the data needs a package that is not installed.
     """
     recipe = plan.recipe
+    for _, metric, _ in recipe.metrics:
+        metric.require()
     check_labels(recipe, [spec.shape for spec in plan.source.outputs])
     if recipe.model.labels and recipe.evaluation is not None:
         first = islice(checked(recipe.evaluation), LABELLED_SAMPLES)

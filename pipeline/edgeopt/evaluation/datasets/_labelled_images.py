@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.datasets._sample_files import pillow
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 ORIENTATION = 0x0112
@@ -51,13 +52,12 @@ def image_size(path: Path, where: str) -> tuple[int, int]:
     Raises:
         UsageError: the file is missing, damaged or not an image.
     """
-    from PIL import Image
-
+    module = pillow()
     try:
-        with Image.open(path) as image:
+        with module.open(path) as image:
             turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, module.DecompressionBombError) as error:
         raise UsageError(
             f"{where}: cannot read the image {path}: {error}", fix="replace or remove the file"
         ) from error

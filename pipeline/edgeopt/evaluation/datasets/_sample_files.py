@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import MissingPackageError, UsageError, install
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array
 
@@ -41,12 +41,10 @@ def read_image(path: Path, where: str, color: Color, size: tuple[int, int] | Non
     Raises:
         UsageError: the file is missing, damaged, not an image, or its values are not of 8 or 16 bits.
     """
-    from PIL import Image
-
     with _opened(path, where) as image:
         pixels = _eight_bits(image, path, where).convert("RGB" if color == "rgb" else "L")
     if size is not None and pixels.size != (size[1], size[0]):
-        pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = pixels.resize((size[1], size[0]), pillow().Resampling.BILINEAR)
     array = np.asarray(pixels, np.uint8)
     return array if array.ndim == 3 else array[:, :, np.newaxis]
 
@@ -75,16 +73,30 @@ def read_mask(path: Path, where: str, size: tuple[int, int] | None) -> NDArray[n
     return mask
 
 
+def pillow() -> Any:
+    """The module that reads images.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingPackageError(
+            "reading images needs pillow, which is not installed", fix=install("data")
+        ) from error
+    return Image
+
+
 @contextmanager
 def _opened(path: Path, where: str) -> Iterator[Any]:
     """An image (of an animation, the first), decoded completely and turned upright."""
-    from PIL import Image, UnidentifiedImageError
-
+    module = pillow()
     try:
-        with Image.open(path) as image:
+        with module.open(path) as image:
             image.load()  # Pillow decodes lazily: a truncated file fails at this point
             yield _upright(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (module.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UsageError(
             f"{where}: cannot read the image {path}: {error}", fix="replace or remove the file"
         ) from error
@@ -104,8 +116,6 @@ def _upright(image: Any) -> Any:
 
 def _eight_bits(image: Any, path: Path, where: str) -> Any:
     """An image with at most 8 bits per channel. Pillow's own conversion clips to 0..255."""
-    from PIL import Image
-
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)
@@ -116,4 +126,4 @@ def _eight_bits(image: Any, path: Path, where: str) -> Any:
             f"{where}: the image {path} has {kind} from {low:g} to {high:g}, not values of 8 or 16 bits",
             fix="store it with 8 or 16 bits, or its numbers as a .npy file, which the csv dataset reads",
         )
-    return Image.fromarray(np.rint(values / (MAX_16_BITS / 255)).astype(np.uint8))
+    return pillow().fromarray(np.rint(values / (MAX_16_BITS / 255)).astype(np.uint8))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import MissingPackageError, UsageError, install
 from edgeopt.plugin import Dataset, Sample, digest_of
 
 CONTENT = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
@@ -51,8 +51,8 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     # Read the package's data file directly: importing scikit-learn takes seconds.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise UsageError(
-            "the digits are part of scikit-learn, which is not installed", fix="pip install scikit-learn"
+        raise MissingPackageError(
+            "the digits are part of scikit-learn, which is not installed", fix=install("data")
         )
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:

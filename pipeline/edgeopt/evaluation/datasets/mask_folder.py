@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from edgeopt.config.files import file_digest
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.datasets._labelled_images import UNREADABLE, image_size, images_in
-from edgeopt.evaluation.datasets._sample_files import Color, read_image
+from edgeopt.evaluation.datasets._sample_files import Color, pillow, read_image
 from edgeopt.plugin import Dataset, ExistingPath, Sample, digest_of
 
 INDICES = ("1", "L", "P", "I", "I;16", "I;16B")
@@ -72,15 +72,14 @@ def _read_mask(path: Path) -> NDArray[np.int64]:
     Raises:
         UsageError: the file is damaged, not a PNG file, or has colours.
     """
-    from PIL import Image
-
+    module = pillow()
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with module.open(path, formats=("PNG",)) as image:
             mode = image.mode
             values = np.asarray(image)
         with path.open("rb") as file:
             depth, kind = file.read(BIT_DEPTH + 2)[BIT_DEPTH:]
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, module.DecompressionBombError) as error:
         raise UsageError(
             f"cannot read the mask {path}: {error}", fix="save class indices as a PNG file"
         ) from error
