@@ -24,7 +24,7 @@ from edgeopt.search.selection import selection_of
 from edgeopt.search.sensitivities import allocations_of
 from edgeopt.search.space import Space, space_of
 
-BATCH = 4
+BATCH = 2
 """Candidates that are proposed, built and measured together: fixed, so that a search can be repeated."""
 START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
 REVISION = 1
