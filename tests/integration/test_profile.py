@@ -91,8 +91,12 @@ def test_without_data_random_inputs_are_used_and_said(folder: Path) -> None:
     (result,) = json.loads(out)["results"]
     assert "random inputs: no accuracy" in result["notes"]
     assert "top1" not in result["measurements"]
-    code, out, _ = profile(folder / "net.onnx")
-    assert "net" in out and "ms" in out
+    (folder / "boards").mkdir()
+    (folder / "boards" / "twin.yaml").write_text("base: host\n")
+    both = ("--device", "host", "--device", "twin", "--device-folder", folder / "boards")
+    code, out, _ = profile(folder / "net.onnx", *both)
+    assert code == 0
+    assert "net.onnx on host" in out and "net.onnx on twin" in out
 
 
 def test_trust_is_accepted_by_every_runtime(folder: Path) -> None:

@@ -6,14 +6,20 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli.optimize import Shapes, shapes_of
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Protocol, device_names, folders
 
 
 def profile(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .ptl or .pte file, or a source model.")],
     device: Annotated[
-        str, typer.Option("--device", help="Device to measure on; see 'edgeopt devices list'.")
-    ] = "host",
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Device to measure on (default: host); see 'edgeopt devices list'.",
+            autocompletion=device_names,
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="An .npz file with inputs 'x' and, for accuracy, labels 'y'."),
@@ -84,18 +90,27 @@ def profile(
         dataset, preprocessing = loaded.evaluation, InputPreprocessing(loaded.model.preprocess, source.inputs)
         metrics = tuple(named for named in loaded.metrics if named.metric.against == "labels")
         heads, decoder = loaded.heads, loaded.decoder
-    report = run(
-        file,
-        device=device,
-        device_folders=folders(devices),
-        dataset=dataset,
-        preprocessing=preprocessing,
-        metrics=metrics,
-        heads=heads,
-        decoder=decoder,
-        inputs=specs,
-        protocol=timing,
-        trust=trust,
+    reports = [
+        run(
+            file,
+            device=name,
+            device_folders=folders(devices),
+            dataset=dataset,
+            preprocessing=preprocessing,
+            metrics=metrics,
+            heads=heads,
+            decoder=decoder,
+            inputs=specs,
+            protocol=timing,
+            trust=trust,
+        )
+        for name in dict.fromkeys(device or ("host",))
+    ]
+    report = reports[0].model_copy(
+        update={
+            "results": tuple(row for each in reports for row in each.results),
+            "environment": {name: probe for each in reports for name, probe in each.environment.items()},
+        }
     )
     if as_json:
         typer.echo(render(report, "json"), nl=False)

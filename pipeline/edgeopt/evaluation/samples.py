@@ -17,7 +17,8 @@ from edgeopt.plugin import Dataset, Labels, PerSample, Sample
 
 def title(dataset: Dataset) -> str:
     """The name of a dataset in messages: the path of its data, or its type."""
-    dataset = getattr(dataset, "inner", dataset)  # of one that is read in another process
+    while (inner := getattr(dataset, "inner", None)) is not None:  # of one that is read in another process
+        dataset = inner
     places = (getattr(dataset, name, None) for name in ("path", "annotations", "images"))
     path = next((place for place in places if place is not None), None)
     function = getattr(dataset, "function", None)

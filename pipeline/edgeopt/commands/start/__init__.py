@@ -108,10 +108,12 @@ def start(given: Given, place: Place, *, complete: bool) -> Started:
     settings = given.settings
     goal = goal_of(given.goal) if given.goal else None
     draft, framework = of_file(given, settings, goal, complete=complete)
+    declared = draft.notes
     parts = parts_of(given.data, draft.specs) if given.data else None
     draft = with_inputs(draft, parts, framework, given, complete=complete)
     draft = with_targets(draft, parts, given, goal, place, complete=complete)
     draft = tried(draft, parts, settings, place, complete=complete)
     draft = possible(draft, given, place) if complete else draft
     text = recipe_text(draft, place.recipe.parent)
-    return Started(merged(text, settings) if settings else text, draft.notes)
+    notes = tuple(note for note in draft.notes if note not in declared)  # a plan notes what the file says
+    return Started(merged(text, settings) if settings else text, notes)

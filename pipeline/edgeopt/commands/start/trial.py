@@ -1,5 +1,6 @@
 """What a trial run of the source model shows: its outputs, its task, and its preprocessing."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ def _preprocessed(
             return replace(draft, preprocess=None)
         raise UsageError(
             f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, "
-            "and there are no classes to try the usual ones with",
+            f"and the usual ones cannot be tried: {draft.meaning.reason or 'the labels are no classes'}",
             fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
         )
     first, second, *others = best(steps, np.asarray(trial.outputs.arrays[0]), labels)
@@ -141,7 +142,7 @@ def _preprocessed(
             fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
         )
     note = f"preprocessing found by trying the usual ones on {count} samples (right answers: {shown})"
-    if first.accuracy == second.accuracy:
+    if first.accuracy - second.accuracy < 2 * math.sqrt(first.accuracy * (1 - first.accuracy) / count) + 1e-9:
         note += f"; several fit: better state it, {PREPROCESS}"
     return replace(draft, preprocess=dict(first.steps), notes=(*draft.notes, note))
 
@@ -190,7 +191,7 @@ def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place
         each = tuple(Preprocessing.model_validate(given) for given in steps)
         dataset = Tried(of=dataset, steps=each, spec=plan.source.inputs[0])
         preprocessing = InputPreprocessing(Preprocessing(), plan.source.inputs)
-    place.watch(message(f"running {source.path.name} on {SAMPLES} samples, to see what it computes"))
+    place.watch(message(f"running {plan.source.path.name} on {SAMPLES} samples, to see what it computes"))
     bench = Bench(host, build_agent(folder / "agent.pyz"), place.store, recipe.model.trust).open()
     count = SAMPLES * len(steps)
     outcome = bench.run(source, Evaluation(dataset, preprocessing, folder), limit=count)

@@ -62,6 +62,9 @@ def with_labels(outputs: Sequence[TensorSpec], labels: Labels | None) -> Meaning
         task = _task(tuple(output.shape[1:]), labels)
         if task:
             return Meaning(task, METRICS[task])
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        scores = list(output.shape[1:])
+        return Meaning(reason=f"labels go up to {labels.max()}, and an output has shape {scores}")
     shape = list(labels.shape[1:]) if isinstance(labels, np.ndarray) else "different lengths"
     return Meaning(
         reason=f"labels of shape {shape} fit no task of an output of shape {list(output.shape[1:])}"

@@ -45,6 +45,11 @@ class Tried(Dataset):
     steps: tuple[Preprocessing, ...]
     spec: TensorSpec
 
+    @property
+    def inner(self) -> Dataset:
+        """The dataset that messages name."""
+        return self.of
+
     def samples(self) -> Iterator[Sample]:
         for each in self.steps:
             prepared = InputPreprocessing(each, (self.spec,))
