@@ -13,6 +13,7 @@ from edgeopt.reports.cards import address, cards
 from edgeopt.results import (
     Artifact,
     MemoryLimits,
+    MetricInfo,
     Preference,
     Report,
     Result,
@@ -167,6 +168,20 @@ def test_the_change_has_the_sign_of_the_value() -> None:
     line = cards(report(row, gates=(verdict(row),)))[0].lines[0]
     told = "90.00 % (−0.25 pt against the original model, 95 % interval −1.00 pt to +0.50 pt)"
     assert (line.title, line.text) == ("top1", told)
+
+
+def test_an_error_that_grew_has_a_plus() -> None:
+    values = {
+        "mse": {"value": 0.3, "kind": "error", "role": "quality"},
+        "mse_drop": {"value": 0.1, "ci95": (0.05, 0.125), "kind": "error", "role": "drop"},
+    }
+    row = result("int8").model_copy(update={"measurements": {}})
+    row = Result.model_validate(row.model_dump() | {"measurements": values})
+    info = MetricInfo(name="mse", kind="error", title="MSE", better="lower", against="labels")
+    shown = report(row, gates=(verdict(row, gate="mse max_drop 0.2"),), metrics=(info,))
+    line = cards(shown)[0].lines[0]
+    assert line.title == "MSE"
+    assert line.text == "0.3 (+0.1 against the original model, 95 % interval +0.05 to +0.125)"
 
 
 def test_every_report_has_the_recommendation(tmp_path: Path) -> None:
