@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from edgeopt.cli.screen.live import Work, duration_text
+from edgeopt.cli.screen.progress import Progress
 from edgeopt.results import Event, Report
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -292,3 +293,15 @@ def test_durations_as_text() -> None:
         "1 min",
         "2 min",
     ]
+
+
+def test_verbose_progress_is_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(verbose=True) as progress:
+        progress(Event(branch="", step="", status="note", message="about the run"))
+        progress(Event(branch="int8.onnx", step="quantize", status="started"))
+        progress(Event(branch="int8.onnx", step="quantize", status="failed", message="quantize: no\nbecause"))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "about the run"
+    assert said[1].split() == ["▸", "started", "int8.onnx", "quantize"]
+    assert said[2].startswith("✗") and said[2].endswith("quantize: no")
+    assert said[3] == "    because"

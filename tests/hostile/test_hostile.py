@@ -107,6 +107,7 @@ def test_every_command_refuses_and_nothing_happens(
             # After the refusal of `plan`, the work of these would be the same for every case of a kind.
             commands["optimize"] = ("optimize", recipe, "--out", tmp_path / "out")
             commands["profile"] = ("profile", case.path, "--shape", "1,4")
+            commands["optimize it"] = ("optimize", case.path, "--shape", "1,4", "--out", tmp_path / "out")
         for name, arguments in commands.items():
             code, said = edgeopt(*arguments)
             if name == "init" and new.exists():

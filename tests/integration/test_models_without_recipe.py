@@ -229,3 +229,7 @@ def test_a_preprocessing_that_is_stated_is_not_searched(edgeopt: Edgeopt, tmp_pa
     assert said.code == 0, said.err
     assert "labels are not used: the data has no labels" in said.out
     assert "float as onnx" in said.out
+    # Values that look like inputs of a model are.
+    np.savez(tmp_path / "ready.npz", x=np.random.default_rng(0).random((60, 3, 8, 8), np.float32))
+    said = edgeopt("plan", "m.onnx", "--data", "ready.npz")
+    assert "ready.npz is taken as input of the model as it is" in said.out

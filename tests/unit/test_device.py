@@ -158,3 +158,23 @@ def test_mistakes_in_the_keys_of_a_preset_are_located(tmp_path: Path, text: str,
     with pytest.raises(RecipeError) as caught:
         read_device(write(tmp_path, "board", text))
     assert words in str(caught.value)
+
+
+def test_readiness_without_connecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.devices.readiness import readiness
+
+    monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert readiness(load_device("host")) == ("ready", "")
+    assert str(readiness(load_device("cortex-m"))) == "not ready: run: edgeopt devices setup cortex-m"
+    assert readiness(load_device("arm64-emulated")).state == "not ready"
+    assert readiness(load_device("android-adb")) == ("not ready", "needs adb on the PATH")
+    assert readiness(load_device("gpu-host")) == ("not ready", "needs nvidia-smi on the PATH")
+    assert readiness(load_device("linux-ssh")) == ("unknown", "edgeopt devices check linux-ssh")
+    (tmp_path / "adb").touch(0o755)
+    assert readiness(load_device("android-adb")).state == "unknown"
+    environment = tmp_path / "environments" / "cortex-m"
+    (environment / "bin").mkdir(parents=True)
+    for name in ("complete.json", "bin/python"):
+        (environment / name).touch()
+    assert readiness(load_device("cortex-m")).state == "ready"

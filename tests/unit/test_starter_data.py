@@ -16,7 +16,7 @@ from edgeopt.plugin import Dataset, Labels
 from edgeopt.recipe.starter.data import Parts, parts_of
 from edgeopt.recipe.starter.factories import candidates as factories
 from edgeopt.recipe.starter.meaning import with_labels
-from edgeopt.recipe.starter.preprocessing import best, candidates
+from edgeopt.recipe.starter.preprocessing import best, candidates, chance, per_pixel
 
 IMAGE = (TensorSpec(name="image", shape=(None, 8, 6, 3), layout="NHWC"),)
 VECTOR = (TensorSpec(name="x", shape=(None, 4)),)
@@ -238,6 +238,12 @@ def test_the_preprocessing_that_answers_best() -> None:
     ranked = best([{}, {"scale": 2}, {"scale": 3}], scores, labels)
     assert [each.steps for each in ranked] == [{"scale": 3}, {"scale": 2}, {}]  # as right, and more certain
     assert [each.accuracy for each in ranked] == [1, 1, 0.5]
+    masks = np.array([[[0, 1], [1, 2]]] * 2)
+    first, last = np.eye(3)[masks], np.moveaxis(np.eye(3)[masks], -1, 1)
+    for layout in (first, last):
+        ranked = best([{}, {"scale": 2}], *per_pixel(np.concatenate([layout[:1] * 0, layout[:1]]), masks))
+        assert [each.accuracy for each in ranked] == [1, 0.25]
+    assert 0.5 < chance(np.array([0, 1] * 32)) == pytest.approx(0.625)
     ranked = best([{}, {"scale": 2}], np.array([[0.1], [0.2], [0.9], [0.1]]), np.array([1, 0, 1, 0]))
     assert [each.accuracy for each in ranked] == [1, 0.5]
 

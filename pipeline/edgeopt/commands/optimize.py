@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from edgeopt.commands.start import RECIPE, Given, recipe_of
+from edgeopt.commands.start import RECIPE, Given, paths_of, recipe_of
 from edgeopt.config.files import NO_SPACE, SCRATCH, make_ignored, replacing, unwritable, writing
 from edgeopt.config.registry import plugin_name
 from edgeopt.config.scratch import scratch_folder, sweep
@@ -31,7 +31,7 @@ from edgeopt.search.variants import with_found
 def optimize(
     recipe: str | Path,
     *,
-    data: Sequence[str | Path] = (),
+    data: str | Path | Sequence[str | Path] = (),
     int8: bool = False,
     goal: str | None = None,
     factory: str | None = None,
@@ -74,7 +74,7 @@ def optimize(
     clock = RunClock()
     given = Given(
         Path(recipe),
-        tuple(map(Path, data)),
+        paths_of(data),
         int8,
         goal,
         factory,

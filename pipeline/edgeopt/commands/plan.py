@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgeopt.commands.start import Given, recipe_of
+from edgeopt.commands.start import Given, paths_of, recipe_of
 from edgeopt.recipe.planner import Plan, make_plan
 from edgeopt.run.store import Store
 
@@ -13,7 +13,7 @@ from edgeopt.run.store import Store
 def plan(
     recipe: str | Path,
     *,
-    data: Sequence[str | Path] = (),
+    data: str | Path | Sequence[str | Path] = (),
     int8: bool = False,
     goal: str | None = None,
     factory: str | None = None,
@@ -34,7 +34,7 @@ def plan(
     """
     given = Given(
         Path(recipe),
-        tuple(map(Path, data)),
+        paths_of(data),
         int8,
         goal,
         factory,

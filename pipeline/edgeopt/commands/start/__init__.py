@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.commands.start.declared import of_file
-from edgeopt.commands.start.given import Given, merged
+from edgeopt.commands.start.given import Given, merged, paths_of
 from edgeopt.commands.start.inputs import with_inputs
 from edgeopt.commands.start.targets import possible, with_targets
 from edgeopt.commands.start.trial import Place, message, tried
@@ -25,7 +25,7 @@ from edgeopt.results import Event
 from edgeopt.run.store import Store
 
 RECIPE = "recipe.yaml"
-__all__ = ["RECIPE", "Given", "Place", "Started", "is_model", "recipe_of", "start"]
+__all__ = ["RECIPE", "Given", "Place", "Started", "is_model", "paths_of", "recipe_of", "start"]
 
 
 class Ready(NamedTuple):

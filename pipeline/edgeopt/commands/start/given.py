@@ -75,6 +75,11 @@ class Given:
         return absolute
 
 
+def paths_of(data: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """One path, or several."""
+    return (Path(data),) if isinstance(data, str | Path) else tuple(map(Path, data))
+
+
 def merged(text: str, settings: Mapping[str, Any]) -> str:
     """The text of a recipe with settings that replace its own."""
     document, _ = read_yaml(text, "recipe.yaml")

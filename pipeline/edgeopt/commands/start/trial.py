@@ -22,7 +22,7 @@ from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import Found, Parts, is_nchw
 from edgeopt.recipe.starter.draft import Draft, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
-from edgeopt.recipe.starter.preprocessing import BETTER_THAN_CHANCE, SAMPLES, Tried, best, candidates
+from edgeopt.recipe.starter.preprocessing import SAMPLES, Tried, best, candidates, chance, is_raw, per_pixel
 from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.preflight import runnable
@@ -65,6 +65,7 @@ def tried(
     stated = (settings.get("model") or {}).get("preprocess") is not None
     layout = _data_layout(draft, found)
     steps: list[dict[str, Any]] = [layout]
+    raw = False
     if found is not None:
         draft = replace(draft, preprocess=layout)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
@@ -73,6 +74,7 @@ def tried(
             first = next(iter(recipe.evaluation.samples()), None) if recipe.evaluation is not None else None
             if first is not None and len(draft.specs) == 1 and not stated:
                 steps = [each | layout for each in candidates(first.inputs[0], draft.specs[0])]
+                raw = is_raw(first.inputs[0])
             trial = _run(recipe, steps, Path(name), place)
         except UsageError:
             raise
@@ -88,11 +90,18 @@ def tried(
     draft = replace(draft, outputs=outputs)
     if parts is None or found is None:
         return replace(draft, meaning=without_labels(outputs))
-    return _judged(draft, found, trial, steps, stated=stated, complete=complete)
+    return _judged(draft, found, trial, steps, stated=stated, raw=raw, complete=complete)
 
 
 def _judged(
-    draft: Draft, found: Found, trial: _Trial, steps: list[dict[str, Any]], *, stated: bool, complete: bool
+    draft: Draft,
+    found: Found,
+    trial: _Trial,
+    steps: list[dict[str, Any]],
+    *,
+    stated: bool,
+    raw: bool,
+    complete: bool,
 ) -> Draft:
     """With the task that labels and outputs show, and the preprocessing that answers best."""
     assert draft.outputs is not None
@@ -109,33 +118,40 @@ def _judged(
         draft = replace(draft, labels=found.classes)
     if stated:
         return replace(draft, preprocess={})  # the setting replaces it
-    return _preprocessed(draft, found, trial, steps, classes, complete=complete) if len(steps) > 1 else draft
+    if len(steps) == 1:
+        return draft
+    return _preprocessed(draft, found, trial, steps, raw=raw, complete=complete)
 
 
 def _preprocessed(
-    draft: Draft, found: Found, trial: _Trial, steps: list[dict[str, Any]], classes: int, *, complete: bool
+    draft: Draft, found: Found, trial: _Trial, steps: list[dict[str, Any]], *, raw: bool, complete: bool
 ) -> Draft:
     """With the preprocessing that answers best.
 
     Raises:
         UsageError: with ``complete``, none does, or answers cannot be judged.
     """
-    labels = trial.labels
-    if draft.meaning.task != "classification" or not isinstance(labels, np.ndarray):
+    labels, task = trial.labels, draft.meaning.task
+    if task not in ("classification", "segmentation") or not isinstance(labels, np.ndarray):
+        if not raw:
+            note = f"{found.path} is taken as input of the model as it is: no preprocessing"
+            return replace(draft, preprocess=steps[0], notes=(*draft.notes, note))
         if not complete:
             return replace(draft, preprocess=None)
         raise UsageError(
             f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, "
-            f"and the usual ones cannot be tried: {draft.meaning.reason or 'the labels are no classes'}",
+            f"and the usual ones cannot be tried: {draft.meaning.reason or f'the task is {task}'}",
             fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
         )
-    first, second, *others = best(steps, np.asarray(trial.outputs.arrays[0]), labels)
+    scores = np.asarray(trial.outputs.arrays[0])
     count = len(labels) // len(steps)
+    if task == "segmentation":
+        scores, labels = per_pixel(scores, labels)
+    first, second, *others = best(steps, scores, labels)
     shown = "; ".join(
         f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in (first, second, *others[:1])
     )
-    chance = 1 / classes
-    if complete and first.accuracy < min(BETTER_THAN_CHANCE * chance, (1 + chance) / 2):
+    if complete and first.accuracy <= chance(labels[: len(labels) // len(steps)]):
         raise UsageError(
             f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
             f"hardly better than chance on {count} samples of {found.path} ({shown})",

@@ -11,7 +11,6 @@ from edgeopt.plugin import Dataset, Sample, digest_of
 
 SAMPLES = 64
 """Samples to try each preprocessing on."""
-BETTER_THAN_CHANCE = 1.5
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
 """Statistics of training sets: usual in PyTorch, after scaling to 0..1."""
@@ -24,12 +23,17 @@ class Choice(NamedTuple):
     accuracy: float
 
 
+def is_raw(values: Array) -> bool:
+    """Whether these are values as in an image file, which few models take as they are."""
+    return values.dtype.kind in "iu" or float(values.max(initial=0)) > 2
+
+
 def candidates(values: Array, spec: TensorSpec) -> list[dict[str, Any]]:
     """The usual preprocessings of raw samples like these, the simplest first; only one: no doubt."""
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if spec.takes_integers or spec.scale is not None or low < 0 or high == 0:
         return [{}]
-    whole = values.dtype.kind in "iu" or high > 2
+    whole = is_raw(values)
     top = "1/255" if high > 100 else f"1/{round(high)}"
     scale: dict[str, Any] = {"scale": top} if whole else {}
     signed = {"scale": f"2/{top[2:]}" if whole else 2, "mean": [1]}
@@ -62,6 +66,13 @@ class Tried(Dataset):
         return digest_of(["tried", self.of.digest(), steps, self.spec.model_dump(mode="json")])
 
 
+def per_pixel(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The scores of masks ``[n, height, width]`` as those of samples ``[n * height * width, classes]``."""
+    if scores.shape[1:3] != labels.shape[1:]:
+        scores = np.moveaxis(scores, 1, -1)
+    return scores.reshape(-1, scores.shape[-1]), labels.reshape(-1)
+
+
 def best(steps: Sequence[Mapping[str, Any]], scores: NDArray[Any], labels: NDArray[Any]) -> list[Choice]:
     """The preprocessings, the best first; of equally accurate ones, that with the most certain answers.
 
@@ -72,13 +83,22 @@ def best(steps: Sequence[Mapping[str, Any]], scores: NDArray[Any], labels: NDArr
     if rows.shape[-1] == 1:  # a binary classifier: a probability, or a score around 0
         positive = rows - (0.5 if rows.min() >= 0 and rows.max() <= 1 else 0)
         rows = np.concatenate([-positive, positive], axis=-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        right = (rows.argmax(-1) == truth) & np.isfinite(rows).all(-1)
+    right = (rows.argmax(-1) == truth) & np.isfinite(rows).all(-1)
+    with np.errstate(all="ignore"):
         spread = rows - rows.max(-1, keepdims=True)
-        certainty = np.take_along_axis(
-            spread - np.log(np.exp(spread).sum(-1, keepdims=True)), truth[..., None], -1
-        )
+        certainty = spread - np.log(np.exp(spread).sum(-1, keepdims=True))
+    known = np.clip(truth, 0, rows.shape[-1] - 1)  # pixels that do not count may have any label
+    sure = np.nan_to_num(np.take_along_axis(certainty, known[..., None], -1).mean((-1, -2)), nan=-np.inf)
     accuracy = right.mean(-1)
-    sure = np.nan_to_num(certainty.mean((-1, -2)), nan=-np.inf)
     order = sorted(range(len(steps)), key=lambda at: (-accuracy[at], -sure[at]))
     return [Choice(steps[at], float(accuracy[at])) for at in order]
+
+
+def chance(labels: NDArray[Any]) -> float:
+    """The accuracy that answers without a look at the samples hardly exceed: the most frequent class.
+
+    It is two standard errors above the frequency of that class.
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    share = counts.max() / labels.size
+    return float(share + 2 * np.sqrt(share * (1 - share) / labels.size))
