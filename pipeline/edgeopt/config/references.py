@@ -22,7 +22,6 @@ from edgeopt.config.nearest import nearest
 from edgeopt.config.text import reason_of
 from edgeopt.errors import UsageError, shortened
 
-
 NO_FILE = "no such file"
 """Beginning of the message for a path that does not exist."""
 
