@@ -150,6 +150,8 @@ def _settings(
     hours: float | None,
 ) -> list[str]:
     """The options of the command as settings of the recipe."""
+    if wrong := next((each for each in over if "=" not in each), None):
+        raise UsageError(f"--over {wrong!r} has no values", fix="write what varies, such as 'bits=[4, 8]'")
     place = f"optimize.{name}.search"
     settings = [f"{place}.under={json.dumps([_limit(each) for each in under])}"] if under else []
     settings += [f"{place}.minimize={json.dumps(list(minimize))}"] if minimize else []

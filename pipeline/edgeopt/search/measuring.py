@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
-from edgeopt.errors import CannotRunError, EdgeoptError
+from edgeopt.errors import CannotRunError, DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.hops import aligned, hop
 from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.judge import Evidence, judge
@@ -26,7 +26,7 @@ from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Built, make_plan
 from edgeopt.recipe.resolve import variant_of
-from edgeopt.recipe.searching import Search
+from edgeopt.recipe.searching import OBJECTIVES, Search
 from edgeopt.results import MEASUREMENTS, Event, Gate, Result
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of
@@ -104,6 +104,7 @@ class Measuring:
             self.benches = {
                 name: Bench(device, agent, self.store, trust).open() for name, device in devices.items()
             }
+            self._check_devices()
             self.evaluation = Evaluation(self.recipe.evaluation, self.plan.preprocessing, folder)
             self._measure_float()
             self._cleanup = cleanup.pop_all()
@@ -145,6 +146,44 @@ class Measuring:
             found.append(_noise(snr.value) if snr is not None else None)
         return found
 
+    def _check_devices(self) -> None:
+        """Refuse a device that is not there: every trial would fail on it.
+
+        Raises:
+            DeviceError: it cannot be used; the message says why.
+        """
+        for device in self.recipe.devices:
+            failure = self.benches[device.name].failure
+            if failure and device.name in self._used([device.name]):
+                raise DeviceError(
+                    f"the search measures on {device.name}, which cannot be used: {failure}",
+                    fix=f"set it up, or choose another with --device: {HOST}",
+                )
+
+    def _check_objectives(self) -> None:
+        """Refuse to minimize what no device of the search measures of the float artifacts.
+
+        Raises:
+            UsageError: names what is measured.
+        """
+        rows = [row.result for row in self._float_rows if row.result.status == "ok"]
+        if {row.device for row in rows} != {device.name for device in self.recipe.devices}:
+            return  # a device for integers only
+        measured = set().union(*(row.measurements for row in rows))
+        for name in self.search.part.minimize:
+            if name not in measured and not MEASUREMENTS[name].volatile:
+                known = ", ".join(each for each in OBJECTIVES if each in measured)
+                devices = ", ".join(dict.fromkeys(each.device for each in rows))
+                raise UsageError(
+                    f"{self.recipe.file}: {name} is not measured on {devices}",
+                    fix=f"minimize one of {known}, or choose a device that measures it with --device",
+                )
+
+    def _used(self, names: Sequence[str]) -> list[str]:
+        """Of these devices, those that the search measures on: all, unless a limit names some."""
+        named = {name for gate in self.search.limits for name in gate.devices}
+        return [name for name in names if not named or name in named]
+
     def _measure_float(self) -> None:
         """Run the source model, and measure the float artifacts, which ratios refer to."""
         host = self.benches[HOST]
@@ -162,6 +201,7 @@ class Measuring:
             layers = sizes.layers if sizes is not None else ()
             self.layers[built.branch.format] = {each.name: each.size_bytes // 4 for each in layers}
             self._float_rows += [self._row(built, name, self.samples) for name in self._devices(built)]
+        self._check_objectives()
 
     def _build(self, candidates: Mapping[int, Candidate]) -> dict[int, Built | str]:
         """The built candidates by number, or why one cannot be produced."""
@@ -250,10 +290,8 @@ class Measuring:
         return {self.loss: loss, NOISE: _noise(worst.get(SNR))}
 
     def _devices(self, built: Built) -> list[str]:
-        """The devices to measure on: those that a limit names, otherwise all; the host if there is none."""
-        named = {name for gate in self.search.limits for name in gate.devices}
-        own = [device.name for device in built.branch.devices]
-        return [name for name in own if not named or name in named] or own or [HOST]
+        """The devices to measure an artifact on; the host if none of the search can run it."""
+        return self._used([device.name for device in built.branch.devices]) or [HOST]
 
     def _row(self, built: Built, device: str, count: int) -> Row:
         """Run an artifact on one device on the first samples, and score its outputs."""
