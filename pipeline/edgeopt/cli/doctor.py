@@ -1,5 +1,6 @@
 """``doctor``: what can be made of which model here, and what is missing for the rest."""
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,13 +68,13 @@ def _show(found: list["Conversion"]) -> None:
     from rich.table import Table
 
     from edgeopt.cli.screen.tables import console
-    from edgeopt.commands.doctor import SOURCES
+    from edgeopt.formats.known import formats as known
 
     formats = list(dict.fromkeys(each.format for each in found))
     table = Table(title="can be made here", title_justify="left")
     for title in ("from", *formats):
         table.add_column(title)
-    for source, name in SOURCES.items():
+    for source in dict.fromkeys(each.source for each in found):
         cells = []
         for target in formats:
             yes = [
@@ -82,5 +83,5 @@ def _show(found: list["Conversion"]) -> None:
                 if (each.source, each.format) == (source, target) and each.possible
             ]
             cells.append(" and ".join(yes) or "–")
-        table.add_row(name, *cells)
+        table.add_row(re.sub("^an? ", "", known()[source].title), *cells)
     console().print(table)

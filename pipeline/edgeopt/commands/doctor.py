@@ -10,22 +10,14 @@ from typing import NamedTuple
 from edgeopt.config.references import Code
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError, install
-from edgeopt.formats.known import artifact_formats
+from edgeopt.formats.known import artifact_formats, formats
+from edgeopt.plugin import Format, Stage
 from edgeopt.recipe.document import Intent, ModelPart
 from edgeopt.recipe.planner import find_chain
 from edgeopt.run.bench import probe_device
 from edgeopt.run.protocol import Probe
 from edgeopt.run.store import ARTIFACTS
 
-SOURCES = {
-    "keras": "Keras (.keras)",
-    "tf_keras": "Keras 2 (.h5, SavedModel)",
-    "torch_source": "PyTorch (code and weights)",
-    "exported_program": "PyTorch (.pt2)",
-    "torchscript_module": "TorchScript (.pt)",
-    "onnx": "ONNX (.onnx)",
-}
-"""The kinds of source models, and what people call them."""
 SCHEMES = ("float", "int8")
 TOOLS = {
     "adb": ("Android devices", "apt install adb"),
@@ -57,15 +49,11 @@ class Machine(NamedTuple):
 
 def conversions() -> Iterator[Conversion]:
     """Every kind of source model in every format, as float and as int8."""
-    part = ModelPart.model_construct(factory=Code.model_construct(target="module:function"))
-    for source in SOURCES:
+    for source in _sources():
         for scheme in SCHEMES:
             intents = [] if scheme == "float" else [Intent("quantize", scheme, {})]
             for target in artifact_formats():
-                try:
-                    chain = find_chain(source, target, intents, part)
-                except UsageError:
-                    chain = None
+                chain = _chain(source, target, intents)
                 if chain is None:
                     yield Conversion(source, target, scheme, False)
                     continue
@@ -73,6 +61,24 @@ def conversions() -> Iterator[Conversion]:
                 extras = sorted({stage.extra for stage in chain if stage.missing() and stage.extra})
                 fix = install(",".join(extras)) if extras else f"pip install {' '.join(missing)}"
                 yield Conversion(source, target, scheme, not missing, missing, fix if missing else "")
+
+
+def _sources() -> list[str]:
+    """The formats of source models: what is a factory, or can be read, and becomes another format."""
+    return [
+        name
+        for name, each in formats().items()
+        if (each.from_factory or type(each).read is not Format.read)
+        and any(_chain(name, target, []) for target in artifact_formats() if target != name)
+    ]
+
+
+def _chain(source: str, target: str, intents: list[Intent]) -> tuple[Stage, ...] | None:
+    part = ModelPart.model_construct(factory=Code.model_construct(target="module:function"))
+    try:
+        return find_chain(source, target, intents, part)
+    except UsageError:
+        return None
 
 
 def machine() -> Machine:
