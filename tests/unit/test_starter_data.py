@@ -11,12 +11,12 @@ import pytest
 
 from edgeopt.config import registry
 from edgeopt.errors import UsageError
-from edgeopt.model import TensorSpec
+from edgeopt.model import Outputs, TensorSpec
 from edgeopt.plugin import Dataset, Labels
 from edgeopt.recipe.starter.data import Parts, parts_of
 from edgeopt.recipe.starter.factories import candidates as factories
 from edgeopt.recipe.starter.meaning import with_labels
-from edgeopt.recipe.starter.preprocessing import best, candidates, chance, per_pixel
+from edgeopt.recipe.starter.preprocessing import candidates, chance, is_raw, ranked
 
 IMAGE = (TensorSpec(name="image", shape=(None, 8, 6, 3), layout="NHWC"),)
 VECTOR = (TensorSpec(name="x", shape=(None, 4)),)
@@ -196,34 +196,34 @@ def test_data_that_is_none(tmp_path: Path, given: list[str], message: str) -> No
         parts_of([tmp_path / name for name in given], IMAGE)
 
 
-ONE_HOT = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+TAGS = np.array([[0, 1, 1], [1, 0, 0], [1, 1, 1]], np.float32)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "labels", "task"),
+    ("shapes", "labels", "metric"),
     [
-        ([(None, 3)], np.array([0, 1, 2]), "classification"),
-        ([(None, 1)], np.array([0, 1, 1]), "classification"),
-        ([(None, 1, 1, 3)], np.array([0, 1, 2]), "classification"),
-        ([(None, 3)], np.array([0, 1, 3]), ""),
-        ([(None, 3)], ONE_HOT, "multilabel"),
-        ([(None, 3)], ONE_HOT * 0.3, "regression"),
-        ([(None, 1)], np.array([0.5, 2.0]), "regression"),
-        ([(None, 8, 8, 3)], np.zeros((2, 8, 8), np.int64), "segmentation"),
-        ([(None, 3, 8, 8)], np.zeros((2, 8, 8), np.int64), "segmentation"),
-        ([(None, 8, 8, 3)], [np.zeros((2, 6)), np.zeros((0, 6))], ""),
-        ([(None, 3), (None, 4)], np.array([0, 1]), ""),
-        ([], np.array([0, 1]), ""),
-        ([(None, 3)], None, ""),
+        ([(3,)], np.array([0, 1, 2]), "top1"),
+        ([(1,)], np.array([0, 1, 1]), "top1"),
+        ([(1, 1, 3)], np.array([0, 1, 2]), "top1"),
+        ([(3,)], np.array([0, 1, 3]), ""),
+        ([(3,)], TAGS, "f1"),
+        ([(3,)], TAGS * 0.3, "mean_squared_error"),
+        ([(8, 8, 3)], np.zeros((3, 8, 8), np.int64), "miou"),
+        ([(3, 8, 8)], np.zeros((3, 8, 8), np.int64), "miou"),
+        ([(8, 8, 3)], [np.zeros((2, 6)), np.zeros((0, 6)), np.zeros((1, 6))], ""),
+        ([(3,), (4,)], np.array([0, 1, 2]), ""),
+        ([(3,)], None, ""),
     ],
 )
-def test_the_task_of_outputs_and_labels(
-    shapes: list[tuple[Any, ...]], labels: Labels | None, task: str
+def test_the_metric_of_outputs_and_labels(
+    shapes: list[tuple[int, ...]], labels: Labels | None, metric: str
 ) -> None:
-    outputs = [TensorSpec(name=f"o{at}", shape=shape) for at, shape in enumerate(shapes)]
+    random = np.random.default_rng(0)
+    outputs = Outputs([random.normal(size=(3, *shape)).astype(np.float32) for shape in shapes])
     meaning = with_labels(outputs, labels)
-    assert meaning.task == task
+    assert meaning.metric == metric
     assert bool(meaning.reason) is not meaning.labelled
+    assert meaning.is_fraction is (metric in ("top1", "f1", "miou"))
 
 
 def test_the_preprocessing_that_answers_best() -> None:
@@ -233,19 +233,25 @@ def test_the_preprocessing_that_answers_best() -> None:
     assert candidates(raw, TensorSpec(name="x", shape=(1, 3), dtype="uint8")) == [{}]
     assert candidates(raw / 255 - 0.5, VECTOR[0]) == [{}]
     assert candidates(np.array([0.0, 16.0]), VECTOR[0])[1] == {"scale": "1/16"}
-    labels = np.array([0, 1, 2, 0] * 3)
-    scores = np.concatenate([ONE_HOT * 0, ONE_HOT, ONE_HOT * 4])
-    ranked = best([{}, {"scale": 2}, {"scale": 3}], scores, labels)
-    assert [each.steps for each in ranked] == [{"scale": 3}, {"scale": 2}, {}]  # as right, and more certain
-    assert [each.accuracy for each in ranked] == [1, 1, 0.5]
+    assert is_raw(raw) and not is_raw(raw / 255)
+    labels = np.array([0, 1, 2, 0])
+    scores = np.eye(3, dtype=np.float32)[labels]
+    task = with_labels(Outputs([scores]), labels).task
+    assert task is not None
+    outputs, repeated = Outputs([np.concatenate([scores * 0, scores, scores * 4])]), np.tile(labels, 3)
+    found = ranked([{}, {"scale": 2}, {"scale": 3}], task, outputs, repeated)
+    assert found == [({"scale": 2}, 1), ({"scale": 3}, 1), ({}, 0.5)]  # of equal ones, the simplest
+    balanced = chance(task, np.array([0, 1] * 32))
+    assert 0.5 < balanced < 0.7 < chance(task, np.array([0] * 60 + [1] * 4))
     masks = np.array([[[0, 1], [1, 2]]] * 2)
-    first, last = np.eye(3)[masks], np.moveaxis(np.eye(3)[masks], -1, 1)
-    for layout in (first, last):
-        ranked = best([{}, {"scale": 2}], *per_pixel(np.concatenate([layout[:1] * 0, layout[:1]]), masks))
-        assert [each.accuracy for each in ranked] == [1, 0.25]
-    assert 0.5 < chance(np.array([0, 1] * 32)) == pytest.approx(0.625)
-    ranked = best([{}, {"scale": 2}], np.array([[0.1], [0.2], [0.9], [0.1]]), np.array([1, 0, 1, 0]))
-    assert [each.accuracy for each in ranked] == [1, 0.5]
+    pixels = np.eye(3, dtype=np.float32)[masks]
+    task = with_labels(Outputs([pixels]), masks).task
+    assert task is not None
+    found = ranked([{}, {"scale": 2}], task, Outputs([pixels * [[[[0]]], [[[1]]]]]), masks)
+    assert found == [({"scale": 2}, 1), ({}, 0.25)]
+    numbers = np.array([[0.5], [2.0]], np.float32)
+    task = with_labels(Outputs([numbers]), numbers).task
+    assert task is not None and not ranked([{}, {"scale": 2}], task, Outputs([numbers]), numbers)
 
 
 def test_networks_in_the_code_beside_a_checkpoint(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeopt.commands.start.given import merged
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
@@ -22,7 +20,7 @@ from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import Found, Parts, is_nchw
 from edgeopt.recipe.starter.draft import Draft, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
-from edgeopt.recipe.starter.preprocessing import SAMPLES, Tried, best, candidates, chance, is_raw, per_pixel
+from edgeopt.recipe.starter.preprocessing import SAMPLES, Tried, candidates, chance, is_raw, ranked
 from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.preflight import runnable
@@ -104,18 +102,14 @@ def _judged(
     complete: bool,
 ) -> Draft:
     """With the task that labels and outputs show, and the preprocessing that answers best."""
-    assert draft.outputs is not None
-    meaning = with_labels(draft.outputs, trial.labels)
-    classes = max((size or 1 for spec in draft.outputs for size in spec.shape[1:]), default=1)
-    classes = max(classes, 2)  # a single score is that of a binary classifier
-    if meaning.task == "classification" and len(found.classes) not in (0, classes):
+    meaning = with_labels(trial.outputs, trial.labels)
+    if meaning.classes is not None and len(found.classes) not in (0, meaning.classes):
         meaning = Meaning(
-            reason=f"{found.path} has {len(found.classes)} classes, and the model {classes} outputs"
+            reason=f"{found.path} has {len(found.classes)} classes, and the model {meaning.classes} outputs"
         )
     notes = [*draft.notes, *([f"labels are not used: {meaning.reason}"] if meaning.reason else [])]
-    draft = replace(draft, meaning=meaning, notes=tuple(notes))
-    if meaning.task == "classification":
-        draft = replace(draft, labels=found.classes)
+    named = found.classes if meaning.classes is not None else ()
+    draft = replace(draft, meaning=meaning, labels=named, notes=tuple(notes))
     if stated:
         return replace(draft, preprocess={})  # the setting replaces it
     if len(steps) == 1:
@@ -132,26 +126,27 @@ def _preprocessed(
         UsageError: with ``complete``, none does, or answers cannot be judged.
     """
     labels, task = trial.labels, draft.meaning.task
-    if task not in ("classification", "segmentation") or not isinstance(labels, np.ndarray):
+    choices = []
+    if task is not None and labels is not None and not isinstance(labels, Mapping):
+        choices = ranked(steps, task, trial.outputs, labels)
+    if not choices:
         if not raw:
             note = f"{found.path} is taken as input of the model as it is: no preprocessing"
             return replace(draft, preprocess=steps[0], notes=(*draft.notes, note))
         if not complete:
             return replace(draft, preprocess=None)
         raise UsageError(
-            f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, "
-            f"and the usual ones cannot be tried: {draft.meaning.reason or f'the task is {task}'}",
+            f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, and "
+            f"the usual ones cannot be tried: {draft.meaning.reason or 'no answer is simply right'}",
             fix=f"state it, as in training: {PREPROCESS}, or 'model.preprocess={{}}' for none",
         )
-    scores = np.asarray(trial.outputs.arrays[0])
+    assert task is not None and labels is not None and not isinstance(labels, Mapping)
+    first, second, *others = choices
     count = len(labels) // len(steps)
-    if task == "segmentation":
-        scores, labels = per_pixel(scores, labels)
-    first, second, *others = best(steps, scores, labels)
     shown = "; ".join(
         f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in (first, second, *others[:1])
     )
-    if complete and first.accuracy <= chance(labels[: len(labels) // len(steps)]):
+    if complete and first.accuracy <= chance(task, labels[:count]):
         raise UsageError(
             f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
             f"hardly better than chance on {count} samples of {found.path} ({shown})",

@@ -167,7 +167,7 @@ def _labels(draft: Draft) -> list[str]:
     about = "  # Class names, in the order of the outputs, for reports and firmware."
     if draft.labels:
         return [about, f"  labels: {flow(draft.labels)}"]
-    if draft.evaluation is not None and draft.meaning.task != "classification":
+    if draft.evaluation is not None and draft.meaning.classes is None:
         return []
     return [about, "  # labels: [CHANGE, ...]" if draft.evaluation is None else "  # labels: [name, ...]"]
 
@@ -219,10 +219,8 @@ def _kinds() -> list[str]:
 
 def _tasks(draft: Draft) -> list[str]:
     """Task and metric; without labels, those to uncomment, guessed from the shapes of the outputs."""
-    meaning = draft.meaning
-    if meaning.metric:
-        usual = meaning.task == "classification"  # found without being named
-        return [*([] if usual else [f"task: {meaning.task}"]), f"metric: {meaning.metric}"]
+    if draft.meaning.metric:
+        return [f"metric: {draft.meaning.metric}"]  # its task is found by it
     if draft.random:
         return []
     lines = [
@@ -255,11 +253,11 @@ def _variants(draft: Draft, base: Path) -> list[str]:
 
 
 def _gates(draft: Draft) -> list[str]:
-    metric = draft.meaning.metric
     if draft.random:
         # What random inputs show of quantization depends on their range, which is not that of real data.
         lines = ["  - {metric: fidelity_snr_db, min: 40, variants: [float]}   # the conversions are exact"]
-    elif metric and metric != "mae":
+    elif draft.meaning.is_fraction:
+        metric = draft.meaning.metric
         lines = [f"  - {{metric: {metric}, max_drop: 0.01}}   # at most one point below the source model"]
     else:
         lines = [

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.model import Array, InputPreprocessing, Preprocessing, TensorSpec
-from edgeopt.plugin import Dataset, Sample, digest_of
+from edgeopt.model import Array, InputPreprocessing, Outputs, Preprocessing, TensorSpec
+from edgeopt.plugin import Dataset, PerSample, Sample, Task, digest_of
 
 SAMPLES = 64
 """Samples to try each preprocessing on."""
@@ -17,7 +17,7 @@ CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
 
 
 class Choice(NamedTuple):
-    """One preprocessing, and the fraction of the samples that the model classifies correctly with it."""
+    """One preprocessing, and how often the model is right with it, 0..1."""
 
     steps: Mapping[str, Any]
     accuracy: float
@@ -66,39 +66,37 @@ class Tried(Dataset):
         return digest_of(["tried", self.of.digest(), steps, self.spec.model_dump(mode="json")])
 
 
-def per_pixel(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The scores of masks ``[n, height, width]`` as those of samples ``[n * height * width, classes]``."""
-    if scores.shape[1:3] != labels.shape[1:]:
-        scores = np.moveaxis(scores, 1, -1)
-    return scores.reshape(-1, scores.shape[-1]), labels.reshape(-1)
+def ranked(
+    steps: Sequence[Mapping[str, Any]], task: Task, outputs: Outputs, labels: PerSample
+) -> list[Choice]:
+    """The preprocessings, the best first, of equal ones the simplest; empty if no answer is simply right.
 
-
-def best(steps: Sequence[Mapping[str, Any]], scores: NDArray[Any], labels: NDArray[Any]) -> list[Choice]:
-    """The preprocessings, the best first; of equally accurate ones, that with the most certain answers.
-
-    ``scores`` are those of the model, ``[k * n, classes]``, for k preprocessings of n samples.
+    ``outputs`` and ``labels`` are those of the same samples once for each preprocessing.
     """
-    rows = scores.reshape(len(steps), -1, scores.shape[-1] if scores.ndim > 1 else 1).astype(np.float64)
-    truth = labels.reshape(len(steps), -1).astype(np.int64)
-    if rows.shape[-1] == 1:  # a binary classifier: a probability, or a score around 0
-        positive = rows - (0.5 if rows.min() >= 0 and rows.max() <= 1 else 0)
-        rows = np.concatenate([-positive, positive], axis=-1)
-    right = (rows.argmax(-1) == truth) & np.isfinite(rows).all(-1)
-    with np.errstate(all="ignore"):
-        spread = rows - rows.max(-1, keepdims=True)
-        certainty = spread - np.log(np.exp(spread).sum(-1, keepdims=True))
-    known = np.clip(truth, 0, rows.shape[-1] - 1)  # pixels that do not count may have any label
-    sure = np.nan_to_num(np.take_along_axis(certainty, known[..., None], -1).mean((-1, -2)), nan=-np.inf)
-    accuracy = right.mean(-1)
-    order = sorted(range(len(steps)), key=lambda at: (-accuracy[at], -sure[at]))
-    return [Choice(steps[at], float(accuracy[at])) for at in order]
+    choices = []
+    count = len(labels) // len(steps)
+    for index, each in enumerate(steps):
+        part = slice(index * count, (index + 1) * count)
+        right = _right(task, outputs.arrays, labels, part)
+        if right is None:
+            return []
+        choices.append(Choice(each, float(right.mean())))
+    return sorted(choices, key=lambda choice: -choice.accuracy)
 
 
-def chance(labels: NDArray[Any]) -> float:
-    """The accuracy that answers without a look at the samples hardly exceed: the most frequent class.
+def _right(task: Task, arrays: Sequence[Array], labels: PerSample, part: slice) -> NDArray[np.float64] | None:
+    expected = task.expected(labels[part])
+    if expected is None:
+        return None
+    return task.agreement(task.decide(Outputs([array[part] for array in arrays])), expected)
 
-    It is two standard errors above the frequency of that class.
-    """
-    _, counts = np.unique(labels, return_counts=True)
-    share = counts.max() / labels.size
-    return float(share + 2 * np.sqrt(share * (1 - share) / labels.size))
+
+def chance(task: Task, labels: PerSample) -> float:
+    """The accuracy of answers that belong to other samples; above, by two standard errors, is better."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    shuffled = labels[order] if isinstance(labels, np.ndarray) else [labels[at] for at in order]
+    expected, other = task.expected(labels), task.expected(shuffled)
+    right = None if expected is None or other is None else task.agreement(other, expected)
+    if right is None:
+        return 0.0
+    return float(right.mean() + 2 * right.std() / np.sqrt(len(right)))
