@@ -22,8 +22,14 @@ N = TypeVar("N", bound=Hashable)
 
 
 def are_mixed(computed: Sequence[float], constants: Sequence[float]) -> bool:
-    """Whether 8 bits cannot serve both of the operands of an operator, of these largest magnitudes."""
-    extents = [extent for extent in (*computed, *constants) if extent > 0]
+    """Whether 8 bits cannot serve both of the operands of an operator, of these largest magnitudes.
+
+    A small constant, such as one that keeps a divisor from zero, needs no step of its own.
+    """
+    large = max(computed, default=0.0)
+    extents = [
+        extent for extent in (*computed, *constants) if extent > 0 and (extent >= large or extent in computed)
+    ]
     if len(extents) > 1:
         return max(extents) >= MIXED * min(extents)
     return max(constants, default=0.0) >= HUGE

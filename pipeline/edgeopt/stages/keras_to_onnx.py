@@ -17,6 +17,11 @@ from edgeopt.plugin import Context, Worker
 from edgeopt.stages import _tf2onnx
 from edgeopt.stages._keras import KerasStage
 
+BY_TORCH = (
+    "replace the layer, or convert by way of PyTorch, with a variant such as "
+    "by_torch: {stages: [keras_to_exported_program, exported_program_to_onnx]}"
+)
+"""A way out for layers that tf2onnx does not know."""
 COUNTER = re.compile(r"__\d+(?=\D|$)|:\d+$|(?<=^einsum)\d+|(?<=_frozen)_\d+")
 """Counters that tf2onnx and TensorFlow keep across all conversions of a process, and output indices."""
 PARTS = dict.fromkeys(sorted(onnx_model_file.WEIGHTED), ("weights", "bias"))
@@ -66,7 +71,7 @@ class KerasToOnnx(KerasStage):
         ) as error:
             raise StageError(
                 f"tf2onnx cannot convert {model.path.name}: {str(error)[:500]}",
-                fix="replace the layer, or leave onnx out of 'formats'",
+                fix=BY_TORCH,
             ) from error
         _check_operators(proto.graph, model.path.name)
         _name(proto, program)
@@ -101,8 +106,7 @@ def _check_operators(graph: Any, name: str) -> None:
             where = f" of layer {layer!r}" if layer else f" ({node.name})"
             raise StageError(
                 f"tf2onnx cannot convert {name}: ONNX has no counterpart of {node.op_type}{where}",
-                fix="replace the layer, or convert by way of PyTorch, with a variant such as "
-                "by_torch: {stages: [keras_to_exported_program, exported_program_to_onnx]}",
+                fix=BY_TORCH,
             )
         for attribute in node.attribute:
             if attribute.HasField("g"):

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
+from edgeopt.formats.masks import ATTENTION
 from edgeopt.formats.masks import NOTE as MASKS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
@@ -26,6 +27,8 @@ from edgeopt.formats.tflite.quantize.divisions import fragile_divisions
 from edgeopt.formats.tflite.quantize.precision import Types
 from edgeopt.formats.tflite.quantize.quantizer import Ranges
 from edgeopt.formats.tflite.quantize.rewiring import rewired
+from edgeopt.formats.tflite.quantize.variances import NOTE as VARIANCES
+from edgeopt.formats.tflite.quantize.variances import variances
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
 from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
@@ -60,7 +63,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 8
+    revision: ClassVar[int] = 9
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -110,6 +113,8 @@ class QuantizeTflite(Searching):
         plan |= dict.fromkeys((layer.name for layer in kept), "float32")
         file = load(model.path)
         inner, joined = tflite_layers.inner_tensors(file), tflite_layers.joined_outputs(file)
+        if self._default == "int8" and source.graph.count("SOFTMAX") and source.graph.count("BATCH_MATMUL"):
+            context.note(ATTENTION)
         masks = tflite_masks.masked(file)
         if masks:
             context.note(MASKS)
@@ -124,6 +129,8 @@ class QuantizeTflite(Searching):
         sentinels = tflite_sentinels.with_sentinels(file, *calibrated)
         if set(sentinels) - {*masks}:
             context.note(SENTINELS)
+        if roots := variances(file):
+            context.note(VARIANCES)
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"
@@ -133,7 +140,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
-            in_float += [*masks, *divisions, *sentinels]
+            in_float += [*masks, *divisions, *sentinels, *roots]
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,

@@ -43,7 +43,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -153,6 +153,7 @@ class _Pt2e(Program):
         converted = convert_pt2e(prepared)
         loops = {node.name for node in converted.graph.nodes if operator_name(node) == STEP_LOOP}
         refuse_float(converted, exempt | loops, self.names)
+        _name_weights(converted, self.module)
         torch_recurrent.to_scans(converted, loops - exempt)
         return torch_program.export(converted, self.inputs)
 
@@ -164,6 +165,29 @@ def _is_float32(node: Any) -> bool:
     values = [node, *node.all_input_nodes] if node.op == "call_function" else []
     dtypes = {getattr(value.meta.get("val"), "dtype", torch.float32) for value in values}
     return dtypes <= {torch.float32}
+
+
+def _name_weights(converted: Any, source: Any) -> None:
+    """Give quantized weights the names of the float ones: messages on later steps name layers by them."""
+    names = {
+        node.name: str(node.args[1].target)
+        for node in source.graph.nodes
+        if operator_name(node) in WEIGHTED and node.args[1].op == "get_attr"
+    }
+    for node in converted.graph.nodes:
+        stored: Any = node.args[1].args[0] if node.name in names and node.args[1].args else None
+        if getattr(stored, "op", "") == "get_attr" and "dequantize" in str(node.args[1].target):
+            old, new = str(stored.target), names[node.name]
+            read = {str(each.target) for each in converted.graph.nodes if each.op == "get_attr"}
+            if new in read or len(stored.users) > 1:
+                continue
+            value = getattr(converted, old)
+            if hasattr(converted, new):  # the float weight
+                delattr(converted, new)
+            delattr(converted, old)
+            converted.register_buffer(new, value)
+            stored.target = new
+    converted.recompile()
 
 
 def _share_scale(node: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
+from edgeopt.formats.torch.graph.layers import layer_of
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import executorch_check
 
@@ -83,7 +84,8 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
         if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
                 f"XNNPACK has no int8 kernel for {', '.join(fallbacks)}: they would compute in float",
-                fix="declare this in the recipe with layers: {NAME: float32}",
+                fix="declare this in the recipe with layers: "
+                f"{{{', '.join(f'{name!r}: float32' for name in fallbacks)}}}",
             )
         lowered = edge.to_executorch()
         content = bytes(lowered.buffer)
@@ -122,12 +124,12 @@ def _is_runnable(kind: str, node: Any) -> bool:
 
 
 def _float_fallbacks(program: Any) -> list[str]:
-    """Names of the quantized weights that are dequantized outside the delegate."""
+    """The layers, or else the weights, of int8 that are dequantized outside the delegate."""
     signature = program.graph_signature
     constants = signature.inputs_to_parameters | signature.inputs_to_buffers
     constants |= signature.inputs_to_lifted_tensor_constants
     return [
-        constants[node.args[0].name]
+        layer_of(constants[node.args[0].name]) or constants[node.args[0].name]
         for node in program.graph.nodes
         if node.op == "call_function"
         and "dequantize" in str(node.target)
