@@ -67,7 +67,7 @@ def search(
             _emit(watch, LAYERS, "done")
             proposals = Proposals(space, allocations, task.part.seed)
             stopped = _run(proposals, measuring, journal, task, watch)
-            notes = _notes(measuring.samples, task)
+            notes = _notes(recipe, measuring.samples, task)
         return SearchResult(
             recipe=recipe.name,
             variant=name,
@@ -128,12 +128,13 @@ def _closest(trials: Sequence[Tried], task: Search) -> str:
     return f"trial {nearest.number + 1} is closest ({figures}), and exceeds {'; '.join(over)}"
 
 
-def _notes(samples: int, task: Search) -> tuple[str, ...]:
-    """Limits that are finer than the selection data."""
+def _notes(recipe: Recipe, samples: int, task: Search) -> tuple[str, ...]:
+    """Limits that are finer than the selection data: a fraction of samples changes in steps of one."""
+    stepwise = {name for name, metric, _ in recipe.metrics if metric.kind == "fraction" and not metric.of_set}
     return tuple(
         f"{gate}: of {samples} selection samples, one is already {1 / samples:.2%}; add data.validation"
         for gate in task.limits
-        if gate.max_drop is not None and gate.max_drop < 1 / samples
+        if gate.metric in stepwise and gate.max_drop is not None and gate.max_drop < 1 / samples
     )
 
 
