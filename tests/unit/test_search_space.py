@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 from edgeopt.commands.search import _limit
-from edgeopt.errors import RecipeError, UsageError
+from edgeopt.errors import MissingPackageError, RecipeError, UsageError
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.statistics import Paired
 from edgeopt.plugin import Dataset
 from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Gate, Result
+from edgeopt.search import proposals
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
 from edgeopt.search.journal import NAME, Journal
 from edgeopt.search.measuring import Row, clearly_over
 from edgeopt.search.outcome import Tried
-from edgeopt.search.proposals import Proposals, by_main_effects, opening
+from edgeopt.search.proposals import Proposals, by_main_effects, opening, require
 from edgeopt.search.selection import selection_of
 from edgeopt.search.space import Dimension, Space, options_of, space_of
 from needs import needs
@@ -75,6 +77,18 @@ def test_a_search_without_limits_keeps_the_accuracy() -> None:
     (variant,) = (each for each in recipe({}).variants if each.search is not None)
     assert variant.search is not None
     assert [str(gate) for gate in variant.search.limits] == ["top1 max_drop 0.01"]
+
+
+def test_a_plan_says_that_a_variant_is_yet_to_be_found() -> None:
+    plan = make_plan(recipe({"budget": {"trials": 7}}))
+    assert "best is found by searching, with at most 7 trials, before it is built" in plan.notes
+    assert "best" not in {branch.variant for branch in plan.branches}
+
+
+def test_a_search_without_optuna_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="searching needs optuna"):
+        require()
 
 
 def test_a_limit_of_the_command_line() -> None:

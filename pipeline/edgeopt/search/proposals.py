@@ -11,6 +11,7 @@ Proposals are a function of the trials before them and the seed, so nothing else
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,16 @@ class Proposals:
         else:
             points = [tuple(map(int, random.integers(0, sizes))) for _ in range(DRAWN)]
         return [(self.space.candidate(point, self.allocations), point) for point in points]
+
+
+def require() -> None:
+    """Check that what proposals need is installed, before anything slow starts.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    if find_spec("optuna") is None:
+        raise MissingPackageError("searching needs optuna, which is not installed", fix=install("search"))
 
 
 def opening(space: Space, seed: int) -> Iterator[Point]:
@@ -178,12 +189,7 @@ def _effects(features: Floats, known: Floats) -> Floats:
 
 def by_sampler(space: Space, trials: Sequence[Tried], seed: int) -> Iterator[Point]:
     """Proposals of Optuna's multi-objective sampler, which knows the limits as constraints."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingPackageError(
-            "searching needs optuna, which is not installed", fix=install("search")
-        ) from error
+    import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions: dict[str, Any] = {

@@ -19,7 +19,7 @@ from edgeopt.search.front import nearest_to_limits, placed
 from edgeopt.search.journal import Journal
 from edgeopt.search.measuring import Measuring
 from edgeopt.search.outcome import SearchResult, Tried
-from edgeopt.search.proposals import Proposals
+from edgeopt.search.proposals import Proposals, require
 from edgeopt.search.selection import selection_of
 from edgeopt.search.sensitivities import allocations_of
 from edgeopt.search.space import Space, space_of
@@ -49,8 +49,9 @@ def search(
 
     Raises:
         UsageError: the space, the selection data or the journal are unusable.
-        CannotRunError: the source model or its float artifact cannot be built or run.
+        CannotRunError: the source model or its float artifact cannot be built or run, or Optuna is missing.
     """
+    require()
     floats = make_plan(replace(recipe, variants=(Variant(BASELINE),), gates=()))
     floats.demand_possible()
     space = space_of(recipe, name, task)
