@@ -1,6 +1,6 @@
 """A search with a part of the trials against all points of its space, and against Optuna alone.
 
-    python benchmarks/search.py [--share 0.25] [--seeds 10] [--format tflite] RECIPE ...
+    python benchmarks/search.py [--share 0.25] [--seeds 10] [--format tflite] [--over SPACE] RECIPE ...
 
 Every point of a small space is built and measured once, on the selection data. Searches then look their
 trials up, so that many seeds cost nothing. Printed is the hypervolume of the trials within the limit, in the
@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="fraction of the points to try")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--format", default="tflite")
+    parser.add_argument("--over", default=SPACE, help="the space, as in a recipe")
     given = parser.parse_args()
     columns = [f"{each + ': mean':>12} least" for each in ("search", "Optuna")]
     print(f"{'recipe':<20} points trials  {'  '.join(columns)}")
     for name in given.recipes:
-        grid = measured(name, given.format)
+        grid = measured(name, given.format, given.over)
         trials = math.ceil(given.share * len(grid.table))
         shares = [
             [grid.share(strategy(grid, seed), trials, size) for seed in range(given.seeds)]
@@ -83,7 +84,7 @@ class Grid(NamedTuple):
         return hypervolume([logarithms(each) for each in trials if each.holds], reference)
 
 
-def measured(name: str, target: str, over: str = SPACE) -> Grid:
+def measured(name: str, target: str, over: str) -> Grid:
     """Build and measure all points of a space."""
     search = f"optimize={{best: {{search: {{over: {over}, under: [{LIMIT}]}}}}}}"
     recipe = load_recipe(name, overrides=[search, f"formats={target}", "gates=[]"])
