@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -18,6 +19,9 @@ import pytest
 
 from edgeopt.devices.agent_archive import SCANNERS, SOURCE, build_agent, runtime_names
 from edgeopt.devices.connections.local import Local
+from edgeopt.devices.device import load_device
+from edgeopt.errors import DeviceError
+from edgeopt.run.bench import check_requirements
 from edgeopt.run.protocol import PROTOCOL
 
 FAST = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 5.0, "repeats": 1}
@@ -187,6 +191,18 @@ def test_probe_tells_versions_without_importing_frameworks(agent: Path) -> None:
     assert found["numpy"] == np.__version__
     assert found["cores"] >= 1 and found["memory_bytes"] > 2**20
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_a_device_without_numpy_is_described(inside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    found = inside("probe").probe()
+    assert found["numpy"] is None and found["runtimes"]["litert"] is None
+    with pytest.raises(DeviceError, match="of device host has no numpy") as caught:
+        check_requirements(load_device("host"), found)
+    assert caught.value.fix == "install it on the device"
 
 
 def test_wrong_usage_exits_2(agent: Path) -> None:

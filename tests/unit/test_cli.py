@@ -19,8 +19,11 @@ from rich.console import Console
 
 from edgeopt.cli import main
 from edgeopt.cli.screen.tables import show_report
+from edgeopt.commands import doctor
+from edgeopt.plugin import Stage
 from edgeopt.results import Report, Result, Run
 from edgeopt.run.store import Store
+from toy_results import PROBE
 
 FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
 Write = Callable[..., Path]
@@ -442,3 +445,13 @@ def test_the_doctor_says_what_can_be_made(edgeopt: Edgeopt, monkeypatch: pytest.
     assert cells["keras", "onnx", "int8"]["possible"] is not bool(cells["keras", "onnx", "int8"]["missing"])
     assert found["machine"]["cores"] >= 1 and set(found["tools"]) >= {"adb", "ssh"}
     assert "keras_to_tflite" in found["stages"]
+
+
+def test_the_doctor_runs_without_numpy(edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = doctor.Machine({**PROBE, "numpy": None}, 2**30, dict.fromkeys(doctor.TOOLS, True))
+    monkeypatch.setattr(doctor, "machine", lambda: here)
+    monkeypatch.setattr(Stage, "missing", classmethod(lambda cls: list(cls.requires)))
+    said = edgeopt("doctor")
+    assert said.code == 0
+    assert "✗ numpy missing, without which nothing is measured here: in a checkout of edgeopt" in said.out
+    assert "pip install '.[keras,torch]'" in said.out and "keras,torch,torch" not in said.out

@@ -47,6 +47,8 @@ def doctor(
     typer.echo(f"Python {here.probe['python']} on {here.probe['os']}")
     typer.echo(f"{here.probe['cores']} × {here.probe['cpu']} ({flags}), {show_bytes(memory or 0)} of memory")
     typer.echo(f"{show_bytes(here.free_bytes)} free on the disk of this folder\n")
+    if here.probe["numpy"] is None:
+        typer.echo(f"✗ numpy missing, without which nothing is measured here: {install('numerics')}")
     _show(found)
     for fix in dict.fromkeys(each.fix for each in found if each.fix):
         packages = sorted({package for each in found if each.fix == fix for package in each.missing})

@@ -58,7 +58,8 @@ def conversions() -> Iterator[Conversion]:
                     yield Conversion(source, target, scheme, False)
                     continue
                 missing = tuple(sorted({package for stage in chain for package in stage.missing()}))
-                extras = sorted({stage.extra for stage in chain if stage.missing() and stage.extra})
+                needed = ",".join(stage.extra for stage in chain if stage.missing() and stage.extra)
+                extras = sorted({*filter(None, needed.split(","))})
                 fix = install(",".join(extras)) if extras else f"pip install {' '.join(missing)}"
                 yield Conversion(source, target, scheme, not missing, missing, fix if missing else "")
 

@@ -22,7 +22,7 @@ from edgeopt.config.references import import_path
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
-from edgeopt.errors import DeviceError, UsageError
+from edgeopt.errors import DeviceError, UsageError, install
 from edgeopt.evaluation.samples import collect, random_inputs
 from edgeopt.formats.known import model_digest, placed_files
 from edgeopt.model import InputPreprocessing, Model, Preprocessing, TensorSpec
@@ -146,7 +146,7 @@ class Bench:
     failure: str = ""
 
     def open(self) -> "Bench":
-        """Probe the device; sets ``failure`` if it is unreachable or lacks hardware.
+        """Probe the device; sets ``failure`` if it is unreachable or lacks what jobs need.
 
         Raises:
             MissingPackageError: NumPy is not installed here.
@@ -347,11 +347,17 @@ def fetch_probe(device: Device, agent: Path) -> Probe:
 
 
 def check_requirements(device: Device, probe: Probe) -> None:
-    """Check that a device has the hardware that its file requires (``needs``).
+    """Check that a device has what jobs need: numpy, and the hardware that its file requires (``needs``).
 
     Raises:
-        DeviceError: hardware is missing.
+        DeviceError: it is missing.
     """
+    if probe["numpy"] is None:
+        own = f"edgeopt devices setup {device.name}" if device.setup.python else "install it on the device"
+        raise DeviceError(
+            f"the Python {probe['python']} of device {device.name} has no numpy: nothing is measured there",
+            fix=own if absent.installed() else install("numerics"),
+        )
     if "gpu" in device.needs and not probe["gpus"]:
         raise DeviceError(
             f"device {device.name} has no NVIDIA GPU: nvidia-smi is not on its PATH, or lists none",

@@ -44,12 +44,19 @@ def probe() -> Probe:
         "memory_bytes": _memory(),
         "gpus": gpus(),
         "os": f"{platform.system()} {platform.release()}",
-        "numpy": importlib.metadata.version("numpy"),
+        "numpy": _numpy(),
         "governor": now["governor"],
         "load": now["load"],
         "temperature_c": now["temperature_c"],
         "runtimes": {name: find_runtime(name).version() for name in runtime_names()},
     }
+
+
+def _numpy() -> str | None:
+    try:
+        return importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> tuple[str, list[str]]:

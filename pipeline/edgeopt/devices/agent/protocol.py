@@ -118,7 +118,7 @@ class TimedInterval(TypedDict):
 
 
 class Probe(TypedDict):
-    """A device and its runtimes: name to version, None if not installed."""
+    """A device, its numpy and its runtimes: name to version, None if not installed."""
 
     agent: str
     python: str
@@ -129,7 +129,8 @@ class Probe(TypedDict):
     memory_bytes: Optional[int]
     gpus: List[Dict[str, Scalar]]
     os: str
-    numpy: str
+    numpy: Optional[str]
+    """Without it, the agent describes the device, but runs no job."""
     governor: Optional[str]
     load: Optional[float]
     temperature_c: Optional[float]
