@@ -275,22 +275,38 @@ def test_a_device_that_compiles_its_files_gets_no_other(cli: Cli, tmp_path: Path
 
 
 def test_a_kit_can_be_compiled_in_place(cli: Cli, tmp_path: Path) -> None:
-    """What a compiler leaves is neither a change of the bundle, nor in the way of the next pull."""
+    """What a compiler leaves is neither a change of the bundle, nor in the way of a pull; other files are."""
     url = published(cli, tmp_path, 1, "--channel", "stable")
     assert pull(cli, url, tmp_path).code == 0
     folder = tmp_path / "firmware" / "model"
-    outputs = [folder / "firmware" / name for name in ("model_data.o", "libtoy.a", "build/CMakeCache.txt")]
-    for path in outputs:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"object")
+    outputs = {
+        "model_data.o": b"object",
+        "libtoy.a": b"!<arch>",
+        "build/check": b"\x7fELF\x01",
+        "build/check.bin": b"flash",
+        "build/Makefile": b"# CMAKE generated file: DO NOT EDIT!",
+        "build/CMakeCache.txt": b"# This is the CMakeCache file.",
+        "build/cmake_install.cmake": b"# Install script for directory: /",
+        "build/CMakeFiles/3.28/CompilerIdC/CMakeCCompilerId.c": b"int main;",
+    }
+    for name, content in outputs.items():
+        path = folder / "firmware" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     assert cli("verify", folder).code == 0
     published(cli, tmp_path, 2, "--channel", "stable")
-    assert pull(cli, url, tmp_path).code == 0
-    assert not any(path.exists() for path in outputs)
-    for name in ("model_data.o", "firmware/mine.c", "golden/x.o", "firmware/src/build"):
+    told = pull(cli, url, tmp_path)
+    assert told.code == 0 and "outputs (files): firmware (2), firmware/build (6)" in told.out
+    assert not any((folder / "firmware" / name).exists() for name in outputs)
+    told = pull(cli, url, tmp_path)
+    assert told.code == 0 and "removed" not in told.out
+    (folder / "firmware" / "build").mkdir()
+    mine = ("model_data.o", "firmware/mine.c", "golden/x.o", "firmware/src/build", "firmware/data.bin")
+    for name in (*mine, "firmware/build/my_board.c", "firmware/build/Makefile"):
         (folder / name).write_bytes(b"mine")
         assert cli("verify", folder).code == 1, name
-        assert pull(cli, url, tmp_path).code == 2, name
+        told = pull(cli, url, tmp_path)
+        assert told.code == 2 and name in told.err, told
         (folder / name).unlink()
 
 

@@ -22,6 +22,7 @@ from edgeopt.publish.kit import firmware
 from edgeopt.publish.kit.c_names import comment, file_name, identifier, string
 from edgeopt.publish.kit.firmware import resolver_method
 from edgeopt.publish.kit.preprocess_c import fixed, input_code
+from edgeopt.publish.pulling import check_folder
 from toy_run import CLASSES, NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
@@ -514,9 +515,11 @@ def test_without_golden_vectors_the_kit_is_smaller_and_says_why(tmp_path: Path) 
 def test_cmake_builds_it(tmp_path: Path) -> None:
     needs("cmake")
     folder, _ = toy_bundle(tmp_path)
-    build(("cmake",), "-S", folder / "firmware", "-B", tmp_path / "build", where=tmp_path)
-    build(("cmake",), "--build", tmp_path / "build", where=tmp_path)
-    assert (tmp_path / "build" / "libtoy.a").stat().st_size > 0
+    inside = folder / "firmware" / "build"
+    build(("cmake",), "-S", folder / "firmware", "-B", inside, where=tmp_path)
+    build(("cmake",), "--build", inside, where=tmp_path)
+    assert (inside / "libtoy.a").stat().st_size > 0
+    check_folder(folder)  # what CMake leaves is no change of the bundle
 
 
 # A real model, with its own kernels

@@ -36,7 +36,19 @@ COMPILED = (EXAMPLE, "firmware")
 OUTPUTS = frozenset({".o", ".obj", ".a", ".d", ".elf", ".map"})
 """Suffixes of what a compiler leaves next to its sources."""
 BUILD = "build"
-"""A folder for everything that a build leaves, such as that of CMake."""
+"""A folder in those for what a build leaves. It may contain the user's own files, too."""
+IMAGES = frozenset({".bin", ".hex"})
+"""Suffixes of further outputs in such a folder; elsewhere they may be data."""
+CMAKE = frozenset({"CMakeFiles", "compile_commands.json"})
+"""Folders and files of CMake in such a folder."""
+GENERATED = (
+    b"\x7fELF",
+    b"# CMAKE generated file",
+    b"# This is the CMakeCache file",
+    b"# Install script for directory",
+    b"# ninja",
+)
+"""Beginnings of the other outputs in such a folder: programs, and files of CMake and Ninja."""
 OLD = "old"
 """Name of a replaced folder until it is removed."""
 HERE = -100
@@ -50,6 +62,8 @@ class Pulled(NamedTuple):
     contract: Contract
     choice: Choice
     signed: bool
+    removed: tuple[str, ...] = ()
+    """Build outputs of the replaced folder."""
 
 
 def pick(
@@ -101,7 +115,8 @@ def place(
         VerificationError: a digest or the signature does not match.
         CannotRunError: no space, or no permission.
     """
-    if out.exists() and not replace and (foreign := _foreign_file(out)):
+    foreign, outputs = _unpublished_files(out) if out.exists() else ("", ())
+    if foreign and not replace:
         raise UsageError(
             f"{out} contains a file that was not pulled, or was modified since: {foreign}",
             fix="choose another folder with --out DIR, or discard the file with --replace",
@@ -128,7 +143,7 @@ def place(
         raise CannotRunError(
             f"cannot write {out}: {reason}; nothing was changed", fix="choose another folder with --out DIR"
         ) from error
-    return Pulled(out, contract, choice, key is not None)
+    return Pulled(out, contract, choice, key is not None, outputs)
 
 
 def check_folder(folder: Path) -> Contract:
@@ -152,7 +167,8 @@ def check_folder(folder: Path) -> Contract:
             )
     known = ADDED | {entry.name for entry in (*contract.model_files, *contract.files)}
     for file in files_of(folder):
-        if (name := file.relative_to(folder).as_posix()) not in known and not _is_build_output(name):
+        name = file.relative_to(folder).as_posix()
+        if name not in known and not _is_build_output(folder, name):
             raise VerificationError(f"{folder}: {name} is not part of the bundle", fix="move it elsewhere")
     return contract
 
@@ -191,30 +207,36 @@ def _unpacked(release: Release, choice: Choice, library: Remote, stage: Path) ->
     return contract
 
 
-def _foreign_file(folder: Path) -> str:
-    """The first file of a folder that was not pulled or was modified since; empty if there is none."""
+def _unpublished_files(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The first file that was not pulled or was modified since (empty: none), and the build outputs."""
     if not folder.is_dir() or folder.is_symlink():
-        return folder.name
+        return folder.name, ()
     present = {file.relative_to(folder).as_posix(): file for file in files_of(folder)}
     if not present:
-        return ""
+        return "", ()
     try:
         contract = read_contract((folder / FILE).read_bytes(), str(folder))
         known = {entry.name: entry.sha256 for entry in (*contract.model_files, *contract.files)}
     except (OSError, VerificationError):
-        return min(present)
-    for name, file in sorted(present.items()):
-        if name in ADDED or (name not in known and _is_build_output(name)):
-            continue
-        if name not in known or file_digest(file) != known[name]:
-            return name
-    return ""
+        return min(present), ()
+    added = sorted(present.keys() - known.keys() - ADDED)
+    outputs = tuple(name for name in added if _is_build_output(folder, name))
+    modified = (name for name in known if name in present and file_digest(present[name]) != known[name])
+    return min((*(set(added) - set(outputs)), *modified), default=""), outputs
 
 
-def _is_build_output(name: str) -> bool:
+def _is_build_output(folder: Path, name: str) -> bool:
     """Whether a file of a pulled folder, by its relative path, comes from compiling the folder in place."""
     top, *rest = PurePosixPath(name).parts
-    return top in COMPILED and (PurePosixPath(name).suffix in OUTPUTS or BUILD in rest[:1])
+    suffix = PurePosixPath(name).suffix
+    if top not in COMPILED or suffix in OUTPUTS:
+        return top in COMPILED
+    if rest[:1] != [BUILD]:
+        return False
+    if suffix in IMAGES or not CMAKE.isdisjoint(rest):
+        return True
+    with (folder / name).open("rb") as file:
+        return file.read(64).startswith(GENERATED)
 
 
 def _restore(out: Path, scratch: Path) -> None:

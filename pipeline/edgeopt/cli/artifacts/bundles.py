@@ -1,6 +1,7 @@
 """``artifacts``: publish the artifacts of a run, and pull the matching one for a device."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -209,6 +210,7 @@ def pull(
                     "device": contract.device,
                     "reason": choice.reason,
                     "signature": "verified" if pulled.signed else "not asked for",
+                    "removed": pulled.removed,
                 },
                 indent=2,
             )
@@ -229,6 +231,10 @@ def pull(
             f"  the firmware kit and golden vectors were made for {contract.device}: to get those for "
             f"{device_name}, add it to the recipe's devices and publish again"
         )
+    if pulled.removed:
+        counts = Counter(str(Path(*Path(name).parent.parts[:2])) for name in pulled.removed)
+        counted = ", ".join(f"{folder} ({count})" for folder, count in sorted(counts.items()))
+        typer.echo(f"  removed build outputs (files): {counted}")
     for other in choice.others[:4]:
         typer.echo(
             f"  available: --variant {other.variant} --format {other.format} ({other.size_bytes:,} bytes)"
