@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from edgeopt.config import registry
 from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Stage, digest_of
@@ -29,6 +31,9 @@ BATCH = 2
 START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
 REVISION = 1
 """Raise it when the same search would measure its candidates differently."""
+
+OTHER_PARTS = ("optimize", "gates", "ship", "limits")
+"""Keys of a recipe on which the trials do not depend."""
 
 Watch = Callable[[Event], None]
 Status = Literal["started", "done"]
@@ -142,20 +147,19 @@ def _notes(recipe: Recipe, samples: int, task: Search) -> tuple[str, ...]:
 def _identity(plan: Plan, name: str, task: Search, space: Space) -> dict[str, object]:
     """Everything that the trials depend on."""
     recipe = plan.recipe
+    written = yaml.safe_load(recipe.document)
     stages = registry.plugins(Stage)
     return {
         "revision": REVISION,
-        "recipe": recipe.name,
+        "recipe": {key: value for key, value in written.items() if key not in OTHER_PARTS},
         "variant": name,
-        "model": model_digest(plan.source),
-        "preprocessing": plan.preprocessing.key(plan.source.inputs),
+        "model": [model_digest(plan.source), recipe.model.factory and recipe.model.factory.digest()],
         "data": {part: dataset.digest() for part, dataset in datasets_of(recipe).items()},
-        "metrics": [[each.name, registry.plugin_name(each.metric), each.head] for each in recipe.metrics],
+        "metrics": [[each.name, registry.code_digest(each.metric)] for each in recipe.metrics],
         "limits": [str(gate) for gate in task.limits],
         "minimize": task.part.minimize,
         "seed": task.part.seed,
         "space": [list(each) for each in space.dimensions],
-        "devices": [device.name for device in recipe.devices],
         "stages": {key: [stage.revision, stage.versions()] for key, stage in stages.items()},
     }
 
