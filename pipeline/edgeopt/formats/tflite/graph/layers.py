@@ -207,6 +207,8 @@ def _weights(operation: Operation, unpacked: dict[int, Tensor]) -> Tensor | None
 
 def _known(tensor: str) -> str:
     """The layer in the name of an output or of weights; empty if it contains none."""
-    # The converter joins the names of fused operators; the layer with the weights comes last.
-    parts = reversed(tensor.split(";"))
-    return next((name for part in parts if (name := layer_of_scope(part) or keras_layer(part))), "")
+    # The converter joins the names of fused operators. Of PyTorch's, the first is the layer: a second one is
+    # the reshape of an input that layers share. Of Keras's, the layer with the weights comes last.
+    parts = tensor.split(";")
+    scoped = next(filter(None, map(layer_of_scope, parts)), "")
+    return scoped or next(filter(None, map(keras_layer, reversed(parts))), "")
