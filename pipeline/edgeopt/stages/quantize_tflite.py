@@ -20,6 +20,7 @@ from edgeopt.formats.tflite.graph import sentinels as tflite_sentinels
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
 from edgeopt.formats.tflite.quantize import constant_ranges as tflite_constant_ranges
+from edgeopt.formats.tflite.quantize import logarithms as tflite_logarithms
 from edgeopt.formats.tflite.quantize import precision as tflite_precision
 from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.formats.tflite.quantize.calibration import Calibrated
@@ -131,6 +132,11 @@ class QuantizeTflite(Searching):
             context.note(SENTINELS)
         if roots := variances(file):
             context.note(VARIANCES)
+        quantized = [layer for layer in layers if plan[layer.name] != "float32"]
+        if before := tflite_logarithms.before_logarithms(file, ranges, quantized):
+            others = {layer.name for layer in layers}.difference(layer.name for layer in before)
+            if others:  # otherwise the network ends in the logarithm
+                context.note(tflite_logarithms.note(before, others))
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"
