@@ -97,12 +97,12 @@ def optimize(
     plan = make_plan(ready.recipe)
     if not keep_going:
         plan.demand_possible()
-    if any(variant.search for variant in ready.recipe.variants):
-        plan = make_plan(with_found(ready.recipe, open_store(store), device_folders, watch))
     with run_folder(place, whole=out is None) as folder:
         if ready.text is not None:
             with writing(folder / RECIPE, OTHER_FOLDER):
                 (folder / RECIPE).write_text(ready.text, "utf-8")
+        if any(variant.search for variant in ready.recipe.variants):
+            plan = make_plan(with_found(ready.recipe, open_store(store), device_folders, watch))
         report = _run(plan, folder, open_store(store), clock, device_folders, watch)
     if out is None:
         with writing(place.parent, OTHER_FOLDER):
