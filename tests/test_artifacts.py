@@ -106,6 +106,7 @@ def test_what_is_pushed_is_pulled_and_verified(cli: Cli, tmp_path: Path) -> None
     assert told.code == 0, told.err
     assert "measured on cortex-m" in told.out and "signature verified" in told.out
     folder = tmp_path / "firmware" / "model"
+    assert f"the firmware kit: {folder}/firmware" in told.out and "example" not in told.out
     contract = json.loads((folder / "manifest.json").read_text())
     assert (contract["name"], contract["version"], contract["device"]) == ("toy", "1.1", "cortex-m")
     model = folder / contract["file"]["name"]
@@ -172,7 +173,10 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
     (devices / "torch.yaml").write_text("runtimes: {torchscript: torchscript}\n")
     told = pull(cli, url, tmp_path, "--device-folder", devices, device="roomy")
     assert told.code == 0 and "not measured on roomy, but it meets the limits" in told.out
-    assert "were made for cortex-m: to get those for roomy, add it" in told.out
+    folder = tmp_path / "firmware" / "model"
+    assert f"the firmware kit: {folder}/firmware (compile, link, test: README.md there)" in told.out
+    assert "kit and golden vectors of cortex-m are valid for roomy: same kernels (tflm)" in told.out
+    assert f"next: edgeopt lint {folder}/toy.tflite --device roomy" in told.out
     refusals = {
         "tight": "512 bytes of flash",
         "poor": "needs 9,000 bytes, and poor has 8,192 bytes of RAM",
@@ -227,6 +231,8 @@ def test_a_device_gets_its_own_example(
     told = pull(cli, url, tmp_path, device=device)
     example = tmp_path / "firmware" / "model" / "example" / runtime
     assert told.code == 0 and f"the example for {device}: {example}" in told.out
+    assert f"  the golden vectors were made for cortex-m: to get those for {device}, add it" in told.out
+    assert "firmware kit" not in told.out
     text = (example / program).read_text()
     if program.endswith(".py"):
         compile(text, program, "exec")

@@ -16,7 +16,7 @@ from edgeopt.formats.wire.bounded import json_value
 from edgeopt.model import Preprocessing, TensorSpec
 from edgeopt.plugin import Operator
 from edgeopt.publish import contract as contracts
-from edgeopt.publish.contract import Arena, BundleFile, Contract, Raw
+from edgeopt.publish.contract import MICROCONTROLLERS, Arena, BundleFile, Contract, Raw
 from edgeopt.publish.kit import examples, firmware, model_card, vectors
 from edgeopt.publish.kit.c_names import file_name, one_line
 from edgeopt.publish.kit.emulation import emulated, named
@@ -89,7 +89,7 @@ def make_bundle(
 
 def wants_firmware(result: Result) -> bool:
     """Whether a result targets a microcontroller, by its runtime or its device's operator table."""
-    if result.runtime.partition(" ")[0] in firmware.RUNTIMES:
+    if result.runtime.partition(" ")[0] in MICROCONTROLLERS:
         return True
     try:
         table = load_device(result.device).operators

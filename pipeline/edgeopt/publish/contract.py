@@ -15,6 +15,8 @@ SCHEMA = 1
 BY_INPUT = 2
 """The schema of contracts that preprocess inputs differently: readers of schema 1 would treat all alike."""
 FILE = "manifest.json"
+MICROCONTROLLERS = ("tflm", "vela")
+"""Runtimes that run on, or compile for, a microcontroller."""
 
 
 class _Value(BaseModel):

@@ -13,7 +13,7 @@ from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.devices.device import Device, known_devices, load_device
 from edgeopt.devices.tables import limits_of
 from edgeopt.errors import CannotRunError, UsageError, VerificationError
-from edgeopt.publish.contract import FILE, Contract, read_contract
+from edgeopt.publish.contract import FILE, MICROCONTROLLERS, Contract, read_contract
 from edgeopt.publish.oci import (
     KIT,
     MODEL,
@@ -31,7 +31,8 @@ ADDED = frozenset({FILE, "recipe.yaml", "provenance.intoto.json", "bom.cdx.json"
 EXCHANGE = 2
 """``RENAME_EXCHANGE`` of renameat2(2)."""
 EXAMPLE = "example"
-COMPILED = (EXAMPLE, "firmware")
+FIRMWARE = "firmware"
+COMPILED = (EXAMPLE, FIRMWARE)
 """Folders of a bundle that may be compiled in place."""
 OUTPUTS = frozenset({".o", ".obj", ".a", ".d", ".elf", ".map"})
 """Suffixes of what a compiler leaves next to its sources."""
@@ -87,13 +88,34 @@ def pick(
     )
 
 
-def example_for(pulled: Pulled, device: Device) -> Path | None:
-    """The folder with the programs for a device's runtime, if the bundle has them."""
-    contract, folder = pulled.contract, pulled.folder / EXAMPLE
-    runtime = device.runtimes.get(contract.format, "")
-    if contract.runtime.partition(" ")[0] != runtime:
-        folder /= runtime
-    return folder if runtime and folder.is_dir() else None
+def directions(pulled: Pulled, name: str, device: Device | None) -> list[str]:
+    """What to use of a bundle on the device called ``name``, and what was made for another one, in words."""
+    contract = pulled.contract
+    measured = contract.runtime.partition(" ")[0]
+    # Without a description, the device is the one that was measured.
+    runtime = device.runtimes.get(contract.format, "") if device is not None else measured
+    kit = pulled.folder / FIRMWARE
+    example = pulled.folder / EXAMPLE / ("" if runtime == measured else runtime)
+    micro = runtime in MICROCONTROLLERS
+    lines = []
+    if micro and kit.is_dir():
+        lines.append(f"the firmware kit: {kit} (compile, link, test: README.md there)")
+    elif runtime and not micro and example.is_dir():
+        lines.append(f"the example for {name}: {example}")
+    if contract.device == name:
+        return lines
+    if micro and kit.is_dir() and runtime == measured:
+        lines.append(
+            f"kit and golden vectors of {contract.device} are valid for {name}: same kernels ({runtime})"
+        )
+        lines.append(f"next: edgeopt lint {pulled.folder / contract.file.name} --device {name}")
+    else:
+        what = "the firmware kit and golden vectors" if micro else "the golden vectors"
+        lines.append(
+            f"{what} were made for {contract.device}: to get those for {name}, add it to the recipe's "
+            "devices and publish again"
+        )
+    return lines
 
 
 def place(

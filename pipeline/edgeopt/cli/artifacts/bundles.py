@@ -167,7 +167,7 @@ def pull(
     from edgeopt.publish.channels import follow
     from edgeopt.publish.names import parse
     from edgeopt.publish.oci import FAILED, read_manifest
-    from edgeopt.publish.pulling import described, example_for, pick, place
+    from edgeopt.publish.pulling import described, directions, pick, place
     from edgeopt.publish.transfer import fetch_bundle, find_release
 
     places = places_of(library)
@@ -223,14 +223,8 @@ def pull(
     if FAILED in release.index.annotations:
         failed = release.index.annotations[FAILED]
         typer.echo(f"  warning: {failed}", err=True)
-    example = example_for(pulled, board) if board is not None else None
-    if example is not None:
-        typer.echo(f"  the example for {device_name}: {example}")
-    if contract.device != device_name:
-        typer.echo(
-            f"  the firmware kit and golden vectors were made for {contract.device}: to get those for "
-            f"{device_name}, add it to the recipe's devices and publish again"
-        )
+    for line in directions(pulled, device_name, board):
+        typer.echo(f"  {line}")
     if pulled.removed:
         counts = Counter(str(Path(*Path(name).parent.parts[:2])) for name in pulled.removed)
         counted = ", ".join(f"{folder} ({count})" for folder, count in sorted(counts.items()))

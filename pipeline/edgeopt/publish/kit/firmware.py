@@ -27,8 +27,6 @@ MOST_VECTORS = 99
 """Limit of the numbers of vectors in a self-test code."""
 OPERATORS = "tflite-micro"
 """The operator table of TensorFlow Lite Micro."""
-RUNTIMES = ("tflm", "vela")
-"""Runtimes that run on, or compile for, a microcontroller."""
 
 _NAMES = {
     "CUMSUM": "CumSum",
