@@ -134,9 +134,9 @@ class QuantizeTflite(Searching):
             context.note(VARIANCES)
         quantized = [layer for layer in layers if plan[layer.name] != "float32"]
         if before := tflite_logarithms.before_logarithms(file, ranges, quantized):
-            others = {layer.name for layer in layers}.difference(layer.name for layer in before)
-            if others:  # otherwise the network ends in the logarithm
-                context.note(tflite_logarithms.note(before, others))
+            rest = {layer.name for layer in layers}.difference(layer.name for layer in before)
+            if rest:  # otherwise the network ends in the logarithm
+                context.note(tflite_logarithms.note(before, rest))
         path = context.folder / "model.tflite"
         ratio = max((spread(_known(ranges, each.inputs)) for each in joined), default=1.0)
         is_mixed = ratio >= MIXED and self.io == "float32"

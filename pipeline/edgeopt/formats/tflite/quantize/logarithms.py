@@ -1,7 +1,7 @@
 """Layers before a logarithm, which enlarges what 8 bits lose of small values."""
 
 from collections.abc import Collection, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 
@@ -45,11 +45,12 @@ def _is_wide(logarithm: str, ranges: Ranges) -> bool:
 def note(found: Sequence[WeightedLayer], others: Collection[str]) -> str:
     """A note on layers before a logarithm; ``others`` are the names of all other layers."""
     names = [layer.name for layer in found]
-    prefix = commonprefix(names) if len(names) > 1 else ""
+    columns = zip(*names, strict=False) if len(names) > 1 else ()
+    prefix = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
     is_pattern = bool(prefix) and not any(name.startswith(prefix) for name in others)
     chosen = [f"{prefix}*"] if is_pattern else names
     size = sum(3 * layer.elements for layer in found)
     return (
-        "a logarithm enlarges what 8 bits lose of small values in the layers before it; keep them in float for "
-        f"up to {size:,} B: layers: {{{', '.join(f'{name!r}: float32' for name in chosen)}}}"
+        "a logarithm enlarges what 8 bits lose of small values in the layers before it; keep them in float "
+        f"for up to {size:,} B: layers: {{{', '.join(f'{name!r}: float32' for name in chosen)}}}"
     )
