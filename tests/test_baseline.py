@@ -15,14 +15,26 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation import regression
 from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
 from edgeopt.evaluation.regression import Limits, check
 from edgeopt.reports import write_report
 from edgeopt.results import Artifact, MetricInfo, Report, Result, Run, Samples
 
+RECIPE = """
+model: {weights: /home/a/net.pth, preprocess: {scale: 1/255, std: [0.37]}, labels: [a, b]}
+metric: top1
+"""
+
 
 def run(
-    right: np.ndarray, *, size: int = 1000, recipe: str = "kws", data: str = "d" * 64, **row: Any
+    right: np.ndarray,
+    *,
+    size: int = 1000,
+    recipe: str = "kws",
+    data: str = "d" * 64,
+    document: str = RECIPE,
+    **row: Any,
 ) -> Report:
     result = Result(
         **{
@@ -30,6 +42,7 @@ def run(
             "format": "tflite",
             "device": "host",
             "status": "ok",
+            "runtime": "litert 2.3.0",
             "artifact": Artifact(path="models/int8.tflite", digest="ab" * 32, size_bytes=size),
             "measurements": {
                 "size_bytes": {"value": size, "unit": "bytes"},
@@ -41,7 +54,13 @@ def run(
         | row
     )
     told = Run(
-        started="2026-01-01", seconds=1, command="", edgeopt="0", evaluation_digest=data, samples=len(right)
+        started="2026-01-01",
+        seconds=1,
+        command="",
+        edgeopt="0",
+        evaluation_digest=data,
+        document=document,
+        samples=len(right),
     )
     return Report(recipe=recipe, run=told, environment={"host": {"cpu": "x"}}, results=(result,))
 
@@ -131,9 +150,53 @@ def test_the_same_file_passes_unless_it_is_worse_beyond_doubt() -> None:
     baseline = baseline_of(run(right()))
     flicker, _ = check(run(np.roll(right(), 1)), baseline, Limits(max_drop=0.0))
     assert (flicker.status, flicker.reason) == ("pass", "unchanged: the same file")
-    # Another version of the runtime broke it.
     broken, _ = check(run(right(wrong=80)), baseline, Limits())
     assert (broken.status, broken.blocks) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"document": RECIPE.replace("0.37", "0.27")}, "model.preprocess.std changed"),
+        ({"document": RECIPE.replace("[a, b]", "[b, a]")}, "model.labels changed"),
+        ({"document": RECIPE + "task: {uses: ctc}"}, "task.uses changed"),
+        ({"runtime": "litert 2.4.0"}, "the runtime changed from litert 2.3.0 to litert 2.4.0"),
+        ({"document": ""}, "the report does not say how it was judged"),
+    ],
+)
+def test_the_same_file_is_judged_if_anything_else_changed(changes: dict[str, Any], told: str) -> None:
+    baseline = baseline_of(run(right(wrong=4)))
+    (change,) = regression.changes(run(right(wrong=11), **changes), baseline, Limits())
+    assert change.verdicts[0].status == "undecided"
+    assert change.verdicts[0].reason.startswith(f"the same file, but {told}: +1.75% lost on 400 samples")
+    assert not change.unchanged
+    (same,) = regression.changes(run(right(wrong=4), **changes), baseline, Limits())
+    assert same.unchanged
+    elsewhere = RECIPE.replace("/home/a", "/builds/b")
+    verdict, _ = check(run(right(wrong=5), document=elsewhere), baseline, Limits())
+    assert verdict.reason == "unchanged: the same file"
+
+
+def test_a_baseline_that_does_not_record_how_files_were_judged_is_read_and_excuses_nothing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(baseline_of(run(right(wrong=4))), path)
+    record = json.loads(path.read_text())
+    assert record.pop("judging")["model.preprocess.std"] == "[0.37]"
+    del record["entries"][0]["runtime"]
+    path.write_text(json.dumps(record))
+    old = read_baseline(path)
+    verdict, _ = check(run(right(wrong=11)), old, Limits())
+    assert verdict.reason.startswith("the same file, but the baseline does not say how it was judged: +1.75%")
+    assert [each.status for each in check(run(right(wrong=4)), old, Limits())] == ["pass", "pass"]
+    assert differences(old, baseline_of(run(right(wrong=4)))) == []
+
+
+def test_many_labels_are_recorded_by_their_digest() -> None:
+    many = baseline_of(run(right(), document=RECIPE.replace("[a, b]", str(list(range(1000))))))
+    assert many.judging is not None
+    assert many.judging["model.labels"].startswith("sha256 ")
 
 
 def test_a_file_that_grew_is_told() -> None:
@@ -264,6 +327,8 @@ def test_an_update_shows_what_changes() -> None:
         "  int8.tflite on host: size_bytes 1000.0 -> 900.0",
         "  int8.tflite on host: top1 0.9 -> 0.88",
     ]
+    other = baseline_of(run(right(), document=RECIPE.replace("0.37", "0.27")))
+    assert differences(old, other) == ["  model.preprocess.std [0.37] -> [0.27]"]
     assert differences(old, baseline_of(run(right(), variant="new"))) == [
         "- int8.tflite on host",
         "+ new.tflite on host",

@@ -5,12 +5,15 @@ to a metric of the whole set, so that a later run can be compared sample by samp
 Of the latencies, only the ratio to float is recorded, for information: two runs share no clock.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.config.files import regular, write_text, writing
+from edgeopt.config.leaves import leaves, told_changes
+from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import UsageError
 from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples
@@ -19,6 +22,11 @@ SCHEMA = 1
 DECIMALS = 6
 RATIO_DECIMALS = 2
 """Of the latency ratio, which differs between runs of the same file by more."""
+JUDGING = ("model.inputs", "model.preprocess", "model.labels", "task", "tasks", "postprocess", "metric")
+"""Keys of a recipe that change what the same file answers, or what its answers are worth. The content of the
+evaluation data has a digest."""
+MAX_VALUE = 200
+"""Characters of a value in the file; of a longer one, such as a thousand labels, the digest."""
 
 
 class _Part(BaseModel):
@@ -32,6 +40,7 @@ class Entry(_Part):
     format: str
     device: str
     digest: str = ""
+    runtime: str = ""
     failed: str | None = Field(None, description="why the artifact was unavailable; later runs may miss it")
     measurements: dict[str, float] = {}
     samples: dict[str, Samples] = {}
@@ -50,6 +59,9 @@ class Baseline(_Part):
     written: str = Field("", description="start time of the run")
     evaluation_digest: str
     environment: dict[str, str] = Field({}, description="processor of each device")
+    judging: dict[str, str] | None = Field(
+        None, description="values of the recipe that decide how a file is judged; None: not recorded"
+    )
     entries: tuple[Entry, ...]
 
 
@@ -84,8 +96,21 @@ def baseline_of(report: Report) -> Baseline:
         written=report.run.started,
         evaluation_digest=report.run.evaluation_digest,
         environment={name: str(facts.get("cpu", "")) for name, facts in report.environment.items()},
+        judging=judging_of(report),
         entries=tuple(_entry(result) for result in report.results),
     )
+
+
+def judging_of(report: Report) -> dict[str, str] | None:
+    """The values of a run's recipe that decide how a file is judged; None if the report has no recipe."""
+    if not report.run.document:
+        return None
+    document, _ = read_yaml(report.run.document, "the recipe of the run")
+    return {
+        key: value if len(value) <= MAX_VALUE else f"sha256 {hashlib.sha256(value.encode()).hexdigest()}"
+        for key, value in leaves(document).items()
+        if any(key == part or key.startswith(f"{part}.") for part in JUDGING)
+    }
 
 
 def _entry(result: Result) -> Entry:
@@ -103,6 +128,7 @@ def _entry(result: Result) -> Entry:
     return Entry(
         **artifact,
         digest=result.artifact.digest if result.artifact else "",
+        runtime=result.runtime,
         measurements=measurements,
         samples=result.samples,
     )
@@ -161,7 +187,8 @@ def read_baseline(path: Path) -> Baseline:
 def differences(old: Baseline, new: Baseline) -> list[str]:
     """The changes of an update, line by line, for review."""
     before, after = ({entry.key: entry for entry in side.entries} for side in (old, new))
-    lines = []
+    judged, now = old.judging or {}, new.judging or {}
+    lines = [f"  {change}" for change in told_changes(judged, now)] if judged else []
     for key in dict.fromkeys([*before, *after]):
         name = f"{key[0]}.{key[1]} on {key[2]}"
         if key not in before or key not in after:

@@ -1,15 +1,17 @@
 """Comparison of a run with a baseline: every artifact with its predecessor, sample by sample. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.baseline import Baseline, Entry, first_line
+from edgeopt.evaluation.baseline import Baseline, Entry, first_line, judging_of
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, common_reach, decide
 from edgeopt.results import Report, Result, Samples, Verdict
+
+REJUDGED = "the same file, but "
 
 
 class Change(NamedTuple):
@@ -18,6 +20,8 @@ class Change(NamedTuple):
     entry: Entry
     result: Result | None
     verdicts: tuple[Verdict, ...]
+    rejudged: str = ""
+    """What changed besides the file, so that even the same one may be worse; '' if nothing did."""
 
     @property
     def same_file(self) -> bool:
@@ -30,7 +34,9 @@ class Change(NamedTuple):
         """Whether there is nothing to see: the same file passes, or is unavailable as before."""
         if self.entry.failed is not None and (self.result is None or self.result.status != "ok"):
             return True
-        return self.same_file and all(verdict.status == "pass" for verdict in self.verdicts)
+        return self.same_file and all(
+            verdict.status == "pass" and not verdict.reason.startswith(REJUDGED) for verdict in self.verdicts
+        )
 
 
 class Limits(Settings):
@@ -66,10 +72,28 @@ def changes(report: Report, baseline: Baseline, limits: Limits) -> list[Change]:
         )
     results = {(row.variant, row.format, row.device): row for row in report.results}
     pairs = [(entry, results.get(entry.key)) for entry in baseline.entries]
-    return [Change(entry, result, tuple(_compare_entry(entry, result, limits))) for entry, result in pairs]
+    judging = _judging(baseline.judging, judging_of(report))
+    found = [Change(entry, result, (), judging or _runtime(entry, result)) for entry, result in pairs]
+    return [change._replace(verdicts=tuple(_verdicts(change, limits))) for change in found]
 
 
-def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Iterator[Verdict]:
+def _judging(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str:
+    """What the recipe changed in how a file is judged."""
+    if before is None or now is None:
+        which = "baseline" if before is None else "report"
+        return f"the {which} does not say how it was judged"
+    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    return f"{', '.join(keys)} changed" if keys else ""
+
+
+def _runtime(entry: Entry, result: Result | None) -> str:
+    if result is None or entry.runtime == result.runtime:
+        return ""
+    return f"the runtime changed from {entry.runtime} to {result.runtime}"
+
+
+def _verdicts(change: Change, limits: Limits) -> Iterator[Verdict]:
+    entry, result = change.entry, change.result
     if result is None or result.status != "ok":
         reason = "the run has no such artifact" if result is None else first_line(result)
         known = entry.failed is not None
@@ -98,8 +122,7 @@ def _compare_entry(entry: Entry, result: Result | None, limits: Limits) -> Itera
             reason = f"{metric} is a mean over samples only in one of the two runs: update the baseline"
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, reason)
             continue
-        same_file = Change(entry, result, ()).same_file
-        yield _compare_samples(entry, gate, pair, limits, same_file=same_file)
+        yield _compare_samples(change, gate, pair, limits)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:
         growth = after.value / before - 1
@@ -116,14 +139,17 @@ def _paired(old: Samples, new: Samples, *, is_fraction: bool) -> Paired | None:
     return Paired(old.unpack(), new.unpack(), is_fraction) if old.reach is new.reach else None
 
 
-def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, same_file: bool) -> Verdict:
+def _compare_samples(change: Change, gate: str, pair: Paired, limits: Limits) -> Verdict:
     """Compare an artifact with its predecessor; an unchanged one passes, however few the samples.
 
-    The same file can still fail: another version of its runtime may give other answers.
+    The same file is unchanged only if it was judged in the same way, by the same runtime. Even then it fails
+    if it is worse beyond doubt.
     """
+    entry, same_file = change.entry, change.same_file
     decision = decide(pair, limits.max_drop, limits.confidence)
     drop, (low, high) = float(pair.drops.mean()), decision.bounds
-    if pair.unchanged or (same_file and decision.verdict != "fail"):
+    alike = same_file and not change.rejudged
+    if pair.unchanged or (alike and decision.verdict != "fail"):
         decision = decision._replace(verdict="pass", samples_needed=None)
         what = (
             f"the predictions are identical ({len(pair.before)} samples)"
@@ -141,6 +167,8 @@ def _compare_samples(entry: Entry, gate: str, pair: Paired, limits: Limits, *, s
             reason += (
                 f"; with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
             )
+        if same_file and change.rejudged:
+            reason = f"{REJUDGED}{change.rejudged}: {reason}"
         if decision.p_value is not None:
             reason += f"; exact McNemar p = {decision.p_value:.2g}"
     if decision.verdict == "undecided":
