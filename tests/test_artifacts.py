@@ -181,7 +181,7 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
         "tight": "512 bytes of flash",
         "poor": "needs 9,000 bytes, and poor has 8,192 bytes of RAM",
         "torch": "torch has no runtime for tflite",
-        "roomie": "no device file describes it",
+        "roomie": "no device file describes 'roomie', and no bundle of this release was measured on it;",
     }
     for device, reason in refusals.items():
         told = pull(cli, url, tmp_path, "--device-folder", devices, device=device)
@@ -523,6 +523,17 @@ def test_a_strange_name_is_refused_with_one_that_is_not(cli: Cli, name: str, tmp
     told = cli("pull", name, "--device", "cortex-m", "--out", tmp_path / "out")
     assert told.code == 2 and len(told.err) < 1000, told.err
     assert "Traceback" not in told.err and not (tmp_path / "out").exists()
+
+
+def test_a_path_is_answered_with_its_url(cli: Cli, tmp_path: Path) -> None:
+    url = published(cli, tmp_path)
+    shelf = tmp_path / "remote"
+    told = cli("show", f"{shelf}/toy@1.1")
+    assert told.code == 2 and f"give a URL: {url}@1.1" in told.err
+    assert f"give a URL: {url}" in cli("list", "../remote/toy").err
+    assert "give a URL: oci://HOST/NAME, or file:" in cli("list", "registry.example.com/team/toy").err
+    told = cli("list", f"file://{shelf}")
+    assert told.code == 2 and f"give one of its names: {url}" in told.err
 
 
 def test_a_run_whose_gates_failed_is_published_and_not_promoted(cli: Cli, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Lists of the versions of a name, with the channels that point at them."""
 
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 from pydantic import BaseModel, ConfigDict
 
 from edgeopt.errors import UsageError
 from edgeopt.publish.channels import standing
 from edgeopt.publish.names import is_version
 from edgeopt.publish.oci import CREATED, FAILED, GATES, SIGNED, read_index
+from edgeopt.publish.places import names_in
 from edgeopt.publish.remote import Remote
 
 
@@ -57,5 +61,12 @@ def versions(remote: Remote) -> list[Version]:
             )
         )
     if not listed:
-        raise UsageError(f"{remote.url} has no versions", fix="check the name")
+        raise UsageError(f"{remote.url} has no versions", fix=_names_below(remote.url) or "check the name")
     return sorted(listed, key=lambda each: (each.created, each.version), reverse=True)
+
+
+def _names_below(url: str) -> str:
+    """The names in a folder of releases, as a fix; empty for anything else."""
+    parts = urlsplit(url)
+    names = names_in(Path(unquote(parts.path))) if parts.scheme == "file" else []
+    return f"give one of its names: {', '.join(f'{url}/{name}' for name in names[:8])}" if names else ""

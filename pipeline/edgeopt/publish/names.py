@@ -4,7 +4,9 @@ A version begins with a digit (or ``v`` and a digit), a channel with a letter: a
 never collide.
 """
 
+import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.config.text import as_name
@@ -64,8 +66,17 @@ def parse(text: str) -> Reference:
         else:
             channel = check_channel(tag) if colon else STABLE
     remote = f"{scheme}://{host}{slash}{head}" if scheme else None
+    if not scheme and "/" in head:
+        raise UsageError(f"{text[:60]!r} is not a release name", fix=f"give a URL: {_url_of(head, text)}")
     name = head.rstrip("/").rpartition("/")[2] if scheme else head
     return Reference(check_name(name), remote, version, channel, digest)
+
+
+def _url_of(path: str, text: str) -> str:
+    """The URL of a folder that a reference names by its path; of anything else, the form of a URL."""
+    if not path.startswith(("/", ".", "~")) or len(text) > 200:
+        return "oci://HOST/NAME, or file:///FOLDER/NAME for a folder"
+    return Path(os.path.abspath(os.path.expanduser(path))).as_uri() + text[len(path) :]
 
 
 def check_name(name: str) -> str:

@@ -28,9 +28,7 @@ class Places(NamedTuple):
 
     def names(self) -> list[str]:
         """The names with releases in the library."""
-        if not self.root.is_dir():
-            return []
-        return sorted(folder.name for folder in self.root.iterdir() if (folder / "oci-layout").is_file())
+        return names_in(self.root)
 
     def remote(self, reference: Reference) -> Remote | None:
         """The remote of a reference; None if neither the reference nor the project sets one."""
@@ -60,3 +58,10 @@ class Places(NamedTuple):
                 fix=f"give the URL, oci://HOST/{reference.name}, or set artifacts.remote in {FILE}",
             )
         return self.library(reference.name)
+
+
+def names_in(root: Path) -> list[str]:
+    """The names with releases in a folder."""
+    if not root.is_dir():
+        return []
+    return sorted(folder.name for folder in root.iterdir() if (folder / "oci-layout").is_file())

@@ -94,8 +94,8 @@ def choose(
         if device is None:
             known = sorted({facts.device for _, facts in available})
             raise UsageError(
-                f"no bundle of this release was measured on a device {device_name!r}"
-                f"{nearest(device_name, known)}, and no device file describes it",
+                f"no device file describes {device_name!r}, and no bundle of this release was measured on it"
+                f"{nearest(device_name, known)}",
                 fix=f"choose one of {', '.join(known)}, or add a device file: --device-folder DIR",
             )
         obstacles = [(d, f, _obstacle(f, device, operators, compiles=compiles)) for d, f in matching]

@@ -266,7 +266,7 @@ def list_releases(
         for row in rows:
             typer.echo(f"  {row}")
     if not releases:
-        typer.echo("the library is empty: publish a run with edgeopt artifacts push RUN")
+        typer.echo("the library is empty: artifacts pull URL fetches a release, push RUN publishes a run")
 
 
 @app.command()
