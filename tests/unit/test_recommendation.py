@@ -11,6 +11,7 @@ from edgeopt.cli.screen.tables import show_report
 from edgeopt.reports import render, write_report
 from edgeopt.reports.cards import address, cards
 from edgeopt.results import (
+    GUESSED,
     Artifact,
     MemoryLimits,
     MetricInfo,
@@ -202,6 +203,26 @@ def test_every_report_has_the_recommendation(tmp_path: Path) -> None:
     last = out.file.getvalue().strip().splitlines()[-1]  # type: ignore[attr-defined]
     assert last.startswith("ship models/int8.tflite on host: 90.00 % (−0.25 pt")
     assert last.endswith("1,000 B (0.25 × float), 500 µs")
+
+
+def test_a_guessed_preprocessing_stands_beside_what_to_ship(tmp_path: Path) -> None:
+    row = result("float", 4000, 1.0)
+    shown = report(row, gates=(verdict(row),))
+    note = f"{GUESSED} by trying the usual ones"
+    source = SourceResult(path="m.pth", format="torch", measurements={"top1": row.measurements["top1"]})
+    shown = shown.model_copy(
+        update={"run": shown.run.model_copy(update={"notes": (note, "other")}), "source": source}
+    )
+    doubt = f"{note}; the original model gets top1 90.00 % with it: is that what you measured?"
+    write_report(shown, tmp_path)
+    first, _, _ = (tmp_path / "report.md").read_text("utf-8").partition("Ship this")
+    assert f"**{doubt}**" in first
+    assert f'"doubts":["{doubt}"]' in (tmp_path / "report.html").read_text("utf-8")
+    out = Console(file=io.StringIO(), width=200)
+    show_report(shown, out)
+    lines = out.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
+    assert lines[-1] == doubt
+    assert "note: other" in lines and not any(line.startswith(f"note: {GUESSED}") for line in lines)
 
 
 @pytest.mark.parametrize(

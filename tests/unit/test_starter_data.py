@@ -16,7 +16,7 @@ from edgeopt.plugin import Dataset, Labels
 from edgeopt.recipe.starter.data import Parts, parts_of
 from edgeopt.recipe.starter.factories import candidates as factories
 from edgeopt.recipe.starter.meaning import with_labels
-from edgeopt.recipe.starter.preprocessing import candidates, chance, is_raw, ranked
+from edgeopt.recipe.starter.preprocessing import candidates, chance, is_raw, ranked, statistics_of
 
 IMAGE = (TensorSpec(name="image", shape=(None, 8, 6, 3), layout="NHWC"),)
 VECTOR = (TensorSpec(name="x", shape=(None, 4)),)
@@ -234,6 +234,12 @@ def test_the_preprocessing_that_answers_best() -> None:
     assert candidates(raw / 255 - 0.5, VECTOR[0]) == [{}]
     assert candidates(np.array([0.0, 16.0]), VECTOR[0])[1] == {"scale": "1/16"}
     assert is_raw(raw) and not is_raw(raw / 255)
+    gray = [np.full((2, 2, 1), value, np.uint8) for value in (0, 255)]
+    assert statistics_of(gray, None) == statistics_of(gray[:1], "NHWC") == statistics_of([raw], "NHWC") == {}
+    own = statistics_of(gray, "NHWC")
+    assert candidates(raw, IMAGE[0], own)[-1] == {"scale": "1/255", "mean": [0.5], "std": [0.5]}
+    planes = statistics_of([np.stack([np.zeros((2, 2)), np.eye(2)])] * 2, "NCHW")
+    assert planes == {}  # a channel is constant
     labels = np.array([0, 1, 2, 0])
     scores = np.eye(3, dtype=np.float32)[labels]
     task = with_labels(Outputs([scores]), labels).task

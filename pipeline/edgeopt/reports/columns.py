@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
-from edgeopt.results import ALWAYS, MEASUREMENTS, SPARSE, Measurement, OutputChange, Report, Result
+from edgeopt.results import (
+    ALWAYS,
+    GUESSED,
+    MEASUREMENTS,
+    SPARSE,
+    Measurement,
+    OutputChange,
+    Report,
+    Result,
+)
 
 FIDELITY = {"agreement": "agreement", "fidelity_snr_db": "SNR"}
 """Metrics without labels that are shown in tables, with their titles."""
@@ -119,6 +128,14 @@ FIELDS = {"snr_db": "fidelity_snr_db", "max_abs_error": "max_abs_error", "agreem
 def are_worth_a_table(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the outputs of a model say more than its row of the table of results."""
     return len(rows) > 1 or any(row[-1] for row in rows)
+
+
+def doubts(report: Report) -> list[str]:
+    """The notes that put every figure in doubt, with the figure of the original model to recognise it by."""
+    figure = report.source and report.source.measurements.get(report.primary_metric)
+    gets = f"; the original model gets {report.primary_metric} {show(figure)} with it"
+    asked = f"{gets}: is that what you measured?" if figure else ""
+    return [note + asked for note in report.run.notes if note.startswith(GUESSED)]
 
 
 def show(measurement: Measurement | None) -> str:

@@ -7,6 +7,7 @@ from edgeopt.reports.columns import (
     OUTPUT_TITLES,
     are_worth_a_table,
     columns,
+    doubts,
     output_columns,
     output_rows,
     show,
@@ -34,6 +35,7 @@ def render(report: Report, base: str = "") -> str:
     ``base`` leads from the file to the run's folder, such as ``../``.
     """
     lines = [f"# {text(report.recipe)}", "", _verdict(report), ""]
+    lines += [line for doubt in doubts(report) for line in (f"**{text(doubt)}**", "")]
     lines += [line for card in cards(report) for line in _card(card, base)]
     lines += _source(report)
     for device in report.devices():

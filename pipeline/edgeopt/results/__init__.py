@@ -39,6 +39,7 @@ from edgeopt.results.recommendation import MemoryLimits, Preference, Recommendat
 from edgeopt.results.report import (
     ALWAYS,
     EMULATED,
+    GUESSED,
     SCHEMA,
     SPARSE,
     ClassChange,
@@ -62,6 +63,7 @@ from edgeopt.results.snr import MAX_SNR_DB, snr_db
 __all__ = [
     "ALWAYS",
     "EMULATED",
+    "GUESSED",
     "LIMITS",
     "MAX_SNR_DB",
     "MEASUREMENTS",

@@ -13,6 +13,8 @@ from edgeopt.results.measurement import Kind, Measurement, Samples, Value, with_
 from edgeopt.results.recommendation import MemoryLimits, Recommendation
 
 SCHEMA = 1
+GUESSED = "preprocessing guessed"
+"""Begins the note of a run whose preprocessing was not stated: every figure depends on it."""
 
 Status = Literal["ok", "failed", "skipped"]
 Scalar: TypeAlias = str | float | int | None

@@ -20,11 +20,12 @@ from edgeopt.reports.columns import (
     OUTPUT_TITLES,
     are_worth_a_table,
     columns,
+    doubts,
     output_columns,
     output_rows,
     show,
 )
-from edgeopt.results import ALWAYS, Report, Result, Verdict
+from edgeopt.results import ALWAYS, GUESSED, Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 RECOMMENDED = {"ship": "green", "unjudged": "yellow", "none": "red"}
@@ -64,7 +65,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         source = f"source model {report.source.path} ({report.source.format})"
         out.print(Text(f"{source}: {summary}, n = {report.run.samples}"))
     for note in report.run.notes:
-        out.print(Text(f"note: {note}", "yellow"))
+        if not note.startswith(GUESSED):  # the last line
+            out.print(Text(f"note: {note}", "yellow"))
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
         requested = columns(report, rows)
@@ -106,6 +108,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         out.print(Text(passed, "green"))
     for card in cards(report):
         out.print(Text(card.summary, f"bold {RECOMMENDED[card.status]}"))
+    for doubt in doubts(report):
+        out.print(Text(doubt, "yellow"))
 
 
 def _results(

@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,24 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import collect
-from edgeopt.model import InputPreprocessing, Outputs, Preprocessing, TensorSpec
+from edgeopt.model import Array, InputPreprocessing, Outputs, Preprocessing, TensorSpec
 from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.recipe.starter.data import Found, Parts, is_nchw
+from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts, is_nchw
 from edgeopt.recipe.starter.draft import Draft, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
-from edgeopt.recipe.starter.preprocessing import SAMPLES, Tried, candidates, chance, is_raw, ranked
-from edgeopt.results import Event
+from edgeopt.recipe.starter.preprocessing import (
+    SAMPLES,
+    Tried,
+    candidates,
+    chance,
+    is_raw,
+    ranked,
+    statistics_of,
+)
+from edgeopt.results import GUESSED, Event
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.preflight import runnable
 from edgeopt.run.store import Store
@@ -71,7 +80,8 @@ def tried(
             recipe = _provisional(draft, settings, place)
             first = next(iter(recipe.evaluation.samples()), None) if recipe.evaluation is not None else None
             if first is not None and len(draft.specs) == 1 and not stated:
-                steps = [each | layout for each in candidates(first.inputs[0], draft.specs[0])]
+                own = _statistics(recipe, layout.get("layout") or draft.specs[0].layout)
+                steps = [each | layout for each in candidates(first.inputs[0], draft.specs[0], own)]
                 raw = is_raw(first.inputs[0])
             trial = _run(recipe, steps, Path(name), place)
         except UsageError:
@@ -152,10 +162,21 @@ def _preprocessed(
             f"hardly better than chance on {count} samples of {found.path} ({shown})",
             fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
         )
-    note = f"preprocessing found by trying the usual ones on {count} samples (right answers: {shown})"
+    note = (
+        f"{GUESSED} by trying the usual ones on {count} samples (right answers: {shown}). If training used "
+        f"another: {PREPROCESS}"
+    )
     if first.accuracy - second.accuracy < 2 * math.sqrt(first.accuracy * (1 - first.accuracy) / count) + 1e-9:
-        note += f"; several fit: better state it, {PREPROCESS}"
+        note += "; several fit: better state it"
     return replace(draft, preprocess=dict(first.steps), notes=(*draft.notes, note))
+
+
+def _statistics(recipe: Recipe, layout: str | None) -> dict[str, Array]:
+    """Those of the calibration images: many networks are trained with those of their own data."""
+    if recipe.calibration is None:
+        return {}
+    few = islice(recipe.calibration.samples(), CALIBRATION_SAMPLES)
+    return statistics_of((each.inputs[0] for each in few), layout)
 
 
 def _steps_text(steps: Mapping[str, Any]) -> str:

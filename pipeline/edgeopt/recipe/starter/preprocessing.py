@@ -1,6 +1,6 @@
 """Which of the usual preprocessings a model was trained with: the one that makes it right most often."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,13 @@ def is_raw(values: Array) -> bool:
     return values.dtype.kind in "iu" or float(values.max(initial=0)) > 2
 
 
-def candidates(values: Array, spec: TensorSpec) -> list[dict[str, Any]]:
-    """The usual preprocessings of raw samples like these, the simplest first; only one: no doubt."""
+def candidates(
+    values: Array, spec: TensorSpec, statistics: Mapping[str, Array] | None = None
+) -> list[dict[str, Any]]:
+    """The usual preprocessings of raw samples like these, the simplest first; only one: no doubt.
+
+    ``statistics`` are those of the calibration images, as `statistics_of` computes them.
+    """
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if spec.takes_integers or spec.scale is not None or low < 0 or high == 0:
         return [{}]
@@ -39,7 +44,25 @@ def candidates(values: Array, spec: TensorSpec) -> list[dict[str, Any]]:
     signed = {"scale": f"2/{top[2:]}" if whole else 2, "mean": [1]}
     steps = [{}, scale, signed] if whole else [{}, signed]
     colours = spec.layout is not None and 3 in (spec.shape[1], spec.shape[-1])
-    return steps + ([scale | IMAGENET, scale | CIFAR] if colours else [])
+    steps += [scale | IMAGENET, scale | CIFAR] if colours else []
+    if not statistics:
+        return steps
+    whole_range = float(top[2:]) if whole else 1
+    return [
+        *steps,
+        scale | {name: (each / whole_range).round(3).tolist() for name, each in statistics.items()},
+    ]
+
+
+def statistics_of(images: Iterable[Array], layout: str | None) -> dict[str, Array]:
+    """Mean and standard deviation of each channel of raw images; empty if these are no images."""
+    axis = 0 if layout == "NCHW" else -1
+    rows = [np.moveaxis(each, axis, -1).reshape(-1, each.shape[axis]) for each in images if each.ndim == 3]
+    if not rows or layout is None or len({row.shape[1] for row in rows}) > 1:
+        return {}
+    pixels = np.concatenate(rows).astype(np.float64)
+    std = pixels.std(axis=0)
+    return {"mean": pixels.mean(axis=0), "std": std} if std.all() else {}
 
 
 class Tried(Dataset):

@@ -3,7 +3,7 @@
 report.rows.forEach((row, at) => { row.at = at; });
 
 const fillVerdict = () => {
-  const { status, headline, summary, detectable } = report.verdict;
+  const { status, headline, summary, detectable, doubts } = report.verdict;
   const mark = { pass: "✓ ", fail: "✗ ", broken: "✗ ", undecided: "? ", none: "" }[status];
   const section = part("verdict");
   section.classList.add(status);
@@ -19,7 +19,8 @@ const fillVerdict = () => {
   const more = missing.length + blocking.length - reasons.length;
   section.append(
     make("div", { class: "headline" },
-      make("h2", { id: "headline", class: `is-${status}` }, mark + headline), make("p", {}, summary), detectable ? make("p", { class: "muted" }, detectable) : null),
+      make("h2", { id: "headline", class: `is-${status}` }, mark + headline), make("p", {}, summary), detectable ? make("p", { class: "muted" }, detectable) : null,
+      ...doubts.map((doubt) => make("p", { class: "is-undecided" }, doubt))),
     reasons.length ? make("ul", {}, reasons, more > 0 ? make("li", {}, `and ${more} more, below`) : null) : "");
 };
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from edgeopt.reports.cards import address
-from edgeopt.reports.columns import columns, higher_is_better, show
+from edgeopt.reports.columns import columns, doubts, higher_is_better, show
 from edgeopt.reports.pagedata.cards import cards_of
 from edgeopt.reports.pagedata.findings import Data, class_names, cut, finite, pictures
 from edgeopt.reports.pagedata.graph import breakdowns, colours_of, files
@@ -147,6 +147,7 @@ def _verdict(report: Report) -> Data:
         "headline": headline,
         "summary": "; ".join(parts) + ".",
         "detectable": _detectable(report),
+        "doubts": [cut(doubt, SENTENCE) for doubt in doubts(report)],
     }
 
 
