@@ -285,17 +285,17 @@ def test_an_encrypted_key_is_opened_by_its_password(
     verify(bundle, public)
 
 
-def test_a_key_of_the_wrong_kind_is_refused_with_the_way_to_make_one(
+def test_a_key_of_the_wrong_kind_is_refused_with_the_way_to_get_one(
     bundle: Path, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     private, public = write_pair(tmp_path / "rsa", rsa.generate_private_key(65537, 2048))
     text = tmp_path / "text.pem"
     text.write_text("-----BEGIN PUBLIC KEY-----\nnothing\n-----END PUBLIC KEY-----\n")
     sign(bundle, pair[0])
-    openssl = "openssl genpkey -algorithm EC"
+    openssl, ask = "openssl genpkey -algorithm EC", "ask the publisher for the public key"
     for use, key, told, fix in (
         (sign, private, "not an elliptic-curve key (P-256", openssl),
-        (verify, public, "not an elliptic-curve key (P-256", openssl),
+        (verify, public, "not an elliptic-curve key (P-256", ask),
         (sign, pair[1], "not a private key in PEM, but the other key", "sign with the private key"),
         (
             verify,
@@ -303,10 +303,10 @@ def test_a_key_of_the_wrong_kind_is_refused_with_the_way_to_make_one(
             "not a public key in PEM, but the other key of the pair",
             f"openssl pkey -in {pair[0]} -pubout",
         ),
-        (verify, text, "cannot be read", openssl),
-        (verify, bundle / "manifest.json", "not a public key in PEM\n", openssl),
+        (verify, text, "cannot be read", ask),
+        (verify, bundle / "manifest.json", "not a public key in PEM\n", ask),
         (sign, tmp_path / "none.pem", "No such file", openssl),
-        (verify, tmp_path / "none.pem", "No such file", openssl),
+        (verify, tmp_path / "none.pem", "No such file", ask),
     ):
         with pytest.raises(UsageError) as caught:
             use(bundle, key)

@@ -16,6 +16,8 @@ MAKE_KEYS: Final = (
     "create a key pair: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out private.pem "
     "&& openssl pkey -in private.pem -pubout -out public.pem"
 )
+GET_KEY: Final = "check the path, or ask the publisher for the public key, over a channel that you trust"
+"""The fix for whoever verifies: a key of one's own would verify nothing."""
 CURVES: Final = {"secp256r1": 256, "secp384r1": 384, "secp521r1": 512}
 """The curves, and the bits of the SHA-2 that Sigstore uses with each."""
 
@@ -30,9 +32,8 @@ def read_private(key: Path) -> "EllipticCurvePrivateKey":
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    content = _read_key(
-        key, "PRIVATE KEY", "a private key", "sign with the private key, and distribute the public one"
-    )
+    swap = "sign with the private key, and distribute the public one"
+    content = _read_key(key, "PRIVATE KEY", "a private key", swap, MAKE_KEYS)
     password: bytes | None = None
     try:
         try:
@@ -49,7 +50,7 @@ def read_private(key: Path) -> "EllipticCurvePrivateKey":
         reason = f"the password in {PASSWORD} is wrong" if password else f"it cannot be read: {error}"
         raise UsageError(f"the private key {key}: {reason}", fix=MAKE_KEYS) from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name not in CURVES:
-        raise _wrong_kind(key)
+        raise _wrong_kind(key, MAKE_KEYS)
     return private
 
 
@@ -64,13 +65,13 @@ def read_public(key: Path) -> "EllipticCurvePublicKey":
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     extract = f"extract the public key: openssl pkey -in {key} -pubout -out public.pem"
-    content = _read_key(key, "PUBLIC KEY", "a public key", extract)
+    content = _read_key(key, "PUBLIC KEY", "a public key", extract, GET_KEY)
     try:
         public = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"the public key {key} cannot be read: {error}", fix=MAKE_KEYS) from error
+        raise UsageError(f"the public key {key} cannot be read: {error}", fix=GET_KEY) from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in CURVES:
-        raise _wrong_kind(key)
+        raise _wrong_kind(key, GET_KEY)
     return public
 
 
@@ -81,21 +82,21 @@ def fingerprint(public: "EllipticCurvePublicKey") -> str:
     return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _read_key(key: Path, header: str, what: str, otherwise: str) -> bytes:
-    """The content of a PEM file with the expected header; ``otherwise`` is the fix for the other key type."""
+def _read_key(key: Path, header: str, what: str, swap: str, fix: str) -> bytes:
+    """The content of a PEM file with the expected header; ``swap`` is the fix for the other key of a pair."""
     try:
         with key.open("rb") as file:
             content = file.read(1 << 20)
     except OSError as error:
-        raise UsageError(f"cannot read the key {key}: {error.strerror}", fix=MAKE_KEYS) from error
+        raise UsageError(f"cannot read the key {key}: {error.strerror}", fix=fix) from error
     if f"{header}-----".encode() in content:
         return content
     other = b" PRIVATE KEY-----" in content or b" PUBLIC KEY-----" in content
     raise UsageError(
         f"{key} is not {what} in PEM" + (", but the other key of the pair" if other else ""),
-        fix=otherwise if other else MAKE_KEYS,
+        fix=swap if other else fix,
     )
 
 
-def _wrong_kind(key: Path) -> UsageError:
-    return UsageError(f"{key} is not an elliptic-curve key (P-256, P-384 or P-521)", fix=MAKE_KEYS)
+def _wrong_kind(key: Path, fix: str) -> UsageError:
+    return UsageError(f"{key} is not an elliptic-curve key (P-256, P-384 or P-521)", fix=fix)
