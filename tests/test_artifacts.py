@@ -470,6 +470,10 @@ def test_a_signature_that_is_asked_for_must_be_there_and_right(cli: Cli, tmp_pat
     folder = tmp_path / "firmware" / "model"
     assert pull(cli, f"{url}@1.1", tmp_path, "--require-signature", public).code == 0
     before = file_digest(folder / "manifest.json")
+    (folder / "firmware" / "model_data.o").write_bytes(b"object")
+    told = cli("verify", folder, "--require-signature", public)
+    assert told.code == 1 and "build outputs, such as firmware/model_data.o" in told.err
+    assert pull(cli, f"{url}@1.1", tmp_path, "--require-signature", public).code == 0
     for version, key in (("1.1", other), ("1.2", public)):
         told = pull(cli, f"{url}@{version}", tmp_path, "--require-signature", key)
         assert told.code == 1 and "sign" in told.err, told

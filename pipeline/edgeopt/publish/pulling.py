@@ -247,6 +247,19 @@ def _unpublished_files(folder: Path) -> tuple[str, tuple[str, ...]]:
     return min((*(set(added) - set(outputs)), *modified), default=""), outputs
 
 
+def check_unbuilt(folder: Path) -> None:
+    """Refuse to verify the signature of a folder that was compiled in place: it covers every file.
+
+    Raises:
+        VerificationError: a build output lies in the folder, which ``check_folder`` accepts.
+    """
+    if outputs := _unpublished_files(folder)[1]:
+        raise VerificationError(
+            f"{folder} contains build outputs, such as {outputs[0]}, and its signature covers every file",
+            fix="build in another folder; delete the outputs, or pull again, which removes them",
+        )
+
+
 def _is_build_output(folder: Path, name: str) -> bool:
     """Whether a file of a pulled folder, by its relative path, comes from compiling the folder in place."""
     top, *rest = PurePosixPath(name).parts

@@ -30,7 +30,7 @@ def verify(
     """Verify digests and signature of local files. Exit code 1: something was changed or is missing."""
     from edgeopt.errors import UsageError
     from edgeopt.publish.care import verify_all
-    from edgeopt.publish.pulling import check_folder
+    from edgeopt.publish.pulling import check_folder, check_unbuilt
     from edgeopt.run.store import store_folder
 
     places = places_of(library)
@@ -47,6 +47,7 @@ def verify(
         if key is not None:
             from edgeopt.publish.trust.signing import verify as check_signature
 
+            check_unbuilt(folder)
             check_signature(folder, key)
         signature = "verified" if key else "not checked (--require-signature KEY)"
         typer.echo(f"{folder}: {contract.name}@{contract.version}, digests verified, signature {signature}")
