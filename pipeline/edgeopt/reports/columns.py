@@ -132,7 +132,7 @@ def are_worth_a_table(rows: Sequence[Sequence[str]]) -> bool:
 
 def doubts(report: Report) -> list[str]:
     """The notes that put every figure in doubt, with the figure of the original model to recognise it by."""
-    figure = report.source and report.source.measurements.get(report.primary_metric)
+    figure = report.source.measurements.get(report.primary_metric) if report.source else None
     gets = f"; the original model gets {report.primary_metric} {show(figure)} with it"
     asked = f"{gets}: is that what you measured?" if figure else ""
     return [note + asked for note in report.run.notes if note.startswith(GUESSED)]

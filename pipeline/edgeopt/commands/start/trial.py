@@ -8,12 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeopt.commands.start.given import merged
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import collect
-from edgeopt.model import Array, InputPreprocessing, Outputs, Preprocessing, TensorSpec
+from edgeopt.model import InputPreprocessing, Outputs, Preprocessing, TensorSpec
 from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
@@ -171,7 +174,7 @@ def _preprocessed(
     return replace(draft, preprocess=dict(first.steps), notes=(*draft.notes, note))
 
 
-def _statistics(recipe: Recipe, layout: str | None) -> dict[str, Array]:
+def _statistics(recipe: Recipe, layout: str | None) -> dict[str, NDArray[np.float64]]:
     """Those of the calibration images: many networks are trained with those of their own data."""
     if recipe.calibration is None:
         return {}

@@ -29,7 +29,7 @@ def is_raw(values: Array) -> bool:
 
 
 def candidates(
-    values: Array, spec: TensorSpec, statistics: Mapping[str, Array] | None = None
+    values: Array, spec: TensorSpec, statistics: Mapping[str, NDArray[np.float64]] | None = None
 ) -> list[dict[str, Any]]:
     """The usual preprocessings of raw samples like these, the simplest first; only one: no doubt.
 
@@ -54,14 +54,14 @@ def candidates(
     ]
 
 
-def statistics_of(images: Iterable[Array], layout: str | None) -> dict[str, Array]:
+def statistics_of(images: Iterable[Array], layout: str | None) -> dict[str, NDArray[np.float64]]:
     """Mean and standard deviation of each channel of raw images; empty if these are no images."""
     axis = 0 if layout == "NCHW" else -1
     rows = [np.moveaxis(each, axis, -1).reshape(-1, each.shape[axis]) for each in images if each.ndim == 3]
     if not rows or layout is None or len({row.shape[1] for row in rows}) > 1:
         return {}
     pixels = np.concatenate(rows).astype(np.float64)
-    std = pixels.std(axis=0)
+    std: NDArray[np.float64] = pixels.std(axis=0)
     return {"mean": pixels.mean(axis=0), "std": std} if std.all() else {}
 
 
