@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
@@ -19,15 +19,14 @@ from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.errors import CannotRunError, DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.hops import aligned, hop
 from edgeopt.evaluation.interpreter import labels_of
-from edgeopt.evaluation.judge import Evidence, judge
-from edgeopt.evaluation.statistics import verdict
+from edgeopt.evaluation.judge import Evidence
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Built, make_plan
 from edgeopt.recipe.resolve import variant_of
 from edgeopt.recipe.searching import OBJECTIVES, Search
-from edgeopt.results import MEASUREMENTS, Event, Gate, Result
+from edgeopt.results import MEASUREMENTS, Event, Result
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.build import build
@@ -38,26 +37,14 @@ from edgeopt.run.readings import readings
 from edgeopt.run.scoring import Scorer, scorer_of
 from edgeopt.run.store import Store
 from edgeopt.search.outcome import Tried
+from edgeopt.search.rows import SNR, Row, Rows, clearly_over, noise_of
 from edgeopt.search.selection import check_labels
 from edgeopt.search.space import Candidate, Point
 
-SNR, DISAGREEMENT, BROKEN = "fidelity_snr_db", "disagreement", "broken outputs"
-NOISE = "noise"
-"""The relative power of the error of the outputs: of the worst output, on the worst device.
-
-It tells candidates apart whose answers are equally right, as accuracy changes in steps of one sample.
-"""
 LOOKS = (64, 256, 1024, 4096)
 """Numbers of samples after which a candidate may be dropped, if the selection has at least twice as many."""
 RISK = 0.05
 """Probability that a candidate within a limit is dropped early, all looks together (Bonferroni)."""
-
-
-class Row(NamedTuple):
-    """One artifact on one device."""
-
-    result: Result
-    evidence: Evidence
 
 
 class Measuring:
@@ -80,17 +67,14 @@ class Measuring:
         self.plan = make_plan(self.recipe)
         self.plan.demand_possible()
         self.labels = check_labels(self.plan, search, origin)
-        self.loss = _loss(self.recipe, search, self.labels)
+        self.rows = Rows(recipe, search, self.labels)
         self._timed = any(name in MEASUREMENTS and MEASUREMENTS[name].volatile for name in search.metrics)
-        higher = {name for name, metric, _ in recipe.metrics if metric.higher_is_better}
-        self._higher = higher | {name for name, each in MEASUREMENTS.items() if each.better == "higher"}
         self._device_folders = device_folders
         self._cleanup = ExitStack()
         self.layers: dict[str, dict[str, int]] = {}
         """The number of weights of each layer of the float artifact, by format, the largest first."""
         self._scorers: dict[int, Scorer] = {}
         self._floats: dict[str, Model] = {}
-        self._float_rows: list[Row] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:
@@ -143,7 +127,7 @@ class Measuring:
                 continue
             row = self._row(built, HOST, count)
             snr = row.result.measurements.get(SNR)
-            found.append(_noise(snr.value) if snr is not None else None)
+            found.append(noise_of(snr.value) if snr is not None else None)
         return found
 
     def _check_devices(self) -> None:
@@ -166,7 +150,7 @@ class Measuring:
         Raises:
             UsageError: names what is measured.
         """
-        rows = [row.result for row in self._float_rows if row.result.status == "ok"]
+        rows = [row.result for row in self.rows.floats if row.result.status == "ok"]
         if {row.device for row in rows} != {device.name for device in self.recipe.devices}:
             return  # a device for integers only
         measured = set().union(*(row.measurements for row in rows))
@@ -200,7 +184,7 @@ class Measuring:
             sizes = built.steps[-1].breakdown if built.steps else None
             layers = sizes.layers if sizes is not None else ()
             self.layers[built.branch.format] = {each.name: each.size_bytes // 4 for each in layers}
-            self._float_rows += [self._row(built, name, self.samples) for name in self._devices(built)]
+            self.rows.floats += [self._row(built, name, self.samples) for name in self._devices(built)]
         self._check_objectives()
 
     def _build(self, candidates: Mapping[int, Candidate]) -> dict[int, Built | str]:
@@ -233,61 +217,9 @@ class Measuring:
             # One device is enough to show a drop.
             row = self._row(built, devices[0], count)
             if reason := clearly_over(self.search.limits, row, 1 - RISK / len(looks)):
-                return self._complete([row], known, "stopped", reason, count)
+                return self.rows.tried([row], known, "stopped", reason, count)
         rows = [self._row(built, name, self.samples) for name in devices]
-        return self._complete(rows, known, "complete", "", self.samples)
-
-    def _complete(
-        self, rows: Sequence[Row], known: dict[str, Any], status: str, reason: str, samples: int
-    ) -> Tried:
-        broken = next((row.result.reason for row in rows if _is_broken(row.result)), "")
-        # What broke a model is a lesson for the search; what could not be run is none.
-        rows = [row._replace(result=_unbroken(row.result)) for row in rows] if broken else rows
-        status, reason = ("stopped", broken) if broken else (status, reason)
-        failed = next((row.result.reason for row in rows if row.result.status != "ok"), "")
-        worst: dict[str, float] = {}
-        for row in rows:
-            for name, each in row.result.measurements.items():
-                worse = min if name in self._higher else max
-                worst[name] = worse(worst.get(name, each.value), each.value)
-        absent = [name for name in self.search.part.minimize if name not in worst]
-        if not failed and absent:
-            devices = ", ".join(row.result.device for row in rows)
-            failed = f"{absent[0]} is not measured on {devices}"
-        if failed:
-            return Tried(**known, status="failed", reason=failed)
-        excess: dict[str, float] = {}
-        evidence = {_place(row.result): row.evidence for row in (*rows, *self._float_rows)}
-        everything = [row.result for row in (*self._float_rows, *rows)]
-        for gate in self.search.limits:
-            for row in rows:
-                if not gate.concerns(row.result):
-                    continue
-                (found,) = (
-                    each
-                    for each in judge([gate], everything, evidence)
-                    if (each.variant, each.format, each.device) == _place(row.result)
-                )
-                if found.measured is None:
-                    return Tried(**known, status="failed", reason=found.reason)
-                over = (
-                    found.limit - found.measured if gate.limit[0] == "min" else found.measured - found.limit
-                )
-                excess[str(gate)] = max(over, excess.get(str(gate), over))
-        return Tried(
-            **known,
-            status=status,
-            reason=reason,
-            samples=samples,
-            objectives={name: worst[name] for name in self.search.part.minimize} | self._losses(worst),
-            excess=excess | ({BROKEN: 1.0} if broken else {}),
-            measurements=worst,
-        )
-
-    def _losses(self, worst: Mapping[str, float]) -> dict[str, float]:
-        disagreement = 1.0 - worst.get("agreement", 0.0)
-        loss = disagreement if self.loss == DISAGREEMENT else worst.get(self.loss, 1.0)
-        return {self.loss: loss, NOISE: _noise(worst.get(SNR))}
+        return self.rows.tried(rows, known, "complete", "", self.samples)
 
     def _devices(self, built: Built) -> list[str]:
         """The devices to measure an artifact on; the host if none of the search can run it."""
@@ -344,53 +276,10 @@ class Measuring:
         return self._scorers[count]
 
 
-def clearly_over(limits: Sequence[Gate], row: Row, confidence: float) -> str:
-    """The limit that a candidate exceeds at this confidence, by its first samples; '' if there is none."""
-    if _is_broken(row.result):
-        return row.result.reason
-    for gate in limits:
-        pair = row.evidence.pairs.get(gate.metric)
-        if gate.max_drop is None or gate.classes or pair is None or not gate.concerns(row.result):
-            continue
-        if verdict(pair, gate.max_drop, confidence) == "fail":
-            drop = float(pair.drops.mean())
-            return f"{gate}: a drop of {drop:.2%} on the first {len(pair.before)} samples"
-    return ""
-
-
-def _loss(recipe: Recipe, search: Search, labels: Labels | None) -> str:
-    """What a search minimizes besides its objectives: a drop that it limits, or the first one that it can."""
-    limited = [gate.metric for gate in search.limits if gate.max_drop is not None]
-    judged = [
-        name
-        for name, metric, head in recipe.metrics
-        if metric.against == "labels" and labels_of(labels, head) is not None
-    ]
-    names = [name for name in limited if name in judged] or judged
-    return f"{names[0]}_drop" if names else DISAGREEMENT
-
-
-def _noise(snr_db: float | None) -> float:
-    return 1.0 if snr_db is None else float(10 ** (-snr_db / 10))
-
-
-def _is_broken(result: Result) -> bool:
-    return any(each.status == "broken" for each in result.hops)
-
-
-def _unbroken(result: Result) -> Result:
-    """A result whose measurements count although its outputs do not resemble those of the source."""
-    return result.model_copy(update={"status": "ok", "reason": ""}) if _is_broken(result) else result
-
-
 def _first(labels: Labels | None, count: int) -> Labels | None:
     if isinstance(labels, Mapping):
         return {task: each[:count] for task, each in labels.items()}
     return None if labels is None else labels[:count]
-
-
-def _place(result: Result) -> tuple[str, str, str]:
-    return result.variant, result.format, result.device
 
 
 def _quiet(event: Event) -> None:

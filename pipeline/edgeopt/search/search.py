@@ -81,7 +81,7 @@ def search(
             samples=measuring.samples,
             limits=tuple(map(str, task.limits)),
             minimize=task.part.minimize,
-            loss=measuring.loss,
+            loss=measuring.rows.loss,
             dimensions={each.name: each.choices for each in space.dimensions},
             points=space.size,
             trials=placed(journal.trials),
