@@ -62,6 +62,18 @@ def test_what_is_refused_is_told_in_its_own_words_and_was_foreseen(
     assert lint(file, load_device("cortex-m"), "tflite")[0].severity == "error"
 
 
+def test_an_arena_that_the_device_has_no_ram_for_fails(real_data: Path, tmp_path: Path) -> None:
+    board = tmp_path / "board.yaml"
+    board.write_text("base: stm32f4\ndescription: our board\nlimits: {flash: 512 KiB, ram: 96 KiB}\n")
+    file = real_data / "mlperf-tiny" / "vww_reference_int8.tflite"
+    assert not lint(file, load_device(str(board)), "tflite")  # its largest operator alone fits
+    report = profile(file, device=str(board))
+    (result,) = report.results
+    assert (result.status, report.exit_code) == ("failed", 3)
+    assert "the arena is 103,680 bytes, but the device has 98,304 bytes of RAM" in result.reason
+    assert result.measurements["arena_bytes"].value == 103_680
+
+
 def test_a_file_without_data_runs_on_random_inputs(tmp_path: Path) -> None:
     file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=("int8", "int8"))
     report = profile(file, device="cortex-m")

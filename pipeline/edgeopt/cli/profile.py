@@ -39,7 +39,10 @@ def profile(
     devices: DeviceFolders = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency, memory, size and accuracy of any model file on a device."""
+    """Measure latency, memory, size and accuracy of any model file on a device.
+
+    Exit code 0: it ran. 2: the command is wrong. 3: it did not run, or takes more memory than the device has.
+    """
     from pydantic import ValidationError
 
     from edgeopt.cli.screen.tables import show_report
@@ -116,3 +119,4 @@ def profile(
         typer.echo(render(report, "json"), nl=False)
     else:
         show_report(report)
+    raise typer.Exit(report.exit_code)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device
-from edgeopt.devices.lint import lint_artifact, lint_measured, summary
+from edgeopt.devices.lint import MEMORY, errors, lint_artifact, lint_measured, summary
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.samples import title
 from edgeopt.formats.known import format_named
@@ -37,6 +37,8 @@ def profile(
     trust: bool = False,
 ) -> Report:
     """Measure latency, memory, size and, with labelled data, accuracy of a model file on a device.
+
+    The result is failed, with its measurements, if the file takes more memory than the device has.
 
     Args:
         file: a .tflite, .onnx, .ptl or .pte file, or any source model.
@@ -95,9 +97,12 @@ def profile(
         with Scorer(named, labels, heads=heads, decoder=decoder) as scorer:
             scores = scorer.source(Outputs(outcome.outputs, outcome.output_names)) if executed else {}
         findings = lint_artifact(path, target, model.format) + lint_measured(outcome.measurements, target)
-        read = readings(model, target, outcome._replace(extra_notes=tuple(summary(findings))))
+        # The run does not show it where another machine runs the device's kernels.
+        too_large = [finding for finding in errors(findings) if finding.rule in MEMORY]
+        others = [finding for finding in findings if finding not in too_large]
+        read = readings(model, target, outcome._replace(extra_notes=tuple(summary(others))))
     result = result_of(
-        outcome,
+        outcome._replace(error="; ".join(summary(too_large))),
         variant=path.stem,
         format=model.format,
         device=target.name,

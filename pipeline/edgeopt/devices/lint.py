@@ -26,6 +26,8 @@ CASTS = {
     "DEQUANTIZE": "if it is at an input or output, convert with int8 inputs and outputs",
 }
 """Operators that convert types; most are at the inputs and outputs of a model."""
+MEMORY = frozenset({"flash", "ram"})
+"""Rules on the memory that a file takes."""
 WEIGHTS_ALONE = frozenset({"float16", "int4"})
 """Weight-only schemes: activations stay float."""
 TO_INT8 = "quantize weights and activations: quantize: int8"
