@@ -221,14 +221,14 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
     clean = runner.invoke(app, ["lint", str(good), "--device", "cortex-m"])
     assert (clean.exit_code, clean.stdout) == (
         0,
-        "good.tflite on cortex-m: no findings (tflite-micro)\n"
+        f"{good} on cortex-m: no findings (tflite-micro)\n"
         "  flash: 420 B for the file and 18.0 KiB to 32.7 KiB for the code of TensorFlow Lite Micro, "
         "2% to 3% of 1.0 MiB\n"
         "  RAM: 64 B for the tensors of the largest operator, under 1% of 256.0 KiB\n",
     )
     found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
     assert found.exit_code == 1
-    assert "error: EXP y;… [dtype]" in found.stdout
+    assert found.stdout.startswith(f"{bad} on cortex-m: 1 error; it will not run\nerror: EXP y;… [dtype]\n")
     told = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m", "--json"])
     assert told.exit_code == 1
     assert [finding["rule"] for finding in json.loads(told.stdout)["findings"]] == ["dtype"]
@@ -236,6 +236,25 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
         tmp_path / "w.tflite", operator("RELU"), operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8
     )
     assert runner.invoke(app, ["lint", str(warned), "--device", "ethos-u55-128"]).exit_code == 0
+
+
+def test_every_file_is_checked_on_every_device(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tflite", operator("RELU"), shape=IMAGE, types=INT8)
+    bad = write(tmp_path / "bad.tflite", operator("EXP"), operator("TOPK_V2"), shape=IMAGE, types=INT8)
+    asked = ["lint", str(good), str(bad), "--device", "cortex-m", "--device", "ethos-u55-128"]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 1
+    headers = [line for line in found.stdout.splitlines() if " on " in line and line.startswith("/")]
+    assert headers == [
+        f"{good} on cortex-m: no findings (tflite-micro)",
+        f"{good} on ethos-u55-128: no findings (ethos-u55-u65)",
+        f"{bad} on cortex-m: 2 errors; it will not run",
+        f"{bad} on ethos-u55-128: 1 warning",
+    ]
+    told = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert [row["device"] for row in told] == ["cortex-m", "ethos-u55-128"] * 2
+    both = CliRunner().invoke(app, [*asked[:2], *asked[3:], "--sarif", "x.sarif"])
+    assert isinstance(both.exception, UsageError)
 
 
 def test_code_scanning_gets_sarif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
 """``lint``: static check of model files against a device, and of recipes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, device_names, folders
 
 if TYPE_CHECKING:
     from edgeopt.devices.device import Device
+    from edgeopt.devices.lint import Finding
 
 ERRORS_FOUND = 1
 RECIPES = (".yaml", ".yml")
@@ -23,7 +25,13 @@ def lint(
         ),
     ],
     device: Annotated[
-        str | None, typer.Option("--device", help="Target device of models; see 'edgeopt devices list'.")
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Target device of models; see 'edgeopt devices list'. Repeatable.",
+            autocompletion=device_names,
+        ),
     ] = None,
     devices: DeviceFolders = None,
     data_root: DataRoot = None,
@@ -46,24 +54,24 @@ def lint(
     from edgeopt.errors import UsageError
 
     models = [file for file in files if file.suffix not in RECIPES]
-    if models and device is None:
+    names = list(dict.fromkeys(device or ()))
+    if models and not names:
         raise UsageError(f"{models[0]} is checked against a device", fix="name it: --device NAME")
-    if sarif is not None and (len(models) != 1 or len(files) != 1):
-        raise UsageError("--sarif describes one model", fix="check each in a command of its own")
-    target = load_device(device, folders(devices)) if device is not None else None
-    rows: list[dict[str, Any]] = []
-    failed = False
+    if sarif is not None and not len(models) == len(files) == len(names) == 1:
+        raise UsageError(
+            "--sarif describes one model on one device", fix="check each in a command of its own"
+        )
+    targets = [load_device(name, folders(devices)) for name in names]
+    checked: list[tuple[dict[str, Any], bool]] = []
     for file in files:
         if file.suffix in RECIPES:
-            row, bad = _lint_recipe(file, data_root, folders(devices), show=not as_json)
+            checked.append(_lint_recipe(file, data_root, folders(devices), show=not as_json))
         else:
-            assert target is not None  # there are models
-            row, bad = _lint_model(file, target, sarif, show=not as_json)
-        rows.append(row)
-        failed = failed or bad
+            checked += [_lint_model(file, target, sarif, show=not as_json) for target in targets]
     if as_json:
+        rows = [row for row, _ in checked]
         typer.echo(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
-    if failed:
+    if any(failed for _, failed in checked):
         raise typer.Exit(ERRORS_FOUND)
 
 
@@ -117,12 +125,10 @@ def _lint_model(
         with writing(sarif, "give another file"):
             sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
     if show:
+        typer.echo(f"{file} on {target.name}: {_verdict(findings, target)}")
         for finding in findings:
             typer.echo(f"{finding.severity}: {shortened(finding.layer) or file.name} [{finding.rule}]")
             typer.echo(f"  {finding.message}\n  {finding.fix}")
-        if not findings:
-            operators = target.operators or "no operator table"
-            typer.echo(f"{file.name} on {target.name}: no findings ({operators})")
         for share in used.shares:
             typer.echo(f"  {share}")
         if used.hint:
@@ -134,3 +140,13 @@ def _lint_model(
         "usage": used.model_dump(mode="json"),
     }
     return row, bool(errors(findings))
+
+
+def _verdict(findings: "Sequence[Finding]", target: "Device") -> str:
+    """How many findings of which severity there are, in words."""
+    if not findings:
+        return f"no findings ({target.operators or 'no operator table'})"
+    severities = [finding.severity for finding in findings]
+    counts = {each: severities.count(each) for each in dict.fromkeys(severities)}
+    told = ", ".join(f"{count} {each}{'s' if count > 1 else ''}" for each, count in counts.items())
+    return f"{told}; it will not run" if "error" in counts else told
