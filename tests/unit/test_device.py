@@ -72,6 +72,28 @@ def test_unknown_device_gives_the_nearest_name() -> None:
     assert caught.value.exit_code == 2 and str(shipped("devices")) in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("stm32f407", "stm32f4"),
+        ("STM32F746NG", "stm32f7"),
+        ("stm32f446re", "stm32f4"),
+        ("STM32F4", "stm32f4"),
+        ("NRF52840", "nrf52840"),
+        ("Samsung", "galaxy"),
+    ],
+)
+def test_a_part_is_found_by_its_family_and_its_description(name: str, device: str) -> None:
+    with pytest.raises(UsageError, match=f"no device '{name}'; did you mean '{device}'"):
+        load_device(name)
+
+
+def test_a_name_like_none_lists_every_device() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_device("zzz")
+    assert all(name in caught.value.message for name in known_devices())
+
+
 def test_all_mistakes_are_reported_with_their_place(tmp_path: Path) -> None:
     path = write(
         tmp_path,

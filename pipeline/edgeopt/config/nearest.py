@@ -5,15 +5,20 @@ from collections.abc import Iterable
 
 from edgeopt.errors import shortened
 
-MAX_LISTED = 20
+MAX_LISTED = 40
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The suffix of an error message: ``; did you mean 'x'?``, or the list of known names."""
+    """The suffix of an error message: ``; did you mean 'x'?``, or the list of known names.
+
+    Upper and lower case are the same. Of several similar names, the one that ``name`` begins with is nearest.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    lower, by_lower = name.lower(), {each.lower(): each for each in names}
+    close = difflib.get_close_matches(lower, by_lower, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        first = next((each for each in close if lower.startswith(each)), close[0])
+        return f"; did you mean {by_lower[first]!r}?"
     if not names:
         return ""
     listed = ", ".join(shortened(each, 40) for each in sorted(names)[:MAX_LISTED])

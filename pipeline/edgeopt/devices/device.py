@@ -3,6 +3,7 @@
 import filecmp
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -196,8 +197,18 @@ def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None 
         return read_device(own)
     searched = ", ".join(str(place) for place in (*folders, *unasked, own.parent))
     raise UsageError(
-        f"no device {shortened(name, MAX_SHOWN)!r}{nearest(name, known_devices(folders))}",
+        f"no device {shortened(name, MAX_SHOWN)!r}{_suggested(name, folders)}",
         fix=f"searched for its file in {searched}; 'edgeopt devices list' shows all devices",
+    )
+
+
+def _suggested(name: str, folders: Sequence[Path]) -> str:
+    """The end of the message on an unknown name: the shipped device described with it, or the nearest name."""
+    part = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)
+    devices = map(read_device, shipped("devices").glob(f"*{SUFFIX}"))
+    described = [device.name for device in devices if part.search(device.description)]
+    return (
+        f"; did you mean {described[0]!r}?" if len(described) == 1 else nearest(name, known_devices(folders))
     )
 
 
