@@ -13,7 +13,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from click.testing import Result as Outcome
+from typer.testing import CliRunner
 
+from edgeopt.cli import app
 from edgeopt.errors import UsageError
 from edgeopt.evaluation import regression
 from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
@@ -370,6 +373,35 @@ def test_the_commands_of_a_pull_request(tmp_path: Path) -> None:
     assert edgeopt("check", tmp_path / "bad", "--against", file).returncode == 0
     assert edgeopt("check", tmp_path / "bad", "--against", tmp_path / "none.json").returncode == 2
     assert edgeopt("check", tmp_path / "bad", "--against", file, "--confidence", 7).returncode == 2
+
+
+def checked(*arguments: object) -> Outcome:
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def test_a_narrowed_check_compares_that_part_of_a_run(tmp_path: Path) -> None:
+    one, broken = run(right()), run(right(), variant="int8", format="onnx", status="failed", reason="x")
+    base = run(right(), variant="float")
+    every = one.model_copy(update={"results": (*base.results, *one.results, *broken.results)})
+    write_report(every, tmp_path / "run")
+    was = run(right(wrong=2), format="onnx")
+    write_baseline(
+        baseline_of(every.model_copy(update={"results": (*every.results[:2], *was.results)})),
+        path := tmp_path / "b.json",
+    )
+    for narrowed, code, count in (
+        ((), 3, 5),
+        (("--format", "tflite"), 0, 4),
+        (("--variant", "float"), 0, 2),
+        (("--variant", "int8", "--format", "onnx"), 3, 1),
+        (("--device", "host", "--variant", "int8", "--format", "tflite"), 0, 4),
+    ):
+        done = checked(tmp_path / "run", "--against", path, "--json", *narrowed)
+        assert (done.exit_code, len(json.loads(done.stdout))) == (code, count), narrowed
+    wrong = checked(tmp_path / "run", "--against", path, "--variant", "flot").exception
+    assert str(wrong).startswith("--variant flot: the run has no such variant; did you mean 'float'?")
+    wrong = checked(tmp_path / "run", "--against", path, "--device", "phone").exception
+    assert "the baseline has nothing for --device phone; it has float.tflite on host, int8" in str(wrong)
 
 
 def test_a_check_imports_no_framework(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from edgeopt.cli.options import (
 if TYPE_CHECKING:
     from edgeopt.evaluation.judgement import Judgement
     from edgeopt.evaluation.regression import Limits
+    from edgeopt.recipe.selection import Selection
     from edgeopt.results import Report
 
 app = typer.Typer(help="Record the current results in a small file to commit.", no_args_is_help=True)
@@ -92,17 +93,20 @@ def check(
 
     from edgeopt.cli.screen import github
     from edgeopt.cli.screen.tables import show_verdicts
-    from edgeopt.commands.judge import judge, recipe_text
+    from edgeopt.commands.judge import comparable, judge, recipe_text
     from edgeopt.config.files import writing
     from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
+    from edgeopt.recipe.selection import Selection
     from edgeopt.reports import junit as junits
     from edgeopt.reports.ci import comment as comments
     from edgeopt.reports.ci.annotations import annotations
 
     limits = limits_of(max_drop, confidence, undecided, max_size_increase)
     baseline = None if update and not against.exists() else read_baseline(against)
-    narrowed = {"variants": variant or (), "formats": format or (), "devices": device or ()}
-    report = _report(target, sets, narrowed, data_root, folders(device_folder), store)
+    selection = Selection(tuple(variant or ()), tuple(format or ()), tuple(device or ()))
+    if baseline is not None and not update:
+        baseline = comparable(baseline, selection)
+    report = _report(target, sets, selection, data_root, folders(device_folder), store)
     if update:
         fresh = baseline_of(report)
         for line in differences(baseline, fresh) if baseline else ["a new baseline"]:
@@ -196,17 +200,18 @@ def _ratio(part: "Sequence[object]", of: "Sequence[object]") -> str:
 def _report(
     target: str,
     sets: list[str] | None,
-    narrowed: dict[str, Any],
+    selection: "Selection",
     data_root: Path | None,
     device_folders: tuple[Path, ...],
     store: Path | None,
 ) -> "Report":
     """The report of an existing run, or of a recipe run now."""
     from edgeopt.cli.report import read_report
+    from edgeopt.commands.judge import part_of
 
     path = Path(target)
     if os.path.isdir(path) or path.suffix == ".json":
-        return read_report(path)
+        return part_of(read_report(path), selection)
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.optimize import optimize
 
@@ -215,7 +220,7 @@ def _report(
             target,
             store=store,
             overrides=sets or (),
-            **narrowed,
+            **selection._asdict(),
             data_root=data_root,
             device_folders=device_folders,
             watch=progress,

@@ -95,26 +95,26 @@ def ci(
     from edgeopt.cli.screen import github
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.cli.screen.tables import show_report, show_verdicts
-    from edgeopt.commands.judge import explain, judge, write_files
+    from edgeopt.commands.judge import comparable, explain, judge, write_files
     from edgeopt.commands.optimize import optimize
     from edgeopt.errors import EdgeoptError
     from edgeopt.evaluation.baseline import read_baseline
     from edgeopt.evaluation.judgement import Judgement
+    from edgeopt.recipe.selection import Selection
     from edgeopt.reports.ci.comment import headline
 
     outcome: Judgement | EdgeoptError
     try:
         limits = limits_of(max_drop, confidence, undecided, max_size_increase)
-        baseline = None if against is None else read_baseline(against)
+        selection = Selection(tuple(variant or ()), tuple(format or ()), tuple(device or ()))
+        baseline = None if against is None else comparable(read_baseline(against), selection)
         with Progress() as progress:
             report = optimize(
                 recipe,
                 out=out,
                 store=store,
                 overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
-                variants=variant or (),
-                formats=format or (),
-                devices=device or (),
+                **selection._asdict(),
                 data_root=data_root,
                 device_folders=folders(device_folder),
                 keep_going=keep_going,

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.config.files import write_text, writing
-from edgeopt.errors import EdgeoptError, RecipeError, UsageError
+from edgeopt.config.nearest import nearest
+from edgeopt.errors import EdgeoptError, RecipeError, UsageError, shortened
 from edgeopt.evaluation.baseline import Baseline
 from edgeopt.evaluation.judgement import Judgement, key_of
 from edgeopt.evaluation.regression import Limits, changes
+from edgeopt.recipe.planner import BASELINE
 from edgeopt.recipe.resolve import find_recipe
+from edgeopt.recipe.selection import Selection
 from edgeopt.reports import junit, markdown
 from edgeopt.reports.ci import code_quality, comment
 from edgeopt.reports.ci.annotations import Annotation, annotations, of_failure
@@ -23,6 +26,8 @@ from edgeopt.run.store import store_folder
 
 COMMENT, CHECK, QUALITY, OUTPUTS = "comment.md", "check.xml", "code-quality.json", "ci.env"
 """Files that CI systems read, beside the report."""
+OPTIONS = ("variant", "format", "device")
+"""The options that narrow a run, in the order of a key."""
 MAX_NAME = 100
 """Characters of the name under which a CI system keeps the folder."""
 
@@ -62,6 +67,53 @@ def judge(
         device_folders=device_folders,
     )
     return replace(judgement, latency=again.verdicts), again.unjudged
+
+
+def part_of(report: Report, selection: Selection) -> Report:
+    """The part of a finished run that would remain of its recipe.
+
+    Raises:
+        UsageError: the run has none of a name.
+    """
+    keys = [key_of(row) for row in report.results]
+    for at, (option, names) in enumerate(zip(OPTIONS, selection, strict=True)):
+        known = dict.fromkeys(key[at] for key in keys)
+        for name in names:
+            if name not in known:
+                raise UsageError(f"--{option} {name}: the run has no such {option}{nearest(name, known)}")
+    return report.model_copy(
+        update={
+            "results": tuple(row for row in report.results if _selected(key_of(row), selection)),
+            "recommended": tuple(one for one in report.recommended if _selected(key_of(one), selection)),
+        }
+    )
+
+
+def comparable(baseline: Baseline, selection: Selection) -> Baseline:
+    """The part of a baseline that a narrowed run is compared with.
+
+    Raises:
+        UsageError: there is none.
+    """
+    entries = tuple(entry for entry in baseline.entries if _selected(entry.key, selection))
+    if not entries:
+        asked = [
+            f"--{option} {name}" for option, names in zip(OPTIONS, selection, strict=True) for name in names
+        ]
+        known = [f"{entry.variant}.{entry.format} on {entry.device}" for entry in baseline.entries]
+        raise UsageError(
+            f"the baseline has nothing for {' '.join(asked)}; it has {shortened(', '.join(known), 300)}",
+            fix="name something that it has, or write it from a run that has all: edgeopt baseline write RUN",
+        )
+    return baseline.model_copy(update={"entries": entries})
+
+
+def _selected(key: tuple[str, str, str], selection: Selection) -> bool:
+    """Whether a run of the selection has the artifact; float is always built."""
+    variants = (*selection.variants, BASELINE) if selection.variants else ()
+    return all(
+        not names or name in names for name, names in zip(key, (variants, *selection[1:]), strict=True)
+    )
 
 
 class Explanation(NamedTuple):
