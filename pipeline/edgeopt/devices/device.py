@@ -203,7 +203,7 @@ def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None 
 
 
 def _suggested(name: str, folders: Sequence[Path]) -> str:
-    """The end of the message on an unknown name: the shipped device described with it, or the nearest name."""
+    """The end of the message on an unknown name: the shipped device described with it, or the nearest."""
     part = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)
     devices = map(read_device, shipped("devices").glob(f"*{SUFFIX}"))
     described = [device.name for device in devices if part.search(device.description)]
