@@ -13,7 +13,7 @@ from edgeopt.evaluation.judge import judge
 from edgeopt.formats.known import format_named
 from edgeopt.model import Model
 from edgeopt.plugin import LayerSize
-from edgeopt.reports.pagedata.rows import row_of
+from edgeopt.reports.pagedata.rows import Scale, row_of
 from edgeopt.results import Gate, Measurement, Result
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.readings import readings
@@ -84,7 +84,7 @@ def test_the_band_is_a_measurement_of_its_own(tmp_path: Path) -> None:
     assert not any(name.startswith("latency") for name in read.values)
     (note,) = [note for note in read.notes if "estimate, nothing" in note]
     assert re.match(
-        r"an estimate, nothing was timed: one run takes \S+ ms to \S+ ms, from 64 MACs at 168 MHz", note
+        r"an estimate, nothing was timed: one run takes \S+ µs to \S+ µs, from 64 MACs at 168 MHz", note
     )
     assert "MLPerf Tiny" in note
 
@@ -168,8 +168,11 @@ def test_the_tables_of_the_page_are_those_of_the_devices() -> None:
 def test_the_page_shows_the_slow_end_as_an_estimate(tmp_path: Path) -> None:
     values = readings(toy(tmp_path), load_device("stm32f4"), Outcome("tflm")).values
     row = Result(variant="v", format="tflite", device="stm32f4", status="ok", measurements=values)
-    shown = row_of(row, "", [], "", "")
+    shown = row_of(row, Scale("", None, 1.0), [], "", "", "")
     assert shown["estimated"] and shown["latency"]["text"] == values["estimated_latency_max_ms"].text
     timed = row.model_copy(update={"measurements": {"latency_p50_ms": Measurement.of("latency_p50_ms", 3.0)}})
-    assert not row_of(timed, "", [], "", "")["estimated"]
-    assert row_of(row.model_copy(update={"measurements": {}}), "", [], "", "")["latency"] is None
+    assert not row_of(timed, Scale("", None, 1.0), [], "", "", "")["estimated"]
+    assert (
+        row_of(row.model_copy(update={"measurements": {}}), Scale("", None, 1.0), [], "", "", "")["latency"]
+        is None
+    )
