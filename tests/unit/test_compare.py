@@ -44,8 +44,18 @@ def result(wrong: int = 0, form: str = "tflite", size: float = 1000, **changes: 
     return Result(**(usual | changes))
 
 
-def run(*rows: Result, recipe: str = "kws", data: str = "d" * 64, **changes: Any) -> Report:
-    told = Run(started="2026-01-01", seconds=1, command="", edgeopt="0", evaluation_digest=data, samples=400)
+def run(
+    *rows: Result, recipe: str = "kws", data: str = "d" * 64, document: str = "", **changes: Any
+) -> Report:
+    told = Run(
+        started="2026-01-01",
+        seconds=1,
+        command="",
+        edgeopt="0",
+        evaluation_digest=data,
+        document=document,
+        samples=400,
+    )
     return Report(**({"recipe": recipe, "run": told, "environment": HOST, "results": rows} | changes))
 
 
@@ -106,6 +116,21 @@ def test_other_data_or_processors_are_not_subtracted() -> None:
         "b was evaluated on other data than a: their quality is not subtracted",
         "host has another processor in b: its latencies are not comparable",
     )
+
+
+def test_what_differs_between_the_recipes_is_told() -> None:
+    document = "model: {weights: %s/net.pth, preprocess: {scale: %s}}\noptimize: {float: {}%s}"
+    first = run(result(), document=document % ("/home/a", "2/255", ""))
+    other = run(result(), document=document % ("/builds/b", "1/255", ", int8: {quantize: int8}"))
+    assert side_by_side(first, other).notes[0] == (
+        "the recipe of b differs from that of a: "
+        "model.preprocess.scale 2/255 -> 1/255, optimize.int8.quantize – -> int8"
+    )
+    assert len(side_by_side(first, first).notes) == len(side_by_side(first, run(result())).notes) == 1
+    every = {f"v{number}": {"quantize": "x" * 99} for number in range(20)}
+    many = run(result(), document=f"optimize: {json.dumps(every)}")
+    note = side_by_side(first, many).notes[0]
+    assert note.endswith(f" – -> {'x' * 57}... and 15 more")
 
 
 def test_runs_without_labels_are_compared_by_their_fidelity() -> None:

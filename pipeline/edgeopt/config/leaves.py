@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from edgeopt.errors import shortened
+
 ABSENT = "–"
 """The value of a key that only the other document has."""
+LONGEST = 60
+"""Characters of a value that are told."""
 
 
 def leaves(document: object, at: str = "") -> dict[str, str]:
@@ -35,8 +39,9 @@ def _portable(value: Any) -> Any:
 def told_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """``key old -> new`` for every value that differs."""
     keys = dict.fromkeys([*before, *after])
-    return [
-        f"{key} {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    sides = ((key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys)
+    return [f"{key} {_cut(old)} -> {_cut(new)}" for key, old, new in sides if old != new]
+
+
+def _cut(value: str) -> str:
+    return shortened(value, LONGEST)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from edgeopt.config.leaves import leaves, told_changes
+from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import baseline_of
 from edgeopt.evaluation.regression import Limits, changes
@@ -22,6 +24,8 @@ SHOWN = (
 )
 """Measurements of the tables after the quality; report.json has all."""
 SNR = "fidelity_snr_db"
+MAX_CHANGES = 8
+"""Changes of a recipe that are listed."""
 
 
 class Compared(NamedTuple):
@@ -152,6 +156,10 @@ def _key(one: Result | Verdict) -> Key:
 def _notes(runs: Sequence[Compared]) -> Iterator[str]:
     first = runs[0]
     for name, report in runs[1:]:
+        if changed := _recipe_changes(first.report.run.document, report.run.document):
+            more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
+            told = ", ".join(changed[:MAX_CHANGES])
+            yield f"the recipe of {name} differs from that of {first.name}: {told}{more}"
         if report.run.evaluation_digest != first.report.run.evaluation_digest:
             yield f"{name} was evaluated on other data than {first.name}: their quality is not subtracted"
         for device in report.devices():
@@ -159,6 +167,14 @@ def _notes(runs: Sequence[Compared]) -> Iterator[str]:
             if all(processors) and processors[0] != processors[1]:
                 yield f"{device} has another processor in {name}: its latencies are not comparable"
     yield "latencies of two runs share no clock; ratios to float are measured in turns within a run"
+
+
+def _recipe_changes(before: str, after: str) -> list[str]:
+    """What changed in the recipe; nothing if a run did not record it."""
+    if not before or not after:
+        return []
+    one, other = (leaves(read_yaml(text, "the recipe of a run")[0]) for text in (before, after))
+    return told_changes(one, other)
 
 
 def _values(cell: Cell) -> Mapping[str, Measurement]:
