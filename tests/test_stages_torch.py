@@ -80,6 +80,10 @@ def number():
     return 3
 
 
+def needy(classes, depth, width=8, **others):
+    return Small(classes)
+
+
 def half():
     return Small().half()
 
@@ -252,6 +256,9 @@ def test_wrong_shape_factory_and_arguments(code: Path, tmp_path: Path) -> None:
         loader(code, "number").run(SOURCE, context(tmp_path / "b"))
     with pytest.raises(StageError, match="cannot be called with"):
         loader(code, arguments={"clases": 3}).run(SOURCE, context(tmp_path / "c"))
+    with pytest.raises(StageError, match=r"missing 1 required") as caught:
+        loader(code, "needy", arguments={"depth": 1}).run(SOURCE, context(tmp_path / "f"))
+    assert caught.value.fix == "add --set model.arguments.classes=..."
     free = TensorSpec(name="image", shape=(None, 3, None, 8))
     with pytest.raises(StageError, match="only the batch axis may be free"):
         loader(code, inputs=(free,)).run(SOURCE, context(tmp_path / "d"))

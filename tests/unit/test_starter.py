@@ -148,6 +148,9 @@ def test_a_checkpoint_asks_for_its_factory(tmp_path: Path, write: Write) -> None
         UsageError, match=r"--factory nets:buld: .* does not define 'buld'; did you mean 'build'"
     ):
         write(path, factory="nets:buld")
+    with pytest.raises(UsageError, match=r"--factory nets:build\(3\)") as caught:
+        write(path, factory="nets:build(3)")
+    assert caught.value.fix.endswith("which --set model.arguments.NAME=... gives: nets:build")
 
 
 def test_a_file_elsewhere_is_named_in_full(tmp_path: Path, write: Write) -> None:

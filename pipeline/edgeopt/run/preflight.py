@@ -18,7 +18,7 @@ from edgeopt.evaluation.samples import checked, collect, fingerprint
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe.document import Recipe
-from edgeopt.recipe.planner import Branch, Plan
+from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
@@ -253,13 +253,21 @@ def runnable(plan: Plan, store: Store, runtimes: Mapping[str, str], watch: Watch
     """The source model in a format that the host runs: the original, or the output of the first stage."""
     if plan.source.format in runtimes:
         return plan.source
+    built = loaded(plan, store, runtimes, watch)
+    return built.steps[0].model if built is not None and built.steps else None
+
+
+def loaded(plan: Plan, store: Store, runtimes: Mapping[str, str], watch: Watch) -> Built | None:
+    """The first stage of a source model that the host does not run; None if it does not run the result.
+
+    It is not wasted: the step is cached in the store, and reused when the branches are built.
+    """
     first = next((branch.stages[0] for branch in plan.branches if branch.stages), None)
     if first is None or first.fulfils or first.produces not in runtimes:
         return None
-    # Not wasted: the step is cached in the store, and reused when the branches are built.
     loading = dataclasses.replace(plan, branches=(Branch("source", first.produces, (first,), ()),))
     (built,) = build(loading, store, watch)
-    return built.steps[0].model if built.steps else None
+    return built
 
 
 def datasets_of(recipe: Recipe) -> dict[str, Dataset]:

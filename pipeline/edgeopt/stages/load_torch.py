@@ -1,6 +1,8 @@
 """A PyTorch model from a factory function and a weights file."""
 
+import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +19,8 @@ from edgeopt.plugin import Code, Context, ExistingPath, Stage, Worker
 
 if TYPE_CHECKING:
     import torch
+
+_COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class LoadTorch(Stage):
@@ -104,7 +108,7 @@ class LoadTorch(Stage):
         except TypeError as error:
             raise StageError(
                 f"{self.factory.target} cannot be called with {self.arguments}: {error}",
-                fix="correct 'arguments' of the model in the recipe",
+                fix=_fix_arguments(factory, self.arguments),
             ) from error
         if not isinstance(module, torch.nn.Module):
             raise StageError(
@@ -120,6 +124,18 @@ class LoadTorch(Stage):
             )
             module = module.float()
         return module.cpu()
+
+
+def _fix_arguments(factory: Any, given: Mapping[str, Any]) -> str:
+    """How to state the arguments that a factory requires, and that are not given."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # not callable, or written in C
+        parameters = {}.values()
+    required = [each for each in parameters if each.default is each.empty and each.kind not in _COLLECTING]
+    missing = [each.name for each in required if each.name not in given]
+    words = " ".join(f"--set model.arguments.{name}=..." for name in missing)
+    return f"add {words}" if missing else "correct 'arguments' of the model in the recipe"
 
 
 def _forward(module: "torch.nn.Module", inputs: tuple[TensorSpec, ...]) -> Any:

@@ -63,7 +63,8 @@ def show_report(report: Report, out: Console | None = None) -> None:
         values = ", ".join(f"{name} {show(value)}" for name, value in report.source.measurements.items())
         summary = values or report.source.reason or "outputs only"
         source = f"source model {report.source.path} ({report.source.format})"
-        out.print(Text(f"{source}: {summary}, n = {report.run.samples}"))
+        count = f", n = {report.run.samples}" if report.run.samples else ""
+        out.print(Text(f"{source}: {summary}{count}"))
     for note in report.run.notes:
         if not note.startswith(GUESSED):  # the last line
             out.print(Text(f"note: {note}", "yellow"))

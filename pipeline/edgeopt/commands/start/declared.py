@@ -134,8 +134,10 @@ def _code(written: str, weights: Path) -> str:
         code = Code.model_validate(written, context={"roots": (Path.cwd(), weights.resolve().parent)})
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["ctx"]["error"]
+        name, call, _ = written.partition("(")
+        fix = f"without its arguments, which --set model.arguments.NAME=... gives: {name}"
         raise UsageError(
-            f"--factory {written}: {reason}", fix="such as --factory my_network.py:build"
+            f"--factory {written}: {reason}", fix=fix if call else "such as --factory my_network.py:build"
         ) from error
     file = code.source()
     return code.target if file is None else f"{file}:{code.target.partition(':')[2]}"

@@ -35,7 +35,7 @@ from edgeopt.recipe.starter.preprocessing import (
 )
 from edgeopt.results import GUESSED, Event
 from edgeopt.run.bench import Bench, Evaluation
-from edgeopt.run.preflight import runnable
+from edgeopt.run.preflight import loaded, runnable
 from edgeopt.run.store import Store
 
 PREPROCESS = "--set 'model.preprocess={scale: 1/255}'"
@@ -67,7 +67,14 @@ class _Trial(NamedTuple):
 def tried(
     draft: Draft, parts: Parts | None, settings: Mapping[str, Any], place: Place, *, complete: bool
 ) -> Draft:
-    """With what a run of the source model on a few samples shows: outputs, task and preprocessing."""
+    """With what a run of the source model on a few samples shows: outputs, task and preprocessing.
+
+    Raises:
+        UsageError: with ``complete``, the network of a checkpoint cannot be built, or the preprocessing is
+            unknown.
+    """
+    if complete and draft.is_weights:
+        _check_loads(draft, settings, place)
     unseen = replace(draft, meaning=without_labels(draft.outputs or ()))
     if draft.random or draft.doubtful or (draft.is_weights and draft.factory is None):
         return draft if draft.random else unseen
@@ -212,6 +219,15 @@ def _provisional(draft: Draft, settings: Mapping[str, Any], place: Place) -> Rec
         data_root=place.data_root,
         device_folders=place.device_folders,
     )
+
+
+def _check_loads(draft: Draft, settings: Mapping[str, Any], place: Place) -> None:
+    """Build the network of a checkpoint, which every artifact begins with."""
+    plan = make_plan(_provisional(draft, settings, place))
+    built = loaded(plan, place.store, load_device(HOST, place.device_folders).runtimes, place.watch)
+    if built is not None and built.failure:
+        reason, _, fix = built.failure.partition("\n")
+        raise UsageError(f"{draft.source}: {reason}", fix=fix.strip())
 
 
 def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place) -> _Trial | None:
