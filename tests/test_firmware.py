@@ -328,6 +328,24 @@ def test_the_readme_compiles_the_kit(tmp_path: Path) -> None:
         assert f"| {code} | " in text
 
 
+def test_the_readme_tries_the_kit_on_a_pc(tmp_path: Path) -> None:
+    folder, _ = toy_bundle(tmp_path)
+    kit = folder / "firmware"
+    command = next(line for line in (kit / "README.md").read_text().splitlines() if "host/check.c" in line)
+
+    def tried() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, shell=True, cwd=kit, capture_output=True, text=True, check=False)
+
+    done = tried()
+    assert (done.returncode, done.stderr) == (0, "") and "code 0: passed" in done.stdout
+    check_folder(folder)  # the program lies in build
+    build((*C99, "-pedantic"), "-I.", "-c", "host/check.c", "-o", "build/check.o", where=kit)
+    code = (kit / "preprocess.c").read_text()
+    (kit / "preprocess.c").write_text(code.replace("127", "126"))
+    done = tried()
+    assert done.returncode == 1 and "see README.md" in done.stdout
+
+
 def test_vectors_keep_to_their_budget(tmp_path: Path) -> None:
     spec = like(PIXELS, shape=(1, 64, 64, 3))
     folder, contract = toy_bundle(tmp_path, inputs=[spec], raw=[every_value("uint8", (64, 64, 3), 8)])

@@ -25,6 +25,8 @@ BUDGET = 64
 """KiB of flash for golden vectors; at least one vector is included."""
 MOST_VECTORS = 99
 """Limit of the numbers of vectors in a self-test code."""
+HOST_CHECK = "host/check.c"
+"""A program for a PC. Not beside the other sources: it has a ``main``, and they are added to a firmware."""
 OPERATORS = "tflite-micro"
 """The operator table of TensorFlow Lite Micro."""
 
@@ -86,7 +88,7 @@ def write_kit(
     ]
     if count:
         sources += ["golden_vectors.c", "self_test.c"]
-        others += ["golden_vectors.h", "self_test.h"]
+        others += ["golden_vectors.h", "self_test.h", HOST_CHECK]
     values: dict[str, Any] = {
         "p": prefix,
         "P": prefix.upper(),
@@ -103,10 +105,10 @@ def write_kit(
         "sources": sources,
         **_samples(vectors, count, codes),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in [*sources, *others, "CMakeLists.txt"]:
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(name, **values), "utf-8", newline="\n")
         written.append(path)
     return [*written, *write_forms(folder, sources, values)]
