@@ -176,12 +176,13 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["a"], "one run is compared with nothing"),
         (["a", "a"], "a is given twice"),
-        (["a", "b/../a/report.json"], "is given twice"),
-        (["a", "none"], "no report in"),
+        (["a", "good/../a/report.json"], "is given twice"),
+        (["a", "none"], "no report in "),
+        (["a", "goood"], "No such file or directory; did you mean 'good'?"),
     ],
 )
 def test_what_cannot_be_compared_is_a_message(tmp_path: Path, names: list[str], words: str) -> None:
-    for name in ("a", "b"):
+    for name in ("a", "good"):
         write_report(run(result()), tmp_path / name)
     _, _, error = invoke(*(tmp_path / name for name in names))
     assert isinstance(error, UsageError)

@@ -103,6 +103,7 @@ def read_report(run: Path) -> "Report":
     from pydantic import ValidationError
 
     from edgeopt.config.files import regular
+    from edgeopt.config.nearest import nearest
     from edgeopt.errors import UsageError
     from edgeopt.results import Report
 
@@ -110,7 +111,12 @@ def read_report(run: Path) -> "Report":
     try:
         return Report.model_validate_json(regular(path).read_bytes())
     except OSError as error:
-        raise UsageError(f"no report in {run}: {error.strerror}", fix="give the folder of a run") from error
+        runs = (
+            [each.parent.name for each in run.parent.glob("*/report.json")] if not os.path.exists(run) else []
+        )
+        raise UsageError(
+            f"no report in {run}: {error.strerror}{nearest(run.name, runs)}", fix="give the folder of a run"
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(
