@@ -11,13 +11,17 @@ from typer.testing import CliRunner
 
 from edgeopt.cli import app
 from edgeopt.commands.plan import plan
+from edgeopt.config.files import file_digest
 from edgeopt.devices import lint as lint_module
-from edgeopt.devices.budget import usage
+from edgeopt.devices.budget import _hint, usage
 from edgeopt.devices.device import Device, load_device
 from edgeopt.devices.estimates import code_band
 from edgeopt.devices.lint import errors, expected, lint, lint_artifact, lint_measured, summary
 from edgeopt.devices.tables import limits_of
 from edgeopt.errors import StageError, UsageError
+from edgeopt.formats.known import format_named
+from edgeopt.model import Preprocessing
+from edgeopt.publish.contract import Arena, BundleFile, Contract
 from edgeopt.reports import sarif
 from toy_operators import operator, write
 
@@ -224,7 +228,8 @@ def test_the_command_has_three_answers(tmp_path: Path) -> None:
         f"{good} on cortex-m: no findings (tflite-micro)\n"
         "  flash: 420 B for the file and 18.0 KiB to 32.7 KiB for the code of TensorFlow Lite Micro, "
         "2% to 3% of 1.0 MiB\n"
-        "  RAM: 64 B for the tensors of the largest operator, under 1% of 256.0 KiB\n",
+        "  RAM: 64 B for the tensors of the largest operator, under 1% of 256.0 KiB\n"
+        f"  RAM is a lower bound, a run takes more; measure it: edgeopt profile {good} --device cortex-m\n",
     )
     found = runner.invoke(app, ["lint", str(bad), "--device", "cortex-m"])
     assert found.exit_code == 1
@@ -255,6 +260,41 @@ def test_every_file_is_checked_on_every_device(tmp_path: Path) -> None:
     assert [row["device"] for row in told] == ["cortex-m", "ethos-u55-128"] * 2
     both = CliRunner().invoke(app, [*asked[:2], *asked[3:], "--sarif", "x.sarif"])
     assert isinstance(both.exception, UsageError)
+
+
+def test_the_arena_of_a_bundle_is_that_of_its_manifest(tmp_path: Path) -> None:
+    """Where the same runtime was measured with this very file; otherwise, the largest operator is told."""
+    file = write(tmp_path / "m.tflite", operator("RELU"), shape=IMAGE, types=INT8)
+    board = tmp_path / "board.yaml"
+    board.write_text("base: cortex-m\nlimits: {ram: 10 KiB}\n")
+    contract = Contract(
+        schema=1,
+        name="m",
+        version="1.0.0",
+        variant="int8",
+        format="tflite",
+        device="cortex-m",
+        file=BundleFile(name="m.tflite", sha256=file_digest(file), size_bytes=file.stat().st_size),
+        inputs=(),
+        outputs=(),
+        preprocessing=Preprocessing(),
+        arena=Arena(measured_bytes=11_000, recommended_bytes=12_288, margin=0.1, source="arena_bytes on it"),
+        runtime="tflm 0.dev1",
+    )
+    asked = ["lint", str(file), "--device", str(board)]
+    for changes, code, ram in (
+        ({}, 1, "RAM: 10.7 KiB for the arena (arena_bytes on it), 107% of 10.0 KiB"),
+        ({"runtime": "litert 2.1"}, 0, "RAM: 64 B for the tensors"),
+        ({"compiled": True}, 0, "RAM: 64 B for the tensors"),
+        ({"file": contract.file.model_copy(update={"sha256": "0" * 64})}, 0, "RAM: 64 B for the tensors"),
+    ):
+        (tmp_path / "manifest.json").write_text(contract.model_copy(update=changes).encode())
+        told = CliRunner().invoke(app, asked)
+        assert (told.exit_code, ram in told.stdout) == (code, True), told.stdout
+        assert ("RAM is a lower bound" in told.stdout) == (code == 0)
+        assert ("the arena is 11,000 bytes, but the device has 10,240" in told.stdout) == (code == 1)
+    (tmp_path / "manifest.json").write_text("{}")  # of something else
+    assert CliRunner().invoke(app, asked).exit_code == 0
 
 
 def test_code_scanning_gets_sarif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +421,18 @@ def test_float_files_are_hinted_at_int8(
     answer = json.loads(told.stdout)["usage"]
     assert bool(answer["hint"]) == hinted
     assert [share["memory"] for share in answer["shares"]] == ["flash", "RAM"]
+
+
+def test_axes_are_no_weights(tmp_path: Path) -> None:
+    """The constant input of MEAN, which most networks have, is its axes."""
+    nodes = (operator("CONV_2D", weighted=True), operator("MEAN", weighted=True))
+    for weights, hinted in (("float32", True), ("int8", False)):
+        file = write(tmp_path / "m.tflite", *nodes, shape=IMAGE, types=FLOAT, weights=weights)
+        read = format_named("tflite").operators(file)
+        assert read is not None
+        conv, mean = read
+        mean = mean._replace(inputs=(mean.inputs[0], "int32"))
+        assert bool(_hint([conv, mean])) == hinted
 
 
 def test_recipes_are_checked_at_their_lines_and_files_elsewhere_are_warnings(tmp_path: Path) -> None:

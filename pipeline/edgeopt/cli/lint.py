@@ -1,5 +1,6 @@
 """``lint``: static check of model files against a device, and of recipes."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, device_names, f
 if TYPE_CHECKING:
     from edgeopt.devices.device import Device
     from edgeopt.devices.lint import Finding
+    from edgeopt.publish.contract import Arena
 
 ERRORS_FOUND = 1
 RECIPES = (".yaml", ".yml")
@@ -61,13 +63,13 @@ def lint(
         raise UsageError(
             "--sarif describes one model on one device", fix="check each in a command of its own"
         )
-    targets = [load_device(name, folders(devices)) for name in names]
+    targets = [(name, load_device(name, folders(devices))) for name in names]
     checked: list[tuple[dict[str, Any], bool]] = []
     for file in files:
         if file.suffix in RECIPES:
             checked.append(_lint_recipe(file, data_root, folders(devices), show=not as_json))
         else:
-            checked += [_lint_model(file, target, sarif, show=not as_json) for target in targets]
+            checked += [_lint_model(file, name, target, sarif, show=not as_json) for name, target in targets]
     if as_json:
         rows = [row for row, _ in checked]
         typer.echo(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2))
@@ -100,11 +102,12 @@ def _lint_recipe(
 
 
 def _lint_model(
-    file: Path, target: "Device", sarif: Path | None, *, show: bool
+    file: Path, name: str, target: "Device", sarif: Path | None, *, show: bool
 ) -> tuple[dict[str, Any], bool]:
     from edgeopt.config.files import writing
+    from edgeopt.config.units import show_bytes
     from edgeopt.devices.budget import usage
-    from edgeopt.devices.lint import errors, shortened
+    from edgeopt.devices.lint import errors, lint_measured, shortened
     from edgeopt.devices.lint import lint as check
     from edgeopt.errors import StageError, UsageError
     from edgeopt.formats.source import recognise
@@ -121,6 +124,13 @@ def _lint_model(
         used = usage(file, target, format_name)
     except StageError as error:
         raise UsageError(error.message, fix=error.fix) from error
+    arena = _measured_arena(file, target.runtimes[format_name])
+    if arena is not None:
+        size = arena.measured_bytes
+        findings = lint_measured({"arena_bytes": {"value": size}}, target) + findings
+        known = {"low": size, "high": size, "parts": f"{show_bytes(size)} for the arena ({arena.source})"}
+        shares = [each.model_copy(update=known) if each.memory == "RAM" else each for each in used.shares]
+        used = used.model_copy(update={"shares": tuple(shares)})
     if sarif is not None:
         with writing(sarif, "give another file"):
             sarif.write_text(sarifs.render(findings, file, target.name), "utf-8")
@@ -131,6 +141,9 @@ def _lint_model(
             typer.echo(f"  {finding.message}\n  {finding.fix}")
         for share in used.shares:
             typer.echo(f"  {share}")
+        if any(share.high is None for share in used.shares):
+            measure = shlex.join(["edgeopt", "profile", str(file), "--device", name])
+            typer.echo(f"  RAM is a lower bound, a run takes more; measure it: {measure}")
         if used.hint:
             typer.echo(f"  {used.hint}")
     row = {
@@ -140,6 +153,21 @@ def _lint_model(
         "usage": used.model_dump(mode="json"),
     }
     return row, bool(errors(findings))
+
+
+def _measured_arena(file: Path, runtime: str) -> "Arena | None":
+    """The arena that the manifest of a bundle states for a file in it, if this runtime was measured."""
+    from edgeopt.config.files import file_digest
+    from edgeopt.errors import VerificationError
+    from edgeopt.publish.contract import FILE, read_contract
+
+    try:
+        contract = read_contract((file.parent / FILE).read_bytes(), FILE)
+        same = contract.file.sha256 == file_digest(file)
+    except (OSError, VerificationError):
+        return None  # the folder is no bundle
+    measured = contract.runtime.split()[:1] == [runtime] and not contract.compiled
+    return contract.arena if same and measured else None
 
 
 def _verdict(findings: "Sequence[Finding]", target: "Device") -> str:

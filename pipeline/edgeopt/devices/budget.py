@@ -13,6 +13,8 @@ from edgeopt.formats.known import format_named
 from edgeopt.plugin import Operator
 
 FLOAT = "float32"
+INDICES = frozenset({"int32", "int64"})
+"""Types of constants that are axes, shapes or indices, not weights."""
 SMALL = 0.01
 """Smallest fraction that is shown as a number."""
 
@@ -94,7 +96,7 @@ def _ram(operators: Sequence[Operator], device: Device) -> Share | None:
 
 def _hint(operators: Sequence[Operator]) -> str:
     """A hint at int8 for a file that computes in float32."""
-    weighted = [operator for operator in operators if operator.weight]
+    weighted = [operator for operator in operators if operator.weight and operator.weight not in INDICES]
     types = {(operator.activation, operator.weight) for operator in weighted}
     if types != {(FLOAT, FLOAT)}:
         return ""
