@@ -195,8 +195,9 @@ def test_int8_without_calibration_data_is_refused_by_name(write_recipe: Write) -
     reason, fix = only(plan)
     assert reason == "quantize_tflite needs calibration data"
     assert "data.calibration" in fix
-    with pytest.raises(UsageError, match="int8 as tflite: quantize_tflite needs calibration data"):
+    with pytest.raises(UsageError, match="int8 as tflite: quantize_tflite needs calibration data") as caught:
         plan.demand_possible()
+    assert "--keep-going" in caught.value.fix
 
 
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(
@@ -204,9 +205,16 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
 ) -> None:
     stage = registry.find(Stage, "keras_to_tflite")
     monkeypatch.setattr(stage, "requires", ("tensorflow", "not-there"))
-    reason, fix = only(make(write_recipe()))
+    plan = make(write_recipe())
+    reason, fix = only(plan)
     assert reason == "keras_to_tflite needs not-there, which is not installed"
     assert fix == "in a checkout of edgeopt: pip install '.[keras]'"
+    with pytest.raises(UsageError) as caught:
+        plan.demand_possible()  # there is no rest to build
+    assert (
+        caught.value.fix
+        == "nothing else is requested; to fetch a published model: edgeopt artifacts pull NAME"
+    )
 
 
 def test_a_format_no_device_runs_is_refused(write_recipe: Write) -> None:

@@ -129,7 +129,9 @@ class Plan:
             raise UsageError(
                 f"{self.recipe.file}: {len(lines)} of the requested artifacts cannot be produced:\n  "
                 + "\n  ".join(lines),
-                fix="change the recipe, or build the rest with --keep-going",
+                fix="change the recipe, or build the rest with --keep-going"
+                if self.branches
+                else "nothing else is requested; to fetch a published model: edgeopt artifacts pull NAME",
             )
 
 
