@@ -122,8 +122,14 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
     worse, size = check(run(right(wrong=60)), baseline, Limits())
     assert (worse.status, worse.blocks, worse.measured) == ("fail", True, pytest.approx(0.05))
     assert worse.p_value == pytest.approx(2**-20)
-    assert "+5.00% lost on 400 samples (20 worse, 0 better)" in worse.reason
+    assert "worse by 5.00 pt on 400 samples (20 worse, 0 better)" in worse.reason
     assert "exact McNemar p = 9.5e-07" in worse.reason
+    other = Artifact(path="models/int8.tflite", digest="cd" * 32, size_bytes=1000)
+    better, _ = check(run(right(wrong=20), artifact=other), baseline, Limits())
+    # In the unit of the tables, and with a word for the direction.
+    assert better.reason.startswith(
+        "better by 5.00 pt on 400 samples (0 worse, 20 better); with 95% confidence, by more than +3.33 pt and "
+    )
     assert size.status == "pass"
 
 
@@ -171,7 +177,7 @@ def test_the_same_file_is_judged_if_anything_else_changed(changes: dict[str, Any
     baseline = baseline_of(run(right(wrong=4)))
     (change,) = regression.changes(run(right(wrong=11), **changes), baseline, Limits())
     assert change.verdicts[0].status == "undecided"
-    assert change.verdicts[0].reason.startswith(f"the same file, but {told}: +1.75% lost on 400 samples")
+    assert change.verdicts[0].reason.startswith(f"the same file, but {told}: worse by 1.75 pt on 400 samples")
     assert not change.unchanged
     (same,) = regression.changes(run(right(wrong=4), **changes), baseline, Limits())
     assert same.unchanged
@@ -191,7 +197,9 @@ def test_a_baseline_that_does_not_record_how_files_were_judged_is_read_and_excus
     path.write_text(json.dumps(record))
     old = read_baseline(path)
     verdict, _ = check(run(right(wrong=11)), old, Limits())
-    assert verdict.reason.startswith("the same file, but the baseline does not say how it was judged: +1.75%")
+    assert verdict.reason.startswith(
+        "the same file, but the baseline does not say how it was judged: worse by 1.75 pt"
+    )
     assert [each.status for each in check(run(right(wrong=4)), old, Limits())] == ["pass", "pass"]
     assert differences(old, baseline_of(run(right(wrong=4)))) == []
 
@@ -265,7 +273,7 @@ def test_a_metric_of_the_whole_set_is_compared_by_contributions(tmp_path: Path) 
     assert (same.status, same.reason) == ("pass", "unchanged: the predictions are identical (400 samples)")
     (worse,) = check(detected(40, artifact=other), baseline, Limits())
     assert (worse.status, worse.measured, worse.p_value) == ("fail", pytest.approx(0.1), None)
-    assert worse.reason.startswith("+10.00% lost on 400 samples; with 95% confidence, more than +")
+    assert worse.reason.startswith("worse by 10.00 pt on 400 samples; with 95% confidence, by more than +")
     (few,) = check(detected(1, artifact=other), baseline, Limits(max_drop=0.015))
     assert (few.status, few.samples_needed is not None) == ("undecided", True)
     (heavy,) = check(detected(1, artifact=other, reach=8.0), baseline, Limits(max_drop=0.04))

@@ -67,7 +67,7 @@ def test_rows_show_before_and_after_and_how_sure_it_is() -> None:
     lines = body.splitlines()
     assert lines[0] == "### **✗** edgeopt: kws: **worse than the baseline**"
     assert lines[2].startswith(
-        "- **int8.tflite on host**, top1 max_drop 0.01 confidence=0.95: fail: +5.00% lost"
+        "- **int8.tflite on host**, top1 max_drop 0.01 confidence=0.95: fail: worse by 5.00 pt"
     )
     changed = next(line for line in lines if line.startswith("| **✗** | int8.tflite"))
     cells = [cell.strip() for cell in changed.strip("|").split("|")]

@@ -97,7 +97,7 @@ def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
     assert int(suite.get("failures") or 0) >= 1
     comment = (tmp_path / "comment.md").read_text()
     assert "**worse than the baseline**" in comment
-    assert "with 95% confidence, more than +" in comment
+    assert "with 95% confidence, by more than +" in comment
     assert "exact McNemar p = " in comment
 
     # Slimming changes the file and not one output: the same model in other bytes.

@@ -9,7 +9,7 @@ from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import Baseline, Entry, first_line, judging_of
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, common_reach, decide
-from edgeopt.results import Report, Result, Samples, Verdict
+from edgeopt.results import Kind, Measurement, Report, Result, Samples, Verdict, kind_of
 
 REJUDGED = "the same file, but "
 
@@ -111,8 +111,9 @@ def _verdicts(change: Change, limits: Limits) -> Iterator[Verdict]:
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, f"{metric} was not measured")
             continue
         measured = result.measurements.get(metric)
+        kind = measured.kind if measured is not None else kind_of(metric)
         try:
-            pair = _paired(old, new, is_fraction=measured is not None and measured.kind == "fraction")
+            pair = _paired(old, new, is_fraction=kind == "fraction")
         except ValueError as error:  # a baseline was tested when it was read
             where = f"{metric} of {entry.variant}.{entry.format} on {entry.device}"
             raise UsageError(
@@ -122,7 +123,7 @@ def _verdicts(change: Change, limits: Limits) -> Iterator[Verdict]:
             reason = f"{metric} is a mean over samples only in one of the two runs: update the baseline"
             yield verdict_on(entry, gate, "fail", None, limits.max_drop, reason)
             continue
-        yield _compare_samples(change, gate, pair, limits)
+        yield _compare_samples(change, gate, pair, kind, limits)
     before, after = entry.measurements.get("size_bytes"), result.measurements.get("size_bytes")
     if before and after is not None:
         growth = after.value / before - 1
@@ -139,7 +140,13 @@ def _paired(old: Samples, new: Samples, *, is_fraction: bool) -> Paired | None:
     return Paired(old.unpack(), new.unpack(), is_fraction) if old.reach is new.reach else None
 
 
-def _compare_samples(change: Change, gate: str, pair: Paired, limits: Limits) -> Verdict:
+def _shown(value: float, kind: Kind) -> str:
+    """A difference of a metric, as in every table."""
+    of = "points" if kind == "fraction" else kind
+    return Measurement(value=value + 0.0, kind=of, role="drop").text
+
+
+def _compare_samples(change: Change, gate: str, pair: Paired, kind: Kind, limits: Limits) -> Verdict:
     """Compare an artifact with its predecessor; an unchanged one passes, however few the samples.
 
     The same file is unchanged only if it was judged in the same way, by the same runtime. Even then it fails
@@ -158,15 +165,16 @@ def _compare_samples(change: Change, gate: str, pair: Paired, limits: Limits) ->
         )
         reason = f"unchanged: {what}"
     else:
-        reason = f"{drop:+.2%} lost on {len(pair.before)} samples"
+        better = drop < 0
+        ends = sorted((-low, -high)) if better else (low, high)
+        amount, least, most = (_shown(value, kind) for value in (abs(drop), *ends))
+        reason = f"{'better' if better else 'worse'} by {amount.lstrip('+')} on {len(pair.before)} samples"
         if not pair.of_set:  # every contribution changes if one sample does
             reason += f" ({pair.worse} worse, {pair.better} better)"
         if decision.bounds == UNBOUNDED:
             reason += "; the values have no known range, so few samples do not bound the drop"
         else:
-            reason += (
-                f"; with {limits.confidence:.0%} confidence, more than {low:+.2%} and less than {high:+.2%}"
-            )
+            reason += f"; with {limits.confidence:.0%} confidence, by more than {least} and less than {most}"
         if same_file and change.rejudged:
             reason = f"{REJUDGED}{change.rejudged}: {reason}"
         if decision.p_value is not None:
