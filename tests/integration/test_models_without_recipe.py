@@ -232,6 +232,15 @@ def test_a_preprocessing_that_is_stated_is_not_searched(edgeopt: Edgeopt, tmp_pa
     assert said.code == 0, said.err
     assert "labels are not used: the data has no labels" in said.out
     assert "float as onnx" in said.out
+    # The layout of images follows from their shape, unless it is stated.
+    samples(tmp_path / "images.npz")
+    for given, written in (
+        ("{scale: 1/255}", {"scale": "1/255", "layout": "NHWC"}),
+        ("{image: {scale: 1/255}}", {"image": {"scale": "1/255", "layout": "NHWC"}}),
+    ):
+        words = ("--data", "images.npz", "--set", f"model.preprocess={given}", "--force")
+        assert edgeopt("init", "m.onnx", *words).code == 0
+        assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["model"]["preprocess"] == written
     # Values that look like inputs of a model are.
     np.savez(tmp_path / "ready.npz", x=np.random.default_rng(0).random((60, 3, 8, 8), np.float32))
     said = edgeopt("plan", "m.onnx", "--data", "ready.npz")

@@ -79,12 +79,14 @@ def tried(
     if draft.random or draft.doubtful or (draft.is_weights and draft.factory is None):
         return draft if draft.random else unseen
     found = parts.judging if parts is not None else None
-    stated = (settings.get("model") or {}).get("preprocess") is not None
+    given = (settings.get("model") or {}).get("preprocess")
+    stated = given is not None
     layout = _data_layout(draft, found)
     steps: list[dict[str, Any]] = [layout]
     raw = False
     if found is not None:
-        draft = replace(draft, preprocess=layout)
+        named = isinstance(given, Mapping) and any(isinstance(each, Mapping) for each in given.values())
+        draft = replace(draft, preprocess={draft.specs[0].name: layout} if named and layout else layout)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
         try:
             recipe = _provisional(draft, settings, place)
@@ -130,9 +132,7 @@ def _judged(
     notes = [*draft.notes, *([f"labels are not used: {meaning.reason}"] if meaning.reason else [])]
     named = found.classes if meaning.classes is not None else ()
     draft = replace(draft, meaning=meaning, labels=named, notes=tuple(notes))
-    if stated:
-        return replace(draft, preprocess={})  # the setting replaces it
-    if len(steps) == 1:
+    if stated or len(steps) == 1:  # the setting is merged with the layout
         return draft
     return _preprocessed(draft, found, trial, steps, raw=raw, complete=complete)
 
@@ -211,7 +211,8 @@ def _data_layout(draft: Draft, found: Found | None) -> dict[str, Any]:
 
 def _provisional(draft: Draft, settings: Mapping[str, Any], place: Place) -> Recipe:
     """The recipe as far as it is known: enough to run the source model."""
-    known = replace(draft, meaning=UNKNOWN, variants={}, preprocess={}, random=draft.evaluation is None)
+    known = replace(draft, meaning=UNKNOWN, variants={}, random=draft.evaluation is None)
+    known = replace(known, preprocess=draft.preprocess or {})
     text = recipe_text(known, place.recipe.parent)
     return load_recipe(
         place.recipe,
