@@ -20,9 +20,11 @@ from edgeopt.cli import app
 from edgeopt.errors import UsageError
 from edgeopt.evaluation import regression
 from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
+from edgeopt.evaluation.judge import judge
 from edgeopt.evaluation.regression import Limits, check
 from edgeopt.reports import write_report
-from edgeopt.results import Artifact, MetricInfo, Report, Result, Run, Samples
+from edgeopt.results import Artifact, Gate, MetricInfo, Report, Result, Run, Samples
+from edgeopt.results.recommendation import recommend
 
 RECIPE = """
 model: {weights: /home/a/net.pth, preprocess: {scale: 1/255, std: [0.37]}, labels: [a, b]}
@@ -128,7 +130,7 @@ def test_a_harmless_change_passes_and_a_worse_one_says_how_sure_it_is() -> None:
     better, _ = check(run(right(wrong=20), artifact=other), baseline, Limits())
     # In the unit of the tables, and with a word for the direction.
     assert better.reason.startswith(
-        "better by 5.00 pt on 400 samples (0 worse, 20 better); with 95% confidence, by more than +3.33 pt and "
+        "better by 5.00 pt on 400 samples (0 worse, 20 better); with 95% confidence, by more than +3.33 pt "
     )
     assert size.status == "pass"
 
@@ -224,6 +226,15 @@ def test_an_artifact_that_is_gone_or_broke_fails() -> None:
     assert gone.gate == "artifact is still built"
     (broke,) = check(run(right(), status="failed", reason="why\nmore"), baseline, Limits())
     assert (broke.status, broke.reason) == ("fail", "failed: why")
+    lost = run(
+        right(), status="failed", reason="two.pth does not match the model:\n  unexpected: b.bias\n  x"
+    )
+    (verdict,) = check(lost, baseline, Limits())
+    assert verdict.reason == "failed: two.pth does not match the model: unexpected: b.bias"
+    (gate,) = judge([Gate(metric="top1", max_drop=0.01)], lost.results)
+    assert gate.reason == "not measured: two.pth does not match the model: unexpected: b.bias"
+    (shipped,) = recommend(lost.results, [gate])
+    assert shipped.reason.endswith("int8.tflite: two.pth does not match the model: unexpected: b.bias")
 
 
 def test_what_does_not_fit_is_refused() -> None:

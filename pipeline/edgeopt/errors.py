@@ -32,6 +32,12 @@ def shortened(text: str, length: int) -> str:
     return text[: length - len(ending)] + ending
 
 
+def first_line(text: str) -> str:
+    """The first line of a message, with the next one if it ends in a colon and so says nothing by itself."""
+    first, *others = map(str.strip, text.splitlines() or [""])
+    return f"{first} {others[0]}" if first.endswith(":") and others else first
+
+
 def printable(text: str) -> str:
     """The text with escapes for what UTF-8 cannot encode: bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeopt.config.files import regular, write_text, writing
 from edgeopt.config.leaves import leaves, told_changes
 from edgeopt.config.yaml_source import read_yaml
-from edgeopt.errors import UsageError
+from edgeopt.errors import UsageError, first_line
 from edgeopt.formats.wire.bounded import json_value
 from edgeopt.results import MEASUREMENTS, Report, Result, Samples
 
@@ -75,7 +75,7 @@ def baseline_of(report: Report) -> Baseline:
         first = report.results[0]
         raise UsageError(
             f"no result of this run is ok: it cannot be a baseline; {first.variant}.{first.format} on "
-            f"{first.device}: {first_line(first)}",
+            f"{first.device}: {why_missing(first)}",
             fix="fix at least one of the failed results first",
         )
     if not any(result.samples for result in report.results):
@@ -116,7 +116,7 @@ def judging_of(report: Report) -> dict[str, str] | None:
 def _entry(result: Result) -> Entry:
     artifact = {"variant": result.variant, "format": result.format, "device": result.device}
     if result.status != "ok":
-        return Entry(**artifact, failed=first_line(result))
+        return Entry(**artifact, failed=why_missing(result))
     measurements = {
         name: round(value.value, DECIMALS)
         for name, value in sorted(result.measurements.items())
@@ -134,9 +134,9 @@ def _entry(result: Result) -> Entry:
     )
 
 
-def first_line(result: Result) -> str:
+def why_missing(result: Result) -> str:
     """Why a result is unavailable, in one line."""
-    return f"{result.status}: {result.reason}".splitlines()[0]
+    return first_line(f"{result.status}: {result.reason}")
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

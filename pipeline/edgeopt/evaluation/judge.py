@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from edgeopt.errors import first_line
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
 from edgeopt.plugin import PerSample
 from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
@@ -50,7 +51,7 @@ def judge(
         failure = (failures or {}).get(gate.metric.removesuffix("_worst_class_drop"), "")
         for result in applicable:
             if failure and result.status == "ok":
-                reason = f"{gate.metric} could not be computed: {failure.splitlines()[0]}"
+                reason = f"{gate.metric} could not be computed: {first_line(failure)}"
                 verdicts.append(_verdict(gate, result, None, reason))
             elif gate.classes or gate.confidence is not None:
                 samples = known.get((result.variant, result.format, result.device), Evidence({}))
@@ -156,7 +157,7 @@ def _measured(gate: Gate, result: Result, results: Sequence[Result]) -> tuple[fl
 
 
 def _not_measured(result: Result) -> str:
-    return f"not measured: {result.reason.splitlines()[0] if result.reason else result.status}"
+    return f"not measured: {first_line(result.reason) or result.status}"
 
 
 def _float_of(result: Result, results: Sequence[Result]) -> Result | None:

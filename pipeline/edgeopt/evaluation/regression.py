@@ -7,7 +7,7 @@ from pydantic import Field
 
 from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
-from edgeopt.evaluation.baseline import Baseline, Entry, first_line, judging_of
+from edgeopt.evaluation.baseline import Baseline, Entry, judging_of, why_missing
 from edgeopt.evaluation.statistics import UNBOUNDED, Paired, common_reach, decide
 from edgeopt.results import Kind, Measurement, Report, Result, Samples, Verdict, kind_of
 
@@ -95,7 +95,7 @@ def _runtime(entry: Entry, result: Result | None) -> str:
 def _verdicts(change: Change, limits: Limits) -> Iterator[Verdict]:
     entry, result = change.entry, change.result
     if result is None or result.status != "ok":
-        reason = "the run has no such artifact" if result is None else first_line(result)
+        reason = "the run has no such artifact" if result is None else why_missing(result)
         known = entry.failed is not None
         if known:
             same = reason == entry.failed

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field
 
+from edgeopt.errors import first_line
 from edgeopt.results.gate import Verdict
 from edgeopt.results.measurement import Value
 
@@ -62,7 +63,7 @@ def _on_device(
     measured = [row for row in rows if row.status == "ok"]
     if not measured:
         first = next((row for row in rows if row.reason), rows[0])
-        cause = first.reason.partition("\n")[0] or first.status
+        cause = first_line(first.reason) or first.status
         reason = f"no artifact could be built and measured: {first.variant}.{first.format}: {cause}"
         return Recommendation(device=device, status="none", prefer=prefer, reason=reason)
     verdicts = {id(row): [verdict for verdict in gates if _concerns(verdict, row)] for row in measured}
