@@ -241,6 +241,12 @@ def test_a_preprocessing_that_is_stated_is_not_searched(edgeopt: Edgeopt, tmp_pa
         words = ("--data", "images.npz", "--set", f"model.preprocess={given}", "--force")
         assert edgeopt("init", "m.onnx", *words).code == 0
         assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["model"]["preprocess"] == written
+    # One that can be neither found nor stated is an example, and marked.
+    said = edgeopt("init", "m.onnx", "--data", "plain.npz", "--force")
+    assert said.code == 0 and "fill in the lines marked CHANGE" in said.out
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "  preprocess: {scale: 1/255}   # CHANGE: as in training\n" in text
+    assert "runs as it is" not in text
     # Values that look like inputs of a model are.
     np.savez(tmp_path / "ready.npz", x=np.random.default_rng(0).random((60, 3, 8, 8), np.float32))
     said = edgeopt("plan", "m.onnx", "--data", "ready.npz")

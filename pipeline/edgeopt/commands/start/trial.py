@@ -154,7 +154,8 @@ def _preprocessed(
             note = f"{found.path} is taken as input of the model as it is: no preprocessing"
             return replace(draft, preprocess=steps[0], notes=(*draft.notes, note))
         if not complete:
-            return replace(draft, preprocess=None)
+            note = "model.preprocess cannot be found out: CHANGE it to that of training"
+            return replace(draft, preprocess=steps[1], assumed=True, notes=(*draft.notes, note))
         raise UsageError(
             f"the preprocessing of {draft.source} is unknown: the values of {found.path} are not scaled, and "
             f"the usual ones cannot be tried: {draft.meaning.reason or 'no answer is simply right'}",
@@ -166,7 +167,8 @@ def _preprocessed(
     shown = "; ".join(
         f"{_steps_text(each.steps)} {each.accuracy:.0%}" for each in (first, second, *others[:1])
     )
-    if complete and first.accuracy <= chance(task, labels[:count]):
+    no_better = first.accuracy <= chance(task, labels[:count])
+    if complete and no_better:
         raise UsageError(
             f"the preprocessing of {draft.source} cannot be found out: with each of the usual ones it is "
             f"hardly better than chance on {count} samples of {found.path} ({shown})",
@@ -178,7 +180,7 @@ def _preprocessed(
     )
     if first.accuracy - second.accuracy < 2 * math.sqrt(first.accuracy * (1 - first.accuracy) / count) + 1e-9:
         note += "; several fit: better state it"
-    return replace(draft, preprocess=dict(first.steps), notes=(*draft.notes, note))
+    return replace(draft, preprocess=dict(first.steps), assumed=no_better, notes=(*draft.notes, note))
 
 
 def _statistics(recipe: Recipe, layout: str | None) -> dict[str, NDArray[np.float64]]:

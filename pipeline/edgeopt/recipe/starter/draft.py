@@ -42,6 +42,8 @@ class Draft:
     random: bool = False
     """Whether to do without data."""
     preprocess: Mapping[str, Any] | None = None
+    assumed: bool = False
+    """Whether this preprocessing is an example only, and must be checked."""
     labels: tuple[str, ...] = ()
     meaning: Meaning = UNKNOWN
     variants: Mapping[str, Mapping[str, Any]] | None = None
@@ -57,7 +59,7 @@ class Draft:
 def recipe_text(draft: Draft, folder: Path | None = None) -> str:
     """Commented YAML; paths are relative to ``folder``, that of the recipe, if they are below it."""
     base = (folder or Path.cwd()).resolve()
-    known = draft.random or draft.evaluation is not None
+    known = draft.random or (draft.evaluation is not None and not draft.assumed)
     head = (
         ["# Written by edgeopt from a model file; it runs as it is, and every line may be changed."]
         if known
@@ -138,7 +140,8 @@ def _preprocess(draft: Draft) -> list[str]:
         "  # Conversion of raw samples to model input, exactly as in training: (x * scale - mean) / std."
     ]
     if draft.preprocess is not None:
-        return [*lines, f"  preprocess: {flow(draft.preprocess)}"] if draft.preprocess else []
+        mark = "   # CHANGE: as in training" if draft.assumed else ""
+        return [*lines, f"  preprocess: {flow(draft.preprocess)}{mark}"] if draft.preprocess else []
     layout = "layout is the layout of the data."
     if len(draft.specs) == 1:
         return [
