@@ -112,7 +112,7 @@ print({base.plugin_kind: len(registry.plugins(base)) for base in KINDS})
         return edgeopt(*arguments, python=light, cwd=tmp_path, code=code)
 
     assert "quantize" in run("schema", "recipe")
-    assert "cortex-m" in run("devices", "list")
+    assert "✗ cortex-m" in run("devices", "list")
     assert "✗ numpy missing" in run("doctor") and '"numpy": null' in run("doctor", "--json")
     assert "library is empty" in run("artifacts", "list")
     planned = run("plan", "digits-keras", code=2)  # the frameworks are missing

@@ -20,6 +20,7 @@ from rich.console import Console
 from edgeopt.cli import main
 from edgeopt.cli.screen.tables import show_report
 from edgeopt.commands import doctor
+from edgeopt.config import absent
 from edgeopt.plugin import Stage
 from edgeopt.results import Report, Result, Run
 from edgeopt.run.store import Store
@@ -288,7 +289,7 @@ def test_init_writes_a_recipe_that_plans(edgeopt: Edgeopt, tmp_path: Path) -> No
 
 
 def test_devices_are_listed_and_shown(edgeopt: Edgeopt) -> None:
-    assert "host-tflite-runtime" in edgeopt("devices", "list").out
+    assert "✓ host  " in edgeopt("devices", "list").out
     assert "tflite: tflite_runtime" in edgeopt("devices", "show", "host-tflite-runtime").out
 
 
@@ -445,6 +446,18 @@ def test_the_doctor_says_what_can_be_made(edgeopt: Edgeopt, monkeypatch: pytest.
     assert cells["keras", "onnx", "int8"]["possible"] is not bool(cells["keras", "onnx", "int8"]["missing"])
     assert found["machine"]["cores"] >= 1 and set(found["tools"]) >= {"adb", "ssh"}
     assert "keras_to_tflite" in found["stages"]
+
+
+def test_without_numpy_no_device_is_ready(
+    edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "mine.yaml").write_text("base: stm32f4\n")
+    assert re.search(r"\n. mine +no description; based on stm32f4", edgeopt("devices", "list").out)
+    monkeypatch.setattr(absent, "installed", lambda: False)
+    *rows, last = edgeopt("devices", "list").out.splitlines()
+    assert rows and all(row.startswith("✗ ") for row in rows)
+    assert last.startswith("nothing is measured without numpy, only checked by 'edgeopt lint': in a checkout")
 
 
 def test_the_doctor_runs_without_numpy(edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def test_code_without_numpy_is_defined_and_refused_where_it_runs() -> None:
 from edgeopt.config import absent
 absent.NUMERICS = ("no_such_numerics",)
 absent.stand_in()
+before = absent.installed()
 import no_such_numerics as np
 from no_such_numerics.typing import NDArray
 Floats = NDArray[np.float64] | None
@@ -49,7 +50,7 @@ def mean(values: Floats) -> np.float64:
 try:
     mean([1])
 except absent.MissingPackageError as error:
-    print(error.message, absent.installed())
+    print(error.message, before, absent.installed())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "this needs no_such_numerics, which is not installed False\n"
+    assert done.stdout == "this needs no_such_numerics, which is not installed False False\n"

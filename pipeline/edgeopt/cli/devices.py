@@ -21,21 +21,29 @@ def list_devices(devices: DeviceFolders = None) -> None:
 
     ✓ ready, ✗ not set up on this machine, ? unknown until it is reached: 'edgeopt devices check NAME'.
     """
+    from edgeopt.config import absent
     from edgeopt.devices.device import known_devices, load_device
     from edgeopt.devices.readiness import readiness
-    from edgeopt.errors import UsageError
+    from edgeopt.errors import UsageError, install
 
+    measures = absent.installed()
     places = folders(devices)
     for name in known_devices(places):
         try:
             device = load_device(name, places)
             ready = readiness(device)
-            mark, description = MARKS[ready.state], device.description
+            mark = MARKS[ready.state] if measures else "✗"
+            based = f"; based on {device.base}" if device.base else ""
+            description = device.description or f"no description{based}"
             if ready.state == "not ready":
                 description += f" ({ready.reason})"
         except UsageError as error:
             mark, description = "✗", f"unusable: {error.message}"
         typer.echo(f"{mark} {name:<24} {description}")
+    if not measures:
+        typer.echo(
+            f"nothing is measured without numpy, only checked by 'edgeopt lint': {install('numerics')}"
+        )
 
 
 @app.command(cls=Command)

@@ -80,9 +80,8 @@ def require() -> None:
 
 def installed() -> bool:
     """Whether the numerics are installed, and not replaced by this module."""
-    return not any(isinstance(sys.modules.get(name), _Package) for name in NUMERICS) and all(
-        importlib.util.find_spec(name) for name in NUMERICS
-    )
+    found = map(importlib.util.find_spec, NUMERICS)
+    return all(spec is not None and not isinstance(spec.loader, _Finder) for spec in found)
 
 
 def stand_in() -> None:
