@@ -293,6 +293,8 @@ def test_the_arena_of_a_bundle_is_that_of_its_manifest(tmp_path: Path) -> None:
         assert (told.exit_code, ram in told.stdout) == (code, True), told.stdout
         assert ("RAM is a lower bound" in told.stdout) == (code == 0)
         assert ("the arena is 11,000 bytes, but the device has 10,240" in told.stdout) == (code == 1)
+    bundle = CliRunner().invoke(app, ["lint", str(tmp_path), *asked[2:]])
+    assert bundle.stdout.startswith(f"{file} on board: no findings")
     (tmp_path / "manifest.json").write_text("{}")  # of something else
     assert CliRunner().invoke(app, asked).exit_code == 0
 

@@ -12,7 +12,7 @@ from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, device_names, f
 if TYPE_CHECKING:
     from edgeopt.devices.device import Device
     from edgeopt.devices.lint import Finding
-    from edgeopt.publish.contract import Arena
+    from edgeopt.publish.contract import Arena, Contract
 
 ERRORS_FOUND = 1
 RECIPES = (".yaml", ".yml")
@@ -23,7 +23,7 @@ def lint(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Recipes, or model files: .tflite, of which the operators are checked; of others, the size.",
+            help="Recipes, model files or bundles. Of .tflite, the operators are checked; of others, the size.",
         ),
     ],
     device: Annotated[
@@ -113,6 +113,8 @@ def _lint_model(
     from edgeopt.formats.source import recognise
     from edgeopt.reports import sarif as sarifs
 
+    if (bundle := _bundle(file)) is not None:
+        file /= bundle.file.name
     format_name = recognise(file).name
     if format_name not in target.runtimes:
         raise UsageError(
@@ -155,19 +157,25 @@ def _lint_model(
     return row, bool(errors(findings))
 
 
-def _measured_arena(file: Path, runtime: str) -> "Arena | None":
-    """The arena that the manifest of a bundle states for a file in it, if this runtime was measured."""
-    from edgeopt.config.files import file_digest
+def _bundle(folder: Path) -> "Contract | None":
+    """The contract of a bundle in a folder, if it has a manifest."""
     from edgeopt.errors import VerificationError
     from edgeopt.publish.contract import FILE, read_contract
 
     try:
-        contract = read_contract((file.parent / FILE).read_bytes(), FILE)
-        same = contract.file.sha256 == file_digest(file)
+        return read_contract((folder / FILE).read_bytes(), FILE)
     except (OSError, VerificationError):
-        return None  # the folder is no bundle
-    measured = contract.runtime.split()[:1] == [runtime] and not contract.compiled
-    return contract.arena if same and measured else None
+        return None
+
+
+def _measured_arena(file: Path, runtime: str) -> "Arena | None":
+    """The arena that the manifest of a bundle states for a file in it, if this runtime was measured."""
+    from edgeopt.config.files import file_digest
+
+    contract = _bundle(file.parent)
+    if contract is None or contract.compiled or contract.runtime.split()[:1] != [runtime]:
+        return None
+    return contract.arena if file.is_file() and contract.file.sha256 == file_digest(file) else None
 
 
 def _verdict(findings: "Sequence[Finding]", target: "Device") -> str:
