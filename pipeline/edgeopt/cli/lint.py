@@ -23,7 +23,7 @@ def lint(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Recipes, model files or bundles. Of .tflite, the operators are checked; of others, the size.",
+            help="Recipes, models or bundles. Of .tflite, the operators are checked; of others, the size.",
         ),
     ],
     device: Annotated[
