@@ -192,6 +192,10 @@ def test_a_checkpoint_and_its_factory_without_data(edgeopt: Edgeopt, tmp_path: P
             "the preprocessing of m.onnx is unknown: the values of plain.npz are",
         ),
         (["m.onnx", "--data", "noise.npz"], "hardly better than chance on 48 samples of noise.npz"),
+        (["netz.pth", "--factory", "a:b"], "no such model: netz.pth did you mean 'nets.pth'?"),
+        (["nets.pth", "--factory", "a:b"], "nets.pth is not a model: it is of an unknown format"),
+        (["nets.pth"], "a SavedModel folder (with saved_model.pb), .h5, .pt; with a factory: .pt, .pth, .th"),
+        (["notes.txt", "--int8"], "notes.txt:1:1: a recipe is a mapping of keys to values"),
         (["digits-keras", "--int8"], "--int8 is for a model, and digits-keras is a recipe"),
         (
             ["models"],
@@ -212,6 +216,8 @@ def test_what_cannot_be_found_out_is_said_with_the_next_command(
     for name in ("a", "b"):
         brightest_channel(tmp_path / "models" / f"{name}.onnx")
     (tmp_path / "words.bin").write_bytes(bytes(range(128, 256)))
+    for name in ("nets.pth", "notes.txt"):
+        (tmp_path / name).write_text("some words")
     random = np.random.default_rng(0)
     images = random.integers(0, 255, (60, 3, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "plain.npz", x=images)

@@ -172,5 +172,8 @@ def _present(path: Path) -> None:
 
 
 def _models() -> str:
-    """The suffixes or titles of all formats that are models."""
-    return ", ".join(each.suffix or each.title for each in formats().values() if each.is_model)
+    """The suffixes or titles of all formats that are models, or weights of one."""
+    known = formats().values()
+    weights = dict.fromkeys(suffix for each in known if each.weights_only for suffix in each.suffixes)
+    models = ", ".join(each.suffix or each.title for each in known if each.is_model)
+    return f"{models}; with a factory: {', '.join(weights)}"

@@ -53,18 +53,18 @@ def recipe_of(
         UsageError: as ``load_recipe`` and ``start``, or options for a model are given with a recipe.
     """
     if not is_model(given.model):
-        if option := given.for_models:
-            raise UsageError(
-                f"{option} is for a model, and {given.model} is a recipe, which says so itself",
-                fix="change the recipe, or replace a setting with --set",
-            )
-        recipe = load_recipe(
+        recipe = load_recipe(  # first: a file that is neither a recipe nor a model is no recipe
             given.model,
             overrides=given.overrides,
             data_root=data_root,
             device_folders=device_folders,
             selection=given.selection,
         )
+        if option := given.for_models:
+            raise UsageError(
+                f"{option} is for a model, and {given.model} is a recipe, which says so itself",
+                fix="change the recipe, or replace a setting with --set",
+            )
         return Ready(recipe, folder(recipe.name))
     place = folder(as_name(given.model.stem))
     started = start(given, Place(place / RECIPE, store(), data_root, device_folders, watch), complete=True)

@@ -44,11 +44,11 @@ def of_file(
             raise _no_factory(path, given)
         factory = _code(str(factory), path) if factory is not None else None
     else:
+        source = inspect(path, trust=trust, code=Path(code) if code else None)
         if factory is not None:
             raise UsageError(
                 f"--factory is for a checkpoint, and {path} contains its network", fix="leave it out"
             )
-        source = inspect(path, trust=trust, code=Path(code) if code else None)
         kind, notes, framework = source.model.format, source.notes, source.framework
         declared, outputs = source.model.inputs, source.model.outputs or None
     inputs = _described(part) or stated(given, declared)
