@@ -24,6 +24,7 @@ from edgeopt.formats.known import format_named
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.plugin.layer_pair import Grid, Weights
+from edgeopt.recipe.resolve import find_recipe
 from edgeopt.results import Hop
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
@@ -622,6 +623,8 @@ def test_a_model_that_was_pruned_too_much_is_not_told_that_8_bits_cost_it(store:
         ("float", "onnx", "variant 'float' is not quantized"),
         ("kept", "onnx", "variant 'kept' is not quantized"),
         ("int8", "onxx", "no format 'onxx'; did you mean 'onnx'?"),
+        ("", "onnx", "digits-torch.yaml has int8"),
+        ("int8", "", "digits-torch.yaml has tflite, onnx, torchscript, executorch"),
     ],
 )
 def test_what_cannot_be_diagnosed_is_refused_before_anything_is_built(
@@ -632,6 +635,22 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_is_built(
         diagnose("digits-torch", variant, format, store=tmp_path / "store", overrides=[kept])
     assert message in str(error.value)
     assert not (tmp_path / "store").exists()
+
+
+def test_the_recipe_in_the_folder_of_a_run_is_diagnosed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(find_recipe("digits-torch").read_text())
+    with pytest.raises(UsageError, match=r"run/recipe.yaml has no variant 'int9'; did you mean 'int8'\?"):
+        diagnose(run, "int9", "onnx", store=tmp_path / "store", data_root=find_recipe("digits-torch").parent)
+    (run / "recipe.yaml").rename(run / "report.json")
+    with pytest.raises(UsageError, match="run is a run of a recipe, which is elsewhere"):
+        diagnose(run, "int8", "onnx", store=tmp_path / "store")
+    with pytest.raises(
+        UsageError, match=r"net\.pth is no recipe: a quantized variant is diagnosed with"
+    ) as told:
+        diagnose("net.pth", "int8", "onnx", store=tmp_path / "store")
+    assert "edgeopt optimize net.pth --int8 --out run, then: edgeopt diagnose run" in str(told.value)
 
 
 def test_a_wrong_command_exits_2(tmp_path: Path) -> None:

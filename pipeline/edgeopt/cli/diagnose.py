@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.optimize import RecipeName
 from edgeopt.cli.options import AsJson, DataRoot, DeviceFolders, Sets, StoreFolder, folders
 
 if TYPE_CHECKING:
@@ -26,12 +25,20 @@ FIGURES = {
 
 
 def diagnose(
-    recipe: RecipeName,
-    variant: Annotated[str, typer.Option("--variant", help="A quantized variant of the recipe.")],
-    format: Annotated[
+    recipe: Annotated[
         str,
-        typer.Option("--format", help="onnx, tflite or executorch; of torchscript, the model as a whole."),
+        typer.Argument(
+            metavar="RECIPE_OR_RUN",
+            help="A recipe file, the name of a shipped recipe, or the folder of a model's run.",
+        ),
     ],
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="A quantized variant of the recipe.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="onnx, tflite or executorch; of torchscript, the model as a whole."),
+    ] = None,
     layers: Annotated[int, typer.Option("--layers", help="How many layers to show.", min=1)] = 10,
     samples: Annotated[int, typer.Option("--samples", help="How many samples to compare on.", min=1)] = 64,
     apply: Annotated[
@@ -60,8 +67,8 @@ def diagnose(
     with Progress(quiet=quiet) as progress:
         diagnosis = run(
             recipe,
-            variant,
-            format,
+            variant or "",
+            format or "",
             samples=samples,
             apply=apply,
             store=store,

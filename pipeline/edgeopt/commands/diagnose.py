@@ -1,6 +1,7 @@
 """Diagnosis of a quantized variant: layer-by-layer comparison, causes, and a proposed change."""
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeopt.commands.start import RECIPE, is_model
 from edgeopt.config.nearest import nearest
 from edgeopt.config.yaml_source import read_yaml, set_value
 from edgeopt.devices.device import HOST, load_device
@@ -23,6 +25,7 @@ from edgeopt.recipe.document import Recipe, Use
 from edgeopt.recipe.patch import patch_of, shown
 from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
+from edgeopt.reports.history import REPORT
 from edgeopt.results import GraphNode
 from edgeopt.run import assemble
 from edgeopt.run.build import build
@@ -97,7 +100,7 @@ def diagnose(
     evaluation data is used only for the measurements before and after.
 
     Args:
-        recipe: a recipe file, or the name of a shipped recipe.
+        recipe: a recipe file, the name of a shipped recipe, or the folder of a run of a model.
         variant: a quantized variant of the recipe.
         format: onnx, tflite or executorch; of torchscript, the model as a whole.
         samples: number of samples to compare on.
@@ -109,7 +112,7 @@ def diagnose(
         UsageError: the variant or format is unknown, unavailable or not quantized.
         StageError: the variant could not be built or compared.
     """
-    target = Target(recipe, variant, format, tuple(overrides), data_root, tuple(device_folders))
+    target = Target(_recipe_of(recipe), variant, format, tuple(overrides), data_root, tuple(device_folders))
     loaded = target.load()
     view = _check(loaded, variant, format)
     plan = make_plan(loaded)
@@ -164,6 +167,28 @@ def diagnose(
     )
 
 
+def _recipe_of(name: str | Path) -> str | Path:
+    """The recipe: as given, or the one in the folder of a run.
+
+    Raises:
+        UsageError: the folder has none, or a model is given.
+    """
+    folder = Path(name)
+    if not is_model(folder):
+        return name
+    if os.path.isfile(folder / RECIPE):
+        return folder / RECIPE
+    if os.path.isfile(folder / REPORT):
+        raise UsageError(
+            f"{folder} is a run of a recipe, which is elsewhere",
+            fix="give the recipe: edgeopt diagnose RECIPE",
+        )
+    raise UsageError(
+        f"{folder} is no recipe: a quantized variant is diagnosed with the recipe that builds it",
+        fix=f"run it first: edgeopt optimize {folder} --int8 --out run, then: edgeopt diagnose run",
+    )
+
+
 def _graph(model: Model, rename: Rename) -> tuple[GraphNode, ...]:
     """The graph of a file, with the names of the source model."""
     kind = format_named(model.format)
@@ -195,6 +220,11 @@ def _check(recipe: Recipe, variant: str, format: str) -> LayerView | None:
     Raises:
         UsageError: the layers of the format cannot be compared, or the variant is unknown or not quantized.
     """
+    quantized = [name for name in _variants(recipe) if name != BASELINE]
+    if not variant:
+        raise UsageError(f"--variant is missing; {recipe.file} has {', '.join(quantized) or 'only float'}")
+    if not format:
+        raise UsageError(f"--format is missing; {recipe.file} has {', '.join(_formats(recipe))}")
     if format not in artifact_formats():
         raise UsageError(f"no format {format!r}{nearest(format, artifact_formats())}")
     kind = format_named(format)
@@ -202,8 +232,7 @@ def _check(recipe: Recipe, variant: str, format: str) -> LayerView | None:
         raise UsageError(f"the layers of {kind.title} cannot be compared", fix=kind.no_layers)
     named = next((v for v in recipe.variants if v.name == variant), None)
     if named is None:
-        known = [name for name in _variants(recipe) if name != BASELINE]
-        raise UsageError(f"{recipe.file} has no variant {variant!r}{nearest(variant, known)}")
+        raise UsageError(f"{recipe.file} has no variant {variant!r}{nearest(variant, quantized)}")
     by_intent = any(intent.name == "quantize" for intent in named.intents)
     by_stage = any(_quantizes(stage) for stage in named.stages or ())
     if not by_intent and not by_stage:
@@ -215,8 +244,18 @@ def _check(recipe: Recipe, variant: str, format: str) -> LayerView | None:
 
 
 def _variants(recipe: Recipe) -> list[str]:
+    return [str(name) for name in (_written(recipe).get("optimize") or {})]
+
+
+def _formats(recipe: Recipe) -> list[str]:
+    formats = _written(recipe).get("formats") or ()
+    return [formats] if isinstance(formats, str) else list(map(str, formats))
+
+
+def _written(recipe: Recipe) -> dict[str, Any]:
+    """The recipe before it was narrowed to one variant and format."""
     data, _ = read_yaml(recipe.file.read_text("utf-8"), str(recipe.file))
-    return [str(name) for name in (data.get("optimize") or {})]
+    return dict(data)
 
 
 def _quantizes(stage: Stage) -> bool:
