@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from edgeopt.commands.optimize import point_latest
 from edgeopt.errors import UsageError
 from edgeopt.reports.history import read_runs
 from edgeopt.reports.index import write_index
-from edgeopt.results import Report
+from edgeopt.results import Artifact, Report, Result
 from large_report import large_report
 
 FIRST = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -60,6 +61,18 @@ def test_runs_stand_in_the_order_in_which_they_were_made(tmp_path: Path) -> None
     assert (artifact, device, top1, size, latency, processor) == (0, 0, 0.912, 396_000, 0.21, 0)
     assert words["runs"][0]["headline"] == "Passed"
     assert shown["damaged"] == []
+
+
+def test_the_latest_run_is_the_last_that_built_something(tmp_path: Path) -> None:
+    lost = Result(variant="int8", format="tflite", device="host", status="failed", reason="no kernel")
+    kept = lost.model_copy(
+        update={"status": "skipped", "artifact": Artifact(path="m", digest="ab", size_bytes=1)}
+    )
+    whole = large_report(variants=2, formats=2, devices=2, layers=2)
+    for number, (row, latest) in enumerate(((lost, 0), (kept, 1), (lost, 1))):
+        report = whole.model_copy(update={"results": (row,)})
+        point_latest(keep(tmp_path, number, report), report)
+        assert (tmp_path / "latest").readlink() == Path(f"run-{latest:03d}")
 
 
 def test_a_damaged_run_is_told_and_costs_nothing_else(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def optimize(
         report = _run(plan, folder, open_store(store), clock, device_folders, watch)
     if out is None:
         with writing(place.parent, OTHER_FOLDER):
-            point_latest(place)
+            point_latest(place, report)
         write_index(place.parent)
     return report.model_copy(update={"folder": place})
 
@@ -241,7 +241,13 @@ def _pictures(plan: Plan, rows: Sequence[Result], references: Sequence[Reference
     return thumbnails(samples, worst_samples(rows, room.samples), layout, room)
 
 
-def point_latest(folder: Path) -> None:
-    """Point the ``latest`` symlink beside a run folder at it, atomically."""
-    with replacing(folder.parent / "latest") as scratch:
+def point_latest(folder: Path, report: Report) -> None:
+    """Point the ``latest`` symlink beside a run folder at it, atomically.
+
+    A run that could build nothing leaves it at an earlier run, with artifacts to publish or to compare.
+    """
+    latest = folder.parent / "latest"
+    if latest.exists() and all(row.artifact is None for row in report.results):
+        return
+    with replacing(latest) as scratch:
         scratch.symlink_to(folder.name)
