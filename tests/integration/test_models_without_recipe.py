@@ -146,7 +146,7 @@ def test_a_checkpoint_and_its_factory_without_data(edgeopt: Edgeopt, tmp_path: P
     assert (
         "the function or class that builds it is missing; candidates here: src/mine/nets.py:Net" in said.err
     )
-    assert "edgeopt optimize net.safetensors --factory src/mine/nets.py:Net --shape 1,3,224,224" in said.err
+    assert "edgeopt optimize net.safetensors --factory src/mine/nets.py:Net --shape 1,3,H,W" in said.err
     said = edgeopt("optimize", "net.safetensors", "--factory", "mine.nets:Net")
     assert said.code == 2
     assert "net.safetensors does not declare the shapes of its inputs" in said.err

@@ -17,6 +17,7 @@ from edgeopt.recipe.starter.data import Parts, parts_of
 from edgeopt.recipe.starter.factories import candidates as factories
 from edgeopt.recipe.starter.meaning import with_labels
 from edgeopt.recipe.starter.preprocessing import candidates, chance, is_raw, ranked, statistics_of
+from edgeopt.recipe.starter.shapes import proposed_shape
 
 IMAGE = (TensorSpec(name="image", shape=(None, 8, 6, 3), layout="NHWC"),)
 VECTOR = (TensorSpec(name="x", shape=(None, 4)),)
@@ -258,6 +259,22 @@ def test_the_preprocessing_that_answers_best() -> None:
     numbers = np.array([[0.5], [2.0]], np.float32)
     task = with_labels(Outputs([numbers]), numbers).task
     assert task is not None and not ranked([{}, {"scale": 2}], task, Outputs([numbers]), numbers)
+
+
+def test_a_shape_is_proposed_by_the_images(tmp_path: Path) -> None:
+    folder = images(tmp_path / "d", "a", "b")
+    assert proposed_shape([folder]) == "1,3,4,4"
+    assert (
+        proposed_shape([folder], TensorSpec(name="x", shape=(None, None, None, 1), layout="NHWC"))
+        == "1,4,4,1"
+    )
+    assert proposed_shape([], TensorSpec(name="x", shape=(None, None))) == "1,N"
+    (folder / "a" / "2.png").write_bytes(b"no image")
+    assert proposed_shape([folder]) == proposed_shape([tmp_path / "none"]) == "1,3,H,W"
+    free = (TensorSpec(name="x", shape=(None, 3, None, None), layout="NCHW"),)
+    with pytest.raises(UsageError) as caught:
+        parts_of([images(tmp_path / "e", "a")], free)
+    assert caught.value.fix == "add the shape of the input: --shape 1,3,4,4"
 
 
 def test_networks_in_the_code_beside_a_checkpoint(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from edgeopt.commands.start.given import Given
-from edgeopt.commands.start.inputs import SIZE, stated
+from edgeopt.commands.start.inputs import stated
 from edgeopt.config.references import Code
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import artifact_formats, factory_format, identify
@@ -20,6 +20,7 @@ from edgeopt.recipe.planner import reachable
 from edgeopt.recipe.starter.draft import Draft
 from edgeopt.recipe.starter.factories import candidates
 from edgeopt.recipe.starter.goals import Goal
+from edgeopt.recipe.starter.shapes import proposed_shape
 
 
 def of_file(
@@ -120,7 +121,7 @@ def _no_factory(path: Path, given: Given) -> UsageError:
     found = candidates(Path(), path.parent)
     example = found[0] if found else "my_network.py:build"
     known = f"; candidates here: {', '.join(found)}" if found else ""
-    shape = () if given.shapes else ("--shape", f"1,3,{SIZE},{SIZE}")
+    shape = () if given.shapes else ("--shape", proposed_shape(given.data))
     return UsageError(
         f"{path} holds weights without the network: the function or class that builds it is missing{known}",
         fix=f"name it, and the shape of the input: {given.command('--factory', example, *shape)}\n"

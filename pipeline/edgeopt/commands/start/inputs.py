@@ -8,6 +8,7 @@ from edgeopt.errors import UsageError
 from edgeopt.model import TensorSpec
 from edgeopt.recipe.starter.data import Parts
 from edgeopt.recipe.starter.draft import EXAMPLE, Draft
+from edgeopt.recipe.starter.shapes import proposed_shape
 
 SIZE = 224
 """Stands for every free dimension of an input that is to be filled in."""
@@ -57,9 +58,10 @@ def with_inputs(
             if specs
             else "does not declare the shapes of its inputs"
         )
+        words = [word for spec in specs or (None,) for word in ("--shape", proposed_shape(given.data, spec))]
         raise UsageError(
             f"{draft.source} {what}",
-            fix=f"state them, once for each input: {given.command('--shape', f'1,3,{SIZE},{SIZE}')}",
+            fix=f"state them, once for each input: {given.command(*words)}",
         )
     if specs:
         filled = tuple(spec.model_copy(update={"shape": _filled(spec)}) for spec in draft.specs)

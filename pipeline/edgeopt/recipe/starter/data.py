@@ -16,6 +16,7 @@ from edgeopt.errors import UsageError, shortened
 from edgeopt.evaluation.datasets import image_folder, wav_folder
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.model import TensorSpec
+from edgeopt.recipe.starter.shapes import proposed_shape
 
 CALIBRATION_SAMPLES = 200
 SHARE = 0.2
@@ -307,7 +308,9 @@ def _image_options(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Any]:
         raise UsageError(
             f"{path} has images, but "
             + (f"the model takes {shapes}" if specs else "the size of the model's input is unknown"),
-            fix="add the shape of the input, such as --shape 1,3,224,224" if unknown else OTHER,
+            fix=f"add the shape of the input: --shape {proposed_shape([path], next(iter(specs), None))}"
+            if unknown
+            else OTHER,
         )
     _, *sizes = specs[0].shape
     height, width, channels = (sizes[1], sizes[2], sizes[0]) if is_nchw(specs[0]) else sizes
