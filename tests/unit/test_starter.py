@@ -15,7 +15,7 @@ from edgeopt.commands.init import starter
 from edgeopt.commands.start import Given
 from edgeopt.errors import UsageError
 from edgeopt.model import TensorSpec
-from edgeopt.recipe.starter.draft import Draft, flow
+from edgeopt.recipe.starter.draft import Draft, flow, recipe_text
 from edgeopt.recipe.starter.meaning import without_labels
 
 Outputs = tuple[TensorSpec, ...]
@@ -151,6 +151,12 @@ def test_a_checkpoint_asks_for_its_factory(tmp_path: Path, write: Write) -> None
     with pytest.raises(UsageError, match=r"--factory nets:build\(3\)") as caught:
         write(path, factory="nets:build(3)")
     assert caught.value.fix.endswith("which --set model.arguments.NAME=... gives: nets:build")
+
+
+def test_tasks_that_are_stated_are_not_to_be_filled_in(tmp_path: Path) -> None:
+    draft = Draft(tmp_path / "m.keras", ("tflite",), evaluation={"uses": "npz"})
+    assert "# metric: top1" in recipe_text(draft)
+    assert "CHANGE" not in recipe_text(replace(draft, stated=True, preprocess={}))
 
 
 def test_a_file_elsewhere_is_named_in_full(tmp_path: Path, write: Write) -> None:

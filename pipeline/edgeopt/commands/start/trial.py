@@ -73,6 +73,7 @@ def tried(
         UsageError: with ``complete``, the network of a checkpoint cannot be built, or the preprocessing is
             unknown.
     """
+    draft = replace(draft, stated=bool(settings.keys() & {"tasks", "metric"}))
     if complete and draft.is_weights:
         _check_loads(draft, settings, place)
     unseen = replace(draft, meaning=without_labels(draft.outputs or ()))
@@ -129,7 +130,8 @@ def _judged(
         meaning = Meaning(
             reason=f"{found.path} has {len(found.classes)} classes, and the model {meaning.classes} outputs"
         )
-    notes = [*draft.notes, *([f"labels are not used: {meaning.reason}"] if meaning.reason else [])]
+    unused = meaning.reason and not draft.stated
+    notes = [*draft.notes, *([f"labels are not used: {meaning.reason}"] if unused else [])]
     named = found.classes if meaning.classes is not None else ()
     draft = replace(draft, meaning=meaning, labels=named, notes=tuple(notes))
     if stated or len(steps) == 1:  # the setting is merged with the layout

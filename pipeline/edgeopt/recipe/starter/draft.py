@@ -46,6 +46,8 @@ class Draft:
     """Whether this preprocessing is an example only, and must be checked."""
     labels: tuple[str, ...] = ()
     meaning: Meaning = UNKNOWN
+    stated: bool = False
+    """Whether settings state what the outputs mean."""
     variants: Mapping[str, Mapping[str, Any]] | None = None
     devices: tuple[str, ...] = ("host",)
     notes: tuple[str, ...] = ()
@@ -224,7 +226,7 @@ def _tasks(draft: Draft) -> list[str]:
     """Task and metric; without labels, those to uncomment, guessed from the shapes of the outputs."""
     if draft.meaning.metric:
         return [f"metric: {draft.meaning.metric}"]  # its task is found by it
-    if draft.random:
+    if draft.random or draft.stated:
         return []
     lines = [
         "# Artifacts are compared with the model itself. CHANGE to judge them against labels as well: say",
