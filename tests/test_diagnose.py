@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from edgeopt.cli.diagnose import _show as show
 from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Diagnosis, Part, Twin, causes, propose
@@ -149,6 +150,25 @@ def test_a_healthy_model_costs_what_8_bits_cost() -> None:
     # No single cause, but not good enough: the search decides which layers stay in float.
     found = causes(comparison(*parts, snr_db=15.0, agreement=0.9))
     assert found[0].remedies == ({"quantize": {"max_drop": 0.005}},)
+
+
+@pytest.mark.parametrize(("snr_db", "agreement", "fine"), [(30.0, 1.0, True), (30.0, 0.9, False)])
+def test_the_command_begins_with_whether_there_is_a_loss(
+    snr_db: float, agreement: float, fine: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [HEALTHY.model_copy(update={"name": f"conv_{i}", "share": 0.2}) for i in range(5)]
+    seen = comparison(*parts, snr_db=snr_db, agreement=agreement)
+    found = Diagnosis(
+        recipe="r",
+        variant="int8",
+        format="onnx",
+        data="calibration",
+        comparison=seen,
+        causes=tuple(causes(seen)),
+    )
+    show(found, 10)
+    first, _, _ = capsys.readouterr().out.partition("layers by their share")
+    assert ("nothing to repair: outputs and decisions are close" in first) is fine
 
 
 def test_a_step_that_should_have_kept_the_outputs_is_named_before_any_layer() -> None:

@@ -106,6 +106,10 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
         facts.append(f"computed in float {comparison.written_snr_db:.1f} dB")
     title = f"{diagnosis.variant}.{diagnosis.format} of {diagnosis.recipe} against its float model"
     out.print(Text(f"{title}: {', '.join(facts)}, {comparison.samples} samples of {diagnosis.data}"))
+    if diagnosis.needs_nothing:
+        out.print(
+            Text("nothing to repair: outputs and decisions are close to those of the float model", "green")
+        )
     ranked = sorted(comparison.layers, key=lambda layer: -layer.share)[:count]
     table = Table(title="layers by their share of the error", title_justify="left")
     table.add_column("layer")

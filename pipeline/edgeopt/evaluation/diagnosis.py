@@ -74,6 +74,11 @@ class Diagnosis(Value):
     )
 
     @property
+    def needs_nothing(self) -> bool:
+        """Whether there is no loss to repair: the outputs are close, and so are the decisions."""
+        return is_fine(self.comparison) and all(cause.kind == "cost" for cause in self.causes)
+
+    @property
     def patch_text(self) -> str:
         """The patch as YAML lines for a recipe."""
         lines = []
