@@ -151,6 +151,12 @@ def test_a_checkpoint_asks_for_its_factory(tmp_path: Path, write: Write) -> None
     with pytest.raises(UsageError, match=r"--factory nets:build\(3\)") as caught:
         write(path, factory="nets:build(3)")
     assert caught.value.fix.endswith("which --set model.arguments.NAME=... gives: nets:build")
+    with pytest.raises(UsageError, match=r"--factory nets.build") as caught:
+        write(path, factory="nets.build")
+    assert caught.value.fix == "did you mean nets:build?"
+    with pytest.raises(UsageError, match="--for fone: no such kind of device") as caught:
+        write(path, goal="fone")
+    assert caught.value.fix == "one of phone, pi, mcu"
 
 
 def test_tasks_that_are_stated_are_not_to_be_filled_in(tmp_path: Path) -> None:

@@ -275,6 +275,9 @@ def test_a_shape_is_proposed_by_the_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         parts_of([images(tmp_path / "e", "a")], free)
     assert caught.value.fix == "add the shape of the input: --shape 1,3,4,4"
+    with pytest.raises(UsageError) as caught:
+        parts_of([tmp_path / "e"], [TensorSpec(name="x", shape=(3, 4, 4))])
+    assert caught.value.fix.startswith("a shape has batch and channels, too: --shape 1,3,4,4; or ")
 
 
 def test_networks_in_the_code_beside_a_checkpoint(tmp_path: Path) -> None:

@@ -136,9 +136,12 @@ def _code(written: str, weights: Path) -> str:
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["ctx"]["error"]
         name, call, _ = written.partition("(")
-        fix = f"without its arguments, which --set model.arguments.NAME=... gives: {name}"
-        raise UsageError(
-            f"--factory {written}: {reason}", fix=fix if call else "such as --factory my_network.py:build"
-        ) from error
+        module, dot, last = name.rpartition(".")
+        fix = "such as --factory my_network.py:build"
+        if call:
+            fix = f"without its arguments, which --set model.arguments.NAME=... gives: {name}"
+        elif ":" not in name and dot and last != "py":
+            fix = f"did you mean {module}:{last}?"
+        raise UsageError(f"--factory {written}: {reason}", fix=fix) from error
     file = code.source()
     return code.target if file is None else f"{file}:{code.target.partition(':')[2]}"

@@ -305,12 +305,15 @@ def _image_options(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     if len(specs) != 1 or len(specs[0].shape) != 4 or None in specs[0].shape[1:]:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
         unknown = not specs or (len(specs) == 1 and len(specs[0].shape) == 4)
+        fix = OTHER
+        if unknown:
+            fix = f"add the shape of the input: --shape {proposed_shape([path], next(iter(specs), None))}"
+        elif len(specs) == 1 and len(specs[0].shape) == 3:
+            fix = f"a shape has batch and channels, too: --shape {proposed_shape([path])}; or {OTHER}"
         raise UsageError(
             f"{path} has images, but "
             + (f"the model takes {shapes}" if specs else "the size of the model's input is unknown"),
-            fix=f"add the shape of the input: --shape {proposed_shape([path], next(iter(specs), None))}"
-            if unknown
-            else OTHER,
+            fix=fix,
         )
     _, *sizes = specs[0].shape
     height, width, channels = (sizes[1], sizes[2], sizes[0]) if is_nchw(specs[0]) else sizes

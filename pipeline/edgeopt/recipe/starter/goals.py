@@ -41,5 +41,7 @@ def goal_of(name: str) -> Goal:
         UsageError: there is none.
     """
     if name not in GOALS:
-        raise UsageError(f"--for {name}: no such kind of device{nearest(name, GOALS)}", fix="or leave it out")
+        raise UsageError(
+            f"--for {name}: no such kind of device{nearest(name, GOALS)}", fix=f"one of {', '.join(GOALS)}"
+        )
     return GOALS[name]
