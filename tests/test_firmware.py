@@ -576,7 +576,7 @@ def test_keyword_spotting_answers_as_on_a_microcontroller(
                 name=name,
                 shape=tuple(about.numbers("shape")),
                 dtype="int8",
-                scale=float(scale.numbers().tolist()[0]),
+                scale=float(scale.numbers()[0]),
                 zero_point=quantization.numbers("zero_point")[0],
             )
         )
