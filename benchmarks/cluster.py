@@ -106,11 +106,12 @@ class Objects(BaseHTTPRequestHandler):
         if self.command == "PUT":
             self.objects[self.path] = body
         found = self.objects.get(self.path)
+        shown = b"" if self.command == "PUT" else found or b""
         self.send_response(404 if found is None else 200)
-        self.send_header("Content-Length", str(len(found or b"")))
+        self.send_header("Content-Length", str(len(shown)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(found or b"")
+            self.wfile.write(shown)
 
     do_HEAD = do_PUT = do_GET
 
