@@ -150,9 +150,14 @@ def snr_db(file: Path, samples: Images, expected: Images) -> float:
         last = given["shape"][-1] == samples.shape[1]
         found = []
         for x in samples[:, np.newaxis]:
-            interpreter.set_tensor(given["index"], x.transpose(0, 2, 3, 1) if last else x)
+            value = x.transpose(0, 2, 3, 1) if last else x
+            scale, zero = given["quantization"]
+            if scale:  # the script's file takes and gives 8-bit numbers
+                value = np.clip(np.round(value / scale) + zero, -128, 127).astype(np.int8)
+            interpreter.set_tensor(given["index"], value)
             interpreter.invoke()
-            found.append(interpreter.get_tensor(made["index"]))
+            value, (scale, zero) = interpreter.get_tensor(made["index"]), made["quantization"]
+            found.append((value.astype(np.float32) - zero) * scale if scale else value)
     noise = np.square(np.concatenate(found).astype(np.float64) - expected).sum()
     return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / noise))
 
