@@ -35,7 +35,11 @@ def render(diagnosis: Diagnosis) -> str:
         "count": len(ranked),
     }
     return page(
-        "diagnosis.html", cut(f"{diagnosis.recipe}: {diagnosis.variant}.{diagnosis.format}"), SCRIPTS, data
+        "diagnosis.html",
+        "edgeopt diagnosis",
+        cut(f"{diagnosis.recipe}: {diagnosis.variant}.{diagnosis.format}"),
+        SCRIPTS,
+        data,
     )
 
 

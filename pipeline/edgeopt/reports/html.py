@@ -41,13 +41,17 @@ def render(report: Report, base: str = "") -> str:
 
     ``base`` leads from the page to the run's folder, such as ``../``.
     """
-    return page("page.html", cut(report.recipe), SCRIPTS, collect(report, base))
+    return page("page.html", "edgeopt report", cut(report.recipe), SCRIPTS, collect(report, base))
 
 
-def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> str:
-    """Fill a template of ``page/`` with style, chart library, the given scripts and their data."""
+def page(body: str, kind: str, title: str, scripts: tuple[str, ...], data: object) -> str:
+    """A page with a body of ``page/``, the style, the chart library, the given scripts and their data.
+
+    ``kind`` says in the title of the window what kind of page it is.
+    """
     style, library, script = _assets(scripts)
     parts = {
+        "kind": kind,
         "title": html.escape(title),
         "policy": _policy(scripts=(library, script), style=style),
         "style": style,
@@ -56,7 +60,8 @@ def page(template: str, title: str, scripts: tuple[str, ...], data: object) -> s
         "data": as_script(data),
     }
     # In one pass, so that placeholders inside the inserted text are not replaced.
-    return _PLACEHOLDER.sub(lambda place: parts[place[1]], _read(template))
+    whole = _read("frame.html").replace("{{ body }}", _read(body))
+    return _PLACEHOLDER.sub(lambda place: parts[place[1]], whole)
 
 
 def as_script(value: object) -> str:

@@ -43,7 +43,7 @@ def render(runs: Sequence[Found], damaged: Sequence[Damaged], *, folder: Path, p
         "recipes": [_recipe(name, recipes[name], folder, place) for name in latest],
         "damaged": [[cut(_within(bad.folder, folder)), cut(bad.reason)] for bad in damaged],
     }
-    return page("index.html", cut(folder.resolve().name or str(folder)), SCRIPTS, data)
+    return page("index.html", "edgeopt", cut(folder.resolve().name or str(folder)), SCRIPTS, data)
 
 
 def _recipe(name: str, runs: Sequence[Found], folder: Path, place: Path) -> Data:

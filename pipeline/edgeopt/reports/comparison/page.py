@@ -46,7 +46,7 @@ def render(comparison: Comparison, folders: Mapping[str, Path], place: Path) -> 
         "runs": [_run(run, links[run.name]) for run in comparison.runs],
         "notes": [cut(note, SENTENCE) for note in comparison.notes],
     }
-    return page("compare.html", cut(first.recipe), SCRIPTS, data)
+    return page("compare.html", "edgeopt comparison", cut(first.recipe), SCRIPTS, data)
 
 
 def _scale(comparison: Comparison, report: Report) -> Scale:
