@@ -15,6 +15,7 @@ from edgeopt.cli.options import (
     DeviceFolders,
     Devices,
     Formats,
+    KeepGoing,
     Protocol,
     Sets,
     StoreFolder,
@@ -73,10 +74,7 @@ def ci(
     data_root: DataRoot = None,
     device_folder: DeviceFolders = None,
     store: StoreFolder = None,
-    keep_going: Annotated[
-        bool,
-        typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),
-    ] = False,
+    keep_going: KeepGoing = False,
     arguments: Annotated[
         str,
         typer.Option(TEXT, metavar="TEXT", help="Further arguments in one text, quoted as in a shell."),

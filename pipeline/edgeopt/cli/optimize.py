@@ -12,6 +12,7 @@ from edgeopt.cli.options import (
     DeviceFolders,
     Devices,
     Formats,
+    KeepGoing,
     Protocol,
     Sets,
     StoreFolder,
@@ -88,10 +89,7 @@ def optimize(
     data_root: DataRoot = None,
     device_folder: DeviceFolders = None,
     store: StoreFolder = None,
-    keep_going: Annotated[
-        bool,
-        typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),
-    ] = False,
+    keep_going: KeepGoing = False,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, as 'edgeopt plan' does.")

@@ -74,6 +74,10 @@ StoreFolder = Annotated[
         envvar="EDGEOPT_STORE",
     ),
 ]
+KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),
+]
 Protocol = Annotated[
     str | None,
     typer.Option(
