@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from in_process import Edgeopt, Said
+
 if TYPE_CHECKING:
     from edgeopt.testing import Workshop
 
@@ -126,3 +128,21 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def edgeopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Edgeopt:
+    """Run the command line in this process, in an empty folder."""
+    from edgeopt.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["edgeopt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return Said(code if isinstance(code, int) else 0, out, err)
+
+    return run

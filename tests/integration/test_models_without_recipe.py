@@ -1,17 +1,14 @@
 """``edgeopt optimize MODEL``: from a file to a report, by the recipe that is written for it."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
 
-from edgeopt.cli import main
 from edgeopt.results import Report
+from in_process import Edgeopt
 
 pytestmark = pytest.mark.slow
 
@@ -28,32 +25,6 @@ class Net(torch.nn.Module):
     def forward(self, x):
         return torch.relu(self.layer(x)), x.sum(1, keepdim=True)
 """
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def edgeopt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Said]:
-    """Run the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["edgeopt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return Said(int(caught.value.code or 0), out, err)
-
-    return run
-
-
-Edgeopt = Callable[..., Said]
 
 
 def brightest_channel(path: Path) -> None:

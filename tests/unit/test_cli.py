@@ -10,51 +10,23 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from edgeopt.cli import main
 from edgeopt.cli.screen.tables import show_report
 from edgeopt.commands import doctor
 from edgeopt.config import absent
 from edgeopt.plugin import Stage
 from edgeopt.results import Report, Result, Run
 from edgeopt.run.store import Store
+from in_process import Edgeopt
 from toy_results import PROBE
 
 FRAMEWORKS = {"tensorflow", "torch", "keras", "onnx", "onnxruntime", "sklearn"}
 Write = Callable[..., Path]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def edgeopt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Said]:
-    """Run the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["edgeopt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        code = caught.value.code
-        return Said(code if isinstance(code, int) else 0, out, err)
-
-    return run
-
-
-Edgeopt = Callable[..., Said]
 
 
 def data(tmp_path: Path, **arrays: np.ndarray) -> str:
