@@ -296,7 +296,7 @@ def test_cards_say_what_to_ship(opened: Opened, board: Path) -> None:
     beside = page.locator("#made dd a").evaluate_all("all => all.map((one) => one.getAttribute('href'))")
     assert beside == ["#document", "./../report.json", "./../report.md", "./../run.log"]
     page.locator("#made dd a").first.click()
-    assert page.locator("#document pre").is_visible()
+    playwright.expect(page.locator("#document pre")).to_be_visible()  # after the event of the address
 
 
 def test_a_microcontroller_has_charts_of_its_memories(opened: Opened, board: Path) -> None:
