@@ -23,8 +23,8 @@ from edgeopt.devices.device import known_devices, load_device
 from edgeopt.evaluation import hops as limits
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import KINDS, Metric, Plugin, Stage, Task
+from edgeopt.recipe.chains import reachable
 from edgeopt.recipe.document import Intent
-from edgeopt.recipe.planner import reachable
 from edgeopt.results import MEASUREMENTS
 
 HERE = Path(__file__).resolve().parent

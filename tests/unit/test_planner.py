@@ -8,8 +8,9 @@ from edgeopt.commands.plan import plan as make
 from edgeopt.config import registry
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage
+from edgeopt.recipe.chains import find_chain
 from edgeopt.recipe.document import Intent, ModelPart
-from edgeopt.recipe.planner import Plan, find_chain
+from edgeopt.recipe.planner import Plan
 from edgeopt.testing import toys
 
 Write = Callable[..., Path]

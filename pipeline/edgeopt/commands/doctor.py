@@ -12,8 +12,8 @@ from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError, install
 from edgeopt.formats.known import artifact_formats, formats
 from edgeopt.plugin import Format, Stage
+from edgeopt.recipe.chains import find_chain
 from edgeopt.recipe.document import Intent, ModelPart
-from edgeopt.recipe.planner import find_chain
 from edgeopt.run.bench import probe_device
 from edgeopt.run.protocol import Probe
 from edgeopt.run.store import ARTIFACTS

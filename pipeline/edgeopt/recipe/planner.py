@@ -1,17 +1,13 @@
 """From a recipe to chains of stages. Nothing is built, and no framework is imported.
 
-Planning is a shortest-path search. Every stage declares the formats it accepts and produces, and the intents
-it fulfils, such as ``quantize: int8``; the plan is the shortest chain from the source format to the target
-that fulfils every intent exactly once. Requests without such a chain are reported by name, with alternatives.
+The plan has, for every variant and format, the shortest chain from the source format to the target that
+fulfils every intent exactly once. Requests without such a chain are reported by name, with alternatives.
 """
 
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
@@ -23,7 +19,8 @@ from edgeopt.formats.known import artifact_formats, factory_format, format_named
 from edgeopt.formats.source import check_weights, inspect
 from edgeopt.model import InputPreprocessing, Model, TensorSpec
 from edgeopt.plugin import Stage, Trial
-from edgeopt.recipe.document import Intent, ModelPart, Recipe, Variant
+from edgeopt.recipe.chains import complete_chain, find_chain, reachable
+from edgeopt.recipe.document import ModelPart, Recipe, Variant
 from edgeopt.results import Breakdown
 
 BASELINE = "float"
@@ -260,7 +257,7 @@ def _branch(
 
     try:
         if variant.stages is not None:
-            stages: tuple[Stage, ...] | None = _complete_chain(variant.stages, source, target, recipe)
+            stages: tuple[Stage, ...] | None = complete_chain(variant.stages, source, target, recipe.model)
         else:
             intents = [intent.as_for(target) for intent in variant.intents]
             stages = find_chain(source, target, intents, recipe.model)
@@ -304,125 +301,6 @@ def _branch(
     return Branch(variant.name, target, stages, devices)
 
 
-def find_chain(
-    source: str,
-    target: str,
-    intents: Sequence[Intent],
-    model: ModelPart,
-    done: frozenset[str] = frozenset(),
-) -> tuple[Stage, ...] | None:
-    """The shortest chain from ``source`` to ``target`` that fulfils every intent exactly once.
-
-    ``done`` are the names of intents that earlier stages have fulfilled.
-
-    Dijkstra's algorithm; a node is a format with the set of unfulfilled intents. Ties are broken by the
-    declared preference of the stages, then by name, so that plans are deterministic.
-
-    Raises:
-        UsageError: the stage that fulfils an intent rejects its options.
-    """
-    stages = registry.plugins(Stage)
-    start = (source, frozenset(range(len(intents))))
-    queue: list[tuple[tuple[int, int, tuple[str, ...]], str, frozenset[int]]] = [((0, 0, ()), *start)]
-    visited: set[tuple[str, frozenset[int]]] = set()
-    while queue:
-        (length, penalty, chain), current, unfulfilled = heapq.heappop(queue)
-        if current == target and not unfulfilled:
-            return tuple(instance(stages[name], intents, model) for name in chain)
-        if (current, unfulfilled) in visited:
-            continue
-        visited.add((current, unfulfilled))
-        for name, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents, done):
-            cost = (length + 1, penalty - stage.preference, (*chain, name))
-            heapq.heappush(queue, (cost, stage.produces, unfulfilled - fulfilled))
-    return None
-
-
-def _next_steps(
-    stages: dict[str, type[Stage]],
-    current: str,
-    unfulfilled: frozenset[int],
-    intents: Sequence[Intent],
-    done: frozenset[str] = frozenset(),
-) -> Iterator[tuple[str, type[Stage], frozenset[int]]]:
-    """The stages that may follow, each with the indices of the intents it fulfils."""
-    for name, stage in stages.items():
-        if current not in stage.accepts:
-            continue
-        fulfilled = frozenset(
-            i for i in unfulfilled if intents[i].scheme in stage.fulfils.get(intents[i].name, frozenset())
-        )
-        before = done | {intent.name for i, intent in enumerate(intents) if i not in unfulfilled}
-        blocked = stage.before & before or any(
-            intents[i].name in stage.after for i in unfulfilled - fulfilled
-        )
-        # A stage with intents is skipped unless one is open: nothing is optimized unasked.
-        if (fulfilled or not stage.fulfils) and not blocked:
-            yield name, stage, fulfilled
-
-
-def instance(stage: type[Stage], intents: Sequence[Intent], model: ModelPart) -> Stage:
-    """A stage with the options of its intents, and the fields it shares with the recipe's model part.
-
-    Raises:
-        UsageError: the stage rejects its options.
-    """
-    schemes = {scheme for names in stage.fulfils.values() for scheme in names}
-    options: dict[str, object] = {
-        name: getattr(model, name)
-        for name in stage.model_fields
-        # 'weights' is a file in the model part, but a scheme in pruning.
-        if name in ModelPart.model_fields and name not in schemes
-    }
-    for intent in intents:
-        if intent.scheme in stage.fulfils.get(intent.name, frozenset()):
-            options |= intent.options
-    try:
-        return stage.model_validate(options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = nearest(where, list(stage.model_fields)) if first["type"] == "extra_forbidden" else ""
-        message = f"unknown option{known}" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise UsageError(
-            f"{stage.__module__.rpartition('.')[2]} rejects option {where!r}: {message}",
-            fix="docs/recipe.md lists its options",
-        ) from error
-
-
-def _complete_chain(stages: tuple[Stage, ...], source: str, target: str, recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages listed by a recipe, with the conversions added that lead to the first and from the last."""
-    first = stages[0] if stages else None
-    before: tuple[Stage, ...] = ()
-    if first is not None and source not in first.accepts:
-        chains = [
-            chain
-            for fmt in sorted(first.accepts)
-            if (chain := find_chain(source, fmt, (), recipe.model)) is not None
-        ]
-        if not chains:
-            raise UsageError(
-                f"{registry.plugin_name(first)} accepts {', '.join(sorted(first.accepts))}, not {source}",
-                fix="put a conversion stage before it",
-            )
-        before = min(chains, key=len)
-    current = source
-    for stage in (*before, *stages):
-        if current not in stage.accepts:
-            raise UsageError(
-                f"{registry.plugin_name(stage)} accepts {', '.join(sorted(stage.accepts))}, not {current}",
-                fix="put a conversion stage before it",
-            )
-        current = stage.produces
-    done = frozenset(name for stage in stages for name in stage.fulfils)
-    after = find_chain(current, target, (), recipe.model, done)
-    if after is None:
-        raise UsageError(
-            f"the listed stages end with {current}, and no conversion leads from there to {target}", fix=""
-        )
-    return (*before, *stages, *after)
-
-
 def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
     """Reason and fix for a variant without a chain."""
     convertible = reachable(source, ())
@@ -441,18 +319,3 @@ def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:
         f"no stage supports {wording} on the way from {source} to {target}",
         f"it is available as {', '.join(available)}" if available else "no format of this model supports it",
     )
-
-
-def reachable(source: str, intents: Sequence[Intent]) -> set[str]:
-    """All formats that ``source`` can be converted to with every intent fulfilled."""
-    stages = registry.plugins(Stage)
-    start = (source, frozenset(range(len(intents))))
-    seen, waiting = {start}, [start]
-    while waiting:
-        current, unfulfilled = waiting.pop()
-        for _, stage, fulfilled in _next_steps(stages, current, unfulfilled, intents):
-            node = (stage.produces, unfulfilled - fulfilled)
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return {name for name, unfulfilled in seen if not unfulfilled}

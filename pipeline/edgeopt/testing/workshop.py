@@ -21,8 +21,8 @@ from edgeopt.formats.known import factory_format, formats
 from edgeopt.formats.source import inspect
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Feed, Stage, Worker
+from edgeopt.recipe.chains import find_chain, instance
 from edgeopt.recipe.document import ModelPart
-from edgeopt.recipe.planner import find_chain, instance
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.executors.executor import Say, Task
 from edgeopt.run.executors.local import LocalExecutor

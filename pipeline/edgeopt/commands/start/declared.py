@@ -16,7 +16,7 @@ from edgeopt.formats.known import artifact_formats, factory_format, identify
 from edgeopt.formats.source import check_weights, inspect, is_weights
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import TensorSpec
-from edgeopt.recipe.planner import reachable
+from edgeopt.recipe.chains import reachable
 from edgeopt.recipe.starter.draft import Draft
 from edgeopt.recipe.starter.factories import candidates
 from edgeopt.recipe.starter.goals import Goal

@@ -3,7 +3,7 @@
 from edgeopt.evaluation.hops import hop
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Stage
-from edgeopt.recipe.planner import instance
+from edgeopt.recipe.chains import instance
 from edgeopt.testing.conformance.options import demand
 from edgeopt.testing.workshop import Workshop
 
