@@ -93,6 +93,10 @@ def test_a_model_and_its_data_are_enough(edgeopt: Edgeopt, tmp_path: Path) -> No
     assert recipe["metric"] == "top1" and recipe["latency"] == {"min_runs": 2, "min_seconds": 0}
     planned = edgeopt("plan", "out/recipe.yaml", "--json")
     assert planned.code == 0
+    # It is still a guess, until a command or an edit states what was guessed.
+    assert any(note.startswith("preprocessing guessed by") for note in json.loads(planned.out)["notes"])
+    stated = edgeopt("plan", "out/recipe.yaml", "--json", "--set", "model.preprocess.scale=1/255")
+    assert not any("guessed" in note for note in json.loads(stated.out)["notes"])
     steps = [step for branch in json.loads(planned.out)["branches"] for step in branch["stages"]]
     assert steps
     # What init writes with the same words is the same recipe.

@@ -238,3 +238,16 @@ def test_code_may_be_named_by_its_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Code.model_validate(wrong, context={"roots": (tmp_path,)})
+
+
+def test_a_guess_is_repeated_until_it_is_confirmed(write_recipe: Write) -> None:
+    path = write_recipe("guessed: {model.preprocess: by trying}\ntarget: pi\n")
+    recipe = load_recipe(path)
+    assert recipe.notes == ("preprocessing guessed by trying",)
+    assert recipe.target is not None and recipe.target.title == "a Raspberry Pi"
+    for stated in ("model.preprocess={scale: 2}", "model.preprocess.scale=2"):
+        assert load_recipe(path, overrides=[stated]).notes == ()
+    assert load_recipe(path, overrides=["model.labels=[a, b]"]).notes == recipe.notes
+    wrong = problems_of(write_recipe("guessed: {model.shape: so}\ntarget: tv\n"))
+    assert "guessed.model.shape" in wrong
+    assert "target: input should be 'phone', 'pi' or 'mcu'" in wrong

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from edgeopt.cli.screen.tables import show_report
+from edgeopt.recipe.starter.goals import GOALS
 from edgeopt.reports import render, write_report
 from edgeopt.reports.cards import address, cards
 from edgeopt.results import (
@@ -203,6 +204,27 @@ def test_every_report_has_the_recommendation(tmp_path: Path) -> None:
     last = out.file.getvalue().strip().splitlines()[-1]  # type: ignore[attr-defined]
     assert last.startswith("ship models/int8.tflite on host: 90.00 % (−0.25 pt")
     assert last.endswith("1,000 B (0.25 × float), 500 µs")
+
+
+def test_a_device_that_stands_in_for_another_says_so(tmp_path: Path) -> None:
+    rows = [result("float", 4000, 1.0), result("int8", 1000, 0.5)]
+    gates = tuple(verdict(row) for row in rows)
+    shown = report(*rows, gates=gates).model_copy(update={"target": GOALS["phone"].target})
+    (card,) = cards(shown)
+    assert card.headline == "Ship this on a phone (tested on host)"
+    assert card.summary == (
+        "ship models/int8.tflite on a phone: 90.00 % (−0.25 pt against the original model, 95 % interval "
+        "−1.00 pt to +0.50 pt), 1,000 B (0.25 × float), 500 µs on host; tested on host, not on a phone, "
+        "where latency and memory are others; with a phone attached by adb, add --device android-adb"
+    )
+    assert "--device android-adb --variant int8" in card.pull
+    # Of a phone that is measured as well, nothing is in doubt.
+    phone = result("int8", device="android-adb")
+    shown = report(*rows, phone, gates=(*gates, verdict(phone))).model_copy(update={"target": shown.target})
+    assert [each.headline for each in cards(shown)][1] == "Ship this on android-adb"
+    write_report(shown, tmp_path)
+    assert "**Ship this on a phone (tested on host)**" in (tmp_path / "report.md").read_text("utf-8")
+    assert "Ship this on a phone (tested on host)" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_a_guessed_preprocessing_stands_beside_what_to_ship(tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def _run(
         results=tuple(rows),
         gates=tuple(verdicts),
         recommended=recommend(rows, verdicts, loaded.ship),
+        target=loaded.target,
         limits=assemble.memory_limits(loaded.devices),
         labels=loaded.model.labels,
         thumbnails=pictures.pictures,

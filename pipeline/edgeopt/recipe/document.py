@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,7 +15,8 @@ from edgeopt.formats.known import artifact_formats
 from edgeopt.model import Preprocess, Preprocessing, TensorSpec
 from edgeopt.plugin import Code, Dataset, Decoder, ExistingPath, Head, NamedMetric, Stage
 from edgeopt.plugin.contents import Source
-from edgeopt.results import LIMITS, Gate, Preference
+from edgeopt.recipe.starter.goals import Kind
+from edgeopt.results import LIMITS, Gate, Preference, Target
 
 if TYPE_CHECKING:
     from edgeopt.recipe.searching import Search
@@ -93,6 +94,7 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Guess: TypeAlias = Literal["model.preprocess", "model.inputs"]
 
 
 class ModelPart(_Part):
@@ -289,6 +291,11 @@ class Document(_Part):
     optimize: dict[str, dict[str, Any] | None] = Field({}, description="variants by name")
     formats: Names = Field(min_length=1, description="output formats of every variant")
     devices: Names = Field(("host",), description="devices to measure every artifact on")
+    target: Kind | None = Field(
+        None,
+        description="the kind of device that artifacts are for, if none is measured: phone, pi or mcu; the "
+        "report then says what the host shows in its place",
+    )
     gates: tuple[GatePart, ...] = ()
     ship: Preference = Field(
         "smallest",
@@ -296,6 +303,11 @@ class Document(_Part):
     )
     limits: Limits = Limits()
     latency: Latency = Latency()
+    guessed: dict[Guess, str] = Field(
+        {},
+        description="what edgeopt guessed when it wrote the recipe, by key, and how; every report repeats it "
+        "until the entry is removed, or --set gives the key",
+    )
 
 
 class Intent(NamedTuple):
@@ -349,6 +361,7 @@ class Recipe:
     limits: Limits
     latency: Latency
     ship: Preference = "smallest"
+    target: Target | None = None
     document: str = ""
     """YAML text of the recipe as run: the file with the overrides applied."""
     positions: Positions = field(default_factory=dict, compare=False, repr=False)

@@ -33,10 +33,12 @@ from edgeopt.recipe.document import (
     Use,
     Variant,
 )
+from edgeopt.recipe.guesses import drop_stated, notes_of
 from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
 from edgeopt.recipe.searching import Search, SearchPart, refused_objectives, usual_limit
 from edgeopt.recipe.selection import EVERYTHING, Selection, declared, narrow_gates
+from edgeopt.recipe.starter.goals import GOALS
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
 P = TypeVar("P", Dataset, Decoder, Metric, Stage, Task)
@@ -95,13 +97,15 @@ def load_recipe(
             set_value(data, assignment, positions)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    drop_stated(data, overrides)
     selection.apply(data, positions)
     notes = narrow_gates(data, positions, before)
     if data_root is None and (root := os.environ.get("EDGEOPT_DATA")):
         data_root = Path(root)
     further = [*beside, *([data_root] if data_root else [])]
     roots = (path.resolve().parent, *(folder.resolve() for folder in further))
-    return replace(_Resolver(path, data, positions, roots, device_folders).recipe(), notes=tuple(notes))
+    recipe = _Resolver(path, data, positions, roots, device_folders).recipe()
+    return replace(recipe, notes=(*recipe.notes, *notes))
 
 
 def variant_of(recipe: Recipe, name: str, body: Mapping[str, Any]) -> Variant:
@@ -218,6 +222,8 @@ class _Resolver:
             limits=document.limits,
             latency=document.latency,
             ship=document.ship,
+            target=GOALS[document.target].target if document.target else None,
+            notes=notes_of(document.guessed),
             document=yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True),
             positions=self.problems.positions,
             inspection=inspection,

@@ -12,11 +12,12 @@ from edgeopt.reports.plain import printable
 from edgeopt.results import MEASUREMENTS, Measurement, Recommendation, Report, Result
 
 HEADLINES = {
-    "ship": "Ship this on {device}",
-    "unjudged": "No recommendation on {device}: no gate limits the quality",
-    "none": "Nothing to ship on {device}",
+    "ship": "Ship this on {place}",
+    "unjudged": "No recommendation on {place}: no gate limits the quality",
+    "none": "Nothing to ship on {place}",
 }
 PREFERENCES = ("smallest", "fastest")
+TESTED = "tested on"
 RAM = ("arena_bytes", "sram_bytes", "peak_memory_bytes")
 FLASH = ("flash_bytes", "estimated_flash_max_bytes", "size_bytes")
 """Measurements of the use of a memory, the first that there is."""
@@ -38,6 +39,8 @@ class Card(NamedTuple):
     """The recommendation for one device."""
 
     device: str
+    place: str
+    """Where the artifact goes: the device, or the kind of device that it stands in for."""
     status: str
     headline: str
     artifact: str
@@ -52,16 +55,17 @@ class Card(NamedTuple):
     @property
     def summary(self) -> str:
         """The verdict in one line."""
-        facts = ", ".join(line.text for line in self.lines if line.title not in ("flash", *PREFERENCES))
-        facts += "".join(f"; {line.title} {line.text}" for line in self.lines if line.title in PREFERENCES)
+        apart = (*PREFERENCES, TESTED)
+        facts = ", ".join(line.text for line in self.lines if line.title not in ("flash", *apart))
+        facts += "".join(f"; {line.title} {line.text}" for line in self.lines if line.title in apart)
         if self.status == "ship":
             remark = f" ({self.reason})" if self.reason else ""
-            return f"ship {self.path or self.artifact} on {self.device}: {facts}{remark}"
+            return f"ship {self.path or self.artifact} on {self.place}: {facts}{remark}"
         if not self.artifact:
-            return f"ship nothing on {self.device}: {self.reason}"
+            return f"ship nothing on {self.place}: {self.reason}"
         if self.status == "none":
-            return f"ship nothing on {self.device}: {self.artifact} is nearest, but fails {self.reason}"
-        return f"no recommendation on {self.device}, no gate limits the quality; {self.artifact}: {facts}"
+            return f"ship nothing on {self.place}: {self.artifact} is nearest, but fails {self.reason}"
+        return f"no recommendation on {self.place}, no gate limits the quality; {self.artifact}: {facts}"
 
 
 def cards(report: Report) -> list[Card]:
@@ -71,18 +75,21 @@ def cards(report: Report) -> list[Card]:
 
 def _card(report: Report, found: Recommendation) -> Card:
     row = _row(report, found.device, found.variant, found.format)
+    stands_in = report.is_stand_in(found.device)
     command = ""
     if found.status == "ship":
-        place = ["--device", found.device, "--variant", found.variant, "--format", found.format]
+        device = report.target.device if report.target and stands_in else found.device
+        options = ["--device", device, "--variant", found.variant, "--format", found.format]
         name = as_name(report.recipe)
-        command = shlex.join(["edgeopt", "artifacts", "pull", name, *place, "--out", name])
+        command = shlex.join(["edgeopt", "artifacts", "pull", name, *options, "--out", name])
     return Card(
         device=found.device,
+        place=report.target.title if report.target and stands_in else found.device,
         status=found.status,
-        headline=HEADLINES[found.status].format(device=found.device),
+        headline=HEADLINES[found.status].format(place=report.place(found.device)),
         artifact=f"{row.variant}.{row.format}" if row else "",
         path=row.artifact.path if row and row.artifact else "",
-        lines=(*_lines(report, row), *_alternative(report, found)) if row else (),
+        lines=(*_lines(report, row), *_alternative(report, found), *_tested(report, row)) if row else (),
         reason=found.reason,
         pull=command,
     )
@@ -97,7 +104,7 @@ def _alternative(report: Report, found: Recommendation) -> Iterator[Line]:
     """What would be shipped by the other preference."""
     other = _row(report, found.device, *found.alternative) if found.alternative else None
     if other is not None and "size_bytes" in other.measurements:
-        facts = (show(other.measurements["size_bytes"]), _latency(other))
+        facts = (show(other.measurements["size_bytes"]), _latency(report, other))
         title = "smallest" if found.prefer == "fastest" else "fastest"
         yield Line(title, f"{other.variant}.{other.format}: {', '.join(filter(None, facts))}")
 
@@ -107,7 +114,7 @@ def _lines(report: Report, row: Result) -> Iterator[Line]:
     values = row.measurements
     if size := values.get("size_bytes"):
         yield Line("size", show(size) + _of_float(report, row))
-    if latency := _latency(row):
+    if latency := _latency(report, row):
         yield Line("latency", latency)
     limits = report.limits.get(row.device)
     for title, names, limit in (
@@ -163,11 +170,22 @@ def _of_float(report: Report, row: Result) -> str:
     return ""
 
 
-def _latency(row: Result) -> str:
+def _tested(report: Report, row: Result) -> Iterator[Line]:
+    """What a device shows that stands in for another kind, and how to measure on one of these."""
+    target = report.target
+    if target is not None and report.is_stand_in(row.device):
+        yield Line(
+            TESTED,
+            f"{row.device}, not on {target.title}, where latency and memory are others; {target.hint}",
+        )
+
+
+def _latency(report: Report, row: Result) -> str:
     values = row.measurements
     if "latency_p50_ms" in values:
         ratio = f" ({show(values['latency_ratio'])} float)" if "latency_ratio" in values else ""
-        return show(values["latency_p50_ms"]) + ratio
+        where = f" on {row.device}" if report.is_stand_in(row.device) else ""
+        return show(values["latency_p50_ms"]) + ratio + where
     if "estimated_latency_ms" in values:
         return f"{show(values['estimated_latency_ms'])}, estimated"
     if "estimated_latency_max_ms" in values:

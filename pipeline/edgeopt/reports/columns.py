@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from edgeopt.results import (
     ALWAYS,
-    GUESSED,
+    GUESSES,
     MEASUREMENTS,
     SPARSE,
     Measurement,
@@ -135,7 +135,7 @@ def doubts(report: Report) -> list[str]:
     figure = report.source.measurements.get(report.primary_metric) if report.source else None
     gets = f"; the original model gets {report.primary_metric} {show(figure)} with it"
     asked = f"{gets}: is that what you measured?" if figure else ""
-    return [note + asked for note in report.run.notes if note.startswith(GUESSED)]
+    return [note + asked for note in report.run.notes if note.startswith(tuple(GUESSES.values()))]
 
 
 def show(measurement: Measurement | None) -> str:

@@ -35,11 +35,12 @@ from edgeopt.results.measurement import (
     kind_of,
     with_kinds,
 )
-from edgeopt.results.recommendation import MemoryLimits, Preference, Recommendation, recommend
+from edgeopt.results.recommendation import MemoryLimits, Preference, Recommendation, Target, recommend
 from edgeopt.results.report import (
     ALWAYS,
     EMULATED,
     GUESSED,
+    GUESSES,
     SCHEMA,
     SPARSE,
     ClassChange,
@@ -64,6 +65,7 @@ __all__ = [
     "ALWAYS",
     "EMULATED",
     "GUESSED",
+    "GUESSES",
     "LIMITS",
     "MAX_SNR_DB",
     "MEASUREMENTS",
@@ -114,6 +116,7 @@ __all__ = [
     "Shown",
     "SourceResult",
     "Status",
+    "Target",
     "Tokens",
     "Trial",
     "Verdict",

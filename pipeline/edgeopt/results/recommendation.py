@@ -28,6 +28,15 @@ class MemoryLimits(Value):
     ram: int | None = Field(None, description="in bytes")
 
 
+class Target(Value):
+    """The kind of device that artifacts are for, if another one stands in for it."""
+
+    title: str = Field(description="the kind in words, such as 'a phone'")
+    device: str = Field(description="a device file of this kind")
+    stand_in: str = Field(description="the device that measured in its place")
+    hint: str = Field("", description="how to measure on a device of this kind")
+
+
 class Recommendation(Value):
     """The artifact to ship on one device."""
 

@@ -10,11 +10,13 @@ from edgeopt.results.artifact import Artifact
 from edgeopt.results.findings import Findings, Reference
 from edgeopt.results.gate import Verdict
 from edgeopt.results.measurement import Kind, Measurement, Samples, Value, with_kinds
-from edgeopt.results.recommendation import MemoryLimits, Recommendation
+from edgeopt.results.recommendation import MemoryLimits, Recommendation, Target
 
 SCHEMA = 1
 GUESSED = "preprocessing guessed"
 """Begins the note of a run whose preprocessing was not stated: every figure depends on it."""
+GUESSES = {"model.preprocess": GUESSED, "model.inputs": "input shape guessed"}
+"""Beginnings of the notes on keys of a recipe that were guessed."""
 
 Status = Literal["ok", "failed", "skipped"]
 Scalar: TypeAlias = str | float | int | None
@@ -197,6 +199,9 @@ class Report(Value):
     results: tuple[Result, ...] = ()
     gates: tuple[Verdict, ...] = ()
     recommended: tuple[Recommendation, ...] = Field((), description="the artifact to ship on each device")
+    target: Target | None = Field(
+        None, description="the kind of device that the artifacts are for, if none of its kind was measured"
+    )
     limits: dict[str, MemoryLimits] = Field(
         {}, description="per device: the memory for a model, as far as its device file limits it"
     )
@@ -261,6 +266,16 @@ class Report(Value):
         """What a notebook shows. Renderers are a layer above: this one is looked up when it is needed."""
         html: str = import_module("edgeopt.reports.notebook").render(self)
         return html
+
+    def is_stand_in(self, device: str) -> bool:
+        """Whether a device was measured in place of another kind, which the artifacts are for."""
+        return self.target is not None and self.target.stand_in == device
+
+    def place(self, device: str) -> str:
+        """Where the artifact goes that is recommended on a device, in words."""
+        if self.target is None or self.target.stand_in != device:
+            return device
+        return f"{self.target.title} (tested on {device})"
 
     def devices(self) -> list[str]:
         """Names of the devices, in the order of the recipe."""

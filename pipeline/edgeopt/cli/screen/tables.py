@@ -25,7 +25,7 @@ from edgeopt.reports.columns import (
     output_rows,
     show,
 )
-from edgeopt.results import ALWAYS, GUESSED, Report, Result, Verdict
+from edgeopt.results import ALWAYS, GUESSES, Report, Result, Verdict
 
 STYLES = {"ok": "green", "pass": "green", "failed": "red", "fail": "red", "skipped": "yellow"}
 RECOMMENDED = {"ship": "green", "unjudged": "yellow", "none": "red"}
@@ -66,7 +66,7 @@ def show_report(report: Report, out: Console | None = None) -> None:
         count = f", n = {report.run.samples}" if report.run.samples else ""
         out.print(Text(f"{source}: {summary}{count}"))
     for note in report.run.notes:
-        if not note.startswith(GUESSED):  # the last line
+        if not note.startswith(tuple(GUESSES.values())):  # the last lines
             out.print(Text(f"note: {note}", "yellow"))
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]

@@ -73,7 +73,8 @@ def recipe_of(
     recipe = load_recipe(
         place / RECIPE, text=started.text, data_root=data_root, device_folders=device_folders
     )
-    return Ready(replace(recipe, notes=(*started.notes, *recipe.notes)), place, started.text)
+    notes = tuple(dict.fromkeys((*started.notes, *recipe.notes)))  # the recipe repeats what was guessed
+    return Ready(replace(recipe, notes=notes), place, started.text)
 
 
 class Started(NamedTuple):

@@ -49,12 +49,12 @@ def with_targets(
         if goal.device is not None and readiness(load_device(goal.device)).state == "ready":
             devices = (goal.device,)
         else:
-            setup = f" (edgeopt devices setup {goal.device} adds its runtime)" if goal.device else ""
-            notes.append(f"measured on this machine{setup}; {goal.hint}")
+            notes.append(f"measured on this machine, not on {goal.target.title}; {goal.target.hint}")
     usual = CALIBRATED if parts is not None or wants_int8 or not complete else UNCALIBRATED
     names = (*given.variants, *([CALIBRATED] if given.int8 else [])) or (usual,)
     variants = _variants(names, goal)
-    draft = replace(draft, formats=tuple(given.formats) or draft.formats, devices=devices)
+    target = given.goal if devices == (HOST,) else None
+    draft = replace(draft, formats=tuple(given.formats) or draft.formats, devices=devices, target=target)
     if parts is not None:
         notes.append(parts.note)
         return replace(

@@ -22,7 +22,7 @@ from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts, is_nchw
-from edgeopt.recipe.starter.draft import Draft, recipe_text
+from edgeopt.recipe.starter.draft import Draft, guess, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
 from edgeopt.recipe.starter.preprocessing import (
     SAMPLES,
@@ -33,7 +33,7 @@ from edgeopt.recipe.starter.preprocessing import (
     ranked,
     statistics_of,
 )
-from edgeopt.results import GUESSED, Event
+from edgeopt.results import Event
 from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.preflight import loaded, runnable
 from edgeopt.run.store import Store
@@ -176,13 +176,14 @@ def _preprocessed(
             f"hardly better than chance on {count} samples of {found.path} ({shown})",
             fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
         )
-    note = (
-        f"{GUESSED} by trying the usual ones on {count} samples (right answers: {shown}). If training used "
-        f"another: {PREPROCESS}"
+    how = (
+        f"by trying the usual ones on {count} samples (right answers: {shown}). If training used another: "
+        f"{PREPROCESS}"
     )
     if first.accuracy - second.accuracy < 2 * math.sqrt(first.accuracy * (1 - first.accuracy) / count) + 1e-9:
-        note += "; several fit: better state it"
-    return replace(draft, preprocess=dict(first.steps), assumed=no_better, notes=(*draft.notes, note))
+        how += "; several fit: better state it"
+    draft = replace(draft, preprocess=dict(first.steps), assumed=no_better)
+    return guess(draft, "model.preprocess", how)
 
 
 def _statistics(recipe: Recipe, layout: str | None) -> dict[str, NDArray[np.float64]]:

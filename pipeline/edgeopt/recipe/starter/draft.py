@@ -6,7 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from edgeopt.config.text import as_name
 from edgeopt.model import TensorSpec
 from edgeopt.plugin import Dataset
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, likely
+from edgeopt.results import GUESSES
 
 EXAMPLE = TensorSpec(name="image", shape=(1, 3, 224, 224), layout="NCHW")
 WIDTH = 110
@@ -50,12 +51,22 @@ class Draft:
     """Whether settings state what the outputs mean."""
     variants: Mapping[str, Mapping[str, Any]] | None = None
     devices: tuple[str, ...] = ("host",)
+    target: str | None = None
+    """The kind of device that the artifacts are for, if none is measured."""
+    guessed: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the recipe that are guessed, and how."""
     notes: tuple[str, ...] = ()
     trust: bool = False
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         return self.inputs or self.declared
+
+
+def guess(draft: Draft, key: str, how: str) -> Draft:
+    """With a note that a key of the recipe is guessed, which every run of the recipe repeats."""
+    note = f"{GUESSES[key]} {how}"
+    return replace(draft, guessed={**draft.guessed, key: how}, notes=(*draft.notes, note))
 
 
 def recipe_text(draft: Draft, folder: Path | None = None) -> str:
@@ -72,7 +83,12 @@ def recipe_text(draft: Draft, folder: Path | None = None) -> str:
     )
     lines = [
         *head,
-        *(line for note in draft.notes for line in _comment(f"Note: {note}")),
+        *(
+            line
+            for note in draft.notes
+            if not note.startswith(tuple(GUESSES.values()))  # the last lines
+            for line in _comment(f"Note: {note}")
+        ),
         "version: 1",
         f"name: {json.dumps(as_name(draft.source.stem))}",
         "model:",
@@ -85,9 +101,11 @@ def recipe_text(draft: Draft, folder: Path | None = None) -> str:
         *_variants(draft, base),
         f"formats: [{', '.join(draft.formats)}]",
         f"devices: [{', '.join(draft.devices)}]",
+        *([f"target: {draft.target}   # which these devices stand in for"] if draft.target else []),
         "# A gate that does not pass makes the exit code 1.",
         "gates:",
         *_gates(draft),
+        *_guessed(draft),
     ]
     return "\n".join(lines) + "\n"
 
@@ -271,6 +289,13 @@ def _gates(draft: Draft) -> list[str]:
     if draft.variants is None:
         lines.append("  # - {metric: size_bytes, max: 64 KiB, formats: [tflite], variants: [int8]}")
     return lines
+
+
+def _guessed(draft: Draft) -> list[str]:
+    if not draft.guessed:
+        return []
+    about = "# What edgeopt guessed: every report repeats it. Remove an entry once you have checked its key."
+    return [about, "guessed:", *(f"  {key}: {json.dumps(how)}" for key, how in draft.guessed.items())]
 
 
 def key(name: str) -> str:

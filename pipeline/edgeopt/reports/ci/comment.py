@@ -66,7 +66,9 @@ def _lines(judgement: Judgement, title: str, links: Mapping[str, str], count: in
     yield from _capped(list(_reasons(judgement)), count, "- and {} more, in the report", "")
     ship = [each for each in report.recommended if each.status == "ship"] if judgement.word == "pass" else []
     if ship:
-        names = [f"**{text(each.variant)}.{each.format}** on {text(each.device)}" for each in ship]
+        names = [
+            f"**{text(each.variant)}.{each.format}** on {text(report.place(each.device))}" for each in ship
+        ]
         yield from (f"Ship {', '.join(names)}.", "")
     rows = list(_rows(judgement))
     changed, unchanged = ([row for row in rows if row.unchanged is same] for same in (False, True))

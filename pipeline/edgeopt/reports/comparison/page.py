@@ -96,7 +96,7 @@ def _run(run: Compared, link: str) -> Data:
             ["samples", f"{report.run.samples:,}"],
             ["edgeopt", cut(report.run.edgeopt)],
             *(
-                [cut(f"ship on {one.device}"), cut(f"{one.variant}.{one.format}")]
+                [cut(f"ship on {report.place(one.device)}"), cut(f"{one.variant}.{one.format}")]
                 for one in report.recommended
                 if one.status == "ship"
             ),
