@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeopt.commands.start.given import merged
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
-from edgeopt.errors import DeviceError, EdgeoptError, UsageError
+from edgeopt.errors import CannotRunError, DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import collect
 from edgeopt.model import InputPreprocessing, Outputs, Preprocessing, TensorSpec
 from edgeopt.plugin import Labels
@@ -70,8 +70,8 @@ def tried(
     """With what a run of the source model on a few samples shows: outputs, task and preprocessing.
 
     Raises:
-        UsageError: with ``complete``, the network of a checkpoint cannot be built, or the preprocessing is
-            unknown.
+        UsageError: with ``complete``, the preprocessing is unknown.
+        CannotRunError: with ``complete``, the network of a checkpoint cannot be built.
     """
     draft = replace(draft, stated=bool(settings.keys() & {"tasks", "metric"}))
     if complete and draft.is_weights:
@@ -228,12 +228,16 @@ def _provisional(draft: Draft, settings: Mapping[str, Any], place: Place) -> Rec
 
 
 def _check_loads(draft: Draft, settings: Mapping[str, Any], place: Place) -> None:
-    """Build the network of a checkpoint, which every artifact begins with."""
+    """Build the network of a checkpoint, which every artifact begins with.
+
+    Raises:
+        CannotRunError: it cannot be built, as every other model that does not load.
+    """
     plan = make_plan(_provisional(draft, settings, place))
     built = loaded(plan, place.store, load_device(HOST, place.device_folders).runtimes, place.watch)
     if built is not None and built.failure:
         reason, _, fix = built.failure.partition("\n")
-        raise UsageError(f"{draft.source}: {reason}", fix=fix.strip())
+        raise CannotRunError(f"{draft.source}: {reason}", fix=fix.strip())
 
 
 def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place) -> _Trial | None:
