@@ -24,8 +24,8 @@ from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Built, make_plan
-from edgeopt.recipe.resolve import variant_of
 from edgeopt.recipe.searching import OBJECTIVES, Search
+from edgeopt.recipe.variants import variant_of
 from edgeopt.results import MEASUREMENTS, Event, Result
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of

@@ -14,8 +14,8 @@ from edgeopt.plugin import Stage
 from edgeopt.plugin.base import canonical
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Plan, make_plan
-from edgeopt.recipe.resolve import variant_of
 from edgeopt.recipe.searching import DIMENSIONS, Search
+from edgeopt.recipe.variants import variant_of
 
 WHOLE = 8
 """Bits of a weight in int8, which layers have unless an allocation says otherwise."""

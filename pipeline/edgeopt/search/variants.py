@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeopt.errors import CannotRunError
 from edgeopt.recipe.document import Recipe, Variant
-from edgeopt.recipe.resolve import variant_of
+from edgeopt.recipe.variants import variant_of
 from edgeopt.run.store import Store
 from edgeopt.search.search import Watch, search
 
