@@ -23,15 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.evaluation.drop_tests import Floats, mean_p, tango
-from edgeopt.evaluation.statistics import (
-    Paired,
-    detectable_drop,
-    power,
-    samples_needed,
-    smallest_set,
-    verdict,
-)
+from edgeopt.evaluation.confidence.drop_tests import Floats, mean_p, tango
+from edgeopt.evaluation.confidence.paired import Paired, smallest_set
+from edgeopt.evaluation.confidence.sample_sizes import detectable_drop, power, samples_needed
+from edgeopt.evaluation.confidence.verdicts import verdict
 from edgeopt.reports import write_report
 from edgeopt.results import Artifact, Measurement, Report, Result, Run, Samples
 

@@ -14,6 +14,7 @@ import numpy as np
 from gates import Cell, score_rates
 from numpy.typing import NDArray
 
+from edgeopt.evaluation.confidence.paired import Paired, common_reach
 from edgeopt.evaluation.metrics._coco import match
 from edgeopt.evaluation.metrics._counts import Counts
 from edgeopt.evaluation.metrics._masks import class_counts
@@ -24,7 +25,6 @@ from edgeopt.evaluation.metrics.f1 import F1
 from edgeopt.evaluation.metrics.miou import Miou
 from edgeopt.evaluation.metrics.roc_auc import RocAuc
 from edgeopt.evaluation.metrics.wer import Wer
-from edgeopt.evaluation.statistics import Paired, common_reach
 from edgeopt.plugin import Contributions, Metric
 
 Random = np.random.Generator

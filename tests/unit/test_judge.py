@@ -3,6 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.evaluation.confidence.intervals import bootstrap, quantile_interval
+from edgeopt.evaluation.confidence.paired import Paired
 from edgeopt.evaluation.judge import Evidence, judge
 from edgeopt.evaluation.measurements import flips, sample_measurements
 from edgeopt.evaluation.metrics.agreement import Agreement
@@ -10,7 +12,6 @@ from edgeopt.evaluation.metrics.f1 import F1
 from edgeopt.evaluation.metrics.fidelity_snr_db import FidelitySnrDb
 from edgeopt.evaluation.metrics.max_abs_error import MaxAbsError
 from edgeopt.evaluation.metrics.top1 import Top1
-from edgeopt.evaluation.statistics import Paired, bootstrap, quantile_interval
 from edgeopt.evaluation.tasks.classification import Classification
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions, NamedMetric

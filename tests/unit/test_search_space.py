@@ -10,8 +10,8 @@ import pytest
 
 from edgeopt.commands.search import _limit
 from edgeopt.errors import MissingPackageError, RecipeError, UsageError
+from edgeopt.evaluation.confidence.paired import Paired
 from edgeopt.evaluation.judge import Evidence
-from edgeopt.evaluation.statistics import Paired
 from edgeopt.plugin import Dataset
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan

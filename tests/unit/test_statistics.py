@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import gammaln, xlogy
 
-from edgeopt.evaluation.drop_tests import mean_p, tango
+from edgeopt.evaluation.confidence.drop_tests import mean_p, tango
+from edgeopt.evaluation.confidence.paired import Paired, common_reach
+from edgeopt.evaluation.confidence.sample_sizes import detectable_drop, samples_needed
+from edgeopt.evaluation.confidence.verdicts import UNBOUNDED, bounds, decide, mcnemar, score_bounds, verdict
 from edgeopt.evaluation.metrics.miou import Miou
-from edgeopt.evaluation.statistics import (
-    UNBOUNDED,
-    Paired,
-    bounds,
-    common_reach,
-    decide,
-    detectable_drop,
-    mcnemar,
-    samples_needed,
-    score_bounds,
-    verdict,
-)
 
 
 def pair(worse: int, better: int, samples: int) -> Paired:

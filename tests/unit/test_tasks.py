@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.confidence.verdicts import decide
 from edgeopt.evaluation.hops import hop
 from edgeopt.evaluation.interpreter import Interpreter, find_task, tasks
 from edgeopt.evaluation.metrics.agreement import Agreement
 from edgeopt.evaluation.metrics.f1 import F1
 from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.evaluation.metrics.top1 import Top1
-from edgeopt.evaluation.statistics import decide
 from edgeopt.evaluation.tasks.classification import Classification
 from edgeopt.evaluation.tasks.regression import Regression
 from edgeopt.evaluation.tasks.tensors import Tensors

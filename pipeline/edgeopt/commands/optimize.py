@@ -9,7 +9,7 @@ from edgeopt.config.files import NO_SPACE, SCRATCH, make_ignored, replacing, unw
 from edgeopt.config.registry import plugin_name
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import DataError, UsageError
-from edgeopt.evaluation import drop_tests
+from edgeopt.evaluation.confidence import drop_tests
 from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset, Sample
 from edgeopt.recipe.planner import Built, Plan, make_plan

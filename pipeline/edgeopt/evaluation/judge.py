@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from edgeopt.errors import first_line
-from edgeopt.evaluation.statistics import UNBOUNDED, Paired, decide
+from edgeopt.evaluation.confidence.paired import Paired
+from edgeopt.evaluation.confidence.verdicts import UNBOUNDED, decide
 from edgeopt.plugin import PerSample
 from edgeopt.results import MEASUREMENTS, Gate, Result, Verdict
 

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
+from edgeopt.evaluation.confidence.intervals import bootstrap, interval
+from edgeopt.evaluation.confidence.paired import Paired
+from edgeopt.evaluation.confidence.sample_sizes import detectable_drop
 from edgeopt.evaluation.interpreter import labels_of
-from edgeopt.evaluation.statistics import Paired, bootstrap, detectable_drop, interval
 from edgeopt.model import Array
 from edgeopt.plugin import Decisions, Labels, Metric, NamedMetric, PerSample, Score
 from edgeopt.results import ClassChange, Confusion, Flip, Measurement, Role

@@ -8,7 +8,8 @@ from pydantic import Field
 from edgeopt.config.settings import Settings
 from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import Baseline, Entry, judging_of, why_missing
-from edgeopt.evaluation.statistics import UNBOUNDED, Paired, common_reach, decide
+from edgeopt.evaluation.confidence.paired import Paired, common_reach
+from edgeopt.evaluation.confidence.verdicts import UNBOUNDED, decide
 from edgeopt.results import Kind, Measurement, Report, Result, Samples, Verdict, kind_of
 
 REJUDGED = "the same file, but "

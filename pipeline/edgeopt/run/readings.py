@@ -11,7 +11,7 @@ from edgeopt.devices.budget import usage
 from edgeopt.devices.device import Device
 from edgeopt.devices.estimates import latency_band
 from edgeopt.errors import StageError
-from edgeopt.evaluation.statistics import quantile_interval
+from edgeopt.evaluation.confidence.intervals import quantile_interval
 from edgeopt.formats.known import format_named, model_files
 from edgeopt.model import Model
 from edgeopt.results import EMULATED, SPARSE, Measurement

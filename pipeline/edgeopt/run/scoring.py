@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.evaluation.confidence.intervals import resampled
+from edgeopt.evaluation.confidence.paired import Paired, common_reach
 from edgeopt.evaluation.findings import Reader
 from edgeopt.evaluation.interpreter import UNDECIDABLE, Answers, Interpreter, interpreters, labels_of
 from edgeopt.evaluation.measurements import measurement
-from edgeopt.evaluation.statistics import Paired, common_reach, resampled
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions, Decoder, Head, Labels, Metric, NamedMetric, PerSample, Score
 from edgeopt.recipe.document import Recipe

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edgeopt.evaluation.confidence.verdicts import verdict
 from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.judge import Evidence, judge
-from edgeopt.evaluation.statistics import verdict
 from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.searching import Search

@@ -19,6 +19,9 @@ NUISANCE_POINTS = 40
 NEGLIGIBLE = 8.0
 """Standard deviations beyond which a binomial count is ignored: less than 1e-14."""
 
+Z = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004, 0.95: 1.6448536269514722, 0.99: 2.3263478740408408}
+"""Common quantiles of the normal distribution: they save importing scipy, which takes a second."""
+
 Floats: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int_]
 
@@ -167,3 +170,12 @@ def _positive_sum(weights: Floats) -> Floats:
     at_mean = 0.5 - third / (6 * math.sqrt(2 * math.pi) * second**1.5)
     result[mixed] = np.clip(np.where(near, at_mean, tail), 0.0, 1.0)
     return result
+
+
+def quantile(probability: float) -> float:
+    """Quantile of the standard normal distribution."""
+    if probability in Z:
+        return Z[probability]
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))
