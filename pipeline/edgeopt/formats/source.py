@@ -109,6 +109,18 @@ def check_weights(path: Path, *, trust: bool = False) -> tuple[str, ...]:
         return known.check_weights(path, trust=trust)
 
 
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a file of weights, by name; empty if only loading it would tell.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    with _explained(path):
+        _present(path)
+        known = identify(path)
+        return known.weight_shapes(path) if known is not None else {}
+
+
 def size_breakdown(path: Path) -> SizeBreakdown:
     """Size breakdown of a model file or folder, whose format is detected by its content.
 

@@ -141,6 +141,14 @@ class Format(Plugin):
         """
         raise UsageError(f"{path} contains no weights: it is {self.title}")
 
+    def weight_shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor in a file of weights by name; empty if only loading it would tell.
+
+        Raises:
+            ValueError, KeyError and the like: the file is damaged.
+        """
+        return {}
+
     def breakdown(self, path: Path) -> SizeBreakdown:
         """The size breakdown; by file, unless the format overrides it."""
         root = path if path.is_dir() else path.parent

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from edgeopt.commands.start.given import Given
-from edgeopt.commands.start.inputs import stated
+from edgeopt.commands.start.inputs import first_of, stated
 from edgeopt.config.references import Code
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import artifact_formats, factory_format, identify
-from edgeopt.formats.source import check_weights, inspect, is_weights
+from edgeopt.formats.source import check_weights, inspect, is_weights, weight_shapes
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import TensorSpec
 from edgeopt.recipe.chains import reachable
@@ -118,13 +118,17 @@ def _no_model(path: Path) -> UsageError:
 
 
 def _no_factory(path: Path, given: Given) -> UsageError:
-    found = candidates(Path(), path.parent)
-    example = found[0] if found else "my_network.py:build"
-    known = f"; candidates here: {', '.join(found)}" if found else ""
-    shape = () if given.shapes else ("--shape", proposed_shape(given.data))
+    weights = weight_shapes(path)
+    found = candidates(Path(), path.parent, weights=weights)
+    example = found[0].name if found else "my_network.py:build"
+    known = f"; candidates here: {', '.join(map(str, found))}" if found else ""
+    first = first_of(path, example)
+    is_known = given.shapes or (first is not None and first.known)
+    shape = () if is_known else ("--shape", proposed_shape(given.data, None, first))
+    also = ", and the shape of the input" if shape else ""
     return UsageError(
         f"{path} holds weights without the network: the function or class that builds it is missing{known}",
-        fix=f"name it, and the shape of the input: {given.command('--factory', example, *shape)}\n"
+        fix=f"name it{also}: {given.command('--factory', example, *shape)}\n"
         f"  in a recipe: model: {{factory: {json.dumps(example)}, weights: {path.name}, inputs: [...]}}",
     )
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from edgeopt.commands.start.given import Given
 from edgeopt.errors import UsageError
+from edgeopt.formats.source import weight_shapes
 from edgeopt.model import TensorSpec
 from edgeopt.recipe.starter.data import Parts
-from edgeopt.recipe.starter.draft import EXAMPLE, Draft
-from edgeopt.recipe.starter.shapes import proposed_shape
+from edgeopt.recipe.starter.draft import EXAMPLE, Draft, guess
+from edgeopt.recipe.starter.networks import network_named
+from edgeopt.recipe.starter.shapes import FirstWeight, first_weight, proposed_shape
 
 SIZE = 224
 """Stands for every free dimension of an input that is to be filled in."""
@@ -49,6 +52,10 @@ def with_inputs(
     if rows and not specs:
         found = _named([(1, *row) for row in rows])
         return replace(draft, inputs=tuple(map(_channels_first, found)) if framework == "torch" else found)
+    first = first_of(draft.source, draft.factory) if draft.is_weights and not specs else None
+    if first is not None and first.known and complete:
+        how = f"from the first weights, {first}: {proposed_shape((), None, first)}. If it is another: --shape"
+        return guess(replace(draft, inputs=_named([first.known])), "model.inputs", how)
     if rows and [len(row) for row in rows] == [len(spec.shape) - 1 for spec in specs]:
         return replace(draft, inputs=tuple(map(_of_row, specs, rows)))
     if complete:
@@ -58,7 +65,9 @@ def with_inputs(
             if specs
             else "does not declare the shapes of its inputs"
         )
-        words = [word for spec in specs or (None,) for word in ("--shape", proposed_shape(given.data, spec))]
+        words = [
+            word for spec in specs or (None,) for word in ("--shape", proposed_shape(given.data, spec, first))
+        ]
         raise UsageError(
             f"{draft.source} {what}",
             fix=f"state them, once for each input: {given.command(*words)}",
@@ -67,8 +76,18 @@ def with_inputs(
         filled = tuple(spec.model_copy(update={"shape": _filled(spec)}) for spec in draft.specs)
         why = f"artifacts have fixed sizes; {SIZE} replaces each dynamic dimension"
         return replace(draft, inputs=filled, doubtful=why)
+    if first is not None:
+        sizes = tuple(SIZE if isinstance(size, str) else size for size in first.shape)
+        return replace(draft, inputs=_named([sizes]), doubtful=f"the shape (guessed from {first}) and name")
     whose = "network's input" if draft.is_weights else "input; the file does not declare them"
     return replace(draft, inputs=(EXAMPLE,), doubtful=f"the shape and name of the {whose}")
+
+
+def first_of(weights: Path, factory: str | None) -> FirstWeight | None:
+    """The first layer in a file of weights, by the code of what builds its network, if that is known."""
+    file, colon, name = (factory or "").rpartition(":")
+    network = network_named(Path(file), name) if colon and file.endswith(".py") else None
+    return first_weight(weight_shapes(weights), network)
 
 
 def _named(shapes: Sequence[tuple[int, ...]]) -> tuple[TensorSpec, ...]:

@@ -237,7 +237,9 @@ def _check_loads(draft: Draft, settings: Mapping[str, Any], place: Place) -> Non
     built = loaded(plan, place.store, load_device(HOST, place.device_folders).runtimes, place.watch)
     if built is not None and built.failure:
         reason, _, fix = built.failure.partition("\n")
-        raise CannotRunError(f"{draft.source}: {reason}", fix=fix.strip())
+        guessed = draft.guessed.get("model.inputs")
+        doubt = f"; the shape of its input was guessed {guessed}" if guessed else ""
+        raise CannotRunError(f"{draft.source}: {reason}{doubt}", fix=fix.strip())
 
 
 def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place: Place) -> _Trial | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from edgeopt.formats.torch.files import breakdown, weights
+from edgeopt.formats.torch.files import breakdown, weight_shapes, weights
 from edgeopt.plugin.contents import SizeBreakdown
 from edgeopt.plugin.format import FileHead, Format
 
@@ -21,6 +21,9 @@ class Checkpoint(Format):
 
     def check_weights(self, path: Path, *, trust: bool) -> tuple[str, ...]:
         return weights.check_pickles(path, trust=trust, legacy=False)
+
+    def weight_shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
+        return weight_shapes.read(path, legacy=False)
 
     def breakdown(self, path: Path) -> SizeBreakdown:
         return breakdown.read_archive(path, self.name)

@@ -24,6 +24,10 @@ class Safetensors(Format):
         read_header(path)
         return ()
 
+    def weight_shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
+        entries, _ = read_header(path)
+        return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+
     def breakdown(self, path: Path) -> SizeBreakdown:
         entries, begin = read_header(path)
         counts: dict[str, int] = defaultdict(int, header=begin)

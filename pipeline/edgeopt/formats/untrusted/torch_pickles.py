@@ -52,7 +52,7 @@ def _refused(stream: IO[bytes], legacy: bool) -> list[str]:
         warnings.simplefilter("ignore")  # about invalid escapes in the pickle's strings
         stream.seek(0)
         if legacy:
-            bounded = _Bounded(stream)
+            bounded = Bounded(stream)
             # Magic number, protocol version, system information, the object, and its storage keys.
             for _ in range(5):
                 try:
@@ -66,11 +66,11 @@ def _refused(stream: IO[bytes], legacy: bool) -> list[str]:
         for name in sorted(set(archive.namelist())):
             if name.partition("/")[2].lower() == "data.pkl":
                 with archive.open(name) as member:
-                    rejected.update(_scan(_Bounded(member)))
+                    rejected.update(_scan(Bounded(member)))
     return list(rejected)
 
 
-class _Bounded:
+class Bounded:
     """A stream for ``pickletools`` that limits the number of bytes read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -90,7 +90,7 @@ class _Bounded:
         return self._count(self._stream.readline(self._left + 1))
 
 
-def _scan(stream: _Bounded) -> dict[str, None]:
+def _scan(stream: Bounded) -> dict[str, None]:
     rejected: dict[str, None] = {}
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
