@@ -39,6 +39,7 @@ def run(
     recipe: str = "kws",
     data: str = "d" * 64,
     document: str = RECIPE,
+    judging_code: dict[str, str] = {"code of metric cost": "a" * 64},  # noqa: B006 - never changed
     **row: Any,
 ) -> Report:
     result = Result(
@@ -65,6 +66,7 @@ def run(
         edgeopt="0",
         evaluation_digest=data,
         document=document,
+        judging_code=judging_code,
         samples=len(right),
     )
     return Report(recipe=recipe, run=told, environment={"host": {"cpu": "x"}}, results=(result,))
@@ -173,16 +175,25 @@ def test_the_same_file_passes_unless_it_is_worse_beyond_doubt() -> None:
         ({"document": RECIPE + "task: {uses: ctc}"}, "task.uses changed"),
         ({"runtime": "litert 2.4.0"}, "the runtime changed from litert 2.3.0 to litert 2.4.0"),
         ({"document": ""}, "the report does not say how it was judged"),
+        ({"judging_code": {"code of metric cost": "b" * 64}}, "code of metric cost changed"),
+        (
+            {"judging_code": {"code of task x": "c" * 64, "code of metric cost": "a" * 64}},
+            "the baseline does not record code of task x",
+        ),
     ],
 )
 def test_the_same_file_is_judged_if_anything_else_changed(changes: dict[str, Any], told: str) -> None:
     baseline = baseline_of(run(right(wrong=4)))
-    (change,) = regression.changes(run(right(wrong=11), **changes), baseline, Limits())
+    changed = run(right(wrong=11), **changes)
+    (change,) = regression.changes(changed, baseline, Limits())
     assert change.verdicts[0].status == "undecided"
     assert change.verdicts[0].reason.startswith(f"the same file, but {told}: worse by 1.75 pt on 400 samples")
     assert not change.unchanged
     (same,) = regression.changes(run(right(wrong=4), **changes), baseline, Limits())
     assert same.unchanged
+    # Of another file, both changes are said.
+    other = run(right(wrong=11), **changes, artifact=Artifact(path="m", digest="cd" * 32, size_bytes=1000))
+    assert check(other, baseline, Limits())[0].reason.startswith(f"{told}: worse by 1.75 pt")
     elsewhere = RECIPE.replace("/home/a", "/builds/b")
     verdict, _ = check(run(right(wrong=5), document=elsewhere), baseline, Limits())
     assert verdict.reason == "unchanged: the same file"
@@ -421,6 +432,29 @@ def test_a_narrowed_check_compares_that_part_of_a_run(tmp_path: Path) -> None:
     assert str(wrong).startswith("--variant flot: the run has no such variant; did you mean 'float'?")
     wrong = checked(tmp_path / "run", "--against", path, "--device", "phone").exception
     assert "the baseline has nothing for --device phone; it has float.tflite on host, int8" in str(wrong)
+
+
+def test_an_update_of_a_part_leaves_the_rest(tmp_path: Path) -> None:
+    one, two = run(right(wrong=4)), run(right(wrong=9), variant="int8", format="onnx")
+    write_baseline(
+        baseline_of(one.model_copy(update={"results": (*one.results, *two.results)})),
+        path := tmp_path / "b.json",
+    )
+    write_report(run(right(wrong=2)), tmp_path / "part")
+    done = checked(tmp_path / "part", "--against", path, "--update", "--format", "tflite")
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (
+        0,
+        "  int8.tflite on host: top1 0.99 -> 0.995",
+    )
+    after = {entry.key: entry.measurements["top1"] for entry in read_baseline(path).entries}
+    assert after == {("int8", "tflite", "host"): 0.995, ("int8", "onnx", "host"): 0.9775}
+    # What concerns every artifact is not updated for one of them.
+    write_report(run(right(), document=RECIPE.replace("0.37", "0.27")), tmp_path / "part")
+    done = checked(tmp_path / "part", "--against", path, "--update", "--format", "tflite")
+    assert "a part of the baseline cannot be updated: how files are judged changed" in str(done.exception)
+    assert getattr(done.exception, "fix", "") == "update it as a whole, without --format"
+    assert checked(tmp_path / "part", "--against", path, "--update").exit_code == 0
+    assert len(read_baseline(path).entries) == 1
 
 
 def test_a_check_imports_no_framework(tmp_path: Path) -> None:

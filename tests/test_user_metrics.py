@@ -9,6 +9,7 @@ from edgeopt.commands.optimize import optimize
 from edgeopt.errors import RecipeError
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event, Report
+from edgeopt.run.keys import judging_code
 
 Write = Callable[..., Path]
 
@@ -112,3 +113,12 @@ def test_a_metric_that_fails_costs_itself_alone(
     assert own.status == "fail" and own.reason.startswith("own could not be computed: ")
     assert top1.status == "pass"
     assert "own could not be computed" in (recipe.parent / "out" / "report.md").read_text()
+
+
+def test_the_code_of_a_metric_is_part_of_how_a_run_was_judged(write: Write, tmp_path: Path) -> None:
+    path = write(metric=f"[{uses('margin')}, top1]")
+    before = judging_code(load_recipe(path))
+    assert list(before) == ["code of metric function"]
+    (tmp_path / "own.py").write_text(CODE.replace("two[:, 1] - two[:, 0]", "two[:, 1] - 2 * two[:, 0]"))
+    after = judging_code(load_recipe(path))
+    assert list(after) == list(before) and after != before

@@ -67,7 +67,8 @@ def check(
     max_size_increase: MaxSizeIncrease = 0.02,
     max_latency_ratio: MaxLatencyRatio = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Replace the baseline by this run, and show the differences.")
+        bool,
+        typer.Option("--update", help="Replace the baseline, or the selected part; show the differences."),
     ] = False,
     comment: Annotated[
         Path | None, typer.Option(help="Write a Markdown comment for the pull request to this file.")
@@ -93,7 +94,7 @@ def check(
 
     from edgeopt.cli.screen import github
     from edgeopt.cli.screen.tables import show_verdicts
-    from edgeopt.commands.judge import comparable, judge, recipe_text
+    from edgeopt.commands.judge import comparable, judge, recipe_text, updated
     from edgeopt.config.files import writing
     from edgeopt.evaluation.baseline import baseline_of, differences, read_baseline, write_baseline
     from edgeopt.recipe.selection import Selection
@@ -108,7 +109,7 @@ def check(
         baseline = comparable(baseline, selection)
     report = _report(target, sets, selection, data_root, folders(device_folder), store)
     if update:
-        fresh = baseline_of(report)
+        fresh = updated(baseline, baseline_of(report), selection)
         for line in differences(baseline, fresh) if baseline else ["a new baseline"]:
             typer.echo(line)
         write_baseline(fresh, against)

@@ -108,6 +108,34 @@ def comparable(baseline: Baseline, selection: Selection) -> Baseline:
     return baseline.model_copy(update={"entries": entries})
 
 
+def updated(baseline: Baseline | None, fresh: Baseline, selection: Selection) -> Baseline:
+    """The baseline after an update by a run, which leaves alone what a narrowed run has not built.
+
+    Raises:
+        UsageError: what changed since the baseline was written concerns the other artifacts, too.
+    """
+    if baseline is None or not any(selection):
+        return fresh
+    fixed = {
+        "the recipe": (baseline.recipe, fresh.recipe),
+        "the evaluation data": (baseline.evaluation_digest, fresh.evaluation_digest),
+        "how files are judged": (baseline.judging, fresh.judging),
+    }
+    if changed := [what for what, (before, after) in fixed.items() if before != after]:
+        narrowed = " ".join(f"--{option}" for option, names in zip(OPTIONS, selection, strict=True) if names)
+        raise UsageError(
+            f"a part of the baseline cannot be updated: {' and '.join(changed)} changed since it was "
+            "written, for every artifact",
+            fix=f"update it as a whole, without {narrowed}",
+        )
+    entries = {entry.key: entry for entry in baseline.entries if not _selected(entry.key, selection)}
+    places = [entry.key for entry in (*baseline.entries, *fresh.entries)]
+    entries |= {entry.key: entry for entry in fresh.entries}
+    kept = tuple(entries[key] for key in dict.fromkeys(places) if key in entries)
+    environment = {**baseline.environment, **fresh.environment}
+    return fresh.model_copy(update={"entries": kept, "environment": environment})
+
+
 def _selected(key: tuple[str, str, str], selection: Selection) -> bool:
     """Whether a run of the selection has the artifact; float is always built."""
     variants = (*selection.variants, BASELINE) if selection.variants else ()

@@ -102,15 +102,19 @@ def baseline_of(report: Report) -> Baseline:
 
 
 def judging_of(report: Report) -> dict[str, str] | None:
-    """The values of a run's recipe that decide how a file is judged; None if the report has no recipe."""
+    """The values of a run's recipe that decide how a file is judged, and the digests of code that does.
+
+    None if the report has no recipe.
+    """
     if not report.run.document:
         return None
     document, _ = read_yaml(report.run.document, "the recipe of the run")
-    return {
+    values = {
         key: value if len(value) <= MAX_VALUE else f"sha256 {hashlib.sha256(value.encode()).hexdigest()}"
         for key, value in leaves(document).items()
         if any(key == part or key.startswith(f"{part}.") for part in JUDGING)
     }
+    return values | {title: f"sha256 {digest}" for title, digest in report.run.judging_code.items()}
 
 
 def _entry(result: Result) -> Entry:

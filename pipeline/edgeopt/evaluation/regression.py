@@ -10,7 +10,7 @@ from edgeopt.errors import UsageError
 from edgeopt.evaluation.baseline import Baseline, Entry, judging_of, why_missing
 from edgeopt.evaluation.confidence.paired import Paired, common_reach
 from edgeopt.evaluation.confidence.verdicts import UNBOUNDED, decide
-from edgeopt.results import Kind, Measurement, Report, Result, Samples, Verdict, kind_of
+from edgeopt.results import CODE_OF, Kind, Measurement, Report, Result, Samples, Verdict, kind_of
 
 REJUDGED = "the same file, but "
 
@@ -84,7 +84,12 @@ def _judging(before: Mapping[str, str] | None, now: Mapping[str, str] | None) ->
         which = "baseline" if before is None else "report"
         return f"the {which} does not say how it was judged"
     keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-    return f"{', '.join(keys)} changed" if keys else ""
+    unknown = [key for key in keys if key.startswith(CODE_OF) and key not in before]
+    changed = [key for key in keys if key not in unknown]
+    parts = [f"{', '.join(changed)} changed"] if changed else []
+    # Written by an earlier version, or the metric is new, which its name among the changes says.
+    parts += [f"the baseline does not record {', '.join(unknown)}"] if unknown else []
+    return " and ".join(parts)
 
 
 def _runtime(entry: Entry, result: Result | None) -> str:
@@ -176,8 +181,8 @@ def _compare_samples(change: Change, gate: str, pair: Paired, kind: Kind, limits
             reason += "; the values have no known range, so few samples do not bound the drop"
         else:
             reason += f"; with {limits.confidence:.0%} confidence, by more than {least} and less than {most}"
-        if same_file and change.rejudged:
-            reason = f"{REJUDGED}{change.rejudged}: {reason}"
+        if change.rejudged:
+            reason = f"{REJUDGED if same_file else ''}{change.rejudged}: {reason}"
         if decision.p_value is not None:
             reason += f"; exact McNemar p = {decision.p_value:.2g}"
     if decision.verdict == "undecided":

@@ -38,6 +38,7 @@ from edgeopt.results.measurement import (
 from edgeopt.results.recommendation import MemoryLimits, Preference, Recommendation, Target, recommend
 from edgeopt.results.report import (
     ALWAYS,
+    CODE_OF,
     EMULATED,
     GUESSED,
     GUESSES,
@@ -63,6 +64,7 @@ from edgeopt.results.snr import MAX_SNR_DB, snr_db
 
 __all__ = [
     "ALWAYS",
+    "CODE_OF",
     "EMULATED",
     "GUESSED",
     "GUESSES",

@@ -15,6 +15,8 @@ from edgeopt.results.recommendation import MemoryLimits, Recommendation, Target
 SCHEMA = 1
 GUESSED = "preprocessing guessed"
 """Begins the note of a run whose preprocessing was not stated: every figure depends on it."""
+CODE_OF = "code of "
+"""Begins what a digest in ``Run.judging_code`` is about, as in "code of metric cost"."""
 GUESSES = {"model.preprocess": GUESSED, "model.inputs": "input shape guessed"}
 """Beginnings of the notes on keys of a recipe that were guessed."""
 
@@ -152,6 +154,9 @@ class Run(Value):
     train_digest: str = ""
     validation_digest: str = ""
     document: str = Field("", description="the recipe as run, in YAML")
+    judging_code: dict[str, str] = Field(
+        {}, description="digests of your own code that judges: metrics, tasks and the decoder"
+    )
     samples: int = 0
     notes: tuple[str, ...] = ()
 

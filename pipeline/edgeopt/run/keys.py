@@ -4,9 +4,10 @@ from edgeopt.config import registry
 from edgeopt.config.text import reason_of
 from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import model_digest
-from edgeopt.plugin import Code, Dataset, Feed, Judging, Stage, digest_of
+from edgeopt.plugin import Code, Dataset, Feed, Judging, Plugin, Stage, digest_of
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Built, Plan
+from edgeopt.results import CODE_OF
 
 
 class Keys:
@@ -76,6 +77,24 @@ def judging_of(recipe: Recipe) -> Judging:
     return Judging(metrics[0] if metrics else None, recipe.heads, recipe.decoder)
 
 
+def judging_code(recipe: Recipe) -> dict[str, str]:
+    """The digest of the code outside edgeopt that decides how outputs are judged, by what it is in words."""
+    plugins: list[tuple[str, Plugin]] = [(f"metric {named.name}", named.metric) for named in recipe.metrics]
+    plugins += [(f"task {head.name}".rstrip(), head.task) for head in recipe.heads]
+    if recipe.decoder is not None:
+        plugins.append(("postprocess", getattr(recipe.decoder, "inner", recipe.decoder)))
+    parts = {
+        title: [*([own] if (own := registry.code_digest(plugin)) else []), *_code_of(plugin).values()]
+        for title, plugin in plugins
+    }
+    return {f"{CODE_OF}{title}": digest_of(digests) for title, digests in parts.items() if digests}
+
+
+def _code_of(plugin: Plugin) -> dict[str, str]:
+    """The digests of the functions of a user that a plugin calls, by the option that names each."""
+    return {name: value.digest() for name, value in plugin if isinstance(value, Code)}
+
+
 def _judging_digest(recipe: Recipe) -> str:
     """A digest of how searches judge candidates; '' for the default, a classification by top-1 accuracy."""
     judging = judging_of(recipe)
@@ -88,7 +107,7 @@ def _judging_digest(recipe: Recipe) -> str:
     parts = [
         [
             registry.plugin_name(part),
-            part.options() | {name: value.digest() for name, value in part if isinstance(value, Code)},
+            part.options() | _code_of(part),
             registry.code_digest(part),
             *([head] if head else []),
         ]
