@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,58 @@ def test_a_checkpoint_with_several_sets_says_which_was_taken(code: Path, tmp_pat
     assert loaded("one.pt")[1] == []
     with pytest.raises(StageError, match="no weights under the key 'emma'; did you mean 'ema'"):
         loaded("both.pt", "emma")
+
+
+VERSIONED = """
+import torch
+
+
+class Versioned(torch.nn.Module):
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3)
+
+    def forward(self, image):
+        return self.conv(image)
+
+    def _load_from_state_dict(self, state, prefix, metadata, *others):
+        if metadata.get("version") not in (1, 2):
+            raise ValueError(f"version is {metadata.get('version')}")
+        if metadata["version"] == 1:
+            for kind in ("weight", "bias"):
+                state[f"{prefix}conv.{kind}"] = state.pop(f"{prefix}convolution.{kind}")
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+"""
+
+
+@pytest.mark.parametrize("kind", ["present", "wrapped", "safetensors", "earlier"])
+def test_layers_that_check_their_version(tmp_path: Path, kind: str) -> None:
+    """As torchvision's MNASNet, which refuses a state without it, and its ViT, whose names have changed."""
+    (tmp_path / "versioned.py").write_text(VERSIONED)
+    trained = torch.nn.Conv2d(1, 4, 3)
+    state = OrderedDict((f"conv.{name}", value) for name, value in trained.state_dict().items())
+    path, notes = tmp_path / "w.pt", []
+    if kind == "safetensors":
+        from safetensors.torch import save_file
+
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    elif kind == "earlier":
+        state = OrderedDict((name.replace("conv", "convolution"), value) for name, value in state.items())
+        state._metadata = OrderedDict({"": {"version": 1}})
+        torch.save(state, path)
+        notes = ["w.pt has the names of an earlier version of the model, which translates them"]
+    else:
+        torch.save(state if kind == "present" else {"model": state}, path)
+    said: list[str] = []
+    spec = TensorSpec(name="image", shape=(1, 1, 8, 8))
+    factory = {"target": "versioned:Versioned", "folder": tmp_path}
+    stage = LoadTorch(factory=factory, weights=path, inputs=(spec,))
+    result = stage.run(SOURCE, context(tmp_path / "out")._replace(note=said.append))
+    assert torch.equal(torch_module.build(result).conv.weight, trained.weight)
+    assert said == notes
 
 
 @pytest.mark.parametrize("precision", ["half", "bfloat16", "double"])

@@ -77,13 +77,7 @@ class LoadTorch(Stage):
         module = self._build(context)
         if self.weights is not None:
             context.progress(f"loading {self.weights.name}")
-            content = _read(self.weights, self.trust)
-            fitting = torch_state_dicts.select(
-                content, module.state_dict(), self.weights_key, self.weights.name
-            )
-            for remark in torch_state_dicts.remarks(fitting, self.weights.name):
-                context.note(remark)
-            module.load_state_dict(fitting[0].tensors, strict=False)  # what it lacks are counters
+            self._load(module, self.weights, context)
         module.eval()
         outputs = torch_specs.describe_outputs(_forward(module, inputs))
         record = {
@@ -97,6 +91,25 @@ class LoadTorch(Stage):
         torch_module.write_about(folder, record)
         torch_module.write_weights(module, folder / torch_module.WEIGHTS)
         return Model(format="torch", path=folder, inputs=inputs, outputs=outputs, code=self.factory.folder)
+
+    def _load(self, module: "torch.nn.Module", path: Path, context: Context) -> None:
+        """Load the weights of a file that fit the module."""
+        content = _read(path, self.trust)
+        try:
+            fitting = torch_state_dicts.select(content, module.state_dict(), self.weights_key, path.name)
+        except StageError:
+            translated = torch_state_dicts.translated(content, module) if not self.weights_key else None
+            if translated is None:
+                raise
+            context.note(
+                f"{path.name} has the names of an earlier version of the model, which translates them"
+            )
+            module.load_state_dict(translated)
+            return
+        for remark in torch_state_dicts.remarks(fitting, path.name):
+            context.note(remark)
+        weights = torch_state_dicts.with_versions(fitting[0].tensors, module)
+        module.load_state_dict(weights, strict=False)  # what it lacks are counters
 
     def _build(self, context: Context) -> "torch.nn.Module":
         import torch

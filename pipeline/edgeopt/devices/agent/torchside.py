@@ -71,7 +71,10 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
         module.float()  # as the weights were stored, whatever precision the factory builds
         weights = load_file(folder / "weights.safetensors")
         _resize(module, config.get("resized") or {}, weights)
-        module.load_state_dict(weights)
+        state = module.state_dict()  # of the present version, which some layers check
+        state.clear()
+        state.update(weights)
+        module.load_state_dict(state)
     specs = config.get("inputs")
     if not specs:
         return module.eval(), None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from edgeopt.config.references import Code
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import specs as torch_specs
+from edgeopt.formats.torch.files.state_dicts import with_versions
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 
@@ -56,7 +57,7 @@ def build(model: Model) -> "torch.nn.Module":
     # The factory builds the original sizes; load_state_dict accepts only matching shapes.
     resize(module, described.get("resized", {}), weights)
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict(with_versions(weights, module))
     except RuntimeError as error:
         raise StageError(
             f"the stored weights do not fit {factory.target}: {torch_engine.brief(error)}",

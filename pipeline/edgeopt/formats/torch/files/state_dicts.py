@@ -5,6 +5,9 @@ Lightning and torch.compile add prefixes to all names. A set fits if exactly the
 without a prefix, with the same shapes.
 """
 
+import contextlib
+import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,6 +77,35 @@ def select(
     return fitting
 
 
+def with_versions(
+    tensors: "Mapping[str, torch.Tensor]", module: "torch.nn.Module"
+) -> "Mapping[str, torch.Tensor]":
+    """Weights under the names of a module as a ``state_dict`` of its present version.
+
+    Layers compare the version in the metadata of a ``state_dict``, which files of other kinds and selected
+    parts lack: without it they translate old names, or refuse (torchvision's MNASNet).
+    """
+    versioned: dict[str, torch.Tensor] = module.state_dict()
+    versioned.clear()  # keeps the metadata
+    versioned.update(tensors)
+    return versioned
+
+
+def translated(content: object, module: "torch.nn.Module") -> "Mapping[str, torch.Tensor] | None":
+    """Weights of an earlier version of a module, in its present names; None if it does not accept them.
+
+    Layers translate names themselves, by the version in the metadata of a ``state_dict``: those of a vision
+    transformer of torchvision have changed, for example.
+    """
+    for _, tensors in _sets(content):
+        copied = copy.deepcopy(module)
+        with contextlib.suppress(RuntimeError, ValueError):
+            copied.load_state_dict(tensors)
+            renamed: dict[str, torch.Tensor] = copied.state_dict()
+            return renamed
+    return None
+
+
 def remarks(fitting: list[Weights], name: str) -> list[str]:
     """What a user should know about the first of several sets, which is used."""
     used, *others = fitting
@@ -104,8 +136,12 @@ def _sets(
         content = content.state_dict()
     if not isinstance(content, Mapping) or depth > DEPTH:
         return
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = OrderedDict(
+        (str(key), value) for key, value in content.items() if isinstance(value, torch.Tensor)
+    )
     if tensors:
+        if hasattr(content, "_metadata"):
+            tensors._metadata = content._metadata  # type: ignore[attr-defined]
         yield place, tensors
     for key in sorted(map(str, content), key=_rank):
         value = content.get(key)
