@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgeopt.cli import app
 from edgeopt.commands.optimize import optimize
 from edgeopt.commands.plan import plan as make
 from edgeopt.config import registry
+from edgeopt.config.withheld import whole_environment, withheld
 from edgeopt.devices.connections.local import Local
 from edgeopt.errors import CannotRunError, DataError, UsageError
 from edgeopt.model import Model
@@ -26,6 +28,7 @@ from edgeopt.run.outcome import read_outcome
 from edgeopt.run.protocol import PROTOCOL
 from edgeopt.run.store import Store
 from edgeopt.testing import toys
+from in_process import Edgeopt
 
 Write = Callable[..., Path]
 Build = Callable[..., list[Built]]
@@ -313,6 +316,28 @@ def test_a_stage_that_fails_to_describe_itself_costs_its_branch(
     bad, good = built_of(registry.find(Stage, "own_validator:Undescribed")(), toys.Toy())
     assert bad.failure == "own_validator:Undescribed: it exited its process with exit code 0"
     assert good.complete
+
+
+def test_code_of_a_recipe_does_not_see_the_tokens_of_its_job(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = ("GITHUB_TOKEN", "ACTIONS_RUNTIME_TOKEN", "CI_JOB_TOKEN", "GITHUB_ENV", "EDGEOPT_KEY_PASSWORD")
+    for name in (*tokens, "MY_SETTING"):
+        monkeypatch.setenv(name, "secret")
+    (tmp_path / "seeing.py").write_text(
+        "import os, numpy as np\n"
+        f"with open({str(tmp_path / 'seen')!r}, 'a') as file:\n"
+        "    file.write('\\n'.join(os.environ) + '\\n')\n"
+        "def samples():\n    yield np.zeros((8, 8, 1), np.float32), 1\n"
+    )
+    recipe = write_recipe(data="{evaluation: {uses: function, with: {function: 'seeing:samples'}}}")
+    assert edgeopt("plan", recipe).code == 0
+    seen = (tmp_path / "seen").read_text().split()
+    assert "MY_SETTING" in seen and not {*tokens} & {*seen}
+    # The command itself still has them, and so has what runs after it.
+    with withheld():
+        assert whole_environment()["GITHUB_TOKEN"] == os.environ["MY_SETTING"] == "secret"
+    assert os.environ["GITHUB_TOKEN"] == "secret"
 
 
 def test_a_factory_that_exits_leaves_a_report(write_recipe: Write, tmp_path: Path) -> None:

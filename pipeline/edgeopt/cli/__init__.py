@@ -68,8 +68,10 @@ def main() -> NoReturn:
 def _run() -> int:
     from edgeopt.config import absent
     from edgeopt.config.scratch import temporary_files
+    from edgeopt.config.withheld import withheld
 
     with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(withheld())
         with contextlib.suppress(OSError):  # few commands need temporary files; these report it
             cleanup.enter_context(temporary_files())
         try:

@@ -154,11 +154,12 @@ def ci(
 def _put_comment(body: str, identity: str) -> None:
     """Comment on the pull request of this job, if there is one; a failure is only reported."""
     from edgeopt.cli.screen import github
+    from edgeopt.config.withheld import whole_environment
     from edgeopt.errors import EdgeoptError
     from edgeopt.publish.pull_requests import pull_request, put_comment
 
     try:
-        where = pull_request(os.environ)
+        where = pull_request(whole_environment())
         if where is not None:
             address = put_comment(where, body, identity)
             typer.echo(f"comment: {address}" if address else f"commented on {where.host}", err=True)

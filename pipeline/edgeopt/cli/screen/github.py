@@ -9,6 +9,7 @@ import typer
 
 from edgeopt.commands.judge import recipe_text
 from edgeopt.config.files import writing
+from edgeopt.config.withheld import whole_environment
 from edgeopt.errors import EdgeoptError, RecipeError
 from edgeopt.evaluation.judgement import Judgement
 from edgeopt.reports import markdown
@@ -46,7 +47,7 @@ def failure_to_github(error: EdgeoptError) -> None:
 
 def summarize(*texts: str) -> None:
     """Append the first of the texts that fits to the job summary."""
-    place = os.environ.get("GITHUB_STEP_SUMMARY")
+    place = whole_environment().get("GITHUB_STEP_SUMMARY")
     text = next((text for text in texts if len(text.encode()) < SUMMARY), "")
     if place:
         with writing(Path(place), "unset GITHUB_STEP_SUMMARY"), open(place, "a", encoding="utf-8") as file:
@@ -55,7 +56,7 @@ def summarize(*texts: str) -> None:
 
 def set_outputs(outputs: Mapping[str, str]) -> None:
     """Append the outputs of the step; no value can end early or define another."""
-    place = os.environ.get("GITHUB_OUTPUT")
+    place = whole_environment().get("GITHUB_OUTPUT")
     if place:
         with writing(Path(place), "unset GITHUB_OUTPUT"), open(place, "a", encoding="utf-8") as file:
             for name, value in outputs.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeopt.config.withheld import whole_environment
 from edgeopt.errors import RemoteError, UsageError
 from edgeopt.formats.wire.bounded import json_value
 
@@ -84,6 +85,7 @@ def _from_helper(config: dict[str, Any], host: str) -> Credentials | None:
             capture_output=True,
             timeout=_HELPER_SECONDS,
             check=False,
+            env=whole_environment(),  # a helper may take the secret from there
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         why = "does not respond" if isinstance(error, subprocess.TimeoutExpired) else "cannot be started"

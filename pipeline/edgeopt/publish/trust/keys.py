@@ -1,10 +1,10 @@
 """Elliptic-curve signing keys in PEM files, with explanations for any other file."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from edgeopt.config.withheld import whole_environment
 from edgeopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_private(key: Path) -> "EllipticCurvePrivateKey":
         try:
             private = load_pem_private_key(content, None)
         except TypeError as error:
-            variable = os.environ.get(PASSWORD)
+            variable = whole_environment().get(PASSWORD)
             if not variable:
                 raise UsageError(
                     f"the private key {key} is encrypted", fix=f"set its password in {PASSWORD}"
