@@ -17,7 +17,7 @@ from edgeopt.recipe.resolve import load_recipe
 from edgeopt.run.store import Store, store_folder
 from edgeopt.search.front import hypervolume
 from edgeopt.search.measuring import Measuring
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 from edgeopt.search.proposals import Proposals, by_sampler
 from edgeopt.search.search import BATCH
 from edgeopt.search.selection import selection_of

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from edgeopt.evaluation.diagnosis import Diagnosis
 from edgeopt.evaluation.layer_causes import Cause
@@ -15,7 +16,9 @@ from edgeopt.reports import html, write_report
 from edgeopt.reports.comparison import Compared, compare
 from edgeopt.reports.comparison.page import render as render_comparison
 from edgeopt.reports.diagnosis import render as render_diagnosis
+from edgeopt.reports.searching import render as render_search
 from edgeopt.results import Artifact, Breakdown, GraphNode, Measurement, Recommendation, Report
+from edgeopt.results.search import Judged, SearchResult, Tried
 from large_report import RUN, large_report
 from task_reports import CASES, task_report
 
@@ -563,6 +566,82 @@ def test_runs_are_compared_on_a_page(opened: Opened, tmp_path: Path) -> None:
         assert "float16.tflite" in labels
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert serious(page) == []
+
+
+def searched(word: str = "best") -> SearchResult:
+    """Three trials: the best one, one over its limit, and one that failed."""
+    measured = ((9000.0, 0.004, -0.006, "best"), (5000.0, 0.05, 0.04, "over a limit"))
+    trials = tuple(
+        Tried(
+            number=number,
+            format="tflite",
+            options={"quantize": {"scheme": "int8", "calibrator": word}},
+            point=(number,),
+            status="complete",
+            samples=256,
+            objectives={"size_bytes": size, "top1_drop": drop, "noise": 1e-3},
+            excess={"top1 max_drop 0.01": over},
+            place=place,
+        )
+        for number, (size, drop, over, place) in enumerate(measured)
+    )
+    failed = Tried(number=2, format="tflite", options={}, point=(2,), status="failed", reason=word)
+    judged = Judged(
+        variant=word,
+        trial=0,
+        format="tflite",
+        selection={"top1_drop": 0.004},
+        evaluation={"top1_drop": 0.012},
+        optimism={"top1_drop": 0.008},
+        passed=False,
+    )
+    return SearchResult(
+        recipe="digits",
+        variant=word,
+        selection=word,
+        samples=256,
+        limits=("top1 max_drop 0.01",),
+        minimize=("size_bytes",),
+        loss="top1_drop",
+        dimensions={"calibrator": (word, "mse")},
+        points=24,
+        trials=(*trials, failed),
+        stopped="the budget of 3 trials is used up",
+        notes=(word,),
+        judged=(judged,),
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_click_on_a_trial_shows_its_recipe(opened: Opened, tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "search.html"
+    path.write_text(render_search(searched(), {"best": "front/best.yaml"}), "utf-8")
+    for width in (1280, 390):
+        page = opened(path, width=width, scheme=scheme)
+        assert page.locator("#headline").inner_text() == (
+            "Trial 1 is the best within the limits, as tflite: size_bytes 9,000 B"
+        )
+        assert page.locator("#count").inner_text() == "3 of 3 results"
+        found = page.locator("#found tbody td").all_inner_texts()
+        assert found[:3] == ["best", "trial 1", "tflite"] and found[-3:] == ["+0.40%", "+1.20%", "+0.80%"]
+        assert page.locator("#found a").first.get_attribute("href") == "front/best.yaml"
+        assert page.locator("#size_bytes-front").get_attribute("aria-label").endswith("2 points")
+        page.locator("#row-1 a").click()
+        shown = page.locator("#trial pre").inner_text()
+        assert yaml.safe_load(shown)["optimize"] == {
+            "trial-2": {"quantize": {"scheme": "int8", "calibrator": "best"}}
+        }
+        assert "top1 max_drop 0.01 by 0.04" in page.locator("#trial").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert serious(page) == []
+
+
+def test_hostile_words_of_a_search_stay_text(opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "search.html"
+    path.write_text(render_search(searched("</script><img src=x onerror=alert(1)>")), "utf-8")
+    page = opened(path)
+    page.locator("#row-0 a").click()
+    assert page.locator("img").count() == 0
 
 
 def test_a_large_page_tells_when_it_is_ready(opened: Opened, large: Path) -> None:

@@ -13,7 +13,7 @@ from edgeopt.commands.search import Found, search
 from edgeopt.errors import EdgeoptError
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.search.journal import NAME
-from edgeopt.search.outcome import RESULT, SearchResult
+from edgeopt.results.search import RESULT, SearchResult
 from needs import needs
 
 needs("tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer", "sklearn", "optuna")

@@ -21,7 +21,7 @@ from edgeopt.search import proposals
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
 from edgeopt.search.journal import NAME, Journal
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 from edgeopt.search.proposals import Proposals, by_main_effects, opening, require
 from edgeopt.search.rows import Row, clearly_over
 from edgeopt.search.selection import selection_of

@@ -1,4 +1,4 @@
-"""``schema``: JSON Schemas of recipes, device files, reports, bundles and device jobs."""
+"""``schema``: JSON Schemas of recipes, device files, reports, searches, bundles and device jobs."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 
 def schema(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="recipe, device, report, bundle, job or job_result.")
+        str, typer.Argument(metavar="WHAT", help="recipe, device, report, search, bundle, job or job_result.")
     ],
 ) -> None:
     """Print a JSON Schema, for completion and validation in an editor.

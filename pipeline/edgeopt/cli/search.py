@@ -18,7 +18,7 @@ from edgeopt.cli.options import (
 
 if TYPE_CHECKING:
     from edgeopt.commands.search import Found
-    from edgeopt.search.outcome import SearchResult, Tried
+    from edgeopt.results.search import SearchResult, Tried
 
 
 def search(
@@ -71,7 +71,7 @@ def search(
     """
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.search import search as run
-    from edgeopt.search.outcome import RESULT
+    from edgeopt.results.search import PAGE, RESULT
 
     with Progress(quiet=quiet) as progress:
         found = run(
@@ -96,6 +96,7 @@ def search(
         typer.echo((found.folder / RESULT).read_bytes(), nl=False)
     else:
         _show(found)
+        typer.echo(f"search: {found.folder / PAGE}")
     raise typer.Exit(found.exit_code)
 
 

@@ -16,10 +16,11 @@ from edgeopt.recipe.planner import BASELINE
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.recipe.selection import Selection
+from edgeopt.reports.searching import render
 from edgeopt.results import LIMITS, Event, Report
+from edgeopt.results.search import PAGE, RESULT, Judged, SearchResult, Tried
 from edgeopt.run.store import ARTIFACTS, open_store
 from edgeopt.search.journal import ELSEWHERE
-from edgeopt.search.outcome import RESULT, Judged, SearchResult, Tried
 from edgeopt.search.recipes import gates_of, recipe_text
 from edgeopt.search.search import search as run_search
 
@@ -231,5 +232,8 @@ def _judged(title: str, tried: Tried, report: Report) -> Judged:
 
 
 def _write(result: SearchResult, folder: Path) -> None:
+    links = {each.variant: f"front/{each.variant}.yaml" for each in result.judged}
+    links |= {each.format: f"{each.format}/report.html" for each in result.judged}
     with writing(folder, ELSEWHERE):
         write_text(folder / RESULT, result.model_dump_json(indent=1, by_alias=True) + "\n")
+        write_text(folder / PAGE, render(result, links))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 
 
 def placed(trials: Sequence[Tried]) -> tuple[Tried, ...]:

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 from edgeopt.config.files import writing
 from edgeopt.errors import UsageError
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 
 NAME = "journal.jsonl"
 ELSEWHERE = "choose another folder with --out DIR"

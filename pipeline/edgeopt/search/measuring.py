@@ -27,6 +27,7 @@ from edgeopt.recipe.planner import BASELINE, Built, make_plan
 from edgeopt.recipe.searching import OBJECTIVES, Search
 from edgeopt.recipe.variants import variant_of
 from edgeopt.results import MEASUREMENTS, Event, Result
+from edgeopt.results.search import Tried
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.build import build
@@ -36,7 +37,6 @@ from edgeopt.run.preflight import runnable
 from edgeopt.run.readings import readings
 from edgeopt.run.scoring import Scorer, scorer_of
 from edgeopt.run.store import Store
-from edgeopt.search.outcome import Tried
 from edgeopt.search.rows import SNR, Row, Rows, clearly_over, noise_of
 from edgeopt.search.selection import check_labels
 from edgeopt.search.space import Candidate, Point

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import MissingPackageError, install
 from edgeopt.plugin.base import canonical
+from edgeopt.results.search import Tried
 from edgeopt.search.front import hypervolume
-from edgeopt.search.outcome import Tried
 from edgeopt.search.space import Allocations, Candidate, Point, Space
 
 ASKS = 200

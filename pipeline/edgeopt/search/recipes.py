@@ -10,7 +10,7 @@ import yaml
 from edgeopt.plugin import Code, Dataset
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.searching import Search
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 
 
 def recipe_text(recipe: Recipe, name: str, tried: Tried, task: Search, folder: Path) -> str:

@@ -10,7 +10,7 @@ from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.results import MEASUREMENTS, Gate, Result
-from edgeopt.search.outcome import Tried
+from edgeopt.results.search import Tried
 
 SNR, DISAGREEMENT, BROKEN = "fidelity_snr_db", "disagreement", "broken outputs"
 NOISE = "noise"

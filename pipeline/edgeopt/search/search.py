@@ -15,12 +15,12 @@ from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Plan, make_plan
 from edgeopt.recipe.searching import Search
 from edgeopt.results import Event
+from edgeopt.results.search import SearchResult, Tried
 from edgeopt.run.preflight import datasets_of, preflight
 from edgeopt.run.store import Store
 from edgeopt.search.front import nearest_to_limits, placed
 from edgeopt.search.journal import Journal
 from edgeopt.search.measuring import Measuring
-from edgeopt.search.outcome import SearchResult, Tried
 from edgeopt.search.proposals import Proposals, require
 from edgeopt.search.selection import selection_of
 from edgeopt.search.sensitivities import allocations_of

@@ -1,4 +1,4 @@
-"""JSON Schemas of recipes, device files, reports and bundles, and of the messages of a device's agent.
+"""JSON Schemas of recipes, device files, reports, searches, bundles, and the messages of a device's agent.
 
 They are generated from the types that parse and write these files, so they cannot disagree with the program.
 Editors use them to complete and check YAML, scripts to validate ``report.json``. The files beside this
@@ -26,9 +26,10 @@ from edgeopt.publish.contract import Contract
 from edgeopt.recipe.document import VERSION, Document, GatePart
 from edgeopt.recipe.searching import DIMENSIONS, OBJECTIVES, SearchPart
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Report
+from edgeopt.results.search import SearchResult
 from edgeopt.run import protocol
 
-Name = Literal["recipe", "device", "report", "bundle", "job", "job_result"]
+Name = Literal["recipe", "device", "report", "search", "bundle", "job", "job_result"]
 Schema = dict[str, Any]
 
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -56,7 +57,8 @@ def schema(name: Name, *, installed: bool = False) -> Schema:
     if name in ("job", "job_result"):
         message = protocol.Job if name == "job" else protocol.JobResult
         return {"$schema": DIALECT, "title": f"edgeopt {name}", **protocol.schema(message), "definitions": {}}
-    return _output("edgeopt report", Report) if name == "report" else _output("edgeopt bundle", Contract)
+    written: dict[Name, type[BaseModel]] = {"report": Report, "search": SearchResult, "bundle": Contract}
+    return _output(f"edgeopt {name}", written[name])
 
 
 def text(name: Name, *, installed: bool = False) -> str:

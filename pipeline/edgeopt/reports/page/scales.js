@@ -11,7 +11,7 @@ const colour = (name) => {
 
 // Format a score for an axis of the length span; share: as a percentage.
 const scoreText = (value, span, share) => (share
-  ? `${(100 * value).toFixed(span < 0.02 ? 2 : span < 0.1 ? 1 : 0)} %` : Number(value.toPrecision(4)).toString());
+  ? `${(100 * value).toFixed(span < 0.002 ? 3 : span < 0.02 ? 2 : span < 0.1 ? 1 : 0)} %` : Number(value.toPrecision(4)).toString());
 const sizeText = (value) => {
   for (const [unit, factor] of [["MiB", 1 << 20], ["KiB", 1024]]) {
     if (Math.abs(value) >= factor) return `${Number((value / factor).toPrecision(3))} ${unit}`;

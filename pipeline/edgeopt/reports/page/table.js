@@ -7,6 +7,7 @@ const states = {
   ok: (row) => row.status === "ok",
   failed: (row) => row.status === "failed",
   skipped: (row) => row.status === "skipped",
+  stopped: (row) => row.status === "stopped",
   absent: (row) => row.status === "absent",
   "gate passed": (row) => row.gate === "pass",
   "gate failed": (row) => row.gate === "fail",

@@ -7,7 +7,7 @@ from pydantic import Field
 from edgeopt.results.measurement import Value
 
 SCHEMA = 1
-RESULT = "search.json"
+RESULT, PAGE = "search.json", "search.html"
 
 
 class Tried(Value):
