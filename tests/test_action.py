@@ -204,10 +204,24 @@ def test_a_merge_request_on_gitlab_explains_itself(workspace: Path, host: Host) 
     assert "cannot read the baseline no such.json" in host.comments[1] and len(host.comments) == 1
 
 
-def test_arguments_with_an_open_quote_are_refused(workspace: Path) -> None:
-    job = play(workspace, recipe="the recipe.yaml", arguments="--set 'formats=[onnx]")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--set 'formats=[onnx]", "--arguments: no closing quotation"),
+        ("--max-dorp 0.1", "--arguments: No such option: --max-dorp"),
+        ("--max-drop little", "--arguments: Invalid value for '--max-drop'"),
+    ],
+)
+def test_wrong_arguments_are_explained_in_the_pull_request(
+    workspace: Path, host: Host, arguments: str, message: str
+) -> None:
+    job = play(workspace, host, recipe="the recipe.yaml", title="on the board", arguments=arguments)
     assert job.codes["ci"] == 2
-    assert "--arguments: no closing quotation" in job.log
+    assert message in job.log and len(job.annotations) == 1
+    ((_, comment),) = host.comments.items()
+    for text in (comment, job.summary):
+        assert "on the board" in text and message in text
+    assert job.outputs["verdict"] == "error" and list(job.artifacts) == ["edgeopt-the-recipe.yaml-on-the-board"]
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,13 @@ from edgeopt.cli.options import (
     folders,
 )
 
+if TYPE_CHECKING:
+    from edgeopt.errors import EdgeoptError
+    from edgeopt.evaluation.judgement import Judgement
+
 TEXT = "--arguments"
+WrongOption: Any = typer.BadParameter.__base__
+"""The errors of a command line: of click, or of typer's own copy of it."""
 
 
 class Expanding(Command):
@@ -33,19 +39,47 @@ class Expanding(Command):
         from edgeopt.errors import UsageError
 
         expanded: list[str] = []
+        rest: list[str] = []
         given = iter(args)
-        for each in given:
-            name, equals, value = each.partition("=")
-            if name != TEXT:
-                expanded.append(each)
-                continue
-            try:
-                expanded += shlex.split(value if equals else next(given, ""))
-            except ValueError as error:
-                raise UsageError(
-                    f"{TEXT}: {str(error).lower()}", fix="quote arguments with blanks as in a shell"
-                ) from error
-        return super().parse_args(ctx, expanded)
+        try:
+            for each in given:
+                name, equals, value = each.partition("=")
+                if name != TEXT:
+                    expanded.append(each)
+                    rest.append(each)
+                    continue
+                expanded += _words(value if equals else next(given, ""))
+            return super().parse_args(ctx, expanded)
+        except UsageError as error:
+            failure = error
+        except WrongOption as error:
+            if len(rest) == len(args):
+                raise
+            failure = UsageError(
+                f"{TEXT}: {error.format_message()}", fix="edgeopt ci --help lists the options"
+            )
+        self._explain(ctx, [*rest, *given], failure)
+        raise failure
+
+    def _explain(self, ctx: Any, args: list[str], failure: "EdgeoptError") -> None:
+        """Explain in the pull request what is wrong with the further arguments, if the rest is right."""
+        try:
+            known = self.make_context(ctx.info_name, args, parent=ctx.parent).params
+        except WrongOption:
+            return  # nobody knows for which recipe
+        _explain(failure, known["recipe"], known["title"], known["out"], comment=known["comment"])
+
+
+def _words(text: str) -> list[str]:
+    """The arguments in a text, quoted as in a shell."""
+    from edgeopt.errors import UsageError
+
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{TEXT}: {str(error).lower()}", fix="quote arguments with blanks as in a shell"
+        ) from error
 
 
 def ci(
@@ -90,10 +124,9 @@ def ci(
     3: something could not run.
     """
     from edgeopt.cli.check import limits_of, show_unjudged
-    from edgeopt.cli.screen import github
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.cli.screen.tables import show_report, show_verdicts
-    from edgeopt.commands.judge import comparable, explain, judge, write_files
+    from edgeopt.commands.judge import comparable, judge
     from edgeopt.commands.optimize import optimize
     from edgeopt.errors import EdgeoptError
     from edgeopt.evaluation.baseline import read_baseline
@@ -135,6 +168,21 @@ def ci(
             show_verdicts(outcome.compared)
     except EdgeoptError as error:
         outcome = error
+    _explain(outcome, recipe, title, out, comment=comment)
+    if isinstance(outcome, EdgeoptError):
+        raise outcome
+    typer.echo(f"{outcome.word}: {headline(outcome)}")
+    raise typer.Exit(outcome.exit_code)
+
+
+def _explain(
+    outcome: "Judgement | EdgeoptError", recipe: str, title: str, out: Path, *, comment: bool
+) -> None:
+    """Explain a verdict, or the error that ended a run, wherever the CI system shows it."""
+    from edgeopt.cli.screen import github
+    from edgeopt.commands.judge import explain, write_files
+    from edgeopt.evaluation.judgement import Judgement
+
     explanation = explain(outcome, recipe, title, os.environ)
     identity = f"{recipe} {title}".strip()
     outputs = write_files(explanation, outcome, out, identity)
@@ -145,10 +193,6 @@ def ci(
         github.set_outputs(outputs)
     if comment:
         _put_comment(explanation.comment, identity)
-    if isinstance(outcome, EdgeoptError):
-        raise outcome
-    typer.echo(f"{outcome.word}: {headline(outcome)}")
-    raise typer.Exit(outcome.exit_code)
 
 
 def _put_comment(body: str, identity: str) -> None:

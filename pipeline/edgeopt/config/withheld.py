@@ -1,8 +1,8 @@
 """Variables that code of a recipe has no business with: tokens of a CI job, and files that steer it.
 
 While a command runs, they are not in the environment, so that no process inherits them, whatever starts it.
-What needs them asks here. This keeps them from code that a pull request brings along and that looks around; it
-is no sandbox: a program of the same user finds other ways.
+What needs them asks here. This keeps them from code that a pull request brings along and that looks around;
+it is no sandbox: a program of the same user finds other ways.
 """
 
 import os
