@@ -71,7 +71,7 @@ def failures(folder: Path) -> Iterator[dict[tuple[str, str], str]]:
     reasons: dict[tuple[str, str], str] = {}
     with pytest.MonkeyPatch.context() as patch, LocalExecutor(None) as executor:
         # The same worker processes for all models: most of the time is the import of the frameworks.
-        patch.setattr(building, "LocalExecutor", lambda limit: nullcontext(executor))
+        patch.setattr(building, "executor_for", lambda limit: nullcontext(executor))
         for name in SMALL:
             planned = plan(folder / name / "recipe.yaml")
             for each in planned.impossible:

@@ -13,6 +13,7 @@ from edgeopt.cli.options import (
     Devices,
     Formats,
     KeepGoing,
+    On,
     Protocol,
     Sets,
     StoreFolder,
@@ -90,6 +91,7 @@ def optimize(
     device_folder: DeviceFolders = None,
     store: StoreFolder = None,
     keep_going: KeepGoing = False,
+    on: On = None,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, as 'edgeopt plan' does.")
@@ -144,6 +146,7 @@ def optimize(
             data_root=data_root,
             device_folders=folders(device_folder),
             keep_going=keep_going,
+            on=on,
             watch=progress,
         )
     assert report.folder is not None  # set by optimize

@@ -74,6 +74,15 @@ StoreFolder = Annotated[
         envvar="EDGEOPT_STORE",
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="EXECUTOR",
+        help="Where stages run: local, ray or ray:HOST:PORT (default: local); see the page on clusters.",
+        envvar="EDGEOPT_ON",
+    ),
+]
 KeepGoing = Annotated[
     bool,
     typer.Option("--keep-going", help="Build the rest if some requested artifacts cannot be produced."),

@@ -11,6 +11,7 @@ from edgeopt.cli.options import (
     DeviceFolders,
     Devices,
     Formats,
+    On,
     Sets,
     StoreFolder,
     folders,
@@ -61,6 +62,7 @@ def search(
     data_root: DataRoot = None,
     device_folder: DeviceFolders = None,
     store: StoreFolder = None,
+    on: On = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
@@ -89,6 +91,7 @@ def search(
             devices=device or (),
             data_root=data_root,
             device_folders=folders(device_folder),
+            on=on,
             watch=progress,
         )
     progress.write_log(found.folder / "run.log")

@@ -21,11 +21,12 @@ from edgeopt.run import assemble
 from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
+from edgeopt.run.executors.choice import executing
 from edgeopt.run.keys import judging_code
 from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.session import measure, measure_step, unmeasured
-from edgeopt.run.store import ARTIFACTS, Store, open_store
+from edgeopt.run.store import ARTIFACTS, Store, open_store, store_place
 from edgeopt.search.variants import with_found
 
 
@@ -46,6 +47,7 @@ def optimize(
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
     keep_going: bool = False,
+    on: str | None = None,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> Report:
     """Run a recipe, or one made for a model, and write its report; ``report.exit_code`` is the verdict.
@@ -66,6 +68,7 @@ def optimize(
         data_root: folder for relative paths that are not found beside the recipe; default ``EDGEOPT_DATA``.
         device_folders: folders with your own device files.
         keep_going: build the rest if some requested artifacts cannot be produced.
+        on: where stages run: ``local``, ``ray`` or ``ray:HOST:PORT``; default ``EDGEOPT_ON`` or ``local``.
         watch: called with every progress event.
 
     Raises:
@@ -98,7 +101,7 @@ def optimize(
     plan = make_plan(ready.recipe)
     if not keep_going:
         plan.demand_possible()
-    with run_folder(place, whole=out is None) as folder:
+    with run_folder(place, whole=out is None) as folder, executing(on, store_place(store), watch):
         if ready.text is not None:
             with writing(folder / RECIPE, OTHER_FOLDER):
                 (folder / RECIPE).write_text(ready.text, "utf-8")

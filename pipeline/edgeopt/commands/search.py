@@ -19,7 +19,8 @@ from edgeopt.recipe.selection import Selection
 from edgeopt.reports.searching import render
 from edgeopt.results import LIMITS, Event, Report
 from edgeopt.results.search import PAGE, RESULT, Judged, SearchResult, Tried
-from edgeopt.run.store import ARTIFACTS, open_store
+from edgeopt.run.executors.choice import executing
+from edgeopt.run.store import ARTIFACTS, open_store, store_place
 from edgeopt.search.journal import ELSEWHERE
 from edgeopt.search.recipes import gates_of, recipe_text
 from edgeopt.search.search import search as run_search
@@ -66,6 +67,7 @@ def search(
     devices: Sequence[str] = (),
     data_root: Path | None = None,
     device_folders: Sequence[Path] = (),
+    on: str | None = None,
     watch: Watch = lambda event: None,
 ) -> Found:
     """Search for a variant of a recipe, and judge the Pareto front on the evaluation data.
@@ -79,6 +81,7 @@ def search(
         trials: most candidates to try.
         hours: time limit.
         out: folder of the journal and the results; default ``artifacts/searches/<recipe>-<variant>``.
+        on: where stages run: ``local``, ``ray`` or ``ray:HOST:PORT``; default ``EDGEOPT_ON`` or ``local``.
 
     Raises:
         UsageError: the recipe, an option or the folder is invalid.
@@ -100,7 +103,8 @@ def search(
             f"{path}: the variant {name} is not searched", fix="give it 'search: {}', or choose another name"
         )
     folder = out or ARTIFACTS / "searches" / f"{loaded.name}-{name}"
-    result = run_search(loaded, name, task, folder, open_store(store), device_folders, watch)
+    with executing(on, store_place(store), watch):
+        result = run_search(loaded, name, task, folder, open_store(store), device_folders, watch)
     _write(result, folder)
     front = _shown(result)
     for title, tried in front.items():
@@ -117,6 +121,7 @@ def search(
             devices=devices,
             data_root=data_root,
             device_folders=device_folders,
+            on=on,
             watch=watch,
         )
         for target in dict.fromkeys(each.format for each in front.values())

@@ -141,6 +141,12 @@ class Code(BaseModel):
         parts = self.target.partition(":")[0].split(".")
         return None if self.folder is None else next(iter(_sources(self.folder.joinpath(*parts))), None)
 
+    def files(self) -> dict[Path, Path]:
+        """The source files that the reference depends on, by their path in the folder to import from."""
+        if self.folder is None:
+            return {}
+        return _files(import_path(self.folder), self.target.partition(":")[0].partition(".")[0])
+
     def digest(self) -> str:
         """sha256 of the source code that the reference depends on.
 
@@ -149,8 +155,7 @@ class Code(BaseModel):
         """
         if self.folder is None:
             return hashlib.sha256(self.target.encode()).hexdigest()
-        files = _files(import_path(self.folder), self.target.partition(":")[0].partition(".")[0])
-        lines = [f"{place}\0{file_digest(file)}" for place, file in sorted(files.items())]
+        lines = [f"{place}\0{file_digest(file)}" for place, file in sorted(self.files().items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -9,20 +9,21 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgeopt.config import registry
 from edgeopt.config.references import Code
 from edgeopt.errors import StageError
-from edgeopt.formats.known import formats, model_digest
+from edgeopt.formats.known import formats
 from edgeopt.model import Model
 from edgeopt.plugin import Stage, Trial, digest_of
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Breakdown, Event
-from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
-from edgeopt.run.executors.local import LocalExecutor
-from edgeopt.run.executors.worker import BREAKDOWN, StageInputs, StageResult, run_stage
+from edgeopt.run.executors.choice import executor_for
+from edgeopt.run.executors.executor import Elsewhere, Executor, Progress, Task, TaskResult
+from edgeopt.run.executors.worker import BREAKDOWN, StageInputs, run_stage, stage_entry
 from edgeopt.run.keys import Keys, data_used, judging_of
 from edgeopt.run.store import Entry, Store
 
@@ -56,7 +57,7 @@ def build(
     """
     with ExitStack() as cleanup:
         if executor is None:
-            executor = cleanup.enter_context(LocalExecutor(plan.recipe.limits.stage_memory))
+            executor = cleanup.enter_context(executor_for(plan.recipe.limits.stage_memory))
         return _Builder(plan, store, watch, cleanup, executor).run()
 
 
@@ -159,6 +160,13 @@ class _Builder:
             worker=stage.worker,
             minutes=getattr(limits, limit) + stage.extra_minutes,
             too_long=f"raise limits.{limit}",
+            elsewhere=Elsewhere(
+                title=f"{registry.plugin_name(stage)} of {built.branch.name}",
+                folder=folder,
+                entry=partial(stage_entry, stage),
+                versions=stage.versions(),
+                code=self.plan.recipe.model.factory,
+            ),
         )
         self.running[key] = _Job(key, stage, folder, [built], cleanup, checkpoints)
         self.executor.submit(task)
@@ -170,7 +178,7 @@ class _Builder:
             failure = result.failure
             if not failure:
                 try:
-                    self._save(job, result.value, result.seconds)
+                    self._save(job, result)
                 except StageError as error:
                     failure = str(error)
             if failure:
@@ -182,26 +190,22 @@ class _Builder:
                 self._emit(built, job.stage, "failed", result.seconds, self.failed[job.key])
             self._continue(built)
 
-    def _save(self, job: _Job, result: StageResult, seconds: float) -> None:
-        model = result.model
-        _check_result(job, model)
-        meta = {
-            "stage": registry.plugin_name(job.stage),
-            "seconds": round(seconds, 3),
-            "digest": model_digest(model),
-            "model": model.model_dump(mode="json", exclude={"code"})
-            | {"path": model.path.relative_to(job.folder).as_posix()},
-            "arithmetic": result.arithmetic,
-            "notes": list(result.notes),
-            "trials": [trial.model_dump(mode="json") for trial in result.trials],
-        }
-        self.built_here[job.key] = job.waiting[0].branch.name, seconds
-        self.store.put(job.key, job.folder, meta)
+    def _save(self, job: _Job, result: TaskResult) -> None:
+        if not result.stored:
+            meta = stage_entry(job.stage, result.value, job.folder, result.seconds)
+            self.store.put(job.key, job.folder, meta)
+        elif self.store.get(job.key) is None:
+            raise StageError(
+                "its result was stored, but is not in the store of this machine",
+                fix="let all machines use the same store: a folder that they share, or a URL",
+            )
+        self.built_here[job.key] = job.waiting[0].branch.name, result.seconds
 
     def _forward_progress(self, job: _Job, progress: Progress) -> None:
         """Show the last progress line of a stage, at a readable rate."""
         now = time.monotonic()
-        if progress.seconds >= PROGRESS_SECONDS and now - job.shown_at >= PROGRESS_SECONDS:
+        due = progress.seconds >= PROGRESS_SECONDS and now - job.shown_at >= PROGRESS_SECONDS
+        if due or progress.at_once:
             job.shown_at = now
             self._emit(job.waiting[0], job.stage, "note", progress.seconds, progress.line)
 
@@ -215,21 +219,6 @@ class _Builder:
                 message=message,
             )
         )
-
-
-def _check_result(job: _Job, model: Model) -> None:
-    """Check the returned model against the format that the stage declares and the files that it wrote.
-
-    Raises:
-        StageError: the stage has a bug; a later stage would fail with a misleading error.
-    """
-    folder = job.folder.resolve()
-    if model.format != job.stage.produces:
-        raise StageError(f"it declares format {job.stage.produces}, but returned {model.format}")
-    if not model.path.exists() or folder not in model.path.resolve().parents:
-        raise StageError(f"it returned {model.path}, which is not a file below context.folder")
-    if not model.inputs:
-        raise StageError("it returned a model that does not declare its inputs")
 
 
 def _step(plan: Plan, built: Built, entry: Entry, *, cached: bool) -> Step:

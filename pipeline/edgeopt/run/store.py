@@ -32,6 +32,10 @@ _URL = re.compile(r"^(s3|https?):/+(?=[^/])")
 """The beginning of a URL, also after a path has merged its slashes."""
 
 
+CACHE_VARIABLE = "EDGEOPT_STORE_CACHE"
+"""The folder of this machine in front of a shared store."""
+
+
 class Entry(NamedTuple):
     """One entry: its key, the folder of its files, and its metadata."""
 
@@ -143,6 +147,10 @@ class Store:
     def flush(self) -> None:
         """Wait until all entries are where they belong; here, they are at once."""
 
+    def share(self, key: str) -> bool:
+        """Send an entry of this machine to where others find it; False if there is no such place."""
+        return False
+
     def checkpoints(self, key: str) -> Path:
         """The folder for checkpoints of the stage with this key; kept if the process is killed."""
         folder = self.root / "checkpoints" / key
@@ -176,7 +184,7 @@ def store_folder(given: str | Path | None) -> Path:
     ``EDGEOPT_STORE_CACHE``, or ``artifacts/store``.
     """
     place = _place(given)
-    return Path(os.environ.get("EDGEOPT_STORE_CACHE") or _default()) if _URL.match(place) else Path(place)
+    return Path(os.environ.get(CACHE_VARIABLE) or _default()) if is_url(place) else Path(place)
 
 
 def open_store(given: str | Path | None) -> Store:
@@ -188,12 +196,23 @@ def open_store(given: str | Path | None) -> Store:
         StoreError: the disk is full.
     """
     place = _place(given)
-    if not _URL.match(place):
+    if not is_url(place):
         return Store(Path(place))
     from edgeopt.run.shared.store import SharedStore, may_write, objects_at
 
     objects = objects_at(_URL.sub(r"\1://", place))
     return SharedStore(store_folder(place), objects, writes=may_write())
+
+
+def store_place(given: str | Path | None) -> str:
+    """The store as another machine or process names it: the absolute path of its folder, or its URL."""
+    place = _place(given)
+    return _URL.sub(r"\1://", place) if is_url(place) else os.path.abspath(place)
+
+
+def is_url(place: str) -> bool:
+    """Whether the name of a store is that of a shared one."""
+    return _URL.match(place) is not None
 
 
 def _place(given: str | Path | None) -> str:

@@ -31,7 +31,7 @@ from edgeopt.results.search import Tried
 from edgeopt.run.assemble import result_of
 from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.build import build
-from edgeopt.run.executors.local import LocalExecutor
+from edgeopt.run.executors.choice import executor_for
 from edgeopt.run.outcome import Outcome
 from edgeopt.run.preflight import runnable
 from edgeopt.run.readings import readings
@@ -80,7 +80,7 @@ class Measuring:
         with ExitStack() as cleanup:
             self._cleanup = cleanup
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-")))
-            self.executor = cleanup.enter_context(LocalExecutor(self.recipe.limits.stage_memory))
+            self.executor = cleanup.enter_context(executor_for(self.recipe.limits.stage_memory))
             agent = build_agent(folder / "agent.pyz")
             devices = {device.name: device for device in self.recipe.devices}
             devices.setdefault(HOST, load_device(HOST, self._device_folders))

@@ -1,13 +1,33 @@
-"""The interface of executors, which run tasks in worker processes."""
+"""The interface of executors, which run tasks in worker processes, here or on other machines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
+from edgeopt.config.references import Code
 from edgeopt.plugin import Worker
 
 Say: TypeAlias = Callable[[str], None]
 """Reports progress, one line per call."""
+
+
+class Elsewhere(NamedTuple):
+    """What another machine needs to run a task, and to store its result where all machines find it."""
+
+    title: str
+    """What the task is, for messages."""
+    folder: Path
+    """The scratch folder of the store that the task writes; it is among the arguments."""
+    entry: Callable[[Any, Path, float], dict[str, Any]]
+    """The metadata of the entry, from the value of the task, the folder and the seconds.
+
+    Pickled by name. A `StageError` that it raises is the failure of the task.
+    """
+    versions: Mapping[str, str]
+    """Packages that decide the result, with the versions that they have here."""
+    code: Code | None = None
+    """Code of the user that models refer to by its folder."""
 
 
 class Task(NamedTuple):
@@ -24,6 +44,8 @@ class Task(NamedTuple):
     """Time limit."""
     too_long: str
     """The fix shown if the time limit is exceeded."""
+    elsewhere: Elsewhere | None = None
+    """Needed by executors that run tasks on other machines."""
 
 
 class TaskResult(NamedTuple):
@@ -35,6 +57,10 @@ class TaskResult(NamedTuple):
     """Empty on success; otherwise one line, possibly followed by the end of the task's log."""
     seconds: float
     """Run time, without the time in the queue."""
+    stored: bool = False
+    """Whether the result is in the store already, under the key of the task; it has no value then."""
+    killed: bool = False
+    """Whether something other than the executor killed its process, such as a kernel without memory."""
 
 
 class Progress(NamedTuple):
@@ -43,10 +69,35 @@ class Progress(NamedTuple):
     key: str
     seconds: float
     line: str
+    at_once: bool = False
+    """Whether the line is rare, and worth showing however young the task is."""
+
+
+class Place(NamedTuple):
+    """What all tasks of a command have in common."""
+
+    store: str
+    """An absolute folder, or a URL."""
+    say: Callable[[str], None]
+    """Receives one line about each event that concerns no single task."""
 
 
 class Executor(ABC):
     """Runs tasks in isolation: a crash, hang or memory leak of a task fails that task only."""
+
+    @classmethod
+    @abstractmethod
+    def connect(cls, address: str, place: Place) -> "Executor":
+        """An executor for a whole command; ``address`` is what follows its name, often empty.
+
+        Raises:
+            UsageError: the address is none of this executor.
+            MissingPackageError: it needs a package that is not installed.
+        """
+
+    @abstractmethod
+    def limit_memory(self, limit: int | None) -> None:
+        """Limit the bytes that a later task may use; None: a share of the memory of its machine."""
 
     @abstractmethod
     def submit(self, task: Task) -> None:

@@ -11,15 +11,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
 from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
 from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
+from edgeopt.errors import UsageError
 from edgeopt.plugin import Worker
-from edgeopt.run.executors.executor import Executor, Progress, Task, TaskResult
+from edgeopt.run.executors.executor import Executor, Place, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
 
 if TYPE_CHECKING:
@@ -82,11 +83,20 @@ class LocalExecutor(Executor):
 
     def __init__(self, memory_limit: int | None = None) -> None:
         """``memory_limit``: bytes that a task may use, including its child processes."""
-        self.memory_limit = memory_limit or int(psutil.virtual_memory().total * MEMORY_SHARE)
+        self.limit_memory(memory_limit)
         self._pools: dict[Worker, ProcessPool] = {}
         self._running: dict[concurrent.futures.Future[Any], _Running] = {}
         self._count = 0
         self._folder = Path(tempfile.mkdtemp(prefix="edgeopt-"))
+
+    @classmethod
+    def connect(cls, address: str, place: Place) -> Self:
+        if address:
+            raise UsageError(f"local:{address}: this machine has no address", fix="--on local")
+        return cls()
+
+    def limit_memory(self, limit: int | None) -> None:
+        self.memory_limit = limit or int(psutil.virtual_memory().total * MEMORY_SHARE)
 
     def submit(self, task: Task) -> None:
         self._count += 1
@@ -185,11 +195,12 @@ class LocalExecutor(Executor):
                 running.end()
 
     def _result(self, future: concurrent.futures.Future[Any], running: _Running) -> TaskResult:
-        value = None
+        value, killed = None, False
         try:
             pickled, failure, expected = future.result()
         except Exception as error:  # noqa: BLE001 - a crash fails only its own task
             failure, expected = _failure_reason(running, error), False
+            killed = not running.stop_reason and getattr(error, "exitcode", 0) == -signal.SIGKILL
             running.end()  # its worker is gone, but not what it started
         else:
             try:
@@ -197,7 +208,8 @@ class LocalExecutor(Executor):
             except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling may import user code
                 failure, expected = f"its result cannot be read: {_failure_reason(running, error)}", False
         log = "" if expected else log_tail(running.stem.with_suffix(".log"))
-        return TaskResult(running.task.key, value, failure + (f"\n{log}" if log else ""), running.seconds)
+        failure += f"\n{log}" if log else ""
+        return TaskResult(running.task.key, value, failure, running.seconds, killed=killed)
 
 
 def _failure_reason(running: _Running, error: BaseException) -> str:

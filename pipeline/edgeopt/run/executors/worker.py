@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from edgeopt.config import registry
 from edgeopt.config.text import MAX_REASON_CHARS, printable, reason_of
 from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.file_graph import graph_of
-from edgeopt.formats.known import formats
+from edgeopt.formats.known import formats, model_digest
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Feed, Format, Judging, SizeBreakdown, Stage, Trial, Worker
@@ -135,6 +136,31 @@ def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder:
         (folder / BREAKDOWN).write_text(shown_sizes.model_dump_json(), "utf-8")
     shown = tuple(printable(note, MAX_NOTE_CHARS) for note in notes)
     return StageResult(result, shown, tuple(trials), arithmetic(sizes) if sizes is not None else {})
+
+
+def stage_entry(stage: Stage, result: StageResult, folder: Path, seconds: float) -> dict[str, Any]:
+    """The metadata with which the result of a stage is stored; ``folder`` contains its files.
+
+    Raises:
+        StageError: the stage has a bug; a later stage would fail with a misleading error.
+    """
+    model = result.model
+    if model.format != stage.produces:
+        raise StageError(f"it declares format {stage.produces}, but returned {model.format}")
+    if not model.path.exists() or folder.resolve() not in model.path.resolve().parents:
+        raise StageError(f"it returned {model.path}, which is not a file below context.folder")
+    if not model.inputs:
+        raise StageError("it returned a model that does not declare its inputs")
+    return {
+        "stage": registry.plugin_name(stage),
+        "seconds": round(seconds, 3),
+        "digest": model_digest(model),
+        "model": model.model_dump(mode="json", exclude={"code"})
+        | {"path": model.path.relative_to(folder).as_posix()},
+        "arithmetic": result.arithmetic,
+        "notes": list(result.notes),
+        "trials": [trial.model_dump(mode="json") for trial in result.trials],
+    }
 
 
 def _size_breakdown(model: Model) -> SizeBreakdown | None:

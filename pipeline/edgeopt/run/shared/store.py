@@ -55,6 +55,13 @@ class SharedStore(Store):
             self._pending.append(self._behind.submit(self._send, entry))
         return entry
 
+    def share(self, key: str) -> bool:
+        """As of `Store`: send an entry to the server, at once; whether it is there."""
+        entry = super().get(key)
+        if entry is not None and self._writes:
+            self._behind.submit(self._send, entry).result()
+        return entry is not None and self._writes
+
     def flush(self) -> None:
         """Wait until all entries are on the server, or it failed."""
         while self._pending:

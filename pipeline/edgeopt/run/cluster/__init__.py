@@ -1,0 +1,1 @@
+"""Tasks that run on other machines: their files go through the store, all else is small."""

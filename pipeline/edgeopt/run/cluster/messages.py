@@ -1,0 +1,134 @@
+"""What a command, its driver and the nodes of a cluster say to each other: keys, options and small values."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from edgeopt.plugin import Worker
+from edgeopt.run.cluster.portable import Absent
+
+
+class Request(NamedTuple):
+    """A task on its way to a node."""
+
+    key: str
+    title: str
+    payload: bytes
+    """Function, arguments and function of the metadata; see `edgeopt.run.cluster.portable`."""
+    worker: Worker
+    minutes: float
+    too_long: str
+    memory_limit: int | None
+    versions: Mapping[str, str]
+    store: str
+    threads: Mapping[str, str]
+    """Settings of the command that decide the number of threads."""
+
+
+# From a node, about a task.
+
+
+class Started(NamedTuple):
+    """It runs."""
+
+
+class Line(NamedTuple):
+    """Its progress."""
+
+    seconds: float
+    text: str
+
+
+class Refused(NamedTuple):
+    """The node has other versions: by package, the one that is needed, and the one that is there or ''."""
+
+    versions: Mapping[str, tuple[str, str]]
+
+
+class Lacking(NamedTuple):
+    """The node lacks files of it."""
+
+    absent: tuple[Absent, ...]
+
+
+class Ended(NamedTuple):
+    """It has ended: its result is in the store, or ``failure`` is the reason."""
+
+    failure: str
+    seconds: float = 0.0
+    killed: bool = False
+
+
+Message: TypeAlias = Started | Line | Refused | Lacking | Ended
+
+# From the command to its driver.
+
+
+class Submit(NamedTuple):
+    """Run a task."""
+
+    request: Request
+
+
+class Cancel(NamedTuple):
+    """End a task."""
+
+    key: str
+
+
+class Describe(NamedTuple):
+    """Describe the nodes: the versions of these packages there, and the machines."""
+
+    packages: tuple[str, ...]
+
+
+class Close(NamedTuple):
+    """Disconnect, and end."""
+
+
+Command: TypeAlias = Submit | Cancel | Describe | Close
+
+# From the driver to its command.
+
+
+class Ready(NamedTuple):
+    """It is connected."""
+
+
+class Said(NamedTuple):
+    """What a node said about a task."""
+
+    key: str
+    node: str
+    message: Message
+
+
+class Notice(NamedTuple):
+    """One line for the user, about a task or, without a key, about the cluster."""
+
+    key: str
+    line: str
+
+
+class Unreachable(NamedTuple):
+    """There is no cluster, or no longer; the driver ends."""
+
+    reason: str
+
+
+class Described(NamedTuple):
+    """A node of the cluster."""
+
+    name: str
+    address: str
+    cpus: float
+    about: Mapping[str, Any]
+    """Of `edgeopt.run.cluster.node.describe`; empty if it does not answer."""
+
+
+class Nodes(NamedTuple):
+    """The nodes of the cluster."""
+
+    nodes: tuple[Described, ...]
+
+
+Reply: TypeAlias = Ready | Said | Notice | Unreachable | Nodes

@@ -1,0 +1,283 @@
+"""The process of a command that talks to Ray: it submits tasks, repeats lost ones, and passes messages on.
+
+Ray ends the process of a driver whose cluster is gone, prints when it is interrupted, and keeps threads. In a
+process of its own, none of this reaches the command. It exchanges tuples with the command over a pipe.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edgeopt.config.text import reason_of
+from edgeopt.devices.descendants import end_descendants, end_with, lead_group
+from edgeopt.run.cluster.messages import (
+    Cancel,
+    Close,
+    Describe,
+    Described,
+    Ended,
+    Lacking,
+    Message,
+    Nodes,
+    Notice,
+    Ready,
+    Refused,
+    Request,
+    Said,
+    Submit,
+    Unreachable,
+)
+from edgeopt.run.cluster.node import describe, serve
+
+RETRIES = 2
+"""Repetitions of a task whose worker or node was lost."""
+POLL_SECONDS = 0.05
+HEAD_SECONDS, HEAD_LOST_SECONDS = 2.0, 12.0
+"""Seconds between two looks for the head of the cluster, and without one until it counts as lost.
+
+Ray itself waits a minute, and then ends this process.
+"""
+OBJECT_STORE_BYTES = 100 << 20
+"""Of a cluster started here; nothing large passes through Ray."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # telemetry
+    "RAY_memory_monitor_refresh_ms": "0",  # kills workers; edgeopt has limits of its own
+    "RAY_worker_niceness": "0",  # 15 by default: stages would starve beside anything else
+}
+"""What edgeopt sets for every process of Ray that it starts."""
+DESCRIBE_SECONDS = 30.0
+LOG = "driver.log"
+
+
+@dataclass
+class _Running:
+    request: Request
+    generator: Any
+    node: str = ""
+    """Where it runs; '' before it starts."""
+    losses: int = 0
+
+
+def environment(*, own: bool) -> dict[str, str]:
+    """The variables of a process that uses Ray; ``own``: of one that starts a cluster for itself."""
+    variables = {**SETTINGS, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE") or "token"}
+    if own:
+        # Loopback only, which this variable decides on every system, and a token that nobody else knows.
+        variables |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return variables
+
+
+def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
+    """Connect to the cluster at ``address``, or start one in ``folder``, and serve the pipe."""
+    lead_group()
+    end_with(parent)
+    _log_to(folder / LOG)
+    os.environ.update(environment(own=not address))
+    try:
+        driver = _Driver(pipe, address, folder)
+    except Exception as error:  # noqa: BLE001 - whatever Ray raises, and that is a lot
+        pipe.send(Unreachable(_explained(error)))
+        return
+    pipe.send(Ready())
+    with suppress(EOFError, BrokenPipeError):
+        driver.serve()
+    driver.close()
+
+
+def _log_to(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout.flush()
+
+
+def _explained(error: Exception) -> str:
+    return reason_of(error).splitlines()[0]
+
+
+class _Driver:
+    def __init__(self, pipe: Connection, address: str, folder: Path) -> None:
+        import ray
+
+        self.ray = ray
+        self.pipe = pipe
+        own: dict[str, Any] = {
+            "num_cpus": max(2, (os.cpu_count() or 2) // 2),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_temp_dir": str(folder),
+            "_node_ip_address": "127.0.0.1",
+        }
+        ray.init(
+            **({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR
+        )
+        self.head = str(ray.get_runtime_context().gcs_address)
+        self.work = ray.remote(max_retries=0, num_returns="streaming", scheduling_strategy="SPREAD")(_work)
+        self.running: dict[str, _Running] = {}
+        self.refusals: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+        """By the versions that tasks need: the ids of the nodes that refused one, and why."""
+        self.names: dict[str, str] = {}
+        self.seen_at = self.looked_at = time.monotonic()
+
+    def alive(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def serve(self) -> None:
+        """Serve the pipe until it is closed, or the cluster is lost."""
+        while True:
+            while self.pipe.poll(0 if self.running else 4 * POLL_SECONDS):
+                command = self.pipe.recv()
+                match command:
+                    case Submit(request):
+                        self.start(_Running(request, None))
+                    case Cancel(key) if key in self.running:
+                        self.ray.cancel(self.running[key].generator)
+                    case Describe(packages):
+                        self.pipe.send(Nodes(tuple(self.describe(packages))))
+                    case Close():
+                        return
+            generators = {each.generator: each for each in self.running.values()}
+            if generators:
+                ready, _ = self.ray.wait([*generators], num_returns=1, timeout=POLL_SECONDS)
+                for generator in ready:
+                    self.advance(generators[generator])
+            if self.head_is_lost():
+                self.pipe.send(Unreachable(f"its head at {self.head} is gone"))
+                os._exit(0)  # a shutdown would wait for the head
+
+    def start(self, running: _Running) -> None:
+        """Give a task to a node that has not refused its like; fail it if all have."""
+        refusals, work = self.refusals.get(_needs(running), {}), self.work
+        if refusals:
+            if all(node["NodeID"] in refusals for node in self.alive()):
+                reasons = "; ".join(refusals.values())
+                self.end(running, f"no node of the cluster has the packages of this machine: {reasons}")
+                return
+            work = work.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(refusals))})"})
+        running.generator, running.node = work.remote(running.request), ""
+        self.running[running.request.key] = running
+
+    def advance(self, running: _Running) -> None:
+        """Take the next message of a task, or find out why there is none."""
+        from ray import exceptions
+
+        try:
+            node, message = self.ray.get(next(running.generator))
+        except exceptions.TaskCancelledError:
+            self.end(running, "it was cancelled")
+        except exceptions.RayTaskError as error:
+            self.end(running, f"the node failed: {_explained(error.cause or error)}")
+        except exceptions.RayError as error:
+            self.repeat(running, "a node" if isinstance(error, exceptions.NodeDiedError) else "a worker")
+        except StopIteration:
+            self.repeat(running, "a worker")
+        else:
+            running.node = self.name(node)
+            self.take(running, node, message)
+
+    def take(self, running: _Running, node: str, message: Message) -> None:
+        if isinstance(message, Refused):
+            self.refuse(running, node, message)
+        elif isinstance(message, Ended) and message.killed:
+            self.repeat(running, "the process of the stage")
+        else:
+            if isinstance(message, Ended | Lacking):
+                del self.running[running.request.key]
+            self.pipe.send(Said(running.request.key, running.node, message))
+
+    def refuse(self, running: _Running, node: str, message: Refused) -> None:
+        """Give the task to another node, and tasks that need the same packages never to this one again."""
+        refusals = self.refusals.setdefault(_needs(running), {})
+        if node not in refusals:
+            listed = ", ".join(
+                f"{package} {here or 'missing'} instead of {needed}"
+                for package, (needed, here) in message.versions.items()
+            )
+            refusals[node] = f"{running.node} has {listed}"
+            self.pipe.send(Notice("", f"{refusals[node]}: it gets no stage that needs these versions"))
+        self.start(running)
+
+    def repeat(self, running: _Running, lost: str) -> None:
+        running.losses += 1
+        where = f" on {running.node}" if running.node else ""
+        if running.losses > RETRIES:
+            self.end(running, f"{lost} was lost{where}, for the third time")
+            return
+        line = f"{lost} was lost{where}: it runs again ({running.losses} of {RETRIES})"
+        self.pipe.send(Notice(running.request.key, line))
+        self.start(running)
+
+    def end(self, running: _Running, failure: str) -> None:
+        self.running.pop(running.request.key, None)
+        self.pipe.send(Said(running.request.key, running.node, Ended(failure)))
+
+    def name(self, node: str) -> str:
+        """The name of a node: as it was started, else its host, or its address if several are on that."""
+        if node not in self.names:
+            nodes = self.ray.nodes()
+            hosts = Counter(each["NodeManagerHostname"] for each in nodes if each["Alive"])
+            for each in nodes:
+                address, host = each["NodeManagerAddress"], each["NodeManagerHostname"]
+                name = each.get("NodeName") or address
+                unnamed = host if hosts[host] == 1 else address
+                self.names[each["NodeID"]] = unnamed if name == address else name
+        return self.names.get(node, node)
+
+    def describe(self, packages: tuple[str, ...]) -> Iterator[Described]:
+        """Every node; one that is busy or does not answer is described by what the cluster knows of it."""
+        work = self.ray.remote(num_cpus=0, max_retries=0)(describe)
+        nodes = self.alive()
+        answers = [
+            work.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote(packages) for node in nodes
+        ]
+        self.ray.wait(answers, num_returns=len(answers), timeout=DESCRIBE_SECONDS)
+        for node, answer in zip(nodes, answers, strict=True):
+            about: dict[str, Any] = {}
+            with suppress(self.ray.exceptions.RayError):
+                about = self.ray.get(answer, timeout=0)
+            resources = node["Resources"]
+            yield Described(
+                self.name(node["NodeID"]), node["NodeManagerAddress"], resources.get("CPU", 0.0), about
+            )
+
+    def head_is_lost(self) -> bool:
+        """Whether nothing listens at the address of the head any more."""
+        now = time.monotonic()
+        if now - self.looked_at >= HEAD_SECONDS:
+            self.looked_at = now
+            host, _, port = self.head.rpartition(":")
+            with suppress(OSError), socket.create_connection((host, int(port)), HEAD_SECONDS):
+                self.seen_at = time.monotonic()
+        return now - self.seen_at > HEAD_LOST_SECONDS
+
+    def close(self) -> None:
+        """End the running tasks, and the cluster if it was started here."""
+        for running in self.running.values():
+            self.ray.cancel(running.generator)
+        self.ray.shutdown()
+        end_descendants(psutil.Process())
+
+
+def _needs(running: _Running) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(running.request.versions.items()))
+
+
+def _work(request: Request) -> Iterator[tuple[str, Message]]:
+    """On a node: its id with each message about a task."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    for message in serve(request):
+        yield node, message

@@ -1,0 +1,249 @@
+"""The nodes of a Ray cluster: a stage runs where a CPU is free, and its result is stored from there."""
+
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Self
+
+from edgeopt.config.scratch import lasting_temporary_folder, scratch_folder, sweep
+from edgeopt.config.text import log_tail
+from edgeopt.devices.descendants import end, mute_resource_tracker
+from edgeopt.errors import CannotRunError, EdgeoptError, MissingPackageError, UsageError, install
+from edgeopt.run.cluster import messages, portable
+from edgeopt.run.cluster.node import threads_here
+from edgeopt.run.cluster.ray_driver import LOG, drive
+from edgeopt.run.executors.executor import Executor, Place, Progress, Task, TaskResult
+from edgeopt.run.store import Store, open_store
+
+ADDRESS = re.compile(r"\[?[\w.:-]+\]?:\d{1,5}")
+SCRATCH = "edgeopt-ray-"
+CLOSE_SECONDS = 15.0
+LONGEST_FOLDER = 18
+"""Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
+have 107 at most."""
+
+
+class RayExecutor(Executor):
+    """Runs tasks on the nodes of a Ray cluster.
+
+    Without an address, it joins the cluster of ``RAY_ADDRESS``, or starts one on this machine. The connection
+    is made with the first task: a run that finds everything in the store needs none.
+    """
+
+    def __init__(self, address: str, place: Place) -> None:
+        self.address = address
+        self._place = place
+        self._memory_limit: int | None = None
+        self._tasks: dict[str, Task] = {}
+        self._supplied: set[tuple[str, portable.Absent]] = set()
+        """What was put into the store for a task: if the node still lacks it, it has another store."""
+        self._results: list[TaskResult] = []
+        self._progress: dict[str, Progress] = {}
+        self._driver = _Driver(address)
+        self._opened: Store | None = None
+
+    @classmethod
+    def connect(cls, address: str, place: Place) -> Self:
+        address = address or os.environ.get("RAY_ADDRESS", "")
+        if address and not ADDRESS.fullmatch(address):
+            raise UsageError(f"{address!r} is not the address of a Ray cluster", fix="--on ray:HOST:PORT")
+        if importlib.util.find_spec("ray") is None:
+            raise MissingPackageError("--on ray needs ray, which is not installed", fix=install("cluster"))
+        return cls(address, place)
+
+    def limit_memory(self, limit: int | None) -> None:
+        self._memory_limit = limit
+
+    def submit(self, task: Task) -> None:
+        self._tasks[task.key] = task
+        self._driver.send(messages.Submit(self._request(task)))
+
+    def wait(self, seconds: float) -> list[TaskResult]:
+        deadline = time.monotonic() + seconds
+        while self._tasks and not self._results:
+            reply = self._driver.reply(max(0.0, deadline - time.monotonic()))
+            if reply is None:
+                break
+            self._take(reply)
+        results, self._results = self._results, []
+        return results
+
+    def progress(self) -> Iterator[Progress]:
+        progress, self._progress = self._progress, {}
+        yield from (each for key, each in progress.items() if key in self._tasks)
+
+    def cancel(self, key: str) -> None:
+        if key in self._tasks:
+            self._driver.send(messages.Cancel(key))
+
+    def nodes(self, packages: tuple[str, ...]) -> tuple[messages.Described, ...]:
+        """The nodes of the cluster, with the versions of ``packages`` there.
+
+        Raises:
+            CannotRunError: the cluster cannot be reached.
+        """
+        self._driver.send(messages.Describe(packages))
+        while True:
+            reply = self._driver.reply(None)
+            if isinstance(reply, messages.Nodes):
+                return reply.nodes
+
+    def close(self, *, at_once: bool) -> None:
+        self._driver.close()
+
+    def _store(self) -> Store:
+        if self._opened is None:
+            self._opened = open_store(self._place.store)
+        return self._opened
+
+    def _request(self, task: Task) -> messages.Request:
+        elsewhere = task.elsewhere
+        assert elsewhere is not None, "a task for this machine only"
+        content = (task.function, task.args, elsewhere.entry)
+        return messages.Request(
+            key=task.key,
+            title=elsewhere.title,
+            payload=portable.dump(content, self._store(), elsewhere.folder, elsewhere.code),
+            worker=task.worker,
+            minutes=task.minutes,
+            too_long=task.too_long,
+            memory_limit=self._memory_limit,
+            versions={"edgeopt": importlib.metadata.version("edgeopt"), **elsewhere.versions},
+            store=self._place.store,
+            threads=threads_here(),
+        )
+
+    def _take(self, reply: messages.Reply) -> None:
+        match reply:
+            case messages.Notice("", line):
+                self._place.say(line)
+            case messages.Notice(key, line) if key in self._tasks:
+                self._progress[key] = Progress(key, 0.0, line, at_once=True)
+                title = self._title(key)
+                self._place.say(f"{title}: {line}")
+            case messages.Said(key, node, message) if key in self._tasks:
+                self._take_from_node(key, node, message)
+
+    def _take_from_node(self, key: str, node: str, message: messages.Message) -> None:
+        match message:
+            case messages.Started():
+                self._progress[key] = Progress(key, 0.0, f"on {node}", at_once=True)
+            case messages.Line(seconds, text):
+                self._progress[key] = Progress(key, seconds, f"{text} (on {node})")
+            case messages.Lacking(absent):
+                self._supply(key, node, absent)
+            case messages.Ended(failure, seconds):
+                where = f"\n  (on {node})" if failure and node else ""
+                self._end(key, failure + where, seconds)
+
+    def _supply(self, key: str, node: str, absent: tuple[portable.Absent, ...]) -> None:
+        """Put what a node lacks into the store, and give the task away again."""
+        store = self._store()
+        try:
+            for each in absent:
+                if (key, each) in self._supplied:
+                    raise CannotRunError(f"{node} does not find the entry {each.key[:12]} in its store")
+                self._supplied.add((key, each))
+                portable.supply(each, store)
+        except EdgeoptError as error:
+            self._end(key, f"{node} lacks files: {error}", 0.0)
+        else:
+            self._driver.send(messages.Submit(self._request(self._tasks[key])))
+
+    def _end(self, key: str, failure: str, seconds: float) -> None:
+        del self._tasks[key]
+        self._results.append(TaskResult(key, None, failure, seconds, stored=not failure))
+
+    def _title(self, key: str) -> str:
+        elsewhere = self._tasks[key].elsewhere
+        return elsewhere.title if elsewhere is not None else key
+
+
+class _Driver:
+    """The process that talks to Ray, started with the first command to it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._cleanup = ExitStack()
+        self._pipe: Connection | None = None
+
+    def send(self, command: messages.Command) -> None:
+        """Send a command.
+
+        Raises:
+            CannotRunError: there is no cluster, or no longer.
+        """
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send(command)
+        except OSError:
+            self.reply(None)  # why it has ended
+            raise
+
+    def reply(self, seconds: float | None) -> messages.Reply | None:
+        """The next message, None if there is none for some seconds.
+
+        Raises:
+            CannotRunError: there is no cluster, or no longer.
+        """
+        pipe = self._pipe or self._start()
+        try:
+            if not pipe.poll(seconds):
+                return None
+            reply: messages.Reply = pipe.recv()
+        except (EOFError, OSError):
+            reply = messages.Unreachable(f"the process that talks to Ray has ended\n{log_tail(self._log)}")
+        if isinstance(reply, messages.Unreachable):
+            raise self._failure(reply.reason)
+        return reply
+
+    def close(self) -> None:
+        """Disconnect, and end the cluster if it was started for this command."""
+        if self._pipe is None:
+            return
+        with suppress(OSError):
+            self._pipe.send(messages.Close())
+        self._process.join(CLOSE_SECONDS)
+        if self._process.is_alive():
+            end(self._process.pid or 0)
+            self._process.join()
+        self._pipe.close()
+        self._pipe = None
+        self._cleanup.close()
+
+    def _start(self) -> Connection:
+        folder = self._cleanup.enter_context(_cluster_folder())
+        self._log = folder / LOG
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        mute_resource_tracker()
+        arguments = (other, self._address, folder, os.getpid())
+        self._process = context.Process(target=drive, args=arguments, name="edgeopt-ray")
+        self._process.start()
+        other.close()  # so that its end is noticed
+        self.reply(None)
+        return self._pipe
+
+    def _failure(self, reason: str) -> CannotRunError:
+        if not self._address:
+            return CannotRunError(f"Ray does not run on this machine: {reason}", fix="see --on local")
+        return CannotRunError(
+            f"the Ray cluster at {self._address} cannot be used: {reason}",
+            fix="check its head, its token, and that a node of it runs on this machine; run again to resume",
+        )
+
+
+def _cluster_folder() -> AbstractContextManager[Path]:
+    """A folder for the log, and for all files of a cluster that is started here."""
+    place = lasting_temporary_folder()
+    if len(str(place)) > LONGEST_FOLDER:
+        place = Path("/tmp")
+    sweep(place, SCRATCH)
+    return scratch_folder(place, SCRATCH, 0o700)
