@@ -221,7 +221,8 @@ def test_wrong_arguments_are_explained_in_the_pull_request(
     ((_, comment),) = host.comments.items()
     for text in (comment, job.summary):
         assert "on the board" in text and message in text
-    assert job.outputs["verdict"] == "error" and list(job.artifacts) == ["edgeopt-the-recipe.yaml-on-the-board"]
+    assert job.outputs["verdict"] == "error"
+    assert list(job.artifacts) == ["edgeopt-the-recipe.yaml-on-the-board"]
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,37 @@ def test_a_version_never_changes(cli: Cli, tmp_path: Path) -> None:
         assert told.code == 2 and "versions are immutable" in told.err
     index = library(tmp_path / "remote" / "toy").resolve("1.1")
     assert index == library(tmp_path / "maker" / "toy").resolve("1.1")
+
+
+def test_a_part_of_a_run_is_a_version_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", failing=True)
+    report = Report.model_validate_json((run / "report.json").read_bytes())
+    (row,) = report.results
+    rows = (row, *(row.model_copy(update={"variant": name}) for name in ("float", "int4")))
+    changed = report.model_copy(update={"results": rows})
+    (run / "report.json").write_text(changed.model_dump_json(by_alias=True))
+    for file in [*(run / "models").iterdir()]:
+        for name in ("float", "int4"):
+            shutil.copy(file, file.with_name(file.name.replace("int8", name)))
+
+    def pushed(*options: str) -> list[tuple[str, str]]:
+        told = cli("push", run, "--library", tmp_path / "maker", "--json", *options)
+        assert told.code == 0, told
+        name = f"toy@{json.loads(told.out)['version']}"
+        shown = json.loads(cli("show", name, "--library", tmp_path / "maker", "--json").out)
+        assert len(shown["bundles"]) == json.loads(told.out)["bundles"]
+        gates = shown["annotations"]["dev.edgeopt.gates"]
+        return [(bundle["variant"], gates) for bundle in shown["bundles"]]
+
+    # Other parts of the same run are other versions, with the gates of their artifacts.
+    assert pushed("--variant", "int4") == [("int4", "none")]
+    assert pushed("--variant", "int8", "--format", "tflite") == [("int8", "fail")]
+    assert {variant for variant, _ in pushed("--device", "cortex-m")} == {"int8", "float", "int4"}
+    told = cli("push", run, "--variant", "int5", "--library", tmp_path / "maker")
+    assert told.code == 2 and "--variant int5: the run has no such variant; did you mean 'int" in told.err
+    told = cli("push", run, "--variant", "int4", "--library", tmp_path / "maker", "--version", "1")
+    told = cli("push", run, "--variant", "int8", "--library", tmp_path / "maker", "--version", "1")
+    assert told.code == 2 and "versions are immutable" in told.err
 
 
 def test_a_run_that_cannot_be_published_is_told(cli: Cli, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from edgeopt.cli.diagnose import _show as show
-from edgeopt.commands.diagnose import diagnose
+from edgeopt.commands.diagnose import diagnose, with_evaluation
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Diagnosis, Part, Twin, causes, propose
 from edgeopt.evaluation.layer_causes import Cause, pattern_of
@@ -26,7 +26,8 @@ from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.plugin.layer_pair import Grid, Weights
 from edgeopt.recipe.resolve import find_recipe
-from edgeopt.results import Hop
+from edgeopt.reports.diagnosis import render
+from edgeopt.results import Hop, Measurement, Report, Result, Run
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
 
@@ -293,6 +294,30 @@ def test_the_patch_is_yaml_to_paste() -> None:
     assert len(found.patch_text.splitlines()) == 2
     assert fnmatch.fnmatchcase("a*[1]", pattern_of("a*[1]"))
     assert not fnmatch.fnmatchcase("ab1", pattern_of("a*[1]"))
+
+
+def test_the_drop_that_a_run_has_measured_stands_first(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Diagnosis(
+        recipe="r",
+        variant="int8",
+        format="onnx",
+        data="calibration",
+        comparison=comparison(HEALTHY),
+        causes=(),
+    )
+    values = {
+        "top1": Measurement(value=0.875, kind="fraction", role="quality"),
+        "top1_drop": Measurement(value=0.025, ci95=(0.0, 0.05), kind="points", role="drop"),
+    }
+    row = Result(variant="int8", format="onnx", device="pi", status="ok", measurements=values)
+    told = Run(started="2026-01-01", seconds=1, command="", edgeopt="0")
+    other = row.model_copy(update={"format": "tflite"})
+    assert with_evaluation(found, Report(recipe="r", run=told, results=(other,))) == found
+    found = with_evaluation(found, Report(recipe="r", run=told, results=(row,)))
+    text = "top1 87.50 %, drop +2.50 pt (95 % interval +0.00 pt to +5.00 pt)"
+    show(found, 3)
+    assert f"on the evaluation data of the run: {text}" in capsys.readouterr().out.replace("\n", " ")
+    assert text in render(found)
 
 
 def test_grids_and_weights_are_told_in_real_numbers() -> None:

@@ -1,5 +1,6 @@
 """``diagnose``: the layers and causes of a quantized variant's error, and a proposed change."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,10 +60,13 @@ def diagnose(
 
     Exit code 0: diagnosed. 2: the recipe or the command is wrong. 3: something could not run.
     """
+    from edgeopt.cli.report import read_report
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.diagnose import diagnose as run
+    from edgeopt.commands.diagnose import with_evaluation
     from edgeopt.config.files import write_text, writing
     from edgeopt.reports.diagnosis import render
+    from edgeopt.reports.history import REPORT
 
     with Progress(quiet=quiet) as progress:
         diagnosis = run(
@@ -77,6 +81,8 @@ def diagnose(
             device_folders=folders(devices),
             watch=progress,
         )
+    if os.path.isfile(os.path.join(recipe, REPORT)):
+        diagnosis = with_evaluation(diagnosis, read_report(Path(recipe)))
     if out is not None:
         with writing(out, "choose another file with --out"):
             write_text(out, render(diagnosis))
@@ -96,6 +102,7 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
 
     from edgeopt.cli.screen.tables import console
     from edgeopt.reports.columns import show
+    from edgeopt.reports.diagnosis import evaluation
 
     out = console()
     comparison = diagnosis.comparison
@@ -106,6 +113,8 @@ def _show(diagnosis: "Diagnosis", count: int) -> None:
         facts.append(f"computed in float {comparison.written_snr_db:.1f} dB")
     title = f"{diagnosis.variant}.{diagnosis.format} of {diagnosis.recipe} against its float model"
     out.print(Text(f"{title}: {', '.join(facts)}, {comparison.samples} samples of {diagnosis.data}"))
+    if found := evaluation(diagnosis):
+        out.print(Text(f"on the evaluation data of the run: {found}"))
     if diagnosis.needs_nothing:
         out.print(
             Text("nothing to repair: outputs and decisions are close to those of the float model", "green")

@@ -19,7 +19,7 @@ from edgeopt.recipe.selection import Selection
 from edgeopt.reports import junit, markdown
 from edgeopt.reports.ci import code_quality, comment
 from edgeopt.reports.ci.annotations import Annotation, annotations, of_failure
-from edgeopt.results import Report
+from edgeopt.results import Recommendation, Report, Result, Verdict
 from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.rematch import rematch
 from edgeopt.run.store import store_folder
@@ -69,8 +69,8 @@ def judge(
     return replace(judgement, latency=again.verdicts), again.unjudged
 
 
-def part_of(report: Report, selection: Selection) -> Report:
-    """The part of a finished run that would remain of its recipe.
+def part_of(report: Report, selection: Selection, *, with_float: bool = True) -> Report:
+    """The part of a finished run that would remain of its recipe; float does, unless it shall not.
 
     Raises:
         UsageError: the run has none of a name.
@@ -81,10 +81,16 @@ def part_of(report: Report, selection: Selection) -> Report:
         for name in names:
             if name not in known:
                 raise UsageError(f"--{option} {name}: the run has no such {option}{nearest(name, known)}")
+
+    def is_part(one: Result | Recommendation | Verdict) -> bool:
+        return _selected(key_of(one), selection, with_float=with_float)
+
     return report.model_copy(
         update={
-            "results": tuple(row for row in report.results if _selected(key_of(row), selection)),
-            "recommended": tuple(one for one in report.recommended if _selected(key_of(one), selection)),
+            "results": tuple(filter(is_part, report.results)),
+            "recommended": tuple(filter(is_part, report.recommended)),
+            # A gate that found nothing to judge concerns every part.
+            "gates": tuple(one for one in report.gates if is_part(one) or key_of(one) not in keys),
         }
     )
 
@@ -136,9 +142,10 @@ def updated(baseline: Baseline | None, fresh: Baseline, selection: Selection) ->
     return fresh.model_copy(update={"entries": kept, "environment": environment})
 
 
-def _selected(key: tuple[str, str, str], selection: Selection) -> bool:
+def _selected(key: tuple[str, str, str], selection: Selection, *, with_float: bool = True) -> bool:
     """Whether a run of the selection has the artifact; float is always built."""
-    variants = (*selection.variants, BASELINE) if selection.variants else ()
+    built = (BASELINE,) if with_float else ()
+    variants = (*selection.variants, *built) if selection.variants else ()
     return all(
         not names or name in names for name, names in zip(key, (variants, *selection[1:]), strict=True)
     )

@@ -69,6 +69,9 @@ class Diagnosis(Value):
     graph: tuple[GraphNode, ...] = Field(
         (), description="operators of the quantized file, if its format says how they are connected"
     )
+    evaluated: Before | None = Field(
+        None, description="the artifact in the report of the run that was given, on its evaluation data"
+    )
     applied: tuple[Before, ...] = Field(
         (), description="the variant before and after the changes, with --apply"
     )

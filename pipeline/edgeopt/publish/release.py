@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeopt.config.files import file_digest, files_of
 from edgeopt.errors import UsageError
+from edgeopt.plugin import digest_of
 from edgeopt.publish.bundle import make_bundle, publishable, record_of
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.oci import (
@@ -59,12 +60,14 @@ def make_release(
     version: str | None = None,
     key: Path | None = None,
     who: str = "",
+    is_part: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Release:
     """Make bundles of a run's finished artifacts and store them in the library under ``version``.
 
     A repeated call for the same run and version returns the existing release. The default ``version`` is the
-    day of the run and the start of its digest.
+    day of the run and the start of its digest; ``is_part``: the report is a part of the run's, which has a
+    digest of its own.
 
     Raises:
         UsageError: the run has no publishable result, or the version belongs to another run.
@@ -72,7 +75,7 @@ def make_release(
     rows = publishable(report)
     if not rows:
         raise UsageError(
-            f"{run} contains no finished artifact",
+            f"{run} contains no finished artifact{' of those selected' if is_part else ''}",
             fix="see its report: only results with status ok are published",
         )
     if not report.run.document:
@@ -81,6 +84,8 @@ def make_release(
             fix="run 'edgeopt optimize' again",
         )
     identity = file_digest(run / "report.json")
+    if is_part:
+        identity = digest_of([identity, [[row.variant, row.format, row.device] for row in rows]])
     day = report.run.started[:10].replace("-", ".")
     version = version or f"{day}-{identity[:8]}"
     existing = library.resolve(version)

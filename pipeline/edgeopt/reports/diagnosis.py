@@ -43,6 +43,19 @@ def render(diagnosis: Diagnosis) -> str:
     )
 
 
+def evaluation(diagnosis: Diagnosis) -> str:
+    """The quality of the artifact on the evaluation data, with its drop; '' if it is unknown."""
+    values = diagnosis.evaluated.measurements if diagnosis.evaluated is not None else {}
+    parts = []
+    for name, value in values.items():
+        if value.role == "quality":
+            parts.append(f"{name} {value.text}")
+            if drop := values.get(f"{name}_drop"):
+                ends = [drop.model_copy(update={"value": end}).text for end in drop.ci95 or ()]
+                parts.append(f"drop {drop.text}" + (f" (95 % interval {' to '.join(ends)})" if ends else ""))
+    return ", ".join(parts)
+
+
 def _facts(diagnosis: Diagnosis) -> list[list[str]]:
     comparison = diagnosis.comparison
     facts = [
@@ -53,6 +66,7 @@ def _facts(diagnosis: Diagnosis) -> list[list[str]]:
             "" if comparison.written_snr_db is None else f"{comparison.written_snr_db:.1f} dB",
         ),
         ("samples", f"{comparison.samples} of {diagnosis.data}"),
+        ("on the evaluation data", evaluation(diagnosis)),
     ]
     return [[title, cut(text)] for title, text in facts if text]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson, Command, DeviceFolders, folders
+from edgeopt.cli.options import AsJson, Command, DeviceFolders, device_names, folders, format_names
 
 if TYPE_CHECKING:
     from edgeopt.publish.places import Places
@@ -57,11 +57,29 @@ def push(
     channel: Annotated[
         str | None, typer.Option("--channel", help="Also promote it to this channel if its gates pass.")
     ] = None,
+    variants: Annotated[
+        list[str] | None, typer.Option("--variant", metavar="NAME", help="Publish only this variant.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", metavar="NAME", help="Publish only this format.", autocompletion=format_names
+        ),
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Publish only what was measured on this device.",
+            autocompletion=device_names,
+        ),
+    ] = None,
     who: Who = "",
     library: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish every finished artifact of a run as one immutable version.
+    """Publish the finished artifacts of a run, all or those selected, as one immutable version.
 
     One bundle per artifact and device: the model, its input contract, golden vectors, the firmware kit and
     the provenance. An interrupted upload resumes where it stopped.
@@ -77,7 +95,13 @@ def push(
     from edgeopt.publish.release import make_release
     from edgeopt.publish.transfer import bytes_of, mirror
 
-    report = read_report(run)
+    report = whole = read_report(run)
+    if variants or formats or devices:
+        from edgeopt.commands.judge import part_of
+        from edgeopt.recipe.selection import Selection
+
+        selection = Selection(tuple(variants or ()), tuple(formats or ()), tuple(devices or ()))
+        report = part_of(whole, selection, with_float=False)
     if channel is not None:
         check_channel(channel)
     places = places_of(library)
@@ -101,6 +125,7 @@ def push(
             version=check_version(version) if version else None,
             key=key,
             who=who,
+            is_part=len(report.results) < len(whole.results),
             say=transfer.say,
         )
         if target is not None:
