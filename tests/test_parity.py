@@ -12,7 +12,11 @@ from edgeopt.cli import main
 from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity, steps_in_front
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference
+from edgeopt.model import Model
+from edgeopt.results import Measurement
+from edgeopt.run.assemble import magnified
 from edgeopt.run.outcome import Outcome
+from toy_operators import operator, write
 from toy_results import job_result
 from toy_tflite import toy
 
@@ -95,8 +99,8 @@ def test_a_conversion_of_the_outputs_is_not_blamed_for_them() -> None:
 def test_steps_are_counted_in_front_of_a_softmax_that_magnifies_them() -> None:
     def ends_with(*operators: str, values: list[list[int]]) -> Outcome:
         made = layers(*values)
-        for info, operator in zip(made.layer_infos, operators, strict=True):
-            info["operator"] = operator
+        for info, kind in zip(made.layer_infos, operators, strict=True):
+            info["operator"] = kind
         return made
 
     casts, magnifying = {"DEQUANTIZE"}, {"SOFTMAX"}
@@ -202,3 +206,18 @@ def test_the_command(
     assert code == 2 and "at least two" in err
     code, _, err = run(toy_file, "--device", "host", "--device", "nowhere", *mine)
     assert code == 2 and "no device 'nowhere'" in err
+
+
+def test_the_steps_behind_a_softmax_are_said_to_be_those_of_the_output(tmp_path: Path) -> None:
+    def note(last: str, steps: float | None) -> str:
+        path = tmp_path / f"{last}.tflite"
+        chain = operator("CONV_2D", weighted=True), operator(last)
+        write(path, *chain, shape=(1, 4, 4, 2), types=("int8", "int8"))
+        model = Model(format="tflite", path=path)
+        return "".join(magnified(model, None if steps is None else Measurement(value=steps)))
+
+    told = note("SOFTMAX", 149)
+    assert told.startswith("the 149 steps to host are those of the output, after SOFTMAX")
+    assert note("RELU", 149) == note("SOFTMAX", 1) == note("SOFTMAX", None) == ""
+    other = Model(format="onnx", path=tmp_path / "none.onnx")
+    assert magnified(other, Measurement(value=149.0)) == ()

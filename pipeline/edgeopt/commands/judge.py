@@ -70,7 +70,7 @@ def judge(
 
 
 def part_of(report: Report, selection: Selection, *, with_float: bool = True) -> Report:
-    """The part of a finished run that would remain of its recipe; float does, unless it shall not.
+    """The part of a finished run that would remain of its recipe; float does, if ``with_float``.
 
     Raises:
         UsageError: the run has none of a name.

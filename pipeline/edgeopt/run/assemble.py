@@ -17,8 +17,8 @@ from edgeopt.evaluation.hops import aligned, hop, output_changes
 from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, labels_of
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
-from edgeopt.formats.known import model_digest, model_files
-from edgeopt.model import Outputs
+from edgeopt.formats.known import format_named, model_digest, model_files
+from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Decisions
 from edgeopt.recipe.planner import Built, Plan
 from edgeopt.results import (
@@ -120,7 +120,7 @@ def results(
                         lower,
                     )
                 values |= _parity(measured, branch.name, device.name, scorer.interpreters)
-            notes = (*step_notes, *read.notes)
+            notes = (*step_notes, *read.notes, *magnified(model, values.get("parity_max_steps")))
             layers = renamed_rows(outcome.details, rename)
             rows.append(
                 result_of(outcome, hops=hops, measurements=values, notes=notes, layers=layers, **common)
@@ -269,6 +269,20 @@ def hops_of(
 
 def _outputs(outcome: Outcome) -> Outputs:
     return Outputs(outcome.outputs, outcome.output_names)
+
+
+def magnified(model: Model, steps: Measurement | None) -> tuple[str, ...]:
+    """A note if the steps between two devices are those after an operator that makes many out of one."""
+    kind = format_named(model.format)
+    if steps is None or steps.value <= 1 or not kind.magnifying:
+        return ()
+    kinds = [each.kind for each in kind.operators(model.path) or () if each.kind not in kind.casts]
+    if not kinds or kinds[-1] not in kind.magnifying:
+        return ()
+    return (
+        f"the {steps.value:.0f} steps to host are those of the output, after {kinds[-1]}, which turns one "
+        "step of its input into many: edgeopt parity counts in front of it",
+    )
 
 
 def _parity(
