@@ -123,6 +123,7 @@ print({base.plugin_kind: len(registry.plugins(base)) for base in KINDS})
     fixed = tmp_path / "fixed.tflite"
     fixed.write_bytes(toy())
     assert "no findings" in run("lint", fixed, "--device", "cortex-m")
+    assert "the sparsity of the weights is unknown without NumPy" in run("inspect", fixed)
     measured = run("profile", fixed, code=3)
     assert "this needs numpy" in measured and "pip install 'edgeopt[numerics] @ file://" in measured
 

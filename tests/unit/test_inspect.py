@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeopt.cli import app
+from edgeopt.config import absent
 from edgeopt.errors import StageError, UsageError
 from edgeopt.formats.source import size_breakdown
+from edgeopt.formats.tflite.files import breakdown
 from edgeopt.plugin import SizeBreakdown
 from toy_tflite import NOTES, toy
 
@@ -32,6 +34,19 @@ def told(path: Path) -> SizeBreakdown:
     assert sum(found.parts.values()) == found.size_bytes
     assert min(found.parts.values()) > 0
     return found
+
+
+@needs("ai_edge_litert")
+def test_a_tflite_file_is_inspected_without_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "toy.tflite"
+    path.write_bytes(toy())
+    whole = size_breakdown(path)
+    monkeypatch.setattr(absent, "installed", lambda: False)
+    monkeypatch.setattr(breakdown, "np", absent._Package("numpy"))  # refuses every call
+    found = size_breakdown(path)
+    assert whole.sparsity is not None and found.sparsity is None
+    assert found.notes[-1].startswith("the sparsity of the weights is unknown without NumPy: ")
+    assert found.model_copy(update={"sparsity": whole.sparsity, "notes": whole.notes}) == whole
 
 
 @needs("ai_edge_litert")

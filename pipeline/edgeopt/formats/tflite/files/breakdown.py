@@ -1,6 +1,6 @@
 """Size breakdown of a TFLite file, exact to the byte, and the MACs of its layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.config import absent
+from edgeopt.errors import install
 from edgeopt.formats.arithmetic import product, sparsity, total_macs
 from edgeopt.formats.tflite.files.graphs import Tensor, graphs_of
 from edgeopt.formats.tflite.files.model_file import TfliteFile, load
+from edgeopt.formats.tflite.files.weight_coding import DECODE, decoded
 from edgeopt.formats.wire.flatbuffer import Extent
 from edgeopt.plugin.contents import LayerSize, SizeBreakdown
 
@@ -39,7 +42,15 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 """Indices of the inputs of an operator that are weights, and of those that are biases, if constant."""
 
-_BITS = {"float32": np.uint32, "float16": np.uint16, "int8": np.uint8, "uint8": np.uint8}
+_BITS = {"float32": "uint32", "float16": "uint16", "int8": "uint8", "uint8": "uint8"}
+
+
+class Weights(NamedTuple):
+    """A constant: its bytes, and the type of its values."""
+
+    data: bytes
+    dtype: str
+
 
 UNPACKING = ("DEQUANTIZE", "DENSIFY")
 
@@ -86,7 +97,11 @@ def read(path: Path) -> SizeBreakdown:
 def size_breakdown(file: TfliteFile) -> SizeBreakdown:
     """The breakdown of a file that is already loaded."""
     roles, layers, parameters, weights = _graphs(file)
-    free = any(layer.macs is None for layer in layers)
+    notes = []
+    if any(layer.macs is None for layer in layers):
+        notes.append("the MACs of layers with a free dimension are unknown")
+    if not absent.installed():
+        notes.append(f"the sparsity of the weights is unknown without NumPy: {install('numerics')}")
     return SizeBreakdown(
         file=file.name,
         format="tflite",
@@ -95,9 +110,14 @@ def size_breakdown(file: TfliteFile) -> SizeBreakdown:
         layers=layers,
         parameters=parameters,
         macs=total_macs(layers),
-        sparsity=sparsity(weights),
-        notes=("the MACs of layers with a free dimension are unknown",) if free else (),
+        sparsity=sparsity(_bit_patterns(weights)) if absent.installed() else None,
+        notes=tuple(notes),
     )
+
+
+def _bit_patterns(weights: Iterable[Weights]) -> Iterator[NDArray[np.generic]]:
+    """The values of weights as integers, of which equal ones are the same value."""
+    return (np.frombuffer(each.data, _BITS[each.dtype]) for each in weights)
 
 
 def _parts(file: TfliteFile, roles: dict[int, int]) -> dict[str, int]:
@@ -142,10 +162,10 @@ def _part(extent: Extent, used: dict[int, int]) -> str:
 
 def _graphs(
     file: TfliteFile,
-) -> tuple[dict[int, int], tuple[LayerSize, ...], int, list[NDArray[np.generic]]]:
-    """Role of each buffer, layers of all graphs, number of parameters, and weights as bit patterns."""
+) -> tuple[dict[int, int], tuple[LayerSize, ...], int, list[Weights]]:
+    """Role of each buffer, layers of all graphs, number of parameters, and weights of known types."""
     model = file.model
-    weights: dict[int, NDArray[np.generic]] = {}
+    weights: dict[int, Weights] = {}
     roles: dict[int, int] = {}
     # By tensor, not by buffer: equal tensors may share bytes in the file, and are still separate parameters.
     counted: dict[tuple[int, int], int] = {}
@@ -170,8 +190,17 @@ def _graphs(
             for constant, role in constants:
                 mark(constant.buffer, role)
                 if role == "weights" and constant.dtype in _BITS:
-                    weights[constant.buffer] = np.frombuffer(constant.data, _BITS[constant.dtype])
+                    weights[constant.buffer] = Weights(constant.data, constant.dtype)
                 counted[index, constant.number] = product(constant.shape) or 0
+            if kind == DECODE:
+                for at, (output, values) in enumerate(decoded(operation, file.name)):
+                    codes, header = inputs[2 * at : 2 * at + 2]
+                    assert codes is not None and header is not None  # they have been decoded
+                    mark(header.buffer, "weights")
+                    weights[codes.buffer] = values.reshape(-1).view(np.uint8)
+                    tensors[output.number] = tensors[output.number]._replace(
+                        buffer=codes.buffer, data=codes.data
+                    )
             if kind in UNPACKING and operation.outputs and inputs and inputs[0] is not None:
                 # Unpacked when the model is loaded, so readers of the result are readers of the constant.
                 result = operation.outputs[0].number
