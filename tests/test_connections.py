@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.devices.connections.local import Local, LocalLink
+from edgeopt.devices.device import Device
 from edgeopt.devices.environments import environment_folder, environment_python, setup_environment
+from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, UsageError
+from edgeopt.run.bench import connect
 
 
 def test_files_go_there_and_come_back(tmp_path: Path) -> None:
@@ -154,3 +158,21 @@ def test_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "file"))
     with pytest.raises(DeviceError, match="cannot create"):
         setup_environment("small", [], lambda line: None)
+
+
+def test_a_job_that_is_not_timed_waits_for_nobody() -> None:
+    device = Device(name="bench", runtimes={"null": "null"})
+    done: list[bool] = []
+
+    def use(shared: bool) -> None:
+        with connect(device, shared=shared):
+            done.append(shared)
+
+    threads = [threading.Thread(target=use, args=(shared,)) for shared in (True, False)]
+    with device_lock(device.name, device.connection):  # a measurement that takes long
+        for thread in threads:
+            thread.start()
+        threads[0].join(5)
+        assert done == [True]
+    threads[1].join(5)
+    assert done == [True, False]

@@ -8,7 +8,7 @@ import platform
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -142,6 +142,8 @@ class Bench:
     store: Store
     trust: bool = False
     """Whether models may contain more than a network; see ``Job.trust``."""
+    shared: bool = False
+    """Whether other processes may use the device meanwhile: if no job of this one is timed."""
     probe: Probe | None = None
     failure: str = ""
 
@@ -153,7 +155,7 @@ class Bench:
         """
         absent.require()
         try:
-            self.probe = fetch_probe(self.device, self.agent)
+            self.probe = fetch_probe(self.device, self.agent, shared=self.shared)
             check_requirements(self.device, self.probe)
         except (DeviceError, UsageError) as error:  # the latter: a connection of the user that is none
             self.failure = str(error)
@@ -254,7 +256,8 @@ class Bench:
             DeviceError: the runtime rejects the model, or its format does not declare inputs.
         """
         job = self._job(self.device.runtimes[model.format])
-        with tempfile.TemporaryDirectory(prefix="edgeopt-") as name, connect(self.device) as link:
+        scratch = tempfile.TemporaryDirectory(prefix="edgeopt-")
+        with scratch as name, connect(self.device, shared=self.shared) as link:
             folder = Path(name)
             link.put(self.agent, "agent.pyz")
             job["model"] = _put(link, model, "model")
@@ -281,7 +284,7 @@ class Bench:
     ) -> None:
         inputs, count = evaluation.files(model.inputs, limit)
         names = [f"input{index}.npy" for index in range(len(inputs))]
-        with connect(self.device) as link:
+        with connect(self.device, shared=self.shared) as link:
             link.put(self.agent, "agent.pyz")
             for path, name in zip(inputs, names, strict=True):
                 link.put(path, name)
@@ -321,24 +324,29 @@ class Bench:
 
 
 @contextmanager
-def connect(device: Device) -> Iterator[Link]:
+def connect(device: Device, *, shared: bool = False) -> Iterator[Link]:
     """Open a connection to a device and lock the device against other runs on this machine.
+
+    Args:
+        device: the device.
+        shared: do not lock it: for jobs in which nothing is timed.
 
     Raises:
         DeviceError: the device is unreachable.
     """
-    with device_lock(device.name, device.connection), connection_of(device).open() as link:
+    lock = nullcontext() if shared else device_lock(device.name, device.connection)
+    with lock, connection_of(device).open() as link:
         yield link
 
 
 @retried
-def fetch_probe(device: Device, agent: Path) -> Probe:
+def fetch_probe(device: Device, agent: Path, *, shared: bool = False) -> Probe:
     """Run the agent's probe on a device: processor, memory, system, runtimes and their versions.
 
     Raises:
         DeviceError: the device is unreachable, or its response is malformed.
     """
-    with connect(device) as link:
+    with connect(device, shared=shared) as link:
         link.put(agent, "agent.pyz")
         process = link.python(["agent.pyz", "probe"], timeout=60)
     if process.returncode != 0:

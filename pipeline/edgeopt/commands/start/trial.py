@@ -255,7 +255,8 @@ def _run(recipe: Recipe, steps: Sequence[Mapping[str, Any]], folder: Path, place
         dataset = Tried(of=dataset, steps=each, spec=plan.source.inputs[0])
         preprocessing = InputPreprocessing(Preprocessing(), plan.source.inputs)
     place.watch(message(f"running {plan.source.path.name} on {SAMPLES} samples, to see what it computes"))
-    bench = Bench(host, build_agent(folder / "agent.pyz"), place.store, recipe.model.trust).open()
+    agent, trust = build_agent(folder / "agent.pyz"), recipe.model.trust
+    bench = Bench(host, agent, place.store, trust, shared=True).open()  # nothing is timed
     count = SAMPLES * len(steps)
     outcome = bench.run(source, Evaluation(dataset, preprocessing, folder), limit=count)
     if outcome.error:
