@@ -5,7 +5,7 @@ of it doubles the bin width by merging neighbouring bins: every count stays exac
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -26,6 +26,8 @@ CANDIDATES = 100
 """Candidate ranges for ``entropy`` and ``mse``."""
 SMALLEST_SHARE = 0.05
 """Narrowest candidate, as a fraction of the range from minimum to maximum."""
+MOST_COUNTED = 1 << 16
+"""Values of one tensor and sample that are counted; of more, evenly spaced ones, and always the extremes."""
 
 
 def spread(ranges: Iterable[tuple[float, float]]) -> float:
@@ -49,6 +51,16 @@ def bounded(values: Array) -> Array:
     return values[within]
 
 
+def _thinned(values: Array, start: int) -> Array:
+    """The flat values, or about ``MOST_COUNTED`` of them at equal distances, shifted by ``start``."""
+    flat = values.reshape(-1)
+    step = -(-flat.size // MOST_COUNTED)
+    # A common divisor with an axis would meet the same rows or channels again and again.
+    while step > 1 and any(math.gcd(step, size) > 1 for size in values.shape):
+        step += 1
+    return flat[start % step :: step]
+
+
 class Histogram:
     """Histogram of the values of one tensor over any number of samples, in constant memory."""
 
@@ -60,6 +72,7 @@ class Histogram:
         self.maximum = -math.inf
         self._limit = 0.0
         """The bins cover [-limit, limit]; 0 until the first nonzero value."""
+        self._samples = 0
         self.is_unbounded = False
         """Whether a value stands for infinity."""
 
@@ -73,21 +86,32 @@ class Histogram:
         Raises:
             ValueError: a value is NaN.
         """
-        finite = bounded(values)
-        self.is_unbounded |= finite.size < values.size
-        values = finite
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
+        if not -LARGEST < low <= high < LARGEST:
+            finite = bounded(values)
+            self.is_unbounded |= finite.size < values.size
+            if finite.size:
+                self.add(finite)
+            return
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._extend(max(abs(low), abs(high)))
+        self._add_counts(_thinned(values, self._samples))
+        self._samples += 1
+
+    def _add_counts(self, values: Array) -> None:
         bins = len(self.counts)
-        nonzero = values[values != 0]
-        self.zeros += values.size - nonzero.size
-        if nonzero.size:
-            indices = (nonzero * (bins / 2 / self._limit) + bins / 2).astype(np.int64)
-            # The largest value itself lies on the upper edge of the last bin.
-            self.counts += np.bincount(np.clip(indices, 0, bins - 1), minlength=bins)
+        zeros = values.size - int(np.count_nonzero(values))
+        self.zeros += zeros
+        if zeros == values.size:
+            return
+        indices = (values * (bins / 2 / self._limit) + bins / 2).astype(np.int64)
+        counts = np.bincount(indices, minlength=bins + 1)
+        counts[bins // 2] -= zeros
+        # The largest value itself lies on the upper edge of the last bin.
+        counts[bins - 1] += counts[bins]
+        self.counts += counts[:bins]
 
     def _extend(self, largest: float) -> None:
         """Double the bin width until the bins cover ``largest``."""
@@ -158,7 +182,7 @@ class Histogram:
         self, calibrator: Calibrator, low: float, high: float, symmetric: bool, levels: int
     ) -> tuple[float, float]:
         """The candidate with the smallest loss: first both ends shrink together, then each end alone."""
-        loss = self._divergence if calibrator == "entropy" else self._squared_error
+        loss = self._divergence if calibrator == "entropy" else self._squared_errors()
         shares = np.linspace(SMALLEST_SHARE, 1.0, CANDIDATES)
 
         def scaled(below: float, above: float) -> tuple[float, float]:
@@ -175,16 +199,28 @@ class Histogram:
             below = float(min(shares, key=lambda share: loss(*scaled(share, above), levels)))
         return scaled(below, above)
 
-    def _squared_error(self, low: float, high: float, levels: int) -> float:
-        """Sum of the squared errors of all values after quantization of the range to ``levels``."""
-        scale = (high - low) / (levels - 1)
-        if scale <= 0:
-            return math.inf
+    def _squared_errors(self) -> Callable[[float, float, int], float]:
+        """The sum of the squared errors of all values after quantization of a range to some levels."""
         centres = self._centres()
-        inside = np.clip(centres, low, high)
-        rounding = scale * scale / 12  # variance of a uniform rounding error
-        error = (centres - inside) ** 2 + np.where(centres == inside, rounding, 0.0)
-        return float((self.counts * error).sum())
+        # Moments of the values below each bin: a candidate costs no pass over the bins.
+        powers = np.stack([self.counts * centres**power for power in range(3)])
+        below = np.concatenate([np.zeros((3, 1)), np.cumsum(powers, axis=1)], axis=1)
+
+        def loss(low: float, high: float, levels: int) -> float:
+            scale = (high - low) / (levels - 1)
+            if scale <= 0:
+                return math.inf
+            first, end = np.searchsorted(centres, low), np.searchsorted(centres, high, side="right")
+            clipped = 0.0
+            for edge, (count, total, square) in (
+                (low, below[:, first]),
+                (high, below[:, -1] - below[:, end]),
+            ):
+                clipped += square - 2 * edge * total + edge * edge * count
+            rounding = scale * scale / 12  # variance of a uniform rounding error
+            return float(clipped + rounding * (below[0, end] - below[0, first]))
+
+        return loss
 
     def _divergence(self, low: float, high: float, levels: int) -> float:
         """Kullback-Leibler divergence of the clipped and quantized distribution from the original one.

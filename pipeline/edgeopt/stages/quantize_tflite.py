@@ -64,7 +64,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 9
+    revision: ClassVar[int] = 10
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",

@@ -21,11 +21,56 @@ MOST_BYTES = 256 << 20
 """Memory limit for all moments together; beyond it, the widest layers are skipped."""
 FEWEST_POSITIONS = 64
 """Smallest number of positions per sample, so that every sample counts."""
-POSITIONS_PER_WEIGHT = 64
+POSITIONS_PER_WEIGHT = 16
 """Number of positions of all samples together, as a multiple of the width of the matrix. More take longer and
 change nothing, because neighbouring patches are highly correlated."""
 
-Moments = NDArray[np.float64]
+
+class Moments(NamedTuple):
+    """What is kept of the inputs ``x`` of one layer, of all positions that were taken."""
+
+    central: NDArray[np.float64]
+    """``sum (x - mean) (x - mean)^T``, ``[groups, width, width]``."""
+    mean: NDArray[np.float64]
+    """``[groups, width]``."""
+    positions: int
+
+    @property
+    def second(self) -> NDArray[np.float64]:
+        """``sum x x^T``."""
+        return self.central + self.positions * self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis]
+
+
+class _Sums:
+    """Sums over the inputs of one layer.
+
+    They are those of the differences from the mean of the first sample: inputs that hardly vary would lose
+    their variance in the rounding of float32.
+    """
+
+    def __init__(self) -> None:
+        self.offset: Any = None
+        self.first: Any = 0.0
+        self.second = SecondMoments()
+        self.positions = 0
+
+    def add(self, rows: Array) -> None:
+        """Add rows ``[groups, positions, width]``."""
+        if self.offset is None:
+            self.offset = rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        rows = np.asarray(rows - self.offset)
+        self.second.add(rows)
+        self.first = self.first + rows.sum(axis=1, dtype=np.float64)
+        self.positions += rows.shape[1]
+
+    def moments(self) -> Moments | None:
+        """The moments; afterwards, nothing can be added."""
+        if self.offset is None or self.second.matrix is None:
+            return None
+        shift = self.first / self.positions
+        for total, first, mean in zip(self.second.matrix, self.first, shift, strict=True):
+            total -= np.outer(first, mean)
+        return Moments(self.second.matrix, self.offset[:, 0] + shift, self.positions)
 
 
 class Reader(NamedTuple):
@@ -57,21 +102,22 @@ class Reader(NamedTuple):
         if self.node.op_type != "Conv":
             inputs = values.reshape(-1, values.shape[-1])
             return inputs[_chosen(len(inputs), most, random)][np.newaxis]
-        windows = _windows(values, self.node, self.shape[2:])  # [n, *positions, channels, *kernel]
-        places = windows.shape[: values.ndim - 1]
-        chosen = np.unravel_index(_chosen(prod(places), most, random), places)
-        patches = windows[chosen]
-        grouped = patches.reshape(len(patches), self.groups, -1)
-        return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+        taps, inside = _taps(values.shape, self.node, self.shape[2:], most, random)
+        channels = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        patches = np.take(channels, taps, axis=1, mode="clip")  # [channels, positions, kernel]
+        if not inside.all():
+            patches = patches * inside
+        grouped = patches.reshape(self.groups, -1, *taps.shape).transpose(0, 2, 1, 3)
+        return grouped.reshape(self.groups, len(taps), -1)
 
 
 def collect(prepared: Path, samples: Samples, count: int) -> dict[str, Moments]:
-    """Moments ``[groups, width, width]`` of each supported layer, by layer name.
+    """Moments of the inputs of each supported layer, by layer name.
 
     ``count`` is the number of samples: of few samples, more positions of each are taken.
     """
     readers = _affordable(_readers(onnx_model_file.load(prepared)))
-    sums = {reader.name: SecondMoments() for reader in readers}
+    sums = {reader.name: _Sums() for reader in readers}
     run = _Run(prepared, readers)
     random = np.random.default_rng(0)
     for sample in samples:
@@ -79,8 +125,8 @@ def collect(prepared: Path, samples: Samples, count: int) -> dict[str, Moments]:
         for reader in readers:
             most = max(FEWEST_POSITIONS, POSITIONS_PER_WEIGHT * reader.width // max(count, 1))
             rows = reader.rows(values[reader.node.input[0]], most, random)
-            sums[reader.name].add(rows.astype(np.float32))
-    return {name: each.matrix for name, each in sums.items() if each.matrix is not None}
+            sums[reader.name].add(rows.astype(np.float32, copy=False))
+    return {name: found for name, each in sums.items() if (found := each.moments()) is not None}
 
 
 class _Run:
@@ -146,17 +192,35 @@ def _chosen(count: int, most: int, random: np.random.Generator) -> NDArray[np.in
     return np.sort(random.choice(count, most, replace=False)) if count > most else np.arange(count)
 
 
-def _windows(values: Array, node: Any, kernel: tuple[int, ...]) -> Array:
-    """A view ``[n, *positions, channels, *kernel]`` of the patches of a batch ``[n, channels, *spatial]``."""
+def _taps(
+    shape: tuple[int, ...], node: Any, kernel: tuple[int, ...], most: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """What a convolution reads at some of its positions, both ``[positions, kernel]``.
+
+    Returns the index into the flattened batch and space of the input ``[n, channels, *spatial]``, and whether
+    it is inside; only what is chosen is touched, because whole inputs are large.
+    """
+    batch, _, *space = shape
     rank = len(kernel)
     strides = _option(node, "strides", [1] * rank)
     dilations = _option(node, "dilations", [1] * rank)
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    padding = [(0, 0), (0, 0), *_padding(values.shape[2:], node, reach, strides)]
-    padded = np.pad(values, padding) if np.any(padding) else values
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-    steps = (*[slice(None, None, step) for step in strides], *[slice(None, None, step) for step in dilations])
-    return np.moveaxis(windows[(slice(None), slice(None), *steps)], 1, 1 + rank)
+    padding = _padding(tuple(space), node, reach, strides)
+    sizes = (
+        (size + sum(pads) - span) // step + 1
+        for size, pads, span, step in zip(space, padding, reach, strides, strict=True)
+    )
+    places = (batch, *sizes)
+    sample, *position = np.unravel_index(_chosen(prod(places), most, random), places)
+    taps = sample[:, np.newaxis]
+    inside = np.ones_like(taps, bool)
+    for axis in range(rank):
+        start = position[axis] * strides[axis] - padding[axis][0]
+        at = (start[:, np.newaxis] + dilations[axis] * np.arange(kernel[axis]))[:, np.newaxis]
+        within = (at >= 0) & (at < space[axis])
+        taps = (taps[:, :, np.newaxis] * space[axis] + at).reshape(len(taps), -1)
+        inside = (inside[:, :, np.newaxis] & within).reshape(len(taps), -1)
+    return taps, inside
 
 
 def _padding(

@@ -1,11 +1,11 @@
 """Requantization of the constant weights of a QDQ graph from their float values, in a chosen encoding."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgeopt.formats.onnx.quantize.moments import Moments
 from edgeopt.formats.onnx.quantize.overflow import (
     PAIR_LIMIT,
     WEIGHT_MAX,
@@ -18,12 +18,24 @@ from edgeopt.formats.onnx.quantize.overflow import (
 )
 from edgeopt.formats.weight_rounding import Compensation
 
+
+class _Rounded(NamedTuple):
+    """The weights of one layer on their grid."""
+
+    values: Numbers
+    scales: Numbers
+    shift: Numbers
+    """``[outputs]``: by how much rounding lowers the mean of each output, for the bias to take up; else 0."""
+
+
 Encoding: TypeAlias = Literal["safe", "full", "reduced", "unsigned"]
 """Encoding of the weights of a layer. ``safe``: int8 with scales that prevent overflow of pairs of products.
 ``full``: int8 with the whole range. ``reduced``: int8 limited to 7 bits. ``unsigned``: ``full`` shifted by
 128 to uint8, whose kernel widens before it multiplies; about half as fast with VNNI."""
 
 REDUCED_MAX = PAIR_LIMIT // 2
+FEWEST_POSITIONS = 16
+"""Number of inputs of a layer below which their mean is too uncertain to correct the bias by."""
 
 
 class Weights:
@@ -31,14 +43,14 @@ class Weights:
 
     Args:
         floats: values before quantization, by the name of the quantized constant.
-        moments: second moments of the layer inputs ``[groups, width, width]``, by layer name; the weights of
-            layers without moments are rounded to nearest.
+        moments: moments of the layer inputs, by layer name; the weights of layers without moments are
+            rounded to nearest.
     """
 
-    def __init__(self, floats: Mapping[str, Numbers], moments: Mapping[str, NDArray[np.float64]]) -> None:
+    def __init__(self, floats: Mapping[str, Numbers], moments: Mapping[str, Moments]) -> None:
         self.floats, self.moments = floats, moments
         self._compensations: dict[str, Compensation] = {}
-        self._cache: dict[tuple[str, str, bytes], tuple[Numbers, Numbers]] = {}
+        self._cache: dict[tuple[str, str, bytes], _Rounded] = {}
 
     def rewrite(self, model: Any, encodings: Mapping[str, Encoding]) -> None:
         """Requantize the weights of each layer in its encoding; layers not in ``encodings`` are unchanged.
@@ -77,13 +89,13 @@ class Weights:
         # Search candidates differ in few layers, and the rounding of a layer is slow.
         if key not in self._cache:
             self._cache[key] = self._quantize(layer, encoding, before)
-        values, scales = self._cache[key]
-        _put(constants, name, values)
-        _put(constants, scale_name, scales)
-        if layer.bias is not None and encoding == "safe":
-            _rescale_bias(layer.bias, scales / before, constants)
+        rounded = self._cache[key]
+        _put(constants, name, rounded.values)
+        _put(constants, scale_name, rounded.scales)
+        if layer.bias is not None:
+            _adapt_bias(layer.bias, rounded.scales / before, rounded.shift, constants)
 
-    def _quantize(self, layer: Stored, encoding: Encoding, before: Numbers) -> tuple[Numbers, Numbers]:
+    def _quantize(self, layer: Stored, encoding: Encoding, before: Numbers) -> _Rounded:
         """Values and scales; except for ``safe``, the scales ``before`` of the quantizer are kept."""
         floats = self.floats[layer.weight.input[0]]
         rows = rows_of(floats.astype(np.float64), layer.axis)
@@ -91,17 +103,31 @@ class Weights:
         if encoding == "safe":
             scales = _safe_scales(rows, scales, per_tensor=before.ndim == 0)
         steps = _nearest(rows, scales)
-        if (compensation := self._compensation(layer.name)) is not None:
+        shift = np.zeros(1)
+        if (compensation := self._compensation(layer)) is not None:
             steps = compensation.round(rows, scales, *_limits(steps, encoding))
+            if self._has_mean(layer):
+                mean = self.moments[layer.name].mean
+                errors = (rows - steps * scales[:, np.newaxis]).reshape(len(mean), -1, mean.shape[1])
+                shift = (errors @ mean[:, :, np.newaxis]).reshape(-1)
         moved = np.moveaxis(floats, layer.axis, 0).shape
         values = np.moveaxis(steps.reshape(moved), 0, layer.axis).astype(np.int8)
         scales = scales.max() if before.ndim == 0 else scales
-        return np.ascontiguousarray(values), np.asarray(scales, before.dtype).reshape(before.shape)
+        scales = np.asarray(scales, before.dtype).reshape(before.shape)
+        return _Rounded(np.ascontiguousarray(values), scales, shift)
 
-    def _compensation(self, name: str) -> Compensation | None:
+    def _compensation(self, layer: Stored) -> Compensation | None:
+        name = layer.name
         if name in self.moments and name not in self._compensations:
-            self._compensations[name] = Compensation(self.moments[name])
+            moments = self.moments[name]
+            # A bias takes up the mean of the error exactly, so that the weights need not.
+            central = self._has_mean(layer)
+            self._compensations[name] = Compensation(moments.central if central else moments.second)
         return self._compensations.get(name)
+
+    def _has_mean(self, layer: Stored) -> bool:
+        """Whether the bias takes up the mean of the error."""
+        return layer.bias is not None and self.moments[layer.name].positions >= FEWEST_POSITIONS
 
 
 def _nearest(rows: Numbers, scales: Numbers) -> Numbers:
@@ -121,14 +147,14 @@ def _safe_scales(rows: Numbers, scales: Numbers, per_tensor: bool) -> Numbers:
 
 
 def _limits(steps: Numbers, encoding: Encoding) -> tuple[Numbers, Numbers]:
-    """The lowest and the highest value of each weight.
+    """The lowest and the highest value of each weight, or of all as ``[1, 1]``.
 
     For ``safe``, per row and sign: the largest weight keeps its value, or half the pair limit if that is
     more, and all others are limited to the remainder, so that no pair exceeds the limit.
     """
     if encoding != "safe":
-        most = REDUCED_MAX if encoding == "reduced" else WEIGHT_MAX
-        return np.full_like(steps, -most), np.full_like(steps, most)
+        most = np.full((1, 1), REDUCED_MAX if encoding == "reduced" else WEIGHT_MAX, steps.dtype)
+        return -most, most
     limits = []
     for sign in (-1, 1):
         values = sign * steps
@@ -139,16 +165,21 @@ def _limits(steps: Numbers, encoding: Encoding) -> tuple[Numbers, Numbers]:
     return limits[0], limits[1]
 
 
-def _rescale_bias(bias: Any, factors: Numbers, constants: Mapping[str, Any]) -> None:
-    """Adapt an int32 bias to new weight scales: its scale is input scale times weight scale."""
+def _adapt_bias(bias: Any, factors: Numbers, shift: Numbers, constants: Mapping[str, Any]) -> None:
+    """Adapt an int32 bias to new weight scales, of which its scale is a multiple, and add ``shift`` to it."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(constants[bias.input[0]]).astype(np.float64)
     scales = numpy_helper.to_array(constants[bias.input[1]])
     # A per-tensor bias scale can follow only one factor.
-    spread = factors if scales.ndim else np.max(factors)
-    _put(constants, bias.input[0], np.rint(values / spread).astype(np.int32))
-    _put(constants, bias.input[1], (scales * spread).astype(scales.dtype).reshape(scales.shape))
+    scales = (
+        (scales * (factors if scales.ndim else np.max(factors))).astype(scales.dtype).reshape(scales.shape)
+    )
+    before = numpy_helper.to_array(constants[bias.input[1]]).astype(np.float64)
+    limits = np.iinfo(np.int32)
+    moved = np.clip(np.rint((values * before + shift) / scales), limits.min, limits.max)
+    _put(constants, bias.input[0], moved.astype(np.int32))
+    _put(constants, bias.input[1], scales)
 
 
 def _shift(layer: Stored, constants: Mapping[str, Any]) -> None:
