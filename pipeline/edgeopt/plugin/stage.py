@@ -79,6 +79,9 @@ class Stage(Plugin):
     by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Intents, with options, that apply to every optimized variant whose format supports them; ``false`` in
     the recipe disables them."""
+    runtimes: ClassVar[frozenset[str]] = frozenset()
+    """The only runtimes that run the result; empty: all of its format. Such a stage must preserve every bit
+    of the outputs, which a run verifies in these runtimes."""
     worker: ClassVar[Worker] = "plain"
     preference: ClassVar[int] = 0
     """Among chains of equal length, the planner takes the one with the highest sum."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 from edgeopt.formats import semantic_graph
 from edgeopt.formats.tflite.files import breakdown, semantics
 from edgeopt.formats.tflite.files.model_file import IDENTIFIER, load
+from edgeopt.formats.tflite.files.weight_coding import DECODING, is_coded
 from edgeopt.formats.tflite.graph import naming
 from edgeopt.formats.tflite.graph.operators import operators_of, output_steps_of
 from edgeopt.model import Model
@@ -42,6 +43,9 @@ class Tflite(Format):
     def operators(self, path: Path) -> tuple[Operator, ...]:
         pairs = zip(operators_of(load(path)), naming.operator_names(path), strict=True)
         return tuple(operator._replace(name=name) for operator, name in pairs)
+
+    def runtimes(self, path: Path) -> frozenset[str]:
+        return DECODING if is_coded(load(path)) else frozenset()
 
     def reads(self, path: Path) -> tuple[tuple[int, ...], ...]:
         return semantic_graph.reads(semantics.graphs_of(path))

@@ -1,0 +1,134 @@
+"""Rounding of weights to few values: the error of a layer's output is weighed against the bits of the codes.
+
+Weights are rounded one by one and compensate for each other, as in `formats.weight_rounding`, but each to the
+value with the least sum of its error and a price for the bits of its code: rare values are avoided where they
+gain little. With one price in all layers, the bits are where they reduce the error of the outputs most.
+
+Source: rate-distortion optimized quantization with an entropy constraint (Chou et al. 1989), as in Deep
+Compression with Huffman codes (Han et al. 2016, arXiv:1510.00149) and optimal brain compression (Frantar and
+Alistarh 2022, arXiv:2208.11580).
+"""
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.formats.tflite.files import huffman
+from edgeopt.formats.weight_rounding import DAMPING
+
+Numbers = NDArray[np.float64]
+
+BLOCK = 64
+"""Weights whose compensations for all earlier ones are computed in one product."""
+LARGEST = 127
+"""Largest symmetric int8 value."""
+ABSENT = 2
+"""Bits beyond the longest code that a value without a code is assumed to take."""
+SPREAD = np.sqrt(12 / (2 * np.log(2)))
+"""Ratio of the best step to the root of price and curvature, for weights that are wide against the step.
+
+Rounding errors are uniform: a step d costs d^2/12, and half of it one bit more.
+"""
+
+
+class PricedRounding:
+    """Rounding of the weights of one layer.
+
+    Args:
+        moments: second moments of its inputs ``[groups, width, width]``.
+    """
+
+    def __init__(self, moments: Numbers) -> None:
+        diagonal = np.arange(moments.shape[1])
+        matrix = damped(moments)
+        # Inputs with the largest moments first: many weights remain to compensate for their errors.
+        self.order = np.argsort(-matrix[:, diagonal, diagonal], axis=1, kind="stable")
+        # matrix = U D U^T, with ones on the diagonal of U, from the lower factor of the reversed matrix.
+        each, reverse = np.arange(len(moments))[:, np.newaxis, np.newaxis], self.order[:, ::-1]
+        factor = np.linalg.cholesky(matrix[each, reverse[:, :, np.newaxis], reverse[:, np.newaxis, :]])
+        roots = factor[:, diagonal, diagonal]
+        self.curvatures: Numbers = roots[:, ::-1] ** 2
+        """``[groups, width]``: squared error of the output by that of a weight, after compensation."""
+        self.coefficients = (factor / roots[:, np.newaxis])[:, ::-1, ::-1].transpose(0, 2, 1)
+        """``[groups, width, width]``: in row ``i``, what weight ``i`` takes up of the error of each other."""
+
+    @property
+    def curvature(self) -> float:
+        """The mean of ``curvatures``."""
+        return float(self.curvatures.mean())
+
+    def coarse(self, rows: Numbers, step: float, price: float, rounds: int = 2) -> Numbers:
+        """Round ``rows`` ``[groups * outputs, width]`` to integers, in multiples of ``step``.
+
+        Args:
+            price: of one bit, in squared units of the outputs.
+            rounds: times that the weights are rounded, each time with the code lengths of the time before.
+        """
+        most = min(LARGEST, int(np.abs(rows).max() / step) + 2)
+        values = np.arange(-most, most + 1, dtype=np.float64)
+        codes = np.clip(np.rint(rows / step), -most, most)
+        for _ in range(rounds):
+            lengths = code_lengths(codes)
+            longest = max(lengths.values()) + ABSENT
+            prices = price * np.array([lengths.get(int(value), longest) for value in values])
+            codes = self._rounded(rows, values, step, prices)
+        return codes
+
+    def _rounded(self, rows: Numbers, values: Numbers, step: float, prices: Numbers) -> Numbers:
+        groups, width, _ = self.coefficients.shape
+        places = self.order[:, :, np.newaxis]
+        by_input = rows.reshape(groups, -1, width).transpose(0, 2, 1)
+        weights = np.take_along_axis(by_input, places, axis=1)
+        chosen, errors = np.empty_like(weights), np.empty_like(weights)
+        levels = values * step
+        for start in range(0, width, BLOCK):
+            end = min(start + BLOCK, width)
+            targets = weights[:, start:end] + self.coefficients[:, start:end, :start] @ errors[:, :start]
+            for at in range(start, end):
+                target = targets[:, at - start]
+                target += (self.coefficients[:, at, np.newaxis, start:at] @ errors[:, start:at])[:, 0]
+                costs = (target[:, :, np.newaxis] - levels) ** 2 * self.curvatures[
+                    :, at, np.newaxis, np.newaxis
+                ]
+                best = np.argmin(costs + prices, axis=-1)
+                chosen[:, at] = values[best]
+                errors[:, at] = weights[:, at] - levels[best]
+        result = np.empty_like(chosen)
+        np.put_along_axis(result, places, chosen, axis=1)
+        return result.transpose(0, 2, 1).reshape(rows.shape)
+
+
+def damped(moments: Numbers) -> Numbers:
+    """Second moments ``[groups, width, width]`` that can be inverted, also of dependent inputs."""
+    diagonal = np.arange(moments.shape[1])
+    result = moments.copy()
+    means = moments[:, diagonal, diagonal].mean(axis=1, keepdims=True)
+    result[:, diagonal, diagonal] += np.maximum(DAMPING * means, 1e-12)
+    return result
+
+
+def adapted(rows: Numbers, own: Numbers, cross: Numbers) -> Numbers:
+    """The weights with which a layer comes closest to its former outputs, on inputs that have changed.
+
+    Args:
+        rows: its weights ``[groups * outputs, width]``.
+        own: second moments ``x x^T`` of the changed inputs ``[groups, width, width]``, around their mean.
+        cross: second moments ``y x^T`` of the former inputs and the changed ones.
+    """
+    groups, width, _ = own.shape
+    weights = rows.reshape(groups, -1, width).transpose(0, 2, 1)
+    change = np.linalg.solve(damped(own), (cross - own).transpose(0, 2, 1) @ weights)
+    return (weights + change).transpose(0, 2, 1).reshape(rows.shape)
+
+
+def code_lengths(codes: Numbers) -> dict[int, int]:
+    """The length of the Huffman code of each value."""
+    return huffman.lengths_of(Counter(codes.astype(np.int64).reshape(-1).tolist()))
+
+
+def code_bits(codes: Numbers) -> int:
+    """The number of bits of all weights in Huffman codes."""
+    values, counts = np.unique(codes, return_counts=True)
+    lengths = code_lengths(codes)
+    return int(sum(lengths[int(value)] * int(count) for value, count in zip(values, counts, strict=True)))
