@@ -156,6 +156,13 @@ def shipped_runtimes(format: str) -> tuple[str, ...]:
     return tuple(sorted({device.runtimes[format] for device in devices if format in device.runtimes}))
 
 
+@cache
+def devices_with(format: str, runtimes: frozenset[str]) -> tuple[str, ...]:
+    """The shipped devices that run a format in one of these runtimes, without those that start from them."""
+    devices = map(read_device, sorted(shipped("devices").glob(f"*{SUFFIX}")))
+    return tuple(each.name for each in devices if each.base is None and each.runtimes.get(format) in runtimes)
+
+
 def load_device(name: str, folders: Sequence[Path] = (), *, beside: Path | None = None) -> Device:
     """Load a device by name, or from the path of a device file.
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.config.units import show_bytes
-from edgeopt.devices.device import Device, Limits
+from edgeopt.devices.device import Device, Limits, devices_with
 from edgeopt.devices.estimates import runtime_code
 from edgeopt.devices.tables import Limit, OperatorTable, Severity, limits_of
 from edgeopt.errors import StageError
@@ -65,7 +65,7 @@ def lint(file: Path, device: Device, format: str) -> list[Finding]:
     """
     kind = format_named(format)
     size = kind.size_bytes(file)
-    findings = list(_flash(size, device))
+    findings = [*_runtime(file, device, format), *_flash(size, device)]
     limits = limits_of(device.operators) if device.operators is not None else None
     needed = limits is not None or device.limits != NO_LIMITS
     operators = kind.operators(file) if needed else None
@@ -74,9 +74,24 @@ def lint(file: Path, device: Device, format: str) -> list[Finding]:
             findings += _operators(operators, limits, device)
         if limits is None or limits.whole_tensors:
             findings += _ram(operators, device)
-        if not findings or findings[0].rule != "flash":
+        if all(finding.rule != "flash" for finding in findings):
             findings += _flash_with_code(size, operators, device, format)
     return sorted(findings, key=lambda finding: finding.severity)
+
+
+def _runtime(file: Path, device: Device, format: str) -> Iterator[Finding]:
+    """A file that only other runtimes of its format run than the one that the device has."""
+    only, runtime = format_named(format).runtimes(file), device.runtimes.get(format, "")
+    if only and runtime and runtime not in only:
+        names = " or ".join(sorted(only))
+        yield Finding(
+            rule="runtime",
+            severity="error",
+            message=f"only {names} runs it, because an operator decodes its weights; "
+            f"{device.name} has {runtime}",
+            fix=f"use a device that has it, such as {', '.join(devices_with(format, only))}, or the file from "
+            "before it was compressed",
+        )
 
 
 def lint_artifact(file: Path, device: Device, format: str) -> list[Finding]:

@@ -163,6 +163,14 @@ class Format(Plugin):
         """
         return None
 
+    def runtimes(self, path: Path) -> frozenset[str]:
+        """The only runtimes that run the file, if it needs a particular one; empty: all of the format.
+
+        Raises:
+            StageError: the file is damaged.
+        """
+        return frozenset()
+
     def reads(self, path: Path) -> tuple[tuple[int, ...], ...]:
         """For each operator of ``breakdown``, the positions of those whose results it reads; -1: an input.
 

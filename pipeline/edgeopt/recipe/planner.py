@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.config.problems import Problems
-from edgeopt.devices.device import Device
+from edgeopt.devices.device import Device, devices_with
 from edgeopt.devices.lint import expected
 from edgeopt.errors import UsageError, install
 from edgeopt.formats.known import artifact_formats, factory_format, format_named
@@ -43,6 +43,24 @@ class Branch(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """The names of its stages, in order."""
         return tuple(registry.plugin_name(stage) for stage in self.stages)
+
+    @property
+    def binding(self) -> Stage | None:
+        """The first stage whose result not every runtime of its format runs."""
+        return next((stage for stage in self.stages if stage.runtimes), None)
+
+    @property
+    def bound(self) -> str:
+        """Which runtimes alone run the artifact, as text; empty: all of its format."""
+        if self.binding is None:
+            return ""
+        only = " or ".join(sorted(self.binding.runtimes))
+        return f"only {only} runs what {registry.plugin_name(self.binding)} makes"
+
+    def runs_on(self, device: Device) -> bool:
+        """Whether the device has a runtime for the artifact."""
+        runtime = device.runtimes.get(self.format)
+        return runtime is not None and (self.binding is None or runtime in self.binding.runtimes)
 
 
 class Step(NamedTuple):
@@ -161,6 +179,7 @@ def make_plan(recipe: Recipe) -> Plan:
         absent = [target for target in recipe.formats if target not in device.runtimes]
         if absent:
             notes.append(f"device {device.name} has no runtime for {', '.join(absent)}: not measured there")
+    notes += [note for branch in branches for note in _bound(branch, recipe.devices)]
     for where, reason in incompatible.items():
         outcome = "is built, but not measured" if where.variant == BASELINE else "will fail"
         notes.append(f"{where.variant}.{where.format} {outcome} on {where.device}: {reason}")
@@ -173,6 +192,13 @@ class Placement(NamedTuple):
     variant: str
     format: str
     device: str
+
+
+def _bound(branch: Branch, devices: Sequence[Device]) -> Iterator[str]:
+    """Notes on the devices whose runtime of the format does not run what a stage of the branch makes."""
+    for device in devices:
+        if branch.format in device.runtimes and not branch.runs_on(device):
+            yield f"{branch.name} is not measured on {device.name}: {branch.bound}"
 
 
 def _incompatible(recipe: Recipe) -> Iterator[tuple[Placement, str]]:
@@ -298,7 +324,15 @@ def _branch(
         devices = tuple(
             device for device in devices if (variant.name, target, device.name) not in incompatible
         )
-    return Branch(variant.name, target, stages, devices)
+    branch = Branch(variant.name, target, stages, devices)
+    running = tuple(filter(branch.runs_on, devices))
+    if devices and not running and branch.binding is not None:
+        only = branch.binding.runtimes
+        having = ", ".join(devices_with(target, only)) or "one of your own"
+        return impossible(
+            f"{branch.bound}, and no device has it", f"add a device that has it, such as {having}"
+        )
+    return branch._replace(devices=running)
 
 
 def _why_not(source: str, variant: Variant, target: str) -> tuple[str, str]:

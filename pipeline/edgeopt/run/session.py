@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, Device, load_device, machine_of
@@ -57,7 +59,7 @@ def judged_steps(
         if step.model == source:
             since.clear()  # loading the source model changes nothing
             continue
-        if step.model.format not in host.runtimes:
+        if step.model.format not in host.runtimes or not _runs(steps[:number], host):
             continue
         if step.stage.needs_finetuning and any(later.stage.needs_training for later in steps[number:]):
             continue  # compared after the finetuning that it needs
@@ -65,6 +67,12 @@ def judged_steps(
         lossless = not any(each.stage.fulfils for each in since)
         yield step, name, lossless, any(each.stage.needs_training for each in since)
         since = []
+
+
+def _runs(steps: Sequence[Step], device: Device) -> bool:
+    """Whether the device runs the result of the steps: some only have a runtime that others lack."""
+    runtime = device.runtimes.get(steps[-1].model.format)
+    return all(runtime in step.stage.runtimes for step in steps if step.stage.runtimes)
 
 
 def measure_step(device: str) -> str:
@@ -206,6 +214,7 @@ class _Session:
         self._emit(branch.name, device.name, "started")
         artifact = self.plan.latest(built)
         outcome = self._artifact(artifact, device, baseline if branch.variant != "float" else None)
+        outcome = self._verified(built, device, outcome)
         status = "failed" if outcome.error else "cached" if outcome.cached else "done"
         self._emit(branch.name, device.name, status, outcome.error)
         self.finals[branch.name, device.name] = outcome
@@ -223,6 +232,26 @@ class _Session:
         return outcome._replace(
             error=outcome.error or "; ".join(exceeded), extra_notes=tuple(summary(findings))
         )
+
+    def _verified(self, built: Built, device: Device, outcome: Outcome) -> Outcome:
+        """The outcome, failed unless a stage for one runtime has preserved every bit of the outputs there."""
+        numbers = [number for number, stage in enumerate(built.branch.stages) if stage.runtimes]
+        if not numbers or outcome.error or not outcome.outputs:
+            return outcome
+        name = built.branch.names[numbers[0]]
+        before = built.steps[numbers[0] - 1].model if numbers[0] else self.plan.source
+        plain = self.benches[device.name].run(before, self.evaluation, limit=PROBE_SAMPLES)
+        if plain.error:
+            reason = (
+                f"{name} cannot be verified: {device.name} does not run the file before it: {plain.error}"
+            )
+            return outcome._replace(error=reason)
+        count = len(plain.outputs[0])
+        pairs = zip(plain.outputs, outcome.outputs, strict=True)
+        if not all(np.array_equal(old, new[:count]) for old, new in pairs):
+            return outcome._replace(error=f"{name} has changed outputs: they must keep every bit")
+        note = f"{name} has kept every bit of the outputs of the first {count} samples on {device.name}"
+        return outcome._replace(extra_notes=(*outcome.extra_notes, note))
 
     def _source_model(self, builds: Sequence[Built]) -> Model:
         """The original model: the given file, or the loaded model if the source is a factory and weights."""
