@@ -106,7 +106,7 @@ class Histogram:
         self.zeros += zeros
         if zeros == values.size:
             return
-        indices = (values * (bins / 2 / self._limit) + bins / 2).astype(np.int64)
+        indices = (np.multiply(values, bins / 2 / self._limit) + bins / 2).astype(np.int64)
         counts = np.bincount(indices, minlength=bins + 1)
         counts[bins // 2] -= zeros
         # The largest value itself lies on the upper edge of the last bin.
