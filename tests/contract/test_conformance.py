@@ -36,15 +36,18 @@ from edgeopt.plugin import Contributions, Dataset, Sample, Stage
 from edgeopt.recipe.document import Latency
 from edgeopt.run.bench import Bench, timing_of
 from edgeopt.run.store import Store
+from edgeopt.stages.coarsen_tflite import CoarsenTflite
+from edgeopt.stages.compress_tflm import CompressTflm
 from edgeopt.stages.finetune_keras import FinetuneKeras
 from edgeopt.stages.finetune_torch import FinetuneTorch
 from edgeopt.stages.prune_keras import PruneKeras
 from edgeopt.stages.prune_torch import PruneTorch
+from edgeopt.stages.quantize_tflite import QuantizeTflite
 from edgeopt.stages.quantize_weights_tflite import QuantizeWeightsTflite
 from edgeopt.testing import Case, Nonconformance, Workshop, cases, null_device, toys
 from edgeopt.testing.conformance.datasets import check_dataset
 from edgeopt.testing.conformance.metrics import check_metric
-from edgeopt.testing.conformance.stages import check_stage
+from edgeopt.testing.conformance.stages import check_on, check_stage
 from edgeopt.testing.conformance.tasks import check_decoder
 
 pytestmark = pytest.mark.slow
@@ -65,6 +68,8 @@ INSTANCES = [
 ELSEWHERE = {
     ("metrics", "function"),  # needs a file, as datasets do: below
     ("decoders", "function"),
+    ("stages", "coarsen_tflite"),  # need a quantized file: below
+    ("stages", "compress_tflm"),
     ("runtimes", "null"),  # answers whatever it is given, which is what it is for
 }
 CODE = """
@@ -94,6 +99,12 @@ def test_shipped_plugins(case: Case, workshop: Workshop) -> None:
     if reason := case.unavailable(workshop):
         pytest.skip(reason)
     case.check(workshop)
+
+
+def test_stages_for_quantized_files(workshop: Workshop) -> None:
+    quantized = workshop.run(QuantizeTflite(), workshop.model("tflite")).model
+    check_on(CoarsenTflite(bits=4), quantized, workshop)
+    check_on(CompressTflm(), workshop.run(CoarsenTflite(bits=4), quantized).model, workshop)
 
 
 def _npz(folder: Path) -> Dataset:

@@ -126,7 +126,9 @@ class Workshop:
             EdgeoptError: the runtime rejects the model.
         """
         bench = self.bench
-        if model.format not in bench.device.runtimes:
+        runtime, kind = bench.device.runtimes.get(model.format), formats().get(model.format)
+        only = kind.runtimes(model.path) if kind is not None else frozenset()
+        if runtime is None or (only and runtime not in only):
             return None
         key = f"{model.format} {content_digest(model.path)}"
         if key not in self._outputs:

@@ -23,10 +23,15 @@ def check_stage(stage: Stage | type[Stage], workshop: Workshop) -> None:
                 configured.options() == type(configured).model_validate(configured.model_dump()).options(),
                 f"{type(configured).__name__}: its options change when read back",
             )
-        _check_stage(configured, workshop.model(format), workshop)
+        check_on(configured, workshop.model(format), workshop)
 
 
-def _check_stage(stage: Stage, before: Model, workshop: Workshop) -> None:
+def check_on(stage: Stage, before: Model, workshop: Workshop) -> None:
+    """Like `check_stage`, on a model of the caller's.
+
+    Raises:
+        Nonconformance: as `check_stage`.
+    """
     name = f"{type(stage).__name__} on {before.format}"
     first = workshop.run(stage, before)
     demand(not first.outside, f"{name} writes outside its folder: {', '.join(first.outside[:5])}")
