@@ -15,10 +15,18 @@ def doctor(
     stages: Annotated[
         bool, typer.Option("--stages", help="Also list every stage with its packages.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="EXECUTOR", help="The machines of this executor instead, such as ray."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which models can be converted to what here, and how to install what is missing."""
     import json
+
+    if on is not None:
+        _show_machines(on, as_json)
+        return
 
     from edgeopt.commands.doctor import TOOLS, conversions, machine
     from edgeopt.config import registry
@@ -63,6 +71,33 @@ def doctor(
         else:
             installed = ", ".join(f"{package} {version}" for package, version in stage.versions().items())
             typer.echo(f"✓ {name}: {installed or 'no packages needed'}")
+
+
+def _show_machines(on: str, as_json: bool) -> None:
+    """The machines that stages run on, and what they have other than this one."""
+    import json
+
+    from edgeopt.commands.doctor import machines
+    from edgeopt.config.units import show_bytes
+
+    found = machines(on)
+    if as_json:
+        content = [each.machine._asdict() | {"differing": each.packages} for each in found]
+        typer.echo(json.dumps(content, indent=2))
+        return
+    for machine, packages in found:
+        if not machine.about:
+            typer.echo(f"? {machine.name}: it does not answer")
+            continue
+        probe = machine.about["probe"]
+        free, memory = machine.about["free_memory_bytes"], probe["memory_bytes"] or 0
+        typer.echo(
+            f"{'✗' if packages else '✓'} {machine.name}: {machine.slots:g} stages at a time; "
+            f"{probe['cores']} × {probe['cpu']} ({', '.join(probe['cpu_flags'])}); "
+            f"{show_bytes(free)} of {show_bytes(memory)} of memory free"
+        )
+        for package, (there, here) in packages.items():
+            typer.echo(f"    {package} {there or 'missing'}, here {here or 'missing'}")
 
 
 def _show(found: list["Conversion"]) -> None:

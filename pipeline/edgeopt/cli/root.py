@@ -17,6 +17,7 @@ from edgeopt.cli import (
     init,
     inspect,
     lint,
+    node,
     optimize,
     parity,
     profile,
@@ -24,6 +25,7 @@ from edgeopt.cli import (
     schema,
     search,
     slim,
+    synthesize,
 )
 from edgeopt.cli.options import Command, no_exit
 
@@ -58,8 +60,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": parity.parity,
     "diagnose": diagnose.diagnose,
     "search": search.search,
+    "synthesize": synthesize.synthesize,
     "check": check.check,
     "compare": compare.compare,
+    "node": node.node,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=Command)(command)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from edgeopt.config import registry
 from edgeopt.config.references import Code
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.errors import UsageError, install
@@ -15,8 +16,11 @@ from edgeopt.plugin import Format, Stage
 from edgeopt.recipe.chains import find_chain
 from edgeopt.recipe.document import Intent, ModelPart
 from edgeopt.run.bench import probe_device
+from edgeopt.run.cluster.node import version_here
+from edgeopt.run.executors import executor
+from edgeopt.run.executors.choice import executing, executor_for
 from edgeopt.run.protocol import Probe
-from edgeopt.run.store import ARTIFACTS
+from edgeopt.run.store import ARTIFACTS, store_place
 
 SCHEMES = ("float", "int8")
 TOOLS = {
@@ -80,6 +84,31 @@ def _chain(source: str, target: str, intents: list[Intent]) -> tuple[Stage, ...]
         return find_chain(source, target, intents, part)
     except UsageError:
         return None
+
+
+class Differing(NamedTuple):
+    """A machine that stages run on, and its packages of another version: theirs and this machine's."""
+
+    machine: executor.Machine
+    packages: dict[str, tuple[str, str]]
+
+
+def machines(on: str) -> list[Differing]:
+    """The machines that the executor ``on`` runs stages on.
+
+    Raises:
+        UsageError: there is no such executor.
+        CannotRunError: it cannot be used.
+    """
+    required = {package for stage in registry.plugins(Stage).values() for package in stage.requires}
+    here = {name: version_here(name) for name in ("edgeopt", *sorted(required))}
+    with executing(on, store_place(None), lambda event: None), executor_for(None) as used:
+        found = used.machines([*here])
+    return [Differing(each, _differing(each.about.get("versions", {}), here)) for each in found]
+
+
+def _differing(there: dict[str, str], here: dict[str, str]) -> dict[str, tuple[str, str]]:
+    return {name: (version, here[name]) for name, version in there.items() if version != here[name]}
 
 
 def machine() -> Machine:

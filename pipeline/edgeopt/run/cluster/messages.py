@@ -1,10 +1,11 @@
 """What a command, its driver and the nodes of a cluster say to each other: keys, options and small values."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from edgeopt.plugin import Worker
 from edgeopt.run.cluster.portable import Absent
+from edgeopt.run.executors.executor import Machine
 
 
 class Request(NamedTuple):
@@ -115,20 +116,10 @@ class Unreachable(NamedTuple):
     reason: str
 
 
-class Described(NamedTuple):
-    """A node of the cluster."""
-
-    name: str
-    address: str
-    cpus: float
-    about: Mapping[str, Any]
-    """Of `edgeopt.run.cluster.node.describe`; empty if it does not answer."""
-
-
 class Nodes(NamedTuple):
     """The nodes of the cluster."""
 
-    nodes: tuple[Described, ...]
+    nodes: tuple[Machine, ...]
 
 
 Reply: TypeAlias = Ready | Said | Notice | Unreachable | Nodes

@@ -4,6 +4,7 @@ Ray ends the process of a driver whose cluster is gone, prints when it is interr
 process of its own, none of this reaches the command. It exchanges tuples with the command over a pipe.
 """
 
+import importlib.util
 import logging
 import os
 import secrets
@@ -12,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,13 +21,13 @@ from typing import Any
 
 import psutil
 
+from edgeopt.config.scratch import lasting_temporary_folder, scratch_folder, sweep
 from edgeopt.config.text import reason_of
 from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.run.cluster.messages import (
     Cancel,
     Close,
     Describe,
-    Described,
     Ended,
     Lacking,
     Message,
@@ -40,6 +41,7 @@ from edgeopt.run.cluster.messages import (
     Unreachable,
 )
 from edgeopt.run.cluster.node import describe, serve
+from edgeopt.run.executors.executor import Machine
 
 RETRIES = 2
 """Repetitions of a task whose worker or node was lost."""
@@ -58,6 +60,10 @@ SETTINGS = {
 }
 """What edgeopt sets for every process of Ray that it starts."""
 DESCRIBE_SECONDS = 30.0
+SCRATCH = "edgeopt-ray-"
+LONGEST_FOLDER = 18
+"""Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
+have 107 at most."""
 LOG = "driver.log"
 
 
@@ -79,6 +85,25 @@ def environment(*, own: bool) -> dict[str, str]:
     return variables
 
 
+def cluster_folder() -> AbstractContextManager[Path]:
+    """A folder for all files of a process of Ray, and of what it starts; removed even if that is killed."""
+    place = lasting_temporary_folder()
+    if len(str(place)) > LONGEST_FOLDER:
+        place = Path("/tmp")
+    sweep(place, SCRATCH)
+    return scratch_folder(place, SCRATCH, 0o700)
+
+
+def installed() -> bool:
+    """Whether Ray is installed; it is not imported."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def default_cpus() -> int:
+    """Stages that a node runs at a time: their libraries use several cores each."""
+    return max(2, (os.cpu_count() or 2) // 2)
+
+
 def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     """Connect to the cluster at ``address``, or start one in ``folder``, and serve the pipe."""
     lead_group()
@@ -86,9 +111,13 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     _log_to(folder / LOG)
     os.environ.update(environment(own=not address))
     try:
+        if address:
+            # Ray itself would wait for ten minutes and more.
+            with socket.create_connection(_host_and_port(address), HEAD_LOST_SECONDS):
+                pass
         driver = _Driver(pipe, address, folder)
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, and that is a lot
-        pipe.send(Unreachable(_explained(error)))
+        pipe.send(Unreachable(token_problem(folder / LOG) or _explained(error)))
         return
     pipe.send(Ready())
     with suppress(EOFError, BrokenPipeError):
@@ -103,6 +132,17 @@ def _log_to(log: Path) -> None:
     sys.stdout.flush()
 
 
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def token_problem(log: Path) -> str:
+    """What a log says of the token, which the exceptions of Ray do not mention; '' if nothing."""
+    text = log.read_text("utf-8", "replace")
+    return "the token is wrong" if "InvalidAuthToken" in text or "Unauthenticated" in text else ""
+
+
 def _explained(error: Exception) -> str:
     return reason_of(error).splitlines()[0]
 
@@ -114,7 +154,7 @@ class _Driver:
         self.ray = ray
         self.pipe = pipe
         own: dict[str, Any] = {
-            "num_cpus": max(2, (os.cpu_count() or 2) // 2),
+            "num_cpus": default_cpus(),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_temp_dir": str(folder),
@@ -235,7 +275,7 @@ class _Driver:
                 self.names[each["NodeID"]] = unnamed if name == address else name
         return self.names.get(node, node)
 
-    def describe(self, packages: tuple[str, ...]) -> Iterator[Described]:
+    def describe(self, packages: tuple[str, ...]) -> Iterator[Machine]:
         """Every node; one that is busy or does not answer is described by what the cluster knows of it."""
         work = self.ray.remote(num_cpus=0, max_retries=0)(describe)
         nodes = self.alive()
@@ -247,18 +287,14 @@ class _Driver:
             about: dict[str, Any] = {}
             with suppress(self.ray.exceptions.RayError):
                 about = self.ray.get(answer, timeout=0)
-            resources = node["Resources"]
-            yield Described(
-                self.name(node["NodeID"]), node["NodeManagerAddress"], resources.get("CPU", 0.0), about
-            )
+            yield Machine(self.name(node["NodeID"]), node["Resources"].get("CPU", 0.0), about)
 
     def head_is_lost(self) -> bool:
         """Whether nothing listens at the address of the head any more."""
         now = time.monotonic()
         if now - self.looked_at >= HEAD_SECONDS:
             self.looked_at = now
-            host, _, port = self.head.rpartition(":")
-            with suppress(OSError), socket.create_connection((host, int(port)), HEAD_SECONDS):
+            with suppress(OSError), socket.create_connection(_host_and_port(self.head), HEAD_SECONDS):
                 self.seen_at = time.monotonic()
         return now - self.seen_at > HEAD_LOST_SECONDS
 

@@ -1,7 +1,7 @@
 """The interface of executors, which run tasks in worker processes, here or on other machines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -73,6 +73,16 @@ class Progress(NamedTuple):
     """Whether the line is rare, and worth showing however young the task is."""
 
 
+class Machine(NamedTuple):
+    """A machine that an executor runs tasks on."""
+
+    name: str
+    slots: float
+    """Tasks that it runs at a time."""
+    about: Mapping[str, Any]
+    """Its ``probe``, ``free_memory_bytes`` and ``versions`` of packages; empty if it does not answer."""
+
+
 class Place(NamedTuple):
     """What all tasks of a command have in common."""
 
@@ -114,6 +124,10 @@ class Executor(ABC):
     @abstractmethod
     def cancel(self, key: str) -> None:
         """Abort a task, which then fails."""
+
+    @abstractmethod
+    def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
+        """All machines, with the versions of ``packages`` there, '' if missing."""
 
     @abstractmethod
     def close(self, *, at_once: bool) -> None:

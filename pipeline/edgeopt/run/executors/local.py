@@ -8,10 +8,10 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import psutil
 
@@ -20,7 +20,7 @@ from edgeopt.config.units import show_bytes
 from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
 from edgeopt.errors import UsageError
 from edgeopt.plugin import Worker
-from edgeopt.run.executors.executor import Executor, Place, Progress, Task, TaskResult
+from edgeopt.run.executors.executor import Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
 
 if TYPE_CHECKING:
@@ -134,6 +134,11 @@ class LocalExecutor(Executor):
             if running.task.key == key:
                 running.stop_reason = "it was cancelled"
                 future.cancel()
+
+    def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
+        from edgeopt.run.cluster.node import describe  # here: it runs tasks by this executor
+
+        return [Machine(os.uname().nodename, len(get_args(Worker)), describe(packages))]
 
     def close(self, *, at_once: bool) -> None:
         for pool in self._pools.values():

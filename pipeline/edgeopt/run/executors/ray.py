@@ -1,33 +1,27 @@
 """The nodes of a Ray cluster: a stage runs where a CPU is free, and its result is stored from there."""
 
 import importlib.metadata
-import importlib.util
 import multiprocessing
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Self
 
-from edgeopt.config.scratch import lasting_temporary_folder, scratch_folder, sweep
 from edgeopt.config.text import log_tail
 from edgeopt.devices.descendants import end, mute_resource_tracker
 from edgeopt.errors import CannotRunError, EdgeoptError, MissingPackageError, UsageError, install
 from edgeopt.run.cluster import messages, portable
 from edgeopt.run.cluster.node import threads_here
-from edgeopt.run.cluster.ray_driver import LOG, drive
-from edgeopt.run.executors.executor import Executor, Place, Progress, Task, TaskResult
+from edgeopt.run.cluster.ray_driver import LOG, cluster_folder, drive, installed
+from edgeopt.run.executors.executor import Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.store import Store, open_store
 
 ADDRESS = re.compile(r"\[?[\w.:-]+\]?:\d{1,5}")
-SCRATCH = "edgeopt-ray-"
-CLOSE_SECONDS = 15.0
-LONGEST_FOLDER = 18
-"""Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
-have 107 at most."""
+CLOSE_SECONDS = 5.0
+CONNECT_SECONDS = 120.0
 
 
 class RayExecutor(Executor):
@@ -54,7 +48,7 @@ class RayExecutor(Executor):
         address = address or os.environ.get("RAY_ADDRESS", "")
         if address and not ADDRESS.fullmatch(address):
             raise UsageError(f"{address!r} is not the address of a Ray cluster", fix="--on ray:HOST:PORT")
-        if importlib.util.find_spec("ray") is None:
+        if not installed():
             raise MissingPackageError("--on ray needs ray, which is not installed", fix=install("cluster"))
         return cls(address, place)
 
@@ -83,13 +77,8 @@ class RayExecutor(Executor):
         if key in self._tasks:
             self._driver.send(messages.Cancel(key))
 
-    def nodes(self, packages: tuple[str, ...]) -> tuple[messages.Described, ...]:
-        """The nodes of the cluster, with the versions of ``packages`` there.
-
-        Raises:
-            CannotRunError: the cluster cannot be reached.
-        """
-        self._driver.send(messages.Describe(packages))
+    def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
+        self._driver.send(messages.Describe(tuple(packages)))
         while True:
             reply = self._driver.reply(None)
             if isinstance(reply, messages.Nodes):
@@ -219,7 +208,7 @@ class _Driver:
         self._cleanup.close()
 
     def _start(self) -> Connection:
-        folder = self._cleanup.enter_context(_cluster_folder())
+        folder = self._cleanup.enter_context(cluster_folder())
         self._log = folder / LOG
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
@@ -228,7 +217,8 @@ class _Driver:
         self._process = context.Process(target=drive, args=arguments, name="edgeopt-ray")
         self._process.start()
         other.close()  # so that its end is noticed
-        self.reply(None)
+        if self.reply(CONNECT_SECONDS) is None:
+            raise self._failure(f"no connection within {CONNECT_SECONDS:g} s")
         return self._pipe
 
     def _failure(self, reason: str) -> CannotRunError:
@@ -238,12 +228,3 @@ class _Driver:
             f"the Ray cluster at {self._address} cannot be used: {reason}",
             fix="check its head, its token, and that a node of it runs on this machine; run again to resume",
         )
-
-
-def _cluster_folder() -> AbstractContextManager[Path]:
-    """A folder for the log, and for all files of a cluster that is started here."""
-    place = lasting_temporary_folder()
-    if len(str(place)) > LONGEST_FOLDER:
-        place = Path("/tmp")
-    sweep(place, SCRATCH)
-    return scratch_folder(place, SCRATCH, 0o700)

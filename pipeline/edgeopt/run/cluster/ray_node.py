@@ -1,0 +1,127 @@
+"""Starts a node of a Ray cluster on this machine: without telemetry, with a token, and nothing remains."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeopt.config.text import log_tail
+from edgeopt.devices.descendants import end
+from edgeopt.errors import CannotRunError, UsageError
+from edgeopt.run.cluster.ray_driver import (
+    OBJECT_STORE_BYTES,
+    cluster_folder,
+    default_cpus,
+    environment,
+    token_problem,
+)
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Addresses that Ray replaces by one that other machines reach; all others it takes as they are."""
+START_SECONDS = 180.0
+POLL_SECONDS = 0.2
+STARTED = "Ray runtime started."
+TOKEN = Path("~/.ray/auth_token")
+
+
+class Node(NamedTuple):
+    """How a node is started: as the head, or with the address ``HOST:PORT`` of one to join."""
+
+    join: str = ""
+    address: str = ""
+    """Under which other nodes reach it; default: what Ray finds out."""
+    port: int = 6379
+    """Of the head."""
+    cpus: int | None = None
+    """Stages that it runs at a time; default: half of its cores, but at least two."""
+    name: str = ""
+
+
+@contextmanager
+def running(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
+    """A node, from when it is ready; all of its processes and files are removed on exit.
+
+    Raises:
+        UsageError: an address is unusable, or there is no token.
+        CannotRunError: it does not start, such as without a head at the address.
+    """
+    _check(node)
+    with cluster_folder() as folder:
+        log = folder / "node.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", *_options(node, folder)],
+                env={
+                    **os.environ,
+                    **environment(own=False),
+                    "TMPDIR": str(folder),
+                    "PYTHONUNBUFFERED": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # to be ended as a group
+            )
+        try:
+            _await_start(process, log, node)
+            yield process
+        finally:
+            end(process.pid)
+            process.wait()
+
+
+def _check(node: Node) -> None:
+    for host in (node.address, node.join.rpartition(":")[0]):
+        if host in LOOPBACK:
+            raise UsageError(
+                f"Ray does not use the address {host}",
+                fix="for nodes on this machine alone, give each one of its own: 127.0.0.2, 127.0.0.3",
+            )
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    wanted = environment(own=False)["RAY_AUTH_MODE"] == "token"
+    if wanted and not given and not os.path.isfile(os.path.expanduser(TOKEN)):
+        raise UsageError(
+            "a cluster runs the code that it is sent, so its nodes need a token, and here is none",
+            fix=f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write {TOKEN}: ray get-auth-token --generate",
+        )
+
+
+def _options(node: Node, folder: Path) -> Iterator[str]:
+    yield from ("--block", "--disable-usage-stats")
+    yield f"--temp-dir={folder}"
+    yield f"--object-store-memory={OBJECT_STORE_BYTES}"
+    yield f"--num-cpus={default_cpus() if node.cpus is None else node.cpus}"
+    if node.join:
+        yield f"--address={node.join}"
+    else:
+        yield from ("--head", f"--port={node.port}", "--include-dashboard=false")
+    if node.address:
+        yield f"--node-ip-address={node.address}"
+    if node.name:
+        yield f"--node-name={node.name}"
+
+
+def _await_start(process: "subprocess.Popen[bytes]", log: Path, node: Node) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while STARTED not in log.read_text("utf-8", "replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            what = f"no node that joins {node.join}" if node.join else "no head of a cluster"
+            raise CannotRunError(
+                f"{what} can be started here: {_reason(log)}",
+                fix="check the address, the port and the token",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _reason(log: Path) -> str:
+    """The last errors in a log."""
+    if problem := token_problem(log):
+        return problem
+    lines = log_tail(log).splitlines()
+    named = [line for line in lines if re.search(r"error|panic|fail", line, re.IGNORECASE)]
+    return "\n".join(named[-3:] or lines[-3:])
