@@ -10,7 +10,7 @@ from rich.console import Console
 from edgeopt.cli.screen.tables import show_report
 from edgeopt.recipe.starter.goals import GOALS
 from edgeopt.reports import render, write_report
-from edgeopt.reports.cards import address, cards
+from edgeopt.reports.cards import address, cards, publishing
 from edgeopt.results import (
     GUESSED,
     Artifact,
@@ -225,6 +225,18 @@ def test_a_device_that_stands_in_for_another_says_so(tmp_path: Path) -> None:
     write_report(shown, tmp_path)
     assert "**Ship this on a phone (tested on host)**" in (tmp_path / "report.md").read_text("utf-8")
     assert "Ship this on a phone (tested on host)" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_what_to_do_with_a_run_is_said_if_it_can_be_shipped(tmp_path: Path) -> None:
+    row = result("int8")
+    shown = report(row, gates=(verdict(row),)).model_copy(update={"folder": tmp_path / "my run"})
+    assert publishing(shown) == (
+        f"publish: edgeopt artifacts push '{tmp_path}/my run' --channel stable; fetch: edgeopt artifacts "
+        "pull my-words --device host --variant int8 --format tflite --out my-words"
+    )
+    assert publishing(shown.model_copy(update={"folder": None})) == ""
+    failed = report(row, gates=(verdict(row, "fail"),)).model_copy(update={"folder": tmp_path})
+    assert publishing(failed) == ""
 
 
 def test_a_guessed_preprocessing_stands_beside_what_to_ship(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -20,6 +20,9 @@ from edgeopt.cli.options import (
     Variants,
     folders,
 )
+
+if TYPE_CHECKING:
+    from edgeopt.commands.start import Given
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -110,39 +113,29 @@ def optimize(
     from edgeopt.cli.screen.github import report_to_github
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.cli.screen.tables import show_report
-    from edgeopt.commands.optimize import optimize as run
+    from edgeopt.commands.optimize import run
+    from edgeopt.commands.start import Given
+    from edgeopt.reports.cards import publishing
 
+    given = Given(
+        Path(recipe),
+        data=data or (),
+        int8=int8,
+        goal=goal,
+        factory=factory,
+        shapes=shapes_of(shape),
+        variants=variant or (),
+        formats=format or (),
+        devices=device or (),
+        overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
+    )
     if dry_run:
-        plan(
-            recipe,
-            data,
-            int8,
-            goal,
-            factory,
-            shape,
-            variant,
-            format,
-            device,
-            sets,
-            data_root,
-            device_folder,
-            store,
-            as_json,
-        )
+        _show_plan(given, data_root, device_folder, store, as_json)
     with Progress(quiet=quiet, verbose=verbose) as progress:
         report = run(
-            recipe,
-            data=data or (),
-            int8=int8,
-            goal=goal,
-            factory=factory,
-            shapes=shapes_of(shape),
+            given,
             out=out,
             store=store,
-            overrides=[*([f"latency={{protocol: {protocol}}}"] if protocol else ()), *(sets or ())],
-            variants=variant or (),
-            formats=format or (),
-            devices=device or (),
             data_root=data_root,
             device_folders=folders(device_folder),
             keep_going=keep_going,
@@ -156,6 +149,8 @@ def optimize(
     else:
         show_report(report)
         typer.echo(f"report: {report.folder / 'report.html'}")
+        if how := publishing(report):
+            typer.echo(how)
     report_to_github(report, recipe)
     raise typer.Exit(report.exit_code)
 
@@ -177,27 +172,39 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what optimize would do: every stage, cached results, and artifacts that cannot be produced."""
-    from edgeopt.cli.screen.tables import plan_as_json, show_plan
-    from edgeopt.commands.plan import plan as make_plan
-    from edgeopt.config import absent
-    from edgeopt.run.build import look_up
-    from edgeopt.run.preflight import check_data
-    from edgeopt.run.store import Store, store_folder
+    from edgeopt.commands.start import Given
 
-    planned = make_plan(
-        recipe,
+    given = Given(
+        Path(recipe),
         data=data or (),
         int8=int8,
         goal=goal,
         factory=factory,
         shapes=shapes_of(shape),
-        overrides=sets or (),
         variants=variant or (),
         formats=format or (),
         devices=device or (),
-        data_root=data_root,
-        device_folders=folders(device_folder),
+        overrides=sets or (),
     )
+    _show_plan(given, data_root, device_folder, store, as_json)
+
+
+def _show_plan(
+    given: "Given",
+    data_root: Path | None,
+    device_folder: list[Path] | None,
+    store: Path | None,
+    as_json: bool,
+) -> NoReturn:
+    """Show the plan of what is given, and exit."""
+    from edgeopt.cli.screen.tables import plan_as_json, show_plan
+    from edgeopt.commands.plan import plan_of
+    from edgeopt.config import absent
+    from edgeopt.run.build import look_up
+    from edgeopt.run.preflight import check_data
+    from edgeopt.run.store import Store, store_folder
+
+    planned = plan_of(given, data_root=data_root, device_folders=folders(device_folder))
     if absent.installed():
         check_data(planned)
     else:

@@ -75,7 +75,6 @@ def optimize(
         UsageError: the recipe, a model, data or a folder is invalid; raised before anything slow starts.
         CannotRunError: the run could not be finished; completed steps are in the store.
     """
-    clock = RunClock()
     given = Given(
         Path(recipe),
         paths_of(data),
@@ -88,6 +87,36 @@ def optimize(
         devices,
         overrides,
     )
+    return run(
+        given,
+        out=out,
+        store=store,
+        data_root=data_root,
+        device_folders=device_folders,
+        keep_going=keep_going,
+        on=on,
+        watch=watch,
+    )
+
+
+def run(
+    given: Given,
+    *,
+    out: Path | None = None,
+    store: str | Path | None = None,
+    data_root: Path | None = None,
+    device_folders: Sequence[Path] = (),
+    keep_going: bool = False,
+    on: str | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> Report:
+    """Run a recipe or model, with what a user says about it; otherwise as `optimize`.
+
+    Raises:
+        UsageError: as `optimize`.
+        CannotRunError: as `optimize`.
+    """
+    clock = RunClock()
     ready = recipe_of(
         given,
         lambda name: out or ARTIFACTS / "runs" / f"{clock.started:%Y%m%d-%H%M%S}-{name}",

@@ -44,6 +44,15 @@ def plan(
         devices,
         overrides,
     )
+    return plan_of(given, data_root=data_root, device_folders=device_folders)
+
+
+def plan_of(given: Given, *, data_root: Path | None = None, device_folders: Sequence[Path] = ()) -> Plan:
+    """The plan of a recipe or model, with what a user says about it.
+
+    Raises:
+        UsageError: the recipe or the model file is invalid.
+    """
     with ExitStack() as cleanup:
 
         def store() -> Store:  # planning leaves nothing behind

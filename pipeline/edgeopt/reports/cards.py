@@ -73,6 +73,15 @@ def cards(report: Report) -> list[Card]:
     return [_card(report, each) for each in report.recommended]
 
 
+def publishing(report: Report) -> str:
+    """How to publish a run and to fetch what it recommends, in one line; '' if it recommends nothing."""
+    found = next((card for card in cards(report) if card.pull), None)
+    if found is None or report.folder is None or report.exit_code:
+        return ""
+    push = shlex.join(["edgeopt", "artifacts", "push", str(report.folder), "--channel", "stable"])
+    return f"publish: {push}; fetch: {found.pull}"
+
+
 def _card(report: Report, found: Recommendation) -> Card:
     row = _row(report, found.device, found.variant, found.format)
     stands_in = report.is_stand_in(found.device)
