@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -110,6 +111,8 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     end_with(parent)
     _log_to(folder / LOG)
     os.environ.update(environment(own=not address))
+    connected = threading.Event()
+    threading.Thread(target=_watch_token, args=(folder / LOG, pipe, connected), daemon=True).start()
     try:
         if address:
             # Ray itself would wait for ten minutes and more.
@@ -117,12 +120,22 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
                 pass
         driver = _Driver(pipe, address, folder)
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, and that is a lot
-        pipe.send(Unreachable(token_problem(folder / LOG) or _explained(error)))
+        pipe.send(Unreachable(_explained(error)))
         return
+    finally:
+        connected.set()
     pipe.send(Ready())
     with suppress(EOFError, BrokenPipeError):
         driver.serve()
     driver.close()
+
+
+def _watch_token(log: Path, pipe: Connection, connected: threading.Event) -> None:
+    """End this process if Ray writes that the token is wrong: it tries for half a minute."""
+    while not connected.wait(POLL_SECONDS):
+        if problem := token_problem(log):
+            pipe.send(Unreachable(problem))
+            os._exit(0)
 
 
 def _log_to(log: Path) -> None:

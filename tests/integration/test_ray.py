@@ -1,0 +1,176 @@
+"""Stages on a Ray cluster of two nodes on loopback: results, and what happens if something is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from edgeopt.errors import CannotRunError
+from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.resolve import find_recipe, load_recipe
+from edgeopt.recipe.selection import Selection
+from edgeopt.results import Event
+from edgeopt.run.build import build
+from edgeopt.run.executors.choice import executing
+from edgeopt.run.store import Store
+from toy_cluster import await_end, await_marks, marks, node, token, write_recipe
+
+pytest.importorskip("ray", reason="the extra cluster is not installed")
+pytestmark = pytest.mark.slow
+
+HEAD, SECOND, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster with the nodes a and b, of two stages each."""
+    port = str(20000 + os.getpid() % 10000)
+    with ExitStack() as cleanup, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", token())
+        patch.delenv("RAY_ADDRESS", raising=False)
+        cleanup.enter_context(node("--head", "--address", HEAD, "--port", port, "--cpus", "2", name="a"))
+        cleanup.enter_context(node(f"{HEAD}:{port}", "--address", SECOND, "--cpus", "2", name="b"))
+        yield f"{HEAD}:{port}"
+
+
+Build = Callable[..., tuple[list[Built], list[Event]]]
+
+
+@pytest.fixture
+def built_on(cluster: str, tmp_path: Path) -> Build:
+    """Build a recipe on the cluster; returns the branches and the events."""
+
+    def run(
+        recipe: Path, on: str = f"ray:{cluster}", formats: tuple[str, ...] = ()
+    ) -> tuple[list[Built], list[Event]]:
+        events: list[Event] = []
+        plan = make_plan(load_recipe(recipe, selection=Selection(formats=formats)))
+        store = tmp_path / on.partition(":")[0]
+        with executing(on, str(store), events.append):
+            return build(plan, Store(store), events.append), events
+
+    return run
+
+
+def digests(builds: list[Built]) -> dict[str, list[str]]:
+    assert [built.failure for built in builds if built.failure] == []
+    return {built.branch.name: [step.digest for step in built.steps] for built in builds}
+
+
+def lines(events: list[Event], status: str = "note") -> str:
+    return "\n".join(event.message for event in events if event.status == status)
+
+
+@pytest.mark.parametrize("recipe", ["digits-torch"])
+def test_results_are_those_of_one_machine(recipe: str, built_on: Build) -> None:
+    remote, events = built_on(find_recipe(recipe), formats=("onnx",))
+    local, _ = built_on(find_recipe(recipe), "local", formats=("onnx",))
+    assert digests(remote) == digests(local)
+    assert len(digests(remote)["int8.onnx"]) >= 3
+    assert "on a" in lines(events) or "on b" in lines(events)
+
+
+def test_both_nodes_run_stages(built_on: Build, tmp_path: Path) -> None:
+    steps = {f"step{number}": {"seconds": 2} for number in range(4)}
+    builds, events = built_on(write_recipe(tmp_path, **steps))
+    assert len(digests(builds)) == 5  # with float
+    assert {"on a", "on b"} <= set(lines(events).splitlines())
+
+
+def test_what_is_killed_runs_again_twice(built_on: Build, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, stage={"seconds": 3}, worker={"seconds": 3}, often={"seconds": 3})
+
+    def kill() -> None:
+        os.kill(await_marks(tmp_path, "stage", 1)[0], signal.SIGKILL)
+        os.kill(await_marks(tmp_path, "worker", 1)[1], signal.SIGKILL)
+        for count in (1, 2, 3):
+            os.kill(await_marks(tmp_path, "often", count)[0], signal.SIGKILL)
+        os.kill(await_marks(tmp_path, "worker", 2)[1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    builds, events = built_on(recipe)
+    killer.join()
+    failures = {built.branch.variant: built.failure for built in builds}
+    assert "the process of the stage was lost" in failures.pop("often")
+    assert set(failures.values()) == {""}
+    assert [len(marks(tmp_path, name)) for name in ("stage", "worker", "often")] == [2, 3, 3]
+    assert "a worker was lost" in lines(events)
+    await_end(*marks(tmp_path, "worker")[0])
+
+
+def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, tmp_path: Path) -> None:
+    steps = {f"step{number}": {"seconds": 4} for number in range(6)}
+    recipe = write_recipe(tmp_path, **steps)
+    with node(cluster, "--address", OTHER, "--cpus", "2", name="c") as lost:
+
+        def kill() -> None:
+            for name in steps:
+                await_marks(tmp_path, name, 1)
+            lost.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        builds, events = built_on(recipe)
+        killer.join()
+    assert len(digests(builds)) == 7
+    assert "a node was lost on c: it runs again (1 of 2)" in lines(events)
+    assert sum(len(marks(tmp_path, name)) for name in steps) == 8
+
+
+def test_a_failure_of_the_stage_is_final(built_on: Build, tmp_path: Path) -> None:
+    builds, _ = built_on(write_recipe(tmp_path, bad={"fails": True}))
+    (failure,) = [built.failure for built in builds if built.failure]
+    assert "steps_of_project:Step: it fails on purpose\n  (on " in failure
+    assert len(marks(tmp_path, "bad")) == 1
+
+
+def test_a_killed_command_ends_its_stages_and_resumes(built_on: Build, cluster: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, first={}, second={"seconds": 5})
+    command = [
+        "optimize",
+        recipe,
+        "--on",
+        f"ray:{cluster}",
+        "--store",
+        tmp_path / "ray",
+        "--out",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "edgeopt", *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "first.onnx" in line and "✓" in line:
+            break
+    running = await_marks(tmp_path, "second", 1)
+    process.kill()
+    process.communicate()
+    await_end(running[0])
+    builds, events = built_on(recipe)
+    assert len(digests(builds)) == 3
+    assert [event.branch for event in events if event.status == "cached"] == ["first.onnx"]
+    assert [len(marks(tmp_path, name)) for name in ("first", "second")] == [1, 2]
+
+
+def test_a_node_with_other_packages_is_passed_over(built_on: Build, cluster: str, tmp_path: Path) -> None:
+    fake = tmp_path / "packages" / "onnx-0.1.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: onnx\nVersion: 0.1\n")
+    recipe = write_recipe(tmp_path, **{f"step{number}": {"seconds": 2} for number in range(6)})
+    with node(cluster, "--address", OTHER, name="other", PYTHONPATH=str(fake.parent)):
+        builds, events = built_on(recipe)
+    assert len(digests(builds)) == 7
+    assert "on other" not in lines(events).splitlines()
+    assert "other has onnx 0.1 instead of" in lines(events)
+
+
+def test_a_wrong_token_is_named(built_on: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token())
+    with pytest.raises(CannotRunError, match=r"the Ray cluster at .* cannot be used: the token is wrong"):
+        built_on(write_recipe(tmp_path, step={}))

@@ -1,0 +1,140 @@
+"""A Ray cluster on loopback, each node at an address of its own, and a recipe with slow steps for it."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from edgeopt.devices.descendants import end
+
+START_SECONDS = 180
+STAGES = '''
+"""Stages of a project."""
+
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from edgeopt.errors import StageError
+from edgeopt.plugin import Stage
+
+
+class Step(Stage):
+    """Notes its process in ``marks``, sleeps, and appends its name to the file."""
+
+    requires: ClassVar[tuple[str, ...]] = ("onnx",)
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    produces: ClassVar[str] = "onnx"
+
+    name: str
+    marks: str
+    seconds: float = 0
+    fails: bool = False
+
+    def run(self, model, context):
+        with Path(self.marks, self.name).open("a") as file:
+            file.write(f"{os.getpid()} {os.getppid()}\\\\n")
+        time.sleep(self.seconds)
+        if self.fails:
+            raise StageError("it fails on purpose")
+        path = context.folder / "net.onnx"
+        # Field 2 of a ModelProto, the name of its producer: the file stays valid.
+        path.write_bytes(model.path.read_bytes() + b"\\\\x12" + bytes([len(self.name)]) + self.name.encode())
+        return model.model_copy(update={"path": path})
+'''.replace("\\\\", "\\")
+
+
+class Node(NamedTuple):
+    process: "subprocess.Popen[str]"
+    name: str
+
+    def kill(self) -> None:
+        """End it as a machine ends that loses its power."""
+        self.process.send_signal(signal.SIGSTOP)
+        for each in psutil.Process(self.process.pid).children():
+            end(each.pid)
+        self.process.kill()
+        self.process.wait()
+
+
+def token() -> str:
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def node(*arguments: str, name: str, **variables: str) -> Iterator[Node]:
+    """A node that ``edgeopt node`` starts, once it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeopt", "node", *arguments, "--name", name],
+        env={**os.environ, **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    ready = process.stderr.readline()
+    try:
+        assert "it ends with Ctrl-C" in ready, ready + process.stderr.read()
+        yield Node(process, name)
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)
+        process.stderr.close()
+
+
+def write_recipe(folder: Path, **steps: dict[str, object]) -> Path:
+    """A recipe with one variant for each of the steps; their processes are noted in ``folder/marks``."""
+    from onnx import TensorProto, helper, save
+
+    (folder / "marks").mkdir(exist_ok=True)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "net.onnx")
+    (folder / "steps_of_project.py").write_text(STAGES)
+    lines = ["version: 1", "name: steps", "model: {path: net.onnx}", "formats: [onnx]", "optimize:"]
+    for name, options in steps.items():
+        given = {"name": name, "marks": str(folder / "marks")} | options
+        lines.append(f"  {name}: {{stages: [{{uses: 'steps_of_project:Step', with: {given!r}}}]}}")
+    path = folder / "recipe.yaml"
+    path.write_text("\n".join(lines).replace("True", "true") + "\n")
+    return path
+
+
+def marks(folder: Path, name: str) -> list[list[int]]:
+    """The processes that have run a step, each with its parent."""
+    file = folder / "marks" / name
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [[int(number) for number in line.split()] for line in lines]
+
+
+def await_marks(folder: Path, name: str, count: int, seconds: float = 60) -> list[int]:
+    """The process of the ``count``-th run of a step, and its parent, once it has begun."""
+    deadline = time.monotonic() + seconds
+    while len(found := marks(folder, name)) < count:
+        assert time.monotonic() < deadline, f"{name} has run {len(found)} times"
+        time.sleep(0.05)
+    return found[count - 1]
+
+
+def await_end(*processes: int, seconds: float = 20) -> None:
+    """Wait until processes are gone."""
+    deadline = time.monotonic() + seconds
+    while any(map(_alive, processes)):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
