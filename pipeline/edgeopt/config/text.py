@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from edgeopt.config.chatter import without_chatter
+
 MAX_REASON_CHARS = 4000
 LOG_LINES, LINE_CHARS = 12, 300
 
@@ -34,12 +36,12 @@ def as_name(text: str) -> str:
 
 
 def log_tail(log: Path) -> str:
-    """The last lines of a log, indented."""
+    """The last lines of a log that say something, indented."""
     try:
         lines = log.read_text("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(["  | " + printable(line, LINE_CHARS) for line in lines if line.strip()][-LOG_LINES:])
+    return "\n".join("  | " + printable(line, LINE_CHARS) for line in without_chatter(lines)[-LOG_LINES:])
 
 
 def _message(error: BaseException) -> str:

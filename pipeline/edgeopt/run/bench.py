@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from edgeopt.config import absent
+from edgeopt.config.chatter import without_chatter
 from edgeopt.config.files import file_digest
 from edgeopt.config.references import import_path
 from edgeopt.devices.agent_archive import build_agent
@@ -401,5 +402,5 @@ def _put(link: Link, model: Model, stem: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = without_chatter(text.splitlines())
     return lines[-1][:300] if lines else "no message"
