@@ -1,6 +1,8 @@
 """Stages on a Ray cluster of two nodes on loopback: results, and what happens if something is lost."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.recipe.selection import Selection
 from edgeopt.results import Event
 from edgeopt.run.build import build
-from edgeopt.run.executors.choice import executing
-from edgeopt.run.store import Store
+from edgeopt.run.executors.choice import executing, executor_for
+from edgeopt.run.store import Store, open_store
+from in_process import Edgeopt
+from test_shared_store import Server
 from toy_cluster import await_end, await_marks, marks, node, token, write_recipe
 
 pytest.importorskip("ray", reason="the extra cluster is not installed")
@@ -81,6 +85,53 @@ def test_both_nodes_run_stages(built_on: Build, tmp_path: Path) -> None:
     builds, events = built_on(write_recipe(tmp_path, **steps))
     assert len(digests(builds)) == 5  # with float
     assert {"on a", "on b"} <= set(lines(events).splitlines())
+
+
+def test_the_report_says_what_ran_where(edgeopt: Edgeopt, cluster: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, step={})
+    said = edgeopt("optimize", recipe, "--on", f"ray:{cluster}", "--out", tmp_path / "out", "--keep-going")
+    assert said.code == 0, said.err
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["run"]["notes"]
+    assert any(re.fullmatch(r"[ab] ran steps_of_project:Step of step\.onnx", note) for note in notes), notes
+    assert re.search(r"note  step\.onnx +steps_of_project:Step: on [ab]\n", said.err), said.err
+
+
+def test_bytes_travel_through_a_server(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path, step={})
+    server = Server()
+    monkeypatch.setenv("EDGEOPT_STORE_CACHE", str(tmp_path / "mine"))
+    try:
+        plan = make_plan(load_recipe(recipe))
+        with executing(f"ray:{cluster}", server.url, lambda event: None):
+            (built,) = [each for each in build(plan, open_store(server.url), print) if each.steps]
+    finally:
+        server.stop()
+    assert built.failure == ""
+    assert plan.latest(built).path.read_bytes().endswith(b"\x12\x04step")
+    records = [name for name in server.objects if name.startswith("ac/")]
+    # The node sends the entry, and nobody else; this machine fetches it.
+    assert [each for each in server.asked if "ac/" in each and "PUT" in each] == [f"PUT {records[0]}"]
+    assert server.asked.count(f"GET {records[0]}") >= 2
+
+
+def test_a_cancelled_stage_ends_with_all_that_it_started(cluster: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, step={"seconds": 60})
+    store = Store(tmp_path / "store")
+    with executing(f"ray:{cluster}", str(store.root), print), executor_for(None) as executor:
+
+        def cancel() -> None:
+            await_marks(tmp_path, "step", 1)
+            for key in list(executor._tasks):
+                executor.cancel(key)
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        builds = build(make_plan(load_recipe(recipe)), store, print)
+        canceller.join()
+        await_end(marks(tmp_path, "step")[0][0])
+    assert [built.failure.splitlines()[0] for built in builds if built.failure] == [
+        "steps_of_project:Step: it was cancelled"
+    ]
 
 
 def test_what_is_killed_runs_again_twice(built_on: Build, tmp_path: Path) -> None:
@@ -168,6 +219,34 @@ def test_a_node_with_other_packages_is_passed_over(built_on: Build, cluster: str
     assert len(digests(builds)) == 7
     assert "on other" not in lines(events).splitlines()
     assert "other has onnx 0.1 instead of" in lines(events)
+
+
+def test_without_its_head_a_cluster_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token())
+    recipe = write_recipe(tmp_path, step={"seconds": 60})
+    port = str(31000 + os.getpid() % 1000)
+    address = f"127.0.0.5:{port}"
+    command = [
+        "optimize",
+        recipe,
+        "--on",
+        f"ray:{address}",
+        "--store",
+        tmp_path / "store",
+        "--out",
+        tmp_path / "out",
+    ]
+    with node("--head", "--address", "127.0.0.5", "--port", port, name="head") as head:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgeopt", *command], stderr=subprocess.PIPE, text=True
+        )
+        running = await_marks(tmp_path, "step", 1)
+        head.kill()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert f"the Ray cluster at {address} cannot be used: its head at {address} is gone" in err
+    assert "run again to resume" in err
+    await_end(*running)
 
 
 def test_a_wrong_token_is_named(built_on: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,8 @@ class _Builder:
         self.failed: dict[str, str] = {}
         self.built_here: dict[str, tuple[str, float]] = {}
         """Steps built in this run, by key: the branch they were built for, and the seconds."""
+        self.places: dict[str, list[str]] = {}
+        """Steps built in this run by each of several machines."""
 
     def run(self) -> list[Built]:
         for built in self.builds:
@@ -100,6 +102,7 @@ class _Builder:
                 self._finish(self.running.pop(result.key), result)
             for progress in self.executor.progress():
                 self._forward_progress(self.running[progress.key], progress)
+        self.store.notes += [f"{machine} ran {', '.join(steps)}" for machine, steps in self.places.items()]
         return self.builds
 
     def advance(self, built: Built) -> None:
@@ -199,7 +202,11 @@ class _Builder:
                 "its result was stored, but is not in the store of this machine",
                 fix="let all machines use the same store: a folder that they share, or a URL",
             )
-        self.built_here[job.key] = job.waiting[0].branch.name, result.seconds
+        branch = job.waiting[0].branch.name
+        self.built_here[job.key] = branch, result.seconds
+        if result.where:
+            title = f"{registry.plugin_name(job.stage)} of {branch}"
+            self.places.setdefault(result.where, []).append(title)
 
     def _forward_progress(self, job: _Job, progress: Progress) -> None:
         """Show the last progress line of a stage, at a readable rate."""

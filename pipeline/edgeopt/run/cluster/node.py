@@ -23,7 +23,7 @@ from edgeopt.devices.environments import HOME_VARIABLE
 from edgeopt.errors import StoreError
 from edgeopt.run.bench import probe_device
 from edgeopt.run.cluster.messages import Ended, Lacking, Line, Message, Refused, Request, Started
-from edgeopt.run.cluster.portable import AbsentError, load
+from edgeopt.run.cluster.portable import ONE_STORE, AbsentError, load
 from edgeopt.run.executors.executor import Say, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.store import CACHE_VARIABLE, Store, is_url, open_store
@@ -141,8 +141,8 @@ def open_place(place: str) -> Store:
         os.environ.setdefault(CACHE_VARIABLE, str(_cache()))
     elif not Path(place, "objects").is_dir():
         raise StoreError(
-            f"{place}, the store of this command, does not exist on {os.uname().nodename}",
-            fix="let all machines use the same store: a folder that they share, or a URL in EDGEOPT_STORE",
+            f"{place}, the store of this command, does not exist on this machine",
+            fix=ONE_STORE,
         )
     return open_store(place)
 

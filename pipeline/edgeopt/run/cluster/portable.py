@@ -22,6 +22,8 @@ from edgeopt.errors import StageError, StoreError
 from edgeopt.plugin import digest_of
 from edgeopt.run.store import Store
 
+ONE_STORE = "let all machines use one store: a folder that they share, or a URL in EDGEOPT_STORE"
+
 
 class Stored(NamedTuple):
     """A file or folder of an entry of the store."""
@@ -126,13 +128,14 @@ def supply(absent: Absent, store: Store) -> None:
         StageError: a file has changed since the task was made.
         StoreError: the store is not writable, or the other machine does not use it.
     """
-    if isinstance(absent, Stored) or store.get(absent.key) is not None:
+    if isinstance(absent, Stored):
         if not store.share(absent.key):
             raise StoreError(
-                f"another machine does not find the entry {absent.key[:12]} in the store, which is in "
-                f"{store.root} here",
-                fix="let all machines use one store: a folder that they share, or a URL in EDGEOPT_STORE",
+                f"the entry {absent.key[:12]} of {store.root} is not in its store", fix=ONE_STORE
             )
+        return
+    if store.get(absent.key) is not None:
+        store.share(absent.key)  # another task may have needed it, too
         return
     with store.scratch() as folder:
         (folder / "files").mkdir()
@@ -203,8 +206,13 @@ class _Pickler(pickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, store: Store, scratch: Path) -> None:
         super().__init__(file)
-        self.absent: list[Absent] = []
+        self._absent: dict[str, Absent] = {}
         self._store, self._scratch = store, scratch
+
+    @property
+    def absent(self) -> tuple[Absent, ...]:
+        """What this machine lacks, once each."""
+        return tuple(self._absent.values())
 
     def persistent_load(self, reference: Any) -> Any:
         match reference:
@@ -236,7 +244,7 @@ class _Unpickler(pickle.Unpickler):
     def _entry(self, reference: Absent, key: str) -> Path:
         entry = self._store.get(key)
         if entry is None:
-            self.absent.append(reference)
+            self._absent[key] = reference
             return Path()
         return _absolute(entry.folder)
 

@@ -59,6 +59,8 @@ class TaskResult(NamedTuple):
     """Run time, without the time in the queue."""
     stored: bool = False
     """Whether the result is in the store already, under the key of the task; it has no value then."""
+    where: str = ""
+    """The machine that ran it, if the executor has several."""
     killed: bool = False
     """Whether something other than the executor killed its process, such as a kernel without memory."""
 

@@ -176,8 +176,10 @@ class LocalExecutor(Executor):
         """Kill tasks over the time or memory limit, with their child processes."""
         for future, running in self._running.items():
             process = running.process()
+            children: list[psutil.Process] = []
             if process is not None:
-                running.family.update(descendants(process))
+                children = descendants(process)
+                running.family.update(children)
             elif running.started:
                 # pebble does not treat exit code 0 as a failure, and would wait forever.
                 running.gone_since = running.gone_since or time.monotonic()
@@ -186,7 +188,7 @@ class LocalExecutor(Executor):
                     future.cancel()
             if process is None or running.stop_reason:
                 continue
-            used = memory(process)
+            used = memory([process, *children])
             if used > self.memory_limit:
                 running.stop_reason = (
                     f"stopped at {show_bytes(used)} of memory, over the limit of "

@@ -12,7 +12,7 @@ from typing import Self
 
 from edgeopt.config.text import log_tail
 from edgeopt.devices.descendants import end, mute_resource_tracker
-from edgeopt.errors import CannotRunError, EdgeoptError, MissingPackageError, UsageError, install
+from edgeopt.errors import CannotRunError, EdgeoptError, MissingPackageError, StoreError, UsageError, install
 from edgeopt.run.cluster import messages, portable
 from edgeopt.run.cluster.node import threads_here
 from edgeopt.run.cluster.ray_driver import LOG, cluster_folder, drive, installed
@@ -129,8 +129,7 @@ class RayExecutor(Executor):
             case messages.Lacking(absent):
                 self._supply(key, node, absent)
             case messages.Ended(failure, seconds):
-                where = f"\n  (on {node})" if failure and node else ""
-                self._end(key, failure + where, seconds)
+                self._end(key, failure + (f"\n  (on {node})" if failure and node else ""), seconds, node)
 
     def _supply(self, key: str, node: str, absent: tuple[portable.Absent, ...]) -> None:
         """Put what a node lacks into the store, and give the task away again."""
@@ -138,17 +137,17 @@ class RayExecutor(Executor):
         try:
             for each in absent:
                 if (key, each) in self._supplied:
-                    raise CannotRunError(f"{node} does not find the entry {each.key[:12]} in its store")
+                    raise StoreError(f"{each.key[:12]} is not in its store", fix=portable.ONE_STORE)
                 self._supplied.add((key, each))
                 portable.supply(each, store)
         except EdgeoptError as error:
-            self._end(key, f"{node} lacks files: {error}", 0.0)
+            self._end(key, f"{node} lacks files of it: {error}")
         else:
             self._driver.send(messages.Submit(self._request(self._tasks[key])))
 
-    def _end(self, key: str, failure: str, seconds: float) -> None:
+    def _end(self, key: str, failure: str, seconds: float = 0.0, node: str = "") -> None:
         del self._tasks[key]
-        self._results.append(TaskResult(key, None, failure, seconds, stored=not failure))
+        self._results.append(TaskResult(key, None, failure, seconds, stored=not failure, where=node))
 
     def _title(self, key: str) -> str:
         elsewhere = self._tasks[key].elsewhere
