@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeopt.config import absent
 from edgeopt.errors import install
 from edgeopt.formats.arithmetic import product, sparsity, total_macs
-from edgeopt.formats.tflite.files.graphs import Tensor, graphs_of
+from edgeopt.formats.tflite.files.graphs import Operation, Tensor, graphs_of
 from edgeopt.formats.tflite.files.model_file import TfliteFile, load
 from edgeopt.formats.tflite.files.weight_coding import DECODE, decoded
 from edgeopt.formats.wire.flatbuffer import Extent
@@ -189,18 +189,12 @@ def _graphs(
             constants = list(_constants(kind, inputs))
             for constant, role in constants:
                 mark(constant.buffer, role)
-                if role == "weights" and constant.dtype in _BITS:
+                if role == "weights" and constant.dtype in _BITS and constant.buffer not in weights:
                     weights[constant.buffer] = Weights(constant.data, constant.dtype)
                 counted[index, constant.number] = product(constant.shape) or 0
             if kind == DECODE:
-                for at, (output, values) in enumerate(decoded(operation, file.name)):
-                    codes, header = inputs[2 * at : 2 * at + 2]
-                    assert codes is not None and header is not None  # they have been decoded
-                    mark(header.buffer, "weights")
-                    weights[codes.buffer] = values.reshape(-1).view(np.uint8)
-                    tensors[output.number] = tensors[output.number]._replace(
-                        buffer=codes.buffer, data=codes.data
-                    )
+                for buffer in _unpacked(operation, tensors, weights, file.name):
+                    mark(buffer, "weights")
             if kind in UNPACKING and operation.outputs and inputs and inputs[0] is not None:
                 # Unpacked when the model is loaded, so readers of the result are readers of the constant.
                 result = operation.outputs[0].number
@@ -220,6 +214,25 @@ def _graphs(
                 )
             )
     return roles, tuple(layers), sum(counted.values()), list(weights.values())
+
+
+def _unpacked(
+    operation: Operation, tensors: list[_Tensor], weights: dict[int, Weights], name: str
+) -> Iterator[int]:
+    """Give the readers of decoded weights the codes instead; yields the buffers of the tables."""
+    values = decoded(operation, name) if absent.installed() else []
+    weights |= {
+        codes.buffer: Weights(each.tobytes(), "int8")
+        for codes, (_, each) in zip(operation.inputs[::2], values, strict=False)
+        if codes is not None
+    }
+    for codes, tables, output in zip(
+        operation.inputs[::2], operation.inputs[1::2], operation.outputs, strict=False
+    ):
+        if codes is not None and tables is not None:
+            place = tensors[output.number]
+            tensors[output.number] = place._replace(buffer=codes.buffer, data=codes.data)
+            yield tables.buffer
 
 
 def _constants(kind: str, inputs: list[_Tensor | None]) -> Iterator[tuple[_Tensor, str]]:
