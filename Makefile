@@ -10,10 +10,10 @@ READY := $(VENV)/.installed
 DEMOS := digits-keras digits-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint unit test install docs site release versions clean
+.PHONY: help demo cluster-demo check lint unit test install docs site release versions clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 install: $(READY)  ## create .venv and install edgeopt with all extras
 
@@ -31,6 +31,9 @@ demo: $(READY)  ## optimize the two shipped models and print the paths of the re
 	  ln -sfn $$name artifacts/runs/latest; \
 	done
 	@for name in $(DEMOS); do echo "report: artifacts/runs/$$name/report.html"; done
+
+cluster-demo: $(READY)  ## optimize a shipped model on a cluster of two nodes on this machine
+	$(BIN)/python deploy/cluster_demo.py
 
 check:  ## style, types, layers, wording and the fast tests, in under a minute
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit

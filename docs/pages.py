@@ -16,8 +16,9 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the documents at the top of the repository and the shipped recipes."""
-    for path in (*(ROOT / name for name in PAGES), *sorted((ROOT / "recipes").glob("*.yaml"))):
+    """Add the documents at the top of the repository, the shipped recipes, and the files for deployment."""
+    shipped = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "deploy").glob("*.*"))]
+    for path in (*(ROOT / name for name in PAGES), *shipped):
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files

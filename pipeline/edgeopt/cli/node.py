@@ -9,7 +9,7 @@ def node(
     join: Annotated[
         str | None,
         typer.Argument(
-            metavar="[HOST:PORT]", help="The address of the head; none with --head.", show_default=False
+            metavar="HOST:PORT", help="The address of the head; none with --head.", show_default=False
         ),
     ] = None,
     head: Annotated[bool, typer.Option("--head", help="Start a cluster: this is its first node.")] = False,

@@ -182,6 +182,7 @@ class _Driver:
         self.refusals: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
         """By the versions that tasks need: the ids of the nodes that refused one, and why."""
         self.names: dict[str, str] = {}
+        self.warned = False
         self.seen_at = self.looked_at = time.monotonic()
 
     def alive(self) -> list[dict[str, Any]]:
@@ -214,11 +215,14 @@ class _Driver:
         """Give a task to a node that has not refused its like; fail it if all have."""
         refusals, work = self.refusals.get(_needs(running), {}), self.work
         if refusals:
-            if all(node["NodeID"] in refusals for node in self.alive()):
+            if all(node["NodeID"] in refusals for node in self.alive() if _slots(node)):
                 reasons = "; ".join(refusals.values())
                 self.end(running, f"no node of the cluster has the packages of this machine: {reasons}")
                 return
             work = work.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(refusals))})"})
+        if not self.warned and not any(map(_slots, self.alive())):
+            self.warned = True
+            self.pipe.send(Notice("", "no node of the cluster runs stages: waiting for one with --cpus"))
         running.generator, running.node = work.remote(running.request), ""
         self.running[running.request.key] = running
 
@@ -300,7 +304,7 @@ class _Driver:
             about: dict[str, Any] = {}
             with suppress(self.ray.exceptions.RayError):
                 about = self.ray.get(answer, timeout=0)
-            yield Machine(self.name(node["NodeID"]), node["Resources"].get("CPU", 0.0), about)
+            yield Machine(self.name(node["NodeID"]), _slots(node), about)
 
     def head_is_lost(self) -> bool:
         """Whether nothing listens at the address of the head any more."""
@@ -317,6 +321,11 @@ class _Driver:
             self.ray.cancel(running.generator)
         self.ray.shutdown()
         end_descendants(psutil.Process())
+
+
+def _slots(node: dict[str, Any]) -> float:
+    """Stages that a node runs at a time."""
+    return float(node["Resources"].get("CPU", 0.0))
 
 
 def _needs(running: _Running) -> tuple[tuple[str, str], ...]:
