@@ -434,6 +434,17 @@ def test_a_narrowed_check_compares_that_part_of_a_run(tmp_path: Path) -> None:
     assert "the baseline has nothing for --device phone; it has float.tflite on host, int8" in str(wrong)
 
 
+def test_a_baseline_of_a_part_of_a_run(tmp_path: Path) -> None:
+    other = run(right(wrong=9), variant="int8", format="onnx")
+    whole = run(right()).model_copy(update={"results": (*run(right()).results, *other.results)})
+    write_report(whole, tmp_path / "run")
+    words = ["baseline", "write", str(tmp_path / "run"), "--out", str(tmp_path / "b.json")]
+    assert CliRunner().invoke(app, [*words, "--format", "onnx"]).exit_code == 0
+    assert [entry.key for entry in read_baseline(tmp_path / "b.json").entries] == [("int8", "onnx", "host")]
+    wrong = CliRunner().invoke(app, [*words, "--format", "onxx"])
+    assert "--format onxx: the run has no such format; did you mean 'onnx'?" in str(wrong.exception)
+
+
 def test_an_update_of_a_part_leaves_the_rest(tmp_path: Path) -> None:
     one, two = run(right(wrong=4)), run(right(wrong=9), variant="int8", format="onnx")
     write_baseline(

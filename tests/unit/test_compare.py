@@ -169,6 +169,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert '"link":"./b/report.html"' in page
     code, text, _ = invoke(tmp_path / "a", tmp_path / "b" / "report.json", "--json")
     assert [each["run"] for each in json.loads(text)["runs"]] == ["a", "b"]
+    # Narrowed, also by what only one of the runs has.
+    more = run(result(), result(format="onnx"))
+    write_report(more, tmp_path / "d")
+    _, text, _ = invoke(tmp_path / "a", tmp_path / "d", "--format", "onnx", "--json")
+    assert "onnx" in text and '"tflite"' not in text
+    _, _, error = invoke(tmp_path / "a", tmp_path / "d", "--format", "onxx")
+    assert "--format onxx: the run has no such format; did you mean 'onnx'?" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeopt.cli import compare
 from edgeopt.cli.options import (
     AsJson,
     DataRoot,
@@ -33,12 +34,18 @@ BASELINE = Path("baseline.json")
 def write(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its report.json.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = BASELINE,
+    variant: compare.Variants = None,
+    format: compare.Formats = None,
+    device: compare.Devices = None,
 ) -> None:
     """Write the results of a run to a baseline file, to commit and to compare later runs with."""
     from edgeopt.cli.report import read_report
+    from edgeopt.commands.judge import part_of
     from edgeopt.evaluation.baseline import baseline_of, write_baseline
+    from edgeopt.recipe.selection import Selection
 
-    baseline = baseline_of(read_report(run))
+    selection = Selection(tuple(variant or ()), tuple(format or ()), tuple(device or ()))
+    baseline = baseline_of(part_of(read_report(run), selection))
     write_baseline(baseline, out)
     typer.echo(f"{out}: {len(baseline.entries)} artifacts, {out.stat().st_size:,} bytes")
 

@@ -6,7 +6,25 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli.options import AsJson
+from edgeopt.cli.options import AsJson, device_names, format_names
+
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="NAME", help="Only this variant of the run, and float."),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format", metavar="NAME", help="Only this format of the run.", autocompletion=format_names
+    ),
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", metavar="NAME", help="Only this device of the run.", autocompletion=device_names
+    ),
+]
+"""What narrows finished runs."""
 
 
 def compare(
@@ -20,6 +38,9 @@ def compare(
     confidence: Annotated[
         float, typer.Option(help="Confidence level of the bounds of each change.", min=0.5, max=0.9999)
     ] = 0.95,
+    variant: Variants = None,
+    format: Formats = None,
+    device: Devices = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs of a recipe: quality, size, latency, SNR and gates of every artifact, also of failed ones.
@@ -31,12 +52,15 @@ def compare(
 
     from edgeopt.cli.report import read_report
     from edgeopt.cli.screen.comparison import show_comparison
+    from edgeopt.commands.judge import parts_of
     from edgeopt.config.files import write_text, writing
+    from edgeopt.recipe.selection import Selection
     from edgeopt.reports.comparison import Compared, as_data
     from edgeopt.reports.comparison import compare as compare_runs
     from edgeopt.reports.comparison.page import render
 
-    reports = list(map(read_report, runs))
+    selection = Selection(tuple(variant or ()), tuple(format or ()), tuple(device or ()))
+    reports = parts_of(list(map(read_report, runs)), selection)
     folders = _folders(runs)
     comparison = compare_runs(
         [Compared(name, report) for name, report in zip(folders, reports, strict=True)],

@@ -69,18 +69,36 @@ def judge(
     return replace(judgement, latency=again.verdicts), again.unjudged
 
 
+def parts_of(reports: Sequence[Report], selection: Selection) -> list[Report]:
+    """The parts of several runs that would remain of their recipe.
+
+    Raises:
+        UsageError: none of the runs has something of a name.
+    """
+    _check_names([key_of(row) for report in reports for row in report.results], selection)
+    return [_part_of(report, selection) for report in reports]
+
+
 def part_of(report: Report, selection: Selection, *, with_float: bool = True) -> Report:
     """The part of a finished run that would remain of its recipe; float does, if ``with_float``.
 
     Raises:
         UsageError: the run has none of a name.
     """
-    keys = [key_of(row) for row in report.results]
+    _check_names([key_of(row) for row in report.results], selection)
+    return _part_of(report, selection, with_float=with_float)
+
+
+def _check_names(keys: Sequence[tuple[str, str, str]], selection: Selection) -> None:
     for at, (option, names) in enumerate(zip(OPTIONS, selection, strict=True)):
         known = dict.fromkeys(key[at] for key in keys)
         for name in names:
             if name not in known:
                 raise UsageError(f"--{option} {name}: the run has no such {option}{nearest(name, known)}")
+
+
+def _part_of(report: Report, selection: Selection, *, with_float: bool = True) -> Report:
+    keys = [key_of(row) for row in report.results]
 
     def is_part(one: Result | Recommendation | Verdict) -> bool:
         return _selected(key_of(one), selection, with_float=with_float)
