@@ -229,7 +229,7 @@ def shown(side: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """SNR in dB of edgeopt's files / those of the bare libraries."""
+    """SNR in dB of edgeopt's files / those of the bare libraries, where these were run."""
     for variant in WORKS:
         rows = [result for result in results if f"{variant}.tflite" in result["cells"]]
         if not rows:
@@ -248,7 +248,8 @@ def entry_of(cell: dict[str, Any]) -> str:
         return f"{side['snr']:.0f}" if side.get("snr", -999) > -900 else "–"
 
     mark = "" if cell["verdict"] == "ok" else f" {cell['verdict']}"
-    return f"{short(cell['edgeopt'])} / {short(cell['bare'])}{mark}"
+    bare = "" if cell["bare"].get("error") == "not run" else f" / {short(cell['bare'])}"
+    return f"{short(cell['edgeopt'])}{bare}{mark}"
 
 
 if __name__ == "__main__":

@@ -198,6 +198,21 @@ class Preprocessing(Settings):
             values = real.astype(spec.dtype) if spec.takes_integers else real
         return arrange(values[np.newaxis], source, spec.layout)
 
+    def undo(self, batch: Array, spec: TensorSpec) -> Array:
+        """Raw samples ``[n, ...]`` of float32 that become these inputs, which ``spec`` describes."""
+        import numpy as np
+
+        source = self.layout or spec.layout
+        real = arrange(batch, spec.layout, source)
+        if not self.changes_values:
+            return real
+        values = real.astype(np.float32)
+        if self.std:
+            values = values * self._per_channel(self.std, values.ndim - 1, source)
+        if self.mean:
+            values = values + self._per_channel(self.mean, values.ndim - 1, source)
+        return values / np.float32(self.scale)
+
     @property
     def changes_values(self) -> bool:
         return self.scale != 1.0 or bool(self.mean) or bool(self.std)

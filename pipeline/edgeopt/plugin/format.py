@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -9,11 +10,12 @@ from typing import ClassVar, NamedTuple
 from edgeopt.config.files import CHUNK, content_digest, files_of
 from edgeopt.config.registry import Kind, plugin_name
 from edgeopt.errors import StageError, UsageError
-from edgeopt.model import Model
+from edgeopt.model import Array, Model
 from edgeopt.plugin.base import Plugin, digest_of
 from edgeopt.plugin.contents import Operator, SizeBreakdown, Source
 from edgeopt.plugin.layer_pair import Pair
 from edgeopt.plugin.stage import Worker
+from edgeopt.plugin.synthesis import Synthesis
 
 HEAD = 512
 """Bytes at the start of a file that are read to recognise it."""
@@ -103,6 +105,8 @@ class Format(Plugin):
     """Formats in which layers of a quantized artifact are compared with the float model."""
     no_layers: ClassVar[str] = ""
     """Fix to suggest if ``layers`` is None."""
+    synthesizes: ClassVar[Worker | None] = None
+    """The framework in which ``synthesize`` runs, if the format has it."""
     twin: ClassVar[str] = ""
     """A format with ``layers`` that is quantized from the same program, if this one has none."""
 
@@ -214,6 +218,16 @@ class Format(Plugin):
             StageError: layers of this format cannot be compared.
         """
         raise StageError(f"the layers of {self.name} files cannot be compared", fix=self.no_layers)
+
+    def synthesize(self, model: Model, given: Synthesis, progress: Callable[[float], None]) -> list[Array]:
+        """Samples with the statistics that the batch norms of a model recorded, one array per input.
+
+        ``progress`` is called with the loss of every step.
+
+        Raises:
+            StageError: the model cannot be loaded, or has no batch norm.
+        """
+        raise StageError(f"{self.title} does not keep the statistics of batch norms")
 
     @property
     def name(self) -> str:
