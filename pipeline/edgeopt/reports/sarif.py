@@ -26,6 +26,7 @@ RULES = {
     "hybrid": "The device does not support float activations with integer weights",
     "float": "The device supports integer models only",
     "shape": "The device supports fixed shapes only",
+    "runtime": "The file needs another runtime than the device has",
     "unread": "The file cannot be read",
 }
 """Descriptions of the rules; other rules are described by their name."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgeopt.formats.tflite.files.graphs import Operation
 from edgeopt.model import Array
 
-ROWS = 16
+ROWS = 64
 """Inputs per weight of an output from which the moments are estimated, if there are as many."""
 LEAST, POSITIONS = 4, 64
 """Fewest and most positions of one sample that count: neighbours have almost equal inputs."""

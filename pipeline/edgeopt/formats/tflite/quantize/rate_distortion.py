@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.formats.tflite.files import huffman
-from edgeopt.formats.weight_rounding import DAMPING
 
 Numbers = NDArray[np.float64]
 
 BLOCK = 64
 """Weights whose compensations for all earlier ones are computed in one product."""
+DAMPING = 0.1
+"""Fraction of the mean moment added to the diagonal: errors are large here, and samples often few."""
 LARGEST = 127
 """Largest symmetric int8 value."""
 ABSENT = 2
