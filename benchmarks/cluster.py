@@ -1,25 +1,58 @@
-"""Several machines in one run: devices that are measured in parallel, and a store that is shared.
+"""Several machines in one run: devices measured in parallel, a store that is shared, stages on a cluster.
 
-    python benchmarks/cluster.py [devices] [store]
+    python benchmarks/cluster.py [devices] [store] [trials] [overhead] [digests] [--seconds N] [--kills N]
 
 ``devices``: eight simulated boards, each of which takes five seconds for a job; goal: 8 s for all, one job at
 a time on each. ``store``: an unchanged run with a store on a server, which is on this machine, against one
 with the folder alone, in turns; goal: 1.5. The third figure is of a machine whose folder is empty.
+
+The rest starts a Ray cluster of two nodes on loopback, which share the processors of this machine.
+``trials``: 16 independent stages that sleep, two at a time on each node; goal: 1.8 times the throughput of one.
+``overhead``: seconds of a stage that does nothing, in a row of them, beyond those of a local one; goal: 0.15.
+``digests``: a recipe is built again and again while processes of its stages and their workers are killed at
+random; goal: the digests of one machine.
 """
 
 import argparse
+import contextlib
+import itertools
 import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
+
+import psutil
+
+from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.resolve import find_recipe, load_recipe
+from edgeopt.recipe.selection import Selection
+from edgeopt.results import Event
+from edgeopt.run.build import build
+from edgeopt.run.executors.choice import executing
+from edgeopt.run.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import toy_cluster  # noqa: E402 - it is beside the tests that use it
+
+Builds: TypeAlias = list[Built]
+Moment: TypeAlias = tuple[float, Event]
+OPTIONS = argparse.Namespace()
+FOLDER = Path(tempfile.mkdtemp(prefix="edgeopt-benchmark-"))
+PORT = 26479
+TRIALS, LENGTH = 16, 30
+RESUMES = 10
+KILL_SECONDS = 1.0, 6.0
+"""Shortest and longest time between two kills."""
 BOARDS, SECONDS = 8, 5.0
 RUNS = 3
 
@@ -153,15 +186,133 @@ def store() -> None:
     print(f"  on the server: {len(Objects.objects)} objects, {sum(map(len, Objects.objects.values())):,} B")
 
 
-PARTS = {"devices": devices, "store": store}
+def built(recipe: Path, on: str, place: Path, formats: tuple[str, ...] = ()) -> tuple[Builds, list[Moment]]:
+    """Build a recipe; returns its branches, and its events with their times."""
+    moments: list[Moment] = []
+    plan = make_plan(load_recipe(recipe, selection=Selection(formats=formats)))
+
+    def watch(event: Event) -> None:
+        moments.append((time.monotonic(), event))
+
+    with executing(on, str(place), watch):
+        return build(plan, Store(place), watch), moments
+
+
+@contextlib.contextmanager
+def cluster(*names: str) -> Iterator[str]:
+    """The address of a cluster with nodes of these names, of two stages each."""
+    os.environ["RAY_AUTH_TOKEN"] = toy_cluster.token()
+    os.environ.pop("RAY_ADDRESS", None)
+    head = f"127.0.0.2:{PORT}"
+    with contextlib.ExitStack() as cleanup:
+        for number, name in enumerate(names, 2):
+            joining = [head] if number > 2 else ["--head", "--port", str(PORT)]
+            options = ["--address", f"127.0.0.{number}", "--cpus", "2"]
+            cleanup.enter_context(toy_cluster.node(*joining, *options, name=name))
+        yield f"ray:{head}"
+
+
+def trials() -> None:
+    """Seconds of independent stages that sleep, on one and on two nodes, from the first start to the end."""
+    seconds: dict[int, float] = {}
+    for names in (("a",), ("a", "b")):
+        with cluster(*names) as on:
+            steps = {f"trial{number}": {"seconds": OPTIONS.seconds} for number in range(TRIALS)}
+            _, moments = built(toy_cluster.write_recipe(FOLDER, **steps), on, FOLDER / f"trials{len(names)}")
+            begun = [moment for moment, event in moments if event.message.startswith("on ")]
+            seconds[len(names)] = moments[-1][0] - begun[0]
+    print(f"{TRIALS} stages of {OPTIONS.seconds:g} s, two at a time on each node:")
+    print(
+        f"  one node {seconds[1]:.1f} s, two {seconds[2]:.1f} s: {seconds[1] / seconds[2]:.2f} x (goal: 1.8)"
+    )
+
+
+def overhead() -> None:
+    """Seconds from the end of a stage to that of the next one, which does nothing, with warm processes."""
+    medians: dict[str, float] = {}
+    with cluster("a", "b") as ray:
+        for on in ("local", ray):
+            recipe = toy_cluster.write_recipe(FOLDER, LENGTH, chain={})
+            _, moments = built(recipe, on, FOLDER / on.partition(":")[0])
+            ends = [moment for moment, event in moments if event.status == "done"]
+            gaps = [after - before for before, after in itertools.pairwise(ends)]
+            # Each node starts a process with the first stages that it gets.
+            medians[on] = statistics.median(gaps[LENGTH // 3 :])
+    local, remote = medians.values()
+    print(f"a stage that does nothing, median of {LENGTH} in a row:")
+    print(
+        f"  local {local * 1000:.0f} ms, cluster {remote * 1000:.0f} ms, {(remote - local) * 1000:+.0f} ms (goal: 150)"
+    )
+
+
+def digests() -> None:
+    """Builds of a recipe under random kills, each from an empty store, until all kills are done."""
+    recipe, formats = find_recipe("digits-keras"), ("tflite", "onnx")
+    done = {"stage": 0, "worker": 0}
+    lost = runs = different = 0
+    with cluster("a", "b") as on:
+        wanted = _digests(built(recipe, "local", FOLDER / "digests", formats)[0])
+        while sum(done.values()) < OPTIONS.kills:
+            runs += 1
+            ended = threading.Event()
+            killer = threading.Thread(target=_kill, args=(done, ended))
+            killer.start()
+            for _ in range(RESUMES):  # a stage that is lost three times has failed, until the next command
+                builds, moments = built(recipe, on, FOLDER / f"digests{runs}", formats)
+                lost += sum("it runs again" in event.message and not event.branch for _, event in moments)
+                if not any(each.failure for each in builds):
+                    break
+            ended.set()
+            killer.join()
+            different += _digests(builds) != wanted
+    print(f"digits-keras as {' and '.join(formats)}, built {runs} times on two nodes:")
+    print(
+        f"  {done['stage']} processes of stages and {done['worker']} workers killed, {lost} stages repeated"
+    )
+    print(f"  {different} of {runs} builds differ from one machine (goal: 0)")
+
+
+def _digests(builds: Builds) -> dict[str, list[str]]:
+    return {each.branch.name: [*(step.digest for step in each.steps), each.failure] for each in builds}
+
+
+def _kill(done: dict[str, int], ended: threading.Event) -> None:
+    """Kill a random process of a stage or its worker every few seconds."""
+    draw = random.Random(sum(done.values()))
+    while sum(done.values()) < OPTIONS.kills and not ended.wait(draw.uniform(*KILL_SECONDS)):
+        workers = [
+            each for each in psutil.process_iter(["name"]) if each.info["name"].startswith("ray::_work")
+        ]
+        if not workers:
+            continue
+        victim, kind = draw.choice(workers), draw.choice([*done])
+        with contextlib.suppress(psutil.Error):
+            stages = victim.children() if kind == "stage" else [victim]
+            draw.choice(stages or [victim]).kill()
+            done[kind] += 1
+
+
+PARTS = {
+    "devices": devices,
+    "store": store,
+    "trials": trials,
+    "overhead": overhead,
+    "digests": digests,
+}
 
 
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all by default")
-    for part in parser.parse_args().parts or PARTS:
-        PARTS[part]()
+    parser.add_argument("--seconds", type=float, default=20, help="of each of the trials")
+    parser.add_argument("--kills", type=int, default=50, help="for digests")
+    parser.parse_args(namespace=OPTIONS)
+    try:
+        for part in OPTIONS.parts or PARTS:
+            PARTS[part]()
+    finally:
+        shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":

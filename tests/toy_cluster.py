@@ -90,8 +90,8 @@ def node(*arguments: str, name: str, **variables: str) -> Iterator[Node]:
         process.stderr.close()
 
 
-def write_recipe(folder: Path, **steps: dict[str, object]) -> Path:
-    """A recipe with one variant for each of the steps; their processes are noted in ``folder/marks``."""
+def write_recipe(folder: Path, length: int = 1, **steps: dict[str, object]) -> Path:
+    """A recipe with a variant of each step, ``length`` times in a row; they write ``folder/marks``."""
     from onnx import TensorProto, helper, save
 
     (folder / "marks").mkdir(exist_ok=True)
@@ -103,7 +103,8 @@ def write_recipe(folder: Path, **steps: dict[str, object]) -> Path:
     lines = ["version: 1", "name: steps", "model: {path: net.onnx}", "formats: [onnx]", "optimize:"]
     for name, options in steps.items():
         given = {"name": name, "marks": str(folder / "marks")} | options
-        lines.append(f"  {name}: {{stages: [{{uses: 'steps_of_project:Step', with: {given!r}}}]}}")
+        stages = [f"{{uses: 'steps_of_project:Step', with: {given!r}}}"] * length
+        lines.append(f"  {name}: {{stages: [{', '.join(stages)}]}}")
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines).replace("True", "true") + "\n")
     return path
