@@ -21,5 +21,5 @@ CMD ["edgeopt", "--help"]
 FROM light AS full
 USER root
 RUN pip install --no-cache-dir --constraint /wheel/constraints.txt \
-      --extra-index-url https://download.pytorch.org/whl/cpu "$(echo /wheel/*.whl)[all]"
+      --extra-index-url https://download.pytorch.org/whl/cpu "$(echo /wheel/*.whl)[all,cluster]"
 USER edgeopt

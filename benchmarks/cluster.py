@@ -7,7 +7,7 @@ a time on each. ``store``: an unchanged run with a store on a server, which is o
 with the folder alone, in turns; goal: 1.5. The third figure is of a machine whose folder is empty.
 
 The rest starts a Ray cluster of two nodes on loopback, which share the processors of this machine.
-``trials``: 16 independent stages that sleep, two at a time on each node; goal: 1.8 times the throughput of one.
+``trials``: 16 independent stages that sleep, two at a time on a node; goal: 1.8 times the throughput of one.
 ``overhead``: seconds of a stage that does nothing, in a row of them, beyond those of a local one; goal: 0.15.
 ``digests``: a recipe is built again and again while processes of its stages and their workers are killed at
 random; goal: the digests of one machine.
@@ -240,9 +240,8 @@ def overhead() -> None:
             medians[on] = statistics.median(gaps[LENGTH // 3 :])
     local, remote = medians.values()
     print(f"a stage that does nothing, median of {LENGTH} in a row:")
-    print(
-        f"  local {local * 1000:.0f} ms, cluster {remote * 1000:.0f} ms, {(remote - local) * 1000:+.0f} ms (goal: 150)"
-    )
+    more = (remote - local) * 1000
+    print(f"  local {local * 1000:.0f} ms, cluster {remote * 1000:.0f} ms, {more:+.0f} ms (goal: 150)")
 
 
 def digests() -> None:
@@ -277,19 +276,20 @@ def _digests(builds: Builds) -> dict[str, list[str]]:
 
 
 def _kill(done: dict[str, int], ended: threading.Event) -> None:
-    """Kill a random process of a stage or its worker every few seconds."""
+    """Kill a random process of a stage, or its worker, every few seconds."""
     draw = random.Random(sum(done.values()))
     while sum(done.values()) < OPTIONS.kills and not ended.wait(draw.uniform(*KILL_SECONDS)):
-        workers = [
-            each for each in psutil.process_iter(["name"]) if each.info["name"].startswith("ray::_work")
-        ]
-        if not workers:
-            continue
-        victim, kind = draw.choice(workers), draw.choice([*done])
-        with contextlib.suppress(psutil.Error):
-            stages = victim.children() if kind == "stage" else [victim]
-            draw.choice(stages or [victim]).kill()
+        kind = draw.choice([*done])
+        with contextlib.suppress(psutil.Error, IndexError):  # it has just ended; none runs
+            draw.choice([*_victims(kind)]).kill()
             done[kind] += 1
+
+
+def _victims(kind: str) -> Iterator[psutil.Process]:
+    for worker in psutil.Process().children(recursive=True):
+        if worker.name().startswith("ray::_work"):
+            stages = (each for each in worker.children() if "spawn_main" in " ".join(each.cmdline()))
+            yield from stages if kind == "stage" else [worker]
 
 
 PARTS = {

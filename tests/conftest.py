@@ -43,8 +43,9 @@ def _own_signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Isolate tests from the store and the environments of the user."""
-    monkeypatch.delenv("EDGEOPT_STORE", raising=False)
+    """Isolate tests from the store, the cluster and the environments of the user."""
+    for name in ("EDGEOPT_STORE", "EDGEOPT_ON"):
+        monkeypatch.delenv(name, raising=False)
     # The agent sets it for its own process; tests that load its runtimes here would leak it to others.
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")

@@ -129,6 +129,9 @@ def test_a_cancelled_stage_ends_with_all_that_it_started(cluster: str, tmp_path:
         builds = build(make_plan(load_recipe(recipe)), store, print)
         canceller.join()
         await_end(marks(tmp_path, "step")[0][0])
+        # Its worker goes on with other stages, on each of the slots.
+        others = write_recipe(tmp_path, **{f"other{number}": {"seconds": 1} for number in range(4)})
+        assert len(digests(build(make_plan(load_recipe(others)), store, print))) == 5
     assert [built.failure.splitlines()[0] for built in builds if built.failure] == [
         "steps_of_project:Step: it was cancelled"
     ]

@@ -32,6 +32,8 @@ POLL_SECONDS = 0.2
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 """Variables that decide the order of sums, and so the last bits of a result; engines set some of them."""
 
+SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
 
 def serve(request: Request) -> Iterator[Message]:
     """Run a task; the last message says how it ended. If this is interrupted, its process is killed."""
@@ -98,12 +100,20 @@ def _message(ended: TaskResult) -> Message:
 @functools.cache
 def _executor() -> LocalExecutor:
     """The processes of this worker, which stay open: the next task may need the same framework."""
+    _prepare_worker()
+    return LocalExecutor()
+
+
+@functools.cache
+def _prepare_worker() -> None:
     # Each process that is spawned would run the main module again, which is that of the engine.
     main = sys.modules["__main__"]
     vars(main).pop("__file__", None)
     main.__spec__ = None
+    # Of the token that admits to the cluster, a stage needs to know nothing.
+    for name in SECRETS:
+        os.environ.pop(name, None)
     _temporary.__enter__()
-    return LocalExecutor()
 
 
 _temporary = temporary_files()

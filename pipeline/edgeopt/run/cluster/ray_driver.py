@@ -66,6 +66,7 @@ LONGEST_FOLDER = 18
 """Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
 have 107 at most."""
 LOG = "driver.log"
+CANCELLED = "it was cancelled"
 
 
 @dataclass
@@ -75,6 +76,7 @@ class _Running:
     node: str = ""
     """Where it runs; '' before it starts."""
     losses: int = 0
+    cancelled: bool = False
 
 
 def environment(*, own: bool) -> dict[str, str]:
@@ -197,6 +199,7 @@ class _Driver:
                     case Submit(request):
                         self.start(_Running(request, None))
                     case Cancel(key) if key in self.running:
+                        self.running[key].cancelled = True
                         self.ray.cancel(self.running[key].generator)
                     case Describe(packages):
                         self.pipe.send(Nodes(tuple(self.describe(packages))))
@@ -233,7 +236,7 @@ class _Driver:
         try:
             node, message = self.ray.get(next(running.generator))
         except exceptions.TaskCancelledError:
-            self.end(running, "it was cancelled")
+            self.end(running, CANCELLED)
         except exceptions.RayTaskError as error:
             self.end(running, f"the node failed: {_explained(error.cause or error)}")
         except exceptions.RayError as error:
@@ -267,6 +270,9 @@ class _Driver:
         self.start(running)
 
     def repeat(self, running: _Running, lost: str) -> None:
+        if running.cancelled:
+            self.end(running, CANCELLED)
+            return
         running.losses += 1
         where = f" on {running.node}" if running.node else ""
         if running.losses > RETRIES:
