@@ -209,6 +209,14 @@ def test_the_bundle_that_suits_the_device_is_taken(cli: Cli, tmp_path: Path) -> 
     assert f"the firmware kit: {folder}/firmware (compile, link, test: README.md there)" in told.out
     assert "kit and golden vectors of cortex-m are valid for roomy: same kernels (tflm)" in told.out
     assert f"next: edgeopt lint {folder}/toy.tflite --device roomy" in told.out
+    # Of a bundle for another runtime, there is no kit to speak of.
+    host = a_run(tmp_path / "host", 2, device="host", runtime="litert 2.3.0")
+    words = ("--to", f"{url}:2", "--library", tmp_path / "maker", "--channel", "stable")
+    assert cli("push", host, *words).code == 0
+    told = pull(cli, url, tmp_path, "--device-folder", devices, device="roomy")
+    assert "made for host, without a firmware kit: to get one for roomy, with its golden" in told.out
+    told = pull(cli, url, tmp_path, device="stm32f44")
+    assert told.code == 2 and "did you mean 'stm32f4'?" in told.err
     refusals = {
         "tight": "512 bytes of flash",
         "poor": "needs 9,000 bytes, and poor has 8,192 bytes of RAM",

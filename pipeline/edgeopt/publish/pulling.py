@@ -109,6 +109,11 @@ def directions(pulled: Pulled, name: str, device: Device | None) -> list[str]:
             f"kit and golden vectors of {contract.device} are valid for {name}: same kernels ({runtime})"
         )
         lines.append(f"next: edgeopt lint {pulled.folder / contract.file.name} --device {name}")
+    elif micro and not kit.is_dir():
+        lines.append(
+            f"made for {contract.device}, without a firmware kit: to get one for {name}, with its golden "
+            "vectors, add it to the recipe's devices and publish again"
+        )
     else:
         what = "the firmware kit and golden vectors" if micro else "the golden vectors"
         lines.append(

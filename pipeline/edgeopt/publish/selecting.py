@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from edgeopt.config.nearest import nearest
-from edgeopt.devices.device import Device
+from edgeopt.devices.device import Device, known_devices
 from edgeopt.errors import UsageError
 from edgeopt.formats.wire.bounded import json_value
 from edgeopt.publish.oci import FACTS, Descriptor, Index
@@ -95,7 +95,7 @@ def choose(
             known = sorted({facts.device for _, facts in available})
             raise UsageError(
                 f"no device file describes {device_name!r}, and no bundle of this release was measured on it"
-                f"{nearest(device_name, known)}",
+                f"{nearest(device_name, [*known, *known_devices()])}",
                 fix=f"choose one of {', '.join(known)}, or add a device file: --device-folder DIR",
             )
         obstacles = [(d, f, _obstacle(f, device, operators, compiles=compiles)) for d, f in matching]
