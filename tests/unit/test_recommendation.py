@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from edgeopt.cli.screen.tables import show_report
+from edgeopt.evaluation.judgement import Judgement
 from edgeopt.recipe.starter.goals import GOALS
 from edgeopt.reports import render, write_report
 from edgeopt.reports.cards import address, cards, publishing
+from edgeopt.reports.ci import comment
 from edgeopt.results import (
     GUESSED,
     Artifact,
@@ -252,6 +254,8 @@ def test_a_guessed_preprocessing_stands_beside_what_to_ship(tmp_path: Path) -> N
     first, _, _ = (tmp_path / "report.md").read_text("utf-8").partition("Ship this")
     assert f"**{doubt}**" in first
     assert f'"doubts":["{doubt}"]' in (tmp_path / "report.html").read_text("utf-8")
+    assert f"> {doubt}\n" in comment.render(Judgement(shown, shown.gates))
+    assert f"<em>{doubt}</em>" in shown._repr_html_()
     out = Console(file=io.StringIO(), width=200)
     show_report(shown, out)
     lines = out.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 
 from edgeopt.reports.cards import cards
-from edgeopt.reports.columns import columns, show
+from edgeopt.reports.columns import columns, doubts, show
 from edgeopt.reports.plain import printable
 from edgeopt.results import Report, Result
 
@@ -18,6 +18,7 @@ def render(report: Report) -> str:
         f'<p style="border-left:4px solid {COLOURS[card.status]};padding-left:.6em">{_text(card.summary)}</p>'
         for card in cards(report)
     ]
+    parts += [f"<p><em>{_text(doubt)}</em></p>" for doubt in doubts(report)]
     for device in report.devices():
         rows = [row for row in report.results if row.device == device]
         parts.append(_table(report, device, rows))

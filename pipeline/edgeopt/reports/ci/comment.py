@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from edgeopt.errors import shortened
 from edgeopt.evaluation.judgement import Judgement, key_of
+from edgeopt.reports.columns import doubts
 from edgeopt.reports.markdown import text
 from edgeopt.results import Measurement, Report, Result, Verdict
 
@@ -63,6 +64,8 @@ def _lines(judgement: Judgement, title: str, links: Mapping[str, str], count: in
     name = f"{title}: {report.recipe}" if title and title != report.recipe else report.recipe
     yield f"### {MARKS[judgement.word]} edgeopt: {text(name)}: {_strong(judgement)}"
     yield ""
+    for doubt in doubts(report):
+        yield from (f"> {text(doubt)}", "")
     yield from _capped(list(_reasons(judgement)), count, "- and {} more, in the report", "")
     ship = [each for each in report.recommended if each.status == "ship"] if judgement.word == "pass" else []
     if ship:
