@@ -1,22 +1,28 @@
 """Files with coded weights in TensorFlow Lite Micro: outputs keep every bit, and runs say so."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeopt.commands.optimize import optimize
 from edgeopt.devices.environments import environment_python
-from edgeopt.errors import UsageError
+from edgeopt.errors import StageError, UsageError
 from edgeopt.formats.tflite.files import weight_coding
-from edgeopt.formats.tflite.files.graphs import graphs_of
-from edgeopt.formats.tflite.files.model_file import parse
-from edgeopt.model import Model
-from edgeopt.plugin import Context
-from edgeopt.stages.compress_tflm import CompressTflm
-from toy_layers import few_values, two_layers
+from edgeopt.formats.tflite.files.graphs import graphs_of, read_signature
+from edgeopt.formats.tflite.files.model_file import load, parse
+from edgeopt.formats.tflite.graph.interpreter import outputs
+from edgeopt.model import Model, Preprocessing
+from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.stages.coarsen_tflite import CoarsenTflite
+from edgeopt.stages.compress_tflm import CODINGS, CompressTflm
+from needs import needs
+from toy_layers import IMAGE, SHAPES, few_values, two_layers
+
+needs("ai_edge_litert")
 
 SEVEN = (0, 20, -20, 40, -40, 60, -60)
 COMPARE = """
@@ -81,6 +87,54 @@ def test_a_run_verifies_every_bit_and_names_the_only_runtime(
     assert coded.measurements["size_bytes"].value < 0.6 * (tmp_path / "model.tflite").stat().st_size
     with pytest.raises(UsageError, match="only tflm runs what compress_tflm makes, and no device has it"):
         optimize(recipe, out=tmp_path / "no", store=tmp_path / "store", devices=["host"])
+
+
+class Images(Dataset):
+    """Smooth random images."""
+
+    def samples(self) -> Iterator[Sample]:
+        random = np.random.default_rng(4)
+        for _ in range(48):
+            yield Sample((np.cumsum(random.normal(size=IMAGE[1:]), axis=0).astype(np.float32),))
+
+    def digest(self) -> str:
+        return "images"
+
+
+def coarsened(folder: Path, **options: object) -> tuple[Path, Path, list[str]]:
+    """The toy with random weights, and coarsened; and the notes."""
+    random = np.random.default_rng(0)
+    full = [np.clip(random.laplace(0, 30, shape), -127, 127).astype(np.int8) for shape in SHAPES]
+    before = folder / "before.tflite"
+    before.write_bytes(two_layers(full, per_channel=True))
+    signature = read_signature(before, "NHWC")
+    model = Model(format="tflite", path=before, inputs=signature.inputs, outputs=signature.outputs)
+    notes: list[str] = []
+    context = Context(folder, Feed(Images(), Preprocessing()), print, note=notes.append)
+    return before, CoarsenTflite.model_validate(options).run(model, context).path, notes
+
+
+@pytest.mark.parametrize(("coding", "snr"), [("huffman", 13.5), ("tables", 9.5)])
+def test_coarse_weights_take_as_many_bits_as_requested(coding: str, snr: float, tmp_path: Path) -> None:
+    before, after, notes = coarsened(tmp_path, coding=coding, bits=3)
+    assert float(notes[0].split()[4]) == pytest.approx(3, abs=0.06)
+    samples = [(each.inputs[0][np.newaxis],) for each in Images().samples()]
+    old, new = (outputs(file, samples).arrays[0] for file in (before, after))
+    assert 10 * np.log10(np.mean(old**2) / np.mean((new - old) ** 2)) > snr
+    layers = weight_coding.layers_of(graphs_of(load(after))[0])
+    assert [layer.axis for layer in layers] == [None, 3]  # 288 depthwise weights stay as they are
+    counts = [len(np.unique(layer.values)) for layer in layers]
+    assert counts[0] == 8 if coding == "tables" else 8 < counts[0] < 40
+    packed = weight_coding.packed(layers, CODINGS[coding])[0]
+    assert packed is not None and len(packed.codes) == pytest.approx(4608 * 3 / 8, rel=0.03)
+
+
+def test_a_pattern_that_leaves_nothing_to_coarsen(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no layer to coarsen has 512 weights or more") as raised:
+        coarsened(tmp_path, keep=["conv_2d_0"])
+    assert raised.value.fix == "shorten 'keep', or leave coarsen out"
+    with pytest.raises(StageError, match="conv9"):
+        coarsened(tmp_path, keep=["conv9"])
 
 
 LIE = '''

@@ -14,7 +14,7 @@ from edgeopt.formats.tflite.files import huffman, value_tables, weight_coding
 from edgeopt.formats.tflite.files.graphs import graphs_of
 from edgeopt.formats.tflite.files.model_file import parse
 from edgeopt.formats.tflite.files.slimming import slimmed
-from edgeopt.formats.tflite.quantize.rate_distortion import PricedRounding, adapted, code_bits
+from edgeopt.formats.tflite.quantize.rate_distortion import Choice, PricedRounding, adapted, code_bits
 from edgeopt.model import Model
 from edgeopt.plugin import Context
 from edgeopt.stages.compress_tflm import CompressTflm
@@ -167,9 +167,9 @@ def test_the_price_of_a_bit_moves_weights_to_shorter_codes() -> None:
     rounding, step = PricedRounding(moments), 0.3
     errors, bits = [], []
     for price in (0.0, step**2 * rounding.curvature, 5 * step**2 * rounding.curvature):
-        change = rounding.coarse(rows, step, price) * step - rows
+        change = rounding.coarse(rows, Choice(step, price)) * step - rows
         errors.append(float(np.mean((inputs @ change.T) ** 2)))
-        bits.append(code_bits(rounding.coarse(rows, step, price)) / rows.size)
+        bits.append(code_bits(rounding.coarse(rows, Choice(step, price))) / rows.size)
     nearest = np.rint(rows / step)
     assert errors[0] < 0.5 * float(np.mean((inputs @ (nearest * step - rows).T) ** 2))
     assert bits[0] > bits[1] + 0.5 > bits[2] + 1.0 and errors[0] < errors[1] < errors[2]

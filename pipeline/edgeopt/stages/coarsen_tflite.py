@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from edgeopt.errors import StageError
@@ -13,8 +14,8 @@ from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.files.weight_coding import layers_of
 from edgeopt.formats.tflite.graph import naming
 from edgeopt.formats.tflite.graph.interpreter import finished
+from edgeopt.formats.tflite.quantize import bit_allocation, coarse_weights
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
-from edgeopt.formats.tflite.quantize import coarse_weights
 from edgeopt.formats.tflite.quantize.rate_distortion import code_bits
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
@@ -38,17 +39,20 @@ class CoarsenTflite(Stage):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
-    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"coarsen": frozenset({"entropy"})}
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"coarsen": frozenset({"values"})}
     after: ClassVar[frozenset[str]] = frozenset({"quantize"})
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
     extra: ClassVar[str | None] = "keras"
 
-    scheme: Literal["entropy"] = Field(
-        "entropy", description="uniform steps, for codes whose length depends on how frequent a value is"
+    scheme: Literal["values"] = Field("values", description="few values for the weights of a layer")
+    coding: Literal["huffman", "tables"] = Field(
+        "huffman",
+        description="huffman: multiples of a step, of which frequent ones have short codes; tables: 2 to 128 "
+        "values for each layer, for indices of 1 to 7 bits",
     )
-    bits: float = Field(4.0, ge=1, le=8, description="mean number of bits of a coded weight")
+    bits: float = Field(4.0, ge=1, le=8, description="mean number of bits of a coded weight, or of an index")
     keep: tuple[str, ...] = Field((), description="layers to leave in 8 bits, by name or pattern")
     samples: int = Field(512, ge=1, description="maximum number of calibration samples")
 
@@ -69,7 +73,11 @@ class CoarsenTflite(Stage):
                 fix="add 'quantize: int8' to the variant",
             )
         kept = matching(self.keep, list(layers), "keep")
-        chosen = {n: each for n, each in layers.items() if each.values.size >= FEWEST and n not in kept}
+        chosen = {
+            name: layer
+            for name, layer in layers.items()
+            if layer.values.size >= FEWEST and layer.values.any() and name not in kept
+        }
         if not chosen:
             raise StageError(
                 f"no layer to coarsen has {FEWEST} weights or more",
@@ -83,20 +91,23 @@ class CoarsenTflite(Stage):
         originals = file.values(loaded.content, read, samples)
         found = coarse_weights.sensitivities(file, originals, TRIALS)
         context.progress("distributing the bits")
-        prices = coarse_weights.prices_for(file.layers, found, self.bits)
+        allocate = bit_allocation.codes_of if self.coding == "huffman" else bit_allocation.tables_of
+        choices = allocate(file.layers, found, self.bits)
         context.progress(f"rounding the weights of {len(file.layers)} layers")
-        coarse_weights.coarsen(file, originals, prices)
+        coarse_weights.coarsen(file, originals, choices)
         path = context.folder / "model.tflite"
         path.write_bytes(file.content())
-        context.note(_note(file, list(chosen)))
+        context.note(self._note(file, list(chosen)))
         return finished(path, described)
 
-
-def _note(file: coarse_weights.CoarseFile, names: list[str]) -> str:
-    bits = {name: code_bits(file.changed[number].codes) for number, name in enumerate(names)}
-    sizes = {name: layer.rows.size for name, layer in zip(names, file.layers, strict=True)}
-    each = ", ".join(f"{name} {bits[name] / sizes[name]:.1f}" for name in names)
-    mean = sum(bits.values()) / sum(sizes.values())
-    return (
-        f"coarsened the weights to {mean:.2f} bits on average: {each}; only compress makes the file smaller"
-    )
+    def _note(self, file: coarse_weights.CoarseFile, names: list[str]) -> str:
+        sizes = {name: layer.rows.size for name, layer in zip(names, file.layers, strict=True)}
+        codes = {name: file.changed[number].codes for number, name in enumerate(names)}
+        if self.coding == "huffman":
+            bits = {name: code_bits(codes[name]) / sizes[name] for name in names}
+        else:
+            bits = {name: float((len(np.unique(codes[name])) - 1).bit_length()) for name in names}
+        mean = sum(bits[name] * sizes[name] for name in names) / sum(sizes.values())
+        each = ", ".join(f"{name} {bits[name]:.1f}" for name in names)
+        text = f"coarsened the weights to {mean:.2f} bits on average: {each}"
+        return f"{text}; only compress makes the file smaller"

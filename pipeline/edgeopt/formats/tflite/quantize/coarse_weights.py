@@ -13,13 +13,7 @@ from edgeopt.formats.tflite.files.schema import SCHEMA
 from edgeopt.formats.tflite.files.weight_coding import Layer, without_unused
 from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
 from edgeopt.formats.tflite.quantize.layer_inputs import Geometry, Moments
-from edgeopt.formats.tflite.quantize.rate_distortion import (
-    LARGEST,
-    SPREAD,
-    PricedRounding,
-    adapted,
-    code_bits,
-)
+from edgeopt.formats.tflite.quantize.rate_distortion import LARGEST, Choice, PricedRounding, adapted
 from edgeopt.formats.wire.flatbuffer import Table, Vector
 from edgeopt.formats.wire.flatbuffer_writer import pack
 from edgeopt.model import Array
@@ -30,8 +24,6 @@ Samples = Sequence[Sequence[Array]]
 SHARP = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC")
 """Operators that hide small changes of their input: noise is measured before them."""
 PASSING = ("DEQUANTIZE", "QUANTIZE", "RESHAPE")
-TOLERANCE = 0.02
-"""Difference from the requested number of bits that is close enough."""
 TRIAL = 7
 """Steps of the largest weight in the files that measure how sensitive the outputs are to a layer."""
 
@@ -197,69 +189,14 @@ def relative_noise(before: Sequence[Sequence[Array]], after: Sequence[Sequence[A
     return total
 
 
-class Prices(NamedTuple):
-    """The step of a layer, and the price of one bit in squared steps of its inputs."""
-
-    step: float
-    price: float
-
-
-def prices(
-    layers: Sequence[CoarseLayer],
-    found: Sequence[Sensitivity],
-    roundings: Sequence[PricedRounding],
-    noise: float,
-) -> list[Prices]:
-    """The step and the price in every layer if one bit is worth a ``noise`` of the outputs."""
-    result = []
-    for layer, sensitivity, rounding in zip(layers, found, roundings, strict=True):
-        price = noise / sensitivity.noise / layer.input_scale**2
-        step = max(float(SPREAD * np.sqrt(price / rounding.curvature)), layer.least_step)
-        result.append(Prices(step, price))
-    return result
-
-
-def prices_for(
-    layers: Sequence[CoarseLayer], found: Sequence[Sensitivity], bits: float, tries: int = 7
-) -> list[Prices]:
-    """The steps and prices with which a weight takes ``bits`` on average, over all layers."""
-    roundings = [PricedRounding(each.own) for each in found]
-    weights = sum(layer.rows.size for layer in layers)
-
-    def mean_bits(chosen: Sequence[Prices]) -> float:
-        parts = zip(layers, roundings, chosen, strict=True)
-        codes = (rounding.coarse(layer.rows, *price, rounds=1) for layer, rounding, price in parts)
-        return sum(map(code_bits, codes)) / weights
-
-    # Four times the noise is half the accuracy of a weight: one bit less.
-    noises = [
-        each.noise * layer.input_scale**2 * rounding.curvature * (float(np.std(layer.rows)) / 4) ** 2
-        for layer, each, rounding in zip(layers, found, roundings, strict=True)
-    ]
-    exponent = float(np.log2(np.median(noises)))
-    low, high = -np.inf, np.inf
-    chosen = prices(layers, found, roundings, 2.0**exponent)
-    for _ in range(tries):
-        excess = mean_bits(chosen) - bits
-        if abs(excess) < TOLERANCE:
-            break
-        low, high = (exponent, high) if excess > 0 else (low, exponent)
-        exponent += 2 * excess
-        if not low < exponent < high:
-            exponent = (low + high) / 2
-        chosen = prices(layers, found, roundings, 2.0**exponent)
-    return chosen
-
-
-def coarsen(file: CoarseFile, originals: Sequence[Sequence[Array]], chosen: Sequence[Prices]) -> None:
+def coarsen(file: CoarseFile, originals: Sequence[Sequence[Array]], choices: Sequence[Choice]) -> None:
     """Replace the weights of all layers, in order, each on the inputs from the layers already replaced."""
-    for number, (layer, price) in enumerate(zip(file.layers, chosen, strict=True)):
+    for number, (layer, choice) in enumerate(zip(file.layers, choices, strict=True)):
         moments = Moments(layer.geometry, len(originals))
         content = file.content()
         for row, (now,) in zip(originals, file.values(content, [layer.input], file.samples), strict=True):
             before, after = (each.astype(np.int16) - layer.zero_point for each in (row[number], now))
             moments.add(before, after)
         means, own, cross = moments.centred()
-        rounding = PricedRounding(own)
-        codes = rounding.coarse(adapted(layer.rows, own, cross), price.step, price.price, rounds=3)
-        file.changed[number] = Coarse(codes, price.step, layer.shifted(codes, price.step, means))
+        codes = PricedRounding(own).coarse(adapted(layer.rows, own, cross), choice, rounds=3)
+        file.changed[number] = Coarse(codes, choice.step, layer.shifted(codes, choice.step, means))

@@ -10,6 +10,7 @@ Alistarh 2022, arXiv:2208.11580).
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,16 @@ SPREAD = np.sqrt(12 / (2 * np.log(2)))
 
 Rounding errors are uniform: a step d costs d^2/12, and half of it one bit more.
 """
+
+
+class Choice(NamedTuple):
+    """What the weights of a layer may be."""
+
+    step: float
+    price: float = 0.0
+    """Of one bit of a code, in squared units of the output for inputs in steps."""
+    values: Numbers | None = None
+    """The only multiples of the step; None: all of them, at the price of their codes."""
 
 
 class PricedRounding:
@@ -59,20 +70,23 @@ class PricedRounding:
         """The mean of ``curvatures``."""
         return float(self.curvatures.mean())
 
-    def coarse(self, rows: Numbers, step: float, price: float, rounds: int = 2) -> Numbers:
-        """Round ``rows`` ``[groups * outputs, width]`` to integers, in multiples of ``step``.
+    def coarse(self, rows: Numbers, choice: Choice, rounds: int = 2) -> Numbers:
+        """Round ``rows`` ``[groups * outputs, width]`` to integers, in multiples of a step.
 
         Args:
-            price: of one bit, in squared units of the outputs.
+            choice: the step, and the values or their price.
             rounds: times that the weights are rounded, each time with the code lengths of the time before.
         """
+        step = choice.step
+        if choice.values is not None:
+            return self._rounded(rows, choice.values, step, np.zeros(len(choice.values)))
         most = min(LARGEST, int(np.abs(rows).max() / step) + 2)
         values = np.arange(-most, most + 1, dtype=np.float64)
         codes = np.clip(np.rint(rows / step), -most, most)
         for _ in range(rounds):
             lengths = code_lengths(codes)
             longest = max(lengths.values()) + ABSENT
-            prices = price * np.array([lengths.get(int(value), longest) for value in values])
+            prices = choice.price * np.array([lengths.get(int(value), longest) for value in values])
             codes = self._rounded(rows, values, step, prices)
         return codes
 
