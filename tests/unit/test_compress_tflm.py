@@ -1,11 +1,13 @@
 """Weights in fewer bits: what is written is read back, sizes, refusals, and the bits of coarser weights."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeopt.commands.plan import plan as make_plan
 from edgeopt.devices.device import load_device
 from edgeopt.devices.lint import lint
 from edgeopt.errors import StageError
@@ -185,3 +187,33 @@ def test_weights_adapt_to_inputs_that_have_changed() -> None:
     before, after = (np.mean((former @ rows.T - changed @ each.T) ** 2) for each in (rows, new))
     assert after < 0.1 * before
     assert np.allclose(adapted(rows, own, own), rows)
+
+
+CODED = "{coded: {compress: tflm, coarsen: {bits: 3}, quantize: int8}}"
+
+
+def test_a_plan_has_the_steps_in_order_and_leaves_out_devices_by_name(
+    write_recipe: Callable[..., Path],
+) -> None:
+    recipe = write_recipe(optimize=CODED, formats="[tflite]", devices="[host, cortex-m]")
+    plan = make_plan(recipe)
+    coded = next(branch for branch in plan.branches if branch.variant == "coded")
+    assert coded.names[-4:] == ("quantize_tflite", "coarsen_tflite", "compress_tflm", "slim_tflite")
+    assert [device.name for device in coded.devices] == ["cortex-m"]
+    note = "coded.tflite is not measured on host: only tflm runs what compress_tflm makes"
+    assert [each for each in plan.notes if "compress_tflm" in each] == [note]
+
+
+def test_a_plan_without_the_runtime_names_a_device_that_has_it(write_recipe: Callable[..., Path]) -> None:
+    plan = make_plan(write_recipe(optimize=CODED, formats="[tflite]", devices="[host]"))
+    (missing,) = plan.impossible
+    assert missing.reason == "only tflm runs what compress_tflm makes, and no device has it"
+    assert missing.fix == "add a device that has it, such as cortex-m"
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_two_bit_weights_are_refused(scheme: str, write_recipe: Callable[..., Path]) -> None:
+    quantize = f"{{scheme: {scheme}, layers: {{'*': int2}}}}"
+    plan = make_plan(write_recipe(optimize=f"{{two: {{quantize: {quantize}}}}}", formats="[tflite]"))
+    (missing,) = plan.impossible
+    assert "rejects option 'layers.*': input should be 'float32'" in missing.reason
