@@ -30,6 +30,11 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "median": lambda x: x.median(1, keepdim=True)[0].mean() + x.median(2)[0],
     "kthvalue": lambda x: x.kthvalue(2, -1)[0],
     "embedding_bag": lambda x: torch.cat([bag(x, mode) for mode in ("sum", "mean", "max")]),
+    "fmax": lambda x: torch.fmax(x, -x) + torch.fmin(x, x.flip(1)),
+    "cumprod": lambda x: x.cumprod(1) + (x * 3).cumprod(-1),
+    "logcumsumexp": lambda x: (50 * x).logcumsumexp(1),
+    "cdist": lambda x: torch.cdist(x, x.flip(1)),
+    "_cdist_forward": lambda x: torch.cdist(x, x.flip(2), 1.0) + torch.cdist(x, x + 1, INF),
 }
 
 
@@ -65,7 +70,7 @@ def test_rare_operators_become_common_ones(name: str, tmp_path: Path) -> None:
 
 
 def test_what_onnx_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
-    program = saved(Net(lambda x: torch.cdist(x, x.flip(1))), tmp_path)
+    program = saved(Net(lambda x: torch.cdist(x, x.flip(1), 3.0)), tmp_path)
     with pytest.raises(
         StageError, match=r"aten.cdist after layer layer cannot be converted to ONNX: No ONNX"
     ):

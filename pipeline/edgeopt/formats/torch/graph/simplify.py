@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.formats.torch.graph import canonicalize as torch_canonicalize
 from edgeopt.formats.torch.graph import conditions as torch_conditions
+from edgeopt.formats.torch.graph import cumulative as torch_cumulative
 from edgeopt.formats.torch.graph import equivalents as torch_equivalents
 from edgeopt.formats.torch.graph import folding as torch_folding
 from edgeopt.formats.torch.graph import permutes as torch_permutes
@@ -34,6 +35,9 @@ RULES: "tuple[Callable[[GraphEditor, Node], bool], ...]" = (
     torch_equivalents.limit,
     torch_equivalents.compose,
     torch_equivalents.first_result,
+    torch_cumulative.scan,
+    torch_cumulative.extreme_of_two,
+    torch_cumulative.distances,
     torch_conditions.fixed_number,
     torch_conditions.number_to_tensor,
     torch_conditions.number_arithmetic,
