@@ -50,10 +50,10 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def memory(process: psutil.Process) -> int:
-    """Bytes of memory that a process and its descendants occupy."""
+def memory(processes: Iterable[psutil.Process]) -> int:
+    """Bytes of memory that processes occupy."""
     used = 0
-    for each in [process, *descendants(process)]:
+    for each in processes:
         with contextlib.suppress(psutil.Error):  # it has just exited
             used += each.memory_info().rss
     return used
