@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from edgeopt.results import Report
+from edgeopt.run.session import PROBE_SAMPLES
 from edgeopt.run.store import Store
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -148,6 +151,19 @@ def test_the_second_run_imports_no_framework_and_measures_nothing_again(
     assert all(row["cached"] for row in again["results"])
     for row in again["results"]:
         assert row["measurements"] == torch.row(row["variant"], row["format"])["measurements"]
+
+
+def test_a_step_that_is_an_artifact_is_not_run_again(keras: Done, torch: Done, store: Path) -> None:
+    """The float file before quantization: only other steps are run for the comparison, on fewer samples."""
+    assert keras.code == torch.code == 0
+    runs = Counter[str]()
+    for path in store.rglob("result.json"):
+        with np.load(path.with_name("outputs.npz")) as outputs:
+            samples = len(outputs[outputs.files[0]])
+        if samples == PROBE_SAMPLES:
+            runs[json.loads(path.read_text())["runtime"]["name"]] += 1
+    # Of each model: the file before slimming, and the QDQ graph as it is written.
+    assert (runs["litert"], runs["onnxruntime"]) == (2, 2)
 
 
 def test_a_gate_that_cannot_hold_exits_1(torch: Done, store: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, Device, load_device, machine_of
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
+from edgeopt.formats.known import model_digest
 from edgeopt.model import Model
 from edgeopt.plugin import Labels
 from edgeopt.recipe.planner import Built, Plan, Step
@@ -155,6 +156,8 @@ class _Session:
         }
         self.machines = {name: machine_of(device) for name, device in devices.items()}
         self.finals: dict[tuple[str, str], Outcome] = {}
+        self._measured_on_host: dict[tuple[str, str], Outcome] = {}
+        """Artifacts by digest and format."""
         self._watching = threading.Lock()
         run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
 
@@ -218,6 +221,8 @@ class _Session:
         status = "failed" if outcome.error else "cached" if outcome.cached else "done"
         self._emit(branch.name, device.name, status, outcome.error)
         self.finals[branch.name, device.name] = outcome
+        if device.name == HOST and outcome.outputs and not outcome.error:
+            self._measured_on_host[model_digest(artifact), artifact.format] = outcome
 
     def _artifact(self, artifact: Model, device: Device, baseline: Model | None) -> Outcome:
         """Run an artifact, unless lint finds errors, which then become the outcome's error."""
@@ -269,8 +274,7 @@ class _Session:
         for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
             model = step.model
             if step is not built.steps[-1]:
-                intermediate = host.run(model, self.evaluation, limit=PROBE_SAMPLES)
-                outputs.append(StepOutputs(name, model.format, lossless, intermediate, trained))
+                outputs.append(StepOutputs(name, model.format, lossless, self._probed(model), trained))
                 continue
             # From here on, the file is the same: the hops compare how runtimes execute it.
             exact = not any(stage.fulfils for stage in built.branch.stages)
@@ -290,6 +294,13 @@ class _Session:
                     outputs.append(StepOutputs(title, model.format, exact, final, device=device.name))
                 name = ""
         return tuple(outputs)
+
+    def _probed(self, model: Model) -> Outcome:
+        """The outputs of an intermediate model on the host, which may be the artifact of another branch."""
+        measured = self._measured_on_host.get((model_digest(model), model.format))
+        if measured is None:
+            return self.benches[HOST].run(model, self.evaluation, limit=PROBE_SAMPLES)
+        return measured._replace(outputs=tuple(values[:PROBE_SAMPLES] for values in measured.outputs))
 
     def _emit(self, branch: str, device: str, status: Any, message: str = "") -> None:
         with self._watching:
