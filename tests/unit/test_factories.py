@@ -108,6 +108,9 @@ def test_the_network_whose_names_and_shapes_fit_comes_first(nets: Path) -> None:
     assert _names(nets, wrapped) == _names(nets, SMALL)
     assert _names(nets, SMALL | {"head.weight": (100, 8)})[0] == "Large (3 of 3 parts fit)"
     assert _names(nets, MLP)[0] == "mlp (2 of 2 parts fit)"
+    # Those of which nothing fits are not named.
+    assert not any("Other" in name for name in _names(nets, SMALL))
+    assert [name for name in _names(nets, {"x.weight": (2, 2)}) if "fit" in name] == []
     # Without weights, those that can be called come first.
     assert all("fit" not in name for name in _names(nets, {}))
 

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from edgeopt.commands.init import starter
-from edgeopt.commands.start import Given
+from edgeopt.commands.start import Given, Place, start
 from edgeopt.errors import UsageError
 from edgeopt.model import TensorSpec
 from edgeopt.recipe.starter.draft import Draft, flow, recipe_text
 from edgeopt.recipe.starter.meaning import without_labels
+from edgeopt.run.store import Store
 
 Outputs = tuple[TensorSpec, ...]
 CLASSES: Outputs = (TensorSpec(name="probabilities", shape=(None, 10)),)
@@ -38,6 +40,30 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 
 
 Write = Callable[..., str]
+
+
+def _convolution(path: Path) -> Path:
+    header = json.dumps({"conv.weight": {"dtype": "F32", "shape": [4, 1, 3, 3], "data_offsets": [0, 144]}})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(144))
+    return path
+
+
+def test_the_shape_of_an_input_is_asked_for_only_if_neither_weights_nor_data_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def asked(*data: Path) -> str:
+        with pytest.raises(UsageError, match="holds weights without the network") as told:
+            place = Place(tmp_path / "recipe.yaml", Store(tmp_path / "store"))
+            start(Given(_convolution(tmp_path / "net.safetensors"), data), place, complete=True)
+        return told.value.fix.splitlines()[0]
+
+    assert asked().endswith("--factory my_network.py:build --shape 1,1,H,W")
+    np.savez(tmp_path / "d.npz", x=np.zeros((9, 8, 8, 1)), y=np.zeros(9, int))
+    assert asked(tmp_path / "d.npz").endswith("--factory my_network.py:build")
+    (tmp_path / "empty").mkdir()  # an error of its own, once the network is known
+    assert asked(tmp_path / "empty").endswith("--shape 1,1,H,W")
 
 
 def _keras(path: Path, shape: list[int | None] | None) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from edgeopt.commands.start.given import Given
 from edgeopt.commands.start.inputs import first_of, stated
 from edgeopt.config.references import Code
-from edgeopt.errors import UsageError
+from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.formats.known import artifact_formats, factory_format, identify
 from edgeopt.formats.source import check_weights, inspect, is_weights, weight_shapes
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import TensorSpec
 from edgeopt.recipe.chains import reachable
+from edgeopt.recipe.starter.data import parts_of
 from edgeopt.recipe.starter.draft import Draft
 from edgeopt.recipe.starter.factories import candidates
 from edgeopt.recipe.starter.goals import Goal
@@ -123,7 +124,7 @@ def _no_factory(path: Path, given: Given) -> UsageError:
     example = found[0].name if found else "my_network.py:build"
     known = f"; candidates here: {', '.join(map(str, found))}" if found else ""
     first = first_of(path, example)
-    is_known = given.shapes or (first is not None and first.known)
+    is_known = given.shapes or (first is not None and first.known) or _has_shape(given.data)
     shape = () if is_known else ("--shape", proposed_shape(given.data, None, first))
     also = ", and the shape of the input" if shape else ""
     return UsageError(
@@ -131,6 +132,14 @@ def _no_factory(path: Path, given: Given) -> UsageError:
         fix=f"name it{also}: {given.command('--factory', example, *shape)}\n"
         f"  in a recipe: model: {{factory: {json.dumps(example)}, weights: {path.name}, inputs: [...]}}",
     )
+
+
+def _has_shape(data: Sequence[Path]) -> bool:
+    """Whether samples have the shape of the input, as arrays do, and images of any size do not."""
+    try:
+        return bool(data and parts_of(data, ()).judging.shapes)
+    except EdgeoptError:  # said once the network is known
+        return False
 
 
 def _code(written: str, weights: Path) -> str:

@@ -47,6 +47,8 @@ def candidates(*folders: Path, weights: Shapes | None = None) -> list[Candidate]
     rows: list[tuple[float, int, Candidate]] = []
     for each in definitions(list(islice(files, MAX_FILES))):
         fit = _Fit.of(each.network, weights) if weights and each.network is not None else None
+        if fit is not None and not fit.fitting:
+            continue  # another network
         # Blocks of a network take arguments, the network itself often none.
         rows.append((-(fit.score if fit else UNKNOWN_FIT), each.required, _candidate(each, fit)))
     return [row[2] for row in sorted(rows, key=lambda row: row[:2])][:MAX_SHOWN]
