@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -12,8 +13,8 @@ from edgeopt.commands.optimize import optimize
 from edgeopt.commands.search import Found, search
 from edgeopt.errors import EdgeoptError
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.search.journal import NAME
 from edgeopt.results.search import RESULT, SearchResult
+from edgeopt.search.journal import NAME
 from needs import needs
 
 needs("tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer", "sklearn", "optuna")
@@ -92,6 +93,38 @@ def test_a_recipe_with_a_search_is_optimized(found: Found, store: Path, tmp_path
     assert row.artifact is not None and expected.artifact is not None
     assert row.artifact.digest == expected.artifact.digest
     assert any("of a search on" in note for note in report.run.notes)
+
+
+def test_a_model_is_searched_by_the_recipe_that_is_written_for_it(tmp_path: Path) -> None:
+    import keras
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    np.savez(tmp_path / "digits.npz", x=(digits.images[..., None] / 16).astype("float32"), y=digits.target)
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.save(tmp_path / "digits.keras")
+    arguments = ["search", str(tmp_path / "digits.keras"), "--format", "tflite", "--quiet", "--trials", "2"]
+    without = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "none")])
+    assert isinstance(without.exception, EdgeoptError) and without.exception.exit_code == 2
+    assert "edgeopt search" in without.exception.fix and "--data samples.npz" in without.exception.fix
+    arguments += [
+        "--data",
+        str(tmp_path / "digits.npz"),
+        "--under",
+        "agreement min 0.5",
+        "--over",
+        "calibrator=[minmax, mse]",
+    ]
+    arguments += ["--set", OPTIONS["overrides"][0], "--set", "gates=[]"]
+    arguments += ["--set", "model.preprocess={scale: 1}"]
+    out, store = tmp_path / "out", tmp_path / "store"
+    done = CliRunner().invoke(app, [*arguments, "--out", str(out), "--store", str(store)])
+    assert done.exit_code == 0, done.output
+    result = SearchResult.model_validate_json((out / RESULT).read_bytes())
+    assert result.selection == "data.validation" and 600 < result.samples < 1000
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert written["data"]["validation"]["with"]["of"] == written["data"]["evaluation"]["with"]["of"]
+    assert (out / "search.html").exists() and (out / "tflite" / "report.html").exists()
 
 
 def test_limits_that_nothing_meets_say_what_is_closest(found: Found, store: Path, tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ def test_no_sample_is_in_both_parts_and_none_is_lost(tmp_path: Path) -> None:
     assert Split(of=data, part="calibration").digest() != Split(of=data, part="evaluation").digest()
 
 
+def test_a_part_of_a_part_is_a_part_of_it(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((400, 6))
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(400))
+    inner = Split(of=Npz(path=tmp_path / "d.npz"), part="calibration", share=0.3)
+    parts = [Split(of=inner, part=part, share=0.5) for part in ("calibration", "evaluation")]
+    first, second = ({sample.label for sample in part.samples()} for part in parts)
+    assert not first & second and len(first | second) == len(list(inner.samples()))
+    assert 40 < len(first) < 80 and 40 < len(second) < 80
+
+
 def test_it_is_written_as_in_a_recipe(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 2)))
     given = {"of": {"uses": "npz", "with": {"path": "d.npz"}}, "part": "evaluation"}

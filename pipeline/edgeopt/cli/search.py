@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeopt.cli.optimize import Data, Factory, Goal, RecipeOrModel, Shapes, shapes_of
 from edgeopt.cli.options import (
     AsJson,
     DataRoot,
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 
 def search(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
-    ],
+    recipe: RecipeOrModel,
+    data: Data = None,
+    goal: Goal = None,
+    factory: Factory = None,
+    shape: Shapes = None,
     variant: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +71,8 @@ def search(
 ) -> None:
     """Search for the smallest or fastest variants within limits, and judge them on the evaluation data.
 
+    For a model, a recipe is written to the folder of the results first, as by optimize.
+
     Exit code 0: the best variant meets its limits. 1: none does, or it fails a gate on the evaluation data.
     2: the recipe or the command is wrong. 3: something could not run. To resume, repeat the command.
     """
@@ -78,6 +83,10 @@ def search(
     with Progress(quiet=quiet) as progress:
         found = run(
             recipe,
+            data=data or (),
+            goal=goal,
+            factory=factory,
+            shapes=shapes_of(shape),
             variant=variant,
             under=under or (),
             minimize=minimize or (),

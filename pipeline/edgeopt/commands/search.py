@@ -1,5 +1,6 @@
 """Search for the best variants of a recipe: selected on data of their own, judged on the evaluation data."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from edgeopt.commands.optimize import optimize
+from edgeopt.commands.start import RECIPE, Given, is_model, paths_of, recipe_of
 from edgeopt.config.files import write_text, writing
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import UsageError
@@ -54,6 +56,10 @@ class Found(NamedTuple):
 def search(
     recipe: str | Path,
     *,
+    data: str | Path | Sequence[str | Path] = (),
+    goal: str | None = None,
+    factory: str | None = None,
+    shapes: Sequence[Sequence[int]] = (),
     variant: str | None = None,
     under: Sequence[str] = (),
     minimize: Sequence[str] = (),
@@ -73,7 +79,8 @@ def search(
     """Search for a variant of a recipe, and judge the Pareto front on the evaluation data.
 
     Args:
-        recipe: a recipe file, or the name of a shipped recipe.
+        recipe: a recipe file, the name of a shipped recipe, or a model, for which a recipe is written.
+        data, goal, factory, shapes: for a model, as of `optimize`.
         variant: the variant with ``search``; default: the only one, or one called ``best``.
         under: limits such as ``top1 max_drop 0.01``, instead of those of the recipe.
         minimize: measurements to minimize, instead of those of the recipe.
@@ -87,7 +94,24 @@ def search(
         UsageError: the recipe, an option or the folder is invalid.
         CannotRunError: the source model or its float artifact cannot be built or run.
     """
-    path = find_recipe(recipe)
+    given = Given(
+        Path(recipe),
+        paths_of(data),
+        goal=goal,
+        factory=factory,
+        shapes=shapes,
+        int8=is_model(recipe),  # what a search starts from
+        formats=formats,
+        devices=devices,
+        overrides=overrides,
+        verb="search",
+    )
+    if is_model(recipe):
+        path = _written(given, out, store, data_root, device_folders, watch)
+        out, overrides = path.parent, ()
+    else:
+        given.demand_none_for_models()
+        path = find_recipe(recipe)
     name = variant or _only_search(path)
     settings = [*overrides, *_settings(name, under, minimize, over, trials, hours)]
     loaded = load_recipe(
@@ -130,6 +154,53 @@ def search(
     result = result.model_copy(update={"judged": tuple(judged)})
     _write(result, folder)
     return Found(result, folder, reports)
+
+
+def _written(
+    given: Given,
+    out: Path | None,
+    store: str | Path | None,
+    data_root: Path | None,
+    device_folders: Sequence[Path],
+    watch: Watch,
+) -> Path:
+    """The file of the recipe that is written for a model, in the folder of the search.
+
+    Raises:
+        UsageError: as `recipe_of`, or there are no samples to compare candidates on.
+    """
+    if not given.data:
+        raise UsageError(
+            "a search needs samples: candidates are calibrated and compared on them",
+            fix=f"add them, arrays x and y or a folder of images: {given.command('--data', 'samples.npz')}",
+        )
+    ready = recipe_of(
+        given,
+        lambda name: out or ARTIFACTS / "searches" / f"{name}-{NAME}",
+        store=lambda: open_store(store),
+        data_root=data_root,
+        device_folders=device_folders,
+        watch=watch,
+    )
+    path = ready.folder / RECIPE
+    with writing(path, ELSEWHERE):
+        write_text(path, _with_validation(ready.text or ""))
+    return path
+
+
+def _with_validation(text: str) -> str:
+    """A recipe that is written for a model, with half of its evaluation data to select on."""
+    document = yaml.safe_load(text)
+    data = document["data"]
+    if "validation" in data or "evaluation" not in data:
+        return text
+    whole = data["evaluation"]
+    for name, part in (("validation", "calibration"), ("evaluation", "evaluation")):
+        # Copies: the file would have an alias for the second.
+        options = {"of": copy.deepcopy(whole), "part": part, "share": 0.5}
+        data[name] = {"uses": "split", "with": options}
+    written: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+    return f"# Written by edgeopt search from a model file; half of the data to judge on selects.\n{written}"
 
 
 def _only_search(path: Path) -> str:

@@ -13,7 +13,6 @@ from edgeopt.commands.start.targets import possible, with_targets
 from edgeopt.commands.start.trial import Place, message, tried
 from edgeopt.config.text import as_name
 from edgeopt.devices.device import shipped
-from edgeopt.errors import UsageError
 from edgeopt.formats.known import formats, identify
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.recipe.document import Recipe
@@ -60,11 +59,7 @@ def recipe_of(
             device_folders=device_folders,
             selection=given.selection,
         )
-        if option := given.for_models:
-            raise UsageError(
-                f"{option} is for a model, and {given.model} is a recipe, which says so itself",
-                fix="change the recipe, or replace a setting with --set",
-            )
+        given.demand_none_for_models()
         return Ready(recipe, folder(recipe.name))
     place = folder(as_name(given.model.stem))
     started = start(given, Place(place / RECIPE, store(), data_root, device_folders, watch), complete=True)

@@ -28,6 +28,8 @@ class Given:
     formats: Sequence[str] = ()
     devices: Sequence[str] = ()
     overrides: Sequence[str] = ()
+    verb: str = "optimize"
+    """The command that was given."""
 
     @property
     def for_models(self) -> str:
@@ -41,9 +43,21 @@ class Given:
         }
         return next((option for option, value in options.items() if value), "")
 
+    def demand_none_for_models(self) -> None:
+        """Reject options for models beside a recipe.
+
+        Raises:
+            UsageError: one is given.
+        """
+        if option := self.for_models:
+            raise UsageError(
+                f"{option} is for a model, and {self.model} is a recipe, which says so itself",
+                fix="change the recipe, or replace a setting with --set",
+            )
+
     def command(self, *further: str) -> str:
         """The command that says the same, and more."""
-        words = ["edgeopt", "optimize", str(self.model)]
+        words = ["edgeopt", self.verb, str(self.model)]
         for option, values in (
             ("--data", self.data),
             ("--for", [self.goal] if self.goal else []),
@@ -55,7 +69,8 @@ class Given:
             ("--set", self.overrides),
         ):
             words += [word for value in values for word in (option, str(value))]
-        return shlex.join([*words, *(["--int8"] if self.int8 else []), *further])
+        int8 = ["--int8"] if self.int8 and self.verb == "optimize" else []
+        return shlex.join([*words, *int8, *further])
 
     @property
     def selection(self) -> Selection:

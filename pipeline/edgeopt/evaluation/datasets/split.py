@@ -63,13 +63,32 @@ class Split(Dataset):
         """The dataset that messages name."""
         return self.of
 
+    @property
+    def depth(self) -> int:
+        """How many datasets inside this one are parts as well."""
+        depth, inside = 0, self.of
+        while (further := getattr(inside, "inner", None)) is not None:
+            depth += isinstance(inside, Split)
+            inside = further
+        return depth
+
     def samples(self) -> Iterator[Sample]:
-        threshold = math.floor(self.share * 2**64)
+        threshold, depth = math.floor(self.share * 2**64), self.depth
         wanted = self.part == "calibration"
         return islice(
-            (sample for sample in self.of.samples() if (fingerprint(sample.inputs) < threshold) == wanted),
+            (sample for sample in self.of.samples() if (_number(sample, depth) < threshold) == wanted),
             self.limit,
         )
 
     def digest(self) -> str:
-        return digest_of(["split", self.of.digest(), self.part, self.share, self.limit])
+        parts = ["split", self.of.digest(), self.part, self.share, self.limit]
+        return digest_of([*parts, self.depth] if self.depth else parts)
+
+
+def _number(sample: Sample, depth: int) -> int:
+    """What decides the part of a sample, uniform below 2**64.
+
+    It differs by depth: by the same number, a part of a part would be all of it, or nothing.
+    """
+    number = fingerprint(sample.inputs)
+    return int(digest_of([number, depth])[:16], 16) if depth else number
