@@ -1,4 +1,4 @@
-"""JSON Schemas of recipes, device files, reports, searches, bundles, and the messages of a device's agent.
+"""JSON Schemas of recipes, device files, reports, searches, bundles, and the agent's messages.
 
 They are generated from the types that parse and write these files, so they cannot disagree with the program.
 Editors use them to complete and check YAML, scripts to validate ``report.json``. The files beside this
