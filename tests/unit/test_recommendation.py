@@ -237,6 +237,9 @@ def test_what_to_do_with_a_run_is_said_if_it_can_be_shipped(tmp_path: Path) -> N
         "pull my-words --device host --variant int8 --format tflite --out my-words"
     )
     assert publishing(shown.model_copy(update={"folder": None})) == ""
+    board = result("int8", device="cortex-m")
+    both = report(row, board, gates=(verdict(row), verdict(board))).model_copy(update={"folder": tmp_path})
+    assert "fetch: edgeopt artifacts pull my-words --device cortex-m " in publishing(both)
     failed = report(row, gates=(verdict(row, "fail"),)).model_copy(update={"folder": tmp_path})
     assert publishing(failed) == ""
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from edgeopt.config.text import as_name
 from edgeopt.config.units import show_bytes
+from edgeopt.devices.device import HOST
 from edgeopt.reports.columns import FIDELITY, higher_is_better, show
 from edgeopt.reports.plain import printable
 from edgeopt.results import MEASUREMENTS, Measurement, Recommendation, Report, Result
@@ -75,9 +76,10 @@ def cards(report: Report) -> list[Card]:
 
 def publishing(report: Report) -> str:
     """How to publish a run and to fetch what it recommends, in one line; '' if it recommends nothing."""
-    found = next((card for card in cards(report) if card.pull), None)
-    if found is None or report.folder is None or report.exit_code:
+    shipped = [card for card in cards(report) if card.pull]
+    if not shipped or report.folder is None or report.exit_code:
         return ""
+    found = min(shipped, key=lambda card: card.device == HOST)  # the first other device, if there is one
     push = shlex.join(["edgeopt", "artifacts", "push", str(report.folder), "--channel", "stable"])
     return f"publish: {push}; fetch: {found.pull}"
 
