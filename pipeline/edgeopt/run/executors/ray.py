@@ -114,9 +114,7 @@ class RayExecutor(Executor):
             case messages.Notice("", line):
                 self._place.say(line)
             case messages.Notice(key, line) if key in self._tasks:
-                self._progress[key] = Progress(key, 0.0, line, at_once=True)
-                title = self._title(key)
-                self._place.say(f"{title}: {line}")
+                self._place.say(f"{self._title(key)}: {line}")
             case messages.Said(key, node, message) if key in self._tasks:
                 self._take_from_node(key, node, message)
 
