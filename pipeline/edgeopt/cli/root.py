@@ -25,6 +25,7 @@ from edgeopt.cli import (
     schema,
     search,
     slim,
+    store,
     synthesize,
 )
 from edgeopt.cli.options import Command, no_exit
@@ -71,6 +72,7 @@ app.command("ci", cls=ci.Expanding)(ci.ci)
 app.add_typer(check.app, name="baseline")
 app.add_typer(devices.app, name="devices")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(store.app, name="store")
 
 
 @app.callback()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.config.code_folders import project_of
-from edgeopt.config.files import NO_SPACE, file_digest, files_of, make_ignored
+from edgeopt.config.files import NO_SPACE, file_digest, files_of, make_ignored, size_bytes
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import StoreError, UsageError
 from edgeopt.formats.wire.bounded import json_value
@@ -41,6 +41,14 @@ class Entry(NamedTuple):
 
     key: str
     folder: Path
+    meta: dict[str, Any]
+
+
+class Listed(NamedTuple):
+    """An entry as its record describes it, not verified."""
+
+    key: str
+    size_bytes: int
     meta: dict[str, Any]
 
 
@@ -99,6 +107,15 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # damaged: removed by `get`
         return models
+
+    def entries(self) -> Iterator[Listed]:
+        """All entries with a readable record; not verified."""
+        for folder in self._folders():
+            try:
+                meta = dict(json_value((folder / RECORD).read_text("utf-8"))["meta"])
+                yield Listed(folder.name, size_bytes(folder), meta)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged, or removed meanwhile
 
     def damaged_keys(self) -> list[str]:
         """Verify all entries; returns the keys of damaged ones and removes nothing."""
