@@ -134,6 +134,24 @@ def test_damaged_codes_are_told(at: int, data: bytes, words: str) -> None:
         weight_coding.expanded(parse(damaged, "toy"))
 
 
+@pytest.mark.parametrize("coding", CODINGS)
+def test_no_damage_raises_anything_but_a_message(coding: weight_coding.Coding, tmp_path: Path) -> None:
+    content, _ = packed(two_layers(few_values(SEVEN)), coding)
+    random = np.random.default_rng(5)
+    path, told = tmp_path / "m.tflite", 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for at in random.integers(8, len(damaged), random.integers(1, 4)):
+            damaged[at] = random.integers(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            format_named("tflite").breakdown(path)
+            weight_coding.expanded(parse(bytes(damaged), "toy"))
+        except StageError:
+            told += 1
+    assert told > 2
+
+
 def test_lint_names_the_runtime_and_the_size_counts_the_codes(tmp_path: Path) -> None:
     plain, coded = tmp_path / "plain.tflite", tmp_path / "coded.tflite"
     plain.write_bytes(two_layers(few_values(SEVEN)))

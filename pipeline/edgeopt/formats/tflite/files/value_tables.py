@@ -68,7 +68,7 @@ def decoded(
     each = np.unpackbits(np.frombuffer(indices, np.uint8), count=count * bits).reshape(count, bits)
     numbers = (each.astype(np.int64) << np.arange(bits - 1, -1, -1)).sum(axis=1).reshape(shape)
     channels = 1 if axis == WHOLE else shape[axis]
-    if numbers.size and (int(numbers.max()) >= stride or len(tables) < channels * stride):
+    if len(tables) < channels * stride or (numbers.size and int(numbers.max()) >= stride):
         raise damaged
     values = np.frombuffer(tables, np.int8, channels * stride)
     if axis == WHOLE:

@@ -254,8 +254,10 @@ def decoded(operation: Operation, name: str) -> list[tuple[Tensor, Weights]]:
     found = []
     pairs = zip(operation.inputs[::2], operation.inputs[1::2], operation.outputs, strict=False)
     for codes, header, output in pairs:
-        if codes is None or header is None or len(header.data) < HEADER or output.dtype != "int8":
+        is_whole = codes is not None and header is not None and len(header.data) >= HEADER
+        if not is_whole or output.dtype != "int8" or min(output.shape, default=1) < 0:
             raise StageError(f"{name} is damaged: {DECODE} has no weights", fix="export the file again")
+        assert codes is not None and header is not None  # whole
         kind, version, _, _, inner, parameter, stride = header.data[:7]
         tables, shape = header.data[HEADER:], output.shape
         if (version, inner) != (VERSION, VERSION) or kind not in (TABLES, HUFFMAN) or parameter & kind:
