@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from edgeopt.cli.diagnose import _show as show
-from edgeopt.commands.diagnose import diagnose, with_evaluation
+from edgeopt.commands.diagnose import diagnose
 from edgeopt.errors import StageError, UsageError
 from edgeopt.evaluation.diagnosis import Diagnosis, Part, Twin, causes, propose
 from edgeopt.evaluation.layer_causes import Cause, pattern_of
@@ -26,7 +26,7 @@ from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.plugin.layer_pair import Grid, Weights
 from edgeopt.recipe.resolve import find_recipe
-from edgeopt.reports.diagnosis import render
+from edgeopt.reports.diagnosis import render, with_evaluation
 from edgeopt.results import Hop, Measurement, Report, Result, Run
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")

@@ -63,9 +63,8 @@ def diagnose(
     from edgeopt.cli.report import read_report
     from edgeopt.cli.screen.progress import Progress
     from edgeopt.commands.diagnose import diagnose as run
-    from edgeopt.commands.diagnose import with_evaluation
     from edgeopt.config.files import write_text, writing
-    from edgeopt.reports.diagnosis import render
+    from edgeopt.reports.diagnosis import render, with_evaluation
     from edgeopt.reports.history import REPORT
 
     with Progress(quiet=quiet) as progress:

@@ -26,7 +26,7 @@ from edgeopt.recipe.patch import patch_of, shown
 from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.reports.history import REPORT
-from edgeopt.results import GraphNode, Report
+from edgeopt.results import GraphNode
 from edgeopt.run import assemble
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
@@ -187,20 +187,6 @@ def _recipe_of(name: str | Path) -> str | Path:
         f"{folder} is no recipe: a quantized variant is diagnosed with the recipe that builds it",
         fix=f"run it first: edgeopt optimize {folder} --int8 --out run, then: edgeopt diagnose run",
     )
-
-
-def with_evaluation(diagnosis: Diagnosis, report: Report) -> Diagnosis:
-    """With what a run found on its evaluation data, on this machine or else on the first device."""
-    rows = [
-        row
-        for row in report.results
-        if (row.variant, row.format) == (diagnosis.variant, diagnosis.format) and row.status == "ok"
-    ]
-    row = min(rows, key=lambda row: row.device != HOST, default=None)
-    if row is None:
-        return diagnosis
-    found = Before(variant=row.variant, status=row.status, measurements=row.measurements)
-    return diagnosis.model_copy(update={"evaluated": found})
 
 
 def _graph(model: Model, rename: Rename) -> tuple[GraphNode, ...]:

@@ -1,11 +1,13 @@
 """A diagnosis as a page: the causes, and the graph of the file coloured by the error that each layer adds."""
 
-from edgeopt.evaluation.diagnosis import Diagnosis
+from edgeopt.devices.device import HOST
+from edgeopt.evaluation.diagnosis import Before, Diagnosis
 from edgeopt.evaluation.layer_statistics import LayerStatistics
 from edgeopt.reports.html import page
 from edgeopt.reports.pagedata.findings import Data, cut, finite
 from edgeopt.reports.pagedata.graph import matched, nodes_of
 from edgeopt.reports.pagedata.rows import SENTENCE
+from edgeopt.results import Report
 
 SCRIPTS = ("elements.js", "theme.js", "scales.js", "findings.js", "graph.js", "diagnosis.js")
 MAX_LAYERS = 400
@@ -41,6 +43,20 @@ def render(diagnosis: Diagnosis) -> str:
         SCRIPTS,
         data,
     )
+
+
+def with_evaluation(diagnosis: Diagnosis, report: Report) -> Diagnosis:
+    """With what a run found on its evaluation data, on this machine or else on the first device."""
+    rows = [
+        row
+        for row in report.results
+        if (row.variant, row.format) == (diagnosis.variant, diagnosis.format) and row.status == "ok"
+    ]
+    row = min(rows, key=lambda row: row.device != HOST, default=None)
+    if row is None:
+        return diagnosis
+    found = Before(variant=row.variant, status=row.status, measurements=row.measurements)
+    return diagnosis.model_copy(update={"evaluated": found})
 
 
 def evaluation(diagnosis: Diagnosis) -> str:
