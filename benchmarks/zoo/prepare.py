@@ -255,7 +255,7 @@ def keras_model(
             layer.alpha.assign(random.uniform(0.05, 0.4, layer.alpha.shape))
         if type(layer).__name__ == "Normalization":
             layer.mean, layer.variance = layer.mean * 0 + 120.0, layer.variance * 0 + 3000.0
-    order = [each.name.split(":")[0] for each in model.inputs]
+    order = [_input_name(each) for each in model.inputs]
     given = {part: [cast(parts[part], order, name) for name in order] for part in parts}
     for _ in range(2):
         for start in range(0, PARTS["settle"], 32):
@@ -287,6 +287,12 @@ def keras_model(
 def flattened(model: Any) -> Iterator[Any]:
     for layer in model.layers:
         yield from flattened(layer) if hasattr(layer, "layers") else [layer]
+
+
+def _input_name(tensor: Any) -> str:
+    """The name of an input layer, as files have it; a tensor of Keras 3 may be called ``keras_tensor``."""
+    operation = getattr(tensor._keras_history, "operation", None)
+    return str(tensor.name.split(":")[0] if operation is None else operation.name)
 
 
 def cast(arrays: Arrays, order: list[str], name: str) -> Any:
