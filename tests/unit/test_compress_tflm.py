@@ -10,7 +10,7 @@ import pytest
 from edgeopt.commands.plan import plan as make_plan
 from edgeopt.devices.device import load_device
 from edgeopt.devices.lint import lint
-from edgeopt.errors import StageError
+from edgeopt.errors import RecipeError, StageError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.tflite.files import huffman, value_tables, weight_coding
 from edgeopt.formats.tflite.files.graphs import graphs_of
@@ -19,6 +19,9 @@ from edgeopt.formats.tflite.files.slimming import slimmed
 from edgeopt.formats.tflite.quantize.rate_distortion import Choice, PricedRounding, adapted, code_bits
 from edgeopt.model import Model
 from edgeopt.plugin import Context
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.searching import DIMENSIONS
+from edgeopt.search.space import options_of, space_of
 from edgeopt.stages.compress_tflm import CompressTflm
 from toy_layers import SHAPES, few_values, two_layers
 
@@ -235,3 +238,27 @@ def test_two_bit_weights_are_refused(scheme: str, write_recipe: Callable[..., Pa
     plan = make_plan(write_recipe(optimize=f"{{two: {{quantize: {quantize}}}}}", formats="[tflite]"))
     (missing,) = plan.impossible
     assert "rejects option 'layers.*': input should be 'float32'" in missing.reason
+
+
+def test_a_search_may_vary_the_bits_of_codes(write_recipe: Callable[..., Path]) -> None:
+    assert options_of(DIMENSIONS | {"coarsen": 3}) == {
+        "quantize": "int8",
+        "coarsen": {"bits": 3},
+        "compress": True,
+    }
+    search = "{{best: {{search: {{over: {{coarsen: {}}}}}}}}}"
+    for values, device, words in (
+        ("[false, 3]", "host", "3 is not available: only tflm runs what compress_tflm makes"),
+        ("[9]", "cortex-m", "expected false, or a mean number of bits from 1 to 8, not 9"),
+    ):
+        recipe = load_recipe(
+            write_recipe(optimize=search.format(values), formats="[tflite]", devices=f"[{device}]")
+        )
+        task = next(variant.search for variant in recipe.variants if variant.search is not None)
+        with pytest.raises(RecipeError, match=words):
+            space_of(recipe, "best", task)
+    recipe = load_recipe(
+        write_recipe(optimize=search.format("[false, 3]"), formats="[tflite]", devices="[cortex-m]")
+    )
+    task = next(variant.search for variant in recipe.variants if variant.search is not None)
+    assert space_of(recipe, "best", task).choices("coarsen") == (False, 3)

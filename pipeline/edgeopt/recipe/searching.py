@@ -27,6 +27,7 @@ DIMENSIONS: dict[str, Any] = {
     "bias_correction": False,
     "calibrator": "",
     "per_channel": True,
+    "coarsen": False,
 }
 """What may vary besides the format, and the value of what does not; '': the default of the format."""
 

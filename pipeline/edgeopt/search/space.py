@@ -135,6 +135,8 @@ def options_of(values: Mapping[str, Any], layers: Layers = NO_LAYERS) -> dict[st
         if layers:
             quantize["layers"] = dict(layers)
         options["quantize"] = scheme if len(quantize) == 1 else quantize
+        if scheme == "int8" and values.get("coarsen"):
+            options |= {"coarsen": {"bits": values["coarsen"]}, "compress": True}
     elif scheme != "none":
         options["quantize"] = scheme
     return options
@@ -229,6 +231,8 @@ def _problem(key: str, value: object) -> str:
         return f"expected a fraction of the channels from 0 to below 1, not {value!r}"
     if key == "bits" and not (number and 4 <= float(str(value)) <= 32):
         return f"expected a mean number of bits from 4 to 32, not {value!r}"
+    if key == "coarsen" and value is not False and not (number and 1 <= float(str(value)) <= 8):
+        return f"expected false, or a mean number of bits from 1 to 8, not {value!r}"
     if key == "finetune" and not isinstance(value, bool | dict):
         return f"expected false, true or a mapping of options, not {value!r}"
     return ""
