@@ -85,7 +85,9 @@ def test_a_model_and_its_data_are_enough(edgeopt: Edgeopt, tmp_path: Path) -> No
     }
     assert report.results[0].measurements["top1"].value > 0.95
     assert [gate.status for gate in report.gates] == ["pass", "pass"]
-    assert any("preprocessing guessed" in note and "scale 1/255 100%" in note for note in report.run.notes)
+    (guess,) = (note for note in report.run.notes if note.startswith("preprocessing guessed"))
+    assert "scale 1/255 100%" in guess
+    assert guess.endswith("training used: --set 'model.preprocess={scale: 1/255, layout: NHWC}'")
     assert "d.npz, arrays (120 samples), is split" in said.err
     # The recipe runs by itself, from anywhere.
     recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())

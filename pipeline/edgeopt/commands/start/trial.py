@@ -1,6 +1,7 @@
 """What a trial run of the source model shows: its outputs, its task, and its preprocessing."""
 
 import math
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts, is_nchw
-from edgeopt.recipe.starter.draft import Draft, guess, recipe_text
+from edgeopt.recipe.starter.draft import Draft, flow, guess, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
 from edgeopt.recipe.starter.preprocessing import (
     SAMPLES,
@@ -176,9 +177,10 @@ def _preprocessed(
             f"hardly better than chance on {count} samples of {found.path} ({shown})",
             fix=f"state it, as in training: {PREPROCESS}; or check the order of the labels",
         )
+    chosen = shlex.quote(f"model.preprocess={flow(dict(first.steps))}")
     how = (
-        f"by trying the usual ones on {count} samples (right answers: {shown}). If training used another: "
-        f"{PREPROCESS}"
+        f"by trying the usual ones on {count} samples (right answers: {shown}). To confirm it, or with what "
+        f"training used: --set {chosen}"
     )
     if first.accuracy - second.accuracy < 2 * math.sqrt(first.accuracy * (1 - first.accuracy) / count) + 1e-9:
         how += "; several fit: better state it"
