@@ -245,3 +245,24 @@ def test_an_operator_that_xnnpack_rejects_runs_on_portable_kernels(
     content = torch_lowering.lower(torch_program.read(quantized.path))
     got = outputs(torch_runtimes.load_executorch(content), values)
     assert snr_db(got, outputs(module, values)) > 27
+
+
+def test_what_a_pass_of_executorch_raises_is_read_and_worked_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass wraps any error in a bare Exception, as for the dynamic int8 of MobileViT."""
+    import executorch.exir
+
+    real, calls = executorch.exir.to_edge_transform_and_lower, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1 or always:
+            raise Exception("An error occurred when running the pass") from RuntimeError("rank 4 required")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(executorch.exir, "to_edge_transform_and_lower", failing)
+    program = torch.export.export(seeded(lambda: nn.Linear(16, 4)), (torch.zeros(1, 16),))
+    always = False
+    assert torch_lowering.lower(program).find(b"ET12") == 4 and len(calls) == 2
+    always = True
+    with pytest.raises(StageError, match="rank 4 required"):
+        torch_lowering.lower(program)

@@ -79,7 +79,10 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
         from executorch.exir import to_edge_transform_and_lower
 
         partitioner = _partitioner(excluded, Counter() if delegated is None else delegated)
-        edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+        except Exception as error:  # noqa: BLE001 - what a pass raises is the cause of a bare Exception
+            raise (error.__cause__ if type(error) is Exception and error.__cause__ else error) from None
         # An operator that the partitioner rejects falls back to dequantize and float without a warning.
         if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
