@@ -7,9 +7,12 @@ import pytest
 
 from edgeopt.commands.optimize import optimize
 from edgeopt.errors import RecipeError
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event, Report
 from edgeopt.run.keys import judging_code
+from edgeopt.search.search import _identity
+from edgeopt.search.space import Space
 
 Write = Callable[..., Path]
 
@@ -116,9 +119,17 @@ def test_a_metric_that_fails_costs_itself_alone(
 
 
 def test_the_code_of_a_metric_is_part_of_how_a_run_was_judged(write: Write, tmp_path: Path) -> None:
-    path = write(metric=f"[{uses('margin')}, top1]")
-    before = judging_code(load_recipe(path))
+    path = write(metric=f"[{uses('margin')}, top1]", optimize="{best: {search: {}}}")
+
+    def of_search() -> dict[str, object]:
+        plan = make_plan(load_recipe(path))
+        task = next(variant.search for variant in plan.recipe.variants if variant.search)
+        return _identity(plan, "best", task, Space((), {}))
+
+    before, trials = judging_code(load_recipe(path)), of_search()
     assert list(before) == ["code of metric function"]
     (tmp_path / "own.py").write_text(CODE.replace("two[:, 1] - two[:, 0]", "two[:, 1] - 2 * two[:, 0]"))
     after = judging_code(load_recipe(path))
     assert list(after) == list(before) and after != before
+    # Trials of a search were judged by it, too.
+    assert {key for key, value in of_search().items() if trials[key] != value} == {"code"}

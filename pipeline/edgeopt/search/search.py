@@ -16,6 +16,7 @@ from edgeopt.recipe.planner import BASELINE, Plan, make_plan
 from edgeopt.recipe.searching import Search
 from edgeopt.results import Event
 from edgeopt.results.search import SearchResult, Tried
+from edgeopt.run.keys import judging_code
 from edgeopt.run.preflight import datasets_of, preflight
 from edgeopt.run.store import Store
 from edgeopt.search.front import nearest_to_limits, placed
@@ -32,7 +33,7 @@ START, LAYERS = "measure the source model and float", "measure the sensitivity o
 REVISION = 1
 """Raise it when the same search would measure its candidates differently."""
 
-OTHER_PARTS = ("optimize", "gates", "ship", "limits")
+OTHER_PARTS = ("optimize", "gates", "ship", "limits", "target", "guessed")
 """Keys of a recipe on which the trials do not depend."""
 
 Watch = Callable[[Event], None]
@@ -156,6 +157,7 @@ def _identity(plan: Plan, name: str, task: Search, space: Space) -> dict[str, ob
         "model": [model_digest(plan.source), recipe.model.factory and recipe.model.factory.digest()],
         "data": {part: dataset.digest() for part, dataset in datasets_of(recipe).items()},
         "metrics": [[each.name, registry.code_digest(each.metric)] for each in recipe.metrics],
+        **({"code": code} if (code := judging_code(recipe)) else {}),
         "limits": [str(gate) for gate in task.limits],
         "minimize": task.part.minimize,
         "seed": task.part.seed,
