@@ -306,8 +306,8 @@ def _branch(
         if stage.needs_calibration and recipe.calibration is None:
             return impossible(
                 f"{registry.plugin_name(stage)} needs calibration data",
-                "add data.calibration: {uses: npz, with: {path: calibration.npz}}; without samples, make the file "
-                "with: edgeopt synthesize",
+                "add data.calibration: {uses: npz, with: {path: calibration.npz}}; without samples, make the "
+                "file with: edgeopt synthesize",
             )
         if stage.needs_training and recipe.train is None:
             return impossible(
