@@ -57,6 +57,10 @@ class Node(NamedTuple):
     process: "subprocess.Popen[str]"
     name: str
 
+    def runs(self, process: int) -> bool:
+        """Whether a process is one of this node."""
+        return process in {each.pid for each in psutil.Process(self.process.pid).children(recursive=True)}
+
     def kill(self) -> None:
         """End it as a machine ends that loses its power."""
         self.process.send_signal(signal.SIGSTOP)

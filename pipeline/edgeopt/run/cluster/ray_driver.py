@@ -36,6 +36,7 @@ from edgeopt.run.cluster.messages import (
     Notice,
     Ready,
     Refused,
+    Reply,
     Request,
     Said,
     Submit,
@@ -168,6 +169,7 @@ class _Driver:
 
         self.ray = ray
         self.pipe = pipe
+        self.sending = threading.Lock()
         own: dict[str, Any] = {
             "num_cpus": default_cpus(),
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -185,7 +187,25 @@ class _Driver:
         """By the versions that tasks need: the ids of the nodes that refused one, and why."""
         self.names: dict[str, str] = {}
         self.warned = False
-        self.seen_at = self.looked_at = time.monotonic()
+        threading.Thread(target=self.watch_head, daemon=True).start()
+
+    def watch_head(self) -> None:
+        """End this process when nothing listens at the address of the head any more.
+
+        In a thread: without a head, calls of Ray do not return for a minute.
+        """
+        host_and_port, seen_at = _host_and_port(self.head), time.monotonic()
+        while time.monotonic() - seen_at < HEAD_LOST_SECONDS:
+            with suppress(OSError), socket.create_connection(host_and_port, HEAD_SECONDS):
+                seen_at = time.monotonic()
+            time.sleep(HEAD_SECONDS)
+        self.send(Unreachable(f"its head at {self.head} is gone"))
+        os._exit(0)
+
+    def send(self, reply: Reply) -> None:
+        """Send a message; two threads do."""
+        with self.sending:
+            self.pipe.send(reply)
 
     def alive(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
@@ -202,7 +222,7 @@ class _Driver:
                         self.running[key].cancelled = True
                         self.ray.cancel(self.running[key].generator)
                     case Describe(packages):
-                        self.pipe.send(Nodes(tuple(self.describe(packages))))
+                        self.send(Nodes(tuple(self.describe(packages))))
                     case Close():
                         return
             generators = {each.generator: each for each in self.running.values()}
@@ -210,9 +230,6 @@ class _Driver:
                 ready, _ = self.ray.wait([*generators], num_returns=1, timeout=POLL_SECONDS)
                 for generator in ready:
                     self.advance(generators[generator])
-            if self.head_is_lost():
-                self.pipe.send(Unreachable(f"its head at {self.head} is gone"))
-                os._exit(0)  # a shutdown would wait for the head
 
     def start(self, running: _Running) -> None:
         """Give a task to a node that has not refused its like; fail it if all have."""
@@ -225,7 +242,7 @@ class _Driver:
             work = work.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(refusals))})"})
         if not self.warned and not any(map(_slots, self.alive())):
             self.warned = True
-            self.pipe.send(Notice("", "no node of the cluster runs stages: waiting for one with --cpus"))
+            self.send(Notice("", "no node of the cluster runs stages: waiting for one with --cpus"))
         running.generator, running.node = work.remote(running.request), ""
         self.running[running.request.key] = running
 
@@ -255,7 +272,7 @@ class _Driver:
         else:
             if isinstance(message, Ended | Lacking):
                 del self.running[running.request.key]
-            self.pipe.send(Said(running.request.key, running.node, message))
+            self.send(Said(running.request.key, running.node, message))
 
     def refuse(self, running: _Running, node: str, message: Refused) -> None:
         """Give the task to another node, and tasks that need the same packages never to this one again."""
@@ -266,7 +283,7 @@ class _Driver:
                 for package, (needed, here) in message.versions.items()
             )
             refusals[node] = f"{running.node} has {listed}"
-            self.pipe.send(Notice("", f"{refusals[node]}: it gets no stage that needs these versions"))
+            self.send(Notice("", f"{refusals[node]}: it gets no stage that needs these versions"))
         self.start(running)
 
     def repeat(self, running: _Running, lost: str) -> None:
@@ -279,12 +296,12 @@ class _Driver:
             self.end(running, f"{lost} was lost{where}, for the third time")
             return
         line = f"{lost} was lost{where}: it runs again ({running.losses} of {RETRIES})"
-        self.pipe.send(Notice(running.request.key, line))
+        self.send(Notice(running.request.key, line))
         self.start(running)
 
     def end(self, running: _Running, failure: str) -> None:
         self.running.pop(running.request.key, None)
-        self.pipe.send(Said(running.request.key, running.node, Ended(failure)))
+        self.send(Said(running.request.key, running.node, Ended(failure)))
 
     def name(self, node: str) -> str:
         """The name of a node: as it was started, else its host, or its address if several are on that."""
@@ -311,15 +328,6 @@ class _Driver:
             with suppress(self.ray.exceptions.RayError):
                 about = self.ray.get(answer, timeout=0)
             yield Machine(self.name(node["NodeID"]), _slots(node), about)
-
-    def head_is_lost(self) -> bool:
-        """Whether nothing listens at the address of the head any more."""
-        now = time.monotonic()
-        if now - self.looked_at >= HEAD_SECONDS:
-            self.looked_at = now
-            with suppress(OSError), socket.create_connection(_host_and_port(self.head), HEAD_SECONDS):
-                self.seen_at = time.monotonic()
-        return now - self.seen_at > HEAD_LOST_SECONDS
 
     def close(self) -> None:
         """End the running tasks, and the cluster if it was started here."""
