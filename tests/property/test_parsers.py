@@ -31,7 +31,7 @@ from edgeopt.evaluation.regression import Limits
 from edgeopt.evaluation.regression import check as check_baseline
 from edgeopt.formats.keras.files import hdf5
 from edgeopt.formats.known import format_named
-from edgeopt.formats.source import check_weights, inspect, size_breakdown
+from edgeopt.formats.source import check_weights, inspect, size_breakdown, weight_shapes
 from edgeopt.publish.contract import read_contract
 from edgeopt.publish.oci import read_index, read_manifest
 from edgeopt.publish.unpacking import pack, unpack
@@ -112,7 +112,7 @@ def explained(read: Callable[..., Any], *arguments: Any) -> None:
 
 def readers(format: str) -> tuple[Callable[[Path], Any], ...]:
     kind = format_named(format)
-    return inspect, check_weights, size_breakdown, kind.operators, kind.output_steps
+    return inspect, check_weights, size_breakdown, weight_shapes, kind.operators, kind.output_steps
 
 
 @pytest.fixture
@@ -226,6 +226,7 @@ def test_pickles_of_any_opcodes(format: str, tmp_path: Path) -> None:
             b"t",
             b"R",
             b"q\x00",
+            b"r\xff\xff\xff\xff",
             b"h\x00",
             b".",
         ]

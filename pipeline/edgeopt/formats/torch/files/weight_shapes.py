@@ -63,8 +63,11 @@ STAND_INS = {
 }
 
 
-class _Reader(pickle.Unpickler):
-    """Reads what ``torch_pickles`` has accepted."""
+class _Reader(pickle._Unpickler):
+    """Reads what ``torch_pickles`` has accepted.
+
+    In Python, as the one of torch: that in C allocates whatever number of memos a file declares.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         return STAND_INS.get(f"{module}.{name}", _Inert)
