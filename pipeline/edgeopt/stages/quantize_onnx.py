@@ -17,6 +17,7 @@ from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.graph import masks as onnx_masks
+from edgeopt.formats.onnx.graph import residuals as onnx_residuals
 from edgeopt.formats.onnx.graph import sentinels as onnx_sentinels
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
 from edgeopt.formats.onnx.quantize import moments as onnx_moments
@@ -26,6 +27,7 @@ from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
+from edgeopt.formats.residuals import NOTE as RESIDUALS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, Labels, Worker
@@ -72,7 +74,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 10
+    revision: ClassVar[int] = 11
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -190,6 +192,9 @@ class _Quantizing:
                 "average pooling that rounds its size up stays in float, because the integer kernel of "
                 f"onnxruntime is wrong: {', '.join(self.pools)}"
             )
+        self.residuals = onnx_residuals.residual(self.graph) if default == "int8" else []
+        if self.residuals:
+            context.note(RESIDUALS)
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.unbounded: frozenset[str] = frozenset()
@@ -237,7 +242,7 @@ class _Quantizing:
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
         in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks]
-        in_float += [*self.pools, *self.sentinels]
+        in_float += [*self.pools, *self.sentinels, *self.residuals]
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 

@@ -11,11 +11,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.masks import ATTENTION
 from edgeopt.formats.masks import NOTE as MASKS
+from edgeopt.formats.residuals import NOTE as RESIDUALS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph import masks as tflite_masks
+from edgeopt.formats.tflite.graph import residuals as tflite_residuals
 from edgeopt.formats.tflite.graph import sentinels as tflite_sentinels
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
 from edgeopt.formats.tflite.quantize import calibration as tflite_calibration
@@ -64,7 +66,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 10
+    revision: ClassVar[int] = 11
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -132,6 +134,8 @@ class QuantizeTflite(Searching):
             context.note(SENTINELS)
         if roots := variances(file):
             context.note(VARIANCES)
+        if residuals := tflite_residuals.residual(file) if self._default == "int8" else []:
+            context.note(RESIDUALS)
         quantized = [layer for layer in layers if plan[layer.name] != "float32"]
         if before := tflite_logarithms.before_logarithms(file, ranges, quantized):
             rest = {layer.name for layer in layers}.difference(layer.name for layer in before)
@@ -146,7 +150,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
-            in_float += [*masks, *divisions, *sentinels, *roots]
+            in_float += [*masks, *divisions, *sentinels, *roots, *residuals]
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,
