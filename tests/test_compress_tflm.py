@@ -17,12 +17,13 @@ from edgeopt.formats.tflite.files.model_file import load, parse
 from edgeopt.formats.tflite.graph.interpreter import outputs
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Dataset, Feed, Sample
+from edgeopt.publish.bundle import make_bundle, publishable
 from edgeopt.stages.coarsen_tflite import CoarsenTflite
 from edgeopt.stages.compress_tflm import CODINGS, CompressTflm
 from needs import needs
 from toy_layers import IMAGE, SHAPES, few_values, two_layers
 
-needs("ai_edge_litert")
+needs("ai_edge_litert", "jinja2")
 
 SEVEN = (0, 20, -20, 40, -40, 60, -60)
 COMPARE = """
@@ -85,6 +86,11 @@ def test_a_run_verifies_every_bit_and_names_the_only_runtime(
     assert coded.status == "ok", coded.reason
     assert any("compress_tflm has kept every bit of the outputs of the first 64" in n for n in coded.notes)
     assert coded.measurements["size_bytes"].value < 0.6 * (tmp_path / "model.tflite").stat().st_size
+    (published,) = (row for row in publishable(report) if row.variant == "coded")
+    make_bundle(tmp_path / "out", report, published, tmp_path / "bundle", name="coded", version="1")
+    assert "AddDecode()" in (tmp_path / "bundle" / "firmware" / "op_resolver.h").read_text("utf-8")
+    assert "a TFLM of October 2026" in (tmp_path / "bundle" / "firmware" / "README.md").read_text("utf-8")
+    assert not (tmp_path / "bundle" / "example").exists()  # LiteRT cannot run it
     with pytest.raises(UsageError, match="only tflm runs what compress_tflm makes, and no device has it"):
         optimize(recipe, out=tmp_path / "no", store=tmp_path / "store", devices=["host"])
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from edgeopt.devices.device import shipped_runtimes
+from edgeopt.formats.known import format_named
 from edgeopt.publish.contract import Contract
 from edgeopt.publish.kit import firmware
 from edgeopt.publish.kit.c_arrays import TYPES
@@ -47,10 +48,11 @@ def write_examples(folder: Path, contract: Contract, vectors: Vectors | None) ->
     """Write the examples for Linux and Android: of the measured runtime, and of others for its format."""
     own = contract.runtime.partition(" ")[0]
     written = _write(folder, own, contract, vectors)
-    # A compiled file runs on its own device only.
+    # A compiled file runs on its own device only, one with coded weights where they are decoded.
+    only = format_named(contract.format).runtimes(folder.parent / contract.file.name)
     others = () if contract.compiled else shipped_runtimes(contract.format)
     for name in others:
-        if name != own:
+        if name != own and (not only or name in only):
             written += _write(folder / name, name, contract, vectors, depth=2)
     return written
 
