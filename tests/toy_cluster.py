@@ -16,6 +16,8 @@ import psutil
 from edgeopt.devices.descendants import end
 
 START_SECONDS = 180
+NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+"""Runs a command with a view of its own of the file system; not every machine allows it."""
 STAGES = '''
 """Stages of a project."""
 
@@ -75,10 +77,11 @@ def token() -> str:
 
 
 @contextmanager
-def node(*arguments: str, name: str, **variables: str) -> Iterator[Node]:
-    """A node that ``edgeopt node`` starts, once it is ready."""
+def node(*arguments: str, name: str, without: Path | None = None, **variables: str) -> Iterator[Node]:
+    """A node that ``edgeopt node`` starts, once it is ready; for it, the folder ``without`` is empty."""
+    hiding = [] if without is None else [*NAMESPACE, 'mount -t tmpfs none "$0" && exec "$@"', str(without)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeopt", "node", *arguments, "--name", name],
+        [*hiding, sys.executable, "-m", "edgeopt", "node", *arguments, "--name", name],
         env={**os.environ, **variables},
         stderr=subprocess.PIPE,
         text=True,
@@ -94,7 +97,9 @@ def node(*arguments: str, name: str, **variables: str) -> Iterator[Node]:
         process.stderr.close()
 
 
-def write_recipe(folder: Path, length: int = 1, **steps: dict[str, object]) -> Path:
+def write_recipe(
+    folder: Path, length: int = 1, module: str = "steps_of_project", **steps: dict[str, object]
+) -> Path:
     """A recipe with a variant of each step, ``length`` times in a row; they write ``folder/marks``."""
     from onnx import TensorProto, helper, save
 
@@ -103,11 +108,11 @@ def write_recipe(folder: Path, length: int = 1, **steps: dict[str, object]) -> P
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 17)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "net.onnx")
-    (folder / "steps_of_project.py").write_text(STAGES)
+    (folder / f"{module}.py").write_text(STAGES)
     lines = ["version: 1", "name: steps", "model: {path: net.onnx}", "formats: [onnx]", "optimize:"]
     for name, options in steps.items():
         given = {"name": name, "marks": str(folder / "marks")} | options
-        stages = [f"{{uses: 'steps_of_project:Step', with: {given!r}}}"] * length
+        stages = [f"{{uses: '{module}:Step', with: {given!r}}}"] * length
         lines.append(f"  {name}: {{stages: [{', '.join(stages)}]}}")
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines).replace("True", "true") + "\n")

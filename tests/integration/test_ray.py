@@ -24,7 +24,7 @@ from edgeopt.run.executors.choice import executing, executor_for
 from edgeopt.run.store import Store, open_store
 from in_process import Edgeopt
 from test_shared_store import Server
-from toy_cluster import await_end, await_marks, marks, node, token, write_recipe
+from toy_cluster import NAMESPACE, await_end, await_marks, marks, node, token, write_recipe
 
 pytest.importorskip("ray", reason="the extra cluster is not installed")
 pytestmark = pytest.mark.slow
@@ -113,6 +113,33 @@ def test_bytes_travel_through_a_server(cluster: str, tmp_path: Path, monkeypatch
     # The node sends the entry, and nobody else; this machine fetches it.
     assert [each for each in server.asked if "ac/" in each and "PUT" in each] == [f"PUT {records[0]}"]
     assert server.asked.count(f"GET {records[0]}") >= 2
+
+
+def test_a_node_without_the_files_gets_them(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project := tmp_path / "project").mkdir()
+    (tmp_path / "marks").mkdir()
+    mounted = [*NAMESPACE, 'mount -t tmpfs none "$0"', str(project)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    options = {"seconds": 3, "marks": str(tmp_path / "marks")}
+    # A module of another name than in other tests: this process has theirs already.
+    steps = {f"step{number}": options for number in range(6)}
+    recipe = write_recipe(project, module="steps_elsewhere", **steps)
+    server, events = Server(), list[Event]()
+    monkeypatch.setenv("EDGEOPT_STORE_CACHE", str(tmp_path / "mine"))
+    try:
+        plan = make_plan(load_recipe(recipe))
+        joining = node(cluster, "--address", OTHER, "--cpus", "2", name="bare", without=project)
+        with joining, executing(f"ray:{cluster}", server.url, events.append):
+            builds = build(plan, open_store(server.url), events.append)
+    finally:
+        server.stop()
+    assert len(digests(builds)) == 7
+    assert "on bare" in lines(events).splitlines()
+    records = [name for name in server.objects if name.startswith("ac/")]
+    assert len(records) == 6 + 2  # the steps, the model and the code
 
 
 def test_a_cancelled_stage_ends_with_all_that_it_started(cluster: str, tmp_path: Path) -> None:
