@@ -83,14 +83,13 @@ def _runtime(file: Path, device: Device, format: str) -> Iterator[Finding]:
     """A file that only other runtimes of its format run than the one that the device has."""
     only, runtime = format_named(format).runtimes(file), device.runtimes.get(format, "")
     if only and runtime and runtime not in only:
-        names = " or ".join(sorted(only))
+        names, having = " or ".join(sorted(only)), ", ".join(devices_with(format, only))
         yield Finding(
             rule="runtime",
             severity="error",
             message=f"only {names} runs it, because an operator decodes its weights; "
             f"{device.name} has {runtime}",
-            fix=f"use a device that has it, such as {', '.join(devices_with(format, only))}, or the file from "
-            "before it was compressed",
+            fix=f"use a device that has it, such as {having}, or the file from before it was compressed",
         )
 
 

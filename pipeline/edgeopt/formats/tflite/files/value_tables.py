@@ -71,7 +71,8 @@ def decoded(
     if len(tables) < channels * stride or (numbers.size and int(numbers.max()) >= stride):
         raise damaged
     values = np.frombuffer(tables, np.int8, channels * stride)
-    if axis == WHOLE:
-        return values[numbers]
-    places = np.arange(channels).reshape([-1 if each == axis else 1 for each in range(len(shape))])
-    return values[places * stride + numbers]
+    if axis != WHOLE:
+        places = np.arange(channels).reshape([-1 if each == axis else 1 for each in range(len(shape))])
+        numbers = places * stride + numbers
+    found: NDArray[np.int8] = values[numbers]
+    return found

@@ -75,7 +75,8 @@ class CoarseLayer:
         shape = self.geometry.groups, -1, self.geometry.width
         before = self.rows.reshape(shape) @ means[0][:, :, np.newaxis]
         after = (codes * step).reshape(shape) @ means[1][:, :, np.newaxis]
-        return self.bias + (before - after).reshape(-1) * self.input_scale
+        shifted: Numbers = self.bias + (before - after).reshape(-1) * self.input_scale
+        return shifted
 
 
 def _scales(tensor: Tensor) -> Numbers:

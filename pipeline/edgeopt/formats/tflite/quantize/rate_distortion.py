@@ -58,9 +58,11 @@ class PricedRounding:
         self.order = np.argsort(-matrix[:, diagonal, diagonal], axis=1, kind="stable")
         # matrix = U D U^T, with ones on the diagonal of U, from the lower factor of the reversed matrix.
         each, reverse = np.arange(len(moments))[:, np.newaxis, np.newaxis], self.order[:, ::-1]
-        factor = np.linalg.cholesky(matrix[each, reverse[:, :, np.newaxis], reverse[:, np.newaxis, :]])
+        factor: Numbers = np.linalg.cholesky(
+            matrix[each, reverse[:, :, np.newaxis], reverse[:, np.newaxis, :]]
+        )
         roots = factor[:, diagonal, diagonal]
-        self.curvatures: Numbers = roots[:, ::-1] ** 2
+        self.curvatures: Numbers = np.square(roots[:, ::-1]).astype(np.float64)
         """``[groups, width]``: squared error of the output by that of a weight, after compensation."""
         self.coefficients = (factor / roots[:, np.newaxis])[:, ::-1, ::-1].transpose(0, 2, 1)
         """``[groups, width, width]``: in row ``i``, what weight ``i`` takes up of the error of each other."""
