@@ -39,7 +39,7 @@ def test_all_commands_of_nodes_parse() -> None:
 
 
 def test_pods_that_ray_starts_have_the_settings_of_a_node() -> None:
-    from edgeopt.run.cluster.ray_driver import SETTINGS
+    from edgeopt.run.cluster.ray_settings import SETTINGS
 
     for pod in pods():
         if "command" not in pod:

@@ -15,7 +15,7 @@ from edgeopt.errors import MissingPackageError, StageError, StoreError, UsageErr
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.model import Model
 from edgeopt.results import Event
-from edgeopt.run.cluster import ray_driver
+from edgeopt.run.cluster import ray_settings
 from edgeopt.run.cluster.node import other_versions
 from edgeopt.run.cluster.portable import AbsentError, Outside, Source, Stored, dump, load, supply
 from edgeopt.run.executors import choice
@@ -61,7 +61,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_extra_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else object())
-    assert not ray_driver.installed()
+    assert not ray_settings.installed()
     with pytest.raises(MissingPackageError, match=r"cluster\]"), executing("ray"):
         pass
 

@@ -32,8 +32,8 @@ def node(
     All nodes need the same token, in RAY_AUTH_TOKEN or ~/.ray/auth_token, and the same store.
     """
     from edgeopt.errors import MissingPackageError, UsageError, install
-    from edgeopt.run.cluster.ray_driver import installed
     from edgeopt.run.cluster.ray_node import Node, running
+    from edgeopt.run.cluster.ray_settings import installed
 
     if head == bool(join):
         raise UsageError(

@@ -4,17 +4,15 @@ Ray ends the process of a driver whose cluster is gone, prints when it is interr
 process of its own, none of this reaches the command. It exchanges tuples with the command over a pipe.
 """
 
-import importlib.util
 import logging
 import os
-import secrets
 import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any
 
 import psutil
 
-from edgeopt.config.scratch import lasting_temporary_folder, scratch_folder, sweep
 from edgeopt.config.text import reason_of
 from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.run.cluster.messages import (
@@ -43,6 +40,13 @@ from edgeopt.run.cluster.messages import (
     Unreachable,
 )
 from edgeopt.run.cluster.node import describe, serve
+from edgeopt.run.cluster.ray_settings import (
+    OBJECT_STORE_BYTES,
+    default_cpus,
+    environment,
+    host_and_port,
+    token_problem,
+)
 from edgeopt.run.executors.executor import Machine
 
 RETRIES = 2
@@ -53,19 +57,7 @@ HEAD_SECONDS, HEAD_LOST_SECONDS = 2.0, 12.0
 
 Ray itself waits a minute, and then ends this process.
 """
-OBJECT_STORE_BYTES = 100 << 20
-"""Of a cluster started here; nothing large passes through Ray."""
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # telemetry
-    "RAY_memory_monitor_refresh_ms": "0",  # kills workers; edgeopt has limits of its own
-    "RAY_worker_niceness": "0",  # 15 by default: stages would starve beside anything else
-}
-"""What edgeopt sets for every process of Ray that it starts."""
 DESCRIBE_SECONDS = 30.0
-SCRATCH = "edgeopt-ray-"
-LONGEST_FOLDER = 18
-"""Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
-have 107 at most."""
 LOG = "driver.log"
 CANCELLED = "it was cancelled"
 
@@ -80,34 +72,6 @@ class _Running:
     cancelled: bool = False
 
 
-def environment(*, own: bool) -> dict[str, str]:
-    """The variables of a process that uses Ray; ``own``: of one that starts a cluster for itself."""
-    variables = {**SETTINGS, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE") or "token"}
-    if own:
-        # Loopback only, which this variable decides on every system, and a token that nobody else knows.
-        variables |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return variables
-
-
-def cluster_folder() -> AbstractContextManager[Path]:
-    """A folder for all files of a process of Ray, and of what it starts; removed even if that is killed."""
-    place = lasting_temporary_folder()
-    if len(str(place)) > LONGEST_FOLDER:
-        place = Path("/tmp")
-    sweep(place, SCRATCH)
-    return scratch_folder(place, SCRATCH, 0o700)
-
-
-def installed() -> bool:
-    """Whether Ray is installed; it is not imported."""
-    return importlib.util.find_spec("ray") is not None
-
-
-def default_cpus() -> int:
-    """Stages that a node runs at a time: their libraries use several cores each."""
-    return max(2, (os.cpu_count() or 2) // 2)
-
-
 def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     """Connect to the cluster at ``address``, or start one in ``folder``, and serve the pipe."""
     lead_group()
@@ -119,7 +83,7 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     try:
         if address:
             # Ray itself would wait for ten minutes and more.
-            with socket.create_connection(_host_and_port(address), HEAD_LOST_SECONDS):
+            with socket.create_connection(host_and_port(address), HEAD_LOST_SECONDS):
                 pass
         driver = _Driver(pipe, address, folder)
     except Exception as error:  # noqa: BLE001 - whatever Ray raises, and that is a lot
@@ -146,17 +110,6 @@ def _log_to(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout.flush()
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def token_problem(log: Path) -> str:
-    """What a log says of the token, which the exceptions of Ray do not mention; '' if nothing."""
-    text = log.read_text("utf-8", "replace")
-    return "the token is wrong" if "InvalidAuthToken" in text or "Unauthenticated" in text else ""
 
 
 def _explained(error: Exception) -> str:
@@ -194,9 +147,9 @@ class _Driver:
 
         In a thread: without a head, calls of Ray do not return for a minute.
         """
-        host_and_port, seen_at = _host_and_port(self.head), time.monotonic()
+        head, seen_at = host_and_port(self.head), time.monotonic()
         while time.monotonic() - seen_at < HEAD_LOST_SECONDS:
-            with suppress(OSError), socket.create_connection(host_and_port, HEAD_SECONDS):
+            with suppress(OSError), socket.create_connection(head, HEAD_SECONDS):
                 seen_at = time.monotonic()
             time.sleep(HEAD_SECONDS)
         self.send(Unreachable(f"its head at {self.head} is gone"))

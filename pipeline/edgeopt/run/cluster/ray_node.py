@@ -13,7 +13,7 @@ from typing import NamedTuple
 from edgeopt.config.text import log_tail
 from edgeopt.devices.descendants import end
 from edgeopt.errors import CannotRunError, UsageError
-from edgeopt.run.cluster.ray_driver import (
+from edgeopt.run.cluster.ray_settings import (
     OBJECT_STORE_BYTES,
     cluster_folder,
     default_cpus,

@@ -15,7 +15,8 @@ from edgeopt.devices.descendants import end, mute_resource_tracker
 from edgeopt.errors import CannotRunError, EdgeoptError, MissingPackageError, StoreError, UsageError, install
 from edgeopt.run.cluster import messages, portable
 from edgeopt.run.cluster.node import threads_here
-from edgeopt.run.cluster.ray_driver import LOG, cluster_folder, drive, installed
+from edgeopt.run.cluster.ray_driver import LOG, drive
+from edgeopt.run.cluster.ray_settings import cluster_folder, installed
 from edgeopt.run.executors.executor import Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.store import Store, open_store
 
