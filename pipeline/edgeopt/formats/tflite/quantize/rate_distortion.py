@@ -58,9 +58,8 @@ class PricedRounding:
         self.order = np.argsort(-matrix[:, diagonal, diagonal], axis=1, kind="stable")
         # matrix = U D U^T, with ones on the diagonal of U, from the lower factor of the reversed matrix.
         each, reverse = np.arange(len(moments))[:, np.newaxis, np.newaxis], self.order[:, ::-1]
-        factor: Numbers = np.linalg.cholesky(
-            matrix[each, reverse[:, :, np.newaxis], reverse[:, np.newaxis, :]]
-        )
+        ordered = matrix[each, reverse[:, :, np.newaxis], reverse[:, np.newaxis, :]]
+        factor = np.linalg.cholesky(ordered).astype(np.float64)
         roots = factor[:, diagonal, diagonal]
         self.curvatures: Numbers = np.square(roots[:, ::-1]).astype(np.float64)
         """``[groups, width]``: squared error of the output by that of a weight, after compensation."""
