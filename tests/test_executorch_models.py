@@ -163,6 +163,38 @@ class Volumes(nn.Module):
         return self.flat(F.relu(self.deep(x)).mean((2, 3, 4)))
 
 
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.flat = nn.Conv3d(2, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        y = F.max_pool3d(self.deep(x), (3, 2, 3), (2, 2, 1), (1, 0, 1), ceil_mode=True)
+        return self.flat(F.avg_pool3d(y, (1, 2, 2), 1).mean((2, 3, 4)))
+
+
+def test_volumes_are_pooled_as_images_in_executorch(tmp_path: Path) -> None:
+    program, values = exported(seeded(Pooled), VOLUME, tmp_path), images(VOLUME)
+    wanted = outputs(seeded(Pooled), values)
+    for stages, least in (((), 100), ((QuantizeXnnpack,), 30)):
+        model = program
+        for stage in (*stages, ExportedProgramToExecutorch):
+            model = stage().run(model, context(tmp_path / f"{stage.__name__}{least}", VOLUME))
+        run = torch_runtimes.load_executorch(model.path.read_bytes())
+        assert snr_db(outputs(run, values), wanted) > least
+
+
+def test_what_a_pass_of_the_compiler_wraps_is_one_line() -> None:
+    """ExecuTorch puts the log of a pass into a bare exception, which no handler of its errors expects."""
+    bare = Exception("An error occurred when running the pass\n | log line")
+    cause = torch_lowering._cause(bare)
+    assert isinstance(cause, RuntimeError)
+    assert str(cause) == "An error occurred when running the pass"
+    bare.__cause__ = Exception("inner")
+    bare.__cause__.__cause__ = inner = ValueError("the cause")
+    assert torch_lowering._cause(bare) is inner
+
+
 def test_volumes_are_images_in_executorch_and_stay_in_float_in_mixed_torchscript(tmp_path: Path) -> None:
     program = exported(seeded(Volumes), VOLUME, tmp_path)
     values = images(VOLUME)

@@ -82,7 +82,7 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
         except Exception as error:  # noqa: BLE001 - what a pass raises is the cause of a bare Exception
-            raise (error.__cause__ if type(error) is Exception and error.__cause__ else error) from None
+            raise _cause(error) from None
         # An operator that the partitioner rejects falls back to dequantize and float without a warning.
         if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
@@ -94,6 +94,14 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
         content = bytes(lowered.buffer)
     executorch_check.check(content, lowered.exported_program(), program)
     return content
+
+
+def _cause(error: Exception) -> BaseException:
+    """What a pass of the compiler raised, which wraps it in bare exceptions, with its log in the message."""
+    cause: BaseException = error
+    while type(cause) is Exception and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return RuntimeError(torch_engine.brief(cause).partition("\n")[0]) if type(cause) is Exception else cause
 
 
 def _partitioner(excluded: Collection[str], delegated: "Counter[str]") -> Any:

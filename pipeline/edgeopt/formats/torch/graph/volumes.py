@@ -1,4 +1,4 @@
-"""Convolutions of volumes as convolutions of images, for runtimes without a kernel for them."""
+"""Convolutions and pooling of volumes as those of images, for runtimes without a kernel for them."""
 
 import copy
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def as_images(graph: "GraphModule") -> "GraphModule":
-    """Rewrite the volume convolutions of a graph in the plain form at batch 1; the outputs stay the same.
+    """Rewrite the volume convolutions and pools of a graph in the plain form at batch 1, without loss.
 
     The planes of a volume become a batch of images. Each image has the channels of all planes that the kernel
-    covers at that depth, so that one convolution of images computes the same sums.
+    covers at that depth, so that one convolution of images computes the same sums. Pools are separable: first
+    within planes, then across them.
 
     Args:
         graph: the graph, which stays unchanged.
@@ -22,7 +23,7 @@ def as_images(graph: "GraphModule") -> "GraphModule":
     Returns:
         The new graph, in which the weights keep their names; the argument itself if nothing changes.
     """
-    if not any(_is_volume(node, graph) for node in graph.graph.nodes):
+    if not any(_is_volume(node, graph) or _is_pool(node) for node in graph.graph.nodes):
         return graph
     with quiet():
         graph = copy.deepcopy(graph)
@@ -31,6 +32,8 @@ def as_images(graph: "GraphModule") -> "GraphModule":
         weight = str(node.args[1].target)
         flat.setdefault(weight, graph.get_buffer(weight).flatten(1, 2))
         _rewrite(node, graph.get_buffer(weight).shape[2])
+    for node in [node for node in graph.graph.nodes if _is_pool(node)]:
+        _separate(node)
     for name, value in flat.items():
         setattr(graph, name, value)
     graph.recompile()
@@ -81,5 +84,55 @@ def _rewrite(node: "Node", size: int) -> None:
         made = graph.call_function(aten.conv2d.default, (planes, weight, bias, *inner, groups))
         moved = graph.call_function(aten.permute.default, (made, [1, 0, 2, 3]))
         volume = graph.call_function(aten.reshape.default, (moved, list(_shape(node))))
+    # The next operator may be one of volumes, too.
+    volume.meta = dict(node.meta)
+    node.replace_all_uses_with(volume)
+    graph.erase_node(node)
+
+
+def _is_pool(node: "Node") -> bool:
+    """Whether a node is a pool of one volume that is separable: a maximum, or a mean without padding."""
+    name = operator_name(node)
+    if name not in ("max_pool3d", "avg_pool3d") or _shape(node.args[0])[:1] != (1,) or node.kwargs:
+        return False
+    return name == "max_pool3d" or (
+        not any(_triple(node, 3, 0)) and not any(node.args[4:5]) and len(node.args) < 7
+    )
+
+
+def _triple(node: "Node", position: int, default: int) -> list[int]:
+    """An argument with one value per axis."""
+    given = node.args[position] if len(node.args) > position else default
+    values = list(given) if isinstance(given, list | tuple) else [given]
+    return values * (3 // len(values)) if values else []
+
+
+def _separate(node: "Node") -> None:
+    """Replace a pool of volumes by one within planes and one across them."""
+    import torch
+
+    aten, graph = torch.ops.aten, node.graph
+    x = node.args[0]
+    window = _triple(node, 1, 1)
+    stride, padding = _triple(node, 2, 0) or window, _triple(node, 3, 0)
+    channels, depth, height, width = _shape(x)[1:]
+    after, rows, columns = _shape(node)[2:]
+    if operator_name(node) == "max_pool3d":
+        target: Any = aten.max_pool2d.default
+        rest: list[tuple[Any, ...]]
+        gaps, ceil = _triple(node, 4, 1), node.args[5] if len(node.args) > 5 else False
+        rest = [(gaps[1:], ceil), ([gaps[0], 1], ceil)]
+    else:
+        target, rest = aten.avg_pool2d.default, [(), ()]
+    with graph.inserting_before(node):
+        planes = graph.call_function(aten.reshape.default, (x, [1, channels * depth, height, width]))
+        made = graph.call_function(target, (planes, window[1:], stride[1:], padding[1:], *rest[0]))
+        shape = [1, channels, depth, rows * columns]
+        lines = graph.call_function(aten.reshape.default, (made, shape))
+        across = ([window[0], 1], [stride[0], 1], [padding[0], 0])
+        made = graph.call_function(target, (lines, *across, *rest[1]))
+        volume = graph.call_function(aten.reshape.default, (made, [1, channels, after, rows, columns]))
+    # The next operator may be one of volumes, too.
+    volume.meta = dict(node.meta)
     node.replace_all_uses_with(volume)
     graph.erase_node(node)
