@@ -253,17 +253,26 @@ def keras_model(
             layer.momentum = 0.8
         if type(layer).__name__ == "PReLU":
             layer.alpha.assign(random.uniform(0.05, 0.4, layer.alpha.shape))
-        if type(layer).__name__ == "Normalization":
-            layer.mean, layer.variance = layer.mean * 0 + 120.0, layer.variance * 0 + 3000.0
     order = [_input_name(each) for each in model.inputs]
     given = {part: [cast(parts[part], order, name) for name in order] for part in parts}
-    for _ in range(2):
-        for start in range(0, PARTS["settle"], 32):
-            model([each[start : start + 32] for each in given["settle"]], training=True)
-    replace_last_keras(keras, model, given["settle"])
-    for layer in layers:
-        if type(layer).__name__ == "BatchNormalization":
-            layer.momentum = 0.99
+    for layer in model.layers:
+        if type(layer).__name__ == "Normalization":
+            seen = np.asarray(keras.Model(model.inputs, layer.input)(given["settle"]))
+            layer.mean, layer.variance = layer.mean * 0 + seen.mean(), layer.variance * 0 + seen.var()
+    norms = [layer for layer in layers if type(layer).__name__ == "BatchNormalization"]
+    settle(model, given["settle"])
+    for norm in norms:
+        # As in PyTorch: channels of little variance stay weak.
+        variance = np.asarray(norm.moving_variance)
+        norm.gamma.assign(norm.gamma * np.sqrt(variance / np.median(variance)).clip(max=1))
+    settle(model, given["settle"])
+    if steps := entry.get("train", 0):
+        train_keras(keras, model, given["settle"][0], steps)
+        settle(model, given["settle"])
+    else:
+        replace_last_keras(keras, model, given["settle"])
+    for norm in norms:
+        norm.momentum = 0.99
     made = model(given["evaluation"], training=False)
     names = list(made) if isinstance(made, dict) else model.output_names
     values = (
@@ -282,6 +291,27 @@ def keras_model(
     for part in ("calibration", "evaluation"):
         np.savez(folder / f"{part}.npz", **{f"in_{key}": value for key, value in parts[part].items()})
     return {"path": path}, found
+
+
+def settle(model: Any, given: list[Any]) -> None:
+    """Let the batch norms of a Keras model record the statistics of samples."""
+    for start in range(0, PARTS["settle"], 32):
+        model([each[start : start + 32] for each in given], training=True)
+
+
+def train_keras(keras: Any, model: Any, images: Any, steps: int) -> None:
+    """The same as `train` for a Keras model that ends in a softmax."""
+    count, height, width, channels = images.shape
+    parts = images[:, : height // 3 * 3, : width // 3 * 3].reshape(
+        count, 3, height // 3, 3, width // 3, channels
+    )
+    seen = np.concatenate([parts.mean((2, 4)), parts.std((2, 4))], -1).reshape(count, -1)
+    wanted = seen @ np.random.default_rng(0).normal(0, 1, (seen.shape[1], model.output_shape[-1]))
+    powers = np.exp(2 * (wanted - wanted.mean(0)) / wanted.std(0))
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    model.compile(keras.optimizers.AdamW(rate), "kl_divergence")
+    epochs = -(-steps * 32 // count)
+    model.fit(images, powers / powers.sum(1, keepdims=True), batch_size=32, epochs=epochs, verbose=0)
 
 
 def flattened(model: Any) -> Iterator[Any]:
