@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -47,7 +46,6 @@ import toy_cluster  # noqa: E402 - it is beside the tests that use it
 Builds: TypeAlias = list[Built]
 Moment: TypeAlias = tuple[float, Event]
 OPTIONS = argparse.Namespace()
-FOLDER = Path(tempfile.mkdtemp(prefix="edgeopt-benchmark-"))
 PORT = 26479
 TRIALS, LENGTH = 16, 30
 RESUMES = 10
@@ -218,7 +216,9 @@ def trials() -> None:
     for names in (("a",), ("a", "b")):
         with cluster(*names) as on:
             steps = {f"trial{number}": {"seconds": OPTIONS.seconds} for number in range(TRIALS)}
-            _, moments = built(toy_cluster.write_recipe(FOLDER, **steps), on, FOLDER / f"trials{len(names)}")
+            _, moments = built(
+                toy_cluster.write_recipe(OPTIONS.folder, **steps), on, OPTIONS.folder / f"trials{len(names)}"
+            )
             begun = [moment for moment, event in moments if event.message.startswith("on ")]
             seconds[len(names)] = moments[-1][0] - begun[0]
     print(f"{TRIALS} stages of {OPTIONS.seconds:g} s, two at a time on each node:")
@@ -232,8 +232,8 @@ def overhead() -> None:
     medians: dict[str, float] = {}
     with cluster("a", "b") as ray:
         for on in ("local", ray):
-            recipe = toy_cluster.write_recipe(FOLDER, LENGTH, chain={})
-            _, moments = built(recipe, on, FOLDER / on.partition(":")[0])
+            recipe = toy_cluster.write_recipe(OPTIONS.folder, LENGTH, chain={})
+            _, moments = built(recipe, on, OPTIONS.folder / on.partition(":")[0])
             ends = [moment for moment, event in moments if event.status == "done"]
             gaps = [after - before for before, after in itertools.pairwise(ends)]
             # Each node starts a process with the first stages that it gets.
@@ -250,14 +250,14 @@ def digests() -> None:
     done = {"stage": 0, "worker": 0}
     lost = runs = different = 0
     with cluster("a", "b") as on:
-        wanted = _digests(built(recipe, "local", FOLDER / "digests", formats)[0])
+        wanted = _digests(built(recipe, "local", OPTIONS.folder / "digests", formats)[0])
         while sum(done.values()) < OPTIONS.kills:
             runs += 1
             ended = threading.Event()
             killer = threading.Thread(target=_kill, args=(done, ended))
             killer.start()
             for _ in range(RESUMES):  # a stage that is lost three times has failed, until the next command
-                builds, moments = built(recipe, on, FOLDER / f"digests{runs}", formats)
+                builds, moments = built(recipe, on, OPTIONS.folder / f"digests{runs}", formats)
                 lost += sum("it runs again" in event.message and not event.branch for _, event in moments)
                 if not any(each.failure for each in builds):
                     break
@@ -308,11 +308,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each of the trials")
     parser.add_argument("--kills", type=int, default=50, help="for digests")
     parser.parse_args(namespace=OPTIONS)
-    try:
+    with tempfile.TemporaryDirectory(prefix="edgeopt-benchmark-") as name:
+        OPTIONS.folder = Path(name)
         for part in OPTIONS.parts or PARTS:
             PARTS[part]()
-    finally:
-        shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":
