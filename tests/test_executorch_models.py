@@ -12,6 +12,7 @@ from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph.operators import operator_name
 from edgeopt.formats.torch.lab import engine as torch_engine
+from edgeopt.formats.torch.lab import executorch_check
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
 from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Sample
@@ -182,6 +183,13 @@ def test_volumes_are_pooled_as_images_in_executorch(tmp_path: Path) -> None:
             model = stage().run(model, context(tmp_path / f"{stage.__name__}{least}", VOLUME))
         run = torch_runtimes.load_executorch(model.path.read_bytes())
         assert snr_db(outputs(run, values), wanted) > least
+
+
+def test_the_operator_that_xnnpack_names_is_left_out_first() -> None:
+    """The padding of ``F.fold`` in int8: XNNPACK rejects it, portable kernels run it."""
+    delegated = {"relu.default": 1, "constant_pad_nd.default": 3, "add.Tensor": 2}
+    message = "XNNPACK rejects the operator StaticConstantPad (xnn_status_invalid_parameter)"
+    assert next(iter(executorch_check.suspects(message, delegated))) == "constant_pad_nd.default"
 
 
 def test_what_a_pass_of_the_compiler_wraps_is_one_line() -> None:

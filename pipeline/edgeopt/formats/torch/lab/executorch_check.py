@@ -77,9 +77,12 @@ def explain(message: str, program: "ExportedProgram") -> str:
 def suspects(message: str, delegated: Mapping[str, int]) -> Iterable[str]:
     """Kinds of delegated operators, those first that a message mentions, then the rarest."""
 
+    # XNNPACK writes names in another way: StaticConstantPad is constant_pad_nd.
+    text = message.lower()
+
     def order(kind: str) -> tuple[bool, int]:
         words = kind.partition(".")[0].replace("_copy", "").split("_")
-        return not any(word and word in message for word in words), delegated[kind]
+        return not any(word and word in text for word in words), delegated[kind]
 
     return sorted((kind for kind, count in delegated.items() if count), key=order)
 
