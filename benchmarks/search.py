@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.results.search import Tried
 from edgeopt.run.store import Store, store_folder
 from edgeopt.search.front import hypervolume
 from edgeopt.search.measuring import Measuring
-from edgeopt.results.search import Tried
 from edgeopt.search.proposals import Proposals, by_sampler
 from edgeopt.search.search import BATCH
 from edgeopt.search.selection import selection_of

@@ -17,11 +17,11 @@ from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Gate, Result
+from edgeopt.results.search import Tried
 from edgeopt.search import proposals
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
 from edgeopt.search.journal import NAME, Journal
-from edgeopt.results.search import Tried
 from edgeopt.search.proposals import Proposals, by_main_effects, opening, require
 from edgeopt.search.rows import Row, clearly_over
 from edgeopt.search.selection import selection_of

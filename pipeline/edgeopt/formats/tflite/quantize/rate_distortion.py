@@ -9,6 +9,7 @@ Compression with Huffman codes (Han et al. 2016, arXiv:1510.00149) and optimal b
 Alistarh 2022, arXiv:2208.11580).
 """
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ LARGEST = 127
 """Largest symmetric int8 value."""
 ABSENT = 2
 """Bits beyond the longest code that a value without a code is assumed to take."""
-SPREAD = np.sqrt(12 / (2 * np.log(2)))
+SPREAD = math.sqrt(12 / (2 * math.log(2)))
 """Ratio of the best step to the root of price and curvature, for weights that are wide against the step.
 
 Rounding errors are uniform: a step d costs d^2/12, and half of it one bit more.
