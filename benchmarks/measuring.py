@@ -29,9 +29,10 @@ from edgeopt.errors import CannotRunError
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.formats.source import inspect
 from edgeopt.model import Model, Preprocessing
-from edgeopt.run.bench import Bench, Evaluation
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import conditions, latency
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import conditions, latency
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 
 MODELS = {"KWS int8": "kws_reference_int8.tflite", "ResNet8 int8": "resnet8_reference_int8.tflite"}

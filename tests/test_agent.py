@@ -21,8 +21,8 @@ from edgeopt.devices.agent_archive import SCANNERS, SOURCE, build_agent, runtime
 from edgeopt.devices.connections.local import Local
 from edgeopt.devices.device import load_device
 from edgeopt.errors import DeviceError
-from edgeopt.run.bench import check_requirements
-from edgeopt.run.protocol import PROTOCOL
+from edgeopt.run.measuring.probe import check_requirements
+from edgeopt.run.measuring.protocol import PROTOCOL
 
 FAST = {"min_runs": 5, "min_seconds": 0.0, "max_seconds": 5.0, "repeats": 1}
 

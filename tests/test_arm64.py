@@ -23,7 +23,8 @@ from edgeopt.devices.environments import environment_folder
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.evaluation.metrics.top1 import Top1
-from edgeopt.run.bench import connection_of, probe_device
+from edgeopt.run.measuring.bench import connection_of
+from edgeopt.run.measuring.probe import probe_device
 from toy_tflite import toy
 
 NAME = "arm64-emulated"

@@ -15,7 +15,7 @@ from edgeopt.devices.device import Device
 from edgeopt.devices.environments import environment_folder, environment_python, setup_environment
 from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.run.bench import connect
+from edgeopt.run.measuring.probe import connect
 
 
 def test_files_go_there_and_come_back(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from edgeopt.cli import main
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import load_device, read_device
 from edgeopt.errors import DeviceError, RecipeError
-from edgeopt.run.bench import check_requirements, fetch_probe, stable_fields
-from edgeopt.run.readings import conditions
+from edgeopt.run.measuring.probe import check_requirements, fetch_probe, stable_fields
+from edgeopt.run.measuring.readings import conditions
 from toy_results import PROBE, spell
 
 STAND_IN = """#!/bin/sh

@@ -21,9 +21,10 @@ from edgeopt.formats.source import inspect
 from edgeopt.model import Preprocessing
 from edgeopt.recipe.document import Latency
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.run.bench import Bench, Evaluation
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import conditions, latency
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import conditions, latency
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 from toy_results import spell
 from toy_tflite import toy

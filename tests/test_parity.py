@@ -15,7 +15,7 @@ from edgeopt.evaluation.comparison import difference
 from edgeopt.model import Model
 from edgeopt.results import Measurement
 from edgeopt.run.assemble import magnified
-from edgeopt.run.outcome import Outcome
+from edgeopt.run.measuring.outcome import Outcome
 from toy_operators import operator, write
 from toy_results import job_result
 from toy_tflite import toy
@@ -161,7 +161,8 @@ def test_a_runtime_tells_what_its_layers_give(toy_file: Path, tmp_path: Path) ->
     from edgeopt.devices.device import load_device
     from edgeopt.formats.source import inspect
     from edgeopt.model import Preprocessing
-    from edgeopt.run.bench import Bench, Evaluation
+    from edgeopt.run.measuring.bench import Bench
+    from edgeopt.run.measuring.samples import Evaluation
     from edgeopt.run.store import Store
 
     bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()

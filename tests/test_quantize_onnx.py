@@ -26,7 +26,8 @@ from edgeopt.formats.onnx.quantize.weights import Weights
 from edgeopt.formats.weight_rounding import Compensation
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Head, Judging, Sample, Trial
-from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 from edgeopt.stages._search import Budget
 from edgeopt.stages.quantize_onnx import QuantizeOnnx

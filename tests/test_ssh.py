@@ -24,7 +24,9 @@ from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Connection, ConnectionCutError
-from edgeopt.run.bench import Bench, Evaluation, fetch_probe
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.probe import fetch_probe
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 from toy_results import PROBE
 

@@ -24,8 +24,8 @@ from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Report
 from edgeopt.run.build import build
-from edgeopt.run.outcome import read_outcome
-from edgeopt.run.protocol import PROTOCOL
+from edgeopt.run.measuring.outcome import read_outcome
+from edgeopt.run.measuring.protocol import PROTOCOL
 from edgeopt.run.store import Store
 from edgeopt.testing import toys
 from in_process import Edgeopt

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edgeopt.run.protocol import PROTOCOL, JobResult, Probe, TimedInterval
+from edgeopt.run.measuring.protocol import PROTOCOL, JobResult, Probe, TimedInterval
 
 PROBE: Probe = {
     "agent": "1",

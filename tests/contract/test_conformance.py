@@ -34,7 +34,7 @@ from edgeopt.evaluation.metrics.top1 import Top1
 from edgeopt.evaluation.tasks.sequence import Sequence
 from edgeopt.plugin import Contributions, Dataset, Sample, Stage
 from edgeopt.recipe.document import Latency
-from edgeopt.run.bench import Bench, timing_of
+from edgeopt.run.measuring.bench import Bench, timing_of
 from edgeopt.run.store import Store
 from edgeopt.stages.coarsen_tflite import CoarsenTflite
 from edgeopt.stages.compress_tflm import CompressTflm

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeopt.results import Report
-from edgeopt.run.session import PROBE_SAMPLES
+from edgeopt.run.measuring.session import PROBE_SAMPLES
 from edgeopt.run.store import Store
 
 TESTS = Path(__file__).resolve().parent.parent

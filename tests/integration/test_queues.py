@@ -12,7 +12,7 @@ import pytest
 
 import edgeopt
 from edgeopt.results import Event
-from edgeopt.run.queues import run_queues
+from edgeopt.run.measuring.queues import run_queues
 
 BOARDS = """
 import os, time
@@ -134,7 +134,7 @@ def test_an_error_ends_all_queues() -> None:
 
 INTERRUPTED = """
 import signal, subprocess, sys, threading, time
-from edgeopt.run.queues import run_queues
+from edgeopt.run.measuring.queues import run_queues
 
 def stop(number, frame):
     raise KeyboardInterrupt

@@ -7,8 +7,8 @@ from edgeopt.evaluation.measurements import CLASSES, by_class
 from edgeopt.evaluation.tasks.classification import Classification
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import latency
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import latency
 
 
 def logits(answers: list[int], classes: int = 4) -> Decisions:

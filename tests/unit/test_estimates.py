@@ -15,8 +15,8 @@ from edgeopt.model import Model
 from edgeopt.plugin import LayerSize
 from edgeopt.reports.pagedata.rows import Scale, row_of
 from edgeopt.results import Gate, Measurement, Result
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import readings
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import readings
 from toy_operators import operator, write
 
 IMAGE = (1, 4, 4, 2)

@@ -21,7 +21,7 @@ from edgeopt.plugin import Dataset, Feed, Sample
 from edgeopt.publish.contract import read_contract
 from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.run.bench import Evaluation
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import check_data, check_samples, find_leaks
 from edgeopt.run.store import Store
 from edgeopt.stages._training_data import TrainingData

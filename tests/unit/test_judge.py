@@ -16,8 +16,8 @@ from edgeopt.evaluation.tasks.classification import Classification
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions, NamedMetric
 from edgeopt.results import Gate, Report, Result, Run, Verdict
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import latency
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import latency
 from edgeopt.run.scoring import Scorer
 
 

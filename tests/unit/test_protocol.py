@@ -10,7 +10,7 @@ import pytest
 
 from edgeopt.devices.agent import protocol
 from edgeopt.errors import DeviceError
-from edgeopt.run.protocol import read_probe, read_response, schema
+from edgeopt.run.measuring.protocol import read_probe, read_response, schema
 from toy_results import PROBE, job_result, spell
 
 FAILURE = {"protocol": protocol.PROTOCOL, "ok": False, "error": "no", "kind": "model", "detail": ""}

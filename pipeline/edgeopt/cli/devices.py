@@ -66,7 +66,7 @@ def check(name: Name, devices: DeviceFolders = None, as_json: AsJson = False) ->
 
     from edgeopt.devices.device import load_device
     from edgeopt.errors import DeviceError
-    from edgeopt.run.bench import check_requirements, probe_device
+    from edgeopt.run.measuring.probe import check_requirements, probe_device
 
     device = load_device(name, folders(devices))
     with tempfile.TemporaryDirectory() as folder:

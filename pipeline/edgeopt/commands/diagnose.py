@@ -30,9 +30,9 @@ from edgeopt.results import GraphNode
 from edgeopt.run import assemble
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
+from edgeopt.run.measuring.session import measure
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
-from edgeopt.run.session import measure
 from edgeopt.run.source_names import Rename, source_names
 from edgeopt.run.step_comparison import Watch, compare_steps, compare_whole, parts_of, quantizing
 from edgeopt.run.store import Store, open_store

@@ -15,11 +15,11 @@ from edgeopt.formats.known import artifact_formats, formats
 from edgeopt.plugin import Format, Stage
 from edgeopt.recipe.chains import find_chain
 from edgeopt.recipe.document import Intent, ModelPart
-from edgeopt.run.bench import probe_device
 from edgeopt.run.cluster.node import version_here
 from edgeopt.run.executors import executor
 from edgeopt.run.executors.choice import executing, executor_for
-from edgeopt.run.protocol import Probe
+from edgeopt.run.measuring.probe import probe_device
+from edgeopt.run.measuring.protocol import Probe
 from edgeopt.run.store import ARTIFACTS, store_place
 
 SCHEMES = ("float", "int8")

@@ -23,9 +23,9 @@ from edgeopt.run.assemble import RunClock
 from edgeopt.run.build import build
 from edgeopt.run.executors.choice import executing
 from edgeopt.run.keys import judging_code
+from edgeopt.run.measuring.session import measure, measure_step, unmeasured
 from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import scorer_of
-from edgeopt.run.session import measure, measure_step, unmeasured
 from edgeopt.run.store import ARTIFACTS, Store, open_store, store_place
 from edgeopt.search.variants import with_found
 

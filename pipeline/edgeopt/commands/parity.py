@@ -20,9 +20,10 @@ from edgeopt.formats.side_car import LayerRecord
 from edgeopt.formats.source import inspect
 from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Dataset, Format
-from edgeopt.run.bench import Bench, Evaluation
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.protocol import LayerInfo
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.protocol import LayerInfo
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 
 FLOAT_NOISE = 1e-5

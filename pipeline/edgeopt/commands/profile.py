@@ -16,8 +16,9 @@ from edgeopt.plugin import Dataset, Decoder, Head, Labels, Metric, NamedMetric
 from edgeopt.recipe.document import Latency
 from edgeopt.results import Artifact, Report
 from edgeopt.run.assemble import RunClock, result_of
-from edgeopt.run.bench import Bench, Evaluation, timing_of
-from edgeopt.run.readings import readings
+from edgeopt.run.measuring.bench import Bench, timing_of
+from edgeopt.run.measuring.readings import readings
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.scoring import Scorer
 from edgeopt.run.store import Store
 

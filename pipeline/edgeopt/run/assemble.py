@@ -33,10 +33,10 @@ from edgeopt.results import (
     Status,
 )
 from edgeopt.run.artifacts import keep_artifact, keep_compiled
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.readings import readings
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import readings
+from edgeopt.run.measuring.session import Measured, StepOutputs
 from edgeopt.run.scoring import Scorer
-from edgeopt.run.session import Measured, StepOutputs
 from edgeopt.run.source_names import renamed_rows, renamed_trial, source_names
 
 

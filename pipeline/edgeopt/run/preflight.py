@@ -20,8 +20,9 @@ from edgeopt.plugin import Dataset, digest_of
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
-from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.build import build
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.scoring import Scorer, is_shipped
 from edgeopt.run.store import Store
 

@@ -17,8 +17,9 @@ from edgeopt.formats.wire.bounded import json_value
 from edgeopt.model import Model, Preprocessing, TensorSpec
 from edgeopt.recipe.document import Latency
 from edgeopt.results import Measurement, Report, Result, Verdict
-from edgeopt.run.bench import Bench, Evaluation, timing_of
-from edgeopt.run.readings import latency
+from edgeopt.run.measuring.bench import Bench, timing_of
+from edgeopt.run.measuring.readings import latency
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 
 GATE = "latency_ratio max {:g}"

@@ -17,9 +17,10 @@ from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event, Hop
 from edgeopt.run import assemble
-from edgeopt.run.bench import Bench, Evaluation
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.session import PROBE_SAMPLES, StepOutputs, judged_steps
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.samples import Evaluation
+from edgeopt.run.measuring.session import PROBE_SAMPLES, StepOutputs, judged_steps
 from edgeopt.run.store import Store
 
 Watch = Callable[[Event], None]

@@ -29,12 +29,13 @@ from edgeopt.recipe.variants import variant_of
 from edgeopt.results import MEASUREMENTS, Event, Result
 from edgeopt.results.search import Tried
 from edgeopt.run.assemble import result_of
-from edgeopt.run.bench import Bench, Evaluation, timing_of
 from edgeopt.run.build import build
 from edgeopt.run.executors.choice import executor_for
-from edgeopt.run.outcome import Outcome
+from edgeopt.run.measuring.bench import Bench, timing_of
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.readings import readings
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import runnable
-from edgeopt.run.readings import readings
 from edgeopt.run.scoring import Scorer, scorer_of
 from edgeopt.run.store import Store
 from edgeopt.search.rows import SNR, Row, Rows, clearly_over, noise_of

@@ -23,10 +23,11 @@ from edgeopt.model import Array, Model, Preprocessing, TensorSpec
 from edgeopt.plugin import Feed, Stage, Worker
 from edgeopt.recipe.chains import find_chain, instance
 from edgeopt.recipe.document import ModelPart
-from edgeopt.run.bench import Bench, Evaluation
 from edgeopt.run.executors.executor import Say, Task
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.executors.worker import StageInputs, run_stage
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 
 PREPROCESSING = Preprocessing(scale=1 / 16, layout="NHWC")

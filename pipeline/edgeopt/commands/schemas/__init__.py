@@ -27,7 +27,7 @@ from edgeopt.recipe.document import VERSION, Document, GatePart
 from edgeopt.recipe.searching import DIMENSIONS, OBJECTIVES, SearchPart
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Report
 from edgeopt.results.search import SearchResult
-from edgeopt.run import protocol
+from edgeopt.run.measuring import protocol
 
 Name = Literal["recipe", "device", "report", "search", "bundle", "job", "job_result"]
 Schema = dict[str, Any]

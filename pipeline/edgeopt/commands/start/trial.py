@@ -35,7 +35,8 @@ from edgeopt.recipe.starter.preprocessing import (
     statistics_of,
 )
 from edgeopt.results import Event
-from edgeopt.run.bench import Bench, Evaluation
+from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import loaded, runnable
 from edgeopt.run.store import Store
 

@@ -21,11 +21,11 @@ from edgeopt.config.scratch import temporary_files
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.devices.environments import HOME_VARIABLE
 from edgeopt.errors import StoreError
-from edgeopt.run.bench import probe_device
 from edgeopt.run.cluster.messages import Ended, Lacking, Line, Message, Refused, Request, Started
 from edgeopt.run.cluster.portable import ONE_STORE, AbsentError, load
 from edgeopt.run.executors.executor import Say, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
+from edgeopt.run.measuring.probe import probe_device
 from edgeopt.run.store import CACHE_VARIABLE, Store, is_url, open_store
 
 POLL_SECONDS = 0.2

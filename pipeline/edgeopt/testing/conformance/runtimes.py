@@ -10,7 +10,7 @@ from edgeopt.config.files import files_of
 from edgeopt.devices.device import known_devices, load_device
 from edgeopt.formats.known import format_named, formats
 from edgeopt.model import Model
-from edgeopt.run.bench import Bench
+from edgeopt.run.measuring.bench import Bench
 from edgeopt.run.store import Store
 from edgeopt.testing.conformance.options import demand
 from edgeopt.testing.workshop import Workshop

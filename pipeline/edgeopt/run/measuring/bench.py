@@ -6,101 +6,43 @@ Results are cached: the same model, data, runtime and device are not measured tw
 import json
 import platform
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-
-import numpy as np
+from typing import Any
 
 from edgeopt.config import absent
-from edgeopt.config.chatter import without_chatter
 from edgeopt.config.files import file_digest
 from edgeopt.config.references import import_path
-from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import Device, connection_of
-from edgeopt.devices.locks import device_lock
-from edgeopt.errors import DeviceError, UsageError, install
-from edgeopt.evaluation.samples import collect, random_inputs
+from edgeopt.devices.device import Device
+from edgeopt.errors import DeviceError, UsageError
 from edgeopt.formats.known import model_digest, placed_files
-from edgeopt.model import InputPreprocessing, Model, Preprocessing, TensorSpec
-from edgeopt.plugin import ConnectionCutError, Dataset, Labels, Link, digest_of
+from edgeopt.model import Model, TensorSpec
+from edgeopt.plugin import ConnectionCutError, Link, digest_of
 from edgeopt.recipe.document import Latency
-from edgeopt.run.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
-from edgeopt.run.protocol import (
+from edgeopt.run.measuring.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
+from edgeopt.run.measuring.probe import (
+    check_requirements,
+    connect,
+    fetch_probe,
+    last_line,
+    retried,
+    stable_fields,
+)
+from edgeopt.run.measuring.protocol import (
     PROTOCOL,
     Job,
     JobFailure,
     JobResult,
     Probe,
     Timing,
-    read_probe,
     read_response,
 )
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
 
 JOB_SECONDS = 1800.0
-RANDOM_SAMPLES = 64
-VOLATILE_FIELDS = ("load", "memory_available_bytes", "temperature_c")
-"""Fields of a probe that do not identify the device."""
-
-
-class Evaluation:
-    """The evaluation samples, preprocessed once per input signature and stored as .npy files in ``folder``.
-
-    Without a dataset, seeded random inputs are used: outputs can be compared, but not accuracy.
-    """
-
-    def __init__(
-        self, dataset: Dataset | None, preprocessing: Preprocessing | InputPreprocessing, folder: Path
-    ) -> None:
-        self.dataset = dataset
-        self.preprocessing = preprocessing
-        self.folder = folder
-        self.digest = dataset.digest() if dataset is not None else "random"
-        self._labels: Labels | None = None
-        self._files: dict[str, tuple[tuple[Path, ...], int]] = {}
-        self._lock = threading.RLock()
-        """Devices that are measured in parallel ask for the same samples."""
-
-    def key(self, specs: tuple[TensorSpec, ...], limit: int | None) -> str:
-        """Digest that identifies the inputs for ``specs``, without computing them."""
-        signature = [spec.model_dump(mode="json", exclude={"name"}) for spec in specs]
-        return digest_of([self.digest, self.preprocessing.key(specs), signature, limit])
-
-    def files(self, specs: tuple[TensorSpec, ...], limit: int | None) -> tuple[tuple[Path, ...], int]:
-        """One .npy file per input, and the number of samples, at most ``limit``, each of as many rows."""
-        key = self.key(specs, limit)
-        with self._lock:
-            if key not in self._files:
-                self._files[key] = self._written(key, specs, limit)
-            return self._files[key]
-
-    def _written(
-        self, key: str, specs: tuple[TensorSpec, ...], limit: int | None
-    ) -> tuple[tuple[Path, ...], int]:
-        if self.dataset is None:
-            arrays = random_inputs(specs, RANDOM_SAMPLES)
-        else:
-            arrays, labels = collect(self.dataset, self.preprocessing, specs, limit)
-            if limit is None:
-                self._labels = labels
-        paths = tuple(self.folder / f"{key[:16]}-{index}.npy" for index in range(len(arrays)))
-        for path, array, spec in zip(paths, arrays, specs, strict=True):
-            # The agent cuts inputs along their first axis: a state of two layers is two rows per sample.
-            rows = array.reshape(-1, *array.shape[2:]) if 0 < len(spec.shape) < array.ndim else array
-            np.save(path, rows, allow_pickle=False)
-        return paths, len(arrays[0])
-
-    def labels(self, specs: tuple[TensorSpec, ...]) -> Labels | None:
-        """Labels of all samples, None if the dataset has none."""
-        with self._lock:
-            if self._labels is None and self.dataset is not None:
-                _, self._labels = collect(self.dataset, self.preprocessing, specs, None)
-            return self._labels
 
 
 def timing_of(part: Latency) -> Timing:
@@ -111,27 +53,6 @@ def timing_of(part: Latency) -> Timing:
         "max_seconds": part.max_seconds,
         "repeats": part.repeats,
     }
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def retried(job: Callable[P, T]) -> Callable[P, T]:
-    """Retry a job once if the connection is cut."""
-
-    @wraps(job)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return job(*args, **kwargs)
-        except ConnectionCutError:
-            pass
-        try:
-            return job(*args, **kwargs)
-        except ConnectionCutError as error:
-            raise DeviceError(f"{error.message}, and again after a retry", fix=error.fix) from error
-
-    return wrapper
 
 
 @dataclass
@@ -319,69 +240,9 @@ class Bench:
             )
             raise DeviceError(
                 f"device {self.device.name}: the agent exited without a result ({exit_status}): "
-                f"{_last_line(process.stderr)}"
+                f"{last_line(process.stderr)}"
             ) from error
         return read_response((folder / RESULT).read_bytes(), self.device.name)
-
-
-@contextmanager
-def connect(device: Device, *, shared: bool = False) -> Iterator[Link]:
-    """Open a connection to a device and lock the device against other runs on this machine.
-
-    Args:
-        device: the device.
-        shared: do not lock it: for jobs in which nothing is timed.
-
-    Raises:
-        DeviceError: the device is unreachable.
-    """
-    lock = nullcontext() if shared else device_lock(device.name, device.connection)
-    with lock, connection_of(device).open() as link:
-        yield link
-
-
-@retried
-def fetch_probe(device: Device, agent: Path, *, shared: bool = False) -> Probe:
-    """Run the agent's probe on a device: processor, memory, system, runtimes and their versions.
-
-    Raises:
-        DeviceError: the device is unreachable, or its response is malformed.
-    """
-    with connect(device, shared=shared) as link:
-        link.put(agent, "agent.pyz")
-        process = link.python(["agent.pyz", "probe"], timeout=60)
-    if process.returncode != 0:
-        raise DeviceError(f"device {device.name}: the agent failed: {_last_line(process.stderr)}")
-    return read_probe(process.stdout, device.name)
-
-
-def check_requirements(device: Device, probe: Probe) -> None:
-    """Check that a device has what jobs need: numpy, and the hardware that its file requires (``needs``).
-
-    Raises:
-        DeviceError: it is missing.
-    """
-    if probe["numpy"] is None:
-        own = f"edgeopt devices setup {device.name}" if device.setup.python else "install it on the device"
-        raise DeviceError(
-            f"the Python {probe['python']} of device {device.name} has no numpy: nothing is measured there",
-            fix=own if absent.installed() else install("numerics"),
-        )
-    if "gpu" in device.needs and not probe["gpus"]:
-        raise DeviceError(
-            f"device {device.name} has no NVIDIA GPU: nvidia-smi is not on its PATH, or lists none",
-            fix="install the NVIDIA driver on it, or set its connection to a machine with a GPU",
-        )
-
-
-def stable_fields(probe: Probe | None) -> dict[str, Any]:
-    """The fields of a probe that identify the device: those that do not change over time."""
-    return {name: value for name, value in (probe or {}).items() if name not in VOLATILE_FIELDS}
-
-
-def probe_device(device: Device, folder: Path) -> Probe:
-    """Build the agent in ``folder`` and run its probe on a device."""
-    return fetch_probe(device, build_agent(folder / "agent.pyz"))
 
 
 def _python_path(code: Path | None) -> list[str]:
@@ -399,8 +260,3 @@ def _put(link: Link, model: Model, stem: str) -> str:
     for file, place in placed_files(model, Path(name)).items():
         link.put(file, place.name)
     return name
-
-
-def _last_line(text: str) -> str:
-    lines = without_chatter(text.splitlines())
-    return lines[-1][:300] if lines else "no message"

@@ -14,7 +14,7 @@ from edgeopt.evaluation.samples import dequantize
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Array, Model
 from edgeopt.results import Scalar
-from edgeopt.run.protocol import JobResult, LayerInfo, Measured, TimedInterval, read_response
+from edgeopt.run.measuring.protocol import JobResult, LayerInfo, Measured, TimedInterval, read_response
 
 RESULT = "result.json"
 OUTPUTS, TIMES, LAYERS, COMPILED = "outputs.npz", "times.npz", "layers.npz", "compiled.bin"

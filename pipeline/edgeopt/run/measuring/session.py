@@ -23,11 +23,12 @@ from edgeopt.model import Model
 from edgeopt.plugin import Labels
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
-from edgeopt.run.bench import Bench, Evaluation, timing_of
-from edgeopt.run.outcome import Outcome
+from edgeopt.run.measuring.bench import Bench, timing_of
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.protocol import Probe
+from edgeopt.run.measuring.queues import run_queues
+from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import check_labels
-from edgeopt.run.protocol import Probe
-from edgeopt.run.queues import run_queues
 from edgeopt.run.store import Store
 
 PROBE_SAMPLES = 64

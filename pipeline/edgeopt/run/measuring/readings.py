@@ -15,8 +15,8 @@ from edgeopt.evaluation.confidence.intervals import quantile_interval
 from edgeopt.formats.known import format_named, model_files
 from edgeopt.model import Model
 from edgeopt.results import EMULATED, SPARSE, Measurement
-from edgeopt.run.outcome import Outcome
-from edgeopt.run.protocol import TimedInterval
+from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.protocol import TimedInterval
 
 BUSY_CORES = 0.25
 """CPU time of other programs during a latency measurement, in cores, above which the machine is busy."""

@@ -1,0 +1,1 @@
+"""Measuring on devices: samples, jobs, their protocol, and the order in which they run."""
