@@ -256,9 +256,8 @@ def keras_model(
     order = [_input_name(each) for each in model.inputs]
     given = {part: [cast(parts[part], order, name) for name in order] for part in parts}
     for layer in model.layers:
-        if type(layer).__name__ == "Normalization":
-            seen = np.asarray(keras.Model(model.inputs, layer.input)(given["settle"]))
-            layer.mean, layer.variance = layer.mean * 0 + seen.mean(), layer.variance * 0 + seen.var()
+        if type(layer).__name__ == "Normalization" and layer.input_mean is None:
+            layer.adapt(np.asarray(keras.Model(model.inputs, layer.input)(given["settle"])))
     norms = [layer for layer in layers if type(layer).__name__ == "BatchNormalization"]
     settle(model, given["settle"])
     for norm in norms:
