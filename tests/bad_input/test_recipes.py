@@ -485,7 +485,7 @@ SETTINGS = [
     ("nosuch=1", "nosuch: unknown key 'nosuch'; known: data, devices, formats,"),
     ("nosuch.a.b.c=1", "nosuch: unknown key 'nosuch'; known: data, devices, formats,"),
     ("formats.9=x", "--set 'formats.9=x': '9' is not a key or index here"),
-    (".=x", "unknown key ''; known: data, devices, formats, gates, latency,"),
+    (".=x", "unknown key ''; known: data, devices, formats, gates, guessed,"),
     ("=x", "--set '=x' is not of the form key.key=value"),
     ("a", "--set 'a' is not of the form key.key=value"),
     ("model.path.x=1", "--set 'model.path.x=1': 'x' is not a key or index here"),
