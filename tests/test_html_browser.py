@@ -68,7 +68,7 @@ class Opened:
 
     def __call__(self, path: Path, width: int = 1280, scheme: str = "light") -> Page:
         context = self.browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         self.contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: self.complaints.append(message.text))
