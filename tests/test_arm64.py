@@ -18,12 +18,11 @@ from edgeopt.commands.parity import parity
 from edgeopt.commands.profile import profile
 from edgeopt.devices.connections._sysroot import KEYRING, MIRROR, RELEASE, unpack
 from edgeopt.devices.connections.qemu_user import QemuUser
-from edgeopt.devices.device import Device, load_device
+from edgeopt.devices.device import Device, connection_of, load_device
 from edgeopt.devices.environments import environment_folder
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.evaluation.metrics.top1 import Top1
-from edgeopt.run.measuring.bench import connection_of
 from edgeopt.run.measuring.probe import probe_device
 from toy_tflite import toy
 

@@ -337,6 +337,7 @@ def test_the_graph_of_a_file_is_coloured(opened: Opened, tmp_path: Path) -> None
         page = opened(path, width=width, scheme=scheme)
         page.locator("#artifact-0 summary").first.click()
         drawn = page.locator("svg.network")
+        drawn.locator("g").last.wait_for()
         boxes = drawn.locator("g").evaluate_all(
             """all => all.map((one) => { const box = one.querySelector('rect').getBoundingClientRect();
               return [one.querySelector('rect').className.baseVal.at(-1), box.top, one.textContent]; })"""

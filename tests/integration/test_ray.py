@@ -143,7 +143,7 @@ def test_a_node_without_the_files_gets_them(
 
 
 def test_a_cancelled_stage_ends_with_all_that_it_started(cluster: str, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, step={"seconds": 60})
+    recipe = write_recipe(tmp_path, step={"seconds": 120})
     store = Store(tmp_path / "store")
     with executing(f"ray:{cluster}", str(store.root), print), executor_for(None) as executor:
 
@@ -156,7 +156,7 @@ def test_a_cancelled_stage_ends_with_all_that_it_started(cluster: str, tmp_path:
         canceller.start()
         builds = build(make_plan(load_recipe(recipe)), store, print)
         canceller.join()
-        await_end(marks(tmp_path, "step")[0][0])
+        await_end(marks(tmp_path, "step")[0][0], seconds=60)
         # Its worker goes on with other stages, on each of the slots.
         others = write_recipe(tmp_path, **{f"other{number}": {"seconds": 1} for number in range(4)})
         assert len(digests(build(make_plan(load_recipe(others)), store, print))) == 5

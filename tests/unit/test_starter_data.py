@@ -293,5 +293,5 @@ def test_networks_in_the_code_beside_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "make.py").write_text("def build_small(): ...\ndef helper(): ...\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_nets.py").write_text("def build(): ...\n")
-    found = [name.removeprefix(f"{tmp_path}/") for name in factories(tmp_path)]
+    found = [each.name.removeprefix(f"{tmp_path}/") for each in factories(tmp_path)]
     assert found == ["make.py:build_small", "src/doors/nets.py:Net", "src/doors/nets.py:Block"]
