@@ -64,6 +64,8 @@ inner = keras.Sequential([keras.Input((36, 4)), keras.layers.GRU(3)]); inner.com
 new = keras.Model(third, keras.layers.Dense(2)(inner(y)))
 new.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, 9)), "mse", metrics=["mae"])
 inner.save("new.h5"); new.save("new.keras"); new.export("exported", verbose=False)
+from keras.src.applications.convnext import LayerScale
+keras.Sequential([keras.Input((4,)), LayerScale(0.5, 4), keras.layers.Dense(2)]).save("application.keras")
 words = keras.Sequential([keras.Input((1,), dtype="string"),
                           keras.layers.TextVectorization(vocabulary=["a", "b"])])
 words.save("words.keras")
@@ -116,7 +118,8 @@ def test_no_allowed_operator_of_tensorflow_names_a_file(keras: tuple[Any, Path])
 
 
 @pytest.mark.parametrize(
-    "name", ["operators.h5", "operators.keras", "operators", "new.keras", "new.h5", "exported"]
+    "name",
+    ["operators.h5", "operators.keras", "operators", "new.keras", "application.keras", "new.h5", "exported"],
 )
 def test_ordinary_models_are_not_refused(keras: tuple[Any, Path], name: str) -> None:
     source = inspect(keras[1] / name)

@@ -43,10 +43,12 @@ LAYERS = frozenset(
     SpectralNormalization StackedRNNCells StringLookup Subtract SyncBatchNormalization TextVectorization
     ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D Wrapper
     ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    CustomScaleLayer LayerScale StochasticDepth
     """.split()
 )
-"""Layers and models of Keras 2 and 3. Left out are those that run code or open files of their own: Lambda,
-TorchModuleWrapper, JaxLayer, FlaxLayer, TFSMLayer, and the feature columns."""
+"""Layers and models of Keras 2 and 3, in the last line those of its applications. Left out are those that run
+code or open files of their own: Lambda, TorchModuleWrapper, JaxLayer, FlaxLayer, TFSMLayer, and the feature
+columns."""
 
 PARTS = frozenset(
     """
