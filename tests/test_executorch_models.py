@@ -195,12 +195,23 @@ def test_the_operator_that_xnnpack_names_is_left_out_first() -> None:
 def test_what_a_pass_of_the_compiler_wraps_is_one_line() -> None:
     """ExecuTorch puts the log of a pass into a bare exception, which no handler of its errors expects."""
     bare = Exception("An error occurred when running the pass\n | log line")
-    cause = torch_lowering._cause(bare)
-    assert isinstance(cause, RuntimeError)
-    assert str(cause) == "An error occurred when running the pass"
+    with pytest.raises(RuntimeError) as found, torch_lowering._CausesOfPasses():
+        raise bare
+    assert str(found.value) == "An error occurred when running the pass"
     bare.__cause__ = Exception("inner")
     bare.__cause__.__cause__ = inner = ValueError("the cause")
-    assert torch_lowering._cause(bare) is inner
+    with pytest.raises(ValueError, match="the cause") as cause, torch_lowering._CausesOfPasses():
+        raise bare
+    assert cause.value is inner
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError, StageError, OSError])
+def test_only_bare_exceptions_of_the_compiler_are_unwrapped(kind: type[BaseException]) -> None:
+    error = kind("as it is")
+    error.__cause__ = ValueError("not of a pass")
+    with pytest.raises(kind) as found, torch_lowering._CausesOfPasses():
+        raise error
+    assert found.value is error
 
 
 def test_volumes_are_images_in_executorch_and_stay_in_float_in_mixed_torchscript(tmp_path: Path) -> None:

@@ -79,10 +79,8 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
         from executorch.exir import to_edge_transform_and_lower
 
         partitioner = _partitioner(excluded, Counter() if delegated is None else delegated)
-        try:
+        with _CausesOfPasses():
             edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
-        except Exception as error:  # noqa: BLE001 - what a pass raises is the cause of a bare Exception
-            raise _cause(error) from None
         # An operator that the partitioner rejects falls back to dequantize and float without a warning.
         if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
@@ -96,12 +94,22 @@ def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any
     return content
 
 
-def _cause(error: Exception) -> BaseException:
-    """What a pass of the compiler raised, which wraps it in bare exceptions, with its log in the message."""
-    cause: BaseException = error
-    while type(cause) is Exception and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return RuntimeError(torch_engine.brief(cause).partition("\n")[0]) if type(cause) is Exception else cause
+class _CausesOfPasses:
+    """Raises what failed in a pass of the compiler instead of what its pass manager raises.
+
+    That is a bare ``Exception`` with the log in its message. Exceptions of other types pass as they are.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        while type(error) is Exception and error.__cause__ is not None:
+            error = error.__cause__
+        if type(error) is Exception:
+            raise RuntimeError(torch_engine.brief(error).partition("\n")[0]) from None
+        if kind is Exception and error is not None:
+            raise error from None
 
 
 def _partitioner(excluded: Collection[str], delegated: "Counter[str]") -> Any:
