@@ -11,7 +11,8 @@ from edgeopt.evaluation.metrics.mean_squared_error import MeanSquaredError
 from edgeopt.evaluation.metrics.top5 import Top5
 from edgeopt.model import Model, Outputs, Preprocessing, TensorSpec
 from edgeopt.plugin import Context, Dataset, Feed, Judging, NamedMetric, Sample, Trial
-from edgeopt.stages._search import Budget, search, search_samples
+from edgeopt.stages._judging import search_samples
+from edgeopt.stages._search import Budget, search
 
 SAMPLES, CLASSES = 400, 10
 

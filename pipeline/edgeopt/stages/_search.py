@@ -8,25 +8,17 @@ bisection, so that few candidates are evaluated. They are evaluated on validatio
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgeopt.config import registry
 from edgeopt.config.files import write_text
-from edgeopt.errors import StageError, UsageError
-from edgeopt.evaluation.hops import hop
-from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters, labels_of
-from edgeopt.evaluation.samples import by_task
-from edgeopt.model import Array, Model, Outputs
-from edgeopt.plugin import Context, Judging, Labels, Metric, NamedMetric, Stage, Trial, digest_of
-from edgeopt.results import MAX_SNR_DB, Hop
+from edgeopt.errors import StageError
+from edgeopt.model import Outputs
+from edgeopt.plugin import Context, Labels, Stage, Trial, digest_of
+from edgeopt.stages._judging import Judge, noise_of
 
-SAMPLES = 512
-"""Maximum number of validation or calibration samples used, which bounds memory."""
 DEFAULT_MAX_DROP = 0.01
 JOINED = "joined outputs"
 """Name, in a search, of the operators without weights that join values of several layers in one output.
@@ -92,104 +84,6 @@ class Quantizing(Protocol):
 
     def outputs(self, path: Path | None) -> Outputs:
         """All outputs of a file on the search's samples; None: the float model."""
-
-
-def search_samples(
-    model: Model, context: Context, limit: int = SAMPLES
-) -> tuple[list[tuple[Array, ...]], Labels | None]:
-    """Inputs of batch 1 and labels of the samples on which a search evaluates candidates.
-
-    Raises:
-        StageError: the recipe has neither validation nor calibration data.
-    """
-    # The quantizer has seen the calibration data, so validation data judge better.
-    feed = context.validation or context.calibration
-    if feed is None:
-        raise StageError(
-            "the search for max_drop needs validation or calibration data",
-            fix="add data.validation or data.calibration to the recipe",
-        )
-    inputs: list[tuple[Array, ...]] = []
-    labels: dict[str, list[Array]] = {}
-    for sample in feed.samples(model):
-        inputs.append(sample.inputs)
-        for task, label in sample.labels.items():
-            labels.setdefault(task, []).append(np.asarray(label))
-        if len(inputs) == limit:
-            break
-    complete = {task: rows for task, rows in labels.items() if len(rows) == len(inputs)}
-    return inputs, by_task(complete)
-
-
-class Judge:
-    """Compares candidates with the float model: by the recipe's metric where it can serve, else all outputs.
-
-    A metric serves if it is a fraction and there are labels; without one, the first metric of the task, if
-    there is only one task.
-    """
-
-    def __init__(self, reference: Outputs, labels: Labels | None, judging: Judging) -> None:
-        named = len(judging.outputs) == len(reference.arrays)
-        self.names = judging.outputs if named else reference.names
-        self.reference = reference._replace(names=self.names)
-        self.labels = labels
-        metrics = [judging.metric] if judging.metric is not None else []
-        self.interpreters: tuple[Interpreter, ...] = ()
-        with suppress(*UNDECIDABLE):  # the report says so, where the metric is computed
-            self.interpreters = interpreters(self.reference, labels, metrics, judging.heads, judging.decoder)
-        self.metric = self._metric(judging.metric)
-        self.before = self._score(self.reference)
-        if self.before is None:
-            self.metric = None
-
-    def compare(self, outputs: Outputs) -> Hop:
-        """What quantization has done to the outputs."""
-        return hop(
-            "quantization",
-            "",
-            lossless=False,
-            before=self.reference,
-            after=outputs._replace(names=self.names),
-            interpreters=self.interpreters,
-        )
-
-    def drop(self, outputs: Outputs, compared: Hop) -> float:
-        """The drop of the metric; else the disagreement; else the relative error power of the worst output.
-
-        It is 1 for outputs that the report would call broken.
-        """
-        if compared.status == "broken":
-            return 1.0
-        after = self._score(outputs) if self.metric is not None else None
-        if self.metric is not None and self.before is not None:
-            if after is None:
-                return 1.0
-            return (self.before - after) * (1 if self.metric.metric.higher_is_better else -1)
-        if compared.agreement is not None:
-            return 1.0 - compared.agreement
-        return min(1.0, _noise(compared.snr_db))
-
-    def _metric(self, named: NamedMetric | None) -> NamedMetric | None:
-        if named is None and len(self.interpreters) == 1 and self.interpreters[0].task.metrics:
-            (known,) = self.interpreters
-            named = NamedMetric("", registry.find(Metric, known.task.metrics[0])(), known.head)
-        if named is None or named.metric.kind != "fraction" or labels_of(self.labels, named.head) is None:
-            return None
-        return named
-
-    def _score(self, outputs: Outputs) -> float | None:
-        """The value of the metric; None if it cannot be computed."""
-        if self.metric is None:
-            return None
-        _, metric, head = self.metric
-        known = next((known for known in self.interpreters if known.head == head), None)
-        answers = known.answers(outputs._replace(names=self.names)) if known is not None else None
-        if answers is None or answers.decisions is None:
-            return None
-        try:
-            return float(metric.score(answers.read_by(metric), labels_of(self.labels, head)).value)
-        except UsageError:
-            return None
 
 
 def search(
@@ -281,7 +175,7 @@ class _Search:
 
         Layers that remove none alone come last, but are not excluded: they may in combination.
         """
-        base = _noise(self._evaluate(frozenset()).snr_db)
+        base = noise_of(self._evaluate(frozenset()).snr_db)
         gains: dict[str, float] = {}
         names = list(self.quantizing.layers)
         for number, name in enumerate(names, 1):
@@ -290,7 +184,7 @@ class _Search:
                 break
             alone = self._evaluate(frozenset({name}))
             self.alone.append(alone.model_copy(update={"status": "alone"}))
-            gains[name] = (base - _noise(alone.snr_db)) / max(self.quantizing.layers[name], 1)
+            gains[name] = (base - noise_of(alone.snr_db)) / max(self.quantizing.layers[name], 1)
             self.context.progress(f"sensitivity of layer {number} of {len(names)}: {name}")
         return sorted(gains, key=lambda name: (-gains[name], name))
 
@@ -403,8 +297,3 @@ class _Checkpoint:
             return
         spent = self.seconds + time.monotonic() - self.started_at
         write_text(self.path, json.dumps({"known": self.known, "seconds": spent}))
-
-
-def _noise(snr_db: float | None) -> float:
-    """Error power of the outputs, relative to their own power."""
-    return 10 ** (-(snr_db if snr_db is not None else -MAX_SNR_DB) / 10)

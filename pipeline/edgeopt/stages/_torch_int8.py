@@ -21,7 +21,8 @@ from edgeopt.formats.torch.quantize.ranges import Ranges
 from edgeopt.formats.torch.quantize.unquantizable import Unquantizable
 from edgeopt.model import Array, Model, Outputs, TensorSpec
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
+from edgeopt.stages._judging import search_samples
+from edgeopt.stages._search import JOINED, Searching, mixed_note, search
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -31,7 +31,8 @@ from edgeopt.formats.residuals import NOTE as RESIDUALS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, Labels, Worker
-from edgeopt.stages._search import JOINED, Judge, Searching, mixed_note, search, search_samples
+from edgeopt.stages._judging import Judge, search_samples
+from edgeopt.stages._search import JOINED, Searching, mixed_note, search
 
 FEW = 10
 """Number of calibration samples below which the ranges are unreliable."""

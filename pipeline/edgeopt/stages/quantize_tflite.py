@@ -34,7 +34,8 @@ from edgeopt.formats.tflite.quantize.variances import NOTE as VARIANCES
 from edgeopt.formats.tflite.quantize.variances import variances
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import JOINED, Searching, mixed_note, search, search_samples
+from edgeopt.stages._judging import search_samples
+from edgeopt.stages._search import JOINED, Searching, mixed_note, search
 
 TYPES: Types = {
     "float32": (frozenset({"float32"}), "float32"),

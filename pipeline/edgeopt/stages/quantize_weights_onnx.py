@@ -15,7 +15,8 @@ from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_only as onnx_weight_only
 from edgeopt.model import Array, Model, Outputs
 from edgeopt.plugin import Context, Labels, Worker
-from edgeopt.stages._search import Searching, search, search_samples
+from edgeopt.stages._judging import search_samples
+from edgeopt.stages._search import Searching, search
 
 TYPES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "dynamic_int8": {"dynamic_int8": ("int8", "uint8")},

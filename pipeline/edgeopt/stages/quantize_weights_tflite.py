@@ -14,7 +14,8 @@ from edgeopt.formats.tflite.quantize import quantizer as tflite_quantizer
 from edgeopt.formats.tflite.quantize.precision import Plan, Types
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Worker
-from edgeopt.stages._search import Searching, search, search_samples
+from edgeopt.stages._judging import search_samples
+from edgeopt.stages._search import Searching, search
 
 TYPES: Types = {
     precision: (frozenset({precision}), "float32") for precision in ("float32", "float16", "int8", "int4")
