@@ -14,6 +14,8 @@ from typing import NamedTuple
 import psutil
 
 from edgeopt.devices.descendants import end
+from edgeopt.recipe.planner import Built
+from edgeopt.results import Event
 
 START_SECONDS = 180
 NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
@@ -31,7 +33,10 @@ from edgeopt.plugin import Stage
 
 
 class Step(Stage):
-    """Notes its process in ``marks``, sleeps, and appends its name to the file."""
+    """Notes its process in ``marks``, sleeps, and appends its name to the file.
+
+    ``ballast``: bytes of a file beside it. SLOW_STEPS in the environment of a node: seconds that it adds.
+    """
 
     requires: ClassVar[tuple[str, ...]] = ("onnx",)
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
@@ -40,14 +45,20 @@ class Step(Stage):
     name: str
     marks: str
     seconds: float = 0
+    ballast: int = 0
     fails: bool = False
 
     def run(self, model, context):
         with Path(self.marks, self.name).open("a") as file:
-            file.write(f"{os.getpid()} {os.getppid()}\\\\n")
-        time.sleep(self.seconds)
+            file.write(f"{os.getpid()} {os.getppid()} {int(time.time())}\\\\n")
+        time.sleep(self.seconds + float(os.environ.get("SLOW_STEPS", 0)))
         if self.fails:
             raise StageError("it fails on purpose")
+        if self.ballast:
+            piece = self.name.encode().ljust(1 << 20)
+            with (context.folder / "ballast").open("wb") as file:
+                for _ in range(self.ballast >> 20):
+                    file.write(piece)
         path = context.folder / "net.onnx"
         # Field 2 of a ModelProto, the name of its producer: the file stays valid.
         path.write_bytes(model.path.read_bytes() + b"\\\\x12" + bytes([len(self.name)]) + self.name.encode())
@@ -77,9 +88,15 @@ def token() -> str:
 
 
 @contextmanager
-def node(*arguments: str, name: str, without: Path | None = None, **variables: str) -> Iterator[Node]:
-    """A node that ``edgeopt node`` starts, once it is ready; for it, the folder ``without`` is empty."""
-    hiding = [] if without is None else [*NAMESPACE, 'mount -t tmpfs none "$0" && exec "$@"', str(without)]
+def node(
+    *arguments: str, name: str, without: Path | None = None, size: str = "50%", **variables: str
+) -> Iterator[Node]:
+    """A node that ``edgeopt node`` starts, once it is ready.
+
+    For it, the folder ``without`` is an empty file system of ``size``.
+    """
+    mount = f'mount -t tmpfs -o size={size} none "$0" && exec "$@"'
+    hiding = [] if without is None else [*NAMESPACE, mount, str(without)]
     process = subprocess.Popen(
         [*hiding, sys.executable, "-m", "edgeopt", "node", *arguments, "--name", name],
         env={**os.environ, **variables},
@@ -120,14 +137,14 @@ def write_recipe(
 
 
 def marks(folder: Path, name: str) -> list[list[int]]:
-    """The processes that have run a step, each with its parent."""
+    """The processes that have run a step, each with its parent, and the time by the clock of its node."""
     file = folder / "marks" / name
     lines = file.read_text().splitlines() if file.exists() else []
     return [[int(number) for number in line.split()] for line in lines]
 
 
 def await_marks(folder: Path, name: str, count: int, seconds: float = 60) -> list[int]:
-    """The process of the ``count``-th run of a step, and its parent, once it has begun."""
+    """What is noted of the ``count``-th run of a step, once it has begun; see `marks`."""
     deadline = time.monotonic() + seconds
     while len(found := marks(folder, name)) < count:
         assert time.monotonic() < deadline, f"{name} has run {len(found)} times"
@@ -148,3 +165,12 @@ def _alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def digests(builds: list[Built]) -> dict[str, list[str]]:
+    assert [built.failure for built in builds if built.failure] == []
+    return {built.branch.name: [step.digest for step in built.steps] for built in builds}
+
+
+def lines(events: list[Event], status: str = "note") -> str:
+    return "\n".join(event.message for event in events if event.status == status)

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,59 +16,20 @@ import pytest
 from edgeopt.errors import CannotRunError
 from edgeopt.recipe.planner import Built, make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
-from edgeopt.recipe.selection import Selection
 from edgeopt.results import Event
 from edgeopt.run.build import build
 from edgeopt.run.executors.choice import executing, executor_for
 from edgeopt.run.store import Store, open_store
 from in_process import Edgeopt
 from test_shared_store import Server
-from toy_cluster import NAMESPACE, await_end, await_marks, marks, node, token, write_recipe
+from toy_cluster import NAMESPACE, await_end, await_marks, digests, lines, marks, node, token, write_recipe
 
 pytest.importorskip("ray", reason="the extra cluster is not installed")
 pytestmark = pytest.mark.slow
 
-HEAD, SECOND, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster with the nodes a and b, of two stages each."""
-    port = str(20000 + os.getpid() % 10000)
-    with ExitStack() as cleanup, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", token())
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cleanup.enter_context(node("--head", "--address", HEAD, "--port", port, "--cpus", "2", name="a"))
-        cleanup.enter_context(node(f"{HEAD}:{port}", "--address", SECOND, "--cpus", "2", name="b"))
-        yield f"{HEAD}:{port}"
-
+OTHER = "127.0.0.4"
 
 Build = Callable[..., tuple[list[Built], list[Event]]]
-
-
-@pytest.fixture
-def built_on(cluster: str, tmp_path: Path) -> Build:
-    """Build a recipe on the cluster; returns the branches and the events."""
-
-    def run(
-        recipe: Path, on: str = f"ray:{cluster}", formats: tuple[str, ...] = ()
-    ) -> tuple[list[Built], list[Event]]:
-        events: list[Event] = []
-        plan = make_plan(load_recipe(recipe, selection=Selection(formats=formats)))
-        store = tmp_path / on.partition(":")[0]
-        with executing(on, str(store), events.append):
-            return build(plan, Store(store), events.append), events
-
-    return run
-
-
-def digests(builds: list[Built]) -> dict[str, list[str]]:
-    assert [built.failure for built in builds if built.failure] == []
-    return {built.branch.name: [step.digest for step in built.steps] for built in builds}
-
-
-def lines(events: list[Event], status: str = "note") -> str:
-    return "\n".join(event.message for event in events if event.status == status)
 
 
 @pytest.mark.parametrize("recipe", ["digits-torch"])
@@ -185,7 +145,7 @@ def test_what_is_killed_runs_again_twice(built_on: Build, tmp_path: Path) -> Non
     assert set(failures.values()) == {""}
     assert {name: len(marks(tmp_path, name)) for name in times} == {"stage": 2, "worker": 3, "often": 3}
     assert "steps_of_project:Step of worker.onnx: a worker was lost" in lines(events)
-    await_end(*(process for process, _ in marks(tmp_path, "worker")))
+    await_end(*(process for process, *_ in marks(tmp_path, "worker")))
 
 
 def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, tmp_path: Path) -> None:
@@ -194,7 +154,7 @@ def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, t
     with node(cluster, "--address", OTHER, "--cpus", "2", name="c") as lost:
 
         def kill() -> None:
-            while not any(lost.runs(process) for name in steps for process, _ in marks(tmp_path, name)):
+            while not any(lost.runs(process) for name in steps for process, *_ in marks(tmp_path, name)):
                 time.sleep(0.1)
             lost.kill()
 
@@ -282,7 +242,7 @@ def test_without_its_head_a_cluster_is_lost(tmp_path: Path, monkeypatch: pytest.
     assert process.returncode == 3, err
     assert f"the Ray cluster at {address} cannot be used: its head at {address} is gone" in err
     assert "run again to resume" in err
-    await_end(*running)
+    await_end(*running[:2])
 
 
 def test_a_wrong_token_is_named(built_on: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from edgeopt.cli.options import AsJson
 
 if TYPE_CHECKING:
     from edgeopt.commands.doctor import Conversion
+    from edgeopt.run.executors.executor import Machine
+    from edgeopt.run.measuring.protocol import Probe
 
 
 def doctor(
@@ -94,10 +96,17 @@ def _show_machines(on: str, as_json: bool) -> None:
         typer.echo(
             f"{'✗' if packages else '✓'} {machine.name}: {machine.slots:g} stages at a time; "
             f"{probe['cores']} × {probe['cpu']} ({', '.join(probe['cpu_flags'])}); "
-            f"{show_bytes(free)} of {show_bytes(memory)} of memory free"
+            f"{show_bytes(free)} of {show_bytes(memory)} of memory free{_attached(machine, probe)}"
         )
         for package, (there, here) in packages.items():
             typer.echo(f"    {package} {there or 'missing'}, here {here or 'missing'}")
+
+
+def _attached(machine: "Machine", probe: "Probe") -> str:
+    """What only some machines have: devices that a node offers, and GPUs."""
+    gpus = [f"GPU {gpu['name']}" for gpu in probe["gpus"]]
+    listed = ", ".join([*(f"device {name}" for name in machine.devices), *gpus])
+    return f"; {listed}" if listed else ""
 
 
 def _show(found: list["Conversion"]) -> None:

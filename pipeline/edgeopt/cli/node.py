@@ -26,6 +26,12 @@ def node(
     name: Annotated[
         str | None, typer.Option("--name", help="The name to show (default: the host's).")
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", metavar="NAME", help="A device attached to it, for all commands; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Make this machine a node of a cluster, until interrupted: 'optimize --on ray' runs stages on it.
 
@@ -41,7 +47,7 @@ def node(
         )
     if not installed():
         raise MissingPackageError("a node needs ray, which is not installed", fix=install("cluster"))
-    with running(Node(join or "", address or "", port, cpus, name or "")) as process:
+    with running(Node(join or "", address or "", port, cpus, name or "", tuple(device or ()))) as process:
         where = (
             f"the head of a cluster at {address or 'this machine'}:{port}" if head else f"a node of {join}"
         )

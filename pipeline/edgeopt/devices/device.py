@@ -112,6 +112,12 @@ class Device(Settings):
         description="name of the machine that the device is: devices of one machine are measured one after "
         "the other, different machines in parallel; default from the connection",
     )
+    on: str | None = Field(
+        None,
+        min_length=1,
+        description="node of a cluster that the device is attached to, as in 'edgeopt node --name': it is "
+        "measured there, with --on",
+    )
     runtimes: Annotated[
         dict[str, str], BeforeValidator(_default_runtimes), AfterValidator(_known_runtimes)
     ] = Field(description="format -> runtime that runs it; 'default': the default runtime of every format")

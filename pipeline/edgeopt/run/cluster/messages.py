@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 from edgeopt.plugin import Worker
 from edgeopt.run.cluster.portable import Absent
-from edgeopt.run.executors.executor import Machine
+from edgeopt.run.executors.executor import Board, Machine
 
 
 class Request(NamedTuple):
@@ -23,6 +23,10 @@ class Request(NamedTuple):
     store: str
     threads: Mapping[str, str]
     """Settings of the command that decide the number of threads."""
+    board: Board | None
+    """The device that it needs."""
+    patience: float
+    """Seconds to wait for a node that has the device."""
 
 
 # From a node, about a task.
@@ -49,14 +53,17 @@ class Lacking(NamedTuple):
     """The node lacks files of it."""
 
     absent: tuple[Absent, ...]
+    notes: tuple[str, ...]
+    """What its store says of it."""
 
 
 class Ended(NamedTuple):
-    """It has ended: its result is in the store, or ``failure`` is the reason."""
+    """It has ended: its result is in the store or in ``value``, or ``failure`` is the reason."""
 
     failure: str
     seconds: float = 0.0
     killed: bool = False
+    value: str | None = None
 
 
 Message: TypeAlias = Started | Line | Refused | Lacking | Ended
@@ -82,11 +89,15 @@ class Describe(NamedTuple):
     packages: tuple[str, ...]
 
 
+class Survey(NamedTuple):
+    """Say what the nodes offer."""
+
+
 class Close(NamedTuple):
     """Disconnect, and end."""
 
 
-Command: TypeAlias = Submit | Cancel | Describe | Close
+Command: TypeAlias = Submit | Cancel | Describe | Survey | Close
 
 # From the driver to its command.
 
@@ -122,4 +133,11 @@ class Nodes(NamedTuple):
     nodes: tuple[Machine, ...]
 
 
-Reply: TypeAlias = Ready | Said | Notice | Unreachable | Nodes
+class Offers(NamedTuple):
+    """What the nodes offer now: stages at a time, and devices."""
+
+    slots: int
+    devices: frozenset[str]
+
+
+Reply: TypeAlias = Ready | Said | Notice | Unreachable | Nodes | Offers

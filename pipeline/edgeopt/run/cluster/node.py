@@ -94,7 +94,7 @@ def describe(packages: Sequence[str]) -> dict[str, Any]:
 def _message(ended: TaskResult) -> Message:
     if isinstance(ended.value, Lacking):
         return ended.value
-    return Ended(ended.failure, ended.seconds, ended.killed)
+    return Ended(ended.failure, ended.seconds, ended.killed, ended.value)
 
 
 @functools.cache
@@ -120,25 +120,29 @@ _temporary = temporary_files()
 """The temporary files of this worker, which is killed at the end: those of the next one remove them."""
 
 
-def _run(say: Say, payload: bytes, key: str, place: str) -> Lacking | None:
-    """In a process of its own: run a task, and store its result under ``key``."""
+def _run(say: Say, payload: bytes, key: str, place: str) -> Lacking | str | None:
+    """In a process of its own: run a task, and store its result under ``key``, or return it."""
     store = open_place(place)
     with store.scratch() as folder:
         try:
             function, arguments, entry = load(payload, store, folder)
         except AbsentError as error:
-            return Lacking(error.absent)
-        started = time.monotonic()
-        value = function(say, *arguments)
-        _keep(store, key, folder, entry(value, folder, time.monotonic() - started))
+            return Lacking(error.absent, tuple(store.notes))
+        if entry is None:
+            return str(function(say, *arguments))
+        # Another command may have needed it, or its way to the server may have been interrupted.
+        there = store.get(key) is not None
+        noted = len(store.notes)
+        if there:
+            store.share(key)
+        else:
+            started = time.monotonic()
+            value = function(say, *arguments)
+            store.put(key, folder, entry(value, folder, time.monotonic() - started))
+            store.flush()
+        if refused := store.notes[noted:]:
+            raise StoreError("; ".join(refused), fix="run again once the store can be written")
     return None
-
-
-def _keep(store: Store, key: str, folder: Path, meta: dict[str, Any]) -> None:
-    store.put(key, folder, meta)
-    store.flush()
-    if store.notes:
-        raise StoreError("; ".join(store.notes), fix="run again once the store can be written")
 
 
 def open_place(place: str) -> Store:

@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from edgeopt.devices.descendants import end_descendants, end_with, lead_group
 from edgeopt.run.cluster.messages import (
     Cancel,
     Close,
+    Command,
     Describe,
     Ended,
     Lacking,
@@ -37,9 +37,11 @@ from edgeopt.run.cluster.messages import (
     Request,
     Said,
     Submit,
+    Survey,
     Unreachable,
 )
-from edgeopt.run.cluster.node import describe, serve
+from edgeopt.run.cluster.node import serve
+from edgeopt.run.cluster.ray_cluster import Cluster, slots
 from edgeopt.run.cluster.ray_settings import (
     OBJECT_STORE_BYTES,
     default_cpus,
@@ -47,17 +49,20 @@ from edgeopt.run.cluster.ray_settings import (
     host_and_port,
     token_problem,
 )
-from edgeopt.run.executors.executor import Machine
+from edgeopt.run.executors.executor import Board
 
 RETRIES = 2
 """Repetitions of a task whose worker or node was lost."""
 POLL_SECONDS = 0.05
+LOOK_SECONDS = 1.0
+"""Between two looks at the nodes: as long as Ray needs to notice that one is gone."""
+UNSTARTED = 20
+"""Attempts to begin a task that is lost each time before it has begun."""
 HEAD_SECONDS, HEAD_LOST_SECONDS = 2.0, 12.0
 """Seconds between two looks for the head of the cluster, and without one until it counts as lost.
 
 Ray itself waits a minute, and then ends this process.
 """
-DESCRIBE_SECONDS = 30.0
 LOG = "driver.log"
 CANCELLED = "it was cancelled"
 
@@ -69,7 +74,11 @@ class _Running:
     node: str = ""
     """Where it runs; '' before it starts."""
     losses: int = 0
+    unstarted: int = 0
+    """Losses before it had begun."""
     cancelled: bool = False
+    missed_since: float = 0.0
+    """When no node had its device, by the monotonic clock; 0 while one has."""
 
 
 def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
@@ -138,7 +147,10 @@ class _Driver:
         self.running: dict[str, _Running] = {}
         self.refusals: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
         """By the versions that tasks need: the ids of the nodes that refused one, and why."""
-        self.names: dict[str, str] = {}
+        self.cluster = Cluster(ray)
+        self.waiting: list[_Running] = []
+        """Tasks that were lost, and those whose device no node has: they start at the next look."""
+        self.looked_at = 0.0
         self.warned = False
         threading.Thread(target=self.watch_head, daemon=True).start()
 
@@ -160,44 +172,96 @@ class _Driver:
         with self.sending:
             self.pipe.send(reply)
 
-    def alive(self) -> list[dict[str, Any]]:
-        return [node for node in self.ray.nodes() if node["Alive"]]
-
     def serve(self) -> None:
         """Serve the pipe until it is closed, or the cluster is lost."""
         while True:
             while self.pipe.poll(0 if self.running else 4 * POLL_SECONDS):
                 command = self.pipe.recv()
-                match command:
-                    case Submit(request):
-                        self.start(_Running(request, None))
-                    case Cancel(key) if key in self.running:
-                        self.running[key].cancelled = True
-                        self.ray.cancel(self.running[key].generator)
-                    case Describe(packages):
-                        self.send(Nodes(tuple(self.describe(packages))))
-                    case Close():
-                        return
+                if isinstance(command, Close):
+                    return
+                self.obey(command)
+            self.look_for_nodes()
             generators = {each.generator: each for each in self.running.values()}
             if generators:
                 ready, _ = self.ray.wait([*generators], num_returns=1, timeout=POLL_SECONDS)
                 for generator in ready:
                     self.advance(generators[generator])
 
+    def obey(self, command: Command) -> None:
+        match command:
+            case Submit(request):
+                self.start(_Running(request, None))
+            case Cancel(key):
+                self.cancel(key)
+            case Describe(packages):
+                self.send(Nodes(tuple(self.cluster.describe(packages))))
+            case Survey():
+                self.send(self.cluster.offers())
+
+    def cancel(self, key: str) -> None:
+        if key in self.running:
+            self.running[key].cancelled = True
+            self.ray.cancel(self.running[key].generator)
+        for running in [each for each in self.waiting if each.request.key == key]:
+            self.waiting.remove(running)
+            self.end(running, CANCELLED)
+
     def start(self, running: _Running) -> None:
-        """Give a task to a node that has not refused its like; fail it if all have."""
-        refusals, work = self.refusals.get(_needs(running), {}), self.work
-        if refusals:
-            if all(node["NodeID"] in refusals for node in self.alive() if _slots(node)):
-                reasons = "; ".join(refusals.values())
-                self.end(running, f"no node of the cluster has the packages of this machine: {reasons}")
-                return
-            work = work.options(label_selector={"ray.io/node-id": f"!in({','.join(sorted(refusals))})"})
-        if not self.warned and not any(map(_slots, self.alive())):
+        """Give a task to a node that has its device and has not refused its like; fail it if all have."""
+        refusals, nodes = self.refusals.get(_needs(running), {}), self.cluster.alive()
+        board = running.request.board
+        able = self.cluster.holding(board) if board is not None else [each for each in nodes if slots(each)]
+        if board is not None and not able:
+            self.wait_for_board(running, board)
+            return
+        if refusals and all(node["NodeID"] in refusals for node in able):
+            reasons = "; ".join(refusals.values())
+            self.end(running, f"no node of the cluster has the packages of this machine: {reasons}")
+            return
+        options: dict[str, Any] = {}
+        if board is not None:
+            options = self.cluster.options(board, [each for each in able if each["NodeID"] not in refusals])
+        elif refusals:
+            options = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(refusals))})"}}
+        elif not able and not self.warned:
             self.warned = True
             self.send(Notice("", "no node of the cluster runs stages: waiting for one with --cpus"))
-        running.generator, running.node = work.remote(running.request), ""
+        running.generator, running.node = self.work.options(**options).remote(running.request), ""
+        running.missed_since = 0.0
         self.running[running.request.key] = running
+
+    def wait_for_board(self, running: _Running, board: Board) -> None:
+        """Keep a task until a node has its device, or it has been missed for too long."""
+        now, patience = time.monotonic(), running.request.patience
+        missing = f"no node of the cluster offers the device {board.device}"
+        if board.node:
+            missing = f"the node {board.node}, which has the device {board.device}, is not in the cluster"
+        if running.missed_since == 0.0:
+            running.missed_since = now
+            self.send(Notice(running.request.key, f"{missing}: waiting for it, {patience:g} s"))
+        if now - running.missed_since > patience:
+            self.end(running, f"{missing}, for {patience:g} s")
+        else:
+            self.waiting.append(running)
+
+    def look_for_nodes(self) -> None:
+        """Start the waiting tasks; take those back whose device has gone while others used it.
+
+        Ray itself would keep these in its queue for good.
+        """
+        queued = [each for each in self.running.values() if each.request.board and not each.node]
+        if not (self.waiting or queued) or time.monotonic() - self.looked_at < LOOK_SECONDS:
+            return
+        self.looked_at = time.monotonic()
+        for running in queued:
+            board = running.request.board
+            if board is not None and not self.cluster.holding(board):
+                del self.running[running.request.key]
+                self.ray.cancel(running.generator)
+                self.waiting.append(running)
+        waiting, self.waiting = self.waiting, []
+        for running in waiting:
+            self.start(running)
 
     def advance(self, running: _Running) -> None:
         """Take the next message of a task, or find out why there is none."""
@@ -214,7 +278,7 @@ class _Driver:
         except StopIteration:
             self.repeat(running, "a worker")
         else:
-            running.node = self.name(node)
+            running.node = self.cluster.name(node)
             self.take(running, node, message)
 
     def take(self, running: _Running, node: str, message: Message) -> None:
@@ -243,44 +307,24 @@ class _Driver:
         if running.cancelled:
             self.end(running, CANCELLED)
             return
-        running.losses += 1
-        where = f" on {running.node}" if running.node else ""
-        if running.losses > RETRIES:
-            self.end(running, f"{lost} was lost{where}, for the third time")
-            return
-        line = f"{lost} was lost{where}: it runs again ({running.losses} of {RETRIES})"
-        self.send(Notice(running.request.key, line))
-        self.start(running)
+        del self.running[running.request.key]
+        if running.node:
+            running.losses += 1
+            if running.losses > RETRIES:
+                self.end(running, f"{lost} was lost on {running.node}, for the third time")
+                return
+            line = f"{lost} was lost on {running.node}: it runs again ({running.losses} of {RETRIES})"
+            self.send(Notice(running.request.key, line))
+        else:  # a node that Ray still takes for alive
+            running.unstarted += 1
+            if running.unstarted > UNSTARTED:
+                self.end(running, f"{lost} was lost before it had begun, {UNSTARTED} times")
+                return
+        self.waiting.append(running)
 
     def end(self, running: _Running, failure: str) -> None:
         self.running.pop(running.request.key, None)
         self.send(Said(running.request.key, running.node, Ended(failure)))
-
-    def name(self, node: str) -> str:
-        """The name of a node: as it was started, else its host, or its address if several are on that."""
-        if node not in self.names:
-            nodes = self.ray.nodes()
-            hosts = Counter(each["NodeManagerHostname"] for each in nodes if each["Alive"])
-            for each in nodes:
-                address, host = each["NodeManagerAddress"], each["NodeManagerHostname"]
-                name = each.get("NodeName") or address
-                unnamed = host if hosts[host] == 1 else address
-                self.names[each["NodeID"]] = unnamed if name == address else name
-        return self.names.get(node, node)
-
-    def describe(self, packages: tuple[str, ...]) -> Iterator[Machine]:
-        """Every node; one that is busy or does not answer is described by what the cluster knows of it."""
-        work = self.ray.remote(num_cpus=0, max_retries=0)(describe)
-        nodes = self.alive()
-        answers = [
-            work.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote(packages) for node in nodes
-        ]
-        self.ray.wait(answers, num_returns=len(answers), timeout=DESCRIBE_SECONDS)
-        for node, answer in zip(nodes, answers, strict=True):
-            about: dict[str, Any] = {}
-            with suppress(self.ray.exceptions.RayError):
-                about = self.ray.get(answer, timeout=0)
-            yield Machine(self.name(node["NodeID"]), _slots(node), about)
 
     def close(self) -> None:
         """End the running tasks, and the cluster if it was started here."""
@@ -288,11 +332,6 @@ class _Driver:
             self.ray.cancel(running.generator)
         self.ray.shutdown()
         end_descendants(psutil.Process())
-
-
-def _slots(node: dict[str, Any]) -> float:
-    """Stages that a node runs at a time."""
-    return float(node["Resources"].get("CPU", 0.0))
 
 
 def _needs(running: _Running) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,6 @@
 """Starts a node of a Ray cluster on this machine: without telemetry, with a token, and nothing remains."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 from edgeopt.config.text import log_tail
 from edgeopt.devices.descendants import end
+from edgeopt.devices.device import HOST
 from edgeopt.errors import CannotRunError, UsageError
 from edgeopt.run.cluster.ray_settings import (
+    DEVICE,
     OBJECT_STORE_BYTES,
     cluster_folder,
     default_cpus,
@@ -27,6 +30,7 @@ START_SECONDS = 180.0
 POLL_SECONDS = 0.2
 STARTED = "Ray runtime started."
 TOKEN = Path("~/.ray/auth_token")
+DEVICE_NAME = r"[\w.-]+"
 
 
 class Node(NamedTuple):
@@ -40,6 +44,8 @@ class Node(NamedTuple):
     cpus: int | None = None
     """Stages that it runs at a time; default: half of its cores, but at least two."""
     name: str = ""
+    devices: tuple[str, ...] = ()
+    """Devices that are attached to it, which all commands of the cluster may measure on."""
 
 
 @contextmanager
@@ -82,6 +88,12 @@ def _check(node: Node) -> None:
                 f"Ray does not use the address {host}",
                 fix="for nodes on this machine alone, give each one of its own: 127.0.0.2, 127.0.0.3",
             )
+    for device in node.devices:
+        if not re.fullmatch(DEVICE_NAME, device) or device == HOST:
+            raise UsageError(
+                f"a node cannot offer the device {device!r}",
+                fix="give the name of a device file, without .yaml; host is the machine of each command",
+            )
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     wanted = environment(own=False)["RAY_AUTH_MODE"] == "token"
     if wanted and not given and not os.path.isfile(os.path.expanduser(TOKEN)):
@@ -104,6 +116,8 @@ def _options(node: Node, folder: Path) -> Iterator[str]:
         yield f"--node-ip-address={node.address}"
     if node.name:
         yield f"--node-name={node.name}"
+    if node.devices:
+        yield f"--resources={json.dumps({f'{DEVICE}{device}': 1 for device in node.devices})}"
 
 
 def _await_start(process: "subprocess.Popen[bytes]", log: Path, node: Node) -> None:

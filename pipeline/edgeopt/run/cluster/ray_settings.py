@@ -17,6 +17,8 @@ SETTINGS = {
 }
 """What edgeopt sets for every process of Ray that it starts."""
 SCRATCH = "edgeopt-ray-"
+DEVICE = "device:"
+"""Begins the name of the resource that a node declares for a device that it holds."""
 LONGEST_FOLDER = 18
 """Characters of the folder for temporary files: the sockets of a cluster lie deep below it, and their paths
 have 107 at most."""

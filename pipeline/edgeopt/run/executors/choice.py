@@ -13,9 +13,9 @@ from contextvars import ContextVar
 
 from edgeopt.config.nearest import nearest
 from edgeopt.config.registry import class_name
-from edgeopt.errors import UsageError
+from edgeopt.errors import DeviceError, UsageError
 from edgeopt.results import Event
-from edgeopt.run.executors.executor import Executor, Place
+from edgeopt.run.executors.executor import Board, Executor, Place, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
 
 VARIABLE = "EDGEOPT_ON"
@@ -77,6 +77,22 @@ def executor_for(memory_limit: int | None) -> AbstractContextManager[Executor]:
         return LocalExecutor(memory_limit)
     executor.limit_memory(memory_limit)
     return nullcontext(executor)
+
+
+def holder_of(board: Board) -> Callable[[Task], TaskResult] | None:
+    """What runs the jobs of a device at the machine that holds it; None: this one reaches it.
+
+    Raises:
+        DeviceError: a node of a cluster holds it, and the running command uses none.
+    """
+    executor = _open.get()
+    holder = executor.holder(board) if executor is not None else None
+    if holder is None and board.node:
+        raise DeviceError(
+            f"device {board.device} is at the node {board.node} of a cluster",
+            fix="measure on it with --on ray:HOST:PORT",
+        )
+    return holder
 
 
 def _class_of(name: str) -> type[Executor] | None:

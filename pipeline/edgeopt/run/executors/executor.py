@@ -12,6 +12,16 @@ Say: TypeAlias = Callable[[str], None]
 """Reports progress, one line per call."""
 
 
+class Board(NamedTuple):
+    """A device that a task measures on, wherever it is attached."""
+
+    device: str
+    node: str = ""
+    """The machine of the executor that its file names; '' if any that offers it will do."""
+    alone: bool = False
+    """Whether the device is that machine itself, so that nothing else may run there meanwhile."""
+
+
 class Elsewhere(NamedTuple):
     """What another machine needs to run a task, and to store its result where all machines find it."""
 
@@ -19,15 +29,18 @@ class Elsewhere(NamedTuple):
     """What the task is, for messages."""
     folder: Path
     """The scratch folder of the store that the task writes; it is among the arguments."""
-    entry: Callable[[Any, Path, float], dict[str, Any]]
+    entry: Callable[[Any, Path, float], dict[str, Any]] | None
     """The metadata of the entry, from the value of the task, the folder and the seconds.
 
-    Pickled by name. A `StageError` that it raises is the failure of the task.
+    Pickled by name. A `StageError` that it raises is the failure of the task. None: nothing is stored, and
+    the value, a short text, is the result.
     """
     versions: Mapping[str, str]
     """Packages that decide the result, with the versions that they have here."""
     code: Code | None = None
     """Code of the user that models refer to by its folder."""
+    board: Board | None = None
+    """The device that it needs."""
 
 
 class Task(NamedTuple):
@@ -83,6 +96,8 @@ class Machine(NamedTuple):
     """Tasks that it runs at a time."""
     about: Mapping[str, Any]
     """Its ``probe``, ``free_memory_bytes`` and ``versions`` of packages; empty if it does not answer."""
+    devices: tuple[str, ...] = ()
+    """Devices that it offers to all others."""
 
 
 class Place(NamedTuple):
@@ -130,6 +145,17 @@ class Executor(ABC):
     @abstractmethod
     def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
         """All machines, with the versions of ``packages`` there, '' if missing."""
+
+    @abstractmethod
+    def capacity(self) -> int:
+        """Tasks of one framework that run at a time now, on all machines together; at least 1."""
+
+    @abstractmethod
+    def holder(self, board: Board) -> Callable[[Task], TaskResult] | None:
+        """What runs a task where its device is, and waits for it; None: the device is measured from here.
+
+        Several threads may call it.
+        """
 
     @abstractmethod
     def close(self, *, at_once: bool) -> None:

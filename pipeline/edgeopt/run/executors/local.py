@@ -20,7 +20,7 @@ from edgeopt.config.units import show_bytes
 from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
 from edgeopt.errors import UsageError
 from edgeopt.plugin import Worker
-from edgeopt.run.executors.executor import Executor, Machine, Place, Progress, Task, TaskResult
+from edgeopt.run.executors.executor import Board, Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
 
 if TYPE_CHECKING:
@@ -139,6 +139,12 @@ class LocalExecutor(Executor):
         from edgeopt.run.cluster.node import describe  # here: it runs tasks by this executor
 
         return [Machine(os.uname().nodename, len(get_args(Worker)), describe(packages))]
+
+    def capacity(self) -> int:
+        return 1
+
+    def holder(self, board: Board) -> None:
+        return None
 
     def close(self, *, at_once: bool) -> None:
         for pool in self._pools.values():

@@ -4,11 +4,13 @@ import importlib.metadata
 import multiprocessing
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from typing import Self
+from typing import Self, TypeVar
 
 from edgeopt.config.text import log_tail
 from edgeopt.devices.descendants import end, mute_resource_tracker
@@ -17,12 +19,19 @@ from edgeopt.run.cluster import messages, portable
 from edgeopt.run.cluster.node import threads_here
 from edgeopt.run.cluster.ray_driver import LOG, drive
 from edgeopt.run.cluster.ray_settings import cluster_folder, installed
-from edgeopt.run.executors.executor import Executor, Machine, Place, Progress, Task, TaskResult
+from edgeopt.run.executors.executor import Board, Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.store import Store, open_store
+
+T = TypeVar("T")
 
 ADDRESS = re.compile(r"\[?[\w.:-]+\]?:\d{1,5}")
 CLOSE_SECONDS = 5.0
 CONNECT_SECONDS = 120.0
+POLL_SECONDS = 0.05
+BOARD_SECONDS = 120.0
+"""How long to wait for a node with a device: a board computer starts in a minute."""
+READS = 2
+"""Attempts to read the result of a task from the store."""
 
 
 class RayExecutor(Executor):
@@ -39,7 +48,12 @@ class RayExecutor(Executor):
         self._tasks: dict[str, Task] = {}
         self._supplied: set[tuple[str, portable.Absent]] = set()
         """What was put into the store for a task: if the node still lacks it, it has another store."""
+        self._reads: Counter[str] = Counter()
+        """Failed attempts to read a result, by the key of the task."""
         self._results: list[TaskResult] = []
+        self._called: dict[str, TaskResult | None] = {}
+        """Tasks that a thread waits for, and their results."""
+        self._lock = threading.RLock()
         self._progress: dict[str, Progress] = {}
         self._driver = _Driver(address)
         self._opened: Store | None = None
@@ -57,18 +71,39 @@ class RayExecutor(Executor):
         self._memory_limit = limit
 
     def submit(self, task: Task) -> None:
-        self._tasks[task.key] = task
-        self._driver.send(messages.Submit(self._request(task)))
+        with self._lock:
+            self._tasks[task.key] = task
+            self._driver.send(messages.Submit(self._request(task)))
 
     def wait(self, seconds: float) -> list[TaskResult]:
         deadline = time.monotonic() + seconds
-        while self._tasks and not self._results:
-            reply = self._driver.reply(max(0.0, deadline - time.monotonic()))
-            if reply is None:
-                break
-            self._take(reply)
-        results, self._results = self._results, []
-        return results
+        with self._lock:
+            while self._tasks and not self._results:
+                reply = self._driver.reply(max(0.0, deadline - time.monotonic()))
+                if reply is None:
+                    break
+                self._take(reply)
+            results, self._results = self._results, []
+            return results
+
+    def holder(self, board: Board) -> Callable[[Task], TaskResult] | None:
+        return self._call if board.node or board.device in self._offers().devices else None
+
+    def capacity(self) -> int:
+        return max(1, self._offers().slots)
+
+    def _call(self, task: Task) -> TaskResult:
+        with self._lock:
+            self._called[task.key] = None
+            self.submit(task)
+        while True:
+            with self._lock:
+                while (reply := self._driver.reply(0)) is not None:
+                    self._take(reply)
+                if (result := self._called[task.key]) is not None:
+                    del self._called[task.key]
+                    return result
+            time.sleep(POLL_SECONDS)
 
     def progress(self) -> Iterator[Progress]:
         progress, self._progress = self._progress, {}
@@ -79,11 +114,18 @@ class RayExecutor(Executor):
             self._driver.send(messages.Cancel(key))
 
     def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
-        self._driver.send(messages.Describe(tuple(packages)))
-        while True:
-            reply = self._driver.reply(None)
-            if isinstance(reply, messages.Nodes):
-                return reply.nodes
+        nodes = self._answer(messages.Describe(tuple(packages)), messages.Nodes)
+        return nodes.nodes
+
+    def _offers(self) -> messages.Offers:
+        return self._answer(messages.Survey(), messages.Offers)
+
+    def _answer(self, question: messages.Command, kind: type[T]) -> T:
+        with self._lock:
+            self._driver.send(question)
+            while not isinstance(reply := self._driver.reply(None), kind):
+                self._take(reply)
+            return reply
 
     def close(self, *, at_once: bool) -> None:
         self._driver.close()
@@ -108,9 +150,11 @@ class RayExecutor(Executor):
             versions={"edgeopt": importlib.metadata.version("edgeopt"), **elsewhere.versions},
             store=self._place.store,
             threads=threads_here(),
+            board=elsewhere.board,
+            patience=BOARD_SECONDS,
         )
 
-    def _take(self, reply: messages.Reply) -> None:
+    def _take(self, reply: messages.Reply | None) -> None:
         match reply:
             case messages.Notice("", line):
                 self._place.say(line)
@@ -125,18 +169,41 @@ class RayExecutor(Executor):
                 self._progress[key] = Progress(key, 0.0, f"on {node}", at_once=True)
             case messages.Line(seconds, text):
                 self._progress[key] = Progress(key, seconds, f"{text} (on {node})")
-            case messages.Lacking(absent):
-                self._supply(key, node, absent)
-            case messages.Ended(failure, seconds):
-                self._end(key, failure + (f"\n  (on {node})" if failure and node else ""), seconds, node)
+            case messages.Lacking(absent, notes):
+                self._supply(key, node, absent, notes)
+            case messages.Ended(failure, seconds, _, value):
+                if failure or value is not None or self._readable(key, node):
+                    failure += f"\n  (on {node})" if failure and node else ""
+                    self._end(key, failure, seconds, node, value)
 
-    def _supply(self, key: str, node: str, absent: tuple[portable.Absent, ...]) -> None:
+    def _readable(self, key: str, node: str) -> bool:
+        """Whether this machine finds the result of a task; otherwise, the task runs again, or has failed."""
+        store = self._store()
+        if store.get(key) is not None:
+            return True
+        reason = "; ".join(store.notes) or (
+            "it was damaged on the way" if key in store.damaged else "it is not in the store of this machine"
+        )
+        self._opened = None  # a server that has failed is asked again
+        self._reads[key] += 1
+        line = f"{node} has stored its result, but {reason}"
+        if self._reads[key] < READS:
+            self._place.say(f"{self._title(key)}: {line}: it runs again")
+            self._driver.send(messages.Submit(self._request(self._tasks[key])))
+        else:
+            self._end(key, f"{line}\n  {portable.ONE_STORE}", node=node)
+        return False
+
+    def _supply(
+        self, key: str, node: str, absent: tuple[portable.Absent, ...], notes: tuple[str, ...]
+    ) -> None:
         """Put what a node lacks into the store, and give the task away again."""
         store = self._store()
         try:
             for each in absent:
                 if (key, each) in self._supplied:
-                    raise StoreError(f"{each.key[:12]} is not in its store", fix=portable.ONE_STORE)
+                    reason = "; ".join([*store.notes, *notes]) or f"{each.key[:12]} is not in its store"
+                    raise StoreError(reason, fix=portable.ONE_STORE)
                 self._supplied.add((key, each))
                 portable.supply(each, store)
         except EdgeoptError as error:
@@ -144,9 +211,16 @@ class RayExecutor(Executor):
         else:
             self._driver.send(messages.Submit(self._request(self._tasks[key])))
 
-    def _end(self, key: str, failure: str, seconds: float = 0.0, node: str = "") -> None:
+    def _end(
+        self, key: str, failure: str, seconds: float = 0.0, node: str = "", value: str | None = None
+    ) -> None:
         del self._tasks[key]
-        self._results.append(TaskResult(key, None, failure, seconds, stored=not failure, where=node))
+        stored = not failure and value is None
+        result = TaskResult(key, value, failure, seconds, stored=stored, where=node)
+        if key in self._called:
+            self._called[key] = result
+        else:
+            self._results.append(result)
 
     def _title(self, key: str) -> str:
         elsewhere = self._tasks[key].elsewhere
@@ -160,6 +234,7 @@ class _Driver:
         self._address = address
         self._cleanup = ExitStack()
         self._pipe: Connection | None = None
+        self._closed = False
 
     def send(self, command: messages.Command) -> None:
         """Send a command.
@@ -193,6 +268,7 @@ class _Driver:
 
     def close(self) -> None:
         """Disconnect, and end the cluster if it was started for this command."""
+        self._closed = True
         if self._pipe is None:
             return
         with suppress(OSError):
@@ -206,6 +282,8 @@ class _Driver:
         self._cleanup.close()
 
     def _start(self) -> Connection:
+        if self._closed:  # a thread that measures goes on after an interruption
+            raise CannotRunError("the command has left the cluster")
         folder = self._cleanup.enter_context(cluster_folder())
         self._log = folder / LOG
         context = multiprocessing.get_context("spawn")

@@ -3,46 +3,36 @@
 Results are cached: the same model, data, runtime and device are not measured twice.
 """
 
-import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgeopt.config import absent
 from edgeopt.config.files import file_digest
-from edgeopt.config.references import import_path
-from edgeopt.devices.device import Device
+from edgeopt.config.references import Code
+from edgeopt.devices.device import HOST, Device, machine_of
 from edgeopt.errors import DeviceError, UsageError
-from edgeopt.formats.known import model_digest, placed_files
+from edgeopt.formats.known import model_digest
 from edgeopt.model import Model, TensorSpec
-from edgeopt.plugin import ConnectionCutError, Link, digest_of
+from edgeopt.plugin import digest_of
 from edgeopt.recipe.document import Latency
-from edgeopt.run.measuring.outcome import OUTPUTS, RESULT, Outcome, files_of_result, read_outcome
+from edgeopt.run.measuring.jobs import JobFiles, execute, put_model, run_job
+from edgeopt.run.measuring.outcome import OUTPUTS, Outcome, read_outcome
 from edgeopt.run.measuring.probe import (
     check_requirements,
     connect,
     fetch_probe,
-    last_line,
     retried,
     stable_fields,
 )
-from edgeopt.run.measuring.protocol import (
-    PROTOCOL,
-    Job,
-    JobFailure,
-    JobResult,
-    Probe,
-    Timing,
-    read_response,
-)
+from edgeopt.run.measuring.protocol import PROTOCOL, Job, Probe, Timing
+from edgeopt.run.measuring.remote import Remote
 from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
-
-JOB_SECONDS = 1800.0
 
 
 def timing_of(part: Latency) -> Timing:
@@ -66,8 +56,24 @@ class Bench:
     """Whether models may contain more than a network; see ``Job.trust``."""
     shared: bool = False
     """Whether other processes may use the device meanwhile: if no job of this one is timed."""
+    code: Code | None = None
+    """Code of the user that models refer to by its folder."""
     probe: Probe | None = None
     failure: str = ""
+    remote: Remote | None = field(init=False, default=None)
+    """The device, if a node of a cluster holds it."""
+
+    def __post_init__(self) -> None:
+        if self.device.name != HOST:
+            try:
+                self.remote = Remote.of(self.device)
+            except DeviceError as error:
+                self.failure = str(error)
+
+    @property
+    def machine(self) -> str:
+        """See `machine_of`; a device at a node is a machine of its own."""
+        return f"device {self.device.name}" if self.remote is not None else machine_of(self.device)
 
     def open(self) -> "Bench":
         """Probe the device; sets ``failure`` if it is unreachable or lacks what jobs need.
@@ -76,8 +82,14 @@ class Bench:
             MissingPackageError: NumPy is not installed here.
         """
         absent.require()
+        if self.failure:
+            return self
         try:
-            self.probe = fetch_probe(self.device, self.agent, shared=self.shared)
+            if self.remote is not None:
+                self.probe = self.remote.probe(self.agent)
+                self.store.notes.append(f"{self.device.name} was measured at the node {self.remote.where}")
+            else:
+                self.probe = fetch_probe(self.device, self.agent, shared=self.shared)
             check_requirements(self.device, self.probe)
         except (DeviceError, UsageError) as error:  # the latter: a connection of the user that is none
             self.failure = str(error)
@@ -121,7 +133,7 @@ class Bench:
             | {
                 "request": request,
                 "agent": file_digest(self.agent),
-                "device": [self.device.name, platform.node(), stable_fields(self.probe)],
+                "device": [self.device.name, self._where(), stable_fields(self.probe)],
                 "model": [model_digest(model), model.format],
                 "baseline": model_digest(baseline) if baseline is not None and latency else "",
                 "data": evaluation.key(model.inputs, limit),
@@ -131,16 +143,28 @@ class Bench:
         entry = self.store.get(key)
         if entry is not None:
             return read(folder=entry.folder, cached=True)
+        inputs, count = evaluation.files(model.inputs, limit)
+        files = JobFiles(self.agent, model, inputs, count, baseline if latency else None)
         try:
             with self.store.scratch() as folder:
-                self._send(request, model, baseline if latency else None, evaluation, limit, folder)
-                outcome = read(folder=folder, cached=False)
-                if outcome.error:
-                    return outcome
-                entry = self.store.put(key, folder, {"measurement": self.device.name})
+                if self.remote is not None:
+                    self.remote.run(key, request, files, folder, self.code)
+                    entry = self.store.get(key)
+                    if entry is None:
+                        raise DeviceError("its results cannot be read from the store", fix="run again")
+                else:
+                    run_job(self.device, request, files, folder, shared=self.shared)
+                    outcome = read(folder=folder, cached=False)
+                    if outcome.error:
+                        return outcome
+                    entry = self.store.put(key, folder, {"measurement": self.device.name})
         except DeviceError as error:
             return Outcome(runtime, str(error))
         return read(folder=entry.folder, cached=False)
+
+    def _where(self) -> str:
+        """The machine that the device is attached to."""
+        return self.remote.where if self.remote is not None else platform.node()
 
     def _job(
         self,
@@ -182,8 +206,8 @@ class Bench:
         with scratch as name, connect(self.device, shared=self.shared) as link:
             folder = Path(name)
             link.put(self.agent, "agent.pyz")
-            job["model"] = _put(link, model, "model")
-            result, failure = self._execute(link, job, folder)
+            job["model"] = put_model(link, model, "model")
+            result, failure = execute(link, self.device, job, folder)
         if failure is not None:
             raise DeviceError(f"{model.path.name} on {self.device.name}: {failure['error']}")
         inputs = result["inputs"] if result is not None else None
@@ -193,70 +217,3 @@ class Bench:
                 fix="give the shape of every input: --shape 1,3,32,32",
             )
         return tuple(TensorSpec.model_validate(spec) for spec in inputs)
-
-    @retried
-    def _send(
-        self,
-        request: Job,
-        model: Model,
-        baseline: Model | None,
-        evaluation: Evaluation,
-        limit: int | None,
-        folder: Path,
-    ) -> None:
-        inputs, count = evaluation.files(model.inputs, limit)
-        names = [f"input{index}.npy" for index in range(len(inputs))]
-        with connect(self.device, shared=self.shared) as link:
-            link.put(self.agent, "agent.pyz")
-            for path, name in zip(inputs, names, strict=True):
-                link.put(path, name)
-            job: Job = {
-                **request,
-                "model": _put(link, model, "model"),
-                "inputs": names,
-                "samples": count,
-                "python_path": _python_path(model.code),
-                "baseline": _put(link, baseline, "baseline") if baseline is not None else None,
-            }
-            result, _ = self._execute(link, job, folder)
-            if result is not None:
-                for name in files_of_result(result, timed=job["latency"] is not None):
-                    link.get(name, folder / name)
-
-    def _execute(self, link: Link, job: Job, folder: Path) -> tuple[JobResult | None, JobFailure | None]:
-        """Run a job whose files have been sent; fetches ``result.json`` into ``folder``."""
-        (folder / "job.json").write_text(json.dumps(job), "utf-8")
-        link.put(folder / "job.json", "job.json")
-        process = link.python(["agent.pyz", "run", "job.json"], timeout=JOB_SECONDS)
-        try:
-            link.get(RESULT, folder / RESULT)
-        except ConnectionCutError:
-            raise
-        except DeviceError as error:
-            exit_status = (
-                f"killed by signal {-process.returncode}"
-                if process.returncode < 0
-                else f"exit code {process.returncode}"
-            )
-            raise DeviceError(
-                f"device {self.device.name}: the agent exited without a result ({exit_status}): "
-                f"{last_line(process.stderr)}"
-            ) from error
-        return read_response((folder / RESULT).read_bytes(), self.device.name)
-
-
-def _python_path(code: Path | None) -> list[str]:
-    """Where the code of a model is imported from: a folder, or a file with custom layers."""
-    folder = code.parent if code is not None and code.is_file() else code
-    return [str(place) for place in import_path(folder)] if folder is not None else []
-
-
-def _put(link: Link, model: Model, stem: str) -> str:
-    """Send all files of a model, renamed to ``stem``; returns the remote name of the main file."""
-    name = stem + model.path.suffix
-    if model.path.is_dir():
-        link.put(model.path, name)
-        return name
-    for file, place in placed_files(model, Path(name)).items():
-        link.put(file, place.name)
-    return name

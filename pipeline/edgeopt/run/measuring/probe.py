@@ -12,7 +12,7 @@ from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, install
-from edgeopt.plugin import ConnectionCutError, Link
+from edgeopt.plugin import Connection, ConnectionCutError, Link
 from edgeopt.run.measuring.protocol import Probe, read_probe
 
 VOLATILE_FIELDS = ("load", "memory_available_bytes", "temperature_c")
@@ -40,34 +40,46 @@ def retried(job: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
-def connect(device: Device, *, shared: bool = False) -> Iterator[Link]:
+def connect(device: Device, *, shared: bool = False, connection: Connection | None = None) -> Iterator[Link]:
     """Open a connection to a device and lock the device against other runs on this machine.
 
     Args:
         device: the device.
         shared: do not lock it: for jobs in which nothing is timed.
+        connection: its connection, where the code of that cannot be found by name.
 
     Raises:
         DeviceError: the device is unreachable.
     """
     lock = nullcontext() if shared else device_lock(device.name, device.connection)
-    with lock, connection_of(device).open() as link:
+    with lock, (connection or connection_of(device)).open() as link:
         yield link
 
 
-@retried
 def fetch_probe(device: Device, agent: Path, *, shared: bool = False) -> Probe:
     """Run the agent's probe on a device: processor, memory, system, runtimes and their versions.
 
     Raises:
         DeviceError: the device is unreachable, or its response is malformed.
     """
-    with connect(device, shared=shared) as link:
+    return read_probe(probe_text(device, agent, shared=shared), device.name)
+
+
+@retried
+def probe_text(
+    device: Device, agent: Path, *, shared: bool = False, connection: Connection | None = None
+) -> str:
+    """What the agent says of a device; see `fetch_probe`.
+
+    Raises:
+        DeviceError: the device is unreachable.
+    """
+    with connect(device, shared=shared, connection=connection) as link:
         link.put(agent, "agent.pyz")
         process = link.python(["agent.pyz", "probe"], timeout=60)
     if process.returncode != 0:
         raise DeviceError(f"device {device.name}: the agent failed: {last_line(process.stderr)}")
-    return read_probe(process.stdout, device.name)
+    return process.stdout
 
 
 def check_requirements(device: Device, probe: Probe) -> None:

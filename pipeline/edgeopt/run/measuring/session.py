@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeopt.config import registry
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import HOST, Device, load_device, machine_of
+from edgeopt.devices.device import HOST, Device, load_device
 from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.formats.known import model_digest
 from edgeopt.model import Model
@@ -152,10 +152,11 @@ class _Session:
         devices = {device.name: device for device in recipe.devices}
         # The source model and the intermediate steps always run on the host.
         devices.setdefault(HOST, load_device(HOST, device_folders))
+        trust, code = recipe.model.trust, recipe.model.factory
         self.benches = {
-            name: Bench(device, agent, store, recipe.model.trust) for name, device in devices.items()
+            name: Bench(device, agent, store, trust, code=code) for name, device in devices.items()
         }
-        self.machines = {name: machine_of(device) for name, device in devices.items()}
+        self.machines = {name: bench.machine for name, bench in self.benches.items()}
         self.finals: dict[tuple[str, str], Outcome] = {}
         self._measured_on_host: dict[tuple[str, str], Outcome] = {}
         """Artifacts by digest and format."""

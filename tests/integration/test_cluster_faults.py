@@ -1,0 +1,143 @@
+"""Faults around a cluster: its store fails, commands meet, a node is slow or has another clock."""
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.resolve import load_recipe
+from edgeopt.results import Event
+from edgeopt.run.build import build
+from edgeopt.run.executors.choice import executing
+from edgeopt.run.store import Store, open_store
+from toy_cluster import await_marks, digests, lines, marks, node, write_recipe
+from toy_objects import FileServer
+
+pytest.importorskip("ray", reason="the extra cluster is not installed")
+pytestmark = pytest.mark.slow
+
+OTHER = "127.0.0.4"
+MEBIBYTE = 1 << 20
+HOUR = 3600
+CLOCK = f"""
+import datetime, time
+def ahead(clock, more):
+    return lambda: clock() + more
+time.time, time.time_ns = ahead(time.time, {HOUR}), ahead(time.time_ns, {HOUR} * 10**9)
+"""
+"""A module that Python runs at its start."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A store that all nodes share; this machine has a folder of its own in front of it."""
+    monkeypatch.setenv("EDGEOPT_STORE_CACHE", str(tmp_path / "mine"))
+    running = FileServer(tmp_path / "objects")
+    yield running
+    running.stop()
+
+
+def built(recipe: Path, place: str | Path, watch: Callable[[Event], None]) -> list[Built]:
+    return build(make_plan(load_recipe(recipe)), open_store(place), watch)
+
+
+def failures(builds: list[Built]) -> list[str]:
+    return [each.failure for each in builds if each.failure]
+
+
+def test_a_store_that_fails_costs_time_or_is_named(cluster: str, server: FileServer, tmp_path: Path) -> None:
+    """Away for ten seconds, forbidden, full, and garbage: in turn, by one command."""
+    events: list[Event] = []
+    with executing(f"ray:{cluster}", server.url, events.append):
+
+        def run(name: str) -> list[Built]:
+            return built(write_recipe(tmp_path, **{name: {"seconds": 1}}), server.url, events.append)
+
+        away = threading.Thread(target=_away, args=(server, tmp_path))
+        away.start()
+        assert len(digests(run("away"))) == 2
+        away.join()
+        assert len(marks(tmp_path, "away")) == 1
+
+        for method, status in (("PUT", 403), ("PUT", 507), ("GET", 403)):
+            name = f"{method.lower()}{status}"
+            server.refuse = {method: status}
+            (failure,) = failures(run(name))
+            assert f"{server.url} answers {method}" in failure and f"with {status}" in failure, failure
+            server.refuse = {}
+            ran = len(marks(tmp_path, name))
+            assert len(digests(run(name))) == 2
+            assert len(marks(tmp_path, name)) == ran, "the node has its result, and sends it"
+
+        server.garble = 1
+        assert len(digests(run("garbage"))) == 2
+        assert "but it was damaged on the way: it runs again" in lines(events)
+        assert len(marks(tmp_path, "garbage")) == 1
+
+
+def _away(server: FileServer, folder: Path) -> None:
+    """Stop a server for ten seconds, while a step runs that needs it at its end."""
+    await_marks(folder, "away", 1)
+    server.stop()
+    time.sleep(10)
+    server.start()
+
+
+def test_two_commands_with_one_recipe(cluster: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, first={"seconds": 2}, second={"seconds": 2})
+    found: list[dict[str, list[str]]] = []
+
+    def run() -> None:
+        with executing(f"ray:{cluster}", str(tmp_path / "store"), print):
+            found.append(digests(built(recipe, tmp_path / "store", print)))
+
+    Store(tmp_path / "store")
+    commands = [threading.Thread(target=run) for _ in range(2)]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert len(found) == 2 and found[0] == found[1] and len(found[0]) == 3
+
+
+def test_a_slow_node_with_another_clock_starves_nobody(cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
+    recipe = write_recipe(tmp_path, **{f"step{number}": {"seconds": 1} for number in range(12)})
+    events: list[Event] = []
+    odd = {"PYTHONPATH": str(tmp_path / "clock"), "SLOW_STEPS": "15"}
+    joining = node(cluster, "--address", OTHER, "--cpus", "1", name="slow", **odd)
+    with joining, executing(f"ray:{cluster}", str(tmp_path / "store"), events.append):
+        builds = built(recipe, tmp_path / "store", events.append)
+        assert len(digests(builds)) == 13
+        again = built(recipe, tmp_path / "store", events.append)
+    assert digests(again) == digests(builds)
+    ran = [marks(tmp_path, f"step{number}") for number in range(12)]
+    assert [len(each) for each in ran] == [1] * 12
+    ahead = [moment - time.time() > HOUR / 2 for ((_, _, moment),) in ran]
+    assert sum(ahead) == lines(events).splitlines().count("on slow") == 1
+    assert max(event.seconds for event in events) < HOUR / 2
+
+
+def test_large_files_pass_in_pieces(cluster: str, server: FileServer, tmp_path: Path) -> None:
+    """A node and this machine have less memory than the file has bytes."""
+    size, limit = 256 * MEBIBYTE, 224
+    recipe = write_recipe(tmp_path, large={"ballast": size}, next={})
+    recipe.write_text(f"{recipe.read_text()}limits: {{stage_memory: {limit} MiB}}\n")
+    events: list[Event] = []
+    tracemalloc.start()
+    try:
+        with executing(f"ray:{cluster}", server.url, events.append):
+            builds = built(recipe, server.url, events.append)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(digests(builds)) == 3
+    (large,) = [each for each in builds if each.branch.variant == "large"]
+    assert (large.steps[-1].model.path.parent / "ballast").stat().st_size == size
+    assert server.received > size and server.sent > size
+    assert peak < size / 4  # of this process, and of the server, which is in it
