@@ -198,6 +198,22 @@ def test_the_price_of_a_bit_moves_weights_to_shorter_codes() -> None:
     assert bits[0] > bits[1] + 0.5 > bits[2] + 1.0 and errors[0] < errors[1] < errors[2]
 
 
+def test_settled_weights_have_the_best_value_given_all_others() -> None:
+    random = np.random.default_rng(4)
+    inputs = random.normal(size=(400, 24)) @ random.normal(size=(24, 24))
+    moments = (inputs.T @ inputs / 400)[np.newaxis]
+    rows = random.laplace(size=(16, 24))
+    rounding, step = PricedRounding(moments), 0.6
+    choice = Choice(step, step**2 * rounding.curvature)
+    greedy = rounding.coarse(rows, choice, rounds=3)
+    settled = rounding.settled(rows, greedy, choice)
+    before, after = (float(np.mean((inputs @ (each * step - rows).T) ** 2)) for each in (greedy, settled))
+    assert after < 0.85 * before and code_bits(settled) < 1.03 * code_bits(greedy)
+    assert np.array_equal(rounding.settled(rows, settled, choice), settled)
+    three = Choice(step, 0.0, np.array([-2.0, 0.0, 2.0]))
+    assert {*np.unique(rounding.settled(rows, rounding.coarse(rows, three), three))} == {-2, 0, 2}
+
+
 def test_weights_adapt_to_inputs_that_have_changed() -> None:
     random = np.random.default_rng(3)
     former = random.normal(size=(600, 12))

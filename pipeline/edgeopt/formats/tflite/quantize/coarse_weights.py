@@ -12,6 +12,7 @@ from edgeopt.formats.tflite.files.model_file import IDENTIFIER, TfliteFile
 from edgeopt.formats.tflite.files.schema import SCHEMA
 from edgeopt.formats.tflite.files.weight_coding import Layer, without_unused
 from edgeopt.formats.tflite.graph import interpreter as tflite_interpreter
+from edgeopt.formats.tflite.graph.scores import before_sharp
 from edgeopt.formats.tflite.quantize.layer_inputs import Geometry, Moments
 from edgeopt.formats.tflite.quantize.rate_distortion import LARGEST, Choice, PricedRounding, adapted
 from edgeopt.formats.wire.flatbuffer import Table, Vector
@@ -21,9 +22,6 @@ from edgeopt.model import Array
 Numbers = NDArray[np.float64]
 Samples = Sequence[Sequence[Array]]
 
-SHARP = ("SOFTMAX", "LOG_SOFTMAX", "LOGISTIC")
-"""Operators that hide small changes of their input: noise is measured before them."""
-PASSING = ("DEQUANTIZE", "QUANTIZE", "RESHAPE")
 TRIAL = 7
 """Steps of the largest weight in the files that measure how sensitive the outputs are to a layer."""
 
@@ -93,7 +91,7 @@ class CoarseFile:
         self.file, self.samples = file, samples
         self.graph = graphs_of(file)[0]
         self.layers = [CoarseLayer(self.graph, layer) for layer in layers]
-        self.judged = sorted({_before_sharp(self.graph, tensor) for tensor in self.graph.outputs})
+        self.judged = sorted({before_sharp(self.graph, tensor).number for tensor in self.graph.outputs})
         self.changed: dict[int, Coarse] = {}
 
     def content(self, changed: Mapping[int, Coarse] | None = None) -> bytes:
@@ -132,20 +130,6 @@ class CoarseFile:
             tflite_interpreter.feed(interpreter, sample)
             rows.append([interpreter.get_tensor(number) for number in tensors])
         return rows
-
-
-def _before_sharp(graph: Graph, tensor: Tensor) -> int:
-    """The number of the tensor in which the error of an output is measured."""
-    producers = {each.number: operation for operation in graph.operations for each in operation.outputs}
-    current = tensor
-    while (operation := producers.get(current.number)) is not None:
-        data = operation.inputs[0] if operation.inputs else None
-        if operation.kind not in (*SHARP, *PASSING) or data is None or data.is_constant:
-            break
-        current = data
-        if operation.kind in SHARP:
-            return current.number
-    return tensor.number
 
 
 class Sensitivity(NamedTuple):
@@ -199,5 +183,6 @@ def coarsen(file: CoarseFile, originals: Sequence[Sequence[Array]], choices: Seq
             before, after = (each.astype(np.int16) - layer.zero_point for each in (row[number], now))
             moments.add(before, after)
         means, own, cross = moments.centred()
-        codes = PricedRounding(own).coarse(adapted(layer.rows, own, cross), choice, rounds=3)
+        rounding, rows = PricedRounding(own), adapted(layer.rows, own, cross)
+        codes = rounding.settled(rows, rounding.coarse(rows, choice, rounds=3), choice)
         file.changed[number] = Coarse(codes, choice.step, layer.shifted(codes, choice.step, means))
