@@ -1,5 +1,6 @@
 """The files to deploy a cluster: their commands exist, telemetry is off, and a token is required."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +26,14 @@ def commands() -> Iterator[list[str]]:
     yield from (pod["command"] for pod in pods() if "command" in pod)  # type: ignore[misc]
     unit = (DEPLOY / "edgeopt-node.service").read_text("utf-8")
     (line,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-    yield shlex.split(line.removeprefix("ExecStart="))
+    for options in re.findall("OPTIONS=(.*?)[.\n]", unit):  # as its comments give them
+        yield shlex.split(line.removeprefix("ExecStart=").replace("$OPTIONS", options))
 
 
 def test_all_commands_of_nodes_parse() -> None:
     node = typer.main.get_command(app).commands["node"]  # type: ignore[attr-defined]
     found = list(commands())
-    assert len(found) == 4
+    assert len(found) == 5
     for program, command, *arguments in found:
         assert (Path(program).name, command) == ("edgeopt", "node")
         context = node.make_context("node", arguments)

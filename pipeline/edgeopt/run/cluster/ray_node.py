@@ -28,6 +28,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Addresses that Ray replaces by one that other machines reach; all others it takes as they are."""
 START_SECONDS = 180.0
 POLL_SECONDS = 0.2
+SPARE_WORKERS = 2
+"""Idle workers that a node keeps beyond those of its stages and devices."""
 STARTED = "Ray runtime started."
 TOKEN = Path("~/.ray/auth_token")
 DEVICE_NAME = r"[\w.-]+"
@@ -65,6 +67,8 @@ def running(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
                 env={
                     **os.environ,
                     **environment(own=False),
+                    # By default as many as it runs stages at a time, so that jobs of devices start their own.
+                    "RAY_num_workers_soft_limit": str(_cpus(node) + len(node.devices) + SPARE_WORKERS),
                     "TMPDIR": str(folder),
                     "PYTHONUNBUFFERED": "1",
                 },
@@ -103,11 +107,15 @@ def _check(node: Node) -> None:
         )
 
 
+def _cpus(node: Node) -> int:
+    return default_cpus() if node.cpus is None else node.cpus
+
+
 def _options(node: Node, folder: Path) -> Iterator[str]:
     yield from ("--block", "--disable-usage-stats")
     yield f"--temp-dir={folder}"
     yield f"--object-store-memory={OBJECT_STORE_BYTES}"
-    yield f"--num-cpus={default_cpus() if node.cpus is None else node.cpus}"
+    yield f"--num-cpus={_cpus(node)}"
     if node.join:
         yield f"--address={node.join}"
     else:
