@@ -18,7 +18,8 @@ import pytest
 from pydantic import ValidationError
 
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.connections.ssh import Ssh, SshLink
+from edgeopt.devices.connections._ssh_link import SshLink
+from edgeopt.devices.connections.ssh import Ssh
 from edgeopt.devices.device import Device
 from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError

@@ -22,9 +22,10 @@ from edgeopt.plugin import Labels
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts, is_nchw
+from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts
 from edgeopt.recipe.starter.draft import Draft, flow, guess, recipe_text
 from edgeopt.recipe.starter.meaning import UNKNOWN, Meaning, with_labels, without_labels
+from edgeopt.recipe.starter.media import is_nchw
 from edgeopt.recipe.starter.preprocessing import (
     SAMPLES,
     Tried,

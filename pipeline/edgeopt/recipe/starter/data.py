@@ -4,8 +4,7 @@ import csv
 import json
 import os
 import re
-import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +15,13 @@ from edgeopt.errors import UsageError, shortened
 from edgeopt.evaluation.datasets import image_folder, wav_folder
 from edgeopt.evaluation.datasets.npz import Npz
 from edgeopt.model import TensorSpec
-from edgeopt.recipe.starter.shapes import proposed_shape
+from edgeopt.recipe.starter.media import (
+    OTHER,
+    files_in,
+    image_options,
+    recording_options,
+    suffixes_in,
+)
 
 CALIBRATION_SAMPLES = 200
 SHARE = 0.2
@@ -30,7 +35,6 @@ TO_CALIBRATE = re.compile(r"(?:^|[^a-z])(?:calib\w*|cal|train\w*|x?train)(?:[^a-
 TO_EVALUATE = re.compile(r"(?:^|[^a-z])(?:eval\w*|val|valid\w*|test\w*)(?:[^a-z]|$)", re.IGNORECASE)
 MAX_TABLE = 100_000
 """Rows of a table whose classes are read."""
-OTHER = "write the recipe with edgeopt init MODEL, and name the data there: docs/recipe.md#datasets"
 
 
 @dataclass(frozen=True)
@@ -234,22 +238,22 @@ def _folder(path: Path, specs: Sequence[TensorSpec]) -> Found:
     inside = {each.name.lower(): each for each in path.iterdir() if not each.name.startswith(".")}
     annotations = [each for each in inside.values() if each.suffix.lower() == ".json"]
     if "images" in inside and "masks" in inside:
-        options = {"images": inside["images"], "masks": inside["masks"], **_image_options(path, specs)}
+        options = {"images": inside["images"], "masks": inside["masks"], **image_options(path, specs)}
         return Found(path, "images with masks", "mask_folder", options, layout="NHWC")
     if "images" in inside and "labels" in inside:
-        options = {"images": inside["images"], "labels": inside["labels"], **_image_options(path, specs)}
+        options = {"images": inside["images"], "labels": inside["labels"], **image_options(path, specs)}
         return Found(path, "images with boxes", "yolo", options, layout="NHWC")
     if len(annotations) == 1:
         return _coco(annotations[0], specs)
-    suffixes = _suffixes(path)
+    suffixes = suffixes_in(path)
     if suffixes & image_folder.SUFFIXES:
         names = tuple(image_folder.ImageFolder(path=path).classes())
-        options = {"path": path, **_image_options(path, specs)}
-        return Found(path, "images by class", "image_folder", options, _files(path), (), names, "NHWC")
+        options = {"path": path, **image_options(path, specs)}
+        return Found(path, "images by class", "image_folder", options, files_in(path), (), names, "NHWC")
     if suffixes & wav_folder.SUFFIXES:
         names = tuple(wav_folder.WavFolder(path=path).classes())
-        options = {"path": path, **_recording_options(path, specs)}
-        return Found(path, "recordings by class", "wav_folder", options, _files(path), (), names)
+        options = {"path": path, **recording_options(path, specs)}
+        return Found(path, "recordings by class", "wav_folder", options, files_in(path), (), names)
     flat = any(each.suffix.lower() in image_folder.SUFFIXES for each in path.iterdir())
     raise UsageError(
         f"{path}: no images or recordings in subfolders, one per class"
@@ -280,7 +284,7 @@ def _csv(path: Path, specs: Sequence[TensorSpec]) -> Found:
         options["classes"] = list(classes)
     images = any(not str(row[file]).lower().endswith(".npy") for row in rows)
     if images:
-        options |= _image_options(path, specs)
+        options |= image_options(path, specs)
     return Found(path, "a table of files", "csv", options, len(rows), (), classes, "NHWC" if images else None)
 
 
@@ -296,65 +300,5 @@ def _coco(path: Path, specs: Sequence[TensorSpec]) -> Found:
     images = next((each for each in folders if names and (each / names[0]).is_file()), None)
     if images is None:
         raise UsageError(f"{path}: its images are neither beside it nor in a folder beside it", fix=OTHER)
-    options = {"annotations": path, "images": images, **_image_options(path, specs)}
+    options = {"annotations": path, "images": images, **image_options(path, specs)}
     return Found(path, "images with boxes", "coco", options, len(names), layout="NHWC")
-
-
-def _image_options(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Size and colour of images for the input of a model."""
-    if len(specs) != 1 or len(specs[0].shape) != 4 or None in specs[0].shape[1:]:
-        shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
-        unknown = not specs or (len(specs) == 1 and len(specs[0].shape) == 4)
-        fix = OTHER
-        if unknown:
-            fix = f"add the shape of the input: --shape {proposed_shape([path], next(iter(specs), None))}"
-        elif len(specs) == 1 and len(specs[0].shape) == 3:
-            fix = f"a shape has batch and channels, too: --shape {proposed_shape([path])}; or {OTHER}"
-        raise UsageError(
-            f"{path} has images, but "
-            + (f"the model takes {shapes}" if specs else "the size of the model's input is unknown"),
-            fix=fix,
-        )
-    _, *sizes = specs[0].shape
-    height, width, channels = (sizes[1], sizes[2], sizes[0]) if is_nchw(specs[0]) else sizes
-    return {"size": [height, width], **({"color": "gray"} if channels == 1 else {})}
-
-
-def is_nchw(spec: TensorSpec) -> bool:
-    """Whether the channels of an image come first; a guess by their number where the layout is unknown."""
-    return spec.layout == "NCHW" or (spec.layout is None and spec.shape[-1] not in (1, 3, 4))
-
-
-def _recording_options(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Duration of recordings for the input of a model: one of raw samples, ``[1, n]`` or ``[1, n, 1]``."""
-    sizes = [size for size in specs[0].shape[1:] if size != 1] if len(specs) == 1 else []
-    if len(sizes) != 1:
-        shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs) or "an unknown shape"
-        raise UsageError(
-            f"{path} has recordings, but the model takes {shapes}, and not the samples of a recording",
-            fix="compute its features as in training, and save them: numpy.savez('data.npz', x=..., y=...)",
-        )
-    (length,) = sizes
-    file = next(each for each in _listed(path) if each.suffix.lower() in wav_folder.SUFFIXES)
-    try:
-        with wave.open(str(file), "rb") as recording:
-            rate = recording.getframerate()
-    except (wave.Error, EOFError, OSError) as error:
-        raise UsageError(f"cannot read the recording {file}: {error}", fix="save it as PCM") from error
-    options = {"rate": rate, "seconds": (length or rate) / rate}
-    return options | ({"channels": "keep"} if len(specs[0].shape) == 3 else {})
-
-
-def _listed(folder: Path) -> Iterator[Path]:
-    """The files in the subfolders, which are the classes."""
-    for each in sorted(folder.iterdir()):
-        if each.is_dir() and not each.name.startswith("."):
-            yield from sorted(file for file in each.iterdir() if not file.name.startswith("."))
-
-
-def _suffixes(folder: Path) -> set[str]:
-    return {file.suffix.lower() for file in _listed(folder)}
-
-
-def _files(folder: Path) -> int:
-    return sum(1 for _ in _listed(folder))
