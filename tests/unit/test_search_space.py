@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,17 @@ from edgeopt.plugin import Dataset
 from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.searching import Search, SearchPart
 from edgeopt.results import Gate, Result
 from edgeopt.results.search import Tried
-from edgeopt.search import proposals
+from edgeopt.search import proposals, search
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
 from edgeopt.search.journal import NAME, Journal
 from edgeopt.search.proposals import Proposals, by_main_effects, opening, require
 from edgeopt.search.rows import Row, clearly_over
 from edgeopt.search.selection import selection_of
-from edgeopt.search.space import Dimension, Space, options_of, space_of
+from edgeopt.search.space import Candidate, Dimension, Point, Space, options_of, space_of
 from needs import needs
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -341,10 +345,53 @@ def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_two_searches_in_one_folder_are_locked_out(tmp_path: Path) -> None:
-    with (
-        Journal(tmp_path, "one", "best of toy"),
-        pytest.raises(UsageError, match="another process"),
-        Journal(tmp_path, "one", "best of toy"),
-    ):
-        pass
+class Measured:
+    """Stands for the measurements of candidates; counts those of one process."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay, self.numbers = delay, list[int]()
+
+    def tried(self, candidates: Mapping[int, tuple[Candidate, Point]]) -> Iterator[Tried]:
+        for number, (candidate, point) in candidates.items():
+            time.sleep(self.delay)
+            self.numbers.append(number)
+            yield _measured(number, candidate.options, point)
+
+
+def test_a_search_has_the_same_trials_with_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("optuna")
+    monkeypatch.setattr(search, "WAIT", 0.01)
+    task = Search((), SearchPart.model_validate({"budget": {"trials": 5}}))
+
+    def run(folder: Path, measuring: Measured) -> list[Tried]:
+        with Journal(folder, "one", "best of toy") as journal:
+            search._run(Proposals(TOY, ALLOCATIONS, 0), measuring, journal, task, lambda event: None)
+            return journal.trials
+
+    alone = run(tmp_path / "alone", Measured())
+    workers = [Measured(0.05), Measured(0.05)]
+    with ThreadPoolExecutor(2) as pool:
+        both = [*pool.map(run, [tmp_path / "shared"] * 2, workers)]
+    assert both == [alone, alone] and len(alone) == 5
+    assert sorted(workers[0].numbers + workers[1].numbers) == [*range(5)]
+    assert all(each.numbers for each in workers)
+
+
+def test_processes_share_the_trials_of_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path, "one", "best of toy") as alone, alone.claimed({0, 1}) as both:
+        assert both == [0, 1]
+    with Journal(tmp_path, "one", "best of toy") as first, Journal(tmp_path, "one", "") as second:
+        with first.claimed({0, 1}) as mine, second.claimed({0, 1}) as its:
+            assert (mine, its) == ([0], [1])
+            second.add(tried(1, 50, 0.0))
+            first.add(tried(0, 100, 0.0))
+            with second.claimed({0}) as left:
+                assert left == []
+        assert [each.number for each in first.trials] == [0, 1]
+        # The other process has finished it between the look at the journal and the claim.
+        with second.claimed({0, 1}) as left:
+            assert left == []
+        first.add(tried(1, 70, 0.0))
+        assert [each.objectives["size_bytes"] for each in first.trials] == [100, 50]

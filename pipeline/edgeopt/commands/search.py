@@ -23,7 +23,7 @@ from edgeopt.results import LIMITS, Event, Report
 from edgeopt.results.search import PAGE, RESULT, Judged, SearchResult, Tried
 from edgeopt.run.executors.choice import executing
 from edgeopt.run.store import ARTIFACTS, open_store, store_place
-from edgeopt.search.journal import ELSEWHERE
+from edgeopt.search.journal import ELSEWHERE, one_at_a_time
 from edgeopt.search.recipes import gates_of, recipe_text
 from edgeopt.search.search import search as run_search
 
@@ -129,30 +129,32 @@ def search(
     folder = out or ARTIFACTS / "searches" / f"{loaded.name}-{name}"
     with executing(on, store_place(store), watch):
         result = run_search(loaded, name, task, folder, open_store(store), device_folders, watch)
-    _write(result, folder)
-    front = _shown(result)
-    for title, tried in front.items():
-        with writing(folder, ELSEWHERE):
-            place = folder / "front"
-            write_text(place / f"{title}.yaml", recipe_text(loaded, title, tried, task, place))
-    reports = {
-        target: optimize(
-            path,
-            out=folder / target,
-            store=store,
-            overrides=[*settings, *_only(loaded, task, _of_format(front, target))],
-            formats=(target,),
-            devices=devices,
-            data_root=data_root,
-            device_folders=device_folders,
-            on=on,
-            watch=watch,
-        )
-        for target in dict.fromkeys(each.format for each in front.values())
-    }
-    judged = [_judged(title, tried, reports[tried.format]) for title, tried in front.items()]
-    result = result.model_copy(update={"judged": tuple(judged)})
-    _write(result, folder)
+    # Other processes of the same search have the same results.
+    with one_at_a_time(folder):
+        _write(result, folder)
+        front = _shown(result)
+        for title, tried in front.items():
+            with writing(folder, ELSEWHERE):
+                place = folder / "front"
+                write_text(place / f"{title}.yaml", recipe_text(loaded, title, tried, task, place))
+        reports = {
+            target: optimize(
+                path,
+                out=folder / target,
+                store=store,
+                overrides=[*settings, *_only(loaded, task, _of_format(front, target))],
+                formats=(target,),
+                devices=devices,
+                data_root=data_root,
+                device_folders=device_folders,
+                on=on,
+                watch=watch,
+            )
+            for target in dict.fromkeys(each.format for each in front.values())
+        }
+        judged = [_judged(title, tried, reports[tried.format]) for title, tried in front.items()]
+        result = result.model_copy(update={"judged": tuple(judged)})
+        _write(result, folder)
     return Found(result, folder, reports)
 
 

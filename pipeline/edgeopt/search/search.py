@@ -29,6 +29,8 @@ from edgeopt.search.space import Space, space_of
 
 BATCH = 2
 """Candidates that are proposed, built and measured together: fixed, so that a search can be repeated."""
+WAIT = 0.5
+"""Seconds between looks at the journal while other processes try the rest of a batch."""
 START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
 REVISION = 1
 """Raise it when the same search would measure its candidates differently."""
@@ -51,7 +53,8 @@ def search(
 ) -> SearchResult:
     """Search for the variant ``name`` of a recipe; the journal in ``folder`` continues an interrupted search.
 
-    Without a folder, the journal is in the store, one for each search.
+    Without a folder, the journal is in the store, one for each search. Several processes with one journal
+    share its trials, and all return the same result.
 
     Raises:
         UsageError: the space, the selection data or the journal are unusable.
@@ -93,22 +96,28 @@ def search(
 
 
 def _run(proposals: Proposals, measuring: Measuring, journal: Journal, task: Search, watch: Watch) -> str:
-    """Try candidates until the budget is used up or the space exhausted; returns the reason."""
+    """Try candidates until the budget is used up or the space exhausted; returns the reason.
+
+    Several processes may do so at once: each takes a part of the batch, and waits for its end.
+    """
     budget, before, started = task.part.budget, journal.seconds, time.monotonic()
-    while len(journal.trials) < budget.trials:
+    while len(done := {each.number for each in journal.trials}) < budget.trials:
         if before + time.monotonic() - started > budget.hours * 3600:
             return f"the budget of {budget.hours:g} hours is used up"
         # An interrupted batch is proposed again, from the same trials, and only the rest of it is tried.
-        first = len(journal.trials) // BATCH * BATCH
-        batch = proposals.next(journal.trials[:first], BATCH)
+        first = min(number for number in range(budget.trials) if number not in done) // BATCH * BATCH
+        batch = proposals.next([each for each in journal.trials if each.number < first], BATCH)
         numbered = dict(enumerate(batch, first))
-        left = {at: numbered[at] for at in numbered if len(journal.trials) <= at < budget.trials}
+        left = {at for at in numbered if at not in done and at < budget.trials}
         if not left:
             return "every variant of the space has been tried"
-        for tried in measuring.tried(left):
-            journal.add(tried)
-            line = f"trial {tried.number + 1} of {budget.trials}: {_line(tried)}"
-            watch(Event(branch="", step="", status="note", message=line))
+        with journal.claimed(left) as mine:
+            for tried in measuring.tried({at: numbered[at] for at in mine}) if mine else ():
+                journal.add(tried)
+                line = f"trial {tried.number + 1} of {budget.trials}: {_line(tried)}"
+                watch(Event(branch="", step="", status="note", message=line))
+        if not mine:
+            time.sleep(WAIT)
     return f"the budget of {budget.trials} trials is used up"
 
 
