@@ -1,23 +1,26 @@
 """Several machines in one run: devices measured in parallel, a store that is shared, stages on a cluster.
 
-    python benchmarks/cluster.py [devices] [store] [trials] [overhead] [digests] [--seconds N] [--kills N]
+    python benchmarks/cluster.py [PART ...] [--seconds N] [--kills N] [--of digits kws search]
 
-``devices``: eight simulated boards, each of which takes five seconds for a job; goal: 8 s for all, one job at
-a time on each. ``store``: an unchanged run with a store on a server, which is on this machine, against one
-with the folder alone, in turns; goal: 1.5. The third figure is of a machine whose folder is empty.
+``devices``: eight simulated boards, each of which takes five seconds for a job, attached here and to the two
+nodes of a cluster; goal: 8 s for all, one job at a time on each. ``store``: an unchanged run with a store on
+a server, which is on this machine, against one with the folder alone, in turns; goal: 1.5. The third figure
+is of a machine whose folder is empty.
 
 The rest starts a Ray cluster of two nodes on loopback, which share the processors of this machine.
 ``trials``: 16 independent stages that sleep, two at a time on a node; goal: 1.8 times the throughput of one.
 ``overhead``: seconds of a stage that does nothing, in a row of them, beyond those of a local one; goal: 0.15.
-``digests``: a recipe is built again and again while processes of its stages and their workers are killed at
-random; goal: the digests of one machine.
+``artifacts``: the memory of all processes while a file of two gigabytes passes the store; goal: that for a
+small one. ``digests``: recipes and a search run again and again while processes of their stages and the
+workers are killed at random; goal: the digests of one machine. The recipe ``mlperf-tiny-kws`` needs
+``EDGEOPT_DATA``. ``scale``: a fleet that is simulated, with the times of the stages of a recipe as measured
+here: 1,000 recipes of 8 variants on 20 devices.
 """
 
 import argparse
 import contextlib
 import itertools
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -27,30 +30,18 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import psutil
+from clusters import fleet, kills
+from clusters.nodes import built, cluster, toy_cluster
 
-from edgeopt.recipe.planner import Built, make_plan
-from edgeopt.recipe.resolve import find_recipe, load_recipe
-from edgeopt.recipe.selection import Selection
-from edgeopt.results import Event
-from edgeopt.run.build import build
-from edgeopt.run.executors.choice import executing
-from edgeopt.run.store import Store
+from toy_objects import FileServer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import toy_cluster  # noqa: E402 - it is beside the tests that use it
-
-Builds: TypeAlias = list[Built]
-Moment: TypeAlias = tuple[float, Event]
 OPTIONS = argparse.Namespace()
-PORT = 26479
 TRIALS, LENGTH = 16, 30
-RESUMES = 10
-KILL_SECONDS = 1.0, 6.0
-"""Shortest and longest time between two kills."""
+ARTIFACT = 2 << 30
 BOARDS, SECONDS = 8, 5.0
 RUNS = 3
 
@@ -86,40 +77,46 @@ data: {calibration: {uses: npz, with: {path: data.npz, label: null}}}
 latency: {min_runs: 2, min_seconds: 0}
 """
 MEASURE = """
-import time
+import sys, time
 from pathlib import Path
 import edgeopt
 moments = []
 def watch(event):
     if event.step.startswith("measure on board") and event.status in ("started", "done"):
         moments.append(time.monotonic())
-report = edgeopt.optimize("recipe.yaml", out=Path("out"), store=Path("store"), watch=watch)
+on = sys.argv[1]
+report = edgeopt.optimize("recipe.yaml", out=Path("out"), store=Path("store-" + on[:3]), on=on, watch=watch)
 assert all(row.status == "ok" for row in report.results), report.results
 print(moments[-1] - moments[0])
 """
 
 
 def devices() -> None:
-    """Seconds from the first job on a board to the end of the last one."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "boards.py").write_text(BOARD)
-        (folder / "devices").mkdir()
-        names = [f"board{number}" for number in range(1, BOARDS + 1)]
-        for each in names:
-            text = "connection: {uses: 'boards:Board'}\nruntimes: {onnx: onnxruntime}\n"
-            (folder / "devices" / f"{each}.yaml").write_text(text)
-        subprocess.run([sys.executable, "-c", MODEL], cwd=folder, check=True)
-        (folder / "recipe.yaml").write_text(f"{RECIPE}devices: [{', '.join(names)}]\n")
+    """Seconds from the first job on a board to the end of the last one, attached here, and to two nodes."""
+    (folder := OPTIONS.folder / "boards").mkdir()
+    (folder / "boards.py").write_text(BOARD)
+    (folder / "devices").mkdir()
+    names = [f"board{number}" for number in range(1, BOARDS + 1)]
+    for each in names:
+        text = "connection: {uses: 'boards:Board'}\nruntimes: {onnx: onnxruntime}\n"
+        (folder / "devices" / f"{each}.yaml").write_text(text)
+    subprocess.run([sys.executable, "-c", MODEL], cwd=folder, check=True)
+    (folder / "recipe.yaml").write_text(f"{RECIPE}devices: [{', '.join(names)}]\n")
+
+    def seconds(on: str) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE],
+            [sys.executable, "-c", MEASURE, on],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(folder)},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-    print(f"{BOARDS} boards of {SECONDS:g} s each: {float(done.stdout):.1f} s (goal: 8)")
+        return float(done.stdout)
+
+    print(f"{BOARDS} boards of {SECONDS:g} s each: {seconds('local'):.1f} s here (goal: 8)", flush=True)
+    with cluster("a", "b", devices=BOARDS // 2) as on:
+        print(f"  {seconds(on):.1f} s at two nodes of a cluster")
 
 
 class Objects(BaseHTTPRequestHandler):
@@ -184,32 +181,6 @@ def store() -> None:
     print(f"  on the server: {len(Objects.objects)} objects, {sum(map(len, Objects.objects.values())):,} B")
 
 
-def built(recipe: Path, on: str, place: Path, formats: tuple[str, ...] = ()) -> tuple[Builds, list[Moment]]:
-    """Build a recipe; returns its branches, and its events with their times."""
-    moments: list[Moment] = []
-    plan = make_plan(load_recipe(recipe, selection=Selection(formats=formats)))
-
-    def watch(event: Event) -> None:
-        moments.append((time.monotonic(), event))
-
-    with executing(on, str(place), watch):
-        return build(plan, Store(place), watch), moments
-
-
-@contextlib.contextmanager
-def cluster(*names: str) -> Iterator[str]:
-    """The address of a cluster with nodes of these names, of two stages each."""
-    os.environ["RAY_AUTH_TOKEN"] = toy_cluster.token()
-    os.environ.pop("RAY_ADDRESS", None)
-    head = f"127.0.0.2:{PORT}"
-    with contextlib.ExitStack() as cleanup:
-        for number, name in enumerate(names, 2):
-            joining = [head] if number > 2 else ["--head", "--port", str(PORT)]
-            options = ["--address", f"127.0.0.{number}", "--cpus", "2"]
-            cleanup.enter_context(toy_cluster.node(*joining, *options, name=name))
-        yield f"ray:{head}"
-
-
 def trials() -> None:
     """Seconds of independent stages that sleep, on one and on two nodes, from the first start to the end."""
     seconds: dict[int, float] = {}
@@ -244,52 +215,62 @@ def overhead() -> None:
     print(f"  local {local * 1000:.0f} ms, cluster {remote * 1000:.0f} ms, {more:+.0f} ms (goal: 150)")
 
 
+def artifacts() -> None:
+    """Memory of the processes that pass an artifact through the store, beside that for one of a mebibyte."""
+    server = FileServer(OPTIONS.folder / "objects")
+    peaks: dict[int, tuple[int, int, float]] = {}
+    os.environ["EDGEOPT_STORE_CACHE"] = str(OPTIONS.folder / "mine")
+    with cluster("a", "b", EDGEOPT_STORE_CACHE=str(OPTIONS.folder / "theirs")) as on:
+        for size in (1 << 20, ARTIFACT):
+            recipe = toy_cluster.write_recipe(OPTIONS.folder, **{f"size{size}": {"ballast": size}})
+            with _peaks() as peak:
+                started = time.monotonic()
+                builds, _ = built(recipe, on, server.url)
+                seconds = time.monotonic() - started
+            assert not any(each.failure for each in builds), builds
+            peaks[size] = (*peak, seconds)
+    server.stop()
+    print("an artifact from a node to this machine, through a server:")
+    for size, (here, there, seconds) in peaks.items():
+        print(
+            f"  {size / 2**20:7,.0f} MiB in {seconds:.1f} s: {here / 2**20:.0f} MiB of memory here, with the "
+            f"server, {there / 2**20:.0f} MiB in the largest process of a node"
+        )
+    print(f"  on the way: {server.received:,} B to the server, {server.sent:,} B from it")
+
+
+@contextlib.contextmanager
+def _peaks() -> Iterator[list[int]]:
+    """The largest memory of this process, and of one that runs stages, while the block runs."""
+    peak, ended = [0, 0], threading.Event()
+
+    def look() -> None:
+        me = psutil.Process()
+        while not ended.wait(0.05):
+            peak[0] = max(peak[0], me.memory_info().rss)
+            for each in me.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if each.name().startswith("ray::_work") or "spawn_main" in " ".join(each.cmdline()):
+                        peak[1] = max(peak[1], each.memory_info().rss)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        looking.join()
+
+
 def digests() -> None:
-    """Builds of a recipe under random kills, each from an empty store, until all kills are done."""
-    recipe, formats = find_recipe("digits-keras"), ("tflite", "onnx")
-    done = {"stage": 0, "worker": 0}
-    lost = runs = different = 0
-    with cluster("a", "b") as on:
-        wanted = _digests(built(recipe, "local", OPTIONS.folder / "digests", formats)[0])
-        while sum(done.values()) < OPTIONS.kills:
-            runs += 1
-            ended = threading.Event()
-            killer = threading.Thread(target=_kill, args=(done, ended))
-            killer.start()
-            for _ in range(RESUMES):  # a stage that is lost three times has failed, until the next command
-                builds, moments = built(recipe, on, OPTIONS.folder / f"digests{runs}", formats)
-                lost += sum("it runs again" in event.message and not event.branch for _, event in moments)
-                if not any(each.failure for each in builds):
-                    break
-            ended.set()
-            killer.join()
-            different += _digests(builds) != wanted
-    print(f"digits-keras as {' and '.join(formats)}, built {runs} times on two nodes:")
-    print(
-        f"  {done['stage']} processes of stages and {done['worker']} workers killed, {lost} stages repeated"
-    )
-    print(f"  {different} of {runs} builds differ from one machine (goal: 0)")
+    """A recipe of digits, one of keyword spotting, and a search, under random kills."""
+    for name in OPTIONS.of or kills.CASES:
+        kills.compare(name, OPTIONS.kills, OPTIONS.folder)
 
 
-def _digests(builds: Builds) -> dict[str, list[str]]:
-    return {each.branch.name: [*(step.digest for step in each.steps), each.failure] for each in builds}
-
-
-def _kill(done: dict[str, int], ended: threading.Event) -> None:
-    """Kill a random process of a stage, or its worker, every few seconds."""
-    draw = random.Random(sum(done.values()))
-    while sum(done.values()) < OPTIONS.kills and not ended.wait(draw.uniform(*KILL_SECONDS)):
-        kind = draw.choice([*done])
-        with contextlib.suppress(psutil.Error, IndexError):  # it has just ended; none runs
-            draw.choice([*_victims(kind)]).kill()
-            done[kind] += 1
-
-
-def _victims(kind: str) -> Iterator[psutil.Process]:
-    for worker in psutil.Process().children(recursive=True):
-        if worker.name().startswith("ray::_work"):
-            stages = (each for each in worker.children() if "spawn_main" in " ".join(each.cmdline()))
-            yield from stages if kind == "stage" else [worker]
+def scale() -> None:
+    """A fleet that is simulated, with the times of stages as they are measured here."""
+    fleet.report(OPTIONS.folder)
 
 
 PARTS = {
@@ -297,7 +278,9 @@ PARTS = {
     "store": store,
     "trials": trials,
     "overhead": overhead,
+    "artifacts": artifacts,
     "digests": digests,
+    "scale": scale,
 }
 
 
@@ -306,7 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all by default")
     parser.add_argument("--seconds", type=float, default=20, help="of each of the trials")
-    parser.add_argument("--kills", type=int, default=50, help="for digests")
+    parser.add_argument("--kills", type=int, default=50, help="for each case of digests")
+    parser.add_argument("--of", nargs="*", choices=[*kills.CASES], help="cases of digests; all by default")
     parser.parse_args(namespace=OPTIONS)
     with tempfile.TemporaryDirectory(prefix="edgeopt-benchmark-") as name:
         OPTIONS.folder = Path(name)

@@ -1,0 +1,134 @@
+"""Builds and searches while processes of their stages and of the workers are killed at random."""
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from clusters.nodes import Builds, built, cluster
+from edgeopt.commands.search import search
+from edgeopt.recipe.resolve import find_recipe
+from edgeopt.results import Event
+
+RESUMES = 10
+"""A stage that is lost three times has failed, until the next command."""
+
+
+class Once(NamedTuple):
+    """The outcome of a command: what must be as on one machine, whether it is whole, and stages repeated."""
+
+    digests: Mapping[str, Any]
+    whole: bool
+    repeated: int
+
+
+class Case(NamedTuple):
+    """What is run, and the shortest and longest time between two kills, in seconds."""
+
+    title: str
+    run: Callable[[str, Path], Once]
+    pause: tuple[float, float]
+
+
+def _recipe(name: str, *formats: str) -> Callable[[str, Path], Once]:
+    def run(on: str, place: Path) -> Once:
+        builds, moments = built(find_recipe(name), on, place, formats)
+        repeated = sum("it runs again" in event.message and not event.branch for _, event in moments)
+        return Once(_digests(builds), not any(each.failure for each in builds), repeated)
+
+    return run
+
+
+def _digests(builds: Builds) -> dict[str, list[str]]:
+    return {each.branch.name: [*(step.digest for step in each.steps), each.failure] for each in builds}
+
+
+def _search(on: str, place: Path) -> Once:
+    events: list[Event] = []
+    found = search(
+        "digits-keras",
+        under=("top1 max_drop 2 %",),
+        over=("bits=[4, 8]", "calibrator=[minmax, mse]", "per_channel=[true, false]"),
+        minimize=("size_bytes",),
+        formats=("tflite",),
+        overrides=(
+            "latency={min_runs: 2, min_seconds: 0, max_seconds: 1}",
+            "data.validation={uses: digits, with: {part: train, limit: 256}}",
+        ),
+        trials=8,
+        out=place / "search",
+        store=place / "store",
+        on=on,
+        watch=events.append,
+    )
+    tried = {
+        str(each.number): (each.status, each.options, each.objectives, each.place)
+        for each in found.result.trials
+    }
+    artifacts = {
+        f"{target} {row.variant}": row.artifact.digest
+        for target, report in found.reports.items()
+        for row in report.results
+        if row.artifact is not None
+    }
+    repeated = sum("it runs again" in event.message for event in events)
+    whole = all(each.status != "failed" for each in found.result.trials) and bool(artifacts)
+    return Once(tried | artifacts, whole, repeated)
+
+
+CASES = {
+    "digits": Case("digits-keras as TFLite and ONNX", _recipe("digits-keras", "tflite", "onnx"), (1, 6)),
+    "kws": Case("mlperf-tiny-kws as TFLite and ONNX", _recipe("mlperf-tiny-kws", "tflite", "onnx"), (1, 6)),
+    "search": Case("a search of 8 trials from digits-keras", _search, (3, 12)),
+}
+
+
+def compare(name: str, kills: int, folder: Path) -> None:
+    """Run a case again and again, each time from an empty store, until all kills are done."""
+    case = CASES[name]
+    done = {"stage": 0, "worker": 0}
+    repeated = runs = different = 0
+    with cluster("a", "b") as on:
+        wanted = case.run("local", folder / f"{name}-local")
+        while sum(done.values()) < kills:
+            runs += 1
+            ended = threading.Event()
+            killer = threading.Thread(target=_kill, args=(done, kills, case.pause, ended))
+            killer.start()
+            try:
+                for _ in range(RESUMES):
+                    once = case.run(on, folder / f"{name}-{runs}")
+                    repeated += once.repeated
+                    if once.whole:
+                        break
+            finally:
+                ended.set()
+                killer.join()
+            different += once.digests != wanted.digests
+    print(f"{case.title}, {runs} times on two nodes:")
+    print(
+        f"  {done['stage']} processes of stages and {done['worker']} workers killed, "
+        f"{repeated} stages repeated"
+    )
+    print(f"  {different} of {runs} differ from one machine (goal: 0)", flush=True)
+
+
+def _kill(done: dict[str, int], kills: int, pause: tuple[float, float], ended: threading.Event) -> None:
+    """Kill a random process of a stage, or its worker, every few seconds."""
+    draw = random.Random(sum(done.values()))
+    while sum(done.values()) < kills and not ended.wait(draw.uniform(*pause)):
+        kind = draw.choice([*done])
+        with contextlib.suppress(psutil.Error, IndexError):  # it has just ended; none runs
+            draw.choice([*_victims(kind)]).kill()
+            done[kind] += 1
+
+
+def _victims(kind: str) -> Iterator[psutil.Process]:
+    for worker in psutil.Process().children(recursive=True):
+        if worker.name().startswith("ray::_work"):
+            stages = (each for each in worker.children() if "spawn_main" in " ".join(each.cmdline()))
+            yield from stages if kind == "stage" else [worker]
