@@ -143,7 +143,7 @@ def marks(folder: Path, name: str) -> list[list[int]]:
     return [[int(number) for number in line.split()] for line in lines]
 
 
-def await_marks(folder: Path, name: str, count: int, seconds: float = 60) -> list[int]:
+def await_marks(folder: Path, name: str, count: int, seconds: float = 180) -> list[int]:
     """What is noted of the ``count``-th run of a step, once it has begun; see `marks`."""
     deadline = time.monotonic() + seconds
     while len(found := marks(folder, name)) < count:

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.devices.device import read_device
+from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.device import load_device, read_device
 from edgeopt.errors import DeviceError
 from edgeopt.run.executors import ray as ray_executor
 from edgeopt.run.executors.choice import executing, holder_of
 from edgeopt.run.executors.executor import Board
+from edgeopt.run.measuring.remote import Remote
 from in_process import Edgeopt
 from toy_cluster import node, write_recipe
 
@@ -31,6 +33,8 @@ from edgeopt.devices.connections._local_link import LocalLink, own_environment
 from edgeopt.plugin import Connection
 
 class Board(Connection):
+    '''Its first job takes some seconds.'''
+
     journal: str
     seconds: float
 
@@ -48,9 +52,11 @@ class Slow(LocalLink):
 
     def python(self, arguments, timeout):
         if "run" not in arguments:
+            self.note("probe")
             return super().python(arguments, timeout)
+        first = "begins" not in Path(self.board.journal).read_text()
         self.note("begins")
-        time.sleep(self.board.seconds)
+        time.sleep(self.board.seconds if first else 0)
         try:
             return super().python(arguments, timeout)
         finally:
@@ -86,15 +92,15 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     return write
 
 
-def jobs(folder: Path, device: str) -> list[list[str]]:
-    """What a board has noted: ``begins`` or ``ends``, and the process."""
+def jobs(folder: Path, device: str) -> list[str]:
+    """What a board has noted: a probe, and when a job begins or ends."""
     file = folder / f"{device}.journal"
-    return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def await_jobs(folder: Path, device: str, count: int, seconds: float = 90) -> None:
+def await_jobs(folder: Path, device: str, noted: str, count: int = 1, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
-    while len(jobs(folder, device)) < count:
+    while jobs(folder, device).count(noted) < count:
         assert time.monotonic() < deadline, jobs(folder, device)
         time.sleep(0.05)
 
@@ -106,34 +112,45 @@ def rows(out: Path) -> dict[tuple[str, str], tuple[str, str]]:
     }
 
 
-def test_two_commands_measure_on_the_devices_of_a_node(
-    edgeopt: Edgeopt, cluster: str, tmp_path: Path, shelf: Callable[..., Path]
+def test_a_device_serves_one_command_at_a_time(
+    edgeopt: Edgeopt,
+    cluster: str,
+    tmp_path: Path,
+    shelf: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One of them is killed in the middle; the other one, which waits, gets the devices."""
-    recipe = shelf(1, one=(2, ""), two=(2, ""), named=(0, "on: shelf\n"))
+    """The one that has it is killed, and the other one gets it; a device that no node has is skipped."""
+    monkeypatch.setattr(ray_executor, "BOARD_SECONDS", 1.0)
+    recipe = shelf(0, board=(120, ""), named=(0, "on: shelf\n"))
     on = ["--on", f"ray:{cluster}"]
-    offering = ["--cpus", "0", "--device", "one", "--device", "two"]
-    with node(cluster, "--address", SHELF, *offering, name="shelf"):
-        assert "shelf: 0 stages at a time" in (shown := edgeopt("doctor", *on).out)
-        assert "device one, device two" in shown
-        command: list[str | Path] = [sys.executable, "-m", "edgeopt", "optimize", recipe, *on]
-        command += ["--store", tmp_path / "first", "--out", tmp_path / "none"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
-            await_jobs(tmp_path, "one", 1)
-            killed.kill()
-        said = edgeopt("optimize", recipe, *on, "--store", tmp_path / "second", "--out", tmp_path / "out")
-    assert said.code == 0, said.err
-    assert rows(tmp_path / "out") == {
-        (variant, device): ("ok", "") for variant in ("float", "step0") for device in ("one", "two", "named")
-    }
-    notes = json.loads((tmp_path / "out" / "report.json").read_text())["run"]["notes"]
-    assert {f"{name} was measured at the node shelf" for name in ("one", "two", "named")} <= set(notes)
-    for device in ("one", "two"):
-        # One job at a time: each ends before the next one begins, but for the one that was killed.
-        noted = jobs(tmp_path, device)
-        lost = noted.pop(0)[1] if noted[0][1] != noted[1][1] else ""
-        assert [text for text, _ in noted] == ["begins", "ends"] * 2, (lost, noted)
-    assert jobs(tmp_path, "one")[0][1] not in {process for _, process in jobs(tmp_path, "one")[1:]}
+    command: list[str | Path] = [sys.executable, "-m", "edgeopt", "optimize", recipe, *on]
+    command += ["--store", tmp_path / "first", "--out", tmp_path / "none"]
+
+    def kill() -> None:
+        await_jobs(tmp_path, "named", "probe", 2)
+        time.sleep(1)  # the second command asks for both devices at the same time
+        with (tmp_path / "board.journal").open("a") as stream:
+            stream.write("killed\n")
+        first.kill()
+
+    holding = node(cluster, "--address", SHELF, "--cpus", "0", "--device", "board", name="shelf")
+    with holding, subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        await_jobs(tmp_path, "board", "begins")
+        recipe = shelf(0, board=(120, ""), named=(0, "on: shelf\n"), gone=(0, "on: nowhere\n"))
+        killer = threading.Thread(target=kill)
+        killer.start()
+        out = tmp_path / "out"
+        said = edgeopt("optimize", recipe, *on, "--store", tmp_path / "second", "--out", out)
+        killer.join()
+    missing = "the node nowhere, which has the device gone, is not in the cluster"
+    assert f"job on gone: {missing}: waiting for it, 1 s" in said.err
+    found = rows(out)
+    status, reason = found.pop(("float", "gone"))
+    assert status == "skipped" and reason.startswith(f"{missing}, for 1 s"), reason
+    assert found == {("float", device): ("ok", "") for device in ("board", "named")}
+    assert jobs(tmp_path, "board") == ["probe", "begins", "killed", "probe", "begins", "ends"]
+    notes = json.loads((out / "report.json").read_text())["run"]["notes"]
+    assert {f"{name} was measured at the node shelf" for name in ("board", "named")} <= set(notes)
 
 
 def test_a_board_that_vanishes_is_waited_for(
@@ -143,39 +160,44 @@ def test_a_board_that_vanishes_is_waited_for(
     shelf: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its node is lost while it measures, and comes back; another one never does."""
-    monkeypatch.setattr(ray_executor, "BOARD_SECONDS", 60.0)
-    recipe = shelf(0, board=(2, ""))
+    """Its node is lost while it measures for one command and another one waits, and comes back."""
+    monkeypatch.setattr(ray_executor, "BOARD_SECONDS", 300.0)
+    recipe = shelf(0, board=(60, ""))
     offering = (cluster, "--address", SHELF, "--cpus", "0", "--device", "board")
+    started, queued, done = threading.Event(), threading.Event(), threading.Event()
+    probes: list[str] = []
+
+    def wait_for_it() -> None:
+        with executing(f"ray:{cluster}", str(tmp_path / "store"), print):
+            remote = Remote.of(load_device("board"))
+            assert remote is not None
+            queued.set()
+            probes.append(remote.probe(build_agent(tmp_path / "agent.pyz"))["os"])
 
     def restart() -> None:
         with node(*offering, name="shelf") as lost:
             started.set()
-            await_jobs(tmp_path, "board", 1)
+            await_jobs(tmp_path, "board", "begins")
+            other.start()
+            queued.wait(300)
+            time.sleep(1)  # it is in the queue, or else it waits for the node
             lost.kill()
         with node(*offering, name="shelf"):
-            done.wait(120)
+            done.wait(300)
 
-    started, done = threading.Event(), threading.Event()
-    machine = threading.Thread(target=restart)
+    machine, other = threading.Thread(target=restart), threading.Thread(target=wait_for_it)
     machine.start()
-    started.wait(120)
+    started.wait(300)
     arguments = ["--on", f"ray:{cluster}", "--store", tmp_path / "store", "--out", tmp_path / "out"]
     said = edgeopt("optimize", recipe, *arguments)
+    other.join()
     done.set()
     machine.join()
+    assert len(probes) == 1
     assert said.code == 0, said.err
     assert rows(tmp_path / "out") == {("float", "board"): ("ok", "")}
     assert "job on board: a node was lost on shelf: it runs again (1 of 2)" in said.err
-    assert [text for text, _ in jobs(tmp_path, "board")] == ["begins", "begins", "ends"]
-
-    monkeypatch.setattr(ray_executor, "BOARD_SECONDS", 1.0)
-    monkeypatch.chdir(tmp_path)
-    said = edgeopt("optimize", shelf(0, board=(0, ""), gone=(0, "on: nowhere\n")), *arguments)
-    missing = "the node nowhere, which has the device gone, is not in the cluster"
-    assert f"job on gone: {missing}: waiting for it, 1 s" in said.err
-    status, reason = rows(tmp_path / "out")["float", "gone"]
-    assert status == "skipped" and reason.startswith(f"{missing}, for 1 s"), reason
+    assert sorted(jobs(tmp_path, "board")) == ["begins", "begins", "ends", "probe", "probe"]
 
 
 def test_without_a_cluster_a_device_of_a_node_is_skipped_by_name(
