@@ -185,6 +185,39 @@ def test_volumes_are_pooled_as_images_in_executorch(tmp_path: Path) -> None:
         assert snr_db(outputs(run, values), wanted) > least
 
 
+class Padded(nn.Module):
+    """What Keras makes of strides and ``padding="same"``: images NHWC, padded on two sides; and a median."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2)
+        self.depthwise, self.pointwise = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 12, 1)
+        self.short, self.head = nn.Conv2d(8, 12, 1, 2), nn.Conv2d(12, 5, 3)
+
+    def forward(self, image: Any) -> Any:
+        x = F.relu(self.stem(F.pad(image, (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)))
+        y = F.pad(self.pointwise(self.depthwise(x)), (0, 1, 0, 1), mode="replicate")
+        y = F.max_pool2d(y, 3, 2) + self.short(x)
+        return self.head(y).mean((2, 3)) - y.flatten(2).median(2)[0][:, :5]
+
+
+def test_pads_and_medians_run_in_executorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a second lowering that would leave an operator to the portable kernels."""
+    lowered: list[Any] = []
+    lower = torch_lowering._lower
+    monkeypatch.setattr(torch_lowering, "_lower", lambda *given: lowered.append(given) or lower(*given))
+    spec = TensorSpec(name="image", shape=(1, 12, 12, 3), layout="NHWC")
+    program, values = exported(seeded(Padded), spec, tmp_path), images(spec)
+    wanted = outputs(seeded(Padded), values)
+    for stages, least in (((), 100), ((QuantizeXnnpack,), 30)):
+        model = program
+        for stage in (*stages, ExportedProgramToExecutorch):
+            model = stage().run(model, context(tmp_path / f"{stage.__name__}{least}", spec))
+        run = torch_runtimes.load_executorch(model.path.read_bytes())
+        assert snr_db(outputs(run, values), wanted) > least
+    assert len(lowered) == 2
+
+
 def test_the_operator_that_xnnpack_names_is_left_out_first() -> None:
     """The padding of ``F.fold`` in int8: XNNPACK rejects it, portable kernels run it."""
     delegated = {"relu.default": 1, "constant_pad_nd.default": 3, "add.Tensor": 2}

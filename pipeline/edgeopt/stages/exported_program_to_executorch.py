@@ -8,7 +8,7 @@ from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import operators as torch_operators
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
-from edgeopt.formats.torch.graph import volumes as torch_volumes
+from edgeopt.formats.torch.graph.executorch import for_executorch
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage, Worker
@@ -26,7 +26,7 @@ class ExportedProgramToExecutorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     def run(self, model: Model, context: Context) -> Model:
         """Lower one program.
@@ -41,7 +41,7 @@ class ExportedProgramToExecutorch(Stage):
             graph = program.module(check_guards=False)
         else:
             graph, inputs = torch_program.plain_graph(model)
-            graph = torch_recurrent.with_loops(torch_volumes.as_images(graph))
+            graph = torch_recurrent.with_loops(for_executorch(graph, inputs))
             torch_recurrent.to_scans(graph)
             program = torch_program.export(torch_layers.separate_weights(graph), inputs)
         outputs = torch_specs.describe_outputs(torch_engine.run(graph, inputs), model.outputs)

@@ -10,7 +10,7 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
-from edgeopt.formats.torch.graph import volumes as torch_volumes
+from edgeopt.formats.torch.graph.executorch import for_executorch
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 from edgeopt.formats.torch.graph.recurrent import RECURRENT, STEP_LOOP
 from edgeopt.formats.torch.lab import engine as torch_engine
@@ -43,7 +43,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 8
+    revision: ClassVar[int] = 9
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -54,7 +54,7 @@ class QuantizeXnnpack(TorchInt8):
         """
         samples = calibration(context)
         graph, inputs = torch_program.plain_graph(model)
-        if (looped := torch_recurrent.with_loops(torch_volumes.as_images(graph))) is not graph:
+        if (looped := torch_recurrent.with_loops(for_executorch(graph, inputs))) is not graph:
             # Layers are identified by the names that their nodes have in an exported program.
             graph = torch_program.export(looped, inputs).module(check_guards=False)
         described = model.model_copy(update={"inputs": inputs})
@@ -112,13 +112,12 @@ class _Pt2e(Program):
 
         exempt = self.exempt(raised)
         self.refuse_volumes(exempt, "executorch")
-        slice_of = torch.ops.aten.slice.Tensor
 
         class Exempting(XNNPACKQuantizer):
             """Also leaves operators without weights in float, to which the filter does not apply.
 
             Arithmetic of integers, such as token indices, stays as it is: the quantizer would make it float.
-            XNNPACK's slices copy int8 values: their inputs and outputs share one scale.
+            XNNPACK's slices and pads copy int8 values: their inputs and outputs share one scale.
             """
 
             def transform_for_annotation(self, model: Any) -> Any:
@@ -136,7 +135,7 @@ class _Pt2e(Program):
             def annotate(self, model: Any) -> Any:
                 model = super().annotate(model)
                 for node in model.graph.nodes:
-                    if node.target is slice_of and "quantization_annotation" not in node.meta:
+                    if _copies(node) and "quantization_annotation" not in node.meta:
                         _share_scale(node)
                         propagate_annotation(model)
                 for node in model.graph.nodes:
@@ -188,6 +187,12 @@ def _name_weights(converted: Any, source: Any) -> None:
             converted.register_buffer(new, value)
             stored.target = new
     converted.recompile()
+
+
+def _copies(node: Any) -> bool:
+    """Whether an operator only copies values, and zeros, which any scale represents."""
+    name = operator_name(node)
+    return name == "slice" or (name == "constant_pad_nd" and not any(node.args[2:]))
 
 
 def _share_scale(node: Any) -> None:

@@ -18,7 +18,12 @@ TRIALS = 5
 """Number of lowerings, seconds each, after one that failed."""
 LAYERS = frozenset({"convolution.default", "linear.default", "addmm.default", "mm.default", "bmm.default"})
 """Operators of XNNPACK with weights."""
-MOVES = frozenset({"slice_copy.Tensor", "view_copy.default", "permute_copy.default", "cat.default"})
+MOVES = frozenset(
+    {
+        *("slice_copy.Tensor", "view_copy.default", "permute_copy.default", "cat.default"),
+        "constant_pad_nd.default",
+    }
+)
 """Operators of XNNPACK that copy int8 values, and so cannot change the scale."""
 
 

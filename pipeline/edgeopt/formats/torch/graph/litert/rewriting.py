@@ -10,11 +10,12 @@ from edgeopt.formats.torch.graph.litert.operand_order import (
     drop_expansion,
     multiply_square,
 )
-from edgeopt.formats.torch.graph.litert.padding import pad_as_image, repeat_ends
+from edgeopt.formats.torch.graph.litert.padding import pad_as_image
 from edgeopt.formats.torch.graph.litert.prelu import choose_larger
 from edgeopt.formats.torch.graph.litert.resizing import multiply_resized, select_nearest
 from edgeopt.formats.torch.graph.litert.sorting import select_largest
 from edgeopt.formats.torch.graph.litert.transposed_convolutions import crop_transposed_convolution
+from edgeopt.formats.torch.graph.padding import repeat_ends
 from edgeopt.formats.torch.lab.engine import one_thread
 
 if TYPE_CHECKING:
