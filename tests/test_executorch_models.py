@@ -218,6 +218,26 @@ def test_pads_and_medians_run_in_executorch(tmp_path: Path, monkeypatch: pytest.
     assert len(lowered) == 2
 
 
+class Gated(nn.Module):
+    """WaveNet's gate: what enters tanh and sigmoid is sliced, which FX leaves to a float operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, image: Any) -> Any:
+        values, gates = self.both(image).chunk(2, 1)
+        return self.last(torch.tanh(values) * torch.sigmoid(gates) + F.hardsigmoid(values))
+
+
+def test_what_enters_a_sigmoid_keeps_its_range_in_torchscript(tmp_path: Path) -> None:
+    program, values = exported(seeded(Gated), IMAGE, tmp_path), images(IMAGE)
+    int8 = QuantizeFx().run(program, context(tmp_path / "int8", IMAGE))
+    script = TorchscriptToMobile().run(int8, context(tmp_path / "mobile", IMAGE))
+    found = outputs(torch_runtimes.load_lite(script.path), values)
+    assert snr_db(found, outputs(seeded(Gated), values)) > 30
+
+
 def test_the_operator_that_xnnpack_names_is_left_out_first() -> None:
     """The padding of ``F.fold`` in int8: XNNPACK rejects it, portable kernels run it."""
     delegated = {"relu.default": 1, "constant_pad_nd.default": 3, "add.Tensor": 2}

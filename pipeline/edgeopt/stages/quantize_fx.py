@@ -35,7 +35,7 @@ class QuantizeFx(TorchInt8):
     produces: ClassVar[str] = "torchscript_module"
     requires: ClassVar[tuple[str, ...]] = ("torch", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -112,6 +112,7 @@ class _Fx(Program):
         mapping = torch_fx.qconfig_mapping(self.options.per_channel, modular, exempt)
         # A copy: prepare_fx works in place, and `modular` is the reference for names and checks below.
         prepared = prepare_fx(copy.deepcopy(modular), mapping, torch_specs.zeros(self.inputs))
+        torch_fx.free_inputs(prepared)
         names = torch_fx.value_names(modular, prepared)
         torch_ranges.assign(prepared, self.ranges, lambda node: names[node.name])
         try:

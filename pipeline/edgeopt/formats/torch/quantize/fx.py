@@ -17,6 +17,9 @@ KINDS = WEIGHTED | frozenset(torch_to_modules.RECURRENT)
 SMALLEST_SCALE = 2**-12
 """Smallest scale that qnnpack's requantization accepts."""
 
+FIXED = frozenset({"sigmoid", "tanh", "hardsigmoid"})
+"""Names of the functions whose outputs have a range that is known in advance."""
+
 
 def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[str]) -> Any:
     """QConfigMapping with int8 for all layers except ``exempt``, with min-max observers.
@@ -29,9 +32,7 @@ def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[s
     import torch
     from torch.ao import quantization
 
-    activation = quantization.MinMaxObserver.with_args(
-        dtype=torch.quint8, reduce_range=False, eps=SMALLEST_SCALE
-    )
+    activation = _activation()
     kind, scheme = (
         (quantization.PerChannelMinMaxObserver, torch.per_channel_symmetric)
         if per_channel
@@ -63,6 +64,34 @@ def qconfig_mapping(per_channel: bool, float_graph: "GraphModule", exempt: set[s
         if function is not None:
             mapping.set_module_name_object_type_order("", function, index, None)
     return mapping
+
+
+def _activation() -> Any:
+    """Constructor of the observers of values between layers."""
+    import torch
+    from torch.ao.quantization import MinMaxObserver
+
+    return MinMaxObserver.with_args(dtype=torch.quint8, reduce_range=False, eps=SMALLEST_SCALE)
+
+
+def free_inputs(prepared: "GraphModule") -> None:
+    """Give the inputs of operators of a fixed range, such as sigmoid, observers of their own, in place.
+
+    FX quantizes an input that a float operator computes, such as a slice, by the configuration of its reader:
+    what enters a sigmoid would be cut off below 0 and above 1.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        observer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(observer).__name__.startswith("FixedQParams") and _name(node.args[0], modules) not in FIXED:
+            prepared.add_submodule(str(node.target), _activation()())
+
+
+def _name(node: "Node", modules: Mapping[str, Any]) -> str:
+    """The operator that a node calls, such as ``sigmoid``."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__.lower()
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _transposed() -> tuple[type, ...]:
