@@ -17,8 +17,8 @@ OPTIONS = ("Conv2DOptions", "DepthwiseConv2DOptions")
 IMAGE = (1, 8, 8, 16)
 SHAPES = ((32, 3, 3, 16), (1, 3, 3, 32))
 """Of the weights of both layers."""
-INPUT, WEIGHT = 0.05, 0.01
-"""Scales of the activations and of the weights of a first channel; the next ones have larger scales."""
+INPUT, OUTPUT, WEIGHT = 0.05, 0.2, 0.01
+"""Scales of the image, of both outputs, and of the weights of a first channel: the next ones have larger."""
 
 
 def few_values(values: Sequence[int], seed: int = 0) -> list[NDArray[np.int8]]:
@@ -45,9 +45,13 @@ def two_layers(weights: Sequence[NDArray[np.int8]], *, per_channel: bool = False
         tensors += [
             _tensor(f"layer{number}/weights", values.shape, "int8", scales, len(buffers) - 2, axis),
             _tensor(
-                f"layer{number}/bias", (32,), "int32", [INPUT * each for each in scales], len(buffers) - 1
+                f"layer{number}/bias",
+                (32,),
+                "int32",
+                [(OUTPUT if number else INPUT) * each for each in scales],
+                len(buffers) - 1,
             ),
-            _tensor(f"layer{number}/out", (1, 8, 8, 32), "int8", [0.2]),
+            _tensor(f"layer{number}/out", (1, 8, 8, 32), "int8", [OUTPUT]),
         ]
         options = Table(
             OPTIONS[number], {"stride_w": 1, "stride_h": 1, **({"depth_multiplier": 1} if number else {})}

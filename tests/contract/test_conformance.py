@@ -38,6 +38,7 @@ from edgeopt.run.measuring.bench import Bench, timing_of
 from edgeopt.run.store import Store
 from edgeopt.stages.coarsen_tflite import CoarsenTflite
 from edgeopt.stages.compress_tflm import CompressTflm
+from edgeopt.stages.distill_tflite import DistillTflite
 from edgeopt.stages.finetune_keras import FinetuneKeras
 from edgeopt.stages.finetune_torch import FinetuneTorch
 from edgeopt.stages.prune_keras import PruneKeras
@@ -70,6 +71,7 @@ ELSEWHERE = {
     ("decoders", "function"),
     ("stages", "coarsen_tflite"),  # need a quantized file: below
     ("stages", "compress_tflm"),
+    ("stages", "distill_tflite"),
     ("runtimes", "null"),  # answers whatever it is given, which is what it is for
 }
 CODE = """
@@ -104,7 +106,9 @@ def test_shipped_plugins(case: Case, workshop: Workshop) -> None:
 def test_stages_for_quantized_files(workshop: Workshop) -> None:
     quantized = workshop.run(QuantizeTflite(), workshop.model("tflite")).model
     check_on(CoarsenTflite(bits=4), quantized, workshop)
-    check_on(CompressTflm(), workshop.run(CoarsenTflite(bits=4), quantized).model, workshop)
+    coarse = workshop.run(CoarsenTflite(bits=4), quantized).model
+    check_on(CompressTflm(), coarse, workshop)
+    check_on(DistillTflite(epochs=1), coarse, workshop)
 
 
 def _npz(folder: Path) -> Dataset:

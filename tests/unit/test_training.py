@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_rate() -> None:
 
     with pytest.raises(StageError, match=r"loss is nan in epoch 3, at a learning rate of 0\.\d+") as caught:
         go(Exploding())
-    assert "learning_rate in finetune, such as 0.05" in str(caught.value)
+    assert "learning_rate, such as 0.05" in str(caught.value)
 
 
 def test_labels_of_one_class_or_none() -> None:

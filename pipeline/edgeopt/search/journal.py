@@ -77,7 +77,7 @@ class Journal:
         folder = self.path.parent
         with ExitStack() as held:
             part = -(-len(numbers) // self._processes())
-            mine = []
+            mine: list[int] = []
             for number in sorted(numbers):
                 if len(mine) < part and (own := lock(folder, f"trial-{number}")) is not None:
                     held.enter_context(own)

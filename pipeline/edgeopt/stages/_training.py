@@ -19,21 +19,14 @@ from edgeopt.stages._training_data import Augmentation, Batch
 Scores: TypeAlias = NDArray[np.float32]
 
 
-class Finetune(Stage):
-    """Train the model on the recipe's training data.
+class Training(Stage):
+    """A stage with a training loop."""
 
-    By default the model is distilled from the source model, which needs no labels (Hinton et al. 2015,
-    arXiv:1503.02531).
-    """
-
-    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"finetune": frozenset({"training"})}
     needs_training: ClassVar[bool] = True
     needs_source: ClassVar[bool] = True
-    after: ClassVar[frozenset[str]] = frozenset({"prune", "cluster"})
 
     epochs: int = Field(3, ge=1, description="passes over the training data")
     learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the one-cycle schedule")
-    distill: bool = Field(True, description="learn the outputs of the source model; false: learn the labels")
     loss: Literal["kl", "mse"] = Field(
         "kl", description="distillation loss: kl for class scores, mse for any other output, or several"
     )
@@ -46,10 +39,39 @@ class Finetune(Stage):
         0.1, ge=0, lt=1, description="fraction of the training data held out to select the best epoch"
     )
     patience: int = Field(10, ge=1, description="epochs without improvement after which training stops")
+    seed: int = Field(0, ge=0, description="random seed of order, split and augmentation")
+
+    @property
+    def from_labels(self) -> bool:
+        """Whether the model learns labels instead of the outputs of the source model."""
+        return False
+
+    @property
+    def score_name(self) -> str:
+        """What the second number of an evaluation is."""
+        if self.from_labels:
+            return "accuracy"
+        return "agreement with the source" if self.loss == "kl" else "explained variance"
+
+
+class Finetune(Training):
+    """Train the model on the recipe's training data.
+
+    By default the model is distilled from the source model, which needs no labels (Hinton et al. 2015,
+    arXiv:1503.02531).
+    """
+
+    fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"finetune": frozenset({"training"})}
+    after: ClassVar[frozenset[str]] = frozenset({"prune", "cluster"})
+
+    distill: bool = Field(True, description="learn the outputs of the source model; false: learn the labels")
     quantization_aware: bool = Field(
         False, description="train with int8 fake quantization; quantizing remains a separate stage"
     )
-    seed: int = Field(0, ge=0, description="random seed of order, split and augmentation")
+
+    @property
+    def from_labels(self) -> bool:
+        return not self.distill
 
     @model_validator(mode="after")
     def _check_loss(self) -> Self:
@@ -94,7 +116,7 @@ class Trainee(Protocol):
         ...
 
 
-def target_of(options: Finetune, scores: Scores) -> Scores:
+def target_of(options: Training, scores: Scores) -> Scores:
     """The distillation target from the source model's scores: softened probabilities, or the outputs.
 
     Raises:
@@ -105,7 +127,7 @@ def target_of(options: Finetune, scores: Scores) -> Scores:
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise StageError(
             f"the output, of shape {list(scores.shape)}, is not a row of class scores",
-            fix="set loss: mse in finetune, to distill the outputs themselves",
+            fix="set loss: mse, to distill the outputs themselves",
         )
     return softmax(scores / options.temperature)
 

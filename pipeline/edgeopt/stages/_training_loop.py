@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.model import Model
 from edgeopt.plugin import Context
-from edgeopt.stages._training import Finetune, Scores, Trainee, softmax, target_of
+from edgeopt.stages._training import Scores, Trainee, Training, softmax, target_of
 from edgeopt.stages._training_data import (
     Split,
     TrainingData,
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def train(options: Finetune, trainee: Trainee, model: Model, context: Context) -> Outcome:
+def train(options: Training, trainee: Trainee, model: Model, context: Context) -> Outcome:
     """Train for ``options.epochs``, or until the held-out loss stops falling; keep the best epoch.
 
     An interrupted training resumes after the last completed epoch and ends with the same weights.
@@ -85,7 +85,7 @@ def train(options: Finetune, trainee: Trainee, model: Model, context: Context) -
 class _Loop:
     def __init__(
         self,
-        options: Finetune,
+        options: Training,
         trainee: Trainee,
         data: TrainingData,
         parts: Split,
@@ -115,7 +115,7 @@ class _Loop:
                 )
             state = Epoch(0, loss, score, 0 if keep else -1, loss if keep else math.inf, self.setting)
             self._write(state)
-            self.context.progress(f"before training: loss {loss:.4f}, {self._score_name} {score:.1%}")
+            self.context.progress(f"before training: loss {loss:.4f}, {self.options.score_name} {score:.1%}")
         else:
             self.context.progress(f"resuming after epoch {state.epoch}")
         start = self._read(0) or state
@@ -154,7 +154,7 @@ class _Loop:
         remaining = seconds_per_epoch * (self.options.epochs - number)
         self.context.progress(
             f"epoch {number}/{self.options.epochs}: loss {training_loss:.4f}, held out {loss:.4f}, "
-            f"{self._score_name} {score:.1%}, {_duration(remaining)} left"
+            f"{self.options.score_name} {score:.1%}, {_duration(remaining)} left"
         )
         return state
 
@@ -172,7 +172,7 @@ class _Loop:
             inputs, target = self.data.batch(rows), None
             if options.augment:
                 inputs, mix = augment(inputs, self.data.specs, options.augment, rng)
-                if not options.distill:
+                if options.from_labels:
                     target = self._labels(rows)
                     target = mix.apply(target) if mix else target
                 else:
@@ -184,7 +184,7 @@ class _Loop:
             if not math.isfinite(loss):
                 raise StageError(
                     f"the loss is {loss} in epoch {epoch}, at a learning rate of {rate:.2g}",
-                    fix=f"set a lower learning_rate in finetune, such as {options.learning_rate / 10:g}",
+                    fix=f"set a lower learning_rate, such as {options.learning_rate / 10:g}",
                 )
             total += loss
         return total / len(batches)
@@ -194,24 +194,18 @@ class _Loop:
         outputs = np.concatenate(
             [self.trainee.outputs(batch) for batch in self.data.batches(self.held_out, self.size)]
         )
-        if self.options.loss == "mse" and self.options.distill:
+        if self.options.loss == "mse":
             error = float(np.mean((outputs - self.expected) ** 2, dtype=np.float64))
             return error, 1 - error / max(1e-12, float(np.var(self.expected, dtype=np.float64)))
-        temperature = self.options.temperature if self.options.distill else 1.0
+        temperature = 1.0 if self.options.from_labels else self.options.temperature
         log_predicted = np.log(np.maximum(softmax(np.asarray(outputs / temperature, np.float32)), 1e-12))
         targets = np.maximum(self.expected, 1e-12)
         loss = float((self.expected * (np.log(targets) - log_predicted)).sum(axis=1).mean(dtype=np.float64))
         # Gradients of the softened loss scale with 1 / T^2 (Hinton et al. 2015, section 2).
         return loss * temperature**2, float(np.mean(outputs.argmax(axis=1) == self.expected.argmax(axis=1)))
 
-    @property
-    def _score_name(self) -> str:
-        if not self.options.distill:
-            return "accuracy"
-        return "agreement" if self.options.loss == "kl" else "explained variance"
-
     def _targets(self, rows: NDArray[np.int64]) -> Scores:
-        if not self.options.distill:
+        if self.options.from_labels:
             return self._labels(rows)
         return np.concatenate(
             [
@@ -285,9 +279,9 @@ def _checkpoints(context: Context) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_labels(options: Finetune, data: TrainingData, context: Context) -> None:
+def _check_labels(options: Training, data: TrainingData, context: Context) -> None:
     if data.labels is None:
-        if not options.distill:
+        if options.from_labels:
             raise StageError(
                 "finetune has distill: false, but the training data have no class labels",
                 fix="provide labels in 'data.train', or leave distill on, which needs none",
@@ -295,7 +289,7 @@ def _check_labels(options: Finetune, data: TrainingData, context: Context) -> No
         return
     if len(classes := np.unique(data.labels)) == 1:
         message = f"all {len(data)} training samples have the label {classes[0]}"
-        if not options.distill:
+        if options.from_labels:
             raise StageError(
                 f"{message}: the model would learn to predict nothing else",
                 fix="provide samples of every class in 'data.train'",
@@ -304,7 +298,7 @@ def _check_labels(options: Finetune, data: TrainingData, context: Context) -> No
 
 
 def _compare_data(
-    options: Finetune, trainee: Trainee, data: TrainingData, model: Model, context: Context
+    options: Training, trainee: Trainee, data: TrainingData, model: Model, context: Context
 ) -> None:
     """Warn if the source model's confidence differs between training and calibration data.
 

@@ -36,7 +36,7 @@ class CompressTflm(Stage):
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"compress": frozenset({"tflm"})}
-    after: ClassVar[frozenset[str]] = frozenset({"quantize", "coarsen"})
+    after: ClassVar[frozenset[str]] = frozenset({"quantize", "coarsen", "distill"})
     runtimes: ClassVar[frozenset[str]] = weight_coding.DECODING
 
     scheme: Literal["tflm"] = Field("tflm", description="decoded by TensorFlow Lite Micro")

@@ -102,8 +102,7 @@ class FinetuneKeras(KerasStage, Finetune):
         context.note(
             f"fine-tuned for {outcome.epochs} epochs, kept the weights of epoch {outcome.best.epoch}: "
             f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
-            f"{'agreement with the source' if self.distill else 'accuracy'} "
-            f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"
+            f"{self.score_name} {outcome.start.score:.1%} to {outcome.best.score:.1%}"
         )
         return Model(format="keras", path=path, inputs=inputs, outputs=outputs)
 

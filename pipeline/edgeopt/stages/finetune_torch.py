@@ -75,7 +75,6 @@ class FinetuneTorch(Finetune):
         context.note(
             f"fine-tuned for {outcome.epochs} epochs, kept the weights of epoch {outcome.best.epoch}: "
             f"held-out loss {outcome.start.loss:.4f} to {outcome.best.loss:.4f}, "
-            f"{'agreement with the source' if self.distill else 'accuracy'} "
-            f"{outcome.start.score:.1%} to {outcome.best.score:.1%}"
+            f"{self.score_name} {outcome.start.score:.1%} to {outcome.best.score:.1%}"
         )
         return torch_module.save(student, context.folder / "model", model)

@@ -28,7 +28,7 @@ class SlimTflite(Stage):
     accepts: ClassVar[frozenset[str]] = frozenset({"tflite"})
     produces: ClassVar[str] = "tflite"
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"slim": frozenset({"lossless"})}
-    after: ClassVar[frozenset[str]] = frozenset({"quantize", "coarsen", "compress"})
+    after: ClassVar[frozenset[str]] = frozenset({"quantize", "coarsen", "distill", "compress"})
     by_default: ClassVar[Mapping[str, Mapping[str, Any]]] = {"slim": {}}
 
     scheme: Literal["lossless"] = Field("lossless", description="lossless: outputs stay bit-identical")
