@@ -31,6 +31,8 @@ POLL_SECONDS = 0.2
 SPARE_WORKERS = 2
 """Idle workers that a node keeps beyond those of its stages and devices."""
 STARTED = "Ray runtime started."
+LATE = "timed out during startup"
+"""What Ray writes when a node needs more time to start than it has."""
 TOKEN = Path("~/.ray/auth_token")
 DEVICE_NAME = r"[\w.-]+"
 
@@ -59,30 +61,53 @@ def running(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
         CannotRunError: it does not start, such as without a head at the address.
     """
     _check(node)
+    deadline = time.monotonic() + START_SECONDS
     with cluster_folder() as folder:
         log = folder / "node.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *_options(node, folder)],
-                env={
-                    **os.environ,
-                    **environment(own=False),
-                    # By default as many as it runs stages at a time, so that jobs of devices start their own.
-                    "RAY_num_workers_soft_limit": str(_cpus(node) + len(node.devices) + SPARE_WORKERS),
-                    "TMPDIR": str(folder),
-                    "PYTHONUNBUFFERED": "1",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # to be ended as a group
-            )
+        process = _begin(node, folder, log)
         try:
-            _await_start(process, log, node)
+            while not _started(process, log, deadline):
+                if LATE not in log.read_text("utf-8", "replace") or time.monotonic() > deadline:
+                    what = f"no node that joins {node.join}" if node.join else "no head of a cluster"
+                    raise CannotRunError(
+                        f"{what} can be started here: {_reason(log)}",
+                        fix="check the address, the port and the token",
+                    )
+                end(process.pid)  # a busy machine: Ray itself waits for half a minute only
+                process.wait()
+                process = _begin(node, folder, log)
             yield process
         finally:
             end(process.pid)
             process.wait()
+
+
+def _begin(node: Node, folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *_options(node, folder)],
+            env={
+                **os.environ,
+                **environment(own=False),
+                # By default as many as it runs stages at a time, so that jobs of devices start their own.
+                "RAY_num_workers_soft_limit": str(_cpus(node) + len(node.devices) + SPARE_WORKERS),
+                "TMPDIR": str(folder),
+                "PYTHONUNBUFFERED": "1",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # to be ended as a group
+        )
+
+
+def _started(process: "subprocess.Popen[bytes]", log: Path, deadline: float) -> bool:
+    """Whether a node is ready; it has ended, or the time is over."""
+    while STARTED not in log.read_text("utf-8", "replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def _check(node: Node) -> None:
@@ -126,18 +151,6 @@ def _options(node: Node, folder: Path) -> Iterator[str]:
         yield f"--node-name={node.name}"
     if node.devices:
         yield f"--resources={json.dumps({f'{DEVICE}{device}': 1 for device in node.devices})}"
-
-
-def _await_start(process: "subprocess.Popen[bytes]", log: Path, node: Node) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while STARTED not in log.read_text("utf-8", "replace"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            what = f"no node that joins {node.join}" if node.join else "no head of a cluster"
-            raise CannotRunError(
-                f"{what} can be started here: {_reason(log)}",
-                fix="check the address, the port and the token",
-            )
-        time.sleep(POLL_SECONDS)
 
 
 def _reason(log: Path) -> str:
