@@ -154,11 +154,7 @@ def store() -> None:
         def run(place: str, cache: str) -> float:
             started = time.monotonic()
             command = [sys.executable, "-m", "edgeopt", "optimize", str(ROOT / "recipes/digits-torch.yaml")]
-            variables = {
-                "EDGEOPT_STORE": place,
-                "EDGEOPT_STORE_CACHE": f"{name}/{cache}",
-                "EDGEOPT_HOME": f"{name}/home",  # no wait for others that measure on this machine
-            }
+            variables = {"EDGEOPT_STORE": place, "EDGEOPT_STORE_CACHE": f"{name}/{cache}"}
             subprocess.run(
                 [*command, "--quiet", "--out", f"{name}/out"],
                 env={**os.environ, **variables},
@@ -294,6 +290,7 @@ def main() -> None:
     parser.parse_args(namespace=OPTIONS)
     with tempfile.TemporaryDirectory(prefix="edgeopt-benchmark-") as name:
         OPTIONS.folder = Path(name)
+        os.environ["EDGEOPT_HOME"] = f"{name}/home"  # no wait for others that measure on this machine
         for part in OPTIONS.parts or PARTS:
             PARTS[part]()
 
