@@ -1,5 +1,7 @@
 """Training of int8 TFLite files: what is simulated is what LiteRT computes, and codes stay as short."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from edgeopt.formats.tflite.train.codes import PRICE, priced
 from edgeopt.formats.tflite.train.distillation import CodeLearner, network_of
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.model import Model, Preprocessing, TensorSpec
-from edgeopt.plugin import Context, Feed
+from edgeopt.plugin import Context, Dataset, Feed, Sample
 from edgeopt.stages.coarsen_tflite import CoarsenTflite
 from edgeopt.stages.distill_tflite import DistillTflite
 from edgeopt.stages.exported_program_to_tflite import ExportedProgramToTflite
@@ -27,7 +29,7 @@ from edgeopt.stages.load_torch import LoadTorch
 from edgeopt.stages.quantize_tflite import QuantizeTflite
 from edgeopt.stages.torch_to_exported_program import TorchToExportedProgram
 from needs import needs
-from toy_layers import OUTPUT, SHAPES, few_values, two_layers
+from toy_layers import IMAGE, OUTPUT, SHAPES, few_values, two_layers
 
 torch = pytest.importorskip("torch")
 needs("litert_torch", "ai_edge_litert", "ai_edge_quantizer", "sklearn")
@@ -205,3 +207,32 @@ def test_several_kinds_of_outputs_are_learned_by_squared_error() -> None:
     assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
     assert 0.3 < learner.changed < 1
     assert {*np.unique(layers_of(graphs_of(parse(learner.content(), "toy"))[0])[0].values)} <= {*values}
+
+
+class Images(Dataset):
+    def samples(self) -> Iterator[Sample]:
+        random = np.random.default_rng(4)
+        for _ in range(40):
+            yield Sample((random.normal(0, 2, IMAGE[1:]).astype(np.float32),))
+
+    def digest(self) -> str:
+        return "images"
+
+
+def test_a_file_with_int8_inputs_sees_the_same_images(tmp_path: Path) -> None:
+    values = (0, 9, -9, 18, -18)
+    models = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.tflite"
+        path.write_bytes(two_layers(few_values(values, seed)))
+        signature = read_signature(path, "NHWC")
+        models.append(Model(format="tflite", path=path, inputs=signature.inputs, outputs=signature.outputs))
+    assert models[0].inputs[0].dtype == "int8"
+    samples = [(each.inputs[0][np.newaxis],) for each in Images().samples()]
+    one, two = (outputs(model.path, samples).arrays[0] for model in models)
+    notes: list[str] = []
+    training = Feed(Images(), Preprocessing())
+    stage = DistillTflite(epochs=1, held_out=0, batch_size=8)
+    stage.run(models[0], context(tmp_path / "out", notes, training=training, source=models[1]))
+    measured = float(re.findall(r"loss ([0-9.]+) to", notes[-1])[0])
+    assert measured == pytest.approx(float(np.mean((one - two) ** 2)), rel=0.01)

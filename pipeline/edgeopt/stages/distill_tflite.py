@@ -64,7 +64,7 @@ class DistillTflite(Training):
         )
         # With one thread, sums have the same order on every machine.
         with torch_engine.quiet(), torch_engine.one_thread():
-            outcome = train(self, learner, described, context)
+            outcome = train(self, learner, _in_float(described), context)
         context.note(
             f"distilled for {outcome.epochs} epochs, kept the weights of epoch {outcome.best.epoch}: "
             f"{learner.changed:.1%} of them have changed, "
@@ -74,6 +74,14 @@ class DistillTflite(Training):
         path = context.folder / "model.tflite"
         path.write_bytes(learner.content())
         return finished(path, described)
+
+
+def _in_float(model: Model) -> Model:
+    """The model with inputs of real numbers, which the simulation rounds itself."""
+    inputs = [
+        spec if spec.scale is None else spec.model_copy(update={"dtype": "float32"}) for spec in model.inputs
+    ]
+    return model.model_copy(update={"inputs": tuple(inputs)})
 
 
 def _teacher(source: Model | None, model: Model) -> Network:
