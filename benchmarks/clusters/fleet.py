@@ -7,8 +7,8 @@ device runs their jobs, one at a time. The store is one link, which passes one f
 
 import heapq
 import itertools
+import os
 import statistics
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +18,6 @@ from typing import NamedTuple
 import edgeopt
 from clusters.nodes import built
 from edgeopt.recipe.resolve import find_recipe
-from edgeopt.results import Event
 from edgeopt.run.store import Store
 
 RECIPE = "digits-keras"
@@ -31,8 +30,8 @@ OVERHEAD = 0.026
 """Seconds of a stage beyond a local one, as the part ``overhead`` measures."""
 LINK = 125e6
 """Bytes per second of the store: 1 Gbit/s. An assumption, as is the number of commands."""
-BOARD_SECONDS = 5.0
-"""Seconds of a job on a board beyond one on this machine: an assumption, that of the part ``devices``."""
+JOB_SECONDS = 5.0
+"""Of a job on a board: an assumption, as in the part ``devices``."""
 
 
 class Step(NamedTuple):
@@ -47,7 +46,6 @@ class Measured(NamedTuple):
     """The branches of a recipe, and a job on a device."""
 
     branches: list[list[Step]]
-    job_seconds: float
     job_size: int
 
 
@@ -218,7 +216,7 @@ class Simulation:
         for branch in self.branches:
             yield device
             yield from self.transfer(branch[-1].size)
-            yield self.measured.job_seconds + BOARD_SECONDS
+            yield JOB_SECONDS
             device.release()
             yield from self.transfer(2 * self.measured.job_size)
         measured.arrive()
@@ -243,21 +241,9 @@ def measure(folder: Path) -> Measured:
         ]
         found = [entries[key] for key in keys]
         branches.append([Step(entry.key, entry.meta["seconds"], entry.size_bytes) for entry in found])
-    begun: dict[str, float] = {}
-    seconds: list[float] = []
-
-    def watch(event: Event) -> None:
-        if event.step.startswith("measure on") and event.branch != "source":
-            if event.status == "started":
-                begun[event.branch] = time.monotonic()
-            elif event.status == "done":
-                seconds.append(time.monotonic() - begun[event.branch])
-
-    edgeopt.optimize(find_recipe(RECIPE), out=folder / "fleet", store=place, watch=watch)
+    edgeopt.optimize(find_recipe(RECIPE), out=folder / "fleet", store=place)
     jobs = [entry.size_bytes for entry in Store(place).entries() if "measurement" in entry.meta]
-    return Measured(
-        [branch for branch in branches if branch], statistics.median(seconds), int(statistics.median(jobs))
-    )
+    return Measured([branch for branch in branches if branch], int(statistics.median(jobs)))
 
 
 def report(folder: Path) -> None:
@@ -265,13 +251,13 @@ def report(folder: Path) -> None:
     measured = measure(folder)
     steps = {step.key: step for branch in measured.branches for step in branch}
     print(
-        f"{RECIPE}, measured here: {len(measured.branches)} branches of {len(steps)} steps, "
-        f"{sum(step.seconds for step in steps.values()):.0f} s and "
-        f"{sum(step.size for step in steps.values()):,} B; {measured.job_seconds:.1f} s for a job"
+        f"{RECIPE}, measured here at a load of {os.getloadavg()[0]:.0f}: {len(measured.branches)} branches "
+        f"of {len(steps)} steps, {sum(step.seconds for step in steps.values()):.0f} s and "
+        f"{sum(step.size for step in steps.values()):,} B"
     )
     print(
         f"{RECIPES:,} recipes x {VARIANTS} variants x {DEVICES} devices, {COMMANDS} commands at a time, "
-        f"{SLOTS} stages on a node, {measured.job_seconds + BOARD_SECONDS:.1f} s for a job (simulated):"
+        f"{SLOTS} stages on a node, {JOB_SECONDS:g} s for a job (simulated):"
     )
     for fleet in FLEETS:
         simulation = Simulation(measured, fleet)
