@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
+from edgeopt.formats.onnx.graph.powers import NOTE
 from edgeopt.formats.source import inspect
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Dataset, Sample, Stage
@@ -53,6 +54,33 @@ RECURRENT = """
         h = Identity (lh)
     }
 """
+POWERS = """
+    net (float[1, 32, 6] x) => (float[1, 32, 5] y) {
+        a = MatMul (x, w)
+        a1 = Mul (fourth, a)
+        a2 = Mul (a, a1)
+        a3 = Mul (a2, a)
+        a4 = Add (a, a3)
+        a5 = Mul (a4, root)
+        a6 = Tanh (a5)
+        a7 = Add (a6, one)
+        a8 = Mul (a7, half)
+        g = Mul (a, a8)
+        sum = ReduceMean <axes = [2]> (g)
+        g2 = Mul (g, g)
+        sums = ReduceMean <axes = [2]> (g2)
+        sum2 = Mul (sum, sum)
+        v = Sub (sums, sum2)
+        positive = Max (v, zero)
+        v1 = Add (positive, small)
+        s = Sqrt (v1)
+        r = Reciprocal (s)
+        m = Sub (g, sum)
+        n = Mul (m, r)
+        y = MatMul (n, d)
+    }
+"""
+"""GELU and the normalization of layers as JAX writes them."""
 
 
 def normal(*shape: int, scale: float = 0.3) -> NDArray[np.float32]:
@@ -137,6 +165,17 @@ def test_transposed_convolutions_of_groups(groups: int, tmp_path: Path) -> None:
     model = source(UPSAMPLING.replace("GROUPS", str(groups)), weights, tmp_path)
     path, snr, _ = quantize(QuantizeOnnx(), model, tmp_path)
     assert snr > 30
+    assert {layer.weight for layer in onnx_layers.read(onnx_model_file.load(path))} == {"int8"}
+
+
+def test_variances_and_cubes_stay_in_float(tmp_path: Path) -> None:
+    numbers = {"fourth": 0.044715, "root": 0.797885, "one": 1, "half": 0.5, "zero": 0, "small": 1e-6}
+    weights = {name: np.array(value, np.float32) for name, value in numbers.items()}
+    weights |= {"w": normal(6, 24, scale=1.5), "d": normal(24, 5)}
+    model = source(POWERS, weights, tmp_path)
+    path, snr, notes = quantize(QuantizeOnnx(), model, tmp_path)
+    assert snr > 24  # 18.8 dB with them in int8
+    assert NOTE in notes
     assert {layer.weight for layer in onnx_layers.read(onnx_model_file.load(path))} == {"int8"}
 
 

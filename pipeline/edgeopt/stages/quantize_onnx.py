@@ -17,6 +17,7 @@ from edgeopt.formats.onnx.graph import in_float as onnx_in_float
 from edgeopt.formats.onnx.graph import integer_io as onnx_integer_io
 from edgeopt.formats.onnx.graph import layers as onnx_layers
 from edgeopt.formats.onnx.graph import masks as onnx_masks
+from edgeopt.formats.onnx.graph import powers as onnx_powers
 from edgeopt.formats.onnx.graph import residuals as onnx_residuals
 from edgeopt.formats.onnx.graph import sentinels as onnx_sentinels
 from edgeopt.formats.onnx.quantize import calibration as onnx_calibration
@@ -75,7 +76,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 11
+    revision: ClassVar[int] = 12
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -196,6 +197,9 @@ class _Quantizing:
         self.residuals = onnx_residuals.residual(self.graph) if default == "int8" else []
         if self.residuals:
             context.note(RESIDUALS)
+        self.powers = onnx_powers.powers(self.graph)
+        if self.powers:
+            context.note(onnx_powers.NOTE)
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.unbounded: frozenset[str] = frozenset()
@@ -243,7 +247,7 @@ class _Quantizing:
     def _quantize(self, raised: frozenset[str]) -> Any:
         target = self.scratch / "full.onnx"
         in_float = [*(self.joined if self.is_mixed or JOINED in raised else ()), *self.masks]
-        in_float += [*self.pools, *self.sentinels, *self.residuals]
+        in_float += [*self.pools, *self.sentinels, *self.residuals, *self.powers]
         plan = self.plan(raised)
         return onnx_qdq.make(self.prepared, self.ranges_file, target, plan, self.making, in_float)
 
