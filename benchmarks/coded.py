@@ -16,7 +16,7 @@ from pathlib import Path
 from edgeopt.commands.optimize import optimize
 from edgeopt.results import Report, Result
 
-RECIPES = ("mlperf-tiny-kws-tflm", "mlperf-tiny-resnet8-tflm", "resnet20-slim-tflm")
+RECIPES = ("mlperf-tiny-kws-best", "mlperf-tiny-resnet8-best", "resnet20-best")
 CODED = "coded"
 """The variant with coded weights in these recipes."""
 
