@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import StageError
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
 from edgeopt.formats.onnx.graph import layers as onnx_layers
-from edgeopt.formats.onnx.graph.powers import NOTE
+from edgeopt.formats.powers import NOTE
 from edgeopt.formats.source import inspect
 from edgeopt.model import Model, Preprocessing
 from edgeopt.plugin import Context, Dataset, Sample, Stage

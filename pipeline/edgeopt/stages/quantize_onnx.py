@@ -28,6 +28,7 @@ from edgeopt.formats.onnx.quantize import recurrent as onnx_recurrent
 from edgeopt.formats.onnx.quantize import weight_encoding as onnx_weight_encoding
 from edgeopt.formats.onnx.quantize.qdq import Making
 from edgeopt.formats.onnx.quantize.weights import Weights
+from edgeopt.formats.powers import NOTE as POWERS
 from edgeopt.formats.residuals import NOTE as RESIDUALS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.model import Array, Model, Outputs
@@ -199,7 +200,7 @@ class _Quantizing:
             context.note(RESIDUALS)
         self.powers = onnx_powers.powers(self.graph)
         if self.powers:
-            context.note(onnx_powers.NOTE)
+            context.note(POWERS)
         self.weights_of = {layer.name: layer.weights for layer in layers}
         self.ranges_file = scratch / "ranges.json"
         self.unbounded: frozenset[str] = frozenset()

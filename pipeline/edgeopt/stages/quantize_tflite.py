@@ -11,12 +11,14 @@ from pydantic import Field, ValidationInfo, field_validator
 from edgeopt.formats.calibration import MIXED, Calibrator, spread
 from edgeopt.formats.masks import ATTENTION
 from edgeopt.formats.masks import NOTE as MASKS
+from edgeopt.formats.powers import NOTE as POWERS
 from edgeopt.formats.residuals import NOTE as RESIDUALS
 from edgeopt.formats.sentinels import NOTE as SENTINELS
 from edgeopt.formats.tflite.files.graphs import Signature, read_signature
 from edgeopt.formats.tflite.files.model_file import load
 from edgeopt.formats.tflite.graph import layers as tflite_layers
 from edgeopt.formats.tflite.graph import masks as tflite_masks
+from edgeopt.formats.tflite.graph import powers as tflite_powers
 from edgeopt.formats.tflite.graph import residuals as tflite_residuals
 from edgeopt.formats.tflite.graph import sentinels as tflite_sentinels
 from edgeopt.formats.tflite.graph.interpreter import Candidates, finished
@@ -67,7 +69,7 @@ class QuantizeTflite(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-quantizer", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 11
+    revision: ClassVar[int] = 12
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",
@@ -135,6 +137,8 @@ class QuantizeTflite(Searching):
             context.note(SENTINELS)
         if roots := variances(file):
             context.note(VARIANCES)
+        if powers := sorted({*tflite_powers.powers(file)}.difference(roots)):
+            context.note(POWERS)
         if residuals := tflite_residuals.residual(file) if self._default == "int8" else []:
             context.note(RESIDUALS)
         quantized = [layer for layer in layers if plan[layer.name] != "float32"]
@@ -151,7 +155,7 @@ class QuantizeTflite(Searching):
         def make(raised: frozenset[str]) -> Path:
             mixed = plan | dict.fromkeys(raised - {JOINED}, "float32")
             in_float = [each.output for each in joined] if is_mixed or JOINED in raised else []
-            in_float += [*masks, *divisions, *sentinels, *roots, *residuals]
+            in_float += [*masks, *divisions, *sentinels, *roots, *powers, *residuals]
             recipe = tflite_quantizer.static_recipe(
                 layers,
                 mixed,
