@@ -302,7 +302,7 @@ def test_the_stage_keeps_inputs_and_outputs(tmp_path: Path) -> None:
     assert said == [f"slimmed from {len(toy()):,} to {len(slim(toy())):,} bytes"]
     assert SlimTflite.fulfils == {"slim": {"lossless"}}
     assert SlimTflite.by_default == {"slim": {}}
-    assert SlimTflite.after == {"quantize", "coarsen", "compress"}
+    assert SlimTflite.after == {"quantize", "coarsen", "distill", "compress"}
 
 
 def _compiled() -> bytes:
