@@ -105,7 +105,6 @@ class _Pt2e(Program):
         Raises:
             StageError: another layer would stay in float.
         """
-        import torch
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import propagate_annotation
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
