@@ -108,11 +108,17 @@ def test_every_mark_is_of_use_and_names_a_test_that_exists() -> None:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not DOCKER_REGISTRY:
         pytest.skip("docker-registry is not installed")
-    with docker_registry(tmp_path_factory.mktemp("registry") / "data") as host:
-        yield host
+    with docker_registry(tmp_path_factory.mktemp("registry") / "data") as address:
+        yield address
+
+
+@pytest.fixture
+def registry(host: str, tmp_path: Path) -> str:
+    """A part of the registry for one document: several push the same version, each of a run of its own."""
+    return f"{host}/{tmp_path.name}"
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +126,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-@pytest.fixture(scope="module")
-def signing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One pair of keys: the documents share a registry, and a version there never changes."""
-    return keys(tmp_path_factory.mktemp("keys"), "of the documents")
-
-
 @pytest.fixture
 def world(
     edgeopt: Edgeopt,
     registry: str,
-    signing: tuple[Path, Path],
     store: Path,
     made_environment: Callable[[str], None],
     tmp_path: Path,
@@ -148,8 +147,8 @@ def world(
     shutil.copy(run / "models" / "float.onnx", tmp_path / "model.onnx")
     for name in ("run", "edgeopt-run", "collected-runs/kws"):
         shutil.copytree(run, tmp_path / name)
-    for key, name in zip(signing, ("private.pem", "public.pem"), strict=True):
-        shutil.copy(key, tmp_path / name)
+    _, public = keys(tmp_path, "private")
+    public.rename(tmp_path / "public.pem")
     (tmp_path / "edgeopt.toml").write_text(f'[artifacts]\nremote = "file://{tmp_path}/shelf"\n')
     assert edgeopt("baseline", "write", "run").code == 0
     for url in (f"oci://{registry}/team/kws:1.1.0", f"file://{tmp_path}/shelf/kws:1.1.0"):
