@@ -63,6 +63,8 @@ HEAD_SECONDS, HEAD_LOST_SECONDS = 2.0, 12.0
 
 Ray itself waits a minute, and then ends this process.
 """
+CANCEL_SECONDS = 10.0
+"""Until a task that goes on is interrupted again: a worker can miss an interrupt, such as in a callback."""
 LOG = "driver.log"
 CANCELLED = "it was cancelled"
 
@@ -76,7 +78,8 @@ class _Running:
     losses: int = 0
     unstarted: int = 0
     """Losses before it had begun."""
-    cancelled: bool = False
+    cancelled_at: float = 0.0
+    """When it was interrupted last, by the monotonic clock; 0 while it may run."""
     missed_since: float = 0.0
     """When no node had its device, by the monotonic clock; 0 while one has."""
 
@@ -181,6 +184,9 @@ class _Driver:
                     return
                 self.obey(command)
             self.look_for_nodes()
+            for running in self.running.values():
+                if 0 < running.cancelled_at < time.monotonic() - CANCEL_SECONDS:
+                    self.interrupt(running)
             generators = {each.generator: each for each in self.running.values()}
             if generators:
                 ready, _ = self.ray.wait([*generators], num_returns=1, timeout=POLL_SECONDS)
@@ -200,11 +206,14 @@ class _Driver:
 
     def cancel(self, key: str) -> None:
         if key in self.running:
-            self.running[key].cancelled = True
-            self.ray.cancel(self.running[key].generator)
+            self.interrupt(self.running[key])
         for running in [each for each in self.waiting if each.request.key == key]:
             self.waiting.remove(running)
             self.end(running, CANCELLED)
+
+    def interrupt(self, running: _Running) -> None:
+        running.cancelled_at = time.monotonic()
+        self.ray.cancel(running.generator)
 
     def start(self, running: _Running) -> None:
         """Give a task to a node that has its device and has not refused its like; fail it if all have."""
@@ -304,7 +313,7 @@ class _Driver:
         self.start(running)
 
     def repeat(self, running: _Running, lost: str) -> None:
-        if running.cancelled:
+        if running.cancelled_at:
             self.end(running, CANCELLED)
             return
         del self.running[running.request.key]
