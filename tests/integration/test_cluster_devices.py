@@ -68,7 +68,7 @@ class Slow(LocalLink):
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a recipe for devices, each with the seconds that a job takes and lines of its file."""
     pytest.importorskip("onnxruntime")
-    (tmp_path / "boards.py").write_text(BOARDS)
+    (tmp_path / "boards_of_nodes.py").write_text(BOARDS)
     (tmp_path / "devices").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         for name, (seconds, more) in devices.items():
             options = {"journal": str(tmp_path / f"{name}.journal"), "seconds": seconds}
             (tmp_path / "devices" / f"{name}.yaml").write_text(
-                f"connection: {{uses: 'boards:Board', with: {json.dumps(options)}}}\n"
+                f"connection: {{uses: 'boards_of_nodes:Board', with: {json.dumps(options)}}}\n"
                 f"runtimes: {{onnx: onnxruntime}}\n{more}"
             )
         recipe = write_recipe(tmp_path, **{f"step{number}": {} for number in range(steps)})

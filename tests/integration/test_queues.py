@@ -68,12 +68,12 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opsets = [helper.make_opsetid("", 17)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "data.npz", x=np.eye(4, dtype=np.float32))
-    (tmp_path / "boards.py").write_text(BOARDS)
+    (tmp_path / "boards_of_queues.py").write_text(BOARDS)
     (tmp_path / "devices").mkdir()
     for name, who in (("a", "a"), ("b", "b"), ("c1", "c"), ("c2", "c")):
         options = f"{{who: {who}, journal: {tmp_path / 'journal'}, meets: 3}}"
         (tmp_path / "devices" / f"{name}.yaml").write_text(
-            f"connection: {{uses: 'boards:Board', with: {options}}}\nruntimes: {{onnx: onnxruntime}}\n"
+            f"connection: {{uses: 'boards_of_queues:Board', with: {options}}}\nruntimes: {{onnx: onnxruntime}}\n"
             + ("machine: c\n" if who == "c" else "")
         )
     (tmp_path / "recipe.yaml").write_text(
