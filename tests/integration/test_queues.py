@@ -73,8 +73,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, who in (("a", "a"), ("b", "b"), ("c1", "c"), ("c2", "c")):
         options = f"{{who: {who}, journal: {tmp_path / 'journal'}, meets: 3}}"
         (tmp_path / "devices" / f"{name}.yaml").write_text(
-            f"connection: {{uses: 'boards_of_queues:Board', with: {options}}}\nruntimes: {{onnx: onnxruntime}}\n"
-            + ("machine: c\n" if who == "c" else "")
+            f"connection: {{uses: 'boards_of_queues:Board', with: {options}}}\n"
+            "runtimes: {onnx: onnxruntime}\n" + ("machine: c\n" if who == "c" else "")
         )
     (tmp_path / "recipe.yaml").write_text(
         "version: 1\nname: shelf\nmodel: {path: net.onnx}\nformats: [onnx]\n"
