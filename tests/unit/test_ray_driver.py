@@ -1,0 +1,51 @@
+"""The driver of a Ray cluster when an interrupt is lost, which a real cluster shows once in a while."""
+
+from typing import Any
+
+import pytest
+
+from edgeopt.run.cluster import ray_driver
+from edgeopt.run.cluster.messages import Cancel, Close, Request
+
+REQUEST = Request("key", "title", b"", "plain", 1.0, "", None, {}, "store", {}, None, 0.0)
+
+
+class DeafRay:
+    """Its tasks go on however often they are cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[object] = []
+
+    def cancel(self, generator: object) -> None:
+        self.cancelled.append(generator)
+
+    def wait(self, generators: list[object], **_: object) -> tuple[list[object], list[object]]:
+        return [], generators
+
+
+class Pipe:
+    """Receives the command to cancel, nothing for some turns, and the command to close."""
+
+    def __init__(self, turns: int) -> None:
+        self.commands: list[Any] = [Cancel("key"), *[None] * turns, Close()]
+
+    def poll(self, _: float) -> bool:
+        if self.commands[0] is None:
+            self.commands.pop(0)
+            return False
+        return True
+
+    def recv(self) -> Any:
+        return self.commands.pop(0)
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 4), (60.0, 1)])
+def test_a_task_that_goes_on_is_interrupted_again(
+    seconds: float, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_driver, "CANCEL_SECONDS", seconds)
+    driver = object.__new__(ray_driver._Driver)
+    driver.ray, driver.pipe, driver.waiting = DeafRay(), Pipe(turns=3), []
+    driver.running = {"key": ray_driver._Running(REQUEST, "generator")}
+    driver.serve()
+    assert driver.ray.cancelled == ["generator"] * times
