@@ -104,7 +104,9 @@ def _described(node: Any, lowered: Any, program: "ExportedProgram") -> str:
     """An operator, with the layer that it belongs to or follows in the model."""
     name = node.target._opname
     origin = next((source.name for source in node.meta.get("from_node", ())), node.name)
-    found = next((known for known in program.graph.nodes if known.name in (origin, node.name)), None)
+    # A decomposition names an operator that implements another one after it, with an underscore before.
+    names = (origin, node.name, origin.removeprefix("_"))
+    found = next((known for known in program.graph.nodes if known.name in names), None)
     layer = _layer_of(found, program) if found is not None else _layer_of(node, lowered)
     return f"{name} ({layer})" if layer else str(name)
 
