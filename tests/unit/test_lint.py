@@ -456,3 +456,19 @@ def test_recipes_are_checked_at_their_lines_and_files_elsewhere_are_warnings(tmp
     ]
     for wrong in ([str(model)], [str(good), "--sarif", "x.sarif"]):
         assert isinstance(CliRunner().invoke(app, ["lint", *wrong]).exception, UsageError)
+
+
+def test_two_bit_convolutions_are_wrong_in_litert(tmp_path: Path) -> None:
+    convolution, dense = (operator(kind, weighted=True) for kind in ("CONV_2D", "FULLY_CONNECTED"))
+    file = write(tmp_path / "c.tflite", convolution, shape=IMAGE, types=FLOAT, weights="int2")
+    (finding,) = lint(file, load_device("host"), "tflite")
+    assert (finding.rule, finding.severity) == ("fault", "error")
+    assert "NaN" in finding.message
+    # Dense layers compute what their weights say, and so do convolutions of four bits.
+    assert rules(write(tmp_path / "d.tflite", dense, shape=IMAGE, types=FLOAT, weights="int2"), "host") == []
+    file = write(tmp_path / "e.tflite", convolution, shape=IMAGE, types=FLOAT, weights="int4")
+    assert rules(file, "host") == []
+    # Other runtimes have no such type.
+    file = write(tmp_path / "f.tflite", convolution, shape=IMAGE, types=INT8, weights="int2")
+    assert ("error", "dtype") in rules(file, "cortex-m")
+    assert rules(file, "host-tflite-runtime") == [("error", "fault")]

@@ -6,6 +6,7 @@ run.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgeopt.config.units import show_bytes
 from edgeopt.devices.device import Device, Limits, devices_with
 from edgeopt.devices.estimates import runtime_code
-from edgeopt.devices.tables import Limit, OperatorTable, Severity, limits_of
+from edgeopt.devices.tables import Fault, Limit, OperatorTable, Severity, faults_of, limits_of
 from edgeopt.errors import StageError
 from edgeopt.formats.known import format_named
 from edgeopt.plugin import Operator
@@ -67,9 +68,11 @@ def lint(file: Path, device: Device, format: str) -> list[Finding]:
     size = kind.size_bytes(file)
     findings = [*_runtime(file, device, format), *_flash(size, device)]
     limits = limits_of(device.operators) if device.operators is not None else None
-    needed = limits is not None or device.limits != NO_LIMITS
+    faults = faults_of(format, device.runtimes.get(format, ""))
+    needed = limits is not None or faults or device.limits != NO_LIMITS
     operators = kind.operators(file) if needed else None
     if operators is not None:
+        findings += _faults(operators, faults)
         if limits is not None and limits.format == format:
             findings += _operators(operators, limits, device)
         if limits is None or limits.whole_tensors:
@@ -199,6 +202,16 @@ def _ram(layers: Sequence[Operator], device: Device) -> Iterator[Finding]:
             f"but the device has {limit:,} bytes of RAM",
             fix="use smaller inputs, fewer channels in this layer, or int8 activations",
         )
+
+
+def _faults(layers: Sequence[Operator], faults: Sequence[Fault]) -> Iterator[Finding]:
+    """Operators that the runtime is known to compute wrongly."""
+    for layer, known in product(layers, faults):
+        kinds, types = (layer.kind, known.operators), (layer.activation, known.activations)
+        if all(not those or own in those for own, those in (kinds, types, (layer.weight, known.weights))):
+            yield Finding(
+                rule="fault", severity="error", layer=layer.label, message=known.message, fix=known.fix
+            )
 
 
 def _operators(layers: Sequence[Operator], limits: OperatorTable, device: Device) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The tables that ship with edgeopt and that device files name: operators, speed of kernels, size of code."""
+"""The tables that ship with edgeopt: operators, speed of kernels, size of code, wrong kernels."""
 
 import json
 from functools import cache
@@ -28,6 +28,37 @@ def speed_tables() -> dict[str, Path]:
 def code_tables() -> dict[str, Path]:
     """Published code sizes of runtimes, by runtime; `edgeopt.devices.estimates` reads them."""
     return _tables(LIMITS / "code")
+
+
+class Fault(BaseModel):
+    """Operators that a runtime is known to compute wrongly, or not at all. Without kinds or types: all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operators: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    message: str
+    fix: str
+
+
+class FaultTable(BaseModel):
+    """What is known to be wrong in a runtime: a file of ``limits/faults/``, named after the runtime."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str
+    source: str
+    faults: tuple[Fault, ...]
+
+
+@cache
+def faults_of(format: str, runtime: str) -> tuple[Fault, ...]:
+    """The known faults of a runtime in files of a format."""
+    if (file := _tables(LIMITS / "faults").get(runtime)) is None:
+        return ()
+    table = FaultTable.model_validate_json(file.read_text("utf-8"))
+    return table.faults if table.format == format else ()
 
 
 class Limit(BaseModel):

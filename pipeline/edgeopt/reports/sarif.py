@@ -27,6 +27,7 @@ RULES = {
     "float": "The device supports integer models only",
     "shape": "The device supports fixed shapes only",
     "runtime": "The file needs another runtime than the device has",
+    "fault": "The runtime is known to compute the operator wrongly",
     "unread": "The file cannot be read",
 }
 """Descriptions of the rules; other rules are described by their name."""
