@@ -11,6 +11,7 @@ EdgeoptError            base class: a message and a fix
     ├── StoreError      the store cannot be read or written
     ├── RemoteError     a registry, bucket or server is unreachable or rejects the request
     └── DeviceError     a device is unreachable or rejected the job
+        └── DeviceLostError  a device is unreachable: not because of the job
 """
 
 import importlib.metadata
@@ -148,6 +149,10 @@ class StoreError(CannotRunError):
 
 class DeviceError(CannotRunError):
     """A device is unreachable or rejected the job."""
+
+
+class DeviceLostError(DeviceError):
+    """A device is unreachable, or was lost during a job, for reasons that are none of the job's."""
 
 
 class RemoteError(CannotRunError):

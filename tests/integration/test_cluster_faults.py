@@ -66,7 +66,9 @@ def test_a_store_that_fails_costs_time_or_is_named(cluster: str, server: FileSer
         for method, status in (("PUT", 403), ("PUT", 507), ("GET", 403)):
             name = f"{method.lower()}{status}"
             server.refuse = {method: status}
-            (failure,) = failures(run(name))
+            failed = run(name)
+            (failure,) = failures(failed)
+            assert [each.failure for each in failed if each.lost] == [failure]
             assert f"{server.url} answers {method}" in failure and f"with {status}" in failure, failure
             server.refuse = {}
             ran = len(marks(tmp_path, name))

@@ -141,6 +141,7 @@ def test_what_is_killed_runs_again_twice(built_on: Build, tmp_path: Path) -> Non
     for killer in killers:
         killer.join()
     failures = {built.branch.variant: built.failure for built in builds}
+    assert [built.branch.variant for built in builds if built.lost] == ["often"]
     assert "the process of the stage was lost" in failures.pop("often")
     assert set(failures.values()) == {""}
     assert {name: len(marks(tmp_path, name)) for name in times} == {"stage": 2, "worker": 3, "often": 3}
@@ -169,8 +170,9 @@ def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, t
 
 def test_a_failure_of_the_stage_is_final(built_on: Build, tmp_path: Path) -> None:
     builds, _ = built_on(write_recipe(tmp_path, bad={"fails": True}))
-    (failure,) = [built.failure for built in builds if built.failure]
+    ((failure, lost),) = [(built.failure, built.lost) for built in builds if built.failure]
     assert "steps_of_project:Step: it fails on purpose\n  (on " in failure
+    assert not lost
     assert len(marks(tmp_path, "bad")) == 1
 
 

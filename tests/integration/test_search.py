@@ -1,7 +1,12 @@
-"""A whole search on digits: its front, the evaluation data, a killed process, limits that nothing meets."""
+"""A whole search on digits: its front, the evaluation data, losses, limits that nothing meets."""
 
 import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +16,14 @@ from typer.testing import CliRunner
 from edgeopt.cli import app
 from edgeopt.commands.optimize import optimize
 from edgeopt.commands.search import Found, search
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import CannotRunError, EdgeoptError
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.results.search import RESULT, SearchResult
+from edgeopt.results import Event
+from edgeopt.results.search import RESULT, SearchResult, Tried
+from edgeopt.run.executors import choice
+from edgeopt.run.executors.executor import Task
+from edgeopt.run.executors.local import LocalExecutor
+from edgeopt.run.store import Store
 from edgeopt.search.journal import NAME
 from needs import needs
 
@@ -22,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 TRIALS = 6
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "under": ("top1 max_drop 2 %",),
     "over": ("bits=[4, 8]", "calibrator=[minmax, mse]", "per_channel=[true, false]"),
     "formats": ("tflite",),
@@ -31,6 +41,50 @@ OPTIONS = {
         "data.validation={uses: digits, with: {part: train, limit: 256}}",
     ),
 }
+FLAKY = """
+import sys
+from pathlib import Path
+from edgeopt.devices.connections._local_link import LocalLink, own_environment
+from edgeopt.errors import DeviceError
+from edgeopt.plugin import Connection
+
+class Flaky(Connection):
+    '''It is off while the file ``off`` exists.'''
+
+    off: str
+
+    def open(self):
+        if Path(self.off).exists():
+            raise DeviceError("it does not respond")
+        return LocalLink([sys.executable], own_environment())
+"""
+
+
+class Losing(LocalExecutor):
+    """Loses the process of the first task that ``chosen`` names, as a kernel without memory kills one."""
+
+    def __init__(self, chosen: Callable[[Task], bool]) -> None:
+        super().__init__()
+        self.chosen, self.lost = chosen, 0
+
+    def submit(self, task: Task) -> None:
+        if not self.lost and self.chosen(task):
+            self.lost += 1
+            task = task._replace(function=_die, args=())
+        super().submit(task)
+
+
+def _die(say: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def of_a_layer(task: Task) -> bool:
+    """Whether a task belongs to the sensitivities: one layer in another precision."""
+    return list(getattr(task.args[0], "layers", {}).values()) == ["int4"]
+
+
+def of_a_trial(task: Task) -> bool:
+    return getattr(task.args[0], "calibrator", "") == "mse"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +134,56 @@ def test_a_killed_search_comes_to_the_same_front(found: Found, store: Path, tmp_
     again = search("digits-keras", **OPTIONS, trials=TRIALS, out=tmp_path, store=store)
     kept = {"trials": {"__all__": {"seconds"}}}
     assert again.result.model_dump(exclude=kept) == found.result.model_dump(exclude=kept)
+
+
+def trials(found: Found) -> list[Tried]:
+    return [each.model_copy(update={"seconds": 0.0}) for each in found.result.trials]
+
+
+@pytest.mark.parametrize("chosen", [of_a_layer, of_a_trial])
+def test_a_killed_process_is_no_failed_candidate(
+    chosen: Callable[[Task], bool], found: Found, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    own = Store(tmp_path / "store")
+    for key in [each.key for each in own.entries() if each.meta.get("stage") == "quantize_tflite"]:
+        own.remove(key)
+    with Losing(chosen) as executor:
+        token = choice._open.set(executor)
+        try:
+            with pytest.raises(CannotRunError, match=r"its process died with SIGKILL[\s\S]*search again"):
+                search("digits-keras", **OPTIONS, trials=TRIALS, out=tmp_path / "out", store=own.root)
+            assert executor.lost == 1
+            assert b"failed" not in (tmp_path / "out" / NAME).read_bytes()
+            again = search("digits-keras", **OPTIONS, trials=TRIALS, out=tmp_path / "out", store=own.root)
+        finally:
+            choice._open.reset(token)
+    assert trials(again) == trials(found)
+
+
+def test_a_device_that_vanishes_is_no_failed_candidate(
+    found: Found, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flaky_connections.py").write_text(FLAKY)
+    (tmp_path / "devices").mkdir()
+    off = tmp_path / "off"
+    (tmp_path / "devices" / "board.yaml").write_text(
+        f"connection: {{uses: 'flaky_connections:Flaky', with: {{off: '{off}'}}}}\nruntimes: default\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def watch(event: Event) -> None:
+        if event.message.startswith("trial 1 of"):
+            off.touch()
+
+    given = {**OPTIONS, "trials": TRIALS, "devices": ("board",), "device_folders": (tmp_path / "devices",)}
+    with pytest.raises(CannotRunError, match=r"tflite on board: it does not respond[\s\S]*search again"):
+        search("digits-keras", **given, out=tmp_path / "out", store=store, watch=watch)
+    assert (tmp_path / "out" / NAME).read_bytes().count(b"\n") == 2  # the first line, and a trial
+    off.unlink()
+    again = search("digits-keras", **given, out=tmp_path / "out", store=store)
+    front = [(each.options, each.objectives, each.place) for each in found.result.trials]
+    assert [(each.options, each.objectives, each.place) for each in again.result.trials] == front
 
 
 def test_a_recipe_with_a_search_is_optimized(found: Found, store: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgeopt.config.registry import Kind
-from edgeopt.errors import DeviceError, UsageError
+from edgeopt.errors import DeviceLostError, UsageError
 from edgeopt.plugin.base import Plugin
 
 
@@ -62,7 +62,7 @@ class Connection(Plugin):
         )
 
 
-class ConnectionCutError(DeviceError):
+class ConnectionCutError(DeviceLostError):
     """The connection was lost during a job; a retry needs a new link and sends all files again."""
 
 

@@ -85,6 +85,8 @@ class Built:
     branch: Branch
     steps: list[Step] = field(default_factory=list)
     failure: str = ""
+    lost: bool = False
+    """Whether ``failure`` is the loss of a machine, the store or a process: built again, it may succeed."""
 
     @property
     def complete(self) -> bool:

@@ -89,6 +89,8 @@ class _Builder:
         self.executor = executor
         self.running: dict[str, _Job] = {}
         self.failed: dict[str, str] = {}
+        self.lost: set[str] = set()
+        """Of the failed steps, those that may succeed when they run again."""
         self.built_here: dict[str, tuple[str, float]] = {}
         """Steps built in this run, by key: the branch they were built for, and the seconds."""
         self.places: dict[str, list[str]] = {}
@@ -132,7 +134,7 @@ class _Builder:
             self._emit(built, built.next_stage, "failed", message=built.failure)
             return
         if key in self.failed:
-            built.failure = self.failed[key]
+            built.failure, built.lost = self.failed[key], key in self.lost
             return
         if key in self.running:
             self.running[key].waiting.append(built)
@@ -178,14 +180,15 @@ class _Builder:
     def _finish(self, job: _Job, result: TaskResult) -> None:
         name = registry.plugin_name(job.stage)
         with job.cleanup:
-            failure = result.failure
+            failure, lost = result.failure, result.lost
             if not failure:
                 try:
                     self._save(job, result)
                 except StageError as error:
-                    failure = str(error)
+                    failure, lost = str(error), result.stored
             if failure:
                 self.failed[job.key] = f"{name}: {failure}"
+                self.lost.update([job.key] if lost else [])
             elif job.checkpoints is not None:
                 shutil.rmtree(job.checkpoints, ignore_errors=True)
         for built in job.waiting:

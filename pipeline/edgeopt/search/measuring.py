@@ -101,7 +101,11 @@ class Measuring:
         self._cleanup.__exit__(kind, error, trace)
 
     def tried(self, candidates: Mapping[int, tuple[Candidate, Point]]) -> Iterator[Tried]:
-        """Build and measure candidates, by number; a failure of one is its own result."""
+        """Build and measure candidates, by number; a failure of one is its own result.
+
+        Raises:
+            CannotRunError: a process, a machine, a device or the store was lost.
+        """
         started = time.monotonic()
         builds = self._build({number: each for number, (each, _) in candidates.items()})
         # Built at once, so each has its share of the time.
@@ -123,7 +127,7 @@ class Measuring:
         found: list[float | None] = []
         for number in range(len(candidates)):
             built = builds[number]
-            if isinstance(built, str) or built.failure:
+            if isinstance(built, str) or built.failure:  # a layer without a kernel for this precision
                 found.append(None)
                 continue
             row = self._row(built, HOST, count)
@@ -189,7 +193,11 @@ class Measuring:
         self._check_objectives()
 
     def _build(self, candidates: Mapping[int, Candidate]) -> dict[int, Built | str]:
-        """The built candidates by number, or why one cannot be produced."""
+        """The built candidates by number, or why one cannot be produced.
+
+        Raises:
+            CannotRunError: one was lost; the others are in the store.
+        """
         results: dict[int, Built | str] = {}
         variants: list[Variant] = []
         for number, candidate in candidates.items():
@@ -205,6 +213,8 @@ class Measuring:
         chosen = [branch for branch in plan.branches if (branch.variant, branch.format) in wanted]
         plan = replace(plan, branches=tuple(chosen), impossible=())
         for built in build(plan, self.store, _quiet, self.executor):
+            if built.lost:
+                raise _lost(f"a candidate as {built.branch.format}", built.failure)
             results[wanted[built.branch.variant, built.branch.format]] = built
         return results
 
@@ -243,6 +253,8 @@ class Measuring:
             baseline=self._floats.get(model.format) if timed else None,
             latency=timing_of(self.recipe.latency) if timed else None,
         )
+        if outcome.lost:
+            raise _lost(f"a candidate as {built.branch.format} on {device}", outcome.error)
         exceeded = "; ".join(summary(lint_measured(outcome.measurements, bench.device)))
         outcome = outcome._replace(error=outcome.error or exceeded)
         arithmetic = built.steps[-1].arithmetic if built.steps else {}
@@ -281,6 +293,15 @@ def _first(labels: Labels | None, count: int) -> Labels | None:
     if isinstance(labels, Mapping):
         return {task: each[:count] for task, each in labels.items()}
     return None if labels is None else labels[:count]
+
+
+def _lost(what: str, reason: str) -> CannotRunError:
+    """A loss says nothing about the candidate: it must neither become a trial nor decide an allocation."""
+    return CannotRunError(
+        f"{what}: {reason}",
+        fix="search again to go on: finished trials are kept. If a process is killed each time, set "
+        "limits.stage_memory: what exceeds it is a failed trial",
+    )
 
 
 def _quiet(event: Event) -> None:

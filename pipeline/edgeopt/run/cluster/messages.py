@@ -64,6 +64,8 @@ class Ended(NamedTuple):
     seconds: float = 0.0
     killed: bool = False
     value: str | None = None
+    lost: bool = False
+    """Whether the reason is not the task; see `TaskResult`."""
 
 
 Message: TypeAlias = Started | Line | Refused | Lacking | Ended

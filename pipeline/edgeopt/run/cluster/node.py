@@ -94,7 +94,7 @@ def describe(packages: Sequence[str]) -> dict[str, Any]:
 def _message(ended: TaskResult) -> Message:
     if isinstance(ended.value, Lacking):
         return ended.value
-    return Ended(ended.failure, ended.seconds, ended.killed, ended.value)
+    return Ended(ended.failure, ended.seconds, ended.killed, ended.value, ended.lost)
 
 
 @functools.cache

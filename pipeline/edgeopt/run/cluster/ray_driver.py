@@ -332,8 +332,10 @@ class _Driver:
         self.waiting.append(running)
 
     def end(self, running: _Running, failure: str) -> None:
+        """Give a task up: it was cancelled, or cannot run on the cluster as that is now."""
         self.running.pop(running.request.key, None)
-        self.send(Said(running.request.key, running.node, Ended(failure)))
+        ended = Ended(failure, lost=failure != CANCELLED)
+        self.send(Said(running.request.key, running.node, ended))
 
     def close(self) -> None:
         """End the running tasks, and the cluster if it was started here."""

@@ -76,6 +76,8 @@ class TaskResult(NamedTuple):
     """The machine that ran it, if the executor has several."""
     killed: bool = False
     """Whether something other than the executor killed its process, such as a kernel without memory."""
+    lost: bool = False
+    """Whether its machine, the store or another process is the reason: run again, the task may succeed."""
 
 
 class Progress(NamedTuple):

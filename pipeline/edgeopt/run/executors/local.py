@@ -208,12 +208,12 @@ class LocalExecutor(Executor):
                 running.end()
 
     def _result(self, future: concurrent.futures.Future[Any], running: _Running) -> TaskResult:
-        value, killed = None, False
+        value, killed, lost = None, False, False
         try:
-            pickled, failure, expected = future.result()
+            pickled, failure, expected, lost = future.result()
         except Exception as error:  # noqa: BLE001 - a crash fails only its own task
             failure, expected = _failure_reason(running, error), False
-            killed = not running.stop_reason and getattr(error, "exitcode", 0) == -signal.SIGKILL
+            lost = killed = not running.stop_reason and getattr(error, "exitcode", 0) == -signal.SIGKILL
             running.end()  # its worker is gone, but not what it started
         else:
             try:
@@ -222,7 +222,7 @@ class LocalExecutor(Executor):
                 failure, expected = f"its result cannot be read: {_failure_reason(running, error)}", False
         log = "" if expected else log_tail(running.stem.with_suffix(".log"))
         failure += f"\n{log}" if log else ""
-        return TaskResult(running.task.key, value, failure, running.seconds, killed=killed)
+        return TaskResult(running.task.key, value, failure, running.seconds, killed=killed, lost=lost)
 
 
 def _failure_reason(running: _Running, error: BaseException) -> str:

@@ -171,10 +171,10 @@ class RayExecutor(Executor):
                 self._progress[key] = Progress(key, seconds, f"{text} (on {node})")
             case messages.Lacking(absent, notes):
                 self._supply(key, node, absent, notes)
-            case messages.Ended(failure, seconds, _, value):
+            case messages.Ended(failure, seconds, _, value, lost):
                 if failure or value is not None or self._readable(key, node):
                     failure += f"\n  (on {node})" if failure and node else ""
-                    self._end(key, failure, seconds, node, value)
+                    self._end(key, failure, seconds, node, value, lost=lost)
 
     def _readable(self, key: str, node: str) -> bool:
         """Whether this machine finds the result of a task; otherwise, the task runs again, or has failed."""
@@ -191,7 +191,7 @@ class RayExecutor(Executor):
             self._place.say(f"{self._title(key)}: {line}: it runs again")
             self._driver.send(messages.Submit(self._request(self._tasks[key])))
         else:
-            self._end(key, f"{line}\n  {portable.ONE_STORE}", node=node)
+            self._end(key, f"{line}\n  {portable.ONE_STORE}", node=node, lost=True)
         return False
 
     def _supply(
@@ -207,16 +207,23 @@ class RayExecutor(Executor):
                 self._supplied.add((key, each))
                 portable.supply(each, store)
         except EdgeoptError as error:
-            self._end(key, f"{node} lacks files of it: {error}")
+            self._end(key, f"{node} lacks files of it: {error}", lost=True)
         else:
             self._driver.send(messages.Submit(self._request(self._tasks[key])))
 
     def _end(
-        self, key: str, failure: str, seconds: float = 0.0, node: str = "", value: str | None = None
+        self,
+        key: str,
+        failure: str,
+        seconds: float = 0.0,
+        node: str = "",
+        value: str | None = None,
+        *,
+        lost: bool = False,
     ) -> None:
         del self._tasks[key]
         stored = not failure and value is None
-        result = TaskResult(key, value, failure, seconds, stored=stored, where=node)
+        result = TaskResult(key, value, failure, seconds, stored=stored, where=node, lost=lost)
         if key in self._called:
             self._called[key] = result
         else:

@@ -16,7 +16,7 @@ import psutil
 from edgeopt.config import registry
 from edgeopt.config.text import MAX_REASON_CHARS, printable, reason_of
 from edgeopt.devices.descendants import end_descendants, end_with, lead_group
-from edgeopt.errors import EdgeoptError, StageError
+from edgeopt.errors import DeviceLostError, EdgeoptError, StageError, StoreError
 from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import formats, model_digest
 from edgeopt.formats.wire.bounded import MALFORMED
@@ -63,6 +63,8 @@ class TaskReturn(NamedTuple):
     failure: str = ""
     expected: bool = True
     """Whether ``failure`` is self-explanatory; otherwise, the end of the log is shown with it."""
+    lost: bool = False
+    """Whether the store or a device is the reason; see `TaskResult`."""
 
 
 def run_task(stem: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> TaskReturn:
@@ -95,7 +97,8 @@ def _call(function: Callable[..., Any], say: Say, args: tuple[Any, ...]) -> Task
     try:
         return TaskReturn(pickle.dumps(function(say, *args)))
     except EdgeoptError as error:
-        return TaskReturn(failure=printable(str(error), MAX_REASON_CHARS))
+        lost = isinstance(error, DeviceLostError | StoreError)
+        return TaskReturn(failure=printable(str(error), MAX_REASON_CHARS), lost=lost)
     except BaseException as error:  # noqa: BLE001 - the one place where a task's failure becomes a result
         return TaskReturn(failure=reason_of(error), expected=False)
 

@@ -15,7 +15,7 @@ from edgeopt.config import absent
 from edgeopt.config.files import file_digest
 from edgeopt.config.references import Code
 from edgeopt.devices.device import HOST, Device, machine_of
-from edgeopt.errors import DeviceError, UsageError
+from edgeopt.errors import DeviceError, DeviceLostError, UsageError
 from edgeopt.formats.known import model_digest
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import digest_of
@@ -151,7 +151,7 @@ class Bench:
                     self.remote.run(key, request, files, folder, self.code)
                     entry = self.store.get(key)
                     if entry is None:
-                        raise DeviceError("its results cannot be read from the store", fix="run again")
+                        raise DeviceLostError("its results cannot be read from the store", fix="run again")
                 else:
                     run_job(self.device, request, files, folder, shared=self.shared)
                     outcome = read(folder=folder, cached=False)
@@ -159,7 +159,7 @@ class Bench:
                         return outcome
                     entry = self.store.put(key, folder, {"measurement": self.device.name})
         except DeviceError as error:
-            return Outcome(runtime, str(error))
+            return Outcome(runtime, str(error), lost=isinstance(error, DeviceLostError))
         return read(folder=entry.folder, cached=False)
 
     def _where(self) -> str:

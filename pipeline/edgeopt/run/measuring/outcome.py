@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     cached: bool = False
     compiled: Path | None = None
     unreachable: bool = False
+    lost: bool = False
+    """Whether ``error`` is the loss of the device: measured again, the model may run."""
     extra_notes: tuple[str, ...] = ()
     """Notes in addition to those of the runtime."""
 

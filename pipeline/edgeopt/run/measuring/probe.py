@@ -11,7 +11,7 @@ from edgeopt.config.chatter import without_chatter
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import Device, connection_of
 from edgeopt.devices.locks import device_lock
-from edgeopt.errors import DeviceError, install
+from edgeopt.errors import DeviceError, DeviceLostError, install
 from edgeopt.plugin import Connection, ConnectionCutError, Link
 from edgeopt.run.measuring.protocol import Probe, read_probe
 
@@ -34,7 +34,7 @@ def retried(job: Callable[P, T]) -> Callable[P, T]:
         try:
             return job(*args, **kwargs)
         except ConnectionCutError as error:
-            raise DeviceError(f"{error.message}, and again after a retry", fix=error.fix) from error
+            raise DeviceLostError(f"{error.message}, and again after a retry", fix=error.fix) from error
 
     return wrapper
 
@@ -49,11 +49,18 @@ def connect(device: Device, *, shared: bool = False, connection: Connection | No
         connection: its connection, where the code of that cannot be found by name.
 
     Raises:
-        DeviceError: the device is unreachable.
+        DeviceLostError: the device is unreachable.
     """
     lock = nullcontext() if shared else device_lock(device.name, device.connection)
-    with lock, (connection or connection_of(device)).open() as link:
-        yield link
+    with lock:
+        try:
+            opened = (connection or connection_of(device)).open()
+        except ConnectionCutError:
+            raise
+        except DeviceError as error:
+            raise DeviceLostError(error.message, fix=error.fix) from error
+        with opened as link:
+            yield link
 
 
 def fetch_probe(device: Device, agent: Path, *, shared: bool = False) -> Probe:

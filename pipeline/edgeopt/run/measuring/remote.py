@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeopt.config.references import Code
 from edgeopt.devices.device import Device, connection_of, machine_of
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, DeviceLostError
 from edgeopt.plugin import Connection
 from edgeopt.run.executors.choice import holder_of
 from edgeopt.run.executors.executor import Board, Elsewhere, Say, Task, TaskResult
@@ -80,7 +80,7 @@ class Remote:
         result = self._call(task)
         self.where = result.where or self.where
         if result.failure:
-            raise DeviceError(result.failure)
+            raise (DeviceLostError if result.lost else DeviceError)(result.failure)
         return str(result.value)
 
 
