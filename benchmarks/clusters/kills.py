@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from edgeopt.recipe.resolve import find_recipe
 from edgeopt.results import Event
 
 RESUMES = 10
-"""A stage that is lost three times has failed, until the next command."""
+"""Commands until all stages are there: one that is lost three times has failed, until the next command."""
 
 
 class Once(NamedTuple):
@@ -54,7 +53,7 @@ def _search(on: str, place: Path) -> Once:
     events: list[Event] = []
     try:
         found = _found(on, place, events.append)
-    except CannotRunError:  # the float artifact was lost three times
+    except CannotRunError:  # a stage was lost three times: the journal has the trials before
         return Once({}, False, len(_repeated(events)))
     tried = {
         str(each.number): (each.status, each.options, each.objectives, each.place)
@@ -66,10 +65,9 @@ def _search(on: str, place: Path) -> Once:
         for row in report.results
         if row.artifact is not None
     }
-    whole = all(each.status != "failed" for each in found.result.trials) and bool(artifacts)
-    if not whole:  # a search does not try a candidate again that has failed
-        shutil.rmtree(place / "search")
-    return Once(tried | artifacts, whole, len(_repeated(events)))
+    # A row of its reports may be lost, which the next command builds; a trial that failed would stay.
+    lost = any(row.status != "ok" for report in found.reports.values() for row in report.results)
+    return Once(tried | artifacts, bool(artifacts) and not lost, len(_repeated(events)))
 
 
 def _found(on: str, place: Path, watch: Callable[[Event], None]) -> Found:
