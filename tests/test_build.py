@@ -14,6 +14,9 @@ from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
 from edgeopt.run.build import build, look_up
+from edgeopt.run.executors import gpus
+from edgeopt.run.executors.executor import Task
+from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.store import Store
 from edgeopt.testing import toys
 
@@ -233,3 +236,23 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def _seen(say: object) -> tuple[str, int]:
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_only_tasks_that_use_a_gpu_see_one(possible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "possible", lambda: possible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    seen: dict[str, tuple[str, int]] = {}
+    with LocalExecutor() as executor:
+        for name in ("training", "other"):
+            executor.submit(Task(name, _seen, (), "plain", 1, "", gpu=name == "training"))
+        while len(seen) < 2:
+            seen |= {each.key: each.value for each in executor.wait(1)}
+    assert seen["training"][0] == ("3" if possible else "-1")
+    assert seen["other"][0] == "-1"
+    # One process serves both where there is no GPU.
+    assert (seen["training"][1] == seen["other"][1]) is not possible

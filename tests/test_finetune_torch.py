@@ -317,3 +317,21 @@ def test_class_scores_are_taught_to_one_output_only(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="one output of class scores, and the model has 2 outputs") as error:
         one.outputs([np.zeros((2, 8), np.float32)])
     assert "loss: mse" in error.value.fix
+
+
+def test_a_step_stays_on_its_device(digits: Model, tmp_path: Path) -> None:
+    """On tensors without values, which refuse others as those of a GPU do; reading the loss ends the step."""
+    student, teacher = torch_module.build(digits), torch_module.build(digits)
+    hints = Hints(student, teacher, digits.inputs, 1.0)
+    with torch.device("meta"):
+        for module in (student, teacher):
+            module.to("meta")
+        keeper = Keeper(student, digits.path, 1)
+        on_meta = Learner(student, teacher, keeper, temperature=1.0, squared_error=True, hints=hints)
+        assert on_meta.device.type == "meta"
+        images, scores = np.zeros((4, 1, 8, 8), np.float32), np.zeros((4, 10), np.float32)
+        on_meta.last_teacher_inputs = inputs = [images]
+        on_meta._logits(teacher, inputs)
+        with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+            on_meta.step(inputs, scores, 0.1)
+    assert all(parameter.grad is not None for parameter in student.parameters())

@@ -63,6 +63,12 @@ class Step(Stage):
         # Field 2 of a ModelProto, the name of its producer: the file stays valid.
         path.write_bytes(model.path.read_bytes() + b"\\\\x12" + bytes([len(self.name)]) + self.name.encode())
         return model.model_copy(update={"path": path})
+
+
+class Train(Step):
+    """A step that computes on a GPU."""
+
+    uses_gpu: ClassVar[bool] = True
 '''.replace("\\\\", "\\")
 
 
@@ -117,7 +123,10 @@ def node(
 def write_recipe(
     folder: Path, length: int = 1, module: str = "steps_of_project", **steps: dict[str, object]
 ) -> Path:
-    """A recipe with a variant of each step, ``length`` times in a row; they write ``folder/marks``."""
+    """A recipe with a variant of each step, ``length`` times in a row; they write ``folder/marks``.
+
+    A step whose name begins with ``train`` is one that computes on a GPU.
+    """
     from onnx import TensorProto, helper, save
 
     (folder / "marks").mkdir(exist_ok=True)
@@ -129,7 +138,8 @@ def write_recipe(
     lines = ["version: 1", "name: steps", "model: {path: net.onnx}", "formats: [onnx]", "optimize:"]
     for name, options in steps.items():
         given = {"name": name, "marks": str(folder / "marks")} | options
-        stages = [f"{{uses: '{module}:Step', with: {given!r}}}"] * length
+        kind = "Train" if name.startswith("train") else "Step"
+        stages = [f"{{uses: '{module}:{kind}', with: {given!r}}}"] * length
         lines.append(f"  {name}: {{stages: [{', '.join(stages)}]}}")
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines).replace("True", "true") + "\n")

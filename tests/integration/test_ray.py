@@ -168,6 +168,33 @@ def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, t
     assert sum(len(marks(tmp_path, name)) for name in steps) > len(steps)
 
 
+def test_training_goes_to_a_node_with_a_gpu(built_on: Build, cluster: str, tmp_path: Path) -> None:
+    """And to any other one when that is lost, whether it runs there or waits for the GPU."""
+    on_gpu = ("--address", OTHER, "--cpus", "2", "--gpus", "1")
+    with node(cluster, *on_gpu, name="gpu") as lost:
+        steps = {"train1": {"seconds": 1}, "train2": {"seconds": 1}, "step": {"seconds": 1}}
+        builds, events = built_on(write_recipe(tmp_path, **steps))
+        assert len(digests(builds)) == 4
+        where = {event.branch: event.message for event in events if event.message.startswith("on ")}
+        assert where["train1.onnx"] == where["train2.onnx"] == "on gpu"
+        (first, _, _), (second, _, _) = (marks(tmp_path, name)[0] for name in ("train1", "train2"))
+        assert first == second, "one at a time, and its process stays"
+        with executing(f"ray:{cluster}", str(tmp_path), print), executor_for(None) as executor:
+            assert {each.name: each.gpus for each in executor.machines(())} == {"a": 0, "b": 0, "gpu": 1}
+
+        def kill() -> None:
+            while not any(marks(tmp_path, name) for name in ("train3", "train4")):
+                time.sleep(0.1)
+            lost.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        builds, events = built_on(write_recipe(tmp_path, train3={"seconds": 4}, train4={"seconds": 4}))
+        killer.join()
+    assert len(digests(builds)) == 3
+    assert sorted(len(marks(tmp_path, name)) for name in ("train3", "train4")) == [1, 2]
+
+
 def test_a_failure_of_the_stage_is_final(built_on: Build, tmp_path: Path) -> None:
     builds, _ = built_on(write_recipe(tmp_path, bad={"fails": True}))
     ((failure, lost),) = [(built.failure, built.lost) for built in builds if built.failure]

@@ -7,7 +7,7 @@ import pytest
 from edgeopt.run.cluster import ray_driver
 from edgeopt.run.cluster.messages import Cancel, Close, Request
 
-REQUEST = Request("key", "title", b"", "plain", 1.0, "", None, {}, "store", {}, None, 0.0)
+REQUEST = Request("key", "title", b"", "plain", 1.0, "", None, {}, "store", {}, None, 0.0, gpu=False)
 
 
 class DeafRay:

@@ -105,6 +105,7 @@ def _show_machines(on: str, as_json: bool) -> None:
 def _attached(machine: "Machine", probe: "Probe") -> str:
     """What only some machines have: devices that a node offers, and GPUs."""
     gpus = [f"GPU {gpu['name']}" for gpu in probe["gpus"]]
+    gpus += [f"trains on {machine.gpus} GPU{'s' * (machine.gpus > 1)}"] if machine.gpus else []
     listed = ", ".join([*(f"device {name}" for name in machine.devices), *gpus])
     return f"; {listed}" if listed else ""
 

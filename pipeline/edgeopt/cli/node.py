@@ -32,6 +32,10 @@ def node(
             "--device", metavar="NAME", help="A device attached to it, for all commands; repeatable."
         ),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=0, help="GPUs to train on (default: those that PyTorch sees)."),
+    ] = None,
 ) -> None:
     """Make this machine a node of a cluster, until interrupted: 'optimize --on ray' runs stages on it.
 
@@ -47,7 +51,9 @@ def node(
         )
     if not installed():
         raise MissingPackageError("a node needs ray, which is not installed", fix=install("cluster"))
-    with running(Node(join or "", address or "", port, cpus, name or "", tuple(device or ()))) as process:
+    with running(
+        Node(join or "", address or "", port, cpus, name or "", tuple(device or ()), gpus)
+    ) as process:
         where = (
             f"the head of a cluster at {address or 'this machine'}:{port}" if head else f"a node of {join}"
         )

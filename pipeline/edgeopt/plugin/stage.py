@@ -83,6 +83,8 @@ class Stage(Plugin):
     """The only runtimes that run the result; empty: all of its format. Such a stage must preserve every bit
     of the outputs, which a run verifies in these runtimes."""
     worker: ClassVar[Worker] = "plain"
+    uses_gpu: ClassVar[bool] = False
+    """Whether it computes on a GPU that its framework sees: only the processes of such stages see one."""
     preference: ClassVar[int] = 0
     """Among chains of equal length, the planner takes the one with the highest sum."""
 

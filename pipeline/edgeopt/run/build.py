@@ -172,6 +172,7 @@ class _Builder:
                 versions=stage.versions(),
                 code=self.plan.recipe.model.factory,
             ),
+            gpu=stage.uses_gpu,
         )
         self.running[key] = _Job(key, stage, folder, [built], cleanup, checkpoints)
         self.executor.submit(task)

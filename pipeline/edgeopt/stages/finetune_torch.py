@@ -22,6 +22,7 @@ class FinetuneTorch(Finetune):
     accepts: ClassVar[frozenset[str]] = frozenset({"torch"})
     produces: ClassVar[str] = "torch"
     worker: ClassVar[Worker] = "torch"
+    uses_gpu: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
     extra: ClassVar[str | None] = "torch"
 
@@ -52,23 +53,24 @@ class FinetuneTorch(Finetune):
         # For dropout; order and augmentation have their own generators.
         torch.manual_seed(self.seed)
         student = torch_module.build(model)
-        keeper = Keeper(student, model.path, self.epochs)
         teacher = torch_module.build(source)
         # Features that int8 cannot represent must be free to change, so only the outputs are distilled.
         use_hints = self.distill and not self.quantization_aware
         hints = Hints(student, teacher, model.inputs, self.hints) if use_hints and self.hints else None
-        learner = Learner(
-            student,
-            teacher,
-            keeper,
-            temperature=self.temperature if self.distill else 1.0,
-            squared_error=self.loss == "mse",
-            fake_quantizer=(
-                FakeQuantizer(self.epochs, per_channel=self.per_channel) if self.quantization_aware else None
-            ),
-            hints=hints,
-        )
-        with torch_engine.quiet():
+        with torch_engine.quiet(), torch_engine.on_gpu((student, teacher), model.inputs, context.note):
+            learner = Learner(
+                student,
+                teacher,
+                Keeper(student, model.path, self.epochs),
+                temperature=self.temperature if self.distill else 1.0,
+                squared_error=self.loss == "mse",
+                fake_quantizer=(
+                    FakeQuantizer(self.epochs, per_channel=self.per_channel)
+                    if self.quantization_aware
+                    else None
+                ),
+                hints=hints,
+            )
             outcome = train(self, learner, model, context)
         if hints is not None:
             hints.remove()

@@ -27,6 +27,8 @@ class Request(NamedTuple):
     """The device that it needs."""
     patience: float
     """Seconds to wait for a node that has the device."""
+    gpu: bool
+    """Whether it computes on a GPU, if a node has one."""
 
 
 # From a node, about a task.

@@ -47,7 +47,9 @@ def serve(request: Request) -> Iterator[Message]:
         os.environ.pop(name, None)
     os.environ.update(request.threads)
     arguments = (request.payload, request.key, request.store)
-    task = Task(request.key, _run, arguments, request.worker, request.minutes, request.too_long)
+    task = Task(
+        request.key, _run, arguments, request.worker, request.minutes, request.too_long, gpu=request.gpu
+    )
     try:
         executor.submit(task)
         yield Started()

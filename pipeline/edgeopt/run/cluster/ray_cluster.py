@@ -52,6 +52,10 @@ class Cluster:
             return [node for node in self.alive() if self.name(node["NodeID"]) == board.node]
         return [node for node in self.alive() if board.device in devices_of(node)]
 
+    def able(self, board: Board | None) -> list[Node]:
+        """The nodes that hold a device; without one, those that run stages."""
+        return self.holding(board) if board is not None else [node for node in self.alive() if slots(node)]
+
     def options(self, board: Board, nodes: list[Node]) -> dict[str, Any]:
         """How Ray schedules a job of a device that ``nodes`` hold: one at a time where it was offered."""
         offered = all(board.device in devices_of(node) for node in nodes)
@@ -75,12 +79,18 @@ class Cluster:
             about: dict[str, Any] = {}
             with suppress(self._ray.exceptions.RayError):
                 about = self._ray.get(answer, timeout=0)
-            yield Machine(self.name(node["NodeID"]), slots(node), about, tuple(sorted(devices_of(node))))
+            name, devices = self.name(node["NodeID"]), tuple(sorted(devices_of(node)))
+            yield Machine(name, slots(node), about, devices, gpus(node))
 
 
 def slots(node: Node) -> float:
     """Stages that a node runs at a time."""
     return float(node["Resources"].get("CPU", 0.0))
+
+
+def gpus(node: Node) -> int:
+    """GPUs of a node that it trains on."""
+    return int(node["Resources"].get("GPU", 0))
 
 
 def devices_of(node: Node) -> Iterator[str]:

@@ -41,7 +41,7 @@ from edgeopt.run.cluster.messages import (
     Unreachable,
 )
 from edgeopt.run.cluster.node import serve
-from edgeopt.run.cluster.ray_cluster import Cluster, slots
+from edgeopt.run.cluster.ray_cluster import Cluster, gpus
 from edgeopt.run.cluster.ray_settings import (
     OBJECT_STORE_BYTES,
     default_cpus,
@@ -50,6 +50,7 @@ from edgeopt.run.cluster.ray_settings import (
     token_problem,
 )
 from edgeopt.run.executors.executor import Board
+from edgeopt.run.executors.gpus import count
 
 RETRIES = 2
 """Repetitions of a task whose worker or node was lost."""
@@ -82,6 +83,8 @@ class _Running:
     """When it was interrupted last, by the monotonic clock; 0 while it may run."""
     missed_since: float = 0.0
     """When no node had its device, by the monotonic clock; 0 while one has."""
+    gpu: bool = False
+    """Whether it was given to the nodes with a GPU."""
 
 
 def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
@@ -137,6 +140,7 @@ class _Driver:
         self.sending = threading.Lock()
         own: dict[str, Any] = {
             "num_cpus": default_cpus(),
+            "num_gpus": count(),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_temp_dir": str(folder),
@@ -217,9 +221,8 @@ class _Driver:
 
     def start(self, running: _Running) -> None:
         """Give a task to a node that has its device and has not refused its like; fail it if all have."""
-        refusals, nodes = self.refusals.get(_needs(running), {}), self.cluster.alive()
-        board = running.request.board
-        able = self.cluster.holding(board) if board is not None else [each for each in nodes if slots(each)]
+        refusals, board = self.refusals.get(_needs(running), {}), running.request.board
+        able = self.cluster.able(board)
         if board is not None and not able:
             self.wait_for_board(running, board)
             return
@@ -228,14 +231,19 @@ class _Driver:
             self.end(running, f"no node of the cluster has the packages of this machine: {reasons}")
             return
         options: dict[str, Any] = {}
+        willing = [node for node in able if node["NodeID"] not in refusals]
+        running.gpu = running.request.gpu and any(map(gpus, willing))
         if board is not None:
-            options = self.cluster.options(board, [each for each in able if each["NodeID"] not in refusals])
+            options = self.cluster.options(board, willing)
         elif refusals:
             options = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(refusals))})"}}
         elif not able and not self.warned:
             self.warned = True
             self.send(Notice("", "no node of the cluster runs stages: waiting for one with --cpus"))
-        running.generator, running.node = self.work.options(**options).remote(running.request), ""
+        # A node may have a GPU that it does not offer.
+        request = running.request._replace(gpu=running.gpu)
+        work = self.work.options(**options, num_gpus=int(running.gpu))
+        running.generator, running.node = work.remote(request), ""
         running.missed_since = 0.0
         self.running[running.request.key] = running
 
@@ -254,17 +262,19 @@ class _Driver:
             self.waiting.append(running)
 
     def look_for_nodes(self) -> None:
-        """Start the waiting tasks; take those back whose device has gone while others used it.
+        """Start the waiting tasks; take those back whose device, or last GPU, has gone while others used it.
 
         Ray itself would keep these in its queue for good.
         """
-        queued = [each for each in self.running.values() if each.request.board and not each.node]
+        queued = [
+            each for each in self.running.values() if (each.request.board or each.gpu) and not each.node
+        ]
         if not (self.waiting or queued) or time.monotonic() - self.looked_at < LOOK_SECONDS:
             return
         self.looked_at = time.monotonic()
         for running in queued:
-            board = running.request.board
-            if board is not None and not self.cluster.holding(board):
+            able = self.cluster.able(running.request.board)
+            if not (any(map(gpus, able)) if running.gpu else able):
                 del self.running[running.request.key]
                 self.ray.cancel(running.generator)
                 self.waiting.append(running)

@@ -23,6 +23,7 @@ from edgeopt.run.cluster.ray_settings import (
     environment,
     token_problem,
 )
+from edgeopt.run.executors import gpus
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Addresses that Ray replaces by one that other machines reach; all others it takes as they are."""
@@ -50,6 +51,8 @@ class Node(NamedTuple):
     name: str = ""
     devices: tuple[str, ...] = ()
     """Devices that are attached to it, which all commands of the cluster may measure on."""
+    gpus: int | None = None
+    """GPUs to train on; default: those that torch sees."""
 
 
 @contextmanager
@@ -141,6 +144,7 @@ def _options(node: Node, folder: Path) -> Iterator[str]:
     yield f"--temp-dir={folder}"
     yield f"--object-store-memory={OBJECT_STORE_BYTES}"
     yield f"--num-cpus={_cpus(node)}"
+    yield f"--num-gpus={gpus.count() if node.gpus is None else node.gpus}"
     if node.join:
         yield f"--address={node.join}"
     else:

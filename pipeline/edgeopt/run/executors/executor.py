@@ -59,6 +59,8 @@ class Task(NamedTuple):
     """The fix shown if the time limit is exceeded."""
     elsewhere: Elsewhere | None = None
     """Needed by executors that run tasks on other machines."""
+    gpu: bool = False
+    """Whether it computes on a GPU, if its machine has one; all other tasks see none."""
 
 
 class TaskResult(NamedTuple):
@@ -100,6 +102,8 @@ class Machine(NamedTuple):
     """Its ``probe``, ``free_memory_bytes`` and ``versions`` of packages; empty if it does not answer."""
     devices: tuple[str, ...] = ()
     """Devices that it offers to all others."""
+    gpus: int = 0
+    """GPUs that it trains on."""
 
 
 class Place(NamedTuple):

@@ -20,6 +20,7 @@ from edgeopt.config.units import show_bytes
 from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
 from edgeopt.errors import UsageError
 from edgeopt.plugin import Worker
+from edgeopt.run.executors import gpus
 from edgeopt.run.executors.executor import Board, Executor, Machine, Place, Progress, Task, TaskResult
 from edgeopt.run.executors.worker import prepare, run_task
 
@@ -84,7 +85,8 @@ class LocalExecutor(Executor):
     def __init__(self, memory_limit: int | None = None) -> None:
         """``memory_limit``: bytes that a task may use, including its child processes."""
         self.limit_memory(memory_limit)
-        self._pools: dict[Worker, ProcessPool] = {}
+        self._pools: dict[tuple[Worker, str | None], ProcessPool] = {}
+        """By framework, and the GPUs that it sees: a process sees others only if it starts again."""
         self._running: dict[concurrent.futures.Future[Any], _Running] = {}
         self._count = 0
         self._folder = Path(tempfile.mkdtemp(prefix="edgeopt-"))
@@ -102,7 +104,9 @@ class LocalExecutor(Executor):
         self._count += 1
         running = _Running(task, self._folder / f"task{self._count}")
         # pebble's own timeout is not used: it relies on the wall clock, which may be adjusted.
-        future = self._pool(task.worker).schedule(run_task, args=(running.stem, task.function, task.args))
+        future = self._pool(task.worker, gpus.visible(gpu=task.gpu)).schedule(
+            run_task, args=(running.stem, task.function, task.args)
+        )
         self._running[future] = running
 
     def wait(self, seconds: float) -> list[TaskResult]:
@@ -138,7 +142,8 @@ class LocalExecutor(Executor):
     def machines(self, packages: Sequence[str]) -> Sequence[Machine]:
         from edgeopt.run.cluster.node import describe  # here: it runs tasks by this executor
 
-        return [Machine(os.uname().nodename, len(get_args(Worker)), describe(packages))]
+        about = describe(packages)
+        return [Machine(os.uname().nodename, len(get_args(Worker)), about, gpus=gpus.count())]
 
     def capacity(self) -> int:
         return 1
@@ -159,24 +164,24 @@ class LocalExecutor(Executor):
             pool.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _pool(self, worker: Worker) -> "ProcessPool":
-        pool = self._pools.get(worker)
+    def _pool(self, worker: Worker, seen: str | None) -> "ProcessPool":
+        pool = self._pools.get((worker, seen))
         if pool is not None and not pool.active:  # broken: its worker died between two tasks
-            del self._pools[worker]
+            del self._pools[worker, seen]
             pool.stop()
             pool.join()
-        if worker not in self._pools:
+        if (worker, seen) not in self._pools:
             from pebble import ProcessPool  # here: a run with everything in the store needs none
 
             mute_resource_tracker()
-            self._pools[worker] = ProcessPool(
+            self._pools[worker, seen] = ProcessPool(
                 max_workers=1,
                 # Not fork: the threads and locks of frameworks do not survive it.
                 context=multiprocessing.get_context("spawn"),
                 initializer=prepare,
-                initargs=(worker, os.getpid()),
+                initargs=(worker, os.getpid(), seen),
             )
-        return self._pools[worker]
+        return self._pools[worker, seen]
 
     def _enforce_limits(self) -> None:
         """Kill tasks over the time or memory limit, with their child processes."""

@@ -152,6 +152,7 @@ class RayExecutor(Executor):
             threads=threads_here(),
             board=elsewhere.board,
             patience=BOARD_SECONDS,
+            gpu=task.gpu,
         )
 
     def _take(self, reply: messages.Reply | None) -> None:

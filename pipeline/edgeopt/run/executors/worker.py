@@ -40,11 +40,16 @@ ENVIRONMENT: dict[Worker, dict[str, str]] = {
 """Environment variables by framework, set before imports: each framework has its own process."""
 
 
-def prepare(worker: Worker, parent: int) -> None:
-    """Set the environment variables of the worker, and make it exit with its parent."""
+def prepare(worker: Worker, parent: int, gpus: str | None) -> None:
+    """Set the environment variables of the worker, and make it exit with its parent.
+
+    ``gpus``: those that it sees, as in ``CUDA_VISIBLE_DEVICES``; None: all.
+    """
     os.environ.update(ENVIRONMENT[worker])
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     # Without the last one, ONNX Runtime sends usage data of every session and leaves a temporary file.
-    os.environ.update(CUDA_VISIBLE_DEVICES="-1", PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
+    os.environ.update(PYTHONHASHSEED="0", ORT_DISABLE_TELEMETRY="1")
     for stream in (sys.stdout, sys.stderr):
         # The encoding of the log: libraries print characters that the encoding of the terminal may lack.
         if isinstance(stream, io.TextIOWrapper):

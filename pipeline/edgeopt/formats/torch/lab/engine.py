@@ -4,10 +4,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats.torch.files.specs import zeros
 from edgeopt.model import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -59,6 +62,42 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def on_gpu(
+    modules: "Sequence[torch.nn.Module]", inputs: Sequence[TensorSpec], note: Callable[[str], None]
+) -> Iterator[None]:
+    """Have modules on the GPU, if torch sees one and they run there; they are on the processor afterwards.
+
+    New tensors are on the GPU meanwhile. ``note`` receives where it was computed, unless there is no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    device = torch.device("cuda")
+    try:
+        with device:
+            for module in modules:
+                module.to(device)
+                with torch.no_grad():
+                    module(*(value.to(device) for value in zeros(inputs)))
+    except RuntimeError as error:  # such as constants of a module that are none of its buffers
+        for module in modules:
+            module.cpu()
+        note(f"trained on the processor, as the model does not run on the GPU: {brief(error, 1)}")
+        yield
+        return
+    note(f"trained on the GPU {torch.cuda.get_device_name(device)}: the last bits differ from a processor's")
+    try:
+        with device:
+            yield
+    finally:
+        for module in modules:
+            module.cpu()
+        torch.cuda.empty_cache()  # this process stays, and others use the GPU
 
 
 def run(module: Callable[..., Any], inputs: Sequence[TensorSpec]) -> Any:

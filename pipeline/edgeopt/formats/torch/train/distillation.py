@@ -149,6 +149,7 @@ class Learner:
         self.keeper, self.fake_quantizer, self.hints = keeper, fake_quantizer, hints
         self.last_teacher_inputs: object = None
         self.temperature, self.squared_error = temperature, squared_error
+        self.device = next(iter(student.parameters()), torch.zeros(0)).device
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         if not parameters:
             raise StageError(
@@ -193,7 +194,7 @@ class Learner:
         if self.hints is not None and self.last_teacher_inputs is not inputs:
             self.teacher(inputs)
         logits = self._logits(self.student, inputs)
-        expected = torch.from_numpy(target)
+        expected = torch.from_numpy(target).to(self.device)
         if self.squared_error:
             loss = torch.nn.functional.mse_loss(logits, expected)
         else:
@@ -235,25 +236,33 @@ class Learner:
             "rounder": {} if self.fake_quantizer is None else self.fake_quantizer.state(),
             "random": torch.get_rng_state(),  # dropout draws from it
         }
+        if self.device.type == "cuda":
+            state["random on the GPU"] = torch.cuda.get_rng_state()
         torch.save(state, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
         """Restore the state that ``save`` wrote."""
         import torch
 
-        state = torch.load(folder / "state.pt", weights_only=True)
+        # It may have been trained on a GPU before, and this machine has none.
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.keeper.restore(state["keeper"])
+        self.keeper.restore(self._here(state["keeper"]))
         torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and "random on the GPU" in state:
+            torch.cuda.set_rng_state(state["random on the GPU"])
         if self.fake_quantizer is not None:
-            self.fake_quantizer.restore(state["rounder"])
+            self.fake_quantizer.restore(self._here(state["rounder"]))
+
+    def _here(self, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        return {name: value.to(self.device) for name, value in tensors.items()}
 
     def _predict(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> Outputs:
         import torch
 
         with torch.no_grad():
-            return np.asarray(self._logits(module, inputs).numpy(), np.float32)
+            return np.asarray(self._logits(module, inputs).cpu().numpy(), np.float32)
 
     def _logits(self, module: "torch.nn.Module", inputs: Sequence[NDArray[Any]]) -> "torch.Tensor":
         """The output of a module, with probabilities converted to logits; several are concatenated.
@@ -263,7 +272,7 @@ class Learner:
         import torch
         from torch.utils import _pytree
 
-        values = [torch.from_numpy(value) for value in inputs]
+        values = [torch.from_numpy(value).to(self.device) for value in inputs]
         values = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in values]
         if self.fake_quantizer is not None and module is self.student:
             result = self.fake_quantizer.compute(module, values)
