@@ -16,8 +16,8 @@ from edgeopt.errors import CannotRunError
 from edgeopt.recipe.resolve import find_recipe
 from edgeopt.results import Event
 
-RESUMES = 10
-"""Commands until all stages are there: one that is lost three times has failed, until the next command."""
+RESUMES = 3
+"""Commands after the last kill, until all stages are there: one that was lost three times has failed before."""
 
 
 class Once(NamedTuple):
@@ -106,7 +106,7 @@ def compare(name: str, kills: int, folder: Path) -> None:
     """Run a case again and again, each time from an empty store, until all kills are done."""
     case = CASES[name]
     done = {"stage": 0, "worker": 0}
-    repeated = runs = different = 0
+    repeated = runs = commands = different = 0
     with cluster("a", "b") as on:
         started = time.monotonic()
         wanted = case.run("local", folder / f"{name}-local")
@@ -118,19 +118,24 @@ def compare(name: str, kills: int, folder: Path) -> None:
             killer = threading.Thread(target=_kill, args=(done, kills, pause, ended))
             killer.start()
             try:
-                for _ in range(RESUMES):
+                left = RESUMES
+                while left:
+                    left -= not killer.is_alive()
                     once = case.run(on, folder / f"{name}-{runs}")
-                    repeated += once.repeated
+                    repeated, commands = repeated + once.repeated, commands + 1
                     if once.whole:
                         break
             finally:
                 ended.set()
                 killer.join()
             different += once.digests != wanted.digests
+            for each in wanted.digests.keys() | once.digests.keys():
+                if (one := wanted.digests.get(each)) != (other := once.digests.get(each)):
+                    print(f"  {each}: {one} here, {other} there")
     print(f"{case.title}, {runs} times on two nodes:")
     print(
         f"  {done['stage']} processes of stages and {done['worker']} workers killed, "
-        f"{repeated} stages repeated"
+        f"{repeated} stages repeated, {commands - runs} commands resumed"
     )
     print(f"  {different} of {runs} differ from one machine (goal: 0)", flush=True)
 
