@@ -17,7 +17,7 @@ from edgeopt.recipe.resolve import find_recipe
 from edgeopt.results import Event
 
 RESUMES = 3
-"""Commands after the last kill, until all stages are there: one that was lost three times has failed before."""
+"""Commands after the last kill, until all is there: a stage that was lost three times has failed before."""
 
 
 class Once(NamedTuple):
