@@ -370,3 +370,32 @@ def test_what_a_pass_of_executorch_raises_is_read_and_worked_around(monkeypatch:
     always = True
     with pytest.raises(StageError, match="rank 4 required"):
         torch_lowering.lower(program)
+
+
+class Rescaled(nn.Module):
+    """What a group norm of Keras computes: factors of each group times those of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 5)
+        self.scale, self.shift = (nn.Parameter(torch.rand(1, 1, 4, 4) + 0.5) for _ in range(2))
+
+    def forward(self, row: Any) -> Any:
+        groups = self.first(row).reshape(1, 1, 4, 4)
+        factors = torch.sigmoid(groups.mean(-1, keepdim=True))
+        return self.last((groups * (factors * self.scale) + (factors + self.shift)).reshape(1, 16))
+
+
+def test_values_are_spread_over_int8_constants_in_executorch(tmp_path: Path) -> None:
+    """XNNPACK's own kernels would free memory twice and end the process."""
+    program, values = exported(seeded(Rescaled), ROW, tmp_path), images(ROW)
+    model = QuantizeXnnpack().run(program, context(tmp_path / "int8", ROW))
+    left = {
+        operator_name(node): node
+        for node in torch_program.read(model.path).graph.nodes
+        if operator_name(node) in ("add", "mul")
+    }
+    assert all("dequantize" in str(each.target) for node in left.values() for each in node.all_input_nodes)
+    model = ExportedProgramToExecutorch().run(model, context(tmp_path / "executorch", ROW))
+    run = torch_runtimes.load_executorch(model.path.read_bytes())
+    assert snr_db(outputs(run, values), outputs(seeded(Rescaled), values)) > 30

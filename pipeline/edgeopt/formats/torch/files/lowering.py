@@ -25,6 +25,9 @@ MOVES = frozenset(
     }
 )
 """Operators of XNNPACK that copy int8 values, and so cannot change the scale."""
+COMMUTATIVE = frozenset({"add.Tensor", "mul.Tensor"})
+"""Operators whose int8 kernels of XNNPACK free memory twice, and end the process, if a computed operand is
+spread over a constant one. The rest of the arithmetic is fine, as are float and two computed operands."""
 
 
 def lower(program: "ExportedProgram") -> bytes:
@@ -144,7 +147,19 @@ def _is_runnable(kind: str, node: Any) -> bool:
         sources = [source.args[1:] for source in node.all_input_nodes if "dequantize" in str(source.target)]
         results = [user.args[1:] for user in node.users if "quantize_per_tensor" in str(user.target)]
         return len({str(scale) for scale in (*sources, *results)}) <= 1 or not (sources and results)
-    return True
+    return kind not in COMMUTATIVE or not _spreads_over_constant(node)
+
+
+def _spreads_over_constant(node: Any) -> bool:
+    """Whether an int8 operator spreads a computed operand over a constant: ``[4, 1]`` times ``[4, 4]``."""
+    computed, constant = [], False
+    for source in node.all_input_nodes:
+        if "dequantize" not in str(source.target):
+            return False
+        stored = source.args[0].op in ("placeholder", "get_attr")
+        constant |= stored
+        computed += [] if stored else [source]
+    return constant and any(each.meta["val"].shape != node.meta["val"].shape for each in computed)
 
 
 def _float_fallbacks(program: Any) -> list[str]:
