@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgeopt.commands.plan import plan as make
+from edgeopt.devices.descendants import descendants, end, family
 from edgeopt.plugin import Stage
 from edgeopt.recipe.planner import Branch, Built, Plan
 from edgeopt.results import Event
@@ -256,3 +258,17 @@ def test_only_tasks_that_use_a_gpu_see_one(possible: bool, monkeypatch: pytest.M
     assert seen["other"][0] == "-1"
     # One process serves both where there is no GPU.
     assert (seen["training"][1] == seen["other"][1]) is not possible
+
+
+def test_the_family_of_a_task_is_complete() -> None:
+    """As the memory of a task includes that of all processes below it."""
+    command = ["sh", "-c", "sh -c 'sleep 60 & wait' & sleep 60 & wait"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        me = psutil.Process(process.pid)
+        deadline = time.monotonic() + 30
+        while len(descendants(me)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(descendants(me)) == 3
+        assert set(family(me)) == set(descendants(me))
+        end(process.pid)
+    assert family(me) == []

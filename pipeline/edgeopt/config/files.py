@@ -15,6 +15,8 @@ CHUNK = 1 << 20
 """Bytes read at a time."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk is full, or a limit of the user (quota, ``ulimit -f``) is reached."""
+QUOTED = tuple(os.strerror(number) for number in NO_SPACE)
+"""What libraries quote of these errors that raise their own."""
 SCRATCH = ".edgeopt-"
 """Prefix of scratch folders beside the files that they will replace."""
 
@@ -56,6 +58,13 @@ def unwritable(place: Path, error: OSError, fix: str) -> EdgeoptError:
     if error.errno in NO_SPACE:
         return CannotRunError(f"cannot write {place}: no space left", fix=f"free space there, or {fix}")
     return UsageError(f"cannot write {place}: {error.strerror or error}", fix=fix)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk, or was caused by one, or quotes one."""
+    cause = error.__cause__ or error.__context__
+    number = error.errno if isinstance(error, OSError) else None
+    return number in NO_SPACE or any(each in str(error) for each in QUOTED) or bool(cause and is_full(cause))
 
 
 def write_text(target: Path, text: str) -> None:

@@ -11,13 +11,15 @@ import errno
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeopt.config.code_folders import project_of
-from edgeopt.config.files import NO_SPACE, file_digest, files_of, make_ignored, size_bytes
+from edgeopt.config.files import NO_SPACE, file_digest, files_of, is_full, make_ignored, size_bytes
 from edgeopt.config.scratch import scratch_folder, sweep
 from edgeopt.errors import StoreError, UsageError
 from edgeopt.formats.wire.bounded import json_value
@@ -257,12 +259,38 @@ def _digests(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in files_of(folder)}
 
 
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Name the folder without space if that fails a block that writes below ``folder``, the root of a store.
+
+    Raises:
+        StoreError: no space is left there, or for temporary files.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StoreError) or not is_full(error):
+            raise
+        temporary = Path(tempfile.gettempdir())
+        if shutil.disk_usage(temporary).free < shutil.disk_usage(folder).free:
+            raise StoreError(
+                f"no space left for temporary files in {temporary}",
+                fix="free space or set TMPDIR to another folder, then run again to resume",
+            ) from error
+        raise _full(folder) from error
+
+
+def _full(root: Path) -> StoreError:
+    return StoreError(
+        f"no space left for the store in {root}; completed steps are kept",
+        fix="free space or choose another folder, with --store DIR or, before a shared store, in "
+        f"{CACHE_VARIABLE}, then run again to resume",
+    )
+
+
 def _explained(error: OSError, root: Path) -> StoreError:
     if error.errno in NO_SPACE:
-        return StoreError(
-            f"no space left for the store in {root}; completed steps are kept",
-            fix="free space or choose another folder with --store DIR, then run again to resume",
-        )
+        return _full(root)
     return StoreError(
         f"cannot write the store in {root}: {error.strerror}", fix="choose another folder with --store DIR"
     )

@@ -17,7 +17,7 @@ import psutil
 
 from edgeopt.config.text import log_tail, reason_of
 from edgeopt.config.units import show_bytes
-from edgeopt.devices.descendants import descendants, end, memory, mute_resource_tracker
+from edgeopt.devices.descendants import end, family, memory, mute_resource_tracker
 from edgeopt.errors import UsageError
 from edgeopt.plugin import Worker
 from edgeopt.run.executors import gpus
@@ -189,7 +189,7 @@ class LocalExecutor(Executor):
             process = running.process()
             children: list[psutil.Process] = []
             if process is not None:
-                children = descendants(process)
+                children = family(process)
                 running.family.update(children)
             elif running.started:
                 # pebble does not treat exit code 0 as a failure, and would wait forever.

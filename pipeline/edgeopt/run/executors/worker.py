@@ -24,6 +24,8 @@ from edgeopt.model import Model
 from edgeopt.plugin import Context, Feed, Format, Judging, SizeBreakdown, Stage, Trial, Worker
 from edgeopt.results import Breakdown, LayerBytes
 from edgeopt.run.executors.executor import Say
+from edgeopt.run.executors.gpus import NONE
+from edgeopt.run.store import full_disk_explained
 
 BREAKDOWN = "breakdown.json"
 """The size breakdown of a model, stored next to it."""
@@ -40,7 +42,7 @@ ENVIRONMENT: dict[Worker, dict[str, str]] = {
 """Environment variables by framework, set before imports: each framework has its own process."""
 
 
-def prepare(worker: Worker, parent: int, gpus: str | None) -> None:
+def prepare(worker: Worker, parent: int, gpus: str | None = NONE) -> None:
     """Set the environment variables of the worker, and make it exit with its parent.
 
     ``gpus``: those that it sees, as in ``CUDA_VISIBLE_DEVICES``; None: all.
@@ -133,7 +135,8 @@ def run_stage(say: Say, stage: Stage, model: Model, inputs: StageInputs, folder:
     notes: list[str] = []
     trials: list[Trial] = []
     context = Context(folder=folder, progress=say, note=notes.append, trial=trials.append, **inputs._asdict())
-    result = stage.run(model, context)
+    with full_disk_explained(folder.parent.parent):  # a scratch folder of a store
+        result = stage.run(model, context)
     if not isinstance(result, Model):
         raise StageError(f"it returned {type(result).__name__}, not a Model")
     # Computed in the worker: the process that writes the report imports no framework.
