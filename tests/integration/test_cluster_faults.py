@@ -1,5 +1,7 @@
 """Faults around a cluster: its store fails, commands meet, a node is slow or has another clock."""
 
+import json
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -14,7 +16,8 @@ from edgeopt.results import Event
 from edgeopt.run.build import build
 from edgeopt.run.executors.choice import executing
 from edgeopt.run.store import Store, open_store
-from toy_cluster import await_marks, digests, lines, marks, node, write_recipe
+from in_process import Edgeopt
+from toy_cluster import NAMESPACE, await_marks, digests, lines, marks, node, write_recipe
 from toy_objects import FileServer
 
 pytest.importorskip("ray", reason="the extra cluster is not installed")
@@ -87,6 +90,41 @@ def _away(server: FileServer, folder: Path) -> None:
     server.stop()
     time.sleep(10)
     server.start()
+
+
+def test_a_node_whose_disk_is_full_is_named(
+    cluster: str, server: FileServer, edgeopt: Edgeopt, tmp_path: Path
+) -> None:
+    """The node and its folder; nothing half-written stays there, and the next command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        [*NAMESPACE, 'mount -t tmpfs none "$0"', disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    steps = {f"step{number}": {"seconds": 2, "ballast": 8 * MEBIBYTE} for number in range(4)}
+    recipe = write_recipe(tmp_path, **steps)
+    command = ("optimize", recipe, "--on", f"ray:{cluster}", "--store", server.url, "--keep-going")
+    (tmp_path / "theirs").mkdir()
+    own = {"EDGEOPT_STORE_CACHE": str(disk / "store")}
+    joining = node(cluster, "--address", OTHER, "--cpus", "2", name="small", without=disk, size="4m", **own)
+    with joining as small:
+        said = edgeopt(*command, "--out", tmp_path / "out")
+        inside = Path(f"/proc/{small.process.pid}/root", *disk.parts[1:], "store")
+        assert [each.name for each in (inside / "scratch").iterdir()] == []
+        assert not any(path.name == "ballast" for path in inside.rglob("*"))
+    assert said.code == 3, said.err
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
+    failed = {row["variant"]: row["reason"] for row in rows if row["status"] == "failed"}
+    assert 1 <= len(failed) <= 2
+    for reason in failed.values():
+        assert f"no space left for the store in {disk / 'store'}; completed steps are kept" in reason
+        assert "(on small)" in reason
+    with executing(f"ray:{cluster}", server.url, print):
+        assert len(digests(built(recipe, server.url, print))) == 5
+    assert {name: len(marks(tmp_path, name)) for name in steps} == {
+        name: 1 + (name in failed) for name in steps
+    }
 
 
 def test_two_commands_with_one_recipe(cluster: str, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 import errno
 import multiprocessing
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from edgeopt.errors import StoreError, UsageError
-from edgeopt.run.store import Store, open_store, store_folder
+from edgeopt.run.store import Store, full_disk_explained, open_store, store_folder
 from toy_store import fill_store
 
 KEY = "ab" + "0" * 62
@@ -67,6 +69,37 @@ def test_a_full_disk_is_explained_and_finished_work_kept(
     again = Store(tmp_path)
     assert again.get(KEY) is not None
     assert again.get("cd" + "0" * 62) is None
+
+
+@pytest.mark.parametrize("raised", ["itself", "quoted", "caused"])
+def test_a_disk_that_a_stage_fills_is_named(
+    raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the library raises that has noticed it."""
+
+    def fill() -> None:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if raised == "itself":
+            raise full
+        if raised == "quoted":
+            raise RuntimeError(f"PytorchStreamWriter failed: {full.strerror}")
+        raise ValueError("the file was not written") from full
+
+    with (
+        pytest.raises(StoreError, match=f"no space left for the store in {tmp_path}"),
+        full_disk_explained(tmp_path),
+    ):
+        fill()
+    free = {tmp_path: 2 << 20, Path(tempfile.gettempdir()): 1 << 20}
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(4 << 20, 0, free[Path(place)]))
+    with (
+        pytest.raises(StoreError, match=r"for temporary files in .*\n.*TMPDIR"),
+        full_disk_explained(tmp_path),
+    ):
+        fill()
+    with pytest.raises(ValueError, match="of another kind"), full_disk_explained(tmp_path):
+        raise ValueError("of another kind")
 
 
 def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from edgeopt.run.cluster.portable import ONE_STORE, AbsentError, load
 from edgeopt.run.executors.executor import Say, Task, TaskResult
 from edgeopt.run.executors.local import LocalExecutor
 from edgeopt.run.measuring.probe import probe_device
-from edgeopt.run.store import CACHE_VARIABLE, Store, is_url, open_store
+from edgeopt.run.store import CACHE_VARIABLE, Store, full_disk_explained, is_url, open_store
 
 POLL_SECONDS = 0.2
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
@@ -125,7 +125,7 @@ _temporary = temporary_files()
 def _run(say: Say, payload: bytes, key: str, place: str) -> Lacking | str | None:
     """In a process of its own: run a task, and store its result under ``key``, or return it."""
     store = open_place(place)
-    with store.scratch() as folder:
+    with full_disk_explained(store.root), store.scratch() as folder:
         try:
             function, arguments, entry = load(payload, store, folder)
         except AbsentError as error:
