@@ -21,8 +21,8 @@ from edgeopt.search.measuring import Measuring
 from edgeopt.search.proposals import Proposals, by_sampler
 from edgeopt.search.search import BATCH
 from edgeopt.search.selection import selection_of
-from edgeopt.search.sensitivities import allocations_of
-from edgeopt.search.space import Allocations, Candidate, Point, Space, space_of
+from edgeopt.search.sensitivities import Sensitivities, sensitivities_of
+from edgeopt.search.space import Candidate, Point, Space, space_of
 
 SPACE = (
     "{quantize: [int8, dynamic_int8, float16], bits: [4, 5, 6, 8], calibrator: [minmax, percentile, mse], "
@@ -60,7 +60,7 @@ class Grid(NamedTuple):
     """A space, and all of its points, measured."""
 
     space: Space
-    allocations: Allocations
+    known: Sensitivities
     table: dict[str, Tried]
     """By the keys of their candidates."""
 
@@ -91,18 +91,18 @@ def measured(name: str, target: str, over: str) -> Grid:
     task = next(each.search for each in recipe.variants if each.search is not None)
     space, selection = space_of(recipe, "best", task), selection_of(recipe)
     with Measuring(selection.recipe, task, selection.origin, Store(store_folder(None)), ()) as measuring:
-        allocations = allocations_of(measuring, space)
+        known = sensitivities_of(measuring, space)
         points: dict[str, tuple[Candidate, Point]] = {}
         for point in space.points():
-            candidate = space.candidate(point, allocations)
+            candidate = space.candidate(point, known.allocations)
             points.setdefault(candidate.key, (candidate, point))
         tried = measuring.tried(dict(enumerate(points.values())))
         table = {Candidate(each.format, each.options).key: each for each in tried}
-    return Grid(space, allocations, table)
+    return Grid(space, known, table)
 
 
 def whole_search(grid: Grid, seed: int) -> Strategy:
-    return Proposals(grid.space, grid.allocations, seed).next
+    return Proposals(grid.space, grid.known, seed).next
 
 
 def optuna_alone(grid: Grid, seed: int) -> Strategy:
@@ -111,7 +111,7 @@ def optuna_alone(grid: Grid, seed: int) -> Strategy:
     def propose(trials: Sequence[Tried], count: int) -> list[tuple[Candidate, Point]]:
         known = {Candidate(each.format, each.options).key for each in trials}
         for point in by_sampler(grid.space, trials, seed + len(trials)):
-            candidate = grid.space.candidate(point, grid.allocations)
+            candidate = grid.space.candidate(point, grid.known.allocations)
             if candidate.key not in known:
                 return [(candidate, point)]
         return []

@@ -25,10 +25,13 @@ from edgeopt.results.search import Tried
 from edgeopt.search import proposals, search
 from edgeopt.search.allocation import BITS, Sensitivity, allocate
 from edgeopt.search.front import hypervolume, nearest_to_limits, placed
+from edgeopt.search.halving import Halving
 from edgeopt.search.journal import NAME, Journal
+from edgeopt.search.measuring import Costs
 from edgeopt.search.proposals import Proposals, by_main_effects, opening, require
 from edgeopt.search.rows import Row, clearly_over
 from edgeopt.search.selection import selection_of
+from edgeopt.search.sensitivities import Foreseen, Sensitivities, together
 from edgeopt.search.space import Candidate, Dimension, Point, Space, options_of, space_of
 from needs import needs
 
@@ -277,8 +280,9 @@ def _measured(number: int, options: dict[str, Any], point: tuple[int, ...]) -> T
 
 
 def test_the_first_trials_have_every_value() -> None:
-    first = list(opening(TOY, 0))
+    first = list(opening(TOY, 0, usual=True))
     assert first[0] == (2, 0, 0)
+    assert list(opening(TOY, 0, usual=False)) == first[1:]
     assert [set(column) for column in zip(*first, strict=True)] == [{0, 2}, {0, 1}, {0}]
 
 
@@ -303,12 +307,81 @@ def test_main_effects_predict_what_was_not_tried() -> None:
     assert ranked[0] == (0, 0, 0)
 
 
+def test_what_sensitivities_foresee_counts_like_a_trial() -> None:
+    def noise(point: Point) -> float:
+        return 0.1 ** point[0]
+
+    options = TOY.candidate((2, 1, 0)).options
+    trials = [tried(0, 10.0, 0.0, noise((2, 1, 0)), options=options, point=(2, 1, 0), format="x")]
+    left = [(TOY.candidate(point, ALLOCATIONS), point) for point in [(0, 1, 0), (1, 1, 0)]]
+    foreseen = [
+        Foreseen(TOY.candidate((bits, 0, 0), ALLOCATIONS), {"noise": noise((bits, 0, 0)), "size_bytes": size})
+        for bits, size in ((0, 9.9), (1, 5.0), (2, 10.0))
+    ]
+    # The width that saves nothing is the last to be tried, which no trial has shown.
+    assert list(by_main_effects(left, trials, foreseen)) == [(1, 1, 0), (0, 1, 0)]
+
+
+def test_the_noise_of_layers_adds_up() -> None:
+    layers = [Sensitivity("one", 100, {"int8": 0.0, "int4": 0.2}), Sensitivity("two", 50, {"int8": 0.0})]
+    costs = together(Costs(0.1, 1000.0), layers, {"one": "int4"})
+    assert costs == {"noise": pytest.approx(0.3), "size_bytes": 950.0}
+
+
+# --- long training
+
+
+TRAINED = Space(
+    (
+        Dimension("prune", (0, 0.25, 0.5, 0.75)),
+        Dimension("finetune", ({"epochs": 12}, {"epochs": 3}, {"epochs": 48}, True)),
+        Dimension("format", ("x",)),
+    ),
+    {},
+)
+
+
+def _trained(number: int, prune: int, rung: int, drop: float) -> Tried:
+    point = (prune, rung, 0)
+    return tried(number, 10.0, drop, drop, options=TRAINED.candidate(point).options, point=point, format="x")
+
+
+def test_only_survivors_are_trained_longer() -> None:
+    halving = Halving(TRAINED)
+    # Whatever is proposed starts with the shortest training; a choice without epochs stands alone.
+    assert halving.admitted((1, 2, 0), []) == (1, 1, 0)
+    assert halving.admitted((1, 3, 0), []) == (1, 3, 0)
+    trials = [_trained(0, 1, 1, 0.02), _trained(1, 2, 1, 0.1)]
+    assert halving.admitted((1, 2, 0), trials) is None  # two are too few to tell
+    trials.append(_trained(2, 3, 1, 0.3))
+    assert halving.admitted((1, 2, 0), trials) == (1, 0, 0)
+    assert halving.admitted((2, 2, 0), trials) is None
+    trials.append(_trained(3, 1, 0, 0.01))
+    assert halving.admitted((1, 2, 0), trials) is None  # the best of one with 12 epochs says nothing yet
+
+
+def test_at_the_end_of_a_space_all_trainings_are_tried() -> None:
+    needs("optuna")
+    trials: list[Tried] = []
+    proposed = []
+    while batch := Proposals(TRAINED, Sensitivities({}, ()), 0).next(trials, 2):
+        proposed += [point for _, point in batch]
+        for _, (prune, rung, _) in batch:
+            trials.append(_trained(len(trials), prune, rung, prune / 10))
+    assert len(proposed) == 1 + 3 * 4  # without pruning, there is nothing to train
+    first = [[at for at, point in enumerate(proposed) if point[0] and point[1] == rung] for rung in (1, 0, 2)]
+    assert min(first[0]) < min(first[1]) < min(first[2])
+    # With 3 epochs, the best of three goes on; the others are trained longer only when nothing else is left.
+    longer = [point for point in proposed if point[0] and point[1] in (0, 2)]
+    assert longer[0] == (1, 0, 0)
+
+
 def test_proposals_are_a_function_of_the_trials_before() -> None:
     needs("optuna")
     trials: list[Tried] = []
     rounds = []
-    while batch := Proposals(TOY, ALLOCATIONS, 0).next(trials, 2):
-        again = Proposals(TOY, ALLOCATIONS, 0).next(trials, 2)
+    while batch := Proposals(TOY, Sensitivities(ALLOCATIONS, ()), 0).next(trials, 2):
+        again = Proposals(TOY, Sensitivities(ALLOCATIONS, ()), 0).next(trials, 2)
         assert batch == again
         rounds.append(batch)
         trials += [_measured(len(trials) + at, each.options, point) for at, (each, point) in enumerate(batch)]
@@ -367,7 +440,13 @@ def test_a_search_has_the_same_trials_with_any_number_of_processes(
 
     def run(folder: Path, measuring: Measured) -> list[Tried]:
         with Journal(folder, "one", "best of toy") as journal:
-            search._run(Proposals(TOY, ALLOCATIONS, 0), measuring, journal, task, lambda event: None)
+            search._run(
+                Proposals(TOY, Sensitivities(ALLOCATIONS, ()), 0),
+                measuring,
+                journal,
+                task,
+                lambda event: None,
+            )
             return journal.trials
 
     alone = run(tmp_path / "alone", Measured())

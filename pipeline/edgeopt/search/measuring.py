@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device
@@ -38,7 +38,7 @@ from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import runnable
 from edgeopt.run.scoring import Scorer, scorer_of
 from edgeopt.run.store import Store
-from edgeopt.search.rows import SNR, Row, Rows, clearly_over, noise_of
+from edgeopt.search.rows import SIZE, SNR, Row, Rows, clearly_over, noise_of
 from edgeopt.search.selection import check_labels
 from edgeopt.search.space import Candidate, Point
 
@@ -46,6 +46,14 @@ LOOKS = (64, 256, 1024, 4096)
 """Numbers of samples after which a candidate may be dropped, if the selection has at least twice as many."""
 RISK = 0.05
 """Probability that a candidate within a limit is dropped early, all looks together (Bonferroni)."""
+
+
+class Costs(NamedTuple):
+    """What an artifact costs, as far as the host can tell."""
+
+    noise: float
+    """Error power of the outputs relative to their own."""
+    size_bytes: float
 
 
 class Measuring:
@@ -117,22 +125,19 @@ class Measuring:
             seconds = round(share + time.monotonic() - started, 3)
             yield tried.model_copy(update={"seconds": seconds})
 
-    def noise(self, candidates: Sequence[Candidate], samples: int) -> list[float | None]:
-        """The error power of each candidate relative to that of its outputs; None if it cannot be built.
-
-        Measured on the host, on the first samples.
-        """
+    def costs(self, candidates: Sequence[Candidate], samples: int) -> list[Costs | None]:
+        """What candidates cost on the host, on the first samples; None for one that cannot be built."""
         builds = self._build(dict(enumerate(candidates)))
         count = min(samples, self.samples)
-        found: list[float | None] = []
+        found: list[Costs | None] = []
         for number in range(len(candidates)):
             built = builds[number]
             if isinstance(built, str) or built.failure:  # a layer without a kernel for this precision
                 found.append(None)
                 continue
-            row = self._row(built, HOST, count)
-            snr = row.result.measurements.get(SNR)
-            found.append(noise_of(snr.value) if snr is not None else None)
+            measured = self._row(built, HOST, count).result.measurements
+            known = SNR in measured
+            found.append(Costs(noise_of(measured[SNR].value), measured[SIZE].value) if known else None)
         return found
 
     def _check_devices(self) -> None:

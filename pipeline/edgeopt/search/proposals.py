@@ -1,17 +1,20 @@
 """Which candidates to try next: cheap structure first, then a sampler.
 
-1. The usual variant, and a Latin design: the values of everything that varies, in as few trials as the
-   longest list of them has.
-2. Four of five times, what adds most hypervolume to the front as a model of main effects predicts it; else
-   what the tree-structured Parzen estimator proposes (Bergstra et al. 2011; with several objectives, Ozaki
-   et al. 2022), through Optuna, which can see what a model of main effects cannot.
+1. A Latin design: the values of everything that varies, in as few trials as the longest list of them has.
+   The usual variant is first, unless the sensitivities of layers have shown what it costs.
+2. Four of five times, what adds most hypervolume to the front as a model of main effects predicts it, from
+   the trials and from what the sensitivities foresee; else what the tree-structured Parzen estimator proposes
+   (Bergstra et al. 2011; with several objectives, Ozaki et al. 2022), through Optuna, which can see what a
+   model of main effects cannot.
 
 Proposals are a function of the trials before them and the seed, so nothing else has to be stored.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,9 @@ from edgeopt.errors import MissingPackageError, install
 from edgeopt.plugin.base import canonical
 from edgeopt.results.search import Tried
 from edgeopt.search.front import hypervolume
-from edgeopt.search.space import Allocations, Candidate, Point, Space
+from edgeopt.search.halving import Halving
+from edgeopt.search.sensitivities import Foreseen, Sensitivities
+from edgeopt.search.space import Candidate, Point, Space
 
 ASKS = 200
 """Attempts of the sampler at a proposal that has not been tried yet."""
@@ -43,17 +48,22 @@ Floats = NDArray[np.float64]
 class Proposals:
     """Proposes candidates of a space."""
 
-    def __init__(self, space: Space, allocations: Allocations, seed: int) -> None:
+    def __init__(self, space: Space, known: Sensitivities, seed: int) -> None:
         self.space = space
-        self.allocations = allocations
+        self.known = known
+        self.halving = Halving(space)
         self.seed = seed
 
     def next(self, trials: Sequence[Tried], count: int) -> list[Proposal]:
         """Up to ``count`` candidates that differ from all tried ones; none if the space is exhausted."""
         known = {_of(each).key for each in trials}
         found: list[Proposal] = []
-        for point in self._points(trials, found):
-            candidate = self.space.candidate(point, self.allocations)
+        drawn = self._drawn(np.random.default_rng([self.seed, len(trials)]))
+        admitted = (self.halving.admitted(point, trials) for point in self._points(trials, found, drawn))
+        # At the end of a space, the rest is tried as it is.
+        rest = (point for _, point in drawn)
+        for point in chain((each for each in admitted if each is not None), rest):
+            candidate = self.space.candidate(point, self.known.allocations)
             if candidate.key not in known:
                 known.add(candidate.key)
                 found.append((candidate, point))
@@ -61,14 +71,17 @@ class Proposals:
                 break
         return found
 
-    def _points(self, trials: Sequence[Tried], found: Sequence[Proposal]) -> Iterator[Point]:
+    def _points(
+        self, trials: Sequence[Tried], found: Sequence[Proposal], drawn: Sequence[Proposal]
+    ) -> Iterator[Point]:
         """Points in the order of preference; ``found`` are those of them that are new."""
-        yield from opening(self.space, self.seed)
+        yield from opening(self.space, self.seed, usual=not self.known.foreseen)
         measured = [each for each in trials if each.status != "failed"]
-        drawn = self._drawn(np.random.default_rng([self.seed, len(trials)]))
         known = {_of(each).key for each in trials} | {candidate.key for candidate, _ in found}
         new = {each.key: (each, point) for each, point in drawn if each.key not in known}
-        predicted = by_main_effects(list(new.values()), measured) if measured else iter(())
+        predicted = (
+            by_main_effects(list(new.values()), measured, self.known.foreseen) if measured else iter(())
+        )
         sampled = by_sampler(self.space, measured, self.seed + len(trials))
         while True:
             before = len(found)
@@ -79,7 +92,6 @@ class Proposals:
                 if (point := next(predicted, None)) is None:
                     break
                 yield point
-        yield from (point for _, point in drawn)
 
     def _drawn(self, random: np.random.Generator) -> list[Proposal]:
         """All points in random order, or as many as are considered."""
@@ -89,7 +101,7 @@ class Proposals:
             points = [every[index] for index in random.permutation(len(every))]
         else:
             points = [tuple(map(int, random.integers(0, sizes))) for _ in range(DRAWN)]
-        return [(self.space.candidate(point, self.allocations), point) for point in points]
+        return [(self.space.candidate(point, self.known.allocations), point) for point in points]
 
 
 def require() -> None:
@@ -102,12 +114,13 @@ def require() -> None:
         raise MissingPackageError("searching needs optuna, which is not installed", fix=install("search"))
 
 
-def opening(space: Space, seed: int) -> Iterator[Point]:
-    """The usual point, and a Latin design: in each dimension, every value about equally often.
+def opening(space: Space, seed: int, *, usual: bool) -> Iterator[Point]:
+    """A Latin design: in each dimension, every value about equally often; if wanted, after the usual point.
 
     Of ordered values, both ends are enough: the effects of those between them are alike.
     """
-    yield space.start
+    if usual:
+        yield space.start
     random = np.random.default_rng(seed)
     counts = [len(each.choices) for each in space.dimensions]
     ends = [
@@ -119,20 +132,25 @@ def opening(space: Space, seed: int) -> Iterator[Point]:
     yield from (tuple(map(int, row)) for row in zip(*columns, strict=True))
 
 
-def by_main_effects(candidates: Sequence[Proposal], trials: Sequence[Tried]) -> Iterator[Point]:
+def by_main_effects(
+    candidates: Sequence[Proposal], trials: Sequence[Tried], foreseen: Sequence[Foreseen] = ()
+) -> Iterator[Point]:
     """The points that add most hypervolume to the front, one after the other, as an additive model predicts.
 
     The model is linear in the options of a variant, for the logarithms of costs and noise: a size is the
-    product of what each option saves.
+    product of what each option saves. What is foreseen of candidates counts as much as what was measured.
     """
     names = list(trials[0].objectives)
     names = [*names[:-LOSSES], names[-1]]  # accuracy changes in steps of one sample, noise does not
-    known = np.log([[max(each.objectives[name], 1e-12) for name in names] for each in trials])
-    holds = np.array([each.holds for each in trials])
-    tried = [_words(_of(each)) for each in trials]
+    seen = {_of(each).key for each in trials}
+    rows = [Foreseen(_of(each), each.objectives) for each in trials]
+    rows += [each for each in foreseen if each.candidate.key not in seen]
+    observed = _logarithms([each.costs for each in rows], names)
+    known, holds = observed[: len(trials)], np.array([each.holds for each in trials])
+    tried = [_words(each.candidate) for each in rows]
     own = [_words(candidate) for candidate, _ in candidates]
     columns = {word: at for at, word in enumerate(sorted(set().union(*tried, *own)), 1)}
-    predicted = _features(own, columns) @ _effects(_features(tried, columns), known)
+    predicted = _features(own, columns) @ _effects(_features(tried, columns), observed)
     # Noisier than the quietest trial over a limit on accuracy is most likely over it, too.
     border = (
         (known[~holds, -1].min() + known[holds, -1].max()) / 2 if 0 < holds.sum() < len(holds) else np.inf
@@ -181,10 +199,21 @@ def _features(words: Sequence[set[str]], columns: Mapping[str, int]) -> Floats:
 
 
 def _effects(features: Floats, known: Floats) -> Floats:
-    """Ridge regression; the constant is not penalized."""
+    """Ridge regression of each column on the rows that have a value; the constant is not penalized."""
     penalty = RIDGE * np.eye(features.shape[1])
     penalty[0, 0] = 1e-9
-    return np.asarray(np.linalg.solve(features.T @ features + penalty, features.T @ known), np.float64)
+    columns = []
+    for values in known.T:
+        rows = features[~np.isnan(values)]
+        columns.append(np.linalg.solve(rows.T @ rows + penalty, rows.T @ values[~np.isnan(values)]))
+    return np.stack(columns, axis=1)
+
+
+def _logarithms(costs: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
+    """The logarithms of costs, by name; NaN for unknown ones."""
+    values = [[max(each[name], 1e-12) if name in each else math.nan for name in names] for each in costs]
+    logarithms: Floats = np.log(np.array(values, float).reshape(len(values), len(names)))
+    return logarithms
 
 
 def by_sampler(space: Space, trials: Sequence[Tried], seed: int) -> Iterator[Point]:

@@ -12,7 +12,7 @@ from edgeopt.recipe.searching import Search
 from edgeopt.results import MEASUREMENTS, Gate, Result
 from edgeopt.results.search import Tried
 
-SNR, DISAGREEMENT, BROKEN = "fidelity_snr_db", "disagreement", "broken outputs"
+SNR, SIZE, DISAGREEMENT, BROKEN = "fidelity_snr_db", "size_bytes", "disagreement", "broken outputs"
 NOISE = "noise"
 """The relative power of the error of the outputs: of the worst output, on the worst device.
 

@@ -24,7 +24,7 @@ from edgeopt.search.journal import Journal
 from edgeopt.search.measuring import Measuring
 from edgeopt.search.proposals import Proposals, require
 from edgeopt.search.selection import selection_of
-from edgeopt.search.sensitivities import allocations_of
+from edgeopt.search.sensitivities import sensitivities_of
 from edgeopt.search.space import Space, space_of
 
 BATCH = 2
@@ -32,7 +32,7 @@ BATCH = 2
 WAIT = 0.5
 """Seconds between looks at the journal while other processes try the rest of a batch."""
 START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
-REVISION = 1
+REVISION = 2
 """Raise it when the same search would measure its candidates differently."""
 
 OTHER_PARTS = ("optimize", "gates", "ship", "limits", "target", "guessed")
@@ -73,9 +73,9 @@ def search(
         with Measuring(selection.recipe, task, selection.origin, store, device_folders) as measuring:
             _emit(watch, START, "done")
             _emit(watch, LAYERS, "started")
-            allocations = allocations_of(measuring, space)
+            known = sensitivities_of(measuring, space)
             _emit(watch, LAYERS, "done")
-            proposals = Proposals(space, allocations, task.part.seed)
+            proposals = Proposals(space, known, task.part.seed)
             stopped = _run(proposals, measuring, journal, task, watch)
             notes = _notes(recipe, measuring.samples, task)
         return SearchResult(

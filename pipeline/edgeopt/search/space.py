@@ -30,6 +30,8 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "per_channel": (True, False),
 }
 """The values that are tried by default, as far as the model and its formats have them."""
+TRAINING = ({"epochs": 3}, {"epochs": 12}, {"epochs": 48})
+"""Trainings of pruned candidates: the longer ones are for survivors of the shorter."""
 BY_LAYER = ("int8", "dynamic_int8")
 """Schemes of 8 bits in which single layers may have other precisions."""
 ORDERED = frozenset({"bits", "prune"})
@@ -103,8 +105,13 @@ class Space:
     @property
     def start(self) -> Point:
         """The point from which one thing at a time is varied: the usual value of each dimension."""
+        return self.nearest({})
+
+    def nearest(self, values: Mapping[str, Any]) -> Point:
+        """The point with these values, and the usual ones of the other dimensions."""
+        wanted = DIMENSIONS | dict(values)
         return tuple(
-            each.choices.index(DIMENSIONS[each.name]) if DIMENSIONS.get(each.name) in each.choices else 0
+            each.choices.index(wanted[each.name]) if wanted.get(each.name) in each.choices else 0
             for each in self.dimensions
         )
 
@@ -194,7 +201,7 @@ def space_of(recipe: Recipe, name: str, search: Search) -> Space:
 
 def _usual(recipe: Recipe) -> dict[str, tuple[Any, ...]]:
     """The default values. With training data, pruned candidates are trained; without, little is pruned."""
-    return VARIED | ({"finetune": (True,)} if recipe.train is not None else {"prune": (0, 0.25)})
+    return VARIED | ({"finetune": TRAINING} if recipe.train is not None else {"prune": (0, 0.25)})
 
 
 def _planned(
@@ -207,7 +214,7 @@ def _planned(
             if problem := _problem(key, value):
                 refuse((key, index), problem)
                 continue
-            needed = {"prune": 0.5} if key == "finetune" and value is True else {}
+            needed = {"prune": 0.5} if key == "finetune" and value else {}
             title = f"{key}-{index}"
             try:
                 variants.append(variant_of(recipe, title, options_of(DIMENSIONS | needed | {key: value})))
