@@ -244,6 +244,24 @@ def _seen(say: object) -> tuple[str, int]:
     return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
 
 
+def test_a_process_that_is_killed_before_its_task_begins_is_lost() -> None:
+    """It says nothing about the task, as one that is killed later."""
+    others = {each.pid for each in psutil.Process().children()}
+    with LocalExecutor() as executor:
+        executor.submit(Task("task", _seen, (), "plain", 1, ""))
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            started = [each for each in psutil.Process().children() if each.pid not in others]
+            if started := [each for each in started if "spawn_main" in " ".join(each.cmdline())]:
+                break
+        started[0].kill()
+        while not (results := executor.wait(1)):
+            assert time.monotonic() < deadline
+    (result,) = results
+    assert result.failure.startswith("its process died before it had begun")
+    assert result.lost and result.killed
+
+
 @pytest.mark.parametrize("possible", [True, False])
 def test_only_tasks_that_use_a_gpu_see_one(possible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "possible", lambda: possible)

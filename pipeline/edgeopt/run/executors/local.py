@@ -218,7 +218,10 @@ class LocalExecutor(Executor):
             pickled, failure, expected, lost = future.result()
         except Exception as error:  # noqa: BLE001 - a crash fails only its own task
             failure, expected = _failure_reason(running, error), False
-            lost = killed = not running.stop_reason and getattr(error, "exitcode", 0) == -signal.SIGKILL
+            # The pool is broken if its process was killed before the task had begun.
+            unbegun = isinstance(error, concurrent.futures.BrokenExecutor)
+            died = unbegun or getattr(error, "exitcode", 0) == -signal.SIGKILL
+            lost = killed = not running.stop_reason and died
             running.end()  # its worker is gone, but not what it started
         else:
             try:
@@ -235,6 +238,8 @@ def _failure_reason(running: _Running, error: BaseException) -> str:
         return running.stop_reason
     from pebble import ProcessExpired
 
+    if isinstance(error, concurrent.futures.BrokenExecutor):
+        return "its process died before it had begun"
     if isinstance(error, ProcessExpired):
         code = error.exitcode
         return f"its process died with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
