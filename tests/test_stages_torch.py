@@ -403,6 +403,28 @@ def run_onnx(path: Path, values: list[Array]) -> list[Array]:
     return [session.run(None, {session.get_inputs()[0].name: value})[0] for value in values]
 
 
+def test_weights_of_two_calls_are_stored_once(tmp_path: Path) -> None:
+    """Of a trunk whose batch norm is folded into the weights of each call."""
+    import torch
+    from torch import nn
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3))
+
+        def forward(self, x: Any) -> Any:
+            return self.trunk(x) - self.trunk(x.flip(3))
+
+    torch.manual_seed(0)
+    net, spec = Twice().eval(), TensorSpec(name="image", shape=(1, 3, 8, 8), layout="NCHW")
+    model = torch_program.save_module(net, tmp_path / "m.pt2", Model(format="torch", path=tmp_path), (spec,))
+    (tmp_path / "onnx").mkdir()
+    made = ExportedProgramToOnnx().run(model, context(tmp_path / "onnx"))
+    assert made.path.stat().st_size < 4 * (24 * 3 * 9 + 24 * 24 * 9 + 2 * 48) + 4096
+    assert worst(run_onnx(made.path, list(samples())), net) < 1e-5
+
+
 def test_torchscript_and_its_mobile_file(program: tuple[Model, Any], converted: dict[str, Model]) -> None:
     lite = converted["torchscript"]
     assert worst(run_lite(lite.path, list(samples())), program[1]) < 1e-5

@@ -32,7 +32,7 @@ class ExportedProgramToOnnx(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def run(self, model: Model, context: Context) -> Model:
         """Convert one program.
@@ -51,6 +51,7 @@ class ExportedProgramToOnnx(Stage):
         except StageError as error:
             raise _explained(error, graph, torch_specs.zeros(inputs)) from error
         _strip_metadata(proto)
+        onnx_model_file.share_constants(proto)
         _name_layers(proto.graph)
         _name_recurrent(proto.graph, graph)
         path = context.folder / "model.onnx"

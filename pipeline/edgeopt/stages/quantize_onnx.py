@@ -77,7 +77,7 @@ class QuantizeOnnx(Searching):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
-    revision: ClassVar[int] = 12
+    revision: ClassVar[int] = 13
 
     scheme: Literal["int8", "int8x16", "mixed"] = Field(
         "int8",

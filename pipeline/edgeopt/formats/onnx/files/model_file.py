@@ -1,7 +1,7 @@
 """ONNX model files: loading, input and output specs, opset conversion, removal of metadata."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from edgeopt.model import Layout, TensorSpec
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators with nearly all weights and MACs of a network."""
+
+LARGE = 1024
+"""Bytes from which equal constants are stored once; biases, whose int8 scales differ, stay apart."""
 
 
 def load(path: Path) -> Any:
@@ -86,6 +89,37 @@ def fix_sizes(model: Any, inputs: Sequence[TensorSpec]) -> None:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in sizes:
                 dimension.dim_value = sizes[dimension.dim_param]
+
+
+def share_constants(model: Any) -> None:
+    """Store large constants that are equal once, under the name of the first.
+
+    A layer that is called twice, with a batch norm folded into it, has one for each call.
+    """
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    names: dict[str, str] = {}
+    kept = []
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= LARGE and tensor.name not in fixed:
+            same = first.setdefault((tensor.data_type, tuple(tensor.dims), tensor.raw_data), tensor.name)
+            if same != tensor.name:
+                names[tensor.name] = same
+                continue
+        kept.append(type(tensor).FromString(tensor.SerializeToString()))
+    if names:
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        _rename_inputs(model.graph, names)
+
+
+def _rename_inputs(graph: Any, names: Mapping[str, str]) -> None:
+    """Let the nodes of a graph and of its subgraphs read other names."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_inputs(attribute.g, names)
 
 
 def strip(model: Any) -> None:

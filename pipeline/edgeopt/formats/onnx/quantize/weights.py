@@ -1,6 +1,8 @@
 """Requantization of the constant weights of a QDQ graph from their float values, in a chosen encoding."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,8 +26,9 @@ class _Rounded(NamedTuple):
 
     values: Numbers
     scales: Numbers
-    shift: Numbers
-    """``[outputs]``: by how much rounding lowers the mean of each output, for the bias to take up; else 0."""
+    shifts: tuple[Numbers, ...]
+    """Of each layer that reads them, ``[outputs]``: by how much rounding lowers the mean of its outputs, for
+    the bias to take up; else 0."""
 
 
 Encoding: TypeAlias = Literal["safe", "full", "reduced", "unsigned"]
@@ -49,85 +52,104 @@ class Weights:
 
     def __init__(self, floats: Mapping[str, Numbers], moments: Mapping[str, Moments]) -> None:
         self.floats, self.moments = floats, moments
-        self._compensations: dict[str, Compensation] = {}
-        self._cache: dict[tuple[str, str, bytes], _Rounded] = {}
+        self._compensations: dict[tuple[str, ...], Compensation] = {}
+        self._cache: dict[tuple[str, str, tuple[str, ...], bytes], _Rounded] = {}
 
     def rewrite(self, model: Any, encodings: Mapping[str, Encoding]) -> None:
         """Requantize the weights of each layer in its encoding; layers not in ``encodings`` are unchanged.
 
-        Weights shared by several layers get the encoding of the first layer, but unsigned instead of safe.
+        Weights shared by several layers, such as the two branches of a siamese network, are rounded for the
+        inputs of all of them, and are unsigned if those of one layer are. Where an operator without a bias
+        of its own reads them, too, they keep their scale, and are unsigned instead of safe.
         """
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        uses: dict[str, int] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                uses[name] = uses.get(name, 0) + 1
-        done = set()
+        uses = Counter(name for node in model.graph.node for name in node.input)
+        readers: dict[str, list[Stored]] = {}
         for layer in stored(model):
-            name = layer.weight.input[0]
-            encoding = encodings.get(layer.name)
-            if encoding is None or name in done:
+            readers.setdefault(layer.weight.input[0], []).append(layer)
+        for name, layers in readers.items():
+            found = {encodings[layer.name] for layer in layers if layer.name in encodings}
+            if not found:
                 continue
-            done.add(name)
-            tensors = [name, layer.weight.output[0], *(layer.bias.output if layer.bias is not None else ())]
-            # Shared weights cannot change their scale: the bias of every reader depends on it.
-            fixed = any(uses[value] > 1 for value in tensors) or name not in self.floats
-            if encoding == "safe" and (fixed or layer.depthwise):
-                encoding = "full" if layer.depthwise else "unsigned"
+            encoding: Encoding = "unsigned" if "unsigned" in found else min(found)
+            fixed = name not in self.floats or not _is_free(layers, uses)
+            depthwise = any(layer.depthwise for layer in layers)
+            if encoding == "safe" and (fixed or depthwise):
+                encoding = "full" if depthwise else "unsigned"
             if not fixed:
-                self._put(layer, encoding, constants)
+                self._put(layers, encoding, constants)
             if encoding == "unsigned":
-                _shift(layer, constants)
+                _shift(layers[0], constants)
 
-    def _put(self, layer: Stored, encoding: Encoding, constants: Mapping[str, Any]) -> None:
-        """Replace values and scales of one layer's weights, and adapt its bias."""
+    def _put(self, layers: Sequence[Stored], encoding: Encoding, constants: Mapping[str, Any]) -> None:
+        """Replace values and scales of the weights of some layers, and adapt their biases."""
         from onnx import numpy_helper
 
-        name, scale_name = layer.weight.input[:2]
+        name, scale_name = layers[0].weight.input[:2]
         before = numpy_helper.to_array(constants[scale_name])
-        key = name, "full" if encoding == "unsigned" else encoding, before.tobytes()
+        names = tuple(layer.name for layer in layers)
+        key = name, "full" if encoding == "unsigned" else encoding, names, before.tobytes()
         # Search candidates differ in few layers, and the rounding of a layer is slow.
         if key not in self._cache:
-            self._cache[key] = self._quantize(layer, encoding, before)
+            self._cache[key] = self._quantize(layers, encoding, before)
         rounded = self._cache[key]
         _put(constants, name, rounded.values)
         _put(constants, scale_name, rounded.scales)
-        if layer.bias is not None:
-            _adapt_bias(layer.bias, rounded.scales / before, rounded.shift, constants)
+        for layer, shift in zip(layers, rounded.shifts, strict=True):
+            if layer.bias is not None:
+                _adapt_bias(layer.bias, rounded.scales / before, shift, constants)
 
-    def _quantize(self, layer: Stored, encoding: Encoding, before: Numbers) -> _Rounded:
+    def _quantize(self, layers: Sequence[Stored], encoding: Encoding, before: Numbers) -> _Rounded:
         """Values and scales; except for ``safe``, the scales ``before`` of the quantizer are kept."""
-        floats = self.floats[layer.weight.input[0]]
-        rows = rows_of(floats.astype(np.float64), layer.axis)
+        axis = layers[0].axis
+        floats = self.floats[layers[0].weight.input[0]]
+        rows = rows_of(floats.astype(np.float64), axis)
         scales = np.broadcast_to(before, (len(rows),)).astype(np.float64)
         if encoding == "safe":
             scales = _safe_scales(rows, scales, per_tensor=before.ndim == 0)
         steps = _nearest(rows, scales)
-        shift = np.zeros(1)
-        if (compensation := self._compensation(layer)) is not None:
+        shifts = [np.zeros(1) for _ in layers]
+        if (compensation := self._compensation(layers)) is not None:
             steps = compensation.round(rows, scales, *_limits(steps, encoding))
-            if self._has_mean(layer):
-                mean = self.moments[layer.name].mean
-                errors = (rows - steps * scales[:, np.newaxis]).reshape(len(mean), -1, mean.shape[1])
-                shift = (errors @ mean[:, :, np.newaxis]).reshape(-1)
-        moved = np.moveaxis(floats, layer.axis, 0).shape
-        values = np.moveaxis(steps.reshape(moved), 0, layer.axis).astype(np.int8)
+            if self._have_means(layers):
+                for place, layer in enumerate(layers):
+                    mean = self.moments[layer.name].mean
+                    errors = (rows - steps * scales[:, np.newaxis]).reshape(len(mean), -1, mean.shape[1])
+                    shifts[place] = (errors @ mean[:, :, np.newaxis]).reshape(-1)
+        moved = np.moveaxis(floats, axis, 0).shape
+        values = np.moveaxis(steps.reshape(moved), 0, axis).astype(np.int8)
         scales = scales.max() if before.ndim == 0 else scales
         scales = np.asarray(scales, before.dtype).reshape(before.shape)
-        return _Rounded(np.ascontiguousarray(values), scales, shift)
+        return _Rounded(np.ascontiguousarray(values), scales, tuple(shifts))
 
-    def _compensation(self, layer: Stored) -> Compensation | None:
-        name = layer.name
-        if name in self.moments and name not in self._compensations:
-            moments = self.moments[name]
+    def _compensation(self, layers: Sequence[Stored]) -> Compensation | None:
+        names = tuple(layer.name for layer in layers)
+        if all(name in self.moments for name in names) and names not in self._compensations:
             # A bias takes up the mean of the error exactly, so that the weights need not.
-            central = self._has_mean(layer)
-            self._compensations[name] = Compensation(moments.central if central else moments.second)
-        return self._compensations.get(name)
+            central = self._have_means(layers)
+            found = [self.moments[name] for name in names]
+            matrices = [each.central if central else each.second for each in found]
+            self._compensations[names] = Compensation(reduce(np.add, matrices))
+        return self._compensations.get(names)
 
-    def _has_mean(self, layer: Stored) -> bool:
-        """Whether the bias takes up the mean of the error."""
-        return layer.bias is not None and self.moments[layer.name].positions >= FEWEST_POSITIONS
+    def _have_means(self, layers: Sequence[Stored]) -> bool:
+        """Whether the biases take up the means of the errors."""
+        return all(
+            layer.bias is not None and self.moments[layer.name].positions >= FEWEST_POSITIONS
+            for layer in layers
+        )
+
+
+def _is_free(layers: Sequence[Stored], uses: Mapping[str, int]) -> bool:
+    """Whether only these layers read their common weights, alike, and each has a bias of its own or none."""
+    weights = {layer.weight.output[0] for layer in layers}
+    biases = [layer.bias.output[0] for layer in layers if layer.bias is not None]
+    return (
+        sum(uses[name] for name in weights) == len(layers)
+        and uses[layers[0].weight.input[0]] == len(weights)
+        and all(uses[name] == 1 for name in biases)
+        and len({(layer.axis, layer.depthwise) for layer in layers}) == 1
+    )
 
 
 def _nearest(rows: Numbers, scales: Numbers) -> Numbers:
