@@ -372,6 +372,19 @@ def test_what_a_pass_of_executorch_raises_is_read_and_worked_around(monkeypatch:
         torch_lowering.lower(program)
 
 
+@pytest.mark.parametrize(("groups", "channels"), [(2, 12), (8, 8)])
+def test_transposed_convolutions_of_several_groups_are_int8(
+    groups: int, channels: int, tmp_path: Path
+) -> None:
+    up = nn.ConvTranspose2d(8, channels, 3, 2, 1, output_padding=1, groups=groups)
+    net = seeded(lambda: Net(lambda net, x: F.relu(net.up(x)), channels, up=up))
+    program, values = exported(net, IMAGE, tmp_path), images(IMAGE)
+    model = QuantizeXnnpack().run(program, context(tmp_path / "int8", IMAGE))
+    model = ExportedProgramToExecutorch().run(model, context(tmp_path / "executorch", IMAGE))
+    run = torch_runtimes.load_executorch(model.path.read_bytes())
+    assert snr_db(outputs(run, values), outputs(net, values)) > 30
+
+
 class Rescaled(nn.Module):
     """What a group norm of Keras computes: factors of each group times those of each channel."""
 

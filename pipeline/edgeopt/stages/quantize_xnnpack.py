@@ -11,7 +11,7 @@ from edgeopt.formats.torch.files import specs as torch_specs
 from edgeopt.formats.torch.graph import layers as torch_layers
 from edgeopt.formats.torch.graph import recurrent as torch_recurrent
 from edgeopt.formats.torch.graph.executorch import for_executorch
-from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
+from edgeopt.formats.torch.graph.operators import TRANSPOSED, WEIGHTED, operator_name
 from edgeopt.formats.torch.graph.recurrent import RECURRENT, STEP_LOOP
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
@@ -43,7 +43,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 10
+    revision: ClassVar[int] = 11
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.
@@ -132,6 +132,9 @@ class _Pt2e(Program):
                 return model
 
             def annotate(self, model: Any) -> Any:
+                for node in model.graph.nodes:
+                    if operator_name(node) in TRANSPOSED and node.name not in exempt:
+                        _annotate_groups(node)
                 model = super().annotate(model)
                 for node in model.graph.nodes:
                     if _copies(node) and "quantization_annotation" not in node.meta:
@@ -186,6 +189,28 @@ def _name_weights(converted: Any, source: Any) -> None:
             converted.register_buffer(new, value)
             stored.target = new
     converted.recompile()
+
+
+def _annotate_groups(node: Any) -> None:
+    """Quantize a transposed convolution of several groups, which the quantizer leaves in float.
+
+    XNNPACK runs it with one scale for all weights, because a channel of its kernel is of all groups.
+    """
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+
+    if len(node.args) < 7 or node.args[6] == 1:
+        return
+    config = _config(per_channel=False)
+    specs = (config.input_activation, config.weight, config.bias)
+    given = {each: spec for each, spec in zip(node.args[:3], specs, strict=True) if each is not None}
+    reader = next(iter(node.users))
+    # A ReLU is part of the kernel: what enters it has no scale of its own.
+    last = reader if len(node.users) == 1 and operator_name(reader) == "relu" else node
+    for each in (*node.args[1:3], node, last):
+        if each is not None:
+            each.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
+    node.meta["quantization_annotation"].input_qspec_map = given
+    last.meta["quantization_annotation"].output_qspec = config.output_activation
 
 
 def _copies(node: Any) -> bool:
