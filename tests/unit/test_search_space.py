@@ -145,6 +145,22 @@ def test_a_value_that_is_not_available_is_refused_by_name(over: dict[str, Any], 
         space(**over)
 
 
+def test_what_a_device_does_not_run_is_left_out() -> None:
+    def choices(*devices: str) -> dict[str, tuple[Any, ...]]:
+        given = recipe({}, devices=list(devices))
+        space = space_of(given, "best", next(each.search for each in given.variants if each.search))
+        return {each.name: each.choices for each in space.dimensions}
+
+    assert choices("host")["quantize"] == ("int8", "dynamic_int8", "float16", "int4")
+    assert choices("host")["coarsen"] == (False,)
+    for devices in (["cortex-m"], ["host", "cortex-m"]):
+        assert choices(*devices)["quantize"] == ("int8",)
+        assert choices(*devices)["coarsen"] == (False, 5, 4, 3)
+    given = recipe({"over": {"quantize": ["int8", "float16"], "bits": [4, 8]}}, devices="cortex-m")
+    with pytest.raises(RecipeError, match=r"'float16' is not available: on cortex-m, it cannot dequantize"):
+        space_of(given, "best", next(each.search for each in given.variants if each.search))
+
+
 def test_a_space_of_one_point_is_no_search() -> None:
     needs("ai_edge_litert", "ai_edge_quantizer", "tensorflow")
     with pytest.raises(UsageError, match="nothing to vary"):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 from edgeopt.config.nearest import nearest
 from edgeopt.config.problems import Problems
+from edgeopt.devices.lint import expected
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage
 from edgeopt.plugin.base import canonical
@@ -17,6 +18,8 @@ from edgeopt.recipe.planner import Plan, make_plan
 from edgeopt.recipe.searching import DIMENSIONS, Search
 from edgeopt.recipe.variants import variant_of
 
+NONE = "none"
+"""The scheme of a variant that is not quantized."""
 WHOLE = 8
 """Bits of a weight in int8, which layers have unless an allocation says otherwise."""
 VARIED: dict[str, tuple[Any, ...]] = {
@@ -28,6 +31,7 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "bias_correction": (False, True),
     "calibrator": ("minmax", "percentile", "mse"),
     "per_channel": (True, False),
+    "coarsen": (False, 5, 4, 3),
 }
 """The values that are tried by default, as far as the model and its formats have them."""
 TRAINING = ({"epochs": 3}, {"epochs": 12}, {"epochs": 48})
@@ -144,7 +148,7 @@ def options_of(values: Mapping[str, Any], layers: Layers = NO_LAYERS) -> dict[st
         options["quantize"] = scheme if len(quantize) == 1 else quantize
         if scheme == "int8" and values.get("coarsen"):
             options |= {"coarsen": {"bits": values["coarsen"]}, "compress": True}
-    elif scheme != "none":
+    elif scheme != NONE:
         options["quantize"] = scheme
     return options
 
@@ -164,6 +168,7 @@ def space_of(recipe: Recipe, name: str, search: Search) -> Space:
             problems.add((*loc, key), f"{key!r} does not vary{nearest(key, sorted(DIMENSIONS))}")
     chosen = {key: over[key] for key in DIMENSIONS if key in over} or _usual(recipe)
     plan, reasons = _planned(recipe, chosen, lambda at, why: problems.add((*loc, *at), why))
+    reasons |= _not_run(recipe, search, chosen.get("quantize", ()))
     if problems:
         raise problems.error()
     precisions = {
@@ -225,6 +230,18 @@ def _planned(
     plan = make_plan(replace(recipe, variants=tuple(variants), gates=()))
     reasons = {(*known[each.variant], each.format): f"{each.reason}; {each.fix}" for each in plan.impossible}
     return plan, reasons
+
+
+def _not_run(recipe: Recipe, search: Search, schemes: Sequence[object]) -> dict[tuple[str, str, str], str]:
+    """The schemes that a device does not run on which the search measures, by format, with the reason."""
+    named = {name for gate in search.limits for name in gate.devices}
+    reasons = {}
+    for scheme, target in product(schemes, recipe.formats):
+        for device in recipe.devices:
+            used = target in device.runtimes and (not named or device.name in named)
+            if used and (why := expected(device, target, {str(scheme)} - {NONE})):
+                reasons["quantize", canonical(scheme), target] = f"on {device.name}, {why}"
+    return reasons
 
 
 def _problem(key: str, value: object) -> str:
