@@ -1,11 +1,13 @@
 """The driver of a Ray cluster when an interrupt is lost, which a real cluster shows once in a while."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgeopt.run.cluster import ray_driver
 from edgeopt.run.cluster.messages import Cancel, Close, Request
+from edgeopt.run.cluster.ray_settings import access_problem
 
 REQUEST = Request("key", "title", b"", "plain", 1.0, "", None, {}, "store", {}, None, 0.0, gpu=False)
 
@@ -49,3 +51,21 @@ def test_a_task_that_goes_on_is_interrupted_again(
     driver.running = {"key": ray_driver._Running(REQUEST, "generator")}
     driver.serve()
     assert driver.ray.cancelled == ["generator"] * times
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("Connecting to existing Ray cluster at address: 127.0.0.2:6379...", ""),
+        ("gcs_client.cc:210: RPC error: Unauthenticated: InvalidAuthToken", "the token is wrong"),
+        (
+            "ssl_transport_security.cc:1432] Handshake failed with fatal error SSL_ERROR_SSL: "
+            "error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED.",
+            "its certificate is not of the authority in RAY_TLS_CA_CERT",
+        ),
+    ],
+)
+def test_a_log_says_who_is_refused(line: str, problem: str, tmp_path: Path) -> None:
+    """Lines that Ray 2.60 writes."""
+    (tmp_path / "driver.log").write_text(f"a line before\n{line}\n")
+    assert access_problem(tmp_path / "driver.log") == problem

@@ -44,10 +44,10 @@ from edgeopt.run.cluster.node import serve
 from edgeopt.run.cluster.ray_cluster import Cluster, gpus
 from edgeopt.run.cluster.ray_settings import (
     OBJECT_STORE_BYTES,
+    access_problem,
     default_cpus,
     environment,
     host_and_port,
-    token_problem,
 )
 from edgeopt.run.executors.executor import Board
 from edgeopt.run.executors.gpus import count
@@ -94,7 +94,7 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     _log_to(folder / LOG)
     os.environ.update(environment(own=not address))
     connected = threading.Event()
-    threading.Thread(target=_watch_token, args=(folder / LOG, pipe, connected), daemon=True).start()
+    threading.Thread(target=_watch_access, args=(folder / LOG, pipe, connected), daemon=True).start()
     try:
         if address:
             # Ray itself would wait for ten minutes and more.
@@ -112,10 +112,10 @@ def drive(pipe: Connection, address: str, folder: Path, parent: int) -> None:
     driver.close()
 
 
-def _watch_token(log: Path, pipe: Connection, connected: threading.Event) -> None:
-    """End this process if Ray writes that the token is wrong: it tries for half a minute."""
+def _watch_access(log: Path, pipe: Connection, connected: threading.Event) -> None:
+    """End this process if Ray writes that its token or certificate is wrong: it tries for minutes."""
     while not connected.wait(POLL_SECONDS):
-        if problem := token_problem(log):
+        if problem := access_problem(log):
             pipe.send(Unreachable(problem))
             os._exit(0)
 

@@ -18,10 +18,10 @@ from edgeopt.errors import CannotRunError, UsageError
 from edgeopt.run.cluster.ray_settings import (
     DEVICE,
     OBJECT_STORE_BYTES,
+    access_problem,
     cluster_folder,
     default_cpus,
     environment,
-    token_problem,
 )
 from edgeopt.run.executors import gpus
 
@@ -74,7 +74,7 @@ def running(node: Node) -> Iterator["subprocess.Popen[bytes]"]:
                     what = f"no node that joins {node.join}" if node.join else "no head of a cluster"
                     raise CannotRunError(
                         f"{what} can be started here: {_reason(log)}",
-                        fix="check the address, the port and the token",
+                        fix="check the address, the port, the token, and whether the cluster uses TLS",
                     )
                 end(process.pid)  # a busy machine: Ray itself waits for half a minute only
                 process.wait()
@@ -105,9 +105,9 @@ def _begin(node: Node, folder: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def _started(process: "subprocess.Popen[bytes]", log: Path, deadline: float) -> bool:
-    """Whether a node is ready; it has ended, or the time is over."""
+    """Whether a node is ready; else it has ended, is refused, which it would try for minutes, or is late."""
     while STARTED not in log.read_text("utf-8", "replace"):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or access_problem(log) or time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
     return True
@@ -159,7 +159,7 @@ def _options(node: Node, folder: Path) -> Iterator[str]:
 
 def _reason(log: Path) -> str:
     """The last errors in a log."""
-    if problem := token_problem(log):
+    if problem := access_problem(log):
         return problem
     lines = log_tail(log).splitlines()
     named = [line for line in lines if re.search(r"error|panic|fail", line, re.IGNORECASE)]

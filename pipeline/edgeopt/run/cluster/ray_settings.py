@@ -57,7 +57,11 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def token_problem(log: Path) -> str:
-    """What a log says of the token, which the exceptions of Ray do not mention; '' if nothing."""
+def access_problem(log: Path) -> str:
+    """What a log says of the token or of TLS, which the exceptions of Ray do not mention; '' if nothing."""
     text = log.read_text("utf-8", "replace")
-    return "the token is wrong" if "InvalidAuthToken" in text or "Unauthenticated" in text else ""
+    if "InvalidAuthToken" in text or "Unauthenticated" in text:
+        return "the token is wrong"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not of the authority in RAY_TLS_CA_CERT"
+    return ""

@@ -310,5 +310,6 @@ class _Driver:
             return CannotRunError(f"Ray does not run on this machine: {reason}", fix="see --on local")
         return CannotRunError(
             f"the Ray cluster at {self._address} cannot be used: {reason}",
-            fix="check its head, its token, and that a node of it runs on this machine; run again to resume",
+            fix="check its head, its token, whether it uses TLS, and that a node of it runs on this machine; "
+            "run again to resume",
         )
