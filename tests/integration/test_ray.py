@@ -168,18 +168,22 @@ def test_a_lost_node_costs_its_stages_time_only(built_on: Build, cluster: str, t
     assert sum(len(marks(tmp_path, name)) for name in steps) > len(steps)
 
 
-def test_training_goes_to_a_node_with_a_gpu(built_on: Build, cluster: str, tmp_path: Path) -> None:
+def test_training_goes_to_a_node_with_a_gpu(cluster: str, tmp_path: Path) -> None:
     """And to any other one when that is lost, whether it runs there or waits for the GPU."""
+    store = Store(tmp_path / "store")
     on_gpu = ("--address", OTHER, "--cpus", "2", "--gpus", "1")
-    with node(cluster, *on_gpu, name="gpu") as lost:
-        steps = {"train1": {"seconds": 1}, "train2": {"seconds": 1}, "step": {"seconds": 1}}
-        builds, events = built_on(write_recipe(tmp_path, **steps))
-        assert len(digests(builds)) == 4
-        where = {event.branch: event.message for event in events if event.message.startswith("on ")}
-        assert where["train1.onnx"] == where["train2.onnx"] == "on gpu"
+    joining = node(cluster, *on_gpu, name="gpu")
+    with joining as lost, executing(f"ray:{cluster}", str(store.root), print):
+
+        def run(**steps: dict[str, object]) -> list[Built]:
+            return build(make_plan(load_recipe(write_recipe(tmp_path, **steps))), store, print)
+
+        assert len(digests(run(train1={}, train2={}, step={}))) == 4
+        ran = dict(note.split(" ran ") for note in store.notes)
+        assert {"train1.onnx", "train2.onnx"} <= set(re.findall(r"Train of (\S+\.onnx)", ran["gpu"]))
         (first, _, _), (second, _, _) = (marks(tmp_path, name)[0] for name in ("train1", "train2"))
         assert first == second, "one at a time, and its process stays"
-        with executing(f"ray:{cluster}", str(tmp_path), print), executor_for(None) as executor:
+        with executor_for(None) as executor:
             assert {each.name: each.gpus for each in executor.machines(())} == {"a": 0, "b": 0, "gpu": 1}
 
         def kill() -> None:
@@ -189,7 +193,7 @@ def test_training_goes_to_a_node_with_a_gpu(built_on: Build, cluster: str, tmp_p
 
         killer = threading.Thread(target=kill)
         killer.start()
-        builds, events = built_on(write_recipe(tmp_path, train3={"seconds": 4}, train4={"seconds": 4}))
+        builds = run(train3={"seconds": 3}, train4={"seconds": 3})
         killer.join()
     assert len(digests(builds)) == 3
     assert sorted(len(marks(tmp_path, name)) for name in ("train3", "train4")) == [1, 2]
