@@ -173,8 +173,8 @@ class Cost(NamedTuple):
     """Largest memory of one of its processes in MiB."""
 
 
-def cost(command: list[str]) -> Cost:
-    """Run a command that has to succeed."""
+def cost(command: list[str], *, accepted: tuple[int, ...] = (0,)) -> Cost:
+    """Run a command that has to end with an accepted exit code."""
     measured = (
         "import os, resource, subprocess, sys, time; start = time.perf_counter()\n"
         "done = subprocess.run(sys.argv[1:], capture_output=True, text=True)\n"
@@ -190,7 +190,7 @@ def cost(command: list[str]) -> Cost:
         env={**os.environ, "PYTHONPATH": path},
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in accepted:
         raise SystemExit(done.stderr[-3000:])
     return Cost(*map(float, done.stdout.split()))
 
@@ -204,7 +204,9 @@ def part(name: str, folder: Path, runs: int) -> None:
     for run in range(runs):
         theirs.append(cost([sys.executable, program, "--bare", name, str(folder)]))
         places = ("--out", out, "--store", str(folder / f"store-{run}"))
-        ours.append(cost([sys.executable, "-m", "edgeopt", "optimize", recipe, *places]))
+        command = [sys.executable, "-m", "edgeopt", "optimize", recipe, *places]
+        # 3: the decisions of an untrained network do not survive 8 bits, and its files are called broken.
+        ours.append(cost(command, accepted=(0, 3)))
     with np.load(folder / "evaluation.npz") as data:
         samples = data["x"]
     expected = np.load(folder / "expected.npy")

@@ -12,9 +12,11 @@ result is the signal-to-noise ratio of its worst output, with the framework's ow
     refused  neither edgeopt nor the library makes a working file; the reason is printed
     LOST     the library makes a working file, and edgeopt does not
     SILENT   edgeopt reports a result as ok, and the file fails, is wrong, or is worse than reported
+    LARGE    a float file is more than 3 % and 32 KiB larger than the ONNX file: it stores weights twice
 
-The exit code is 1 if a cell is LOST or SILENT. Results are kept by model in the folder; a repeated command
-continues. The whole takes about an hour and a half on two cores. ``--table`` prints the results as Markdown.
+The exit code is 1 if a cell is LOST, SILENT or LARGE. Results are kept by model in the folder; a repeated
+command continues. The whole takes about an hour and a half on two cores. ``--table`` prints the results as
+Markdown.
 """
 
 import argparse
@@ -38,7 +40,7 @@ WORKS = {"float": 40.0, "dynamic_int8": 10.0, "int8": 10.0}
 """The SNR in dB from which a file counts as working."""
 LIMIT = 1200
 """Seconds for one process."""
-BAD = ("LOST", "SILENT")
+BAD = ("LOST", "SILENT", "LARGE")
 
 
 def main() -> int:
@@ -106,6 +108,11 @@ def run(name: str, entry: dict[str, Any], folder: Path, bare: str) -> dict[str, 
             row = result["cells"][cell]
             row["bare"] = {**built.get(cell, {"error": "no way"}), **found.get(cell, {})}
             row["verdict"] = judged(cell.partition(".")[0], row["edgeopt"], row["bare"])
+    onnx = result["cells"]["float.onnx"]["edgeopt"].get("bytes", float("inf"))
+    for cell, row in result["cells"].items():
+        large = row["edgeopt"].get("bytes", 0) > 1.03 * onnx + 32 * 1024
+        if cell.startswith("float.") and row["verdict"] == "ok" and large:
+            row["verdict"] = "LARGE"
     return result
 
 
