@@ -128,6 +128,25 @@ report["taught"] = [
     float(np.mean((np.asarray(b) - a) ** 2) / np.mean(np.asarray(a) ** 2)) for a, b in zip(wanted, got)
 ]
 
+# The same in one output: channels of different size.
+def joined(small):
+    network = keras.saving.load_model(source.path)
+    parts = [L.Dense(8, name="large"), L.Dense(8, name="small")]
+    ends = [L.Reshape((8, 1))(part(network.layers[-2].output)) for part in parts]
+    model = keras.Model(network.inputs, L.Concatenate(axis=2)([L.Rescaling(100.0)(ends[0]), ends[1]]))
+    for part, scale in zip(parts, (1.0, small)):
+        values = np.random.default_rng(1).standard_normal(part.kernel.shape)
+        part.kernel.assign((scale * 0.1 * values).astype(np.float32))
+    path = root / f"joined{small}.keras"
+    model.save(path)
+    return Model(format="keras", path=path)
+
+whole, partly = joined(1.0), joined(0.0)
+tuned = FinetuneKeras(epochs=5, batch_size=32, loss="mse").run(partly, context("joined", source=whole))
+wanted, got = (np.asarray(keras.saving.load_model(model.path)(images, training=False))[..., 1]
+               for model in (whole, tuned))
+report["joined"] = float(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
+
 aware = FinetuneKeras(epochs=2, batch_size=32, quantization_aware=True, learning_rate=0.005).run(
     kept, context("aware")
 )
@@ -280,6 +299,10 @@ def test_a_loss_that_is_not_finite_stops_training(report: Any) -> None:
     assert "the loss is" in report["nan"]
     assert "learning_rate" in report["nan"]
     assert "needs training data" in report["no_data"]
+
+
+def test_every_channel_of_an_output_is_taught(report: Any) -> None:
+    assert report["joined"] < 0.1  # without training, it is 1
 
 
 def test_every_output_is_taught(report: Any) -> None:

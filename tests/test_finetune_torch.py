@@ -298,6 +298,29 @@ def learner(tmp_path: Path, *, squared_error: bool) -> Learner:
     return Learner(student, teacher, keeper, temperature=1.0, squared_error=squared_error)
 
 
+def test_every_channel_of_an_output_is_taught(tmp_path: Path) -> None:
+    """As of a detector: distances and scores in one tensor, and the student has forgotten the small ones."""
+
+    def network(small: float) -> torch.nn.Module:
+        torch.manual_seed(0)
+        head = torch.nn.Linear(8, 32)
+        with torch.no_grad():
+            head.weight *= torch.tensor([100.0, small]).repeat_interleave(16)[:, None]
+        return torch.nn.Sequential(head, torch.nn.Unflatten(1, (2, 16)))
+
+    student, teacher = network(0.0), network(1.0)
+    (tmp_path / "model.json").write_text("{}")
+    one = Learner(student, teacher, Keeper(student, tmp_path, 1), temperature=1.0, squared_error=True)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        inputs = [random.standard_normal((64, 8)).astype(np.float32)]
+        one.step(inputs, one.teacher(inputs), 0.05)
+    values = torch.randn(256, 8)
+    with torch.no_grad():
+        wanted, got = teacher(values), student(values)
+    assert float(((got - wanted)[:, 1] ** 2).mean() / (wanted[:, 1] ** 2).mean()) < 0.05
+
+
 def test_every_output_is_taught(tmp_path: Path) -> None:
     both = learner(tmp_path, squared_error=True)
     random = np.random.default_rng(0)
@@ -329,6 +352,7 @@ def test_a_step_stays_on_its_device(digits: Model, tmp_path: Path) -> None:
         keeper = Keeper(student, digits.path, 1)
         on_meta = Learner(student, teacher, keeper, temperature=1.0, squared_error=True, hints=hints)
         assert on_meta.device.type == "meta"
+        on_meta.scales = [torch.ones(())]  # without data, outputs have none
         images, scores = np.zeros((4, 1, 8, 8), np.float32), np.zeros((4, 10), np.float32)
         on_meta.last_teacher_inputs = inputs = [images]
         on_meta._logits(teacher, inputs)

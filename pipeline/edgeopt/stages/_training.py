@@ -28,7 +28,9 @@ class Training(Stage):
     epochs: int = Field(3, ge=1, description="passes over the training data")
     learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the one-cycle schedule")
     loss: Literal["kl", "mse"] = Field(
-        "kl", description="distillation loss: kl for class scores, mse for any other output, or several"
+        "kl",
+        description="distillation loss: kl for class scores; mse for any other output, or several, with "
+        "every channel relative to its range",
     )
     temperature: float = Field(2.0, gt=0, description="softmax temperature of the distillation")
     batch_size: int = Field(128, ge=2, description="samples per step")
@@ -40,6 +42,10 @@ class Training(Stage):
     )
     patience: int = Field(10, ge=1, description="epochs without improvement after which training stops")
     seed: int = Field(0, ge=0, description="random seed of order, split and augmentation")
+
+    def key_parts(self) -> dict[str, str]:
+        """Separate from cached results of the time when the parts of an output had one scale."""
+        return {"scales": "of channels"} if self.loss == "mse" else {}
 
     @property
     def from_labels(self) -> bool:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files.loading import input_structure
+from edgeopt.formats.output_scales import scales_of
 
 Scores: TypeAlias = NDArray[np.float32]
 Batch: TypeAlias = Sequence[NDArray[np.float32]]
@@ -19,17 +20,18 @@ FLOOR = 1e-7
 
 
 class Balance:
-    """The size of each output, so that all count alike when several are taught: their root mean squares."""
+    """What each output is divided by with the loss ``mse``, so that all of its parts count alike."""
 
     def __init__(self) -> None:
-        self.sizes: list[float] = []
+        self.scales: list[NDArray[np.float32]] = []
         """Set by the first batch; empty before."""
 
 
 class Scorer:
     """A network as a function from inputs to its outputs; with ``kl``, to class scores before softmax.
 
-    Several outputs are flattened, divided by their sizes in ``balance``, and concatenated: ``[n, values]``.
+    With ``mse``, outputs are divided by their scales in ``balance``. Several are concatenated:
+    ``[n, values]``.
 
     Most networks end in softmax, and distillation at a temperature needs the logits. Where the last layer
     applies the softmax as its activation, the activation is removed until ``restore``. Otherwise the
@@ -48,6 +50,7 @@ class Scorer:
         import tensorflow as tf
 
         self.network, self.balance = network, balance or Balance()
+        self._scales = loss == "mse"
         self._count = len(network.outputs)
         if loss == "kl" and self._count > 1:
             raise StageError(
@@ -85,26 +88,26 @@ class Scorer:
         else:
             values = self._with_features(list(inputs), training=training)
             outputs, features = values[: self._count], list(values[self._count :])
+        if self._scales and self.balance.scales:
+            outputs = [value / scale for value, scale in zip(outputs, self.balance.scales, strict=True)]
         if self._count > 1:
-            sizes = self.balance.sizes or [1.0] * self._count
-            flat = [tf.reshape(v, [tf.shape(v)[0], -1]) / s for v, s in zip(outputs, sizes, strict=True)]
-            return tf.concat(flat, axis=1), features
+            return tf.concat([tf.reshape(v, [tf.shape(v)[0], -1]) for v in outputs], axis=1), features
         (first,) = outputs
         return tf.math.log(tf.maximum(first, FLOOR)) if self._takes_log else first, features
 
     def infer(self, inputs: Batch) -> tuple[Scores, list[Any]]:
         """Scores and features of a batch of arrays, in inference mode."""
-        if self._count > 1 and not self.balance.sizes:
-            self.balance.sizes = self._sizes(inputs)
+        if self._scales and not self.balance.scales:
+            self.balance.scales = self._scales_on(inputs)
         scores, features = self._infer(*inputs)
         return np.asarray(scores, np.float32), features
 
-    def _sizes(self, inputs: Batch) -> list[float]:
+    def _scales_on(self, inputs: Batch) -> list[NDArray[np.float32]]:
         import tensorflow as tf
 
         structured = tf.nest.pack_sequence_as(self._structure, [tf.constant(value) for value in inputs])
         outputs = tf.nest.flatten(self.network(structured, training=False))
-        return [max(float(np.sqrt(np.mean(np.square(value)))), 1e-30) for value in outputs]
+        return [scales_of(np.asarray(value)) for value in outputs]
 
     def restore(self) -> None:
         """Restore the softmax of the last layer."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
+from edgeopt.formats.output_scales import scales_of
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.prune.masks import Keeper
 from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
@@ -165,8 +166,8 @@ class Learner:
             nesterov=True,
         )
         self.returns_probabilities: dict[int, bool] = {}
-        self.sizes: list[float] = []
-        """Root mean square of each output on the first batch: several outputs count alike."""
+        self.scales: list[torch.Tensor] = []
+        """What each output is divided by, from the first batch: all of its parts count alike."""
 
     def begin(self, epoch: int) -> bool:
         """Prepare an epoch; return whether its weights may become the result."""
@@ -217,7 +218,7 @@ class Learner:
         return float(loss.detach())
 
     def outputs(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
-        """The student's outputs, in inference mode; several are scaled, flattened and concatenated."""
+        """The student's outputs, in inference mode; with squared errors scaled, several concatenated."""
         return self._predict(self.student.eval(), inputs)
 
     def teacher(self, inputs: Sequence[NDArray[Any]]) -> Outputs:
@@ -279,10 +280,15 @@ class Learner:
         else:
             result = module(*values)
         values = [value for value in _pytree.tree_leaves(result) if value.is_floating_point()]
+        if self.squared_error:
+            return self._scaled(values)
         if len(values) > 1:
-            return self._together(values)
+            raise StageError(
+                f"loss: kl teaches one output of class scores, and the model has {len(values)} outputs",
+                fix="set loss: mse in finetune, which teaches every output",
+            )
         (outputs,) = values
-        if self.squared_error or outputs.ndim != 2:
+        if outputs.ndim != 2:
             return outputs
         # Decided once per module: a later batch that happens to look different must not change the loss.
         if id(module) not in self.returns_probabilities:
@@ -292,16 +298,12 @@ class Learner:
             )
         return outputs.clamp_min(1e-7).log() if self.returns_probabilities[id(module)] else outputs
 
-    def _together(self, outputs: "list[torch.Tensor]") -> "torch.Tensor":
-        """Several outputs as one, ``[n, values]``, each divided by its size on the first batch."""
+    def _scaled(self, outputs: "list[torch.Tensor]") -> "torch.Tensor":
+        """The outputs divided by their scales on the first batch; several as one, ``[n, values]``."""
         import torch
 
-        if not self.squared_error:
-            raise StageError(
-                f"loss: kl teaches one output of class scores, and the model has {len(outputs)} outputs",
-                fix="set loss: mse in finetune, which teaches every output",
-            )
-        if not self.sizes:
-            self.sizes = [max(float(v.detach().square().mean().sqrt()), 1e-30) for v in outputs]
-        flat = [value.flatten(1) / size for value, size in zip(outputs, self.sizes, strict=True)]
-        return torch.cat(flat, dim=1)
+        if not self.scales:
+            found = [scales_of(value.detach().cpu().numpy()) for value in outputs]
+            self.scales = [torch.from_numpy(each).to(self.device) for each in found]
+        scaled = [value / scale for value, scale in zip(outputs, self.scales, strict=True)]
+        return scaled[0] if len(scaled) == 1 else torch.cat([value.flatten(1) for value in scaled], dim=1)
