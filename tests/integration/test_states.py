@@ -83,6 +83,35 @@ def test_states_and_scalars_reach_every_file(folder: Path) -> None:
         assert row.measurements["fidelity_snr_db"].value > least, (row.variant, row.format)
 
 
+FACTORY = """
+import torch
+class Cell(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = torch.nn.LSTMCell(6, 8), torch.nn.Linear(8, 3)
+    def forward(self, x, state):
+        h, c = self.cell(x, (state[0], state[1]))
+        return self.head(h), torch.stack([h, c])
+def cell():
+    torch.manual_seed(0)
+    return Cell()
+"""
+
+
+def test_a_state_of_two_rows_reaches_a_module_in_eager_mode(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cells_of_states.py").write_text(FACTORY)
+    data = f"{{uses: npz, with: {{path: {folder / 'evaluation.npz'}, label: null, inputs: [x, state]}}}}"
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nname: states\nmodel:\n  factory: 'cells_of_states:cell'\n  inputs:\n"
+        "    - {name: x, shape: [1, 6]}\n    - {name: state, shape: [2, 1, 8]}\n"
+        f"data: {{evaluation: {data}}}\nformats: [onnx]\nlatency: {{min_runs: 2, min_seconds: 0}}\n"
+    )
+    report = optimize(tmp_path / "recipe.yaml", out=tmp_path / "out", store=tmp_path / "store")
+    assert report.source is not None and report.source.status == "ok", report.source
+    (row,) = report.results
+    assert row.status == "ok" and row.measurements["fidelity_snr_db"].value > 100, row.reason
+
+
 def test_weights_that_nodes_compute_are_constants(folder: Path, tmp_path: Path) -> None:
     shapes: dict[str, Any] = {"x": (1, 6), "state": (2, 1, UNITS), "gain": ()}
     inputs = tuple(

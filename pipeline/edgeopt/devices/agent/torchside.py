@@ -78,8 +78,15 @@ def eager_module(folder: Path) -> tuple[Any, list[Spec] | None]:
     specs = config.get("inputs")
     if not specs:
         return module.eval(), None
+    # What has another size there than the smallest, such as the state of two layers, has no batch axis.
+    batch = min((spec["shape"][0] or 1 for spec in specs if spec["shape"]), default=1)
     return module.eval(), [
-        Spec(spec["name"], (None, *spec["shape"][1:]), spec.get("dtype", "float32")) for spec in specs
+        Spec(
+            spec["name"],
+            (None if spec["shape"][:1] in ([], [None], [batch]) else spec["shape"][0], *spec["shape"][1:]),
+            spec.get("dtype", "float32"),
+        )
+        for spec in specs
     ]
 
 
