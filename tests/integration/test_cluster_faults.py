@@ -102,7 +102,7 @@ def test_a_node_whose_disk_is_full_is_named(
         [*NAMESPACE, 'mount -t tmpfs none "$0"', disk], capture_output=True, check=False
     ).returncode:
         pytest.skip("this machine allows no mount namespaces")
-    steps = {f"step{number}": {"seconds": 2, "ballast": 8 * MEBIBYTE} for number in range(4)}
+    steps = {f"step{number}": {"seconds": 2, "ballast": 8 * MEBIBYTE} for number in range(5)}
     recipe = write_recipe(tmp_path, **steps)
     command = ("optimize", recipe, "--on", f"ray:{cluster}", "--store", server.url, "--keep-going")
     (tmp_path / "theirs").mkdir()
@@ -116,12 +116,12 @@ def test_a_node_whose_disk_is_full_is_named(
     assert said.code == 3, said.err
     rows = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
     failed = {row["variant"]: row["reason"] for row in rows if row["status"] == "failed"}
-    assert 1 <= len(failed) <= 2
+    assert failed, "the other nodes have four slots"
     for reason in failed.values():
         assert f"no space left for the store in {disk / 'store'}; completed steps are kept" in reason
         assert "(on small)" in reason
     with executing(f"ray:{cluster}", server.url, print):
-        assert len(digests(built(recipe, server.url, print))) == 5
+        assert len(digests(built(recipe, server.url, print))) == 6
     assert {name: len(marks(tmp_path, name)) for name in steps} == {
         name: 1 + (name in failed) for name in steps
     }
