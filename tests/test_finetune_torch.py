@@ -352,7 +352,7 @@ def test_a_step_stays_on_its_device(digits: Model, tmp_path: Path) -> None:
         keeper = Keeper(student, digits.path, 1)
         on_meta = Learner(student, teacher, keeper, temperature=1.0, squared_error=True, hints=hints)
         assert on_meta.device.type == "meta"
-        on_meta.scales = [torch.ones(())]  # without data, outputs have none
+        on_meta.scaled.scales = [torch.ones(())]  # without data, outputs have none
         images, scores = np.zeros((4, 1, 8, 8), np.float32), np.zeros((4, 10), np.float32)
         on_meta.last_teacher_inputs = inputs = [images]
         on_meta._logits(teacher, inputs)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgeopt.formats.output_scales import scales_of
+from edgeopt.formats.tflite.quantize.coarse_weights import relative_noise
 
 RANDOM = np.random.default_rng(0)
 
@@ -30,3 +31,14 @@ def test_what_hardly_changes_is_not_magnified() -> None:
 def test_a_row_of_values_has_one_scale() -> None:
     assert scales_of(np.array([[3.0, -4.0], [4.0, 3.0]])).tolist() == [[pytest.approx(np.sqrt(12.5))]]
     assert scales_of(np.zeros((2, 3, 4))).min() > 0
+
+
+def test_noise_of_small_channels_counts_like_that_of_large_ones() -> None:
+    """Otherwise bits go to the logits of a detector, and its boxes are wrong."""
+    head = RANDOM.standard_normal((16, 1, 2, 200)) * np.array([100.0, 1.0])[:, None]
+    noise = RANDOM.standard_normal(head.shape) * np.array([0.0, 0.1])[:, None]
+    before, after = ([[sample] for sample in output] for output in (head, head + noise))
+    assert relative_noise(before, after) == pytest.approx(0.01 / 2, rel=0.1)
+    # A row of class scores is one part.
+    before, after = ([[sample.reshape(1, -1)] for sample in output] for output in (head, head + noise))
+    assert relative_noise(before, after) == pytest.approx(0.01 / 100**2, rel=0.1)

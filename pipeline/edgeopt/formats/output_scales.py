@@ -1,11 +1,17 @@
-"""How large the parts of an output are, so that training teaches the small ones as well. Pure.
+"""How large the parts of an output are, so that training teaches the small ones as well.
 
 A detector's boxes and scores often share one tensor, and an error of one logit is as large there as one of a
 whole box.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 OF_ITSELF, OF_ALL = 0.1, 1e-3
 """Smallest scale of a part, relative to its own root mean square and to that of the whole output."""
@@ -31,3 +37,21 @@ def _along(values: NDArray[np.float64], axis: int, whole: float) -> NDArray[np.f
     size = np.sqrt(np.mean(values**2, axis=others, keepdims=True))
     spread = np.std(values, axis=others, keepdims=True)
     return np.asarray(np.maximum(spread, np.maximum(OF_ITSELF * size, OF_ALL * whole)))
+
+
+class ScaledOutputs:
+    """Tensors of outputs, divided by their scales on the first batch. Student and teacher share one."""
+
+    def __init__(self) -> None:
+        self.scales: list[torch.Tensor] = []
+        """One for each output; empty before the first batch."""
+
+    def __call__(self, outputs: "Sequence[torch.Tensor]") -> "torch.Tensor":
+        """One output in its shape ``[n, ...]``, or several as ``[n, values]``."""
+        import torch
+
+        if not self.scales:
+            found = [scales_of(value.detach().cpu().numpy()) for value in outputs]
+            self.scales = [torch.from_numpy(each).to(outputs[0].device) for each in found]
+        scaled = [value / scale for value, scale in zip(outputs, self.scales, strict=True)]
+        return scaled[0] if len(scaled) == 1 else torch.cat([value.flatten(1) for value in scaled], dim=1)

@@ -45,7 +45,7 @@ class CoarsenTflite(Stage):
     worker: ClassVar[Worker] = "plain"
     requires: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
     extra: ClassVar[str | None] = "keras"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     scheme: Literal["values"] = Field("values", description="few values for the weights of a layer")
     coding: Literal["huffman", "tables"] = Field(

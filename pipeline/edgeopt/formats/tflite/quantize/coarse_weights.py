@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.formats.output_scales import scales_of
 from edgeopt.formats.tflite.files.graphs import Graph, Tensor, graphs_of
 from edgeopt.formats.tflite.files.model_file import IDENTIFIER, TfliteFile
 from edgeopt.formats.tflite.files.schema import SCHEMA
@@ -166,11 +167,20 @@ def sensitivities(file: CoarseFile, originals: Sequence[Sequence[Array]], trials
 
 
 def relative_noise(before: Sequence[Sequence[Array]], after: Sequence[Sequence[Array]]) -> float:
-    """The squared error of several tensors, each relative to its variance, summed."""
+    """The squared error of several tensors, each relative to its variance, summed.
+
+    Of tensors with several axes, every channel counts alike: boxes and scores of a detector may share one.
+    """
     total = 0.0
     for index in range(len(before[0])):
         old, new = (np.stack([row[index] for row in rows]).astype(np.float64) for rows in (before, after))
-        total += float(np.mean((new - old) ** 2)) / max(float(np.var(old)), 1e-12)
+        old, new = (
+            each.reshape(-1, *each.shape[2:]) if each.shape[1:2] == (1,) else each for each in (old, new)
+        )
+        if old.ndim > 2:
+            total += float(np.mean(((new - old) / scales_of(old)) ** 2))
+        else:
+            total += float(np.mean((new - old) ** 2)) / max(float(np.var(old)), 1e-12)
     return total
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
+from edgeopt.formats.output_scales import ScaledOutputs
 from edgeopt.formats.tflite.files.graphs import graphs_of
 from edgeopt.formats.tflite.files.model_file import TfliteFile
 from edgeopt.formats.tflite.files.weight_coding import layers_of
@@ -78,7 +79,7 @@ class CodeLearner:
         groups = [{"params": [each.weights for each in self.codes]}, {"params": biases}]
         self._optimizer = torch.optim.Adam(groups, lr=0.0)
         self._logs: dict[bool, bool] = {}
-        self._sizes: list[float] = []
+        self._scaled = ScaledOutputs()
 
     @property
     def changed(self) -> float:
@@ -162,10 +163,15 @@ class CodeLearner:
 
         network = self._student if of_student else self._teacher
         values = network([torch.from_numpy(np.ascontiguousarray(each)) for each in inputs])
+        if self.squared_error:
+            return self._scaled(values)
         if len(values) > 1:
-            return self._together(values)
+            raise StageError(
+                f"loss: kl teaches one output of class scores, and the model has {len(values)} outputs",
+                fix="set loss: mse in distill, which teaches every output",
+            )
         (scores,) = values
-        if self.squared_error or scores.ndim != 2:
+        if scores.ndim != 2:
             return scores
         if of_student not in self._logs:
             # Decided once: a later batch that happens to look different must not change the loss.
@@ -173,17 +179,3 @@ class CodeLearner:
             sums = bool(((first.sum(dim=1) - 1).abs() < 1e-3).all())
             self._logs[of_student] = bool((first >= 0).all()) and sums
         return scores.clamp_min(1e-7).log() if self._logs[of_student] else scores
-
-    def _together(self, outputs: "list[torch.Tensor]") -> "torch.Tensor":
-        """Several outputs as one, ``[n, values]``, each divided by its size on the first batch."""
-        import torch
-
-        if not self.squared_error:
-            raise StageError(
-                f"loss: kl teaches one output of class scores, and the model has {len(outputs)} outputs",
-                fix="set loss: mse in distill, which teaches every output",
-            )
-        if not self._sizes:
-            self._sizes = [max(float(each.detach().square().mean().sqrt()), 1e-30) for each in outputs]
-        flat = [each.flatten(1) / size for each, size in zip(outputs, self._sizes, strict=True)]
-        return torch.cat(flat, dim=1)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import StageError
-from edgeopt.formats.output_scales import scales_of
+from edgeopt.formats.output_scales import ScaledOutputs
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.prune.masks import Keeper
 from edgeopt.formats.torch.train.fake_quant import FakeQuantizer
@@ -166,8 +166,7 @@ class Learner:
             nesterov=True,
         )
         self.returns_probabilities: dict[int, bool] = {}
-        self.scales: list[torch.Tensor] = []
-        """What each output is divided by, from the first batch: all of its parts count alike."""
+        self.scaled = ScaledOutputs()
 
     def begin(self, epoch: int) -> bool:
         """Prepare an epoch; return whether its weights may become the result."""
@@ -281,7 +280,7 @@ class Learner:
             result = module(*values)
         values = [value for value in _pytree.tree_leaves(result) if value.is_floating_point()]
         if self.squared_error:
-            return self._scaled(values)
+            return self.scaled(values)
         if len(values) > 1:
             raise StageError(
                 f"loss: kl teaches one output of class scores, and the model has {len(values)} outputs",
@@ -297,13 +296,3 @@ class Learner:
                 ((first.sum(dim=1) - 1).abs() < 1e-3).all()
             )
         return outputs.clamp_min(1e-7).log() if self.returns_probabilities[id(module)] else outputs
-
-    def _scaled(self, outputs: "list[torch.Tensor]") -> "torch.Tensor":
-        """The outputs divided by their scales on the first batch; several as one, ``[n, values]``."""
-        import torch
-
-        if not self.scales:
-            found = [scales_of(value.detach().cpu().numpy()) for value in outputs]
-            self.scales = [torch.from_numpy(each).to(self.device) for each in found]
-        scaled = [value / scale for value, scale in zip(outputs, self.scales, strict=True)]
-        return scaled[0] if len(scaled) == 1 else torch.cat([value.flatten(1) for value in scaled], dim=1)
