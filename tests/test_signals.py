@@ -283,6 +283,18 @@ def test_only_checks_end_with_1(run: Run, error: BaseException, code: int, words
     assert "Traceback" not in err
 
 
+def test_a_command_without_steps_says_what_has_ended(run: Run) -> None:
+    def node(*_: object, **__: object) -> None:
+        interruption.ends_with("the node has left the cluster")
+        raise KeyboardInterrupt
+
+    assert run(node) == (130, "the node has left the cluster\n")
+    assert run(raising(KeyboardInterrupt())) == (
+        130,
+        "interrupted; 0 steps are kept, run the same command again\n",
+    )
+
+
 def test_a_bug_whose_traceback_cannot_be_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -41,6 +41,7 @@ def node(
 
     All nodes need the same token, in RAY_AUTH_TOKEN or ~/.ray/auth_token, and the same store.
     """
+    from edgeopt.cli.process import interruption
     from edgeopt.errors import MissingPackageError, UsageError, install
     from edgeopt.run.cluster.ray_node import Node, running
     from edgeopt.run.cluster.ray_settings import installed
@@ -58,5 +59,6 @@ def node(
             f"the head of a cluster at {address or 'this machine'}:{port}" if head else f"a node of {join}"
         )
         typer.echo(f"{where}; it ends with Ctrl-C", err=True)
+        interruption.ends_with("the node has left the cluster")
         code = process.wait()
     raise typer.Exit(3 if code else 0)

@@ -30,12 +30,14 @@ class _State:
     listening = False
     happened = False
     steps: set[tuple[str, str]] = set()  # noqa: RUF012 - the state of the process, not of an object
+    ending = ""
 
 
 def listen() -> None:
     """Let the signals interrupt the process from now on."""
     _State.happened = False
     _State.steps = set()
+    _State.ending = ""
     with contextlib.suppress(ValueError):  # not in the main thread, where no handler can be set
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -67,9 +69,15 @@ def keep_step(branch: str, step: str) -> None:
     _State.steps.add((branch, step))
 
 
+def ends_with(line: str) -> None:
+    """Say this after an interruption, which is the usual end of a command that keeps no steps."""
+    _State.ending = line
+
+
 def message() -> str:
     """The line that is printed after an interruption."""
-    return f"interrupted; {len(_State.steps)} steps are kept, run the same command again"
+    kept = f"interrupted; {len(_State.steps)} steps are kept, run the same command again"
+    return _State.ending or kept
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
