@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.recipe.searching import SearchBudget
 from edgeopt.results.search import Tried
 from edgeopt.run.store import Store, store_folder
 from edgeopt.search.front import hypervolume
 from edgeopt.search.measuring import Measuring
 from edgeopt.search.proposals import Proposals, by_sampler
-from edgeopt.search.search import BATCH
 from edgeopt.search.selection import selection_of
 from edgeopt.search.sensitivities import Sensitivities, sensitivities_of
 from edgeopt.search.space import Candidate, Point, Space, space_of
@@ -50,7 +50,7 @@ def main() -> None:
         trials = math.ceil(given.share * len(grid.table))
         shares = [
             [grid.share(strategy(grid, seed), trials, size) for seed in range(given.seeds)]
-            for strategy, size in ((whole_search, BATCH), (optuna_alone, 1))
+            for strategy, size in ((whole_search, SearchBudget().batch), (optuna_alone, 1))
         ]
         figures = "  ".join(f"{statistics.mean(each):>12.3f} {min(each):>5.3f}" for each in shares)
         print(f"{name:<20} {len(grid.table):>6} {trials:>6}  {figures}")

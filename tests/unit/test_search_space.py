@@ -474,6 +474,22 @@ def test_a_search_has_the_same_trials_with_any_number_of_processes(
     assert all(each.numbers for each in workers)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_is_built_together(tmp_path: Path, batch: int) -> None:
+    needs("optuna")
+    task = Search((), SearchPart.model_validate({"budget": {"trials": 5, "batch": batch}}))
+    known, together = Sensitivities(ALLOCATIONS, ()), list[int]()
+
+    class Watched(Measured):
+        def tried(self, candidates: Mapping[int, tuple[Candidate, Point]]) -> Iterator[Tried]:
+            together.append(len(candidates))
+            return super().tried(candidates)
+
+    with Journal(tmp_path, "one", "best of toy") as journal:
+        search._run(Proposals(TOY, known, 0), Watched(), journal, task, lambda event: None)
+    assert together == ([1] * 5 if batch == 1 else [3, 2])
+
+
 def test_processes_share_the_trials_of_a_journal(tmp_path: Path) -> None:
     with Journal(tmp_path, "one", "best of toy") as alone, alone.claimed({0, 1}) as both:
         assert both == [0, 1]

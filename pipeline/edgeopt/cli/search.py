@@ -53,6 +53,14 @@ def search(
         int | None, typer.Option("--trials", help="Most candidates to try (default: 40).")
     ] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="Time limit (default: 2).")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Candidates to propose and build together (default: 2); more for many nodes.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +101,7 @@ def search(
             over=over or (),
             trials=trials,
             hours=hours,
+            batch=batch,
             out=out,
             store=store,
             overrides=sets or (),

@@ -66,6 +66,7 @@ def search(
     over: Sequence[str] = (),
     trials: int | None = None,
     hours: float | None = None,
+    batch: int | None = None,
     out: Path | None = None,
     store: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -87,6 +88,7 @@ def search(
         over: what varies, such as ``bits=[4, 8]``, instead of what the recipe says.
         trials: most candidates to try.
         hours: time limit.
+        batch: candidates to propose and build together.
         out: folder of the journal and the results; default ``artifacts/searches/<recipe>-<variant>``.
         on: where stages run: ``local``, ``ray`` or ``ray:HOST:PORT``; default ``EDGEOPT_ON`` or ``local``.
 
@@ -113,7 +115,7 @@ def search(
         given.demand_none_for_models()
         path = find_recipe(recipe)
     name = variant or _only_search(path)
-    settings = [*overrides, *_settings(name, under, minimize, over, trials, hours)]
+    settings = [*overrides, *_settings(name, under, minimize, over, trials, hours, batch)]
     loaded = load_recipe(
         path,
         overrides=settings,
@@ -227,6 +229,7 @@ def _settings(
     over: Sequence[str],
     trials: int | None,
     hours: float | None,
+    batch: int | None,
 ) -> list[str]:
     """The options of the command as settings of the recipe."""
     if wrong := next((each for each in over if "=" not in each), None):
@@ -237,6 +240,7 @@ def _settings(
     settings += [f"{place}.over.{each}" for each in over]
     settings += [f"{place}.budget.trials={trials}"] if trials is not None else []
     settings += [f"{place}.budget.hours={hours}"] if hours is not None else []
+    settings += [f"{place}.budget.batch={batch}"] if batch is not None else []
     return settings or [f"{place}.seed=0"]
 
 

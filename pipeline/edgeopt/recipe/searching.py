@@ -44,6 +44,13 @@ class SearchBudget(Settings):
 
     trials: int = Field(40, ge=1, le=100_000, description="most candidates to build and measure")
     hours: float = Field(2.0, gt=0, le=744, description="time limit, that of interrupted attempts included")
+    batch: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="candidates that are proposed, built and measured together: on a cluster, one or two per "
+        "node; a larger batch learns less from each trial",
+    )
 
 
 class SearchPart(Settings):

@@ -13,7 +13,7 @@ from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Stage, digest_of
 from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Plan, make_plan
-from edgeopt.recipe.searching import Search
+from edgeopt.recipe.searching import Search, SearchBudget
 from edgeopt.results import Event
 from edgeopt.results.search import SearchResult, Tried
 from edgeopt.run.keys import judging_code
@@ -27,8 +27,6 @@ from edgeopt.search.selection import selection_of
 from edgeopt.search.sensitivities import sensitivities_of
 from edgeopt.search.space import Space, space_of
 
-BATCH = 2
-"""Candidates that are proposed, built and measured together: fixed, so that a search can be repeated."""
 WAIT = 0.5
 """Seconds between looks at the journal while other processes try the rest of a batch."""
 START, LAYERS = "measure the source model and float", "measure the sensitivity of layers"
@@ -105,8 +103,12 @@ def _run(proposals: Proposals, measuring: Measuring, journal: Journal, task: Sea
         if before + time.monotonic() - started > budget.hours * 3600:
             return f"the budget of {budget.hours:g} hours is used up"
         # An interrupted batch is proposed again, from the same trials, and only the rest of it is tried.
-        first = min(number for number in range(budget.trials) if number not in done) // BATCH * BATCH
-        batch = proposals.next([each for each in journal.trials if each.number < first], BATCH)
+        first = (
+            min(number for number in range(budget.trials) if number not in done)
+            // budget.batch
+            * budget.batch
+        )
+        batch = proposals.next([each for each in journal.trials if each.number < first], budget.batch)
         numbered = dict(enumerate(batch, first))
         left = {at for at in numbered if at not in done and at < budget.trials}
         if not left:
@@ -170,6 +172,7 @@ def _identity(plan: Plan, name: str, task: Search, space: Space) -> dict[str, ob
         "limits": [str(gate) for gate in task.limits],
         "minimize": task.part.minimize,
         "seed": task.part.seed,
+        **({"batch": batch} if (batch := task.part.budget.batch) != SearchBudget().batch else {}),
         "space": [list(each) for each in space.dimensions],
         "stages": {key: [stage.revision, stage.versions()] for key, stage in stages.items()},
     }
