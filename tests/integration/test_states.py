@@ -91,7 +91,7 @@ class Cell(torch.nn.Module):
         self.cell, self.head = torch.nn.LSTMCell(6, 8), torch.nn.Linear(8, 3)
     def forward(self, x, state):
         h, c = self.cell(x, (state[0], state[1]))
-        return self.head(h), torch.stack([h, c])
+        return torch.stack([h, c]), self.head(h)
 def cell():
     torch.manual_seed(0)
     return Cell()
@@ -108,6 +108,7 @@ def test_a_state_of_two_rows_reaches_a_module_in_eager_mode(folder: Path, tmp_pa
     )
     report = optimize(tmp_path / "recipe.yaml", out=tmp_path / "out", store=tmp_path / "store")
     assert report.source is not None and report.source.status == "ok", report.source
+    assert report.run.samples == 64  # not the rows of the first output
     (row,) = report.results
     assert row.status == "ok" and row.measurements["fidelity_snr_db"].value > 100, row.reason
 

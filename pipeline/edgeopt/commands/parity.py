@@ -145,7 +145,7 @@ def parity(
     return Parity(
         file=path.name,
         digest=file_digest(path) if path.is_file() else "",
-        samples=len(reference.outputs[0]),
+        samples=reference.samples,
         random_inputs=dataset is None,
         devices=tuple(rows),
     )

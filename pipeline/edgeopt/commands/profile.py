@@ -113,9 +113,7 @@ def profile(
     )
     return Report(
         recipe=path.name,
-        run=clock.record(
-            evaluation_digest=evaluation.digest, samples=len(outcome.outputs[0]) if executed else 0
-        ),
+        run=clock.record(evaluation_digest=evaluation.digest, samples=outcome.samples),
         environment={target.name: dict(bench.probe or {})},
         metrics=scorer.infos(),
         results=(result,),

@@ -186,7 +186,7 @@ class Measuring:
         if outcome.error:
             raise CannotRunError(f"the source model cannot be run on {HOST}: {outcome.error}")
         self.source = Outputs(outcome.outputs, outcome.output_names)
-        self.samples = len(outcome.outputs[0])
+        self.samples = outcome.samples
         for built in build(self.plan, self.store, _quiet, self.executor):
             if not built.complete:
                 raise CannotRunError(f"{built.branch.name} cannot be built: {built.failure}")

@@ -45,6 +45,11 @@ class Outcome(NamedTuple):
         return (*(self.result["notes"] if self.result else ()), *self.extra_notes)
 
     @property
+    def samples(self) -> int:
+        """How many samples were run. Not rows of an output: not every one has a batch axis."""
+        return self.result["n"] if self.result else 0
+
+    @property
     def details(self) -> tuple[dict[str, Scalar], ...]:
         """One row per operator, if the runtime reports them."""
         return tuple(self.result["details"]) if self.result else ()

@@ -196,7 +196,7 @@ class _Session:
             source=source_outcome,
             source_model=source,
             labels=labels,
-            samples=0 if source_outcome.error else len(source_outcome.outputs[0]),
+            samples=source_outcome.samples,
             finals=self.finals,
             step_outputs=step_outputs,
             probes={name: bench.probe for name, bench in self.benches.items() if bench.probe is not None},
