@@ -39,6 +39,9 @@ NETS = {
     "mono": net((200, 1), layers.Conv1D(8, 16, 4, activation="relu"), layers.Conv1D(8, 3),
                 pool=layers.GlobalAveragePooling1D),
     "resized": net((12, 12, 3), layers.Resizing(9, 7), layers.Conv2D(8, 3, activation="relu")),
+    # Normalized before the convolution, as in DenseNet: nothing before it takes the constants in.
+    "preceded": net((12, 12, 3), layers.Conv2D(8, 3), layers.MaxPooling2D(), layers.BatchNormalization(),
+                    layers.ReLU(), layers.Conv2D(8, 3)),
     "grouped": net((12, 12, 3), layers.Conv2D(16, 3), layers.GroupNormalization(4), layers.ReLU()),
 }
 
@@ -58,6 +61,8 @@ def context(name):
     (root / name).mkdir()
     return Context(root / name, Feed(Noise(shape=shape), Preprocessing()), lambda line: None)
 
+ends = ((0.5, 2), (-1, 1), (-0.5, 0.5), (0.2, 2))
+NETS["preceded"].layers[2].set_weights([np.linspace(*each, 8, dtype=np.float32) for each in ends])
 report = {}
 for name, model in NETS.items():
     path, shape = root / f"{name}.keras", model.input_shape[1:]
@@ -88,8 +93,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["mono", "resized", "grouped"])
+@pytest.mark.parametrize("name", ["mono", "resized", "preceded", "grouped"])
 def test_keras_layers_run_in_executorch(report: Any, name: str) -> None:
-    """Audio of one channel, images that are resized, and group normalization, which ended the process."""
+    """Audio of one channel, images that are resized, a normalization before its layer, and one of groups."""
     assert report[f"{name} float"] > 100
     assert report[f"{name} int8"] > 25

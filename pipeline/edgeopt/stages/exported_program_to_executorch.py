@@ -26,7 +26,7 @@ class ExportedProgramToExecutorch(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
 
     def run(self, model: Model, context: Context) -> Model:
         """Lower one program.

@@ -43,7 +43,7 @@ class QuantizeXnnpack(TorchInt8):
     produces: ClassVar[str] = "exported_program_xnnpack"
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
-    revision: ClassVar[int] = 11
+    revision: ClassVar[int] = 12
 
     def run(self, model: Model, context: Context) -> Model:
         """Quantize one program.

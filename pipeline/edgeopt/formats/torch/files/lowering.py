@@ -44,6 +44,7 @@ def lower(program: "ExportedProgram") -> bytes:
     """
     delegated: Counter[str] = Counter()
     failures = _failures()
+    _order_constants(program)
     try:
         return _lower(program, (), delegated)
     except failures as error:
@@ -61,6 +62,31 @@ def lower(program: "ExportedProgram") -> bytes:
         f"ExecuTorch cannot run the model: {executorch_check.explain(torch_engine.brief(first), program)}",
         fix="replace the operator that the message names, or remove executorch from 'formats'",
     ) from first
+
+
+def _order_constants(program: "ExportedProgram") -> None:
+    """Give constants the strides of their shape, in place.
+
+    The strides of axes of size 1 are arbitrary: a permuted ``[1, 8, 1, 1]``, as of Keras' normalizations, is
+    contiguous in every order. Kernels compare the order of axes that ExecuTorch derives from them.
+    """
+    import torch
+
+    signature = program.graph_signature
+    names = signature.inputs_to_parameters | signature.inputs_to_buffers
+    names |= signature.inputs_to_lifted_tensor_constants
+    for node in program.graph.nodes:
+        for store in (program.state_dict, program.constants):
+            value = store.get(names.get(node.name, "")) if node.op == "placeholder" else None
+            if not isinstance(value, torch.Tensor) or not value.is_contiguous():
+                continue
+            if value.dim_order() == tuple(range(value.dim())):
+                continue
+            ordered = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
+            own = isinstance(value, torch.nn.Parameter)
+            store[names[node.name]] = torch.nn.Parameter(ordered, value.requires_grad) if own else ordered
+            with node.meta["val"].fake_mode:
+                node.meta["val"] = torch.empty(value.shape, dtype=value.dtype)
 
 
 def _failures() -> tuple[type[Exception], ...]:
