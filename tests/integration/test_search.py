@@ -256,8 +256,14 @@ def test_limits_that_nothing_meets_say_what_is_closest(found: Found, store: Path
     ],
 )
 def test_what_a_search_cannot_measure_is_said_before_any_trial(
-    arguments: list[str], code: int, message: str, store: Path, tmp_path: Path
+    arguments: list[str],
+    code: int,
+    message: str,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("EDGEOPT_HOME", str(tmp_path / "home"))  # where no device has been set up
     common = ["search", "digits-keras", "--format", "tflite", "--over", "calibrator=[minmax, mse]", "--quiet"]
     common += ["--set", OPTIONS["overrides"][1]]
     done = CliRunner().invoke(app, [*common, *arguments, "--out", str(tmp_path), "--store", str(store)])
