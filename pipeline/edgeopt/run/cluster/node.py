@@ -6,18 +6,24 @@ the user is imported there only.
 
 import functools
 import importlib.metadata
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import platformdirs
 import psutil
 
 from edgeopt.config.scratch import temporary_files
+from edgeopt.devices.descendants import end
 from edgeopt.devices.device import HOST, load_device
 from edgeopt.devices.environments import HOME_VARIABLE
 from edgeopt.errors import StoreError
@@ -36,11 +42,18 @@ SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def serve(request: Request) -> Iterator[Message]:
-    """Run a task; the last message says how it ended. If this is interrupted, its process is killed."""
+    """Run a task; the last message says how it ended. If this is interrupted, its process is killed.
+
+    The interrupt may come while the engine passes a message on, and this generator knows nothing of it. So
+    the signal itself ends the process, and the next task begins with new ones.
+    """
     differing = other_versions(request.versions)
     if differing:
         yield Refused(differing)
         return
+    if _interrupted.is_set() or _executor().busy:
+        _end_all()
+    _interrupted.clear()
     executor = _executor()
     executor.limit_memory(request.memory_limit)
     for name in THREADS:
@@ -50,6 +63,8 @@ def serve(request: Request) -> Iterator[Message]:
     task = Task(
         request.key, _run, arguments, request.worker, request.minutes, request.too_long, gpu=request.gpu
     )
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, _on_interrupt)
     try:
         executor.submit(task)
         yield Started()
@@ -57,10 +72,28 @@ def serve(request: Request) -> Iterator[Message]:
             for progress in executor.progress():
                 yield Line(progress.seconds, progress.line)
     except BaseException:
-        _executor.cache_clear()
-        executor.close(at_once=True)
+        _end_all()
         raise
     yield _message(ended[0])
+
+
+_interrupted = threading.Event()
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End the processes of the tasks, without a lock: what is interrupted here may hold it."""
+    _interrupted.set()
+    for process in multiprocessing.active_children():
+        if process.pid is not None:
+            end(process.pid)
+    raise KeyboardInterrupt
+
+
+def _end_all() -> None:
+    """End the processes of this worker, and what they run."""
+    executor = _executor()
+    _executor.cache_clear()
+    executor.close(at_once=True)
 
 
 def other_versions(needed: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -100,6 +100,11 @@ class LocalExecutor(Executor):
     def limit_memory(self, limit: int | None) -> None:
         self.memory_limit = limit or int(psutil.virtual_memory().total * MEMORY_SHARE)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task has not ended, or its end was not asked for."""
+        return bool(self._running)
+
     def submit(self, task: Task) -> None:
         self._count += 1
         running = _Running(task, self._folder / f"task{self._count}")
