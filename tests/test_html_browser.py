@@ -224,7 +224,8 @@ def test_details_tell_of_samples_classes_layers_and_bytes(opened: Opened, small:
     inside = page.locator("#artifact-20 .inside")
     pictures = inside.locator(".gallery img")
     assert pictures.count() == 4
-    page.wait_for_function("[...document.images].every(image => image.complete)")
+    for picture in pictures.all():
+        playwright.expect(picture).to_have_js_property("complete", True)
     sizes = pictures.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
     assert sizes == [[48, 48]] * 4
     first = inside.locator(".gallery li").first.inner_text().split()
@@ -398,7 +399,9 @@ def test_columns_out_of_sight_are_named(opened: Opened, board: Path) -> None:
     assert "arena" in cue.inner_text()
     box = page.locator("#results .scroll")
     box.evaluate("box => { box.scrollLeft = box.scrollWidth }")
-    page.wait_for_function("document.querySelector('#results .cue').textContent.startsWith('Scroll for ←')")
+    playwright.expect(cue).to_have_text(
+        re.compile("^Scroll for ←")
+    )  # its own polls need no eval, which is barred
     assert "arena" not in cue.inner_text()
     page = opened(board, width=1280)
     assert page.locator("#results .cue").is_hidden()
@@ -495,7 +498,9 @@ def test_every_task_shows_its_samples(
     if not panes:
         told = samples.first.inner_text().split()
         assert "original" in told and "this" in told
-    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    for image in page.locator("img").all():
+        playwright.expect(image).to_have_js_property("complete", True)
+        assert image.evaluate("image => image.naturalWidth") > 0
     assert all(image.get_attribute("alt") for image in inside.locator("img").all())
     assert all(chart.get_attribute("aria-label") for chart in inside.locator("svg.plotted:not(.key)").all())
     assert inside.locator("table", has_text="output").first.is_visible()

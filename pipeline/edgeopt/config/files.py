@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.config.scratch import scratch_folder, sweep
+from edgeopt.config.text import message_of
 from edgeopt.errors import CannotRunError, EdgeoptError, UsageError
 
 CHUNK = 1 << 20
@@ -64,7 +65,11 @@ def is_full(error: BaseException) -> bool:
     """Whether an error is that of a full disk, or was caused by one, or quotes one."""
     cause = error.__cause__ or error.__context__
     number = error.errno if isinstance(error, OSError) else None
-    return number in NO_SPACE or any(each in str(error) for each in QUOTED) or bool(cause and is_full(cause))
+    return (
+        number in NO_SPACE
+        or any(each in message_of(error) for each in QUOTED)
+        or bool(cause and is_full(cause))
+    )
 
 
 def write_text(target: Path, text: str) -> None:

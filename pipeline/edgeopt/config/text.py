@@ -24,9 +24,9 @@ def reason_of(error: BaseException) -> str:
     """Why user code failed, in bounded length; the exception itself may be unfit to be shown or pickled."""
     if isinstance(error, SystemExit):
         code = error.code or 0
-        how = f" with exit code {code}" if isinstance(code, int) else f": {_message(error)}"
+        how = f" with exit code {code}" if isinstance(code, int) else f": {message_of(error)}"
         return printable(f"it exited its process{how}", MAX_REASON_CHARS)
-    return printable(f"{type(error).__name__}: {_message(error)}", MAX_REASON_CHARS)
+    return printable(f"{type(error).__name__}: {message_of(error)}", MAX_REASON_CHARS)
 
 
 def as_name(text: str) -> str:
@@ -44,7 +44,8 @@ def log_tail(log: Path) -> str:
     return "\n".join("  | " + printable(line, LINE_CHARS) for line in without_chatter(lines)[-LOG_LINES:])
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """The message of an exception of user code, or why it has none."""
     try:
         return str(error)
     except BaseException as failure:  # noqa: BLE001 - a method of user code
