@@ -13,13 +13,14 @@ from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph.operators import operator_name
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
+from edgeopt.stages.exported_program_to_executorch import ExportedProgramToExecutorch
 from edgeopt.stages.exported_program_to_onnx import ExportedProgramToOnnx
 from edgeopt.stages.exported_program_to_tflite import ExportedProgramToTflite
 from edgeopt.stages.torchscript_to_exported_program import TorchscriptToExportedProgram
 from needs import needs
 
 torch = pytest.importorskip("torch")
-needs("litert_torch", "onnxruntime")
+needs("litert_torch", "onnxruntime", "executorch")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 NETS = """
@@ -111,6 +112,39 @@ class Grid(Base):
         return y + columns.float() * 0.1 + rows
 
 
+class Place(Base):
+    def forward(self, x):
+        y = self.conv(x)
+        (rows,) = torch.where(y[0, 0, :, 0] > 0)
+        return y[:, :, rows]
+
+
+library = torch.library.Library("torchvision", "FRAGMENT")
+if not hasattr(torch.ops.torchvision, "nms"):  # torchvision itself has it for images on processors
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", lambda boxes, scores, threshold: scores.argsort()[:5], "CPU")
+
+    @torch.library.register_fake("torchvision::nms", lib=library)
+    def _(boxes, scores, threshold):
+        return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
+
+
+class Suppressed(Base):
+    def forward(self, x):
+        y = self.conv(x)
+        boxes = y.flatten(2)[0].T
+        kept = torch.ops.torchvision.nms(boxes, boxes[:, 0], 0.5)
+        return y, boxes[kept]
+
+
+class Best(Base):
+    def forward(self, x):
+        y = self.conv(x)
+        boxes = y.flatten(2)[0].T
+        kept = torch.ops.torchvision.nms(boxes, boxes[:, 0], 0.5)
+        return boxes[kept][:1].sum(0)
+
+
 class All(Base):
     def __init__(self):
         super().__init__()
@@ -179,6 +213,33 @@ def test_what_depends_on_values_is_refused_with_its_line_and_a_way_out(exported:
     assert "torch.export cannot trace own_value_nets.py, " in caught.value.message
     assert where in caught.value.message and way_out in caught.value.fix
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "line", "way_out"),
+    [
+        ("Suppressed", "output_1", "kept = torch.ops.torchvision.nms(boxes, ", "'postprocess' in the recipe"),
+        ("Place", "output", "(rows,) = torch.where(y[0, 0, :, 0] > 0)", "torch.where(condition, a, b)"),
+    ],
+)
+def test_an_output_of_variable_size_is_refused_with_its_line_and_a_way_out(
+    exported: Export, name: str, output: str, line: str, way_out: str
+) -> None:
+    with pytest.raises(StageError, match=f"the size of output '{output}' depends on the data") as caught:
+        exported(name)
+    assert "own_value_nets.py, line " in caught.value.message and line in caught.value.message
+    assert way_out in caught.value.fix
+
+
+def test_suppression_inside_a_model_is_named_with_its_layer(exported: Export, tmp_path: Path) -> None:
+    program, _, (note,) = exported("Best")
+    assert "own_value_nets.py, line " in note and "'postprocess' in the recipe" in note
+    for stage, message in (
+        (ExportedProgramToTflite(), "torchvision.nms.* after layer conv cannot be converted to TFLite"),
+        (ExportedProgramToExecutorch(), r"nms \(after layer conv\)"),
+    ):
+        with pytest.raises(StageError, match=message):
+            stage.run(program, context(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["Single", "Mask", "Cond", "Grid"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, with_fixed, zeros
-from edgeopt.formats.torch.files.tracing import untraceable, variable_note, variable_sizes
+from edgeopt.formats.torch.files.tracing import untraceable, variable, variable_outputs, variable_sizes
 from edgeopt.formats.torch.files.untrusted import refuse_code, weights_only
 from edgeopt.formats.torch.graph import conditions as torch_conditions
 from edgeopt.formats.torch.graph import simplify as torch_simplify
@@ -150,7 +150,8 @@ def save_module(
         note: called with a note if the size of a value depends on the data.
 
     Raises:
-        StageError: ``torch.export`` cannot export the module; the message names the line of its code.
+        StageError: ``torch.export`` cannot export the module, or the size of an output depends on the data;
+            the message names the line of its code.
     """
     try:
         program = export(named(with_fixed(module, inputs)), inputs)
@@ -161,8 +162,12 @@ def save_module(
     except RuntimeError as error:
         raise untraceable(error) from error
     lines = variable_sizes(program)
-    if lines and variable_sizes(export(graph, inputs)):
-        note(variable_note(lines))
+    if lines and variable_sizes(left := export(graph, inputs)):
+        names = [spec.name for spec in describe_outputs(run(graph, inputs), model.outputs)]
+        if outputs := variable_outputs(left, names):
+            raise variable(f"output {', '.join(map(repr, outputs))}", lines)
+        inside = variable("a result", lines)
+        note(f"{inside.message}; {inside.fix}")
     return save_plain(graph, path, model, inputs)
 
 

@@ -4,7 +4,7 @@ import linecache
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +28,10 @@ NUMPY = "use the functions of torch in the place of NumPy's: torch.export does n
 INDEX = (
     "torch.where(condition, a, b) with three arguments keeps the size fixed, in the place of a boolean "
     "index, nonzero, unique or torch.where with one argument"
+)
+SUPPRESSION = (
+    "return boxes and scores of all candidates, and leave the suppression to a decoder, which runs behind "
+    "the model: 'postprocess' in the recipe"
 )
 OTHER = "rewrite that line; torch.export.draft_export reports every occurrence"
 WAYS_OUT = (
@@ -71,23 +75,39 @@ def untraceable(error: BaseException) -> StageError:
     return StageError(f"torch.export cannot trace {line}\n  {meaning or brief(error, 2)}", fix=fix)
 
 
-def variable_sizes(program: "ExportedProgram") -> list[str]:
-    """The lines of user code whose result has a size, or is a Python number, that depends on values."""
-    lines: dict[str, None] = {}
+def variable_sizes(program: "ExportedProgram") -> dict[str, str]:
+    """The lines of user code whose result has a size, or is a Python number, that depends on values.
+
+    Returns:
+        The operator of each line.
+    """
+    lines: dict[str, str] = {}
     for node in program.graph.nodes:
         if node.meta.get("unbacked_bindings"):
             calls = [Line(*call) for call in _calls(str(node.meta.get("stack_trace") or ""))]
             own = [line for line in calls if _is_of_user(line.file)]
-            lines[str(own[-1] if own else node.target)] = None
-    return list(lines)
+            lines[str(own[-1] if own else node.target)] = str(node.target)
+    return lines
 
 
-def variable_note(lines: list[str]) -> str:
-    """A note on results of variable size: formats of fixed sizes cannot hold them."""
+def variable_outputs(program: "ExportedProgram", names: Sequence[str]) -> list[str]:
+    """Those outputs, of all in order, whose shape depends on values."""
+    values = [node.meta["val"] for node in program.graph.output_node().args[0]]
+    shapes = [getattr(value, "shape", ()) for value in values]
+    return [
+        name
+        for name, shape in zip(names, shapes, strict=True)
+        if not all(isinstance(size, int) for size in shape)
+    ]
+
+
+def variable(subject: str, lines: Mapping[str, str]) -> StageError:
+    """The error for outputs of variable size; its text is also the note on such values inside the model."""
     more = f" and {len(lines) - SHOWN} more lines" if len(lines) > SHOWN else ""
-    return (
-        "the size of a result depends on the data, which TFLite and other formats of fixed sizes cannot "
-        f"hold: {'; '.join(lines[:SHOWN])}{more}; {INDEX}"
+    return StageError(
+        f"the size of {subject} depends on the data, which TFLite and other formats of fixed sizes cannot "
+        f"hold: {'; '.join(list(lines)[:SHOWN])}{more}",
+        fix=SUPPRESSION if any("nms" in operator for operator in lines.values()) else INDEX,
     )
 
 

@@ -27,6 +27,8 @@ CODE = re.compile(r",? *(?:(?:with )?(?:error|status)(?: code)?:? *|: *)?\b0x[0-
 """An error number in the log, with the words that introduce it."""
 NAMED = re.compile(r"\b(?:torch\._ops\.|torch\.ops\.)?aten(?:\.|::)(\w+)")
 """An operator in the message of an exception."""
+SIZE = re.compile(r"\bu\d+\b")
+"""A size that depends on values, in the message of an exception."""
 SHOWN = 4
 """Number of operators in a message."""
 
@@ -63,9 +65,14 @@ def check(content: bytes, lowered: Any, program: "ExportedProgram") -> None:
 
 
 def explain(message: str, program: "ExportedProgram") -> str:
-    """The message of an exception of the compiler, with the layers of the operators that it names."""
+    """The message of an exception of the compiler, with the layers of the operators that it is about."""
     names = set(NAMED.findall(message))
-    nodes = [node for node in program.graph.nodes if operator_name(node) in names]
+    sizes = SIZE.search(message)
+    nodes = [
+        node
+        for node in program.graph.nodes
+        if operator_name(node) in names or (sizes and node.meta.get("unbacked_bindings"))
+    ]
     found = list(dict.fromkeys(_described(node, program, program) for node in nodes))
     if not found:
         return message
