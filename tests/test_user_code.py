@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from typer.testing import CliRunner
@@ -340,20 +341,66 @@ def test_code_of_a_recipe_does_not_see_the_tokens_of_its_job(
     assert os.environ["GITHUB_TOKEN"] == "secret"
 
 
-def test_a_factory_that_exits_leaves_a_report(write_recipe: Write, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    (tmp_path / "own_factory.py").write_text("import os\ndef build():\n    os._exit(0)\n")
-    model = (
-        "{factory: 'own_factory:build', inputs: [{name: x, shape: [1, 1, 8, 8], layout: NCHW}], "
-        "preprocess: {layout: NHWC}}"
-    )
-    report = optimize(
-        write_recipe(model=model, formats="[onnx]"), out=tmp_path / "out", store=tmp_path / "store"
-    )
-    assert report.exit_code == 3
-    assert report.source is not None and "its process died with exit code 0" in report.source.reason
-    assert [row.status for row in report.results] == ["failed"]
-    assert "its process died with exit code 0" in (tmp_path / "out" / "report.md").read_text()
+FACTORIES = """
+import os, time
+from torch import nn
+
+def build(classes=2):
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, classes))
+
+def exits():
+    os._exit(0)
+
+def sleeps():
+    time.sleep(600)
+"""
+UNBUILT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "exits": ("factory: 'own_nets:exits'", ("its process died with exit code 0",)),
+    "sleeps": ("factory: 'own_nets:sleeps'", ("stopped after 0.05 minutes (raise limits.stage_minutes)",)),
+    "argument": (
+        "factory: 'own_nets:build', arguments: {clases: 3}",
+        ("own_nets:build cannot be called with {'clases': 3}", "correct 'arguments' of the model"),
+    ),
+    "weights": (
+        "factory: 'own_nets:build', weights: other.safetensors",
+        (
+            "other.safetensors does not match the model",
+            *(
+                "missing: 2.bias",
+                "unexpected: 2.bais",
+                "0.weight is [5, 1, 3, 3] in the file and [3, 1, 3, 3]",
+            ),
+        ),
+    ),
+    "shape": (
+        "factory: 'own_nets:build'",
+        ("the model does not accept x [1, 3, 8, 8] float32: ", "correct 'inputs' in the recipe"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNBUILT)
+def test_a_source_that_does_not_load_leaves_a_report_with_the_whole_message(
+    edgeopt: Edgeopt, write_recipe: Write, tmp_path: Path, name: str
+) -> None:
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    source, message = UNBUILT[name]
+    (tmp_path / "own_nets.py").write_text(FACTORIES)
+    shapes = {"0.weight": (5, 1, 3, 3), "0.bias": (3,), "2.weight": (2, 108), "2.bais": (2,)}
+    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "other.safetensors")
+    shape = "[1, 3, 8, 8]" if name == "shape" else "[1, 1, 8, 8]"
+    model = f"{{{source}, inputs: [{{name: x, shape: {shape}, layout: NCHW}}]}}"
+    limits = "{stage_minutes: 0.05}" if name == "sleeps" else ""
+    recipe = write_recipe(model=model, data="", metric="", formats="[onnx]", limits=limits)
+    said = edgeopt("optimize", recipe, "--out", "out", "--store", "store")
+    assert said.code == 3
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    (row,) = report.results
+    assert row.status == "failed" and report.source is not None
+    page = (tmp_path / "out" / "report.md").read_text()
+    for part in message:
+        assert all(part in text for text in (said.out, row.reason, report.source.reason, page)), part
 
 
 PACKAGE = """
