@@ -61,6 +61,17 @@ def test_chains_are_built_and_common_steps_only_once(plan_of: Callable[..., Plan
     assert told == [("started", ""), ("done", ""), *[("shared", f"built for {of}")] * 2]
 
 
+def test_of_the_stages_that_are_ready_the_cheapest_starts_first(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    first, cheap = toys.Toy(mark="a", calls=calls), toys.Finish(mark="c", calls=calls)
+    dear = [toys.Costly(mark=mark, calls=calls) for mark in "de"]
+    plan = plan_of(*((first, last) for last in (*dear, cheap)))
+    assert [contents(built) for built in run(plan, tmp_path / "store")] == ["d", "e", "c"]
+    assert calls.read_text() == "acde"
+
+
 def test_a_second_run_takes_everything_from_the_store(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     plan = plan_of((toys.Toy(mark="a", calls=calls), toys.Finish(mark="b", calls=calls)))

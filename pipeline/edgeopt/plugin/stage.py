@@ -85,6 +85,9 @@ class Stage(Plugin):
     worker: ClassVar[Worker] = "plain"
     uses_gpu: ClassVar[bool] = False
     """Whether it computes on a GPU that its framework sees: only the processes of such stages see one."""
+    cost: ClassVar[int] = 1
+    """Rough seconds for a small network. Of the stages that are ready, the cheapest starts first, so that the
+    other workers get something to do soon."""
     preference: ClassVar[int] = 0
     """Among chains of equal length, the planner takes the one with the highest sum."""
 

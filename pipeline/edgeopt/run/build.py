@@ -6,7 +6,7 @@ exhausts memory fails only the branches that depend on its result.
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -97,8 +97,7 @@ class _Builder:
         """Steps built in this run by each of several machines."""
 
     def run(self) -> list[Built]:
-        for built in self.builds:
-            self._continue(built)
+        self._continue(self.builds)
         while self.running:
             for result in self.executor.wait(POLL_SECONDS):
                 self._finish(self.running.pop(result.key), result)
@@ -123,23 +122,24 @@ class _Builder:
             else:
                 self._emit(built, stage, "shared", message=f"built for {branch}")
 
-    def _continue(self, built: Built) -> None:
-        try:
-            self.advance(built)
-            if built.complete:
-                return
-            key = self.keys.of_next(built)
-        except StageError as error:
-            built.failure = f"{registry.plugin_name(built.next_stage)}: {error}"
-            self._emit(built, built.next_stage, "failed", message=built.failure)
-            return
-        if key in self.failed:
-            built.failure, built.lost = self.failed[key], key in self.lost
-            return
-        if key in self.running:
-            self.running[key].waiting.append(built)
-            return
-        self._start(built, key)
+    def _continue(self, builds: Sequence[Built]) -> None:
+        """Add to branches the steps that are there, and start their next stages, the cheapest first."""
+        ready: list[tuple[Built, str]] = []
+        for built in builds:
+            try:
+                self.advance(built)
+                if not built.complete:
+                    ready.append((built, self.keys.of_next(built)))
+            except StageError as error:
+                built.failure = f"{registry.plugin_name(built.next_stage)}: {error}"
+                self._emit(built, built.next_stage, "failed", message=built.failure)
+        for built, key in sorted(ready, key=lambda each: each[0].next_stage.cost):
+            if key in self.failed:
+                built.failure, built.lost = self.failed[key], key in self.lost
+            elif key in self.running:
+                self.running[key].waiting.append(built)
+            else:
+                self._start(built, key)
 
     def _start(self, built: Built, key: str) -> None:
         stage = built.next_stage
@@ -192,10 +192,9 @@ class _Builder:
                 self.lost.update([job.key] if lost else [])
             elif job.checkpoints is not None:
                 shutil.rmtree(job.checkpoints, ignore_errors=True)
-        for built in job.waiting:
-            if job.key in self.failed:
-                self._emit(built, job.stage, "failed", result.seconds, self.failed[job.key])
-            self._continue(built)
+        for built in job.waiting if failure else ():
+            self._emit(built, job.stage, "failed", result.seconds, self.failed[job.key])
+        self._continue(job.waiting)
 
     def _save(self, job: _Job, result: TaskResult) -> None:
         if not result.stored:

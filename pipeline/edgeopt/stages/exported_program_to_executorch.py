@@ -24,6 +24,7 @@ class ExportedProgramToExecutorch(Stage):
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program", "exported_program_xnnpack"})
     produces: ClassVar[str] = "executorch"
     worker: ClassVar[Worker] = "torch"
+    cost: ClassVar[int] = 8
     requires: ClassVar[tuple[str, ...]] = ("torch", "executorch", "torchao")
     extra: ClassVar[str | None] = "executorch"
     revision: ClassVar[int] = 7

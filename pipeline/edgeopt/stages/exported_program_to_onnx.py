@@ -30,6 +30,7 @@ class ExportedProgramToOnnx(Stage):
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "onnx"
     worker: ClassVar[Worker] = "torch"
+    cost: ClassVar[int] = 3
     requires: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "torchao")
     extra: ClassVar[str | None] = "torch,onnx"
     revision: ClassVar[int] = 4

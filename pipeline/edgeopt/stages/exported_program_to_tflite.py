@@ -41,6 +41,7 @@ class ExportedProgramToTflite(Stage):
     accepts: ClassVar[frozenset[str]] = frozenset({"exported_program"})
     produces: ClassVar[str] = "tflite"
     worker: ClassVar[Worker] = "torch"
+    cost: ClassVar[int] = 8
     requires: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "ai-edge-litert", "torchao")
     extra: ClassVar[str | None] = "torch"
     revision: ClassVar[int] = 4

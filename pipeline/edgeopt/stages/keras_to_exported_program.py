@@ -29,6 +29,7 @@ class KerasToExportedProgram(KerasStage):
     accepts: ClassVar[frozenset[str]] = frozenset({"keras"})
     produces: ClassVar[str] = "exported_program"
     worker: ClassVar[Worker] = "torch"
+    cost: ClassVar[int] = 4
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
     extra: ClassVar[str | None] = "keras,torch"
     revision: ClassVar[int] = 4

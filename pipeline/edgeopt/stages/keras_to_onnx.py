@@ -40,6 +40,7 @@ class KerasToOnnx(KerasStage):
     accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
     produces: ClassVar[str] = "onnx"
     worker: ClassVar[Worker] = "tensorflow"
+    cost: ClassVar[int] = 4
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "tf2onnx", "onnx")
     extra: ClassVar[str | None] = "keras,onnx"
     revision: ClassVar[int] = 5

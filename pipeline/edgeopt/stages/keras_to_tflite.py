@@ -24,6 +24,7 @@ class KerasToTflite(KerasStage):
     accepts: ClassVar[frozenset[str]] = frozenset({"keras", "tf_keras", "saved_model"})
     produces: ClassVar[str] = "tflite"
     worker: ClassVar[Worker] = "tensorflow"
+    cost: ClassVar[int] = 2
     requires: ClassVar[tuple[str, ...]] = ("tensorflow", "keras", "tf_keras", "h5py", "ai-edge-litert")
     extra: ClassVar[str | None] = "keras"
     revision: ClassVar[int] = 2

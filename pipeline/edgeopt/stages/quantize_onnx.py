@@ -75,6 +75,7 @@ class QuantizeOnnx(Searching):
     fulfils: ClassVar[Mapping[str, frozenset[str]]] = {"quantize": frozenset({"int8", "int8x16", "mixed"})}
     needs_calibration: ClassVar[bool] = True
     worker: ClassVar[Worker] = "plain"
+    cost: ClassVar[int] = 8
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     extra: ClassVar[str | None] = "onnx"
     revision: ClassVar[int] = 13

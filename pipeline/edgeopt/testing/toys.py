@@ -42,6 +42,12 @@ class Finish(Toy):
     produces: ClassVar[str] = "tflite"
 
 
+class Costly(Finish):
+    """Says that it takes long."""
+
+    cost: ClassVar[int] = 9
+
+
 class Abort(Toy):
     """Aborts the process, like a converter on a failed native assertion."""
 
