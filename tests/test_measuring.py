@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from edgeopt.formats.source import inspect
 from edgeopt.model import Preprocessing
 from edgeopt.recipe.document import Latency
 from edgeopt.recipe.resolve import load_recipe
-from edgeopt.run.measuring.bench import Bench
+from edgeopt.run.measuring import bench
+from edgeopt.run.measuring.bench import Bench, Untimed
 from edgeopt.run.measuring.outcome import Outcome
 from edgeopt.run.measuring.readings import conditions, latency
 from edgeopt.run.measuring.samples import Evaluation
@@ -161,17 +163,46 @@ def test_the_median_of_repetitions() -> None:
 def measure(tmp_path: Path) -> Callable[..., Any]:
     """Time the toy model on this machine."""
     (tmp_path / "toy.tflite").write_bytes(toy())
-    bench = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
+    host = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
     model = inspect(tmp_path / "toy.tflite").model
-    model = model.model_copy(update={"inputs": model.inputs or bench.describe(model)})
+    model = model.model_copy(update={"inputs": model.inputs or host.describe(model)})
 
     def run(protocol: dict[str, Any], *, twice: bool = False) -> Any:
         evaluation = Evaluation(None, Preprocessing(), tmp_path)
-        outcome = bench.run(model, evaluation, latency=protocol, baseline=model if twice else None)
+        outcome = host.run(model, evaluation, latency=protocol, baseline=model if twice else None)
         assert outcome.error == ""
         return outcome
 
     return run
+
+
+def test_models_that_are_not_timed_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy.tflite").write_bytes(toy())
+    host = Bench(load_device("host"), build_agent(tmp_path / "agent.pyz"), Store(tmp_path / "store")).open()
+    assert host.probe is not None
+    host.probe["cores"] = 2
+    model = inspect(tmp_path / "toy.tflite").model
+    model = model.model_copy(update={"inputs": model.inputs or host.describe(model)})
+    evaluation = Evaluation(None, Preprocessing(), tmp_path)
+    together, alone = threading.Barrier(2, timeout=60), bench.run_job
+    shared: list[bool] = []
+
+    def meeting(*args: Any, **options: Any) -> None:
+        shared.append(options["shared"])
+        if options["shared"]:
+            together.wait()
+        alone(*args, **options)
+
+    monkeypatch.setattr(bench, "run_job", meeting)
+    jobs = [Untimed(model, limit) for limit in (None, 8, 4, 2)]
+    outcomes = host.run_together(jobs, evaluation)
+    assert [each.error for each in outcomes] == [""] * 4
+    assert [len(each.outputs[0]) for each in outcomes] == [64, 64, 64, 64]
+    assert shared == [True] * 4
+    assert [each.cached for each in host.run_together(jobs, evaluation)] == [True] * 4
+    # A single one is like any other job: it waits for the device.
+    assert host.run_together([*jobs, Untimed(model, 1)], evaluation)[-1].error == ""
+    assert shared == [True] * 4 + [False]
 
 
 def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:

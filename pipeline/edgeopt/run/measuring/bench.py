@@ -6,15 +6,16 @@ Results are cached: the same model, data, runtime and device are not measured tw
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeopt.config import absent
 from edgeopt.config.files import file_digest
 from edgeopt.config.references import Code
 from edgeopt.devices.device import HOST, Device, machine_of
+from edgeopt.devices.locks import device_lock
 from edgeopt.errors import DeviceError, DeviceLostError, UsageError
 from edgeopt.formats.known import model_digest
 from edgeopt.model import Model, TensorSpec
@@ -30,9 +31,13 @@ from edgeopt.run.measuring.probe import (
     stable_fields,
 )
 from edgeopt.run.measuring.protocol import PROTOCOL, Job, Probe, Timing
+from edgeopt.run.measuring.queues import run_queues
 from edgeopt.run.measuring.remote import Remote
 from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
+
+MOST_TOGETHER = 4
+"""Models that run at the same time: each has its runtime in memory."""
 
 
 def timing_of(part: Latency) -> Timing:
@@ -43,6 +48,14 @@ def timing_of(part: Latency) -> Timing:
         "max_seconds": part.max_seconds,
         "repeats": part.repeats,
     }
+
+
+class Untimed(NamedTuple):
+    """A model to run on the first ``limit`` samples; the fields are those of `Bench.run`."""
+
+    model: Model
+    limit: int | None = None
+    options: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -122,23 +135,7 @@ class Bench:
         runtime = self.device.runtimes[model.format]
         if self.failure:
             return Outcome(runtime, self.failure, unreachable=True)
-        timing = None if self.device.emulated else latency
-        custom = model.code if model.code is not None and model.code.is_file() else None
-        options = dict(options or {}) | ({"code": custom.stem} if custom else {})
-        request = self._job(
-            runtime, options=options, outputs=OUTPUTS, batch=batch, latency=timing, layers=layers
-        )
-        key = digest_of(
-            ({"code": file_digest(custom)} if custom else {})
-            | {
-                "request": request,
-                "agent": file_digest(self.agent),
-                "device": [self.device.name, self._where(), stable_fields(self.probe)],
-                "model": [model_digest(model), model.format],
-                "baseline": model_digest(baseline) if baseline is not None and latency else "",
-                "data": evaluation.key(model.inputs, limit),
-            }
-        )
+        request, key = self._asked(model, evaluation, limit, baseline, latency, options, batch, layers)
         read = partial(read_outcome, runtime, model=model, device=self.device.name)
         entry = self.store.get(key)
         if entry is not None:
@@ -161,6 +158,65 @@ class Bench:
         except DeviceError as error:
             return Outcome(runtime, str(error), lost=isinstance(error, DeviceLostError))
         return read(folder=entry.folder, cached=False)
+
+    def run_together(self, jobs: Sequence[Untimed], evaluation: Evaluation) -> list[Outcome]:
+        """Run several models of which nothing is timed, as many at a time as this machine has cores for.
+
+        Meanwhile no other process measures on the device. For a device that is this machine.
+        """
+        outcomes: dict[int, Outcome] = {}
+
+        def run(bench: Bench, index: int) -> None:
+            model, limit, options = jobs[index]
+            outcomes[index] = bench.run(model, evaluation, limit=limit, options=options)
+
+        left = [index for index, job in enumerate(jobs) if not self._has(job, evaluation)]
+        if self.probe is not None and len(left) > 1:
+            most = min(len(left), MOST_TOGETHER, self.probe["cores"] // self.device.threads) or 1
+            shared = replace(self, shared=True)
+            lane = iter([partial(run, shared, index) for index in left])  # its next() is atomic
+            with device_lock(self.device.name, self.device.connection):
+                run_queues([lane] * most)
+        for index in range(len(jobs)):
+            if index not in outcomes:
+                run(self, index)
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def _has(self, job: Untimed, evaluation: Evaluation) -> bool:
+        _, key = self._asked(job.model, evaluation, job.limit, options=job.options)
+        return self.store.get(key) is not None
+
+    def _asked(
+        self,
+        model: Model,
+        evaluation: Evaluation,
+        limit: int | None,
+        baseline: Model | None = None,
+        latency: Timing | None = None,
+        options: Mapping[str, Any] | None = None,
+        batch: int = 1,
+        layers: Sequence[int] = (),
+    ) -> tuple[Job, str]:
+        """A job without file names, and its key in the store; the arguments are those of `run`."""
+        timing = None if self.device.emulated else latency
+        custom = model.code if model.code is not None and model.code.is_file() else None
+        options = dict(options or {}) | ({"code": custom.stem} if custom else {})
+        runtime = self.device.runtimes[model.format]
+        request = self._job(
+            runtime, options=options, outputs=OUTPUTS, batch=batch, latency=timing, layers=layers
+        )
+        key = digest_of(
+            ({"code": file_digest(custom)} if custom else {})
+            | {
+                "request": request,
+                "agent": file_digest(self.agent),
+                "device": [self.device.name, self._where(), stable_fields(self.probe)],
+                "model": [model_digest(model), model.format],
+                "baseline": model_digest(baseline) if baseline is not None and latency else "",
+                "data": evaluation.key(model.inputs, limit),
+            }
+        )
+        return request, key
 
     def _where(self) -> str:
         """The machine that the device is attached to."""

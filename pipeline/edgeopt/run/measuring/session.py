@@ -23,7 +23,7 @@ from edgeopt.model import Model
 from edgeopt.plugin import Labels
 from edgeopt.recipe.planner import Built, Plan, Step
 from edgeopt.results import Event
-from edgeopt.run.measuring.bench import Bench, timing_of
+from edgeopt.run.measuring.bench import Bench, Untimed, timing_of
 from edgeopt.run.measuring.outcome import Outcome
 from edgeopt.run.measuring.protocol import Probe
 from edgeopt.run.measuring.queues import run_queues
@@ -75,6 +75,10 @@ def _runs(steps: Sequence[Step], device: Device) -> bool:
     """Whether the device runs the result of the steps: some only have a runtime that others lack."""
     runtime = device.runtimes.get(steps[-1].model.format)
     return all(runtime in step.stage.runtimes for step in steps if step.stage.runtimes)
+
+
+def _key(job: Untimed) -> tuple[Any, ...]:
+    return model_digest(job.model), job.model.format, job.limit, job.options is not None
 
 
 def measure_step(device: str) -> str:
@@ -160,24 +164,29 @@ class _Session:
         self.finals: dict[tuple[str, str], Outcome] = {}
         self._measured_on_host: dict[tuple[str, str], Outcome] = {}
         """Artifacts by digest and format."""
+        self._seen: dict[tuple[Any, ...], Outcome] = {}
+        """The outcomes of models of which nothing is timed."""
         self._watching = threading.Lock()
         run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
 
     def run(self, builds: Sequence[Built]) -> Measured:
         host = self.benches[HOST]
         source = self._source_model(builds)
+        complete = [built for built in builds if built.complete]
         self._emit("source", HOST, "started")
-        if source.format in host.device.runtimes:
-            # In the batch size of the artifacts: some layers depend on it.
-            source_outcome = host.run(source, self.evaluation)
-        else:  # a factory that failed
-            source_outcome = Outcome("", next((b.failure for b in builds if b.failure), "it was not loaded"))
+        # In the batch size of the artifacts: some layers depend on it.
+        models = [Untimed(source)] if source.format in host.device.runtimes else []
+        models += self._untimed(complete, source)
+        outcomes = host.run_together(models, self.evaluation)
+        self._seen = {_key(each): outcome for each, outcome in zip(models, outcomes, strict=True)}
+        source_outcome = self._seen.get(_key(Untimed(source))) or Outcome(
+            "", next((b.failure for b in builds if b.failure), "it was not loaded")
+        )  # a factory that failed
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
         check_labels(self.plan.recipe, [values.shape for values in source_outcome.outputs])
         floats = {
             b.branch.format: self.plan.latest(b) for b in builds if b.branch.variant == "float" and b.complete
         }
-        complete = [built for built in builds if built.complete]
         jobs = [
             (device.name, partial(self._measure, built, device, floats.get(built.branch.format)))
             for built in complete
@@ -280,10 +289,9 @@ class _Session:
                 continue
             # From here on, the file is the same: the hops compare how runtimes execute it.
             exact = not any(stage.fulfils for stage in built.branch.stages)
-            reference = host.device.reference.get(host.device.runtimes[model.format])
-            if not exact and reference is not None:
-                as_written = host.run(model, self.evaluation, limit=PROBE_SAMPLES, options=reference)
-                outputs.append(StepOutputs(name, model.format, lossless, as_written, trained))
+            if (as_written := self._as_written(built)) is not None:
+                outcome = self._seen[_key(as_written)]
+                outputs.append(StepOutputs(name, model.format, lossless, outcome, trained))
                 name = ""
             for device in built.branch.devices:
                 final = self.finals[built.branch.name, device.name]
@@ -300,9 +308,33 @@ class _Session:
     def _probed(self, model: Model) -> Outcome:
         """The outputs of an intermediate model on the host, which may be the artifact of another branch."""
         measured = self._measured_on_host.get((model_digest(model), model.format))
-        if measured is None:
-            return self.benches[HOST].run(model, self.evaluation, limit=PROBE_SAMPLES)
-        return measured._replace(outputs=tuple(values[:PROBE_SAMPLES] for values in measured.outputs))
+        if measured is not None:
+            return measured._replace(outputs=tuple(values[:PROBE_SAMPLES] for values in measured.outputs))
+        probe = Untimed(model, PROBE_SAMPLES)
+        return self._seen.get(_key(probe)) or self.benches[HOST].run(
+            model, self.evaluation, limit=PROBE_SAMPLES
+        )
+
+    def _untimed(self, builds: Sequence[Built], source: Model) -> list[Untimed]:
+        """What is run besides the source and the artifacts: the models between them, and files as written."""
+        host = self.benches[HOST].device
+        measured = (b for b in builds if any(device.name == HOST for device in b.branch.devices))
+        artifacts = {_key(Untimed(self.plan.latest(built), PROBE_SAMPLES)) for built in measured}
+        found: dict[tuple[Any, ...], Untimed] = {}
+        for built in builds:
+            for step, *_ in judged_steps(built.steps, source, host):
+                last = step is built.steps[-1]
+                wanted = self._as_written(built) if last else Untimed(step.model, PROBE_SAMPLES)
+                if wanted is not None and _key(wanted) not in artifacts:
+                    found.setdefault(_key(wanted), wanted)
+        return [*found.values()]
+
+    def _as_written(self, built: Built) -> Untimed | None:
+        """A quantized artifact, to run without the changes of the runtime, if that makes some."""
+        host, model = self.benches[HOST].device, self.plan.latest(built)
+        reference = host.reference.get(host.runtimes[model.format])
+        exact = not any(stage.fulfils for stage in built.branch.stages)
+        return None if exact or reference is None else Untimed(model, PROBE_SAMPLES, reference)
 
     def _emit(self, branch: str, device: str, status: Any, message: str = "") -> None:
         with self._watching:
