@@ -1,13 +1,17 @@
 """Faults around a cluster: its store fails, commands meet, a node is slow or has another clock."""
 
+import contextlib
 import json
+import random
 import subprocess
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgeopt.recipe.planner import Built, make_plan
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.slow
 OTHER = "127.0.0.4"
 MEBIBYTE = 1 << 20
 HOUR = 3600
+KINDS = ("stage", "worker")
 CLOCK = f"""
 import datetime, time
 def ahead(clock, more):
@@ -161,6 +166,49 @@ def test_a_slow_node_with_another_clock_starves_nobody(cluster: str, tmp_path: P
     ahead = [moment - time.time() > HOUR / 2 for ((_, _, moment),) in ran]
     assert sum(ahead) == lines(events).splitlines().count("on slow") == 1
     assert max(event.seconds for event in events) < HOUR / 2
+
+
+def test_fifty_random_kills_change_no_digest(cluster: str, tmp_path: Path) -> None:
+    """Processes of stages, and the workers that start them; commands go on until all is there."""
+    recipe = write_recipe(tmp_path, length=2, **{f"step{number}": {"seconds": 0.2} for number in range(4)})
+    wanted = digests(built(recipe, tmp_path / "one", lambda event: None))
+    draw, killed, ended = random.Random(0), Counter[str](), threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(draw.uniform(0.1, 0.4)):
+            kind = draw.choice(KINDS)
+            with contextlib.suppress(psutil.Error, IndexError):  # it has just ended; none runs
+                draw.choice([process for each, process in victims() if each == kind]).kill()
+                killed[kind] += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rounds = 0
+    try:
+        while killed.total() < 50:
+            rounds += 1
+            place = tmp_path / f"store{rounds}"
+            with executing(f"ray:{cluster}", str(place), lambda event: None):
+                found = built(recipe, place, lambda event: None)
+                while failures(found):
+                    assert all(each.lost for each in found if each.failure), failures(found)
+                    found = built(recipe, place, lambda event: None)
+            assert digests(found) == wanted
+    finally:
+        ended.set()
+        killer.join()
+    assert min(killed[kind] for kind in KINDS) > 10, killed
+
+
+def victims() -> Iterator[tuple[str, psutil.Process]]:
+    """Processes of stages, and workers of Ray, below this one."""
+    for worker in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if worker.name().startswith("ray::_work"):
+                yield "worker", worker
+                yield from (
+                    ("stage", each) for each in worker.children() if "spawn_main" in " ".join(each.cmdline())
+                )
 
 
 def test_large_files_pass_in_pieces(cluster: str, server: FileServer, tmp_path: Path) -> None:
