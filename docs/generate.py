@@ -24,7 +24,7 @@ from edgeopt.evaluation import hops as limits
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import KINDS, Metric, Plugin, Stage, Task
 from edgeopt.recipe.chains import reachable
-from edgeopt.recipe.document import Intent
+from edgeopt.recipe.recipe import Intent
 from edgeopt.results import MEASUREMENTS
 
 HERE = Path(__file__).resolve().parent

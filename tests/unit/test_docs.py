@@ -18,7 +18,7 @@ from edgeopt.devices.device import load_device
 from edgeopt.errors import StageError
 from edgeopt.model import Model
 from edgeopt.plugin import Context, Stage
-from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Result
 

@@ -9,8 +9,9 @@ from edgeopt.config import registry
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage
 from edgeopt.recipe.chains import find_chain
-from edgeopt.recipe.document import Intent, ModelPart
+from edgeopt.recipe.document import ModelPart
 from edgeopt.recipe.planner import Plan
+from edgeopt.recipe.recipe import Intent
 from edgeopt.testing import toys
 
 Write = Callable[..., Path]

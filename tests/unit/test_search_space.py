@@ -16,8 +16,8 @@ from edgeopt.errors import MissingPackageError, RecipeError, UsageError
 from edgeopt.evaluation.confidence.paired import Paired
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.plugin import Dataset
-from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.searching import Search, SearchPart
 from edgeopt.results import Gate, Result

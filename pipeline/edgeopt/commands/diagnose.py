@@ -21,9 +21,10 @@ from edgeopt.formats.file_graph import graph_of
 from edgeopt.formats.known import artifact_formats, format_named
 from edgeopt.model import Model
 from edgeopt.plugin import Feed, LayerView, Stage
-from edgeopt.recipe.document import Recipe, Use
+from edgeopt.recipe.document import Use
 from edgeopt.recipe.patch import patch_of, shown
 from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.reports.history import REPORT
 from edgeopt.results import GraphNode

@@ -14,7 +14,8 @@ from edgeopt.errors import UsageError, install
 from edgeopt.formats.known import artifact_formats, formats
 from edgeopt.plugin import Format, Stage
 from edgeopt.recipe.chains import find_chain
-from edgeopt.recipe.document import Intent, ModelPart
+from edgeopt.recipe.document import ModelPart
+from edgeopt.recipe.recipe import Intent
 from edgeopt.run.cluster.node import version_here
 from edgeopt.run.executors import executor
 from edgeopt.run.executors.choice import executing, executor_for

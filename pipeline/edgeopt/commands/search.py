@@ -13,8 +13,8 @@ from edgeopt.commands.start import RECIPE, Given, is_model, paths_of, recipe_of
 from edgeopt.config.files import write_text, writing
 from edgeopt.config.yaml_source import read_yaml
 from edgeopt.errors import UsageError
-from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import BASELINE
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.recipe.selection import Selection

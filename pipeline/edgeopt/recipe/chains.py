@@ -13,7 +13,8 @@ from edgeopt.config import registry
 from edgeopt.config.nearest import nearest
 from edgeopt.errors import UsageError
 from edgeopt.plugin import Stage
-from edgeopt.recipe.document import Intent, ModelPart
+from edgeopt.recipe.document import ModelPart
+from edgeopt.recipe.recipe import Intent
 
 
 def find_chain(

@@ -8,7 +8,8 @@ from edgeopt.config.problems import Problems
 from edgeopt.config.units import quantity
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.plugin import NamedMetric
-from edgeopt.recipe.document import Document, GatePart, Variant
+from edgeopt.recipe.document import Document, GatePart
+from edgeopt.recipe.recipe import Variant
 from edgeopt.results import ALWAYS, LIMITS, MEASUREMENTS, Gate, Kind
 
 NEVER_NEGATIVE: frozenset[Kind] = frozenset({"fraction", "bytes", "memory", "time", "ratio", "count"})

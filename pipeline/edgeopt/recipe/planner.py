@@ -20,7 +20,8 @@ from edgeopt.formats.source import check_weights, inspect
 from edgeopt.model import InputPreprocessing, Model, TensorSpec
 from edgeopt.plugin import Stage, Trial
 from edgeopt.recipe.chains import complete_chain, find_chain, reachable
-from edgeopt.recipe.document import ModelPart, Recipe, Variant
+from edgeopt.recipe.document import ModelPart
+from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.results import Breakdown
 
 BASELINE = "float"

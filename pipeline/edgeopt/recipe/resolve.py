@@ -20,20 +20,13 @@ from edgeopt.errors import Problem, RecipeError, UsageError, shortened
 from edgeopt.formats.known import artifact_formats
 from edgeopt.formats.source import inspecting
 from edgeopt.plugin import Dataset, Decoder, Metric, NamedMetric, Stage, Task, digest_of
-from edgeopt.recipe.document import (
-    VERSION,
-    DataPart,
-    Document,
-    GatePart,
-    Recipe,
-    Use,
-    Variant,
-)
+from edgeopt.recipe.document import VERSION, DataPart, Document, GatePart, Use
 from edgeopt.recipe.gates import report_contradictions, resolved_gate
 from edgeopt.recipe.guesses import drop_stated, notes_of
 from edgeopt.recipe.heads import assigned, heads_of
 from edgeopt.recipe.isolated import Isolated, IsolatedDecoder, Reader, runs_user_code
 from edgeopt.recipe.lookup import Lookup
+from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.recipe.searching import Search, refused_objectives, usual_limit
 from edgeopt.recipe.selection import EVERYTHING, Selection, declared, narrow_gates
 from edgeopt.recipe.starter.goals import GOALS

@@ -12,8 +12,9 @@ from edgeopt.config.settings import check_name
 from edgeopt.config.yaml_source import Path as Loc
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import Stage
-from edgeopt.recipe.document import Intent, Recipe, Use, Variant
+from edgeopt.recipe.document import Use
 from edgeopt.recipe.lookup import Lookup
+from edgeopt.recipe.recipe import Intent, Recipe, Variant
 from edgeopt.recipe.searching import Search, SearchPart
 
 

@@ -16,7 +16,7 @@ from edgeopt.evaluation.interpreter import UNDECIDABLE, Answers, Interpreter, in
 from edgeopt.evaluation.measurements import measurement
 from edgeopt.model import Outputs
 from edgeopt.plugin import Decisions, Decoder, Head, Labels, Metric, NamedMetric, PerSample, Score
-from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.results import Measurement, MetricInfo
 from edgeopt.run.executors import executor
 from edgeopt.run.executors.local import LocalExecutor

@@ -22,8 +22,8 @@ from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Labels
-from edgeopt.recipe.document import Recipe, Variant
 from edgeopt.recipe.planner import BASELINE, Built, make_plan
+from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.recipe.searching import OBJECTIVES, Search
 from edgeopt.recipe.variants import variant_of
 from edgeopt.results import MEASUREMENTS, Event, Result

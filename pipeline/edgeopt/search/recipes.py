@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from edgeopt.plugin import Code, Dataset
-from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.results.search import Tried
 

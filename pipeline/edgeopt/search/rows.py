@@ -7,7 +7,7 @@ from edgeopt.evaluation.confidence.verdicts import verdict
 from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.judge import Evidence, judge
 from edgeopt.plugin import Labels
-from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.searching import Search
 from edgeopt.results import MEASUREMENTS, Gate, Result
 from edgeopt.results.search import Tried

@@ -8,8 +8,8 @@ from edgeopt.evaluation.datasets.split import Split
 from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.samples import collect
 from edgeopt.plugin import Dataset, Labels
-from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import Plan
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.searching import Search
 
 OF_TRAIN, OF_CALIBRATION = 0.2, 0.5

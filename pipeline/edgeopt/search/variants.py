@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt.errors import CannotRunError
-from edgeopt.recipe.document import Recipe, Variant
+from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.recipe.variants import variant_of
 from edgeopt.run.store import Store
 from edgeopt.search.search import Watch, search

@@ -15,7 +15,7 @@ from edgeopt.config.text import as_name
 from edgeopt.devices.device import shipped
 from edgeopt.formats.known import formats, identify
 from edgeopt.formats.wire.bounded import MALFORMED
-from edgeopt.recipe.document import Recipe
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import parts_of
 from edgeopt.recipe.starter.draft import recipe_text

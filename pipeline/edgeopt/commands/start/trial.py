@@ -19,8 +19,8 @@ from edgeopt.errors import CannotRunError, DeviceError, EdgeoptError, UsageError
 from edgeopt.evaluation.samples import collect
 from edgeopt.model import InputPreprocessing, Outputs, Preprocessing, TensorSpec
 from edgeopt.plugin import Labels
-from edgeopt.recipe.document import Recipe
 from edgeopt.recipe.planner import make_plan
+from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import CALIBRATION_SAMPLES, Found, Parts
 from edgeopt.recipe.starter.draft import Draft, flow, guess, recipe_text
