@@ -14,6 +14,7 @@ from in_process import Edgeopt, Said
 
 if TYPE_CHECKING:
     from edgeopt.testing import Workshop
+    from kept_workers import Workers
 
 # As in edgeopt's own torch processes: spinning threads would take the cores from the other half of the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -62,6 +63,30 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Workshop]":
     common = here.parent if os.environ.get("PYTEST_XDIST_WORKER") else here
     with Workshop(common / "workshop") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def _shared_workers() -> "Iterator[Workers]":
+    from kept_workers import Workers
+
+    with Workers() as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def kept_workers(_shared_workers: "Workers") -> Iterator[None]:
+    """The commands of a module run in workers that all such modules share: see `kept_workers`."""
+    with _shared_workers.in_use():
+        yield
+
+
+@pytest.fixture(scope="module")
+def own_workers() -> Iterator[None]:
+    """The same with workers for this module alone, whose code has names that others use too: ``nets``."""
+    from kept_workers import Workers
+
+    with Workers() as workers, workers.in_use():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +168,7 @@ def edgeopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         with pytest.raises(SystemExit) as caught:
             main()
         out, err = capsys.readouterr()
+        assert "Traceback" not in err
         code = caught.value.code
         return Said(code if isinstance(code, int) else 0, out, err)
 

@@ -20,7 +20,8 @@ from in_process import Edgeopt
 from registry import DOCKER_REGISTRY, docker_registry
 from test_artifacts import keys
 
-pytestmark = pytest.mark.slow
+# Own workers: `nets` is a name of other modules too; here it is the same code in every folder.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_workers")]
 
 ELSEWHERE = {
     r"docs/tutorial.md": "tests/integration/test_tutorial.py",

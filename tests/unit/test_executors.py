@@ -59,6 +59,15 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert executor.memory_limit == 5
 
 
+def test_an_executor_serves_several_commands() -> None:
+    with LocalExecutor() as kept, choice.using(kept):
+        for limit in (5, 7):
+            with executing(None), choice.executor_for(limit) as executor:
+                assert executor is kept and kept.memory_limit == limit
+    with choice.executor_for(None) as executor:
+        assert executor is not kept
+
+
 def test_without_the_extra_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else object())
     assert not ray_settings.installed()

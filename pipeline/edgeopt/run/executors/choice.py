@@ -58,12 +58,23 @@ def executing(on: str | None, place: str, watch: Callable[[Event], None]) -> Ite
     def say(line: str) -> None:
         watch(Event(branch="", step="", status="note", message=line))
 
-    with kind.connect(address, Place(place, say)) as executor:
-        token = _open.set(executor)
-        try:
-            yield
-        finally:
-            _open.reset(token)
+    with kind.connect(address, Place(place, say)) as executor, using(executor):
+        yield
+
+
+@contextmanager
+def using(executor: Executor) -> Iterator[None]:
+    """Run the stages of every command of the block by an executor that is open, and stays open.
+
+    A program that runs several commands so starts its worker processes once, and they import the frameworks
+    once. They also keep the current folder, the environment variables and the modules of the user that their
+    first tasks gave them.
+    """
+    token = _open.set(executor)
+    try:
+        yield
+    finally:
+        _open.reset(token)
 
 
 def executor_for(memory_limit: int | None) -> AbstractContextManager[Executor]:
