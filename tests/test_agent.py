@@ -419,6 +419,12 @@ MAKE_TENSORFLOW = """
         np.save(name + ".npy", net(x).numpy())
         evil = library.Sequential([layers.Input((6, 6, 2)), layers.Lambda(lambda v: v + 1)])
         evil.save(name.replace("toy", "evil"))
+        if library is keras:
+            net.save("toy_3.h5")
+            open("own_layers.py", "w").write("import keras\\nclass Twice(keras.layers.Layer):\\n"
+                                             "    def call(self, x):\\n        return 2 * x\\n")
+            from own_layers import Twice
+            keras.Sequential([net, Twice()]).save("own.keras")
     net.save("toy_keras_2")
     class Plain(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 6, 6, 2], tf.float32, name="x")])
@@ -496,7 +502,12 @@ def test_a_failing_executorch_kernel_is_named_without_a_number(
 
 @pytest.mark.parametrize(
     ("file", "reference"),
-    [("toy.keras", "toy.keras.npy"), ("toy.h5", "toy.h5.npy"), ("toy_plain", "toy.h5.npy")],
+    [
+        ("toy.keras", "toy.keras.npy"),
+        ("toy_3.h5", "toy.keras.npy"),
+        ("toy.h5", "toy.h5.npy"),
+        ("toy_plain", "toy.h5.npy"),
+    ],
 )
 def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str, reference: str) -> None:
     x, expected = np.load(keras_toys / "keras_x.npy"), np.load(keras_toys / reference)
@@ -504,6 +515,16 @@ def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str,
     assert answer.result["ok"], answer.result
     assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
     assert answer.result["inputs"][0]["shape"] == [None, 6, 6, 2]
+
+
+def test_custom_layers_of_keras_are_those_of_the_named_module(
+    agent: Path, tmp_path: Path, keras_toys: Path
+) -> None:
+    x, expected = np.load(keras_toys / "keras_x.npy"), 2 * np.load(keras_toys / "toy.keras.npy")
+    job: dict[str, Any] = {"options": {"code": "own_layers"}, "python_path": [str(keras_toys)]}
+    answer = run_job(agent, tmp_path, "keras", keras_toys / "own.keras", [x], trust=True, **job)
+    assert answer.result["ok"], answer.result
+    assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("file", ["evil.keras", "evil.h5"])
