@@ -93,6 +93,12 @@ models = {
     "old_nested": nested,
     "old_attention": attention,
 }
+block = {"kernel_size": 3, "repeats": 2, "filters_in": 32, "filters_out": 16, "expand_ratio": 2,
+         "id_skip": True, "strides": 2, "se_ratio": 0.25}
+from keras.src.applications.efficientnet import EfficientNet  # for a small one: the public ones have one size
+models["efficientnet"] = EfficientNet(
+    0.5, 1.0, 32, blocks_args=[block], input_shape=(32, 32, 3), weights=None, classes=3
+)
 state = keras.Input(batch_shape=(2, 6, 4))
 models["stateful"] = keras.Model(state, layers.LSTM(5, stateful=True)(state))
 models["old_stateful"] = tf_keras.Sequential([old_layers.GRU(5, stateful=True, batch_input_shape=(2, 6, 4))])
@@ -219,6 +225,7 @@ def report(folder: Path) -> Any:
     ("name", "decibels"),
     [
         ("normalization", 100),
+        ("efficientnet", 100),
         ("gelu", 100),
         ("grouped", 100),
         ("random", 100),
