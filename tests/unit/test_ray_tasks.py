@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.run.cluster import ray_driver
+from edgeopt.run.cluster import ray_tasks
 from edgeopt.run.cluster.messages import Cancel, Close, Request
 from edgeopt.run.cluster.ray_settings import access_problem
 
@@ -45,10 +45,10 @@ class Pipe:
 def test_a_task_that_goes_on_is_interrupted_again(
     seconds: float, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_driver, "CANCEL_SECONDS", seconds)
-    driver = object.__new__(ray_driver._Driver)
+    monkeypatch.setattr(ray_tasks, "CANCEL_SECONDS", seconds)
+    driver = object.__new__(ray_tasks.Driver)
     driver.ray, driver.pipe, driver.waiting = DeafRay(), Pipe(turns=3), []
-    driver.running = {"key": ray_driver._Running(REQUEST, "generator")}
+    driver.running = {"key": ray_tasks._Running(REQUEST, "generator")}
     driver.serve()
     assert driver.ray.cancelled == ["generator"] * times
 
