@@ -1,6 +1,7 @@
 """Kinds of Keras models: layers for training, half precision, states, text, layers of Keras 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ class Scale(keras.layers.Layer):
 
     def call(self, x):
         return keras.ops.tanh(x * self.factor)
+
+@keras.saving.register_keras_serializable("own")
+def inverted(x):
+    return keras.ops.erfinv(keras.ops.tanh(x))
 
 @keras.saving.register_keras_serializable("own")
 def clipped(x):
@@ -135,9 +140,10 @@ for name, network in models.items():
         row["keras"] = snr([loaded(values[0], training=False)], expected)
 
 sys.path.insert(0, str(root))
-from own_layers import Scale, clipped
+from own_layers import Scale, clipped, inverted
 own = new(conv(keras, activation=clipped), Scale(), shape=(12, 12, 4))
 own.save(root / "own.keras")
+new(conv(keras, activation=inverted, name="stem")).save(root / "inverted.keras")
 value = random.standard_normal((1, 12, 12, 4)).astype(np.float32)
 expected = [np.asarray(own(value, training=False))]
 sys.path.remove(str(root))
@@ -146,6 +152,8 @@ source = inspect(root / "own.keras", trust=True, code=root / "own_layers.py")
 for stage, run in ((KerasToTflite, run_tflite), (KerasToOnnx, run_onnx)):
     done = stage(trust=True, code=root / "own_layers.py").run(source.model, context("own" + stage.produces))
     report["own_" + stage.produces] = snr(run(done.path, [value]), expected)
+inverted = inspect(root / "inverted.keras", trust=True, code=root / "own_layers.py").model
+report["inverted"] = refused(KerasToOnnx(trust=True, code=root / "own_layers.py"), inverted, "inverted")
 sigmoid = old(conv(tf_keras, activation="hard_sigmoid"))
 sigmoid.save(root / "sigmoid.h5")
 report["sigmoid"] = refused(TfKerasToKeras(), inspect(root / "sigmoid.h5").model, "sigmoid")
@@ -195,7 +203,7 @@ from edgeopt.stages.keras_to_exported_program import KerasToExportedProgram
 
 root = Path(sys.argv[1])
 report = {}
-for name in ("random", "mixed_bfloat16", "stateful"):
+for name in ("random", "mixed_float16", "mixed_bfloat16", "stateful"):
     folder = root / (name + "_exported")
     folder.mkdir()
     context = Context(folder, None, lambda line: None)
@@ -280,6 +288,11 @@ def test_notes_say_what_is_changed_for_inference(report: Any) -> None:
 def test_hard_sigmoid_of_keras_2_is_refused_by_layer(report: Any) -> None:
     assert "layer 'conv2d" in report["sigmoid"]
     assert "clip(0.2 x + 0.5)" in report["sigmoid"]
+
+
+def test_what_onnx_lacks_is_named_by_layer_with_the_way_through_pytorch(report: Any) -> None:
+    assert re.search(r"ONNX has no counterpart of Erfinv \(\w+/stem/", report["inverted"])
+    assert "stages: [keras_to_exported_program, exported_program_to_onnx]" in report["inverted"]
 
 
 def test_custom_layers_of_a_named_file_are_converted(report: Any, folder: Path) -> None:
