@@ -13,6 +13,15 @@ import numpy as np
 
 from edgeopt_agent.conditions import Watch, energy_per_run
 from edgeopt_agent.failure import AgentError, explained
+from edgeopt_agent.inputs import (
+    RANDOM_SAMPLES,
+    check_inputs,
+    chunk,
+    open_inputs,
+    random_inputs,
+    samples_of,
+    shown_shape,
+)
 from edgeopt_agent.memory import Peak
 from edgeopt_agent.outputs import OutputFile
 from edgeopt_agent.probe import probe
@@ -25,7 +34,6 @@ NULL_RUNS = 200
 TIMES = "times.npz"
 COMPILED = "compiled.bin"
 LAYERS = "layers.npz"
-RANDOM_SAMPLES = 16
 
 
 def run_job(job: Job, folder: Path) -> JobResult:
@@ -59,12 +67,12 @@ def run_job(job: Job, folder: Path) -> JobResult:
     if not session.executes:
         return _without_running(session, kind, job, folder, environment)
     names = job["inputs"]
-    inputs = _random_inputs(session, path, random) if names is None else _open_inputs(names, folder)
+    inputs = random_inputs(session, path, random) if names is None else open_inputs(names, folder)
     samples = RANDOM_SAMPLES if names is None else job["samples"]
     check_inputs(inputs, session.inputs, path.name, samples)
     with _running(path, inputs):
         for index in range(FIRST_RUNS):
-            session.run(_chunk(inputs, index, _latency_batch(session, inputs)))
+            session.run(chunk(inputs, index, _latency_batch(session, inputs)))
         peak_memory = memory.bytes()
         non_finite = _run_all(session, inputs, job["batch"], folder, job["outputs"])
 
@@ -78,7 +86,7 @@ def run_job(job: Job, folder: Path) -> JobResult:
         "inputs": _described(session.inputs),
         "outputs": _described(session.outputs),
         "output_scales": session.output_scales(),
-        "n": _samples(inputs),
+        "n": samples_of(inputs),
         "load_seconds": load_seconds,
         "peak_memory_bytes": peak_memory,
         "peak_memory_method": memory.method,
@@ -157,73 +165,13 @@ def _load(
 
 
 def _running(path: Path, inputs: list[Any]) -> explained:
-    shapes = ", ".join(_shape((1, *array.shape[1:])) for array in inputs)
+    shapes = ", ".join(shown_shape((1, *array.shape[1:])) for array in inputs)
     return explained("model", f"{path.name} failed while running on inputs of shape {shapes}")
-
-
-def _open_inputs(names: list[str], folder: Path) -> list[Any]:
-    arrays = []
-    for name in names:
-        with explained("input", f"{name} cannot be read"):
-            arrays.append(np.load(folder / name, mmap_mode="r", allow_pickle=False))
-    return arrays
-
-
-def _random_inputs(session: ModelSession, path: Path, random: Any) -> list[Any]:
-    """Random inputs for a job without data: real numbers are standard normal, integers uniform."""
-    if session.inputs is None:
-        raise AgentError("input", f"{path.name} does not declare its inputs: the job must provide data")
-    arrays = []
-    for spec in session.inputs:
-        # As many samples of every input: a state of two layers has two rows in each.
-        rows = (spec.shape[0] or 1) // (session.max_batch or 1) if spec.shape else 1
-        shape = (RANDOM_SAMPLES * max(rows, 1), *(1 if size is None else size for size in spec.shape[1:]))
-        dtype = np.dtype(spec.dtype)
-        if np.issubdtype(dtype, np.floating):
-            arrays.append(random.standard_normal(shape).astype(dtype))
-        elif spec.scale:
-            limits = np.iinfo(dtype)
-            arrays.append(random.randint(limits.min, limits.max + 1, shape).astype(dtype))
-        else:
-            # Possibly indices into a table of unknown size: small ones are the safest guess.
-            arrays.append(random.randint(0, 2, shape).astype(dtype))
-    return arrays
-
-
-def check_inputs(arrays: list[Any], specs: list[Spec] | None, name: str, samples: int | None) -> None:
-    """Check that the data fits the model's inputs.
-
-    Raises:
-        AgentError: kind ``input``: it does not; the message has both shapes.
-    """
-    given = ", ".join(_shape(array.shape) for array in arrays)
-    if specs is not None and len(arrays) != len(specs):
-        expected = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in specs)
-        raise AgentError(
-            "input",
-            f"{name} has {len(specs)} input(s): {expected}; the job has {len(arrays)}: {given or 'none'}",
-        )
-    if not arrays:
-        raise AgentError("input", f"the job has no inputs for {name}")
-    if any(array.ndim == 0 for array in arrays) or not _same_samples(arrays, specs, samples):
-        raise AgentError("input", f"the inputs differ in their number of samples: {given}")
-    if _samples(arrays) == 0:
-        raise AgentError("input", f"the inputs contain no samples: {given}")
-    for array, spec in zip(arrays, specs or ()):
-        fits = max(len(spec.shape), 1) == array.ndim and all(
-            expected is None or expected == size for expected, size in zip(spec.shape[1:], array.shape[1:])
-        )
-        if not fits:
-            raise AgentError(
-                "input",
-                f"input {spec.name!r} of {name} has shape {_shape(spec.shape)}, "
-                f"but the data has shape {_shape(('n', *array.shape[1:]))}",
-            )
 
 
 def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path, outputs: str | None) -> int:
     """Run every sample and write the outputs; returns the number of NaN or infinite values."""
-    total = _samples(inputs)
+    total = samples_of(inputs)
     fixed = _fixed_batch(session, inputs)
     size = fixed or min(batch, session.max_batch or batch)
     non_finite = 0
@@ -231,37 +179,12 @@ def _run_all(session: ModelSession, inputs: list[Any], batch: int, folder: Path,
         for start in range(0, total, size):
             count = min(size, total - start)
             run = size if fixed else count
-            results, _ = session.run(_chunk(inputs, start, run))
+            results, _ = session.run(chunk(inputs, start, run))
             for value in results:
                 if np.issubdtype(value.dtype, np.floating):
                     non_finite += int(value.size - np.count_nonzero(np.isfinite(value)))
             file.write(count, run, results)
     return non_finite
-
-
-def _chunk(inputs: list[Any], start: int, size: int) -> list[Any]:
-    """``size`` samples from ``start`` on, wrapping around at the end of the data."""
-    total = _samples(inputs)
-    if start + size <= total:
-        rows = [len(array) // total for array in inputs]
-        return [np.array(array[start * n : (start + size) * n]) for array, n in zip(inputs, rows)]
-    indices = np.arange(start, start + size) % total
-    return [np.array(array[indices]) for array in inputs]
-
-
-def _same_samples(arrays: list[Any], specs: list[Spec] | None, samples: int | None) -> bool:
-    """Whether all inputs have as many samples; some have several rows for each, if job and file agree."""
-    if samples is None:
-        return len({len(array) for array in arrays}) == 1
-    if samples <= 0 or any(len(array) % samples for array in arrays):
-        return False
-    rows = [len(array) // samples for array in arrays]
-    return specs is None or all(n == 1 or spec.shape[:1] == (n,) for n, spec in zip(rows, specs))
-
-
-def _samples(inputs: list[Any]) -> int:
-    """The number of samples; inputs without a batch axis, such as a state, have several rows for each."""
-    return min(len(array) for array in inputs)
 
 
 def _fixed_batch(session: ModelSession, inputs: list[Any]) -> int | None:
@@ -279,10 +202,10 @@ def _keep_layers(
     values: list[list[Any]] = []
     described: list[LayerInfo] = []
     for sample in samples:
-        chunk = _chunk(inputs, sample % _samples(inputs), _latency_batch(session, inputs))
+        given = chunk(inputs, sample % samples_of(inputs), _latency_batch(session, inputs))
         if session.inputs is not None:
-            chunk = [fit(array, spec) for array, spec in zip(chunk, session.inputs)]
-        layers = session.layers(chunk)
+            given = [fit(array, spec) for array, spec in zip(given, session.inputs)]
+        layers = session.layers(given)
         if layers is None:
             return []
         described = [
@@ -343,7 +266,7 @@ def _latencies(
 def _caller(session: ModelSession, inputs: list[Any]) -> Callable[[int], float]:
     """A function that runs one sample and returns the seconds by the session's clock."""
     size = _latency_batch(session, inputs)
-    return lambda index: session.run(_chunk(inputs, index % _samples(inputs), size))[1]
+    return lambda index: session.run(chunk(inputs, index % samples_of(inputs), size))[1]
 
 
 def _described(specs: list[Spec] | None) -> list[Tensor] | None:
@@ -359,7 +282,3 @@ def _described(specs: list[Spec] | None) -> list[Tensor] | None:
         }
         for spec in specs
     ]
-
-
-def _shape(shape: tuple[Any, ...]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
