@@ -323,6 +323,11 @@ def test_half_precision_and_nodes_out_of_order(tmp_path: Path) -> None:
             "node 'y' (Det) cannot be converted to PyTorch: this operator is not carried",
             "only onnx",
         ),
+        (
+            "y = NonMaxSuppression (x, x)",
+            "node 'y' (NonMaxSuppression) cannot be converted to PyTorch: this operator is not carried",
+            "only onnx",
+        ),
         ("y = custom.Thing (x)", "the operator set 'custom' is not carried", "standard operators"),
         (
             "q = QuantizeLinear (x, s)  y = DequantizeLinear (q, s)",

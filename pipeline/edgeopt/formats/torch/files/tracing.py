@@ -92,12 +92,11 @@ def variable_sizes(program: "ExportedProgram") -> dict[str, str]:
 
 def variable_outputs(program: "ExportedProgram", names: Sequence[str]) -> list[str]:
     """Those outputs, of all in order, whose shape depends on values."""
-    values = [node.meta["val"] for node in program.graph.output_node().args[0]]
-    shapes = [getattr(value, "shape", ()) for value in values]
+    shapes = {node.name: getattr(node.meta.get("val"), "shape", ()) for node in program.graph.nodes}
     return [
         name
-        for name, shape in zip(names, shapes, strict=True)
-        if not all(isinstance(size, int) for size in shape)
+        for name, output in zip(names, program.graph_signature.user_outputs, strict=True)
+        if not all(isinstance(size, int) for size in shapes.get(str(output), ()))
     ]
 
 
