@@ -122,6 +122,15 @@ def test_every_file_computes_what_its_source_does(
         assert not evaluated[key]["note"], key
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_no_float_file_stores_weights_twice(
+    name: str, folder: Path, failures: dict[tuple[str, str], str]
+) -> None:
+    models = folder / name / "out" / "models"
+    sizes = {suffix: (models / f"float.{suffix}").stat().st_size for suffix in SUFFIXES.values()}
+    assert max(sizes.values()) < 1.03 * sizes["onnx"] + 32 * 1024, sizes
+
+
 def test_no_refusal_is_a_bare_number_or_a_traceback(failures: dict[tuple[str, str], str]) -> None:
     for key, reason in failures.items():
         assert "Traceback" not in reason and "bug:" not in reason and " 0x" not in reason, (key, reason)
