@@ -15,7 +15,7 @@ from needs import needs
 
 onnx = pytest.importorskip("onnx")
 needs("torch", "keras", "tf_keras", "litert_torch", "executorch")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_workers")]
 
 NETS = """
 import torch
