@@ -3,9 +3,6 @@
 import fnmatch
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,9 @@ from edgeopt.plugin.layer_pair import Grid, Weights
 from edgeopt.recipe.resolve import find_recipe
 from edgeopt.reports.diagnosis import render, with_evaluation
 from edgeopt.results import Hop, Measurement, Report, Result, Run
+from in_process import Edgeopt
+
+pytestmark = pytest.mark.usefixtures("kept_workers")
 
 IMAGE = TensorSpec(name="image", shape=(1, 3, 12, 12), layout="NCHW")
 
@@ -566,19 +566,6 @@ def test_programs_are_compared_node_by_node(tmp_path: Path) -> None:
     assert named["weight_spread"].layers == ("first",)
 
 
-def edgeopt(store: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run the command with the toys of the tests importable, like a user's own stages."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from edgeopt.cli import main; main()", *arguments, "--store", str(store)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
@@ -589,9 +576,9 @@ DIGITS = ("diagnose", "digits-keras", "--variant", "int8", "--samples", "16")
 
 @needs_tflite
 @pytest.mark.skipif(not has("tensorflow"), reason="needs the extra 'keras'")
-def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(store: Path) -> None:
+def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(edgeopt: Edgeopt, store: Path) -> None:
     per_tensor = "optimize.int8.quantize={scheme: int8, per_channel: false}"
-    code, out, err = edgeopt(store, *DIGITS, "--format", "tflite", "--json", "--set", per_tensor)
+    code, out, err = edgeopt(*DIGITS, "--store", store, "--format", "tflite", "--json", "--set", per_tensor)
     assert code == 0, err
     found = json.loads(out)
     layers = found["comparison"]["layers"]
@@ -610,7 +597,9 @@ def test_the_command_diagnoses_a_tflite_file_before_it_is_slimmed(store: Path) -
 
 @needs_onnx
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
-def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp_path: Path) -> None:
+def test_apply_measures_before_and_after_on_the_evaluation_data(
+    edgeopt: Edgeopt, store: Path, tmp_path: Path
+) -> None:
     """Calibrated on images eight times too dark: training data reveal and fix it."""
     from edgeopt.evaluation.datasets.digits import Digits
 
@@ -622,7 +611,7 @@ def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp
         f"data.train={{uses: npz, with: {{path: {tmp_path / 'right.npz'}, label: null}}}}",
     ]
     options = ("--format", "onnx", "--apply", "--json", "--set", sets[0], "--set", sets[1])
-    code, out, err = edgeopt(store, *DIGITS, *options)
+    code, out, err = edgeopt(*DIGITS, "--store", store, *options)
     assert code == 0, err
     found = json.loads(out)
     assert found["causes"][0]["kind"] == "clipping"
@@ -638,9 +627,11 @@ def test_apply_measures_before_and_after_on_the_evaluation_data(store: Path, tmp
 
 @needs_onnx
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
-def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: Path) -> None:
+def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(
+    edgeopt: Edgeopt, store: Path
+) -> None:
     broken = "optimize={int8: {stages: [keras_to_onnx, 'edgeopt.testing.toys:Ruin', quantize_onnx]}}"
-    code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", broken)
+    code, out, err = edgeopt(*DIGITS, "--store", store, "--format", "onnx", "--set", broken)
     assert code == 0, err
     assert (
         "bad export, not quantization: edgeopt.testing.toys:Ruin should preserve the outputs but changed them"
@@ -651,9 +642,11 @@ def test_a_stage_that_breaks_the_model_is_named_instead_of_quantization(store: P
 
 @needs_onnx
 @pytest.mark.skipif(not has("tensorflow", "tf2onnx"), reason="needs the extra 'keras'")
-def test_a_model_that_was_pruned_too_much_is_not_told_that_8_bits_cost_it(store: Path) -> None:
+def test_a_model_that_was_pruned_too_much_is_not_told_that_8_bits_cost_it(
+    edgeopt: Edgeopt, store: Path
+) -> None:
     slim = "optimize={int8: {prune: {channels: 0.7}, quantize: int8}}"
-    code, out, err = edgeopt(store, *DIGITS, "--format", "onnx", "--set", slim, "--json")
+    code, out, err = edgeopt(*DIGITS, "--store", store, "--format", "onnx", "--set", slim, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["comparison"]["agreement"] > 0.9  # of the pruned model with its int8 file
@@ -698,7 +691,7 @@ def test_the_recipe_in_the_folder_of_a_run_is_diagnosed(tmp_path: Path) -> None:
     assert "edgeopt optimize net.pth --int8 --out run, then: edgeopt diagnose run" in str(told.value)
 
 
-def test_a_wrong_command_exits_2(tmp_path: Path) -> None:
-    code, out, err = edgeopt(tmp_path, "diagnose", "digits-torch", "--variant", "float", "--format", "onnx")
+def test_a_wrong_command_exits_2(edgeopt: Edgeopt) -> None:
+    code, out, err = edgeopt("diagnose", "digits-torch", "--variant", "float", "--format", "onnx")
     assert (code, out) == (2, "")
     assert "choose one with quantize" in err

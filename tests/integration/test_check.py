@@ -10,7 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-EDGEOPT = [sys.executable, "-m", "edgeopt"]
+from in_process import Edgeopt
+
+pytestmark = pytest.mark.usefixtures("kept_workers")
+
 NOISE = """
 import sys
 import numpy as np, tf_keras
@@ -56,30 +59,20 @@ def kws(tmp_path_factory: pytest.TempPathFactory, needs_real_data: Path) -> Call
     return write
 
 
-def edgeopt(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*EDGEOPT, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=folder
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def baseline(folder: Path, recipe: Path) -> Path:
+def baseline(edgeopt: Edgeopt, folder: Path, recipe: Path) -> Path:
     run = folder / f"run-{recipe.stem}"
-    assert (
-        edgeopt(folder, "optimize", recipe, "--out", run, "--store", folder / "store", "-q").returncode == 0
-    )
+    assert edgeopt("optimize", recipe, "--out", run, "--store", folder / "store", "-q").code == 0
     file = folder / f"baseline-{recipe.stem}.json"
-    assert edgeopt(folder, "baseline", "write", run, "--out", file).returncode == 0
+    assert edgeopt("baseline", "write", run, "--out", file).code == 0
     return file
 
 
 @pytest.mark.slow
 def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
-    kws: Callable[..., Path], needs_real_data: Path, tmp_path: Path
+    edgeopt: Edgeopt, kws: Callable[..., Path], needs_real_data: Path, tmp_path: Path
 ) -> None:
     recipe = kws("good")
-    committed = baseline(tmp_path, recipe)
+    committed = baseline(edgeopt, tmp_path, recipe)
     assert committed.stat().st_size < 4000
 
     data = needs_real_data / "kws" / "evaluation400.npz"
@@ -88,10 +81,10 @@ def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
     made = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.03 <= float(made.stdout.split()[-1]) < 0.08
     blocked = edgeopt(
-        tmp_path, "check", kws("worse", tmp_path / "worse.h5"), "--against", committed, "--max-drop", 0,
+        "check", kws("worse", tmp_path / "worse.h5"), "--against", committed, "--max-drop", "0",
         "--store", tmp_path / "store", "--junit", "junit.xml", "--comment", "comment.md",
     )  # fmt: skip
-    assert blocked.returncode == 1
+    assert blocked.code == 1
     suite = ElementTree.parse(tmp_path / "junit.xml").find("testsuite")
     assert suite is not None
     assert int(suite.get("failures") or 0) >= 1
@@ -102,22 +95,24 @@ def test_a_worse_model_is_blocked_and_a_harmless_change_passes(
 
     # Slimming changes the file and not one output: the same model in other bytes.
     harmless = edgeopt(
-        tmp_path, "check", recipe, "--against", committed, "--set", "optimize.int8.slim=false",
-        "--store", tmp_path / "store", "--max-size-increase", 1, "--json",
+        "check", recipe, "--against", committed, "--set", "optimize.int8.slim=false",
+        "--store", tmp_path / "store", "--max-size-increase", "1", "--json",
     )  # fmt: skip
-    assert harmless.returncode == 0, harmless.stdout + harmless.stderr
-    assert {verdict["status"] for verdict in json.loads(harmless.stdout)} == {"pass"}
+    assert harmless.code == 0, harmless.out + harmless.err
+    assert {verdict["status"] for verdict in json.loads(harmless.out)} == {"pass"}
 
 
 @pytest.mark.slow
-def test_a_metric_of_the_whole_set_has_gates_and_a_baseline(kws: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_metric_of_the_whole_set_has_gates_and_a_baseline(
+    edgeopt: Edgeopt, kws: Callable[..., Path], tmp_path: Path
+) -> None:
     recipe = kws("f1")
     recipe.write_text(
         recipe.read_text().replace("metric: top1", "metric: f1")
         + "gates:\n  - {metric: f1, max_drop: 0.1, confidence: 0.95}\n"
         "  - {metric: f1, max_drop: 0.001, confidence: 0.95, undecided: pass}\n"
     )
-    committed = baseline(tmp_path, recipe)
+    committed = baseline(edgeopt, tmp_path, recipe)
     report = json.loads((tmp_path / "run-f1" / "report.json").read_text())
     statuses = {(verdict["variant"], verdict["limit"]): verdict["status"] for verdict in report["gates"]}
     assert statuses == {
@@ -132,9 +127,9 @@ def test_a_metric_of_the_whole_set_has_gates_and_a_baseline(kws: Callable[..., P
         low, high = next(each["bounds"] for each in report["gates"] if each["variant"] == row["variant"])
         # The bounds allow for losses that no sample shows; the interval does not.
         assert low < drop["ci95"][0] and drop["ci95"][1] < high < 0.1
-    unchanged = edgeopt(tmp_path, "check", "run-f1", "--against", committed, "--json")
-    assert unchanged.returncode == 0
-    verdicts = json.loads(unchanged.stdout)
+    unchanged = edgeopt("check", "run-f1", "--against", committed, "--json")
+    assert unchanged.code == 0
+    verdicts = json.loads(unchanged.out)
     assert [verdict["reason"] for verdict in verdicts if verdict["gate"].startswith("f1 ")] == [
         "unchanged: the predictions are identical (400 samples)"
     ] * 2
@@ -142,33 +137,29 @@ def test_a_metric_of_the_whole_set_has_gates_and_a_baseline(kws: Callable[..., P
 
 @pytest.mark.slow
 def test_an_unchanged_artifact_passes_although_forty_samples_are_too_few(
-    kws: Callable[..., Path], tmp_path: Path
+    edgeopt: Edgeopt, kws: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = kws("few", samples=40)
-    committed = baseline(tmp_path, recipe)
-    told = edgeopt(tmp_path, "check", recipe, "--against", committed, "--store", tmp_path / "store", "--json")
-    assert told.returncode == 0, told.stdout + told.stderr
-    drops = [verdict for verdict in json.loads(told.stdout) if "max_drop" in verdict["gate"]]
+    committed = baseline(edgeopt, tmp_path, recipe)
+    told = edgeopt("check", recipe, "--against", committed, "--store", tmp_path / "store", "--json")
+    assert told.code == 0, told.out + told.err
+    drops = [verdict for verdict in json.loads(told.out) if "max_drop" in verdict["gate"]]
     assert {verdict["status"] for verdict in drops} == {"pass"}
     assert all(verdict["reason"].startswith("unchanged: ") for verdict in drops)
 
 
-def test_the_old_file_is_run_again_in_turns(tmp_path: Path) -> None:
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [*EDGEOPT, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-
+def test_the_old_file_is_run_again_in_turns(edgeopt: Edgeopt) -> None:
     usual = ("--store", "store", "--set", "formats=tflite", "--set", "gates=[]")
     slow = ("--set", "optimize.int8={quantize: {scheme: int8x16}}")  # which has reference kernels only
-    assert run("optimize", "digits-keras", *usual, "--out", "old").returncode == 0
-    assert run("optimize", "digits-keras", *usual, *slow, "--out", "new").returncode == 0
-    assert run("baseline", "write", "old", "--out", "b.json").returncode == 0
+    assert edgeopt("optimize", "digits-keras", *usual, "--out", "old").code == 0
+    assert edgeopt("optimize", "digits-keras", *usual, *slow, "--out", "new").code == 0
+    assert edgeopt("baseline", "write", "old", "--out", "b.json").code == 0
     asked = ("--against", "b.json", "--max-size-increase", "1", "--max-latency-ratio", "3", "--json")
-    done = run("check", "new", *asked, "--store", "store")
-    verdicts = {v["variant"]: v for v in json.loads(done.stdout) if v["gate"] == "latency_ratio max 3"}
-    assert done.returncode == 1
+    done = edgeopt("check", "new", *asked, "--store", "store")
+    verdicts = {v["variant"]: v for v in json.loads(done.out) if v["gate"] == "latency_ratio max 3"}
+    assert done.code == 1
     assert (verdicts["float"]["status"], verdicts["float"]["reason"]) == ("pass", "the same file")
     assert verdicts["int8"]["status"] == "fail" and verdicts["int8"]["measured"] > 3
-    done = run("check", "new", *asked, "--store", "empty")
-    assert done.returncode == 0
-    assert "not judged: int8.tflite on host: the baseline's file is no longer in the store" in done.stderr
+    done = edgeopt("check", "new", *asked, "--store", "empty")
+    assert done.code == 0
+    assert "not judged: int8.tflite on host: the baseline's file is no longer in the store" in done.err
