@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from in_process import Edgeopt
+
+pytestmark = pytest.mark.usefixtures("own_workers")
+
 EDGEOPT = [sys.executable, "-c", "from edgeopt.cli import main; main()"]
 MAKE_TORCH = """
 import sys, torch
@@ -85,7 +89,7 @@ INPUTS = "inputs: [{name: image, shape: [1, 3, 8, 8], layout: NCHW}], "
 
 
 def optimize(
-    models: Path, out: Path, model: str, formats: str, *options: str
+    edgeopt: Edgeopt, models: Path, out: Path, model: str, formats: str
 ) -> tuple[int, dict[str, Any], str]:
     (models / f"{out.name}.yaml").write_text(
         f"version: 1\nname: source\nmodel: {{{model}, preprocess: {{layout: NHWC}}}}\n"
@@ -95,13 +99,10 @@ def optimize(
         "optimize: {int8: {quantize: int8}}\nlatency: {min_runs: 5, min_seconds: 0}\n"
         f"formats: [{formats}]\n"
     )
-    command = [*EDGEOPT, "optimize", str(models / f"{out.name}.yaml"), "--out", str(out), *options]
-    done = subprocess.run(
-        [*command, "--store", str(models / "store")], capture_output=True, text=True, check=False
-    )
-    assert "Traceback" not in done.stderr
+    recipe, store = models / f"{out.name}.yaml", models / "store"
+    said = edgeopt("optimize", recipe, "--out", out, "--store", store)
     path = out / "report.json"
-    return done.returncode, json.loads(path.read_text()) if path.exists() else {}, done.stderr
+    return said.code, json.loads(path.read_text()) if path.exists() else {}, said.err
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,10 @@ def optimize(
     ],
     ids=["factory", "pt2", "torchscript", "keras", "h5", "functional", "subclassed"],
 )
-def test_a_source_is_converted_and_quantized(models: Path, tmp_path: Path, model: str, formats: str) -> None:
-    code, report, err = optimize(models, tmp_path, model, formats)
+def test_a_source_is_converted_and_quantized(
+    edgeopt: Edgeopt, models: Path, tmp_path: Path, model: str, formats: str
+) -> None:
+    code, report, err = optimize(edgeopt, models, tmp_path, model, formats)
     assert code == 0, err
     assert len(report["results"]) == 2 * len(formats.split(","))
     for row in report["results"]:
@@ -132,7 +135,10 @@ def test_a_source_is_converted_and_quantized(models: Path, tmp_path: Path, model
 
 
 def test_a_store_serves_another_copy_of_the_project(models: Path, tmp_path: Path) -> None:
-    """What one copy stored about a module holds no place; that of other code is another's."""
+    """What one copy stored about a module holds no place; that of other code is another's.
+
+    Each runs in a process of its own: a worker that is kept would have the module of the first copy.
+    """
     images = np.load(models / "data.npz")["x"]
     code = (models / "nets.py").read_text()
     said, exported = {}, {}
@@ -174,7 +180,7 @@ def test_a_store_serves_another_copy_of_the_project(models: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("operator", "status"), [("Relu", "ok"), ("Unheard", "failed")])
-def test_a_source_that_is_the_artifact(tmp_path: Path, operator: str, status: str) -> None:
+def test_a_source_that_is_the_artifact(edgeopt: Edgeopt, tmp_path: Path, operator: str, status: str) -> None:
     """No stage is between an ONNX file and its float artifact, whether or not it runs."""
     from onnx import TensorProto, helper, save
 
@@ -190,9 +196,8 @@ def test_a_source_that_is_the_artifact(tmp_path: Path, operator: str, status: st
         "data: {calibration: {uses: npz, with: {path: calibration.npz}}}\n"
         "latency: {min_runs: 5, min_seconds: 0}\n"
     )
-    command = [*EDGEOPT, "optimize", "recipe.yaml", "--out", "out", "--store", "store"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == (0 if status == "ok" else 3), done.stderr
+    said = edgeopt("optimize", "recipe.yaml", "--out", "out", "--store", "store")
+    assert said.code == (0 if status == "ok" else 3), said.err
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
     assert row["status"] == status
     assert status == "ok" or "Unheard" in row["reason"]
@@ -216,7 +221,7 @@ keras.Model(image, together).save(sys.argv[1] + "/one.keras")
 """
 
 
-def test_every_output_is_judged_by_its_name(tmp_path: Path) -> None:
+def test_every_output_is_judged_by_its_name(edgeopt: Edgeopt, tmp_path: Path) -> None:
     """Two heads work; with coordinates and scores in one integer tensor, the scores are dead."""
     pytest.importorskip("keras")
     subprocess.run([sys.executable, "-c", HEADS, str(tmp_path)], check=True, capture_output=True)
@@ -230,9 +235,8 @@ def test_every_output_is_judged_by_its_name(tmp_path: Path) -> None:
             "latency: {min_runs: 5, min_seconds: 0}\n"
             f"gates: [{{metric: fidelity_snr_db, min: 20, {gate}}}]\n"
         )
-        command = [*EDGEOPT, "optimize", f"{name}.yaml", "--out", name, "--store", "store"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == (0 if name == "two" else 3), done.stderr
+        said = edgeopt("optimize", f"{name}.yaml", "--out", name, "--store", "store")
+        assert said.code == (0 if name == "two" else 3), said.err
         reports[name] = json.loads((tmp_path / name / "report.json").read_text())["results"]
     for row in reports["two"]:
         assert row["status"] == "ok" and list(row["outputs"]) == ["scores", "zone"]
