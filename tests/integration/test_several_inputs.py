@@ -21,7 +21,7 @@ from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_workers")]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FORMATS = ("tflite", "onnx", "torchscript", "executorch")
