@@ -1,9 +1,13 @@
 """Ranges from histograms: exact where required, streaming, and the purpose of each calibrator."""
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from edgeopt.formats.calibration import MOST_COUNTED, Histogram
+from edgeopt.formats.onnx.quantize.calibration import ahead
 
 CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
@@ -96,3 +100,34 @@ def test_what_is_no_number_is_refused() -> None:
         histogram(np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="histogram is empty"):
         Histogram().range("minmax")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_samples_are_computed_ahead_in_order_and_few_at_a_time(threads: int) -> None:
+    taken: list[int] = []
+    given: list[int] = []
+
+    def samples() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    def square(number: int) -> int:
+        time.sleep(0.01 if number % 3 else 0)
+        return number * number
+
+    for number, result in ahead(square, samples(), threads):
+        given.append(number)
+        assert result == number * number
+        assert len(taken) - len(given) <= threads
+    assert given == taken == list(range(20))
+
+
+def test_an_error_of_a_sample_that_is_computed_ahead_is_raised_at_its_turn() -> None:
+    def inverse(number: int) -> float:
+        return 1 / number
+
+    found = ahead(inverse, [2, 1, 0, 4], 2)
+    assert [next(found), next(found)] == [(2, 0.5), (1, 1.0)]
+    with pytest.raises(ZeroDivisionError):
+        next(found)

@@ -4,10 +4,13 @@ The percentile and entropy calibrators of onnxruntime keep all activations of al
 returns min-max ranges; here only the activations of one sample are in memory at a time.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,6 +23,11 @@ FUSED = "/MatMulAddFusion"
 CHUNK = 64
 """Samples per merge of the ranges: onnxruntime keeps the results of all samples until they are merged."""
 
+MOST_THREADS = 4
+"""Samples that are computed at the same time; each by one thread, so that results do not depend on it."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 Samples: TypeAlias = Iterator[dict[str, Array]]
 Ranges: TypeAlias = dict[str, tuple[float, float]]
 
@@ -171,14 +179,31 @@ def observe(model: Path, samples: Samples, observer: Callable[[], Observer]) -> 
     run = session(path)
     observers = {name: observer() for name in dict.fromkeys((*inputs, *watched))}
     count = 0
-    for sample in samples:
+    for sample, found in ahead(lambda sample: run.run(watched, sample), samples):
         for name in inputs:
             if name in sample:
                 observers[name].add(sample[name])
-        for name, values in zip(watched, run.run(watched, sample), strict=True):
+        for name, values in zip(watched, found, strict=True):
             observers[name].add(values)
         count += 1
     return observers, count
+
+
+def ahead(run: Callable[[T], R], samples: Iterable[T], threads: int = 1) -> Iterator[tuple[T, R]]:
+    """Each sample with what ``run`` returns for it, in order; computed by threads while the caller goes on.
+
+    At most ``threads`` results wait. onnxruntime leaves the interpreter to others while it computes, and a
+    session may serve several threads.
+    """
+    waiting = deque[tuple[T, Future[R]]]()
+    with ThreadPoolExecutor(threads) as pool:
+        for sample in samples:
+            waiting.append((sample, pool.submit(run, sample)))
+            if len(waiting) > threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
 
 
 def session(path: Path, *, as_written: bool = False) -> Any:
@@ -205,8 +230,9 @@ def outputs(path: Path, inputs: list[tuple[Array, ...]], *, as_written: bool = F
     """All outputs for samples of batch 1, float32 ``[n, ...]``."""
     run = session(path, as_written=as_written)
     names = [value.name for value in run.get_inputs()]
-    rows = [run.run(None, dict(zip(names, values, strict=True))) for values in inputs]
-    return Outputs.joined(rows, [value.name for value in run.get_outputs()])
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    found = ahead(lambda values: run.run(None, dict(zip(names, values, strict=True))), inputs, threads)
+    return Outputs.joined([row for _, row in found], [value.name for value in run.get_outputs()])
 
 
 def save(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:

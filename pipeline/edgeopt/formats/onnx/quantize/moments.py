@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.formats.onnx.files import model_file as onnx_model_file
-from edgeopt.formats.onnx.quantize.calibration import Samples, session
+from edgeopt.formats.onnx.quantize.calibration import Samples, ahead, session
 from edgeopt.formats.second_moments import SecondMoments
 from edgeopt.model import Array
 
@@ -120,8 +120,7 @@ def collect(prepared: Path, samples: Samples, count: int) -> dict[str, Moments]:
     sums = {reader.name: _Sums() for reader in readers}
     run = _Run(prepared, readers)
     random = np.random.default_rng(0)
-    for sample in samples:
-        values = run(sample)
+    for _, values in ahead(run, samples):
         for reader in readers:
             most = max(FEWEST_POSITIONS, POSITIONS_PER_WEIGHT * reader.width // max(count, 1))
             rows = reader.rows(values[reader.node.input[0]], most, random)
