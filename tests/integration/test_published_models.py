@@ -20,7 +20,11 @@ from edgeopt.results import Report
 from needs import needs
 
 needs("torch", "torchao", "onnx", "onnxruntime", "litert_torch", "executorch")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("own_workers"),
+]
 
 RATE = 16_000
 """Samples per second of the recordings."""
