@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from edgeopt.commands.plan import plan as make
@@ -242,3 +243,19 @@ def test_listed_stages_are_completed_to_a_chain(write_recipe: Write) -> None:
 def test_listed_stages_that_do_not_fit_are_refused(write_recipe: Write) -> None:
     path = write_recipe("optimize: {mine: {stages: [keras_to_onnx, quantize_tflite]}}\n", formats="[onnx]")
     assert "quantize_tflite accepts tflite, not onnx" in only(make(path))[0]
+
+
+def test_a_checkpoint_is_loaded_by_the_key_and_the_arguments_of_the_recipe(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "own_net.py").write_text("def build(classes): ...\n")
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
+    inputs = "inputs: [{name: x, shape: [1, 1, 8, 8], layout: NCHW}]"
+    model = f"{{factory: 'own_net:build', arguments: {{classes: 3}}, weights: w.safetensors, {inputs}}}"
+    recipe = write_recipe(model=model, formats="[onnx]", data="", metric="")
+    (branch,) = make(recipe, overrides=["model.weights_key=ema.module"]).branches
+    options = branch.stages[0].options()
+    assert (options["weights_key"], options["arguments"]) == ("ema.module", {"classes": 3})
+    with pytest.raises(RecipeError, match="weights_key requires weights"):
+        make(recipe, overrides=["model.weights_key=ema", "model.weights=null"])
