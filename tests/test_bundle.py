@@ -23,8 +23,10 @@ from edgeopt.results import EMULATED, Report, Verdict
 from test_firmware import CPP17, build
 from toy_run import NORMALIZED, PIXELS, every_value, toy_bundle, write_run
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A real run: the digits as float and int8, for TFLite and ONNX."""
     folder = tmp_path_factory.mktemp("digits")

@@ -19,7 +19,11 @@ from edgeopt.model import Model
 from edgeopt.results import Report
 from needs import needs
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("kept_workers"),
+]
 
 NETS = """
 import numpy as np

@@ -10,7 +10,7 @@ import pytest
 from edgeopt.commands.optimize import optimize
 from edgeopt.results import Report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_workers")]
 
 MODEL = """
 import sys

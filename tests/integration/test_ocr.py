@@ -16,7 +16,7 @@ from edgeopt.results import Report, Result
 from needs import needs
 
 needs("ai_edge_litert", "ai_edge_quantizer", "torch", "torchao", "litert_torch", "executorch", "jiwer")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_workers")]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CELLS = [

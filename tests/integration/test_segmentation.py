@@ -17,7 +17,7 @@ from needs import needs
 
 needs("tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer", "tf2onnx", "onnxruntime", "sklearn")
 needs("torch", "torchao", "executorch")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_workers")]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CELLS = [(variant, format_name) for variant in ("float", "int8") for format_name in FORMATS]

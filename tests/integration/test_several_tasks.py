@@ -16,6 +16,8 @@ from edgeopt.publish.bundle import make_bundle, publishable
 from edgeopt.publish.contract import read_contract
 from edgeopt.results import Report
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
+
 CODE = '''
 import os, sys
 import numpy as np

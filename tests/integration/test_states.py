@@ -17,7 +17,11 @@ from needs import needs
 
 onnx = pytest.importorskip("onnx")
 needs("torch", "torchao", "onnxruntime")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("kept_workers"),
+]
 
 UNITS = 8
 # Its weights are results of nodes, as some exporters write them, and its state is h and c in one input.

@@ -20,7 +20,7 @@ needs(
     "pycocotools", "ai_edge_litert", "ai_edge_quantizer", "onnxruntime", "onnxscript", "torch", "litert_torch"
 )
 needs("executorch", "torchao")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_workers")]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CELLS = [(variant, format_name) for variant in ("float", "int8") for format_name in FORMATS]
