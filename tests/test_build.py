@@ -13,7 +13,7 @@ import pytest
 from edgeopt.commands.plan import plan as make
 from edgeopt.devices.descendants import descendants, end, family
 from edgeopt.plugin import Stage
-from edgeopt.recipe.planner import Branch, Built, Plan
+from edgeopt.recipe.plan import Branch, Built, Plan
 from edgeopt.results import Event
 from edgeopt.run.build import build, look_up
 from edgeopt.run.executors import gpus

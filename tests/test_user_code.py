@@ -21,7 +21,7 @@ from edgeopt.devices.connections.local import Local
 from edgeopt.errors import CannotRunError, DataError, UsageError
 from edgeopt.model import Model
 from edgeopt.plugin import Stage
-from edgeopt.recipe.planner import Branch, Built, Plan
+from edgeopt.recipe.plan import Branch, Built, Plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Report
 from edgeopt.run.build import build

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from edgeopt.devices.descendants import end
-from edgeopt.recipe.planner import Built
+from edgeopt.recipe.plan import Built
 from edgeopt.results import Event
 
 START_SECONDS = 180

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.plan import Built
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.selection import Selection
 from edgeopt.results import Event

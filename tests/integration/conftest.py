@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.plan import Built
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.selection import Selection
 from edgeopt.results import Event

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.plan import Built
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import CannotRunError
-from edgeopt.recipe.planner import Built, make_plan
+from edgeopt.recipe.plan import Built
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build

@@ -14,7 +14,7 @@ import pytest
 from edgeopt.commands.plan import plan as make_plan
 from edgeopt.config import registry
 from edgeopt.plugin import Plugin
-from edgeopt.recipe.planner import Built, Step
+from edgeopt.recipe.plan import Built, Step
 from edgeopt.run.keys import Keys
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

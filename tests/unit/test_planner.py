@@ -11,7 +11,7 @@ from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage
 from edgeopt.recipe.chains import find_chain
 from edgeopt.recipe.document import ModelPart
-from edgeopt.recipe.planner import Plan
+from edgeopt.recipe.plan import Plan
 from edgeopt.recipe.recipe import Intent
 from edgeopt.testing import toys
 

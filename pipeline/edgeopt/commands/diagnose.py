@@ -23,7 +23,8 @@ from edgeopt.model import Model
 from edgeopt.plugin import Feed, LayerView, Stage
 from edgeopt.recipe.document import Use
 from edgeopt.recipe.patch import patch_of, shown
-from edgeopt.recipe.planner import BASELINE, Built, Plan, make_plan
+from edgeopt.recipe.plan import Built, Plan
+from edgeopt.recipe.planner import BASELINE, make_plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.resolve import find_recipe, load_recipe
 from edgeopt.reports.history import REPORT

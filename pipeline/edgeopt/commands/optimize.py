@@ -12,7 +12,8 @@ from edgeopt.errors import DataError, UsageError
 from edgeopt.evaluation.confidence import drop_tests
 from edgeopt.evaluation.judge import judge
 from edgeopt.plugin import Dataset, Sample
-from edgeopt.recipe.planner import Built, Plan, make_plan
+from edgeopt.recipe.plan import Built, Plan
+from edgeopt.recipe.planner import make_plan
 from edgeopt.reports import write_report
 from edgeopt.reports.index import write_index
 from edgeopt.reports.thumbnails import Thumbnails, room_for, thumbnails, worst_samples

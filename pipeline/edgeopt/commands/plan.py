@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgeopt.commands.start import Given, paths_of, recipe_of
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.recipe.plan import Plan
+from edgeopt.recipe.planner import make_plan
 from edgeopt.run.store import Store
 
 

@@ -21,7 +21,8 @@ from edgeopt.formats.known import format_named, model_digest
 from edgeopt.plugin import Stage
 from edgeopt.publish.trust.provenance import FILE, Statement, read_statement
 from edgeopt.publish.unpacking import check_path
-from edgeopt.recipe.planner import Branch, Plan, make_plan
+from edgeopt.recipe.plan import Branch, Plan
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build

@@ -16,7 +16,8 @@ from edgeopt.formats.source import inspect
 from edgeopt.formats.synthesis import STEPS, smooth
 from edgeopt.model import Array, InputPreprocessing, Model, Preprocessing, TensorSpec, arrange
 from edgeopt.plugin.synthesis import Start, Synthesis
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.recipe.plan import Plan
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build

@@ -13,7 +13,7 @@ from edgeopt.formats.known import format_named
 from edgeopt.formats.side_car import record_of
 from edgeopt.model import InputPreprocessing, Model
 from edgeopt.plugin import Code, Format, Plugin
-from edgeopt.recipe.planner import Built, Plan
+from edgeopt.recipe.plan import Built, Plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.results import Artifact
 from edgeopt.run.executors.worker import breakdown

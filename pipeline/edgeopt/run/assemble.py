@@ -20,7 +20,7 @@ from edgeopt.evaluation.measurements import by_class, flips, sample_measurements
 from edgeopt.formats.known import format_named, model_digest, model_files
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Decisions
-from edgeopt.recipe.planner import Built, Plan
+from edgeopt.recipe.plan import Built, Plan
 from edgeopt.results import (
     Hop,
     Measurement,

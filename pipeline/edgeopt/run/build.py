@@ -19,7 +19,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.known import formats
 from edgeopt.model import Model
 from edgeopt.plugin import Stage, Trial, digest_of
-from edgeopt.recipe.planner import Built, Plan, Step
+from edgeopt.recipe.plan import Built, Plan, Step
 from edgeopt.results import Breakdown, Event
 from edgeopt.run.executors.choice import executor_for
 from edgeopt.run.executors.executor import Elsewhere, Executor, Progress, Task, TaskResult

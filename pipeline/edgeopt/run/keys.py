@@ -5,7 +5,7 @@ from edgeopt.config.text import reason_of
 from edgeopt.errors import EdgeoptError, StageError
 from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Code, Dataset, Feed, Judging, Plugin, Stage, digest_of
-from edgeopt.recipe.planner import Built, Plan
+from edgeopt.recipe.plan import Built, Plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.results import CODE_OF
 

@@ -17,7 +17,7 @@ from edgeopt.evaluation.interpreter import interpreters, labels_of
 from edgeopt.evaluation.samples import checked, collect, fingerprint
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Dataset, digest_of
-from edgeopt.recipe.planner import Branch, Built, Plan
+from edgeopt.recipe.plan import Branch, Built, Plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.results import Event
 from edgeopt.run.build import build

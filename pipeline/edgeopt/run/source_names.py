@@ -9,7 +9,7 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.layer_names import SourceNames
 from edgeopt.plugin import Format, Operator
-from edgeopt.recipe.planner import Built, Plan
+from edgeopt.recipe.plan import Built, Plan
 from edgeopt.results import Breakdown, Trial
 
 Rename = Callable[[str], str]

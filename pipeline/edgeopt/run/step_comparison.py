@@ -13,7 +13,7 @@ from edgeopt.evaluation.diagnosis import Part
 from edgeopt.evaluation.interpreter import UNDECIDABLE, Interpreter, interpreters
 from edgeopt.evaluation.layer_statistics import Comparison
 from edgeopt.model import Outputs
-from edgeopt.recipe.planner import Built, Plan, Step
+from edgeopt.recipe.plan import Built, Plan, Step
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.results import Event, Hop
 from edgeopt.run import assemble

@@ -22,7 +22,8 @@ from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.judge import Evidence
 from edgeopt.model import Model, Outputs
 from edgeopt.plugin import Labels
-from edgeopt.recipe.planner import BASELINE, Built, make_plan
+from edgeopt.recipe.plan import Built
+from edgeopt.recipe.planner import BASELINE, make_plan
 from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.recipe.searching import OBJECTIVES, Search
 from edgeopt.recipe.variants import variant_of

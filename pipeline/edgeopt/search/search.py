@@ -11,7 +11,8 @@ import yaml
 from edgeopt.config import registry
 from edgeopt.formats.known import model_digest
 from edgeopt.plugin import Stage, digest_of
-from edgeopt.recipe.planner import BASELINE, Plan, make_plan
+from edgeopt.recipe.plan import Plan
+from edgeopt.recipe.planner import BASELINE, make_plan
 from edgeopt.recipe.recipe import Recipe, Variant
 from edgeopt.recipe.searching import Search, SearchBudget
 from edgeopt.results import Event

@@ -8,7 +8,7 @@ from edgeopt.evaluation.datasets.split import Split
 from edgeopt.evaluation.interpreter import labels_of
 from edgeopt.evaluation.samples import collect
 from edgeopt.plugin import Dataset, Labels
-from edgeopt.recipe.planner import Plan
+from edgeopt.recipe.plan import Plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.searching import Search
 

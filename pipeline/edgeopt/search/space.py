@@ -13,7 +13,8 @@ from edgeopt.devices.lint import expected
 from edgeopt.errors import RecipeError, UsageError
 from edgeopt.plugin import Stage
 from edgeopt.plugin.base import canonical
-from edgeopt.recipe.planner import Plan, make_plan
+from edgeopt.recipe.plan import Plan
+from edgeopt.recipe.planner import make_plan
 from edgeopt.recipe.recipe import Recipe
 from edgeopt.recipe.searching import DIMENSIONS, Search
 from edgeopt.recipe.variants import variant_of

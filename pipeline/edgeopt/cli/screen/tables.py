@@ -14,7 +14,7 @@ from rich.tree import Tree
 
 from edgeopt.config import registry
 from edgeopt.recipe.document import ModelPart
-from edgeopt.recipe.planner import Built, Plan
+from edgeopt.recipe.plan import Built, Plan
 from edgeopt.reports.cards import cards
 from edgeopt.reports.columns import (
     OUTPUT_TITLES,

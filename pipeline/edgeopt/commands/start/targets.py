@@ -12,7 +12,8 @@ from edgeopt.devices.readiness import readiness
 from edgeopt.errors import UsageError
 from edgeopt.formats.known import artifact_formats
 from edgeopt.plugin import Stage
-from edgeopt.recipe.planner import BASELINE, Impossible, make_plan
+from edgeopt.recipe.plan import Impossible
+from edgeopt.recipe.planner import BASELINE, make_plan
 from edgeopt.recipe.resolve import load_recipe
 from edgeopt.recipe.starter.data import Parts
 from edgeopt.recipe.starter.draft import Draft, recipe_text

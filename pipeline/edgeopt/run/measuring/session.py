@@ -21,7 +21,7 @@ from edgeopt.devices.lint import errors, lint_artifact, lint_measured, summary
 from edgeopt.formats.known import model_digest
 from edgeopt.model import Model
 from edgeopt.plugin import Labels
-from edgeopt.recipe.planner import Built, Plan, Step
+from edgeopt.recipe.plan import Built, Plan, Step
 from edgeopt.results import Event
 from edgeopt.run.measuring.bench import Bench, Untimed, timing_of
 from edgeopt.run.measuring.outcome import Outcome
