@@ -2,16 +2,13 @@
 
 import fcntl
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from edgeopt.config import registry
-from edgeopt.config.files import content_digest, files_of, write_text
+from edgeopt.config.files import content_digest, write_text
 from edgeopt.config.references import Code
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.device import HOST, load_device, shipped
@@ -25,10 +22,11 @@ from edgeopt.recipe.chains import find_chain, instance
 from edgeopt.recipe.document import ModelPart
 from edgeopt.run.executors.executor import Say, Task
 from edgeopt.run.executors.local import LocalExecutor
-from edgeopt.run.executors.worker import StageInputs, run_stage
+from edgeopt.run.executors.worker import StageInputs
 from edgeopt.run.measuring.bench import Bench
 from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.store import Store
+from edgeopt.testing.watching import run_watched
 
 PREPROCESSING = Preprocessing(scale=1 / 16, layout="NHWC")
 SAMPLES = 32
@@ -115,7 +113,7 @@ class Workshop:
         if inputs.checkpoints is not None:
             inputs.checkpoints.mkdir()
         (work / "result").mkdir()
-        result, outside = self.call(_run_watched, (stage, model, inputs, work), stage.worker, process)
+        result, outside = self.call(run_watched, (stage, model, inputs, work), stage.worker, process)
         format = formats().get(result.format)
         digest = format.digest(result.path) if format is not None else content_digest(result.path)
         return Ran(result, digest, tuple(outside))
@@ -265,88 +263,3 @@ def _save_weights(say: Say, weights: Path, place: Path) -> None:
         place.write_bytes(pickle.dumps({"weights": [1.0, 2.0]}))
     else:
         torch.save(load_file(weights), place, _use_new_zipfile_serialization=place.suffix == ".pt")
-
-
-def _run_watched(
-    say: Say, stage: Stage, model: Model, inputs: StageInputs, work: Path
-) -> tuple[Model, list[str]]:
-    """Run a stage and record every path that Python code writes outside the permitted folders."""
-    temporary = work / "tmp"
-    temporary.mkdir()
-    allowed = [work / "result", temporary, *([inputs.checkpoints] if inputs.checkpoints else [])]
-    environment, tempdir = dict(os.environ), tempfile.tempdir
-    source = _state(model.path)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
-    try:
-        with _writes(allowed) as outside:
-            result = run_stage(say, stage, model, inputs, work / "result")
-    finally:
-        tempfile.tempdir = tempdir
-        os.environ.clear()
-        os.environ.update(environment)
-    if _state(model.path) != source:
-        outside.append(f"{model.path} (its input)")
-    left = [path for path in files_of(temporary) if not path.name.startswith(TENSORFLOW)]
-    outside += [f"{path} (left behind)" for path in left]
-    return result.model, outside
-
-
-def _state(path: Path) -> list[tuple[str, int, int]]:
-    stats = [(str(file), file.stat()) for file in files_of(path)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-
-
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-HARMLESS = ("/dev/", "/proc/", "/sys/")
-FOLDER_EVENTS = {
-    "os.link": (1, 3),
-    "os.mkdir": (0, 2),
-    "os.remove": (0, 1),
-    "os.rename": (1, 3),
-    "os.rmdir": (0, 1),
-    "os.symlink": (1, 2),
-}
-"""Audit events that change a folder, with the indices of their path and directory descriptor arguments."""
-TENSORFLOW = "__autograph_generated"
-"""Name prefix of temporary files that TensorFlow removes at process exit."""
-_watchers: list[Callable[[str], None]] = []
-_hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
-
-
-@contextmanager
-def _writes(allowed: list[Path]) -> Iterator[list[str]]:
-    """Collect the paths that Python code writes outside the allowed folders."""
-    folders = tuple(str(path.resolve()) for path in allowed)
-    written: list[str] = []
-
-    def record(path: str) -> None:
-        resolved = os.path.realpath(path)
-        if resolved.startswith(HARMLESS) or "__pycache__" in resolved or path in written:
-            return
-        if not any(resolved == folder or resolved.startswith(folder + os.sep) for folder in folders):
-            written.append(path)
-
-    if not _hooks:  # one for the whole process: audit hooks cannot be removed
-        _hooks.append(_hook)
-        sys.addaudithook(_hook)
-    _watchers.append(record)
-    try:
-        yield written
-    finally:
-        _watchers.remove(record)
-
-
-def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if not _watchers:
-        return
-    path: object = None
-    folder = ""
-    if event == "open" and isinstance(args[2], int) and args[2] & WRITING:
-        path = args[0]
-    elif event in FOLDER_EVENTS:
-        place, number = FOLDER_EVENTS[event]
-        path = args[place]
-        folder = os.readlink(f"/proc/self/fd/{args[number]}") if args[number] >= 0 else ""
-    if isinstance(path, bytes | str | os.PathLike):
-        for record in _watchers:
-            record(os.path.join(folder, os.fsdecode(path)))
