@@ -228,6 +228,12 @@ def test_tflite_has_the_loop_once(tmp_path: Path, files: Callable[[str, str], Bu
     assert math.isclose(result.path.stat().st_size, files("tflite", "float").size, rel_tol=0.02)
 
 
+def test_executorch_has_the_loop_once(tmp_path: Path, files: Callable[[str, str], Built]) -> None:
+    longer = exported(Net(), tmp_path / "longer", (1, 10 * STEPS, WIDTH))
+    size = made(CHAINS["executorch", "float"](), longer, tmp_path / "made").path.stat().st_size
+    assert math.isclose(size, files("executorch", "float").size, rel_tol=0.02)
+
+
 def test_no_state_survives_a_call(files: Callable[[str, str], Built]) -> None:
     """A runtime calls the same file again and again: each answer depends on its own input alone."""
     first, second = samples(2)
