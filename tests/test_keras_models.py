@@ -106,6 +106,11 @@ models["efficientnet"] = EfficientNet(
 )
 state = keras.Input(batch_shape=(2, 6, 4))
 models["stateful"] = keras.Model(state, layers.LSTM(5, stateful=True)(state))
+random_bias = {"bias_initializer": "random_normal"}
+models["gru"] = new(layers.GRU(5, return_sequences=True, **random_bias), layers.GRU(3), **sequence)
+both = layers.Bidirectional(layers.LSTM(5, return_sequences=True, **random_bias))
+models["bidirectional"] = new(both, layers.Bidirectional(layers.GRU(3, **random_bias)), **sequence)
+models["lstm"] = new(layers.LSTM(96), shape=(40, 64), end=False)
 models["old_stateful"] = tf_keras.Sequential([old_layers.GRU(5, stateful=True, batch_input_shape=(2, 6, 4))])
 whole = {name: new(conv(keras)) for name in ("mixed_float16", "mixed_bfloat16", "float16")}
 whole |= {name: old(conv(tf_keras)) for name in ("old_mixed", "old_float16")}
@@ -134,6 +139,7 @@ for name, network in models.items():
             row[stage.produces] = str(problem)
         else:
             row[stage.produces] = snr(run(done.path, values), expected)
+            row[stage.produces + "_bytes"] = done.path.stat().st_size
     if source.model.format == "tf_keras":
         crossed = TfKerasToKeras().run(source.model, context(name + "crossed"))
         loaded = keras.saving.load_model(crossed.path, compile=False)
@@ -191,7 +197,7 @@ print(json.dumps(report))
 
 
 EXPORT = """
-import json, os, sys
+import collections, json, os, sys
 from pathlib import Path
 os.environ["KERAS_BACKEND"] = "torch"
 import keras
@@ -203,16 +209,18 @@ from edgeopt.stages.keras_to_exported_program import KerasToExportedProgram
 
 root = Path(sys.argv[1])
 report = {}
-for name in ("random", "mixed_float16", "mixed_bfloat16", "stateful"):
+for name in ("random", "mixed_float16", "mixed_bfloat16", "stateful", "lstm", "gru", "bidirectional"):
     folder = root / (name + "_exported")
     folder.mkdir()
     context = Context(folder, None, lambda line: None)
     done = KerasToExportedProgram().run(inspect(root / (name + ".keras")).model, context)
     known = np.load(root / (name + ".npz"))
-    found = torch.export.load(done.path).module()(torch.from_numpy(known["x"]))
+    program = torch.export.load(done.path)
+    found = program.module()(torch.from_numpy(known["x"]))
     found = found if isinstance(found, torch.Tensor) else next(iter(found))
     noise = ((found.detach().numpy() - known["y"]) ** 2).sum()
-    report[name] = float(10 * np.log10((known["y"] ** 2).sum() / max(noise, 1e-30)))
+    decibels = float(10 * np.log10((known["y"] ** 2).sum() / max(noise, 1e-30)))
+    report[name] = [decibels, collections.Counter(str(node.target) for node in program.graph.nodes)]
 print(json.dumps(report))
 """
 
@@ -238,6 +246,9 @@ def report(folder: Path) -> Any:
         ("grouped", 100),
         ("random", 100),
         ("stateful", 100),
+        ("lstm", 100),
+        ("gru", 100),
+        ("bidirectional", 100),
         ("old_stateful", 100),
         ("mixed_float16", 100),
         ("float16", 100),
@@ -259,12 +270,32 @@ def test_every_kind_reaches_tflite_and_onnx_and_keras_3(report: Any, name: str, 
         assert report[name][target] > decibels, target
 
 
-def test_layers_for_training_are_left_out_on_the_way_to_torch(report: Any, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def programs(report: Any, folder: Path) -> Any:
+    """The SNR of exported programs, and how often each operator is in them."""
     command = [sys.executable, "-W", "ignore", "-c", EXPORT, str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert min(found.values()) > 100
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_layers_for_training_are_left_out_on_the_way_to_torch(programs: Any) -> None:
+    assert min(decibels for decibels, _ in programs.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "lstm", "gru"), [("lstm", 1, 0), ("stateful", 1, 0), ("gru", 0, 2), ("bidirectional", 2, 2)]
+)
+def test_recurrent_layers_are_one_operator_in_torch(programs: Any, name: str, lstm: int, gru: int) -> None:
+    """Not unrolled."""
+    count = programs[name][1]
+    assert (count.get("aten.lstm.input", 0), count.get("aten.gru.input", 0)) == (lstm, gru)
+    assert not {"aten.tanh.default", "aten.sigmoid.default"} & set(count)
+
+
+def test_a_recurrent_layer_has_its_weights_once_in_tflite(report: Any) -> None:
+    weights = 4 * 96 * (64 + 96 + 1) * 4
+    assert weights < report["lstm"]["tflite_bytes"] < 1.03 * report["lstm"]["onnx_bytes"] + 2**15
 
 
 @pytest.mark.parametrize(
