@@ -102,7 +102,7 @@ class Given(Dataset):
 
     def samples(self) -> Iterator[Sample]:
         for value in self.values:
-            yield Sample((value,))
+            yield Sample(value if isinstance(value, tuple) else (value,))
 
     def digest(self) -> str:
         return "given"
@@ -119,9 +119,11 @@ def exported(module: Any, folder: Path, *shapes: Sequence[int]) -> Model:
         return torch_program.save_module(module.eval(), folder / "model.pt2", source, specs)
 
 
-def made(stages: Sequence[Stage], model: Model, folder: Path, notes: list[str] | None = None) -> Model:
-    """The result of a chain of stages."""
-    feed = Feed(Given(values=samples(16)), Preprocessing())
+def made(
+    stages: Sequence[Stage], model: Model, folder: Path, notes: list[str] | None = None, values: Any = None
+) -> Model:
+    """The result of a chain of stages; ``values`` are the calibration samples."""
+    feed = Feed(Given(values=samples(16) if values is None else values), Preprocessing())
     for number, stage in enumerate(stages):
         step = folder / str(number)
         step.mkdir(parents=True)
@@ -260,6 +262,33 @@ def test_first_states_are_inputs(tmp_path: Path) -> None:
         expected = [part.numpy().astype(np.float64) for part in module(*inputs)]
     for spec, reference in zip(result.outputs, expected, strict=True):
         assert snr_db(found[spec.name], reference) > 110
+
+
+def test_a_stream_keeps_its_state_in_int8_tflite(tmp_path: Path) -> None:
+    """One step a call, with the state of the last call as an input: both outputs, after each step."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    torch.manual_seed(2)
+    module = Layers("GRU", batch_first=True)
+    program = exported(module, tmp_path / "net", (1, 1, WIDTH), (1, 1, SIZE))
+    steps, state = samples(2), torch.zeros(1, 1, SIZE)
+    given, expected = [], []
+    with torch.no_grad():
+        for step in steps.reshape(-1, 1, WIDTH):
+            given.append((step, state[0].numpy()))
+            found, state = module(torch.from_numpy(step[np.newaxis]), state)
+            expected.append((found.numpy(), state.numpy()))
+    result = made(CHAINS["tflite", "int8"](), program, tmp_path / "made", values=given[:STEPS])
+    call = Interpreter(str(result.path), num_threads=1).get_signature_runner()
+    names, outputs = ([spec.name for spec in specs] for specs in (result.inputs, result.outputs))
+    kept, answered = np.zeros((1, 1, SIZE), np.float32), []
+    for step, _ in given:
+        answer = call(**dict(zip(names, (step[np.newaxis], kept), strict=True)))
+        answered.append(tuple(answer[name] for name in outputs))
+        kept = answered[-1][1]
+    for found, reference in zip(zip(*answered, strict=True), zip(*expected, strict=True), strict=True):
+        decibels = snr_db(np.stack(found).astype(np.float64), np.stack(reference).astype(np.float64))
+        assert 30 < decibels < 60  # float: more than 110
 
 
 class OneState(torch.nn.Module):
