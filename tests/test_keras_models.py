@@ -176,6 +176,8 @@ report["named"] = [[spec.name for spec in source.model.inputs], list(source.note
 values = [np.ones((1, 4), np.float32)]
 named_lite = KerasToTflite().run(source.model, context("named_lite"))
 report["named_tflite"] = run_tflite(named_lite.path, values)[0].tolist()
+named_onnx = KerasToOnnx().run(source.model, context("named_onnx"))
+report["named_onnx"] = run_onnx(named_onnx.path, values)[0].tolist()
 
 vectorizer = layers.TextVectorization(output_sequence_length=4)
 vectorizer.adapt(["red green", "blue"])
@@ -335,7 +337,7 @@ def test_custom_layers_of_a_named_file_are_converted(report: Any, folder: Path) 
 
 def test_a_signature_of_another_name_is_used_and_named(report: Any) -> None:
     assert report["named"] == [["x"], [report["named"][1][0], "of its signatures, 'scale' is used"]]
-    assert report["named_tflite"] == [[2.0] * 4]
+    assert report["named_tflite"] == report["named_onnx"] == [[2.0] * 4]
 
 
 def test_text_is_refused_with_the_line_that_cuts_the_model(report: Any, folder: Path) -> None:
