@@ -1,6 +1,7 @@
 """The names of layers in the source model, in what edgeopt shows of the files of a PyTorch model."""
 
 import json
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.known import format_named
 from edgeopt.formats.layer_names import SourceNames, matching
 from edgeopt.formats.source import size_breakdown
+from edgeopt.formats.torch.lab import xnnpack_tensors
 from edgeopt.model import Model
 from edgeopt.results import Report
 from needs import needs
@@ -69,17 +71,18 @@ data:
   calibration: {uses: function, with: {function: 'own_named_nets:samples', arguments: {seed: 0}}}
 optimize:
   int8: {quantize: {scheme: int8, layers: {features.1.conv: float32}}}
-formats: [tflite, onnx]
+formats: [tflite, onnx, torchscript, executorch]
 devices: [host]
 latency: {min_runs: 2, min_seconds: 0}
 """
+FORMATS = ("tflite", "onnx", "torchscript", "executorch")
 LAYERS = ("features.0.conv", "features.1.conv", "down_sample", "head.1")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
-    needs("litert_torch", "onnxruntime", "ai_edge_quantizer")
+    needs("executorch", "litert_torch", "onnxruntime", "ai_edge_quantizer")
     place = tmp_path_factory.mktemp("names")
     (place / "own_named_nets.py").write_text(NETS)
     (place / "recipe.yaml").write_text(RECIPE)
@@ -93,11 +96,26 @@ def report(folder: Path) -> Report:
 
 def test_one_option_with_a_name_of_the_source_is_for_all_formats(report: Report, folder: Path) -> None:
     assert {(row.variant, row.format): row.status for row in report.results} == {
-        (variant, target): "ok" for variant in ("float", "int8") for target in ("tflite", "onnx")
+        (variant, target): "ok" for variant in ("float", "int8") for target in FORMATS
     }, [row.reason for row in report.results]
-    sizes = size_breakdown(folder / "out" / "models" / "int8.tflite")
-    types = {layer.name: layer.types for layer in sizes.layers}
-    assert types["features.1.conv"][1] == "float32" and types["features.0.conv"][1] == "int8"
+    models = folder / "out" / "models"
+    types = {layer.name: layer.types[1] for layer in size_breakdown(models / "int8.tflite").layers}
+    assert {layer: types[layer] for layer in LAYERS} == {
+        layer: "float32" if layer == "features.1.conv" else "int8" for layer in LAYERS
+    }
+    names = {layer.name for layer in size_breakdown(models / "int8.onnx").layers}
+    assert {layer for layer in LAYERS if f"{layer}/weight" not in names} == {"features.1.conv"}
+    weights = [tensor for tensor in xnnpack_tensors.read(models / "int8.pte") if tensor.constant]
+    assert {tensor.shape: tensor.type for tensor in weights if len(tensor.shape) > 1} == {
+        (4, 3, 3, 3): "int8 per channel",
+        (5, 3, 3, 4): "float32",  # features.1.conv
+        (5, 1, 1, 4): "int8 per channel",
+        (6, 5): "int8 per channel",
+    }
+    with zipfile.ZipFile(models / "int8.ptl") as archive:
+        sizes = [entry.file_size for entry in archive.infolist() if "constants/" in entry.filename]
+    floats = {4 * 4 * 3 * 9, 4 * 5 * 4 * 9, 4 * 5 * 4, 4 * 6 * 5}
+    assert floats.intersection(sizes) == {4 * 5 * 4 * 9}  # those of features.1.conv
 
 
 @pytest.mark.parametrize("file", ["float.tflite", "int8.tflite", "float.onnx", "int8.onnx"])
@@ -121,6 +139,8 @@ def test_the_slimmed_file_itself_has_no_names(report: Report, folder: Path, tmp_
 
 def test_reports_show_the_names_of_the_source(report: Report) -> None:
     for row in report.results:
+        if row.format not in ("tflite", "onnx"):
+            continue  # the sizes of these files are not listed by layer
         assert row.artifact is not None and row.artifact.breakdown is not None
         names = {layer.name.partition("/")[0] for layer in row.artifact.breakdown.layers}
         assert set(LAYERS) <= names, (row.variant, row.format)
