@@ -124,18 +124,19 @@ def test_layers_are_called_as_in_keras(kws: Model, toy: Model) -> None:
     assert [step.kind for step in layers[-1].followers] == ["SOFTMAX"]
 
 
-def test_a_layer_without_kernel_stays_float_with_a_note(tmp_path: Path, volume: Model) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "mixed"])
+def test_a_layer_without_kernel_stays_float_with_a_note(tmp_path: Path, volume: Model, scheme: Any) -> None:
     """The library silently skips layers that its policy does not cover."""
     data, notes = Noise(shape=(4, 8, 8, 1)), list[str]()
     noted = context(tmp_path / "a", data)._replace(note=notes.append)
-    result = QuantizeTflite().run(volume, noted)
+    result = QuantizeTflite(scheme=scheme).run(volume, noted)
     assert "layers that stay in float32, without a quantized kernel: CONV_3D solid (432 B)" in notes
     assert list(types(result.path).values()) == [("float32", "float32"), ("int8", "int8")]
     samples = inputs_of(data)
     assert snr_db(outputs(volume.path, samples), outputs(result.path, samples)) > 30
-    message = "1 layers do not match the scheme int8: CONV_3D solid has float32 weights"
+    message = f"1 layers do not match the scheme {scheme}: CONV_3D solid has float32 weights"
     with pytest.raises(StageError, match=message):
-        QuantizeTflite(layers={"solid": "int8"}).run(volume, context(tmp_path / "b", data))
+        QuantizeTflite(scheme=scheme, layers={"solid": "int8"}).run(volume, context(tmp_path / "b", data))
     with pytest.raises(StageError, match="no layer has a quantized kernel: CONV_3D solid"):
         tflite_quantizer.without_kernel(tflite_layers.read(volume.path)[:1], {"solid": ""})
 
