@@ -388,6 +388,16 @@ def test_inputs_must_fit_the_file(tmp_path: Path) -> None:
         convert(path, tmp_path / "run", (ids,))
 
 
+def test_free_axes_are_asked_for_and_take_the_size_of_the_recipe(tmp_path: Path) -> None:
+    path = save(free_sizes(), tmp_path / "m.onnx")
+    with pytest.raises(StageError, match=r"'image' has the shape \[1, 3, \?, \?\]") as caught:
+        convert(path, tmp_path / "free")
+    assert "{name: image, shape: [1, 3, 96, 96]}; for several sizes" in (caught.value.fix or "")
+    for size in (6, 8):
+        inputs = (TensorSpec(name="image", shape=(1, 3, size, size)),)
+        assert convert(path, tmp_path / str(size), inputs).outputs[0].shape == (1, 4, size, size)
+
+
 def test_the_layout_of_an_image_is_that_of_the_nodes_that_read_it(tmp_path: Path) -> None:
     def layout(text: str) -> str | None:
         proto = parsed(f"net (float[1, 6, 6, 6] x) => (float[N] y) {{ {text} }}", {"w": normal(6, 6, 3, 3)})

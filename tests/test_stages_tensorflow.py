@@ -251,6 +251,7 @@ def test_rebuilt_in_keras_3(report: Any) -> None:
 
 def test_open_dimensions_are_asked_for(report: Any) -> None:
     assert "free.keras has open dimensions: [1, ?, ?, 1]" in report["open"]
+    assert "in model.inputs, such as {name: i, shape: [1, 96, 96, 1]}; for several sizes" in report["open"]
     assert report["told"] == [1, 9, 7, 1]
 
 

@@ -320,4 +320,7 @@ def test_other_free_axes_than_the_batch_are_fixed_by_the_recipe(nets: Any, tmp_p
     source = Model(format="torchscript_module", path=tmp_path / "m.pt", inputs=(free,))
     with pytest.raises(StageError, match="only the batch axis may be free") as caught:
         TorchscriptToExportedProgram().run(source, context(tmp_path))
-    assert "model.inputs" in caught.value.fix and "for several sizes" in caught.value.fix
+    assert caught.value.fix == (
+        "state its size in the recipe, in model.inputs, such as {name: x, shape: [1, 3, 96, 96]}; "
+        "for several sizes, run the recipe once for each: --set 'model.inputs=[...]'"
+    )

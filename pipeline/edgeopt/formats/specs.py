@@ -1,11 +1,21 @@
 """Input and output specs from file headers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeopt.errors import UsageError
 from edgeopt.model import Layout, TensorSpec
 
 UNDECLARED = "the file does not declare its inputs: set model.inputs in the recipe"
+
+
+def sizes_to_state(name: str, shape: Sequence[int | None]) -> str:
+    """The way out for an input with free axes: one size per run of a recipe."""
+    example = ", ".join(str(size or 96) for size in shape)
+    return (
+        f"state its size in the recipe, in model.inputs, such as {{name: {name}, shape: [{example}]}}; for "
+        "several sizes, run the recipe once for each: --set 'model.inputs=[...]'"
+    )
 
 
 def missing_code(path: Path, what: str) -> UsageError:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from edgeopt.errors import StageError
 from edgeopt.formats.keras.files.custom_layers import custom_objects
 from edgeopt.formats.keras.files.inference import for_inference
+from edgeopt.formats.specs import sizes_to_state
 from edgeopt.formats.untrusted import keras_files, saved_model
 from edgeopt.formats.wire.bounded import MALFORMED
 from edgeopt.model import Model, TensorSpec
@@ -260,7 +261,7 @@ def _fixed(model: Model, names: list[str], tensors: list[tuple[Any, str]]) -> tu
             text = ", ".join("?" if size is None else str(size) for size in sizes)
             raise StageError(
                 f"input {name!r} of {model.path.name} has open dimensions: [{text}]",
-                fix="set the full input shape in the recipe, such as inputs: [{shape: [1, 96, 96, 3]}]",
+                fix=sizes_to_state(name, sizes),
             )
         layout = (declared.layout if declared is not None else None) or "NHWC"
         specs.append(

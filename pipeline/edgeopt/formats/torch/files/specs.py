@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt.errors import StageError
+from edgeopt.formats.specs import sizes_to_state
 from edgeopt.model import TensorSpec
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def fix_batch(spec: TensorSpec) -> TensorSpec:
         shown = ", ".join("?" if size is None else str(size) for size in shape)
         raise StageError(
             f"input {spec.name!r} has the shape [{shown}]: only the batch axis may be free",
-            fix="declare the full shape of one sample in the recipe, in model.inputs; for several sizes, run "
-            "it once for each: --set model.inputs=...",
+            fix=sizes_to_state(spec.name, shape),
         )
     return spec.model_copy(update={"shape": shape})
 
