@@ -1,5 +1,6 @@
 """Conditions of a latency measurement: clock, temperature and other programs; protocols; energy."""
 
+import dataclasses
 import importlib
 import os
 import subprocess
@@ -15,19 +16,26 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from edgeopt.commands.plan import plan
 from edgeopt.devices.agent_archive import build_agent
-from edgeopt.devices.device import load_device
+from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import RecipeError
 from edgeopt.formats.source import inspect
 from edgeopt.model import Preprocessing
 from edgeopt.recipe.document import Latency
+from edgeopt.recipe.plan import Branch, Plan
 from edgeopt.recipe.resolve import load_recipe
+from edgeopt.results import Event
 from edgeopt.run.measuring import bench
 from edgeopt.run.measuring.bench import Bench, Untimed
+from edgeopt.run.measuring.jobs import JobFiles
 from edgeopt.run.measuring.outcome import Outcome
+from edgeopt.run.measuring.protocol import Job
 from edgeopt.run.measuring.readings import conditions, latency
 from edgeopt.run.measuring.samples import Evaluation
+from edgeopt.run.measuring.session import build_and_measure
 from edgeopt.run.store import Store
+from edgeopt.testing import toys
 from toy_results import spell
 from toy_tflite import toy
 
@@ -203,6 +211,52 @@ def test_models_that_are_not_timed_run_together(tmp_path: Path, monkeypatch: pyt
     # A single one is like any other job: it waits for the device.
     assert host.run_together([*jobs, Untimed(model, 1)], evaluation)[-1].error == ""
     assert shared == [True] * 4 + [False]
+
+
+@pytest.fixture
+def waiting(write_recipe: Callable[..., Path], tmp_path: Path) -> Plan:
+    """A plan whose stage waits until the file ``begun`` exists."""
+    made = plan(write_recipe())
+    branch = Branch("float", "tflite", (toys.Await(calls=tmp_path / "begun"),), made.recipe.devices)
+    return dataclasses.replace(made, branches=(branch,))
+
+
+def test_the_source_runs_beside_the_stages(
+    waiting: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, formats = bench.run_job, []
+
+    def run_job(device: Device, request: Job, files: JobFiles, folder: Path, **options: Any) -> None:
+        formats.append(files.model.format)
+        (tmp_path / "begun").touch()
+        alone(device, request, files, folder, **options)
+
+    monkeypatch.setattr(bench, "run_job", run_job)
+    builds, measured = build_and_measure(waiting, Store(tmp_path / "store"), (), lambda event: None)
+    assert [built.failure for built in builds] == [""]
+    assert (measured.source.error, measured.samples) == ("", 100)
+    assert measured.finals["float.tflite", "host"].error  # the toy is no model
+    assert formats == ["keras", "tflite"]
+
+
+def test_an_interrupt_ends_what_runs_beside_the_stages(
+    waiting: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run_job(*_: object, **__: object) -> None:
+        started.append(subprocess.Popen(["sleep", "971"]))
+        (tmp_path / "begun").touch()
+        started[0].wait()
+
+    def interrupt(event: Event) -> None:
+        if event.status == "done":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run_job", run_job)
+    with pytest.raises(KeyboardInterrupt):
+        build_and_measure(waiting, Store(tmp_path / "store"), (), interrupt)
+    assert started[0].poll() is not None
 
 
 def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:

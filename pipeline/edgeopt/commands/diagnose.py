@@ -32,7 +32,7 @@ from edgeopt.results import GraphNode
 from edgeopt.run import assemble
 from edgeopt.run.build import build
 from edgeopt.run.layer_worker import compare_apart
-from edgeopt.run.measuring.session import measure
+from edgeopt.run.measuring.session import build_and_measure
 from edgeopt.run.preflight import check_data
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.source_names import Rename, source_names
@@ -336,8 +336,7 @@ def _measured(
     """Build a variant and measure it on the host, as ``optimize`` does."""
     plan = make_plan(recipe)
     plan.demand_possible()
-    builds = build(plan, store, watch)
-    measured = measure(plan, builds, store, device_folders, watch)
+    builds, measured = build_and_measure(plan, store, device_folders, watch)
     scratch = tempfile.TemporaryDirectory(prefix="edgeopt-")
     with scratch as name, scorer_of(recipe, measured.labels) as scorer:
         assemble.source_result(plan, measured, scorer)

@@ -21,10 +21,9 @@ from edgeopt.results import Event, Reference, Report, Result, recommend
 from edgeopt.run import assemble
 from edgeopt.run.artifacts import OTHER_FOLDER
 from edgeopt.run.assemble import RunClock
-from edgeopt.run.build import build
 from edgeopt.run.executors.choice import executing
 from edgeopt.run.keys import judging_code
-from edgeopt.run.measuring.session import measure, measure_step, unmeasured
+from edgeopt.run.measuring.session import build_and_measure, measure_step, unmeasured
 from edgeopt.run.preflight import Findings, preflight
 from edgeopt.run.scoring import scorer_of
 from edgeopt.run.store import ARTIFACTS, Store, open_store, store_place
@@ -159,8 +158,7 @@ def _run(
     try:
         findings = preflight(plan, finished, device_folders, watch)
         announce(plan, watch)
-        builds = build(plan, finished, watch)
-        measured = measure(plan, builds, finished, device_folders, watch)
+        builds, measured = build_and_measure(plan, finished, device_folders, watch)
         finished.flush()
     except DataError as error:
         # Nothing can be built or judged without its data; the report says so.

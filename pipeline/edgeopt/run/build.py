@@ -46,11 +46,17 @@ class _Job:
 
 
 def build(
-    plan: Plan, store: Store, watch: Callable[[Event], None], executor: Executor | None = None
+    plan: Plan,
+    store: Store,
+    watch: Callable[[Event], None],
+    executor: Executor | None = None,
+    *,
+    progressed: Callable[[Sequence[Built]], None] = lambda builds: None,
 ) -> list[Built]:
     """Build every branch of a plan; ``failure`` of a failed branch is the reason.
 
-    With an ``executor``, its workers are used and stay open: a search builds many small plans.
+    With an ``executor``, its workers are used and stay open: a search builds many small plans. ``progressed``
+    is called with all branches whenever some of them may have got steps.
 
     Raises:
         StoreError: the store is not writable.
@@ -58,7 +64,7 @@ def build(
     with ExitStack() as cleanup:
         if executor is None:
             executor = cleanup.enter_context(executor_for(plan.recipe.limits.stage_memory))
-        return _Builder(plan, store, watch, cleanup, executor).run()
+        return _Builder(plan, store, watch, cleanup, executor, progressed).run()
 
 
 def look_up(plan: Plan, store: Store) -> list[Built]:
@@ -79,6 +85,7 @@ class _Builder:
         watch: Callable[[Event], None],
         cleanup: ExitStack,
         executor: Executor,
+        progressed: Callable[[Sequence[Built]], None],
     ) -> None:
         self.plan = plan
         self.store = store
@@ -87,6 +94,7 @@ class _Builder:
         self.builds = [Built(branch) for branch in plan.branches]
         self.keys = Keys(plan)
         self.executor = executor
+        self.progressed = progressed
         self.running: dict[str, _Job] = {}
         self.failed: dict[str, str] = {}
         self.lost: set[str] = set()
@@ -140,6 +148,7 @@ class _Builder:
                 self.running[key].waiting.append(built)
             else:
                 self._start(built, key)
+        self.progressed(self.builds)
 
     def _start(self, built: Built, key: str) -> None:
         stage = built.next_stage

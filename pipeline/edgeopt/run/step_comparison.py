@@ -80,7 +80,7 @@ def compare_steps(
         source = plan.source if plan.source.format in host.runtimes else built.steps[0].model
         first = run(source)
         step_outputs = [StepOutputs("source", source.format, True, first)]
-        for step, names, lossless, trained in judged_steps(built.steps, source, host):
+        for step, names, lossless, trained in judged_steps(built, source, host):
             step_outputs.append(StepOutputs(names, step.model.format, lossless, run(step.model), trained))
         hops = assemble.hops_of(step_outputs, _interpreters(recipe, first))
     watch(Event(branch=name, step="compare steps", status="done"))

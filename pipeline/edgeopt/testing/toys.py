@@ -42,6 +42,18 @@ class Finish(Toy):
     produces: ClassVar[str] = "tflite"
 
 
+class Await(Finish):
+    """Waits until ``calls`` exists."""
+
+    def run(self, model: Model, context: Context) -> Model:
+        deadline = time.monotonic() + 60
+        while self.calls is None or not self.calls.exists():
+            if time.monotonic() > deadline:
+                raise StageError(f"{self.calls} did not appear")
+            time.sleep(0.05)
+        return super().run(model, context)
+
+
 class Costly(Finish):
     """Says that it takes long."""
 

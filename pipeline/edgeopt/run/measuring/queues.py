@@ -46,10 +46,15 @@ def run_queues(queues: Sequence[Iterable[Callable[[], object]]]) -> None:
             thread.join()
     except BaseException:
         stopped.set()
-        deadline = time.monotonic() + END_SECONDS
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-            end_descendants(psutil.Process())
-            time.sleep(POLL_SECONDS)
+        end_jobs(lambda: any(thread.is_alive() for thread in threads))
         raise
     if errors:
         raise errors[0]
+
+
+def end_jobs(running: Callable[[], bool]) -> None:
+    """End all processes that running jobs have started, until no job is ``running``, for a few seconds."""
+    deadline = time.monotonic() + END_SECONDS
+    while running() and time.monotonic() < deadline:
+        end_descendants(psutil.Process())
+        time.sleep(POLL_SECONDS)

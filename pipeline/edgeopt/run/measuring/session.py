@@ -1,16 +1,19 @@
 """Measures every artifact on every device of its branch, and the source model on the host.
 
-Starts after all builds have finished. Different machines are measured in parallel, each with one job at a
-time, and this one after all others, so that latencies are not disturbed.
+Starts after all builds have finished, but for the models of which nothing is timed: the source and those
+between it and the artifacts run as soon as they are there, beside the stages. Different machines are measured
+in parallel, each with one job at a time, and this one after all others, so that latencies are not disturbed.
 """
 
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -23,10 +26,11 @@ from edgeopt.model import Model
 from edgeopt.plugin import Labels
 from edgeopt.recipe.plan import Built, Plan, Step
 from edgeopt.results import Event
+from edgeopt.run.build import build
 from edgeopt.run.measuring.bench import Bench, Untimed, timing_of
 from edgeopt.run.measuring.outcome import Outcome
 from edgeopt.run.measuring.protocol import Probe
-from edgeopt.run.measuring.queues import run_queues
+from edgeopt.run.measuring.queues import end_jobs, run_queues
 from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import check_labels
 from edgeopt.run.store import Store
@@ -47,23 +51,22 @@ class StepOutputs(NamedTuple):
     """Set if the step is the runtime of a device: it is part of that device's hops only."""
 
 
-def judged_steps(
-    steps: Sequence[Step], source: Model, host: Device
-) -> Iterator[tuple[Step, str, bool, bool]]:
+def judged_steps(built: Built, source: Model, host: Device) -> Iterator[tuple[Step, str, bool, bool]]:
     """The steps to compare individually: those that the host can run and that are not half-finished.
 
     Yields each with the names of all stages since the previous one, whether these claim to be lossless, and
     whether any of them trains.
     """
     since: list[Step] = []
-    for number, step in enumerate(steps, 1):
+    for number, step in enumerate(built.steps, 1):
         since.append(step)
         if step.model == source:
             since.clear()  # loading the source model changes nothing
             continue
-        if step.model.format not in host.runtimes or not _runs(steps[:number], host):
+        if step.model.format not in host.runtimes or not _runs(built.steps[:number], host):
             continue
-        if step.stage.needs_finetuning and any(later.stage.needs_training for later in steps[number:]):
+        later = built.branch.stages[number:]
+        if step.stage.needs_finetuning and any(stage.needs_training for stage in later):
             continue  # compared after the finetuning that it needs
         name = " + ".join(registry.plugin_name(each.stage) for each in since)
         lossless = not any(each.stage.fulfils for each in since)
@@ -75,10 +78,6 @@ def _runs(steps: Sequence[Step], device: Device) -> bool:
     """Whether the device runs the result of the steps: some only have a runtime that others lack."""
     runtime = device.runtimes.get(steps[-1].model.format)
     return all(runtime in step.stage.runtimes for step in steps if step.stage.runtimes)
-
-
-def _key(job: Untimed) -> tuple[Any, ...]:
-    return model_digest(job.model), job.model.format, job.limit, job.options is not None
 
 
 def measure_step(device: str) -> str:
@@ -117,22 +116,26 @@ def unmeasured(plan: Plan, reason: str) -> Measured:
     )
 
 
-def measure(
+def build_and_measure(
     plan: Plan,
-    builds: Sequence[Built],
     store: Store,
     device_folders: Sequence[Path],
     watch: Callable[[Event], None],
-) -> Measured:
-    """Run the source model, every step and every artifact; failures are returned as outcomes.
+) -> tuple[list[Built], Measured]:
+    """Build every branch, and run the source model, every step and every artifact.
+
+    Failures are returned: those of stages in the branches, those of runs as outcomes.
 
     Raises:
         UsageError: the evaluation data is unreadable or does not fit the model, or the labels its outputs.
+        StoreError: the store is not writable.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
-        folder = Path(name)
-        session = _Session(plan, store, folder, device_folders, watch)
-        return session.run(builds)
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-") as name,
+        _Session(plan, store, Path(name), device_folders, watch) as session,
+    ):
+        builds = build(plan, store, watch, progressed=session.begin)
+        return builds, session.run(builds)
 
 
 class _Session:
@@ -167,19 +170,49 @@ class _Session:
         self._seen: dict[tuple[Any, ...], Outcome] = {}
         """The outcomes of models of which nothing is timed."""
         self._watching = threading.Lock()
-        run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
+        self._digests: dict[Path, str] = {}
+        """Of models, which do not change: all are in the store, but the source."""
+        self._threads = ThreadPoolExecutor(max_workers=1)  # the stages need processors, too
+        self._early: dict[tuple[Any, ...], Future[Outcome]] = {}
+        """What runs beside the stages, in order."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if kind is not None:
+            end_jobs(lambda: any(each.running() for each in self._early.values()))
+
+    def begin(self, builds: Sequence[Built]) -> None:
+        """Run what is there of the models of which nothing is timed, beside the stages that are left."""
+        if all(built.complete for built in builds):
+            return
+        for key, job in self._untimed(builds).items():
+            if key not in self._early:
+                self._early[key] = self._threads.submit(self._run_early, job)
+
+    def _run_early(self, job: Untimed) -> Outcome:
+        return self._beside.run(job.model, self.evaluation, limit=job.limit, options=job.options)
+
+    @cached_property
+    def _beside(self) -> Bench:
+        """The host without a lock; the load that it has beside the stages is not kept."""
+        return replace(self.benches[HOST], shared=True).open()
 
     def run(self, builds: Sequence[Built]) -> Measured:
-        host = self.benches[HOST]
+        """Measure all that was built, on all devices."""
         source = self._source_model(builds)
-        complete = [built for built in builds if built.complete]
         self._emit("source", HOST, "started")
-        # In the batch size of the artifacts: some layers depend on it.
-        models = [Untimed(source)] if source.format in host.device.runtimes else []
-        models += self._untimed(complete, source)
-        outcomes = host.run_together(models, self.evaluation)
-        self._seen = {_key(each): outcome for each, outcome in zip(models, outcomes, strict=True)}
-        source_outcome = self._seen.get(_key(Untimed(source))) or Outcome(
+        run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
+        complete = [built for built in builds if built.complete]
+        jobs = self._untimed(complete)
+        begun = {key: early for key, early in self._early.items() if not early.cancel()}
+        late = {key: job for key, job in jobs.items() if key not in begun}
+        outcomes = self.benches[HOST].run_together([*late.values()], self.evaluation)
+        self._seen = {key: early.result() for key, early in begun.items()}
+        self._seen |= zip(late, outcomes, strict=True)
+        source_outcome = self._seen.get(self._key(Untimed(source))) or Outcome(
             "", next((b.failure for b in builds if b.failure), "it was not loaded")
         )  # a factory that failed
         self._emit("source", HOST, "failed" if source_outcome.error else "done", source_outcome.error)
@@ -187,12 +220,12 @@ class _Session:
         floats = {
             b.branch.format: self.plan.latest(b) for b in builds if b.branch.variant == "float" and b.complete
         }
-        jobs = [
+        timed = [
             (device.name, partial(self._measure, built, device, floats.get(built.branch.format)))
             for built in complete
             for device in built.branch.devices
         ]
-        run_queues(self._by_machine((name, job) for name, job in jobs if self.machines[name]))
+        run_queues(self._by_machine((name, job) for name, job in timed if self.machines[name]))
         step_outputs: dict[str, tuple[StepOutputs, ...]] = {}
         for built in complete:
             for device in built.branch.devices:
@@ -282,7 +315,7 @@ class _Session:
         """Outputs after every step of a branch that a runtime of the host supports."""
         host = self.benches[HOST]
         outputs = [StepOutputs("source", source.format, True, source_outcome)]
-        for step, name, lossless, trained in judged_steps(built.steps, source, host.device):
+        for step, name, lossless, trained in judged_steps(built, source, host.device):
             model = step.model
             if step is not built.steps[-1]:
                 outputs.append(StepOutputs(name, model.format, lossless, self._probed(model), trained))
@@ -290,7 +323,7 @@ class _Session:
             # From here on, the file is the same: the hops compare how runtimes execute it.
             exact = not any(stage.fulfils for stage in built.branch.stages)
             if (as_written := self._as_written(built)) is not None:
-                outcome = self._seen[_key(as_written)]
+                outcome = self._seen[self._key(as_written)]
                 outputs.append(StepOutputs(name, model.format, lossless, outcome, trained))
                 name = ""
             for device in built.branch.devices:
@@ -311,23 +344,31 @@ class _Session:
         if measured is not None:
             return measured._replace(outputs=tuple(values[:PROBE_SAMPLES] for values in measured.outputs))
         probe = Untimed(model, PROBE_SAMPLES)
-        return self._seen.get(_key(probe)) or self.benches[HOST].run(
+        return self._seen.get(self._key(probe)) or self.benches[HOST].run(
             model, self.evaluation, limit=PROBE_SAMPLES
         )
 
-    def _untimed(self, builds: Sequence[Built], source: Model) -> list[Untimed]:
-        """What is run besides the source and the artifacts: the models between them, and files as written."""
-        host = self.benches[HOST].device
-        measured = (b for b in builds if any(device.name == HOST for device in b.branch.devices))
-        artifacts = {_key(Untimed(self.plan.latest(built), PROBE_SAMPLES)) for built in measured}
-        found: dict[tuple[Any, ...], Untimed] = {}
+    def _untimed(self, builds: Sequence[Built]) -> dict[tuple[Any, ...], Untimed]:
+        """What is run besides the artifacts, as far as it is built: the source, the models between, and files
+        as written; by what tells them apart."""
+        host, source = self.benches[HOST].device, self._source_model(builds)
+        here = (b for b in builds if b.complete and any(device.name == HOST for device in b.branch.devices))
+        artifacts = {self._key(Untimed(self.plan.latest(built), PROBE_SAMPLES)) for built in here}
+        # The source in the batch size of the artifacts: some layers depend on it.
+        wanted = [Untimed(source)] if source.format in host.runtimes else []
         for built in builds:
-            for step, *_ in judged_steps(built.steps, source, host):
-                last = step is built.steps[-1]
-                wanted = self._as_written(built) if last else Untimed(step.model, PROBE_SAMPLES)
-                if wanted is not None and _key(wanted) not in artifacts:
-                    found.setdefault(_key(wanted), wanted)
-        return [*found.values()]
+            for step, *_ in judged_steps(built, source, host):
+                if not (built.complete and step is built.steps[-1]):
+                    wanted.append(Untimed(step.model, PROBE_SAMPLES))
+                elif (as_written := self._as_written(built)) is not None:
+                    wanted.append(as_written)
+        return {key: job for job in wanted if (key := self._key(job)) not in artifacts}
+
+    def _key(self, job: Untimed) -> tuple[Any, ...]:
+        path = job.model.path
+        if path not in self._digests:
+            self._digests[path] = model_digest(job.model)
+        return self._digests[path], job.model.format, job.limit, job.options is not None
 
     def _as_written(self, built: Built) -> Untimed | None:
         """A quantized artifact, to run without the changes of the runtime, if that makes some."""
