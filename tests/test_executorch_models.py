@@ -73,9 +73,18 @@ def counted(net: Any, x: Any) -> Any:
     return F.interpolate(scaled, size=(96, 96)) + torch.full((1, 8, 96, 96), 0.5) * net.factor.weight[0, 0]
 
 
+def normed(net: Any, x: Any) -> Any:
+    """Channels, and groups of them, with mean 0 and variance 1."""
+    return F.relu(net.alone(x)) + F.relu(net.grouped(x))
+
+
 NETS: dict[str, tuple[Callable[[], Any], TensorSpec]] = {
     "moved": (
         lambda: Net(moved, 12, up=nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1)),
+        IMAGE,
+    ),
+    "normed": (
+        lambda: Net(normed, 8, grouped=nn.GroupNorm(4, 8), alone=nn.InstanceNorm2d(8, affine=True)),
         IMAGE,
     ),
     "counted": (lambda: Net(counted, 8, factor=nn.Linear(1, 1)), IMAGE),
@@ -148,7 +157,7 @@ def test_every_format_computes_what_the_source_does(name: str, tmp_path: Path) -
     assert decibels("torchscript", script) > 100
     int8 = TorchscriptToMobile().run(QuantizeFx().run(program, at("c")), at("d"))
     assert decibels("torchscript", int8) > 27
-    if name == "moved":  # the others have their hard operators in float in int8, too
+    if name in ("moved", "normed"):  # the others have their hard operators in float in int8, too
         assert decibels("executorch", ExportedProgramToExecutorch().run(program, at("e"))) > 100
     int8 = ExportedProgramToExecutorch().run(QuantizeXnnpack().run(program, at("f")), at("g"))
     assert decibels("executorch", int8) > 27
@@ -372,16 +381,20 @@ def test_what_a_pass_of_executorch_raises_is_read_and_worked_around(monkeypatch:
         torch_lowering.lower(program)
 
 
+@pytest.mark.parametrize("format", ["executorch", "torchscript"])
 @pytest.mark.parametrize(("groups", "channels"), [(2, 12), (8, 8)])
 def test_transposed_convolutions_of_several_groups_are_int8(
-    groups: int, channels: int, tmp_path: Path
+    groups: int, channels: int, format: str, tmp_path: Path
 ) -> None:
     up = nn.ConvTranspose2d(8, channels, 3, 2, 1, output_padding=1, groups=groups)
     net = seeded(lambda: Net(lambda net, x: F.relu(net.up(x)), channels, up=up))
     program, values = exported(net, IMAGE, tmp_path), images(IMAGE)
-    model = QuantizeXnnpack().run(program, context(tmp_path / "int8", IMAGE))
-    model = ExportedProgramToExecutorch().run(model, context(tmp_path / "executorch", IMAGE))
-    run = torch_runtimes.load_executorch(model.path.read_bytes())
+    mobile = format == "torchscript"
+    quantize = QuantizeFx() if mobile else QuantizeXnnpack()
+    model = quantize.run(program, context(tmp_path / "int8", IMAGE))
+    finish = TorchscriptToMobile() if mobile else ExportedProgramToExecutorch()
+    path = finish.run(model, context(tmp_path / format, IMAGE)).path
+    run = torch_runtimes.load_lite(path) if mobile else torch_runtimes.load_executorch(path.read_bytes())
     assert snr_db(outputs(run, values), outputs(net, values)) > 30
 
 
