@@ -10,7 +10,7 @@ import yaml
 from edgeopt.results import Report
 from in_process import Edgeopt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_workers")]
 
 SHORT = ("--set", "latency={min_runs: 2, min_seconds: 0}")
 NETWORK = """

@@ -1,17 +1,16 @@
 """The recipes about real models, on real data: what edgeopt promises of them, held in every format."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-EDGEOPT = [sys.executable, "-c", "from edgeopt.cli import main; main()"]
+from edgeopt.commands.optimize import optimize
+
 FORMATS = ("tflite", "onnx", "torchscript", "executorch")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_workers")]
 
 
 @pytest.fixture(
@@ -27,13 +26,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     request.getfixturevalue("needs_real_data")
     recipe, accuracy, samples = request.param
     out = tmp_path_factory.mktemp(recipe)
-    done = subprocess.run(
-        [*EDGEOPT, "optimize", recipe, "--out", str(out), "--store", str(out / "store")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = optimize(recipe, out=out, store=out / "store")
+    assert done.exit_code == 0, done
     report = json.loads((out / "report.json").read_text())
     assert isinstance(report, dict)
     return report | {"expected": accuracy, "n": samples, "out": out}
