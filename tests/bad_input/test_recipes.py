@@ -26,6 +26,7 @@ SETTINGS = [
     ("model.preprocess.std=[true]", "model.preprocess.std: true is not a number"),
     ("model.preprocess.std=[1,2,3,4]", "mean' and 'std' do not match a sample of shape [8, 8, 1]: it"),
     ("model.preprocess.layout=XYZ", "model.preprocess.layout: input should be 'NHWC' or 'NCHW' (got"),
+    ("model.code=good.yaml", "model: code is for the custom layers of a file, and requires trust: true"),
     ("model.labels=[a,b]", "model.labels has 2 names, but the evaluation data has a sample"),
     ("model.labels=a", "model.labels: expected a list (got 'a')"),
     ("model.labels=[1,2]", "model.labels.0: input should be a valid string (got 1)"),
