@@ -301,14 +301,18 @@ class Solid(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "named"),
-    [(Folded, "aten.col2im after layer stem"), (Solid, "aten.conv_transpose3d of layer grown")],
+    ("module", "named", "line"),
+    [
+        (Folded, "aten.col2im after layer stem", "return F.fold(F.unfold(F.relu(self.stem(image)), 2"),
+        (Solid, "aten.conv_transpose3d of layer grown", "return self.grown(image[:, None])"),
+    ],
 )
-def test_what_cannot_be_converted_is_named(tmp_path: Path, module: Any, named: str) -> None:
+def test_what_cannot_be_converted_is_named(tmp_path: Path, module: Any, named: str, line: str) -> None:
     """One of them litert-torch refuses, the other it writes as an operator without a kernel."""
     case = Case(module(), tmp_path)
     with pytest.raises(StageError, match=f"{named} cannot be converted to TFLite") as refused:
         case.float_model()
+    assert f"\n  test_tflite_models.py, in forward: {line}" in refused.value.message
     assert "replace this operator in the model" in (refused.value.fix or "")
 
 

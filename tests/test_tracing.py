@@ -1,5 +1,6 @@
 """What depends on values: rewritten where that is exact, else refused with the line of the user's code."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import program as torch_program
+from edgeopt.formats.torch.graph.graph_editor import LINE
 from edgeopt.formats.torch.graph.operators import operator_name
 from edgeopt.model import Model, TensorSpec
 from edgeopt.plugin import Context
@@ -312,6 +314,57 @@ def test_free_axes_of_an_exported_program_are_fixed_by_the_inputs(
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert snr(net(x).detach(), graph(x).detach()) > 110
     assert not [node for node in graph.graph.nodes if "sym_size" in str(node.target)]
+
+
+LINES = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return torch.hypot(y, y * 2)
+"""
+
+
+def test_a_program_quotes_the_lines_of_the_code_and_not_where_they_are(tmp_path: Path) -> None:
+    """A comment, or another folder, changes neither the file nor what is built from it."""
+    contents = []
+    for name, text in (("one", LINES), ("two", "# A comment.\n" + LINES)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "quoted_net.py").write_text(text)
+        found = importlib.util.spec_from_file_location("quoted_net", folder / "quoted_net.py")
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        torch.manual_seed(0)
+        source = Model(format="torch", path=folder)
+        made = torch_program.save_module(module.Net().eval(), folder / "model.pt2", source, (SPEC,))
+        contents.append(made.path.read_bytes())
+    assert contents[0] == contents[1]
+    assert str(tmp_path).encode() not in contents[0]
+    graph, _ = torch_program.plain_graph(made)
+    lines = {operator_name(node): node.meta.get(LINE) for node in graph.graph.nodes if operator_name(node)}
+    layer, composed = "y = self.norm(self.conv(x))", "return torch.hypot(y, y * 2)"
+    assert lines.pop("conv2d") == f"quoted_net.py, in forward: {layer}"
+    assert "sqrt" in lines and set(lines.values()) == {f"quoted_net.py, in forward: {composed}"}
+
+
+def test_the_lines_of_a_program_from_elsewhere_are_those_in_the_program(nets: Any, tmp_path: Path) -> None:
+    program = torch.export.export(nets.Grid().eval(), (torch.zeros(SPEC.shape),))
+    (tmp_path / "theirs.py").write_text("SECRET = 1\n")
+    for node in program.graph.nodes:
+        node.meta["stack_trace"] = f'File "{tmp_path}/theirs.py", line 1, in forward\n    return made(x)'
+    torch.export.save(program, tmp_path / "m.pt2")
+    graph, _ = torch_program.plain_graph(Model(format="exported_program", path=tmp_path / "m.pt2"))
+    lines = {node.meta.get(LINE) for node in graph.graph.nodes if operator_name(node)}
+    assert lines == {"theirs.py, in forward: return made(x)"}
 
 
 def test_other_free_axes_than_the_batch_are_fixed_by_the_recipe(nets: Any, tmp_path: Path) -> None:

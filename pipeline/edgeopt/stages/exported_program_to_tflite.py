@@ -103,7 +103,8 @@ def _explained(
             _convert(alone.module, alone.inputs, (), path)
         except StageError as cause:
             return StageError(
-                f"{alone.label} cannot be converted to TFLite: {cause.message}",
+                f"{alone.label} cannot be converted to TFLite: {cause.message}"
+                + (f"\n  {alone.line}" if alone.line else ""),
                 fix="replace this operator in the model, compute it outside of the model, or leave tflite "
                 "out of 'formats'",
             )

@@ -32,7 +32,7 @@ class KerasToExportedProgram(KerasStage):
     cost: ClassVar[int] = 4
     requires: ClassVar[tuple[str, ...]] = ("keras", "torch", "torchao")
     extra: ClassVar[str | None] = "keras,torch"
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.

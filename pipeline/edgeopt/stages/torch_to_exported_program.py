@@ -16,7 +16,7 @@ class TorchToExportedProgram(Stage):
     worker: ClassVar[Worker] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "safetensors", "torchao")
     extra: ClassVar[str | None] = "torch"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def run(self, model: Model, context: Context) -> Model:
         """Export one model.

@@ -1,5 +1,6 @@
 """Exported programs (``.pt2``): export, reading and writing."""
 
+import operator
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
 from edgeopt.formats.torch.files.specs import describe_inputs, describe_outputs, with_fixed, zeros
-from edgeopt.formats.torch.files.tracing import untraceable, variable, variable_outputs, variable_sizes
+from edgeopt.formats.torch.files.tracing import (
+    keep_lines,
+    untraceable,
+    variable,
+    variable_outputs,
+    variable_sizes,
+)
 from edgeopt.formats.torch.files.untrusted import refuse_code, weights_only
 from edgeopt.formats.torch.graph import conditions as torch_conditions
 from edgeopt.formats.torch.graph import simplify as torch_simplify
+from edgeopt.formats.torch.graph.graph_editor import LINE
 from edgeopt.formats.torch.lab.engine import brief, quiet, run
 from edgeopt.model import Model, TensorSpec
 
@@ -33,7 +41,7 @@ ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "fro
 """Node metadata on the origin of an operator: local paths, and line numbers in the user's code.
 
 With line numbers, a new comment would change the file, and everything would be built again. Messages of later
-stages name the layer instead.
+stages quote the line without its number.
 """
 
 
@@ -73,13 +81,16 @@ def register_quantized_operators() -> None:
         import torchao.quantization.pt2e  # noqa: F401
 
 
-def write(program: "ExportedProgram", path: Path, *, plain: bool = False) -> None:
+def write(
+    program: "ExportedProgram", path: Path, *, plain: bool = False, lines: Mapping[str, str] | None = None
+) -> None:
     """Save a program. The same program always produces the same bytes, without local paths.
 
     Args:
         program: the program; metadata on the origin of its nodes is removed in place.
         path: the file. torch names the folder inside the archive after it, so use a fixed file name.
         plain: mark the graph as being in the plain form.
+        lines: the lines of the user's code to keep as the origin of nodes, by their name.
     """
     import torch
 
@@ -89,6 +100,9 @@ def write(program: "ExportedProgram", path: Path, *, plain: bool = False) -> Non
             for node in module.graph.nodes:
                 for key in ORIGINS:
                     node.meta.pop(key, None)
+    for node in program.graph.nodes:
+        if lines and node.name in lines:
+            node.meta["stack_trace"] = lines[node.name]
     with quiet():
         torch.export.save(program, path, extra_files={PLAIN: "yes"} if plain else None)
 
@@ -120,15 +134,29 @@ def _plain(
     module: Any = program.module(check_guards=False)
     if torch_conditions.has_branches(module):
         module = torch_conditions.without_branches(module)
+    keep_lines(module.graph)
     return torch_simplify.simplify(module, zeros(inputs), [spec.name for spec in inputs], constants)
 
 
 def save_plain(graph: "GraphModule", path: Path, model: Model, inputs: Sequence[TensorSpec]) -> Model:
     """Export and save a graph in the plain form; outputs keep their names in ``model``."""
     program = export(graph, inputs)
-    write(program, path, plain=True)
+    write(program, path, plain=True, lines=_lines(graph, program))
     outputs = describe_outputs(run(graph, inputs), model.outputs)
     return Model(format="exported_program", path=path, inputs=tuple(inputs), outputs=outputs)
+
+
+def _lines(graph: "GraphModule", program: "ExportedProgram") -> dict[str, str]:
+    """The lines that the nodes of a graph are from, by the names of the same nodes in a program of it."""
+    ours, theirs = (
+        [node for node in each.nodes if node.op == "call_function" and node.target is not operator.getitem]
+        for each in (graph.graph, program.graph)
+    )
+    if [node.target for node in ours] != [node.target for node in theirs]:
+        return {}
+    return {
+        other.name: node.meta[LINE] for node, other in zip(ours, theirs, strict=True) if LINE in node.meta
+    }
 
 
 def save_module(

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgeopt.errors import StageError, shortened
+from edgeopt.formats.torch.graph.graph_editor import LINE
 from edgeopt.formats.torch.lab.engine import brief
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Graph
 
 SCRIPT_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\w+)')
 """A line of code in a traceback, also of the TorchScript interpreter."""
+TRACE_LINE = re.compile(SCRIPT_LINE.pattern + r"\n *(?P<code>.*)")
+"""The same in the stack trace of a node, with the code."""
 LIBRARIES = ("site-packages", "dist-packages")
+NO_MODELS = ("torch", "torchao", "pebble", "numpy", "keras", "optree", "edgeopt")
+"""Installed packages that run or trace a model, and define none."""
 SHOWN = 3
 
 BRANCH = (
@@ -51,11 +57,20 @@ class Line(NamedTuple):
     file: str
     number: int
     function: str
+    code: str | None = None
+    """What the line says; otherwise read from the file."""
 
     def __str__(self) -> str:
-        code = linecache.getline(self.file, self.number).strip()
-        shown = f": {shortened(code, 80)}" if code else ""
-        return f"{Path(self.file).name}, line {self.number}, in {self.function}{shown}"
+        return f"{Path(self.file).name}, line {self.number}, in {self.function}{self._shown()}"
+
+    def without_number(self) -> str:
+        """The same after an edit elsewhere in the file."""
+        return f"{Path(self.file).name}, in {self.function}{self._shown()}"
+
+    def _shown(self) -> str:
+        code = linecache.getline(self.file, self.number) if self.code is None else self.code
+        code = code.strip()
+        return f": {shortened(code, 80)}" if code else ""
 
 
 def untraceable(error: BaseException) -> StageError:
@@ -73,6 +88,23 @@ def untraceable(error: BaseException) -> StageError:
             "every occurrence",
         )
     return StageError(f"torch.export cannot trace {line}\n  {meaning or brief(error, 2)}", fix=fix)
+
+
+def keep_lines(graph: "Graph") -> None:
+    """Replace the stack trace of every node by the line of the user's code in it, without number and path.
+
+    In programs that edgeopt wrote, that line is the whole trace. No file is read: programs are from anyone.
+    """
+    for node in graph.nodes:
+        trace = str(node.meta.pop("stack_trace", None) or "")
+        calls = [
+            Line(found["file"], int(found["line"]), found["function"], found["code"])
+            for found in TRACE_LINE.finditer(trace)
+        ]
+        if line := _innermost(calls):
+            node.meta[LINE] = line.without_number()
+        elif trace and not calls:
+            node.meta[LINE] = shortened(trace, 200)
 
 
 def variable_sizes(program: "ExportedProgram") -> dict[str, str]:
@@ -133,8 +165,13 @@ def _line_of(error: BaseException) -> Line | None:
     quoted = [Line(*call) for call in _calls(str(error))]
     own = [line for line in lines if _is_of_user(line.file)]
     own = own or [line for line in quoted if _is_of_user(line.file)]
-    library = [line for line in lines if _is_of_library(line.file)]
-    found = own or library
+    return own[-1] if own else _innermost(lines)
+
+
+def _innermost(lines: Sequence[Line]) -> Line | None:
+    """The innermost of some lines that is the user's, or else of a library of models."""
+    own = [line for line in lines if _is_of_user(line.file)]
+    found = own or [line for line in lines if _is_of_library(line.file)]
     return found[-1] if found else None
 
 
@@ -145,10 +182,10 @@ def _is_of_user(file: str) -> bool:
 
 
 def _is_of_library(file: str) -> bool:
-    """Whether a file belongs to an installed library other than torch and its own parts."""
+    """Whether a file belongs to an installed library that may define models."""
     parts = Path(file).parts
     place = next((index for index, part in enumerate(parts) if part in LIBRARIES), None)
-    return place is not None and parts[place + 1] not in ("torch", "torchao", "pebble", "numpy", "keras")
+    return place is not None and parts[place + 1] not in NO_MODELS
 
 
 def _inside(file: str, *folders: Path) -> bool:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, ...]
 
+LINE = "edgeopt.line"
+"""Key in the metadata of a node: the line of the user's code that it is from, as text."""
+
 VERSION = re.compile(r"_v\d+$")
 """Temporary suffix of a constant whose name is already taken during rewriting."""
 
@@ -58,7 +61,7 @@ class GraphEditor:
                 graph.output(results[0] if len(results) == 1 else results)
             else:
                 known[node] = graph.node_copy(node, lambda old: known[old])
-                known[node].meta = {}
+                known[node].meta = _line(node)
         self.module = torch.fx.GraphModule(self.root, graph)
         self.root = self.module
         self.graph = self.module.graph
@@ -124,6 +127,7 @@ class GraphEditor:
 
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args)
+        node.meta = _line(before)
         if isinstance(shape_of, tuple):
             # The dtype is that of the computed operand; constants have no metadata.
             like = next(a for a in self.nodes_in(args) if not self.is_constant(a))
@@ -207,3 +211,7 @@ class GraphEditor:
             self.module.register_buffer(new, values[old])
         for node in nodes:
             node.target = renamed[str(node.target)]
+
+
+def _line(node: "Node") -> dict[str, Any]:
+    return {LINE: node.meta[LINE]} if LINE in node.meta else {}

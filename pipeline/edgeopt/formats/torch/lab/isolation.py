@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeopt.formats.torch.graph.graph_editor import LINE
 from edgeopt.formats.torch.graph.layers import layer_name
 from edgeopt.formats.torch.graph.operators import WEIGHTED, operator_name
 from edgeopt.formats.torch.lab.engine import one_thread
@@ -20,6 +21,8 @@ class Isolated(NamedTuple):
 
     label: str
     """Operator and layer, such as ``aten.fold after layer conv1``."""
+    line: str
+    """The line of the user's code that it is from; empty if unknown."""
     module: "GraphModule"
     inputs: "tuple[torch.Tensor, ...]"
 
@@ -67,7 +70,8 @@ def _alone(node: "Node", values: dict[Any, Any]) -> Isolated:
             known[source] = graph.placeholder(f"input_{number}")
             examples.append(values[source])
     graph.output(graph.node_copy(node, lambda old: known[old]))
-    return Isolated(_label(node), torch.fx.GraphModule(root, graph).eval(), tuple(examples))
+    line = str(node.meta.get(LINE, ""))
+    return Isolated(_label(node), line, torch.fx.GraphModule(root, graph).eval(), tuple(examples))
 
 
 def _label(node: "Node") -> str:
