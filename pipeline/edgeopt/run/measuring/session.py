@@ -203,8 +203,8 @@ class _Session:
     def run(self, builds: Sequence[Built]) -> Measured:
         """Measure all that was built, on all devices."""
         source = self._source_model(builds)
-        self._emit("source", HOST, "started")
         run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
+        self._emit("source", HOST, "started")
         complete = [built for built in builds if built.complete]
         jobs = self._untimed(complete)
         begun = {key: early for key, early in self._early.items() if not early.cancel()}
