@@ -106,12 +106,10 @@ data:
   calibration: {data}
   evaluation: {data}
   allow_leak: true
-optimize: {{int8: {{quantize: {{scheme: int8{in_float}}}}}}}
+optimize: {{int8: {{quantize: {{scheme: int8}}}}}}
 formats: [tflite, onnx, torchscript, executorch]
 latency: {{min_runs: 2, min_seconds: 0}}
 """
-IN_FLOAT = ', tflite: {layers: {"embedding*": float32}}'
-"""The quantizer for TFLite has no int8 kernel for the embedding of a PyTorch model."""
 DATA = "{uses: npz, with: {path: data.npz, label: null, inputs: {a: a, b: b, ids: tokens, image: pixels}}}"
 FACTORY = """factory: "nets:Doors"
   weights: doors.pt
@@ -148,10 +146,8 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp(request.param)
     script = TORCH if request.param == "torch" else KERAS
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True)
-    is_torch = request.param == "torch"
-    model = FACTORY if is_torch else f"path: {request.param}.keras"
-    in_float = IN_FLOAT if is_torch else ""
-    (folder / "recipe.yaml").write_text(RECIPE.format(model=model, data=DATA, in_float=in_float))
+    model = FACTORY if request.param == "torch" else f"path: {request.param}.keras"
+    (folder / "recipe.yaml").write_text(RECIPE.format(model=model, data=DATA))
     report = optimize(folder / "recipe.yaml", out=folder / "out", store=folder / "store")
     with np.load(folder / "truth.npz") as truth:
         return Ran(report, {name: truth[name][ROWS] for name in truth.files})
