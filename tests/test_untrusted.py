@@ -4,6 +4,7 @@ Each framework is asked in a process of its own: TensorFlow and torch must not s
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,7 @@ def test_ordinary_models_are_not_refused(keras: tuple[Any, Path], name: str) -> 
 def test_tables_of_words_are_not_taken_for_files(keras: tuple[Any, Path], name: str) -> None:
     with pytest.raises(UsageError, match="takes text") as refused:
         inspect(keras[1] / name)
+    assert re.search(r"keras\.Model\(model\.get_layer\('\w+'\)\.output, model\.outputs\)", refused.value.fix)
     assert "trust" not in f"{refused.value} {refused.value.fix}"
 
 
