@@ -411,12 +411,26 @@ MAKE_TENSORFLOW = """
     np.save("keras_x.npy", x)
     for library, name in ((keras, "toy.keras"), (tf_keras, "toy.h5")):
         layers = library.layers
-        net = library.Sequential([
-            layers.Input((6, 6, 2)), layers.Conv2D(4, 3, activation="relu"),
-            layers.Flatten(), layers.Dense(3),
-        ])
+        def toy():
+            return library.Sequential([
+                layers.Input((6, 6, 2)), layers.Conv2D(4, 3, activation="relu"),
+                layers.Flatten(), layers.Dense(3),
+            ])
+        def recurrent(**options):
+            image = layers.Input(batch_shape=(1, 6, 6, 2))
+            return library.Model(image, layers.LSTM(3, **options)(layers.Reshape((6, 12))(image)))
+        net = toy()
         net.save(name)
         np.save(name + ".npy", net(x).numpy())
+        library.mixed_precision.set_global_policy("mixed_float16")
+        half = toy()
+        library.mixed_precision.set_global_policy("float32")
+        half.set_weights(net.get_weights())
+        half.save(name.replace("toy", "half"))
+        fresh, stateful = recurrent(), recurrent(stateful=True)
+        stateful.set_weights(fresh.get_weights())
+        stateful.save(name.replace("toy", "stateful"))
+        np.save(name.replace("toy", "stateful") + ".npy", np.concatenate([fresh(v[None]) for v in x]))
         evil = library.Sequential([layers.Input((6, 6, 2)), layers.Lambda(lambda v: v + 1)])
         evil.save(name.replace("toy", "evil"))
         if library is keras:
@@ -433,6 +447,9 @@ MAKE_TENSORFLOW = """
     plain = Plain()
     plain.net = net
     tf.saved_model.save(plain, "toy_plain", signatures=plain.__call__.get_concrete_function())
+    double = tf.function(lambda x: {"y": 2 * net(x)}, input_signature=plain.__call__.input_signature)
+    plain.double = double
+    tf.saved_model.save(plain, "toy_named", signatures={"zoom": double, "scale": plain.__call__})
     converter = tf.lite.TFLiteConverter.from_keras_model(net)
     open("toy.tflite", "wb").write(converter.convert())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -507,6 +524,13 @@ def test_a_failing_executorch_kernel_is_named_without_a_number(
         ("toy_3.h5", "toy.keras.npy"),
         ("toy.h5", "toy.h5.npy"),
         ("toy_plain", "toy.h5.npy"),
+        # Of signatures with other names, the one that is converted.
+        ("toy_named", "toy.h5.npy"),
+        # As the files made from them: weights of float32 compute in it, and every run begins without a state.
+        ("half.keras", "toy.keras.npy"),
+        ("half.h5", "toy.h5.npy"),
+        ("stateful.keras", "stateful.keras.npy"),
+        ("stateful.h5", "stateful.h5.npy"),
     ],
 )
 def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str, reference: str) -> None:
@@ -514,7 +538,7 @@ def test_keras_formats(agent: Path, tmp_path: Path, keras_toys: Path, file: str,
     answer = run_job(agent, tmp_path, "keras", keras_toys / file, [x], latency=FAST, batch=32)
     assert answer.result["ok"], answer.result
     assert np.abs(answer.outputs["output_0"] - expected).max() < 1e-5
-    assert answer.result["inputs"][0]["shape"] == [None, 6, 6, 2]
+    assert answer.result["inputs"][0]["shape"] == [1 if "stateful" in file else None, 6, 6, 2]
 
 
 def test_custom_layers_of_keras_are_those_of_the_named_module(
