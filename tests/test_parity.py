@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from edgeopt.cli import main
 from edgeopt.commands.parity import Parity, first_layer, layer_difference, parity, steps_in_front
 from edgeopt.errors import DeviceError, UsageError
 from edgeopt.evaluation.comparison import difference
+from edgeopt.formats.known import format_named
+from edgeopt.formats.side_car import record_of
+from edgeopt.formats.tflite.files.model_file import load
+from edgeopt.formats.tflite.files.slimming import slimmed
 from edgeopt.model import Model
 from edgeopt.results import Measurement
 from edgeopt.run.assemble import magnified
+from edgeopt.run.measuring.bench import Bench
 from edgeopt.run.measuring.outcome import Outcome
 from toy_operators import operator, write
 from toy_results import job_result
@@ -161,7 +167,6 @@ def test_a_runtime_tells_what_its_layers_give(toy_file: Path, tmp_path: Path) ->
     from edgeopt.devices.device import load_device
     from edgeopt.formats.source import inspect
     from edgeopt.model import Preprocessing
-    from edgeopt.run.measuring.bench import Bench
     from edgeopt.run.measuring.samples import Evaluation
     from edgeopt.run.store import Store
 
@@ -207,6 +212,31 @@ def test_the_command(
     assert code == 2 and "at least two" in err
     code, _, err = run(toy_file, "--device", "host", "--device", "nowhere", *mine)
     assert code == 2 and "no device 'nowhere'" in err
+
+
+def test_the_layer_that_differs_has_the_name_of_the_source(
+    run: Callable[..., tuple[int, str, str]], toy_file: Path, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slimmed file has no names: they are in the record beside it."""
+    toy_file.write_bytes(slimmed(load(toy_file)))
+    record = {"digest": format_named("tflite").digest(toy_file), "operators": ["body.0", "head.1"]}
+    record_of(toy_file).write_text(json.dumps(record))
+    right = Bench.run
+
+    def wrong(bench: Bench, *arguments: Any, **options: Any) -> Outcome:
+        """The last layer of the twin gives other values."""
+        found = right(bench, *arguments, **options)
+        if bench.device.name != "twin":
+            return found
+        layers = (*found.layers[:-1], *(-1 - values for values in found.layers[-1:]))
+        return found._replace(outputs=(found.outputs[0] + 1,), layers=layers)
+
+    monkeypatch.setattr(Bench, "run", wrong)
+    found = parity(toy_file, ["host", "twin"], device_folders=[devices])
+    layer = found.devices[1].layer
+    assert layer is not None and (layer.index, layer.name) == (1, "head.1")
+    _, out, _ = run(toy_file, "--device", "host", "--device", "twin", "--device-folder", devices)
+    assert "head.1" in out and "body.0" not in out
 
 
 def test_the_steps_behind_a_softmax_are_said_to_be_those_of_the_output(tmp_path: Path) -> None:
