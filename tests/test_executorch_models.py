@@ -11,6 +11,7 @@ from edgeopt.errors import StageError
 from edgeopt.formats.torch.files import lowering as torch_lowering
 from edgeopt.formats.torch.files import program as torch_program
 from edgeopt.formats.torch.graph.operators import operator_name
+from edgeopt.formats.torch.graph.volumes import as_images
 from edgeopt.formats.torch.lab import engine as torch_engine
 from edgeopt.formats.torch.lab import executorch_check
 from edgeopt.formats.torch.lab import runtimes as torch_runtimes
@@ -173,6 +174,16 @@ class Volumes(nn.Module):
         return self.flat(F.relu(self.deep(x)).mean((2, 3, 4)))
 
 
+class Grown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.ConvTranspose3d(2, 4, 3, (2, 2, 1), 1, output_padding=(1, 0, 0), groups=2)
+        self.flat = nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.flat(F.relu(self.deep(x)).mean((2, 3, 4)))
+
+
 class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -276,10 +287,33 @@ def test_only_bare_exceptions_of_the_compiler_are_unwrapped(kind: type[BaseExcep
     assert found.value is error
 
 
-def test_volumes_are_images_in_executorch_and_stay_in_float_in_mixed_torchscript(tmp_path: Path) -> None:
-    program = exported(seeded(Volumes), VOLUME, tmp_path)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3},
+        {"kernel_size": 3, "stride": 3, "padding": (1, 0, 2), "output_padding": (2, 1, 0), "groups": 2},
+        {"kernel_size": 3, "stride": (2, 1, 1), "padding": (1, 2, 1), "dilation": (2, 1, 2)},
+        {"kernel_size": (2, 3, 3), "stride": (1, 2, 2), "padding": 2},
+        {"kernel_size": 1, "stride": 2, "output_padding": 1},
+    ],
+)
+def test_transposed_convolutions_of_volumes_are_those_of_images(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    module, values = seeded(lambda: nn.ConvTranspose3d(2, 4, **options)), images(VOLUME)
+    graph = as_images(torch_program.plain_graph(exported(module, VOLUME, tmp_path))[0])
+    kinds = {operator_name(node) for node in graph.graph.nodes}
+    assert "conv_transpose2d" in kinds and "conv_transpose3d" not in kinds
+    assert snr_db(outputs(graph, values), outputs(module, values)) > 120
+
+
+@pytest.mark.parametrize("make", [Volumes, Grown])
+def test_volumes_are_images_in_executorch_and_stay_in_float_in_mixed_torchscript(
+    make: Any, tmp_path: Path
+) -> None:
+    program = exported(seeded(make), VOLUME, tmp_path)
     values = images(VOLUME)
-    wanted = outputs(seeded(Volumes), values)
+    wanted = outputs(seeded(make), values)
     with pytest.raises(StageError, match=r"would stay in float: deep\n.*'deep': float32.*scheme: mixed"):
         QuantizeFx().run(program, context(tmp_path / "refused", VOLUME))
     notes: list[str] = []

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 
+TRANSPOSED = "conv_transpose3d"
+
+
 def as_images(graph: "GraphModule") -> "GraphModule":
     """Rewrite the volume convolutions and pools of a graph in the plain form at batch 1, without loss.
 
     The planes of a volume become a batch of images. Each image has the channels of all planes that the kernel
-    covers at that depth, so that one convolution of images computes the same sums. Pools are separable: first
-    within planes, then across them.
+    covers at that depth, so that one convolution of images computes the same sums. For a transposed one,
+    planes of zeros come between those of the volume. Pools are separable: first within planes, then across
+    them.
 
     Args:
         graph: the graph, which stays unchanged.
@@ -30,8 +34,12 @@ def as_images(graph: "GraphModule") -> "GraphModule":
     flat: dict[str, Any] = {}
     for node in [node for node in graph.graph.nodes if _is_volume(node, graph)]:
         weight = str(node.args[1].target)
-        flat.setdefault(weight, graph.get_buffer(weight).flatten(1, 2))
-        _rewrite(node, graph.get_buffer(weight).shape[2])
+        value = graph.get_buffer(weight)
+        if operator_name(node) == TRANSPOSED:
+            flat.setdefault(weight, value.flip(2).transpose(1, 2).flatten(0, 1))
+        else:
+            flat.setdefault(weight, value.flatten(1, 2))
+        _rewrite(node, value.shape[2])
     for node in [node for node in graph.graph.nodes if _is_pool(node)]:
         _separate(node)
     for name, value in flat.items():
@@ -42,11 +50,12 @@ def as_images(graph: "GraphModule") -> "GraphModule":
 
 def _is_volume(node: "Node", graph: "GraphModule") -> bool:
     """Whether a node is a convolution of one volume with constant weights that no other operator reads."""
-    if operator_name(node) != "conv3d" or node.args[1].op != "get_attr" or not _shape(node.args[0]):
+    kind = operator_name(node)
+    if kind not in ("conv3d", TRANSPOSED) or node.args[1].op != "get_attr" or not _shape(node.args[0]):
         return False
     weight = node.args[1].target
     readers = [user for each in graph.graph.nodes if each.target == weight for user in each.users]
-    return _shape(node.args[0])[:1] == (1,) and all(operator_name(user) == "conv3d" for user in readers)
+    return _shape(node.args[0])[:1] == (1,) and all(operator_name(user) == kind for user in readers)
 
 
 def _shape(node: "Node") -> tuple[int, ...]:
@@ -59,20 +68,32 @@ def _rewrite(node: "Node", size: int) -> None:
     import torch
 
     aten, graph = torch.ops.aten, node.graph
-    x, weight, bias, *sizes, groups = node.args
-    stride, padding, dilation = (list(values) * (3 // len(values)) for values in sizes)
+    declared = node.target._schema.arguments
+    given: dict[str, Any] = {each.name: each.default_value for each in declared}
+    given |= dict(zip(given, node.args, strict=False))
+    x, weight, bias, groups = (given.pop(name) for name in ("input", "weight", "bias", "groups"))
+    sizes = {name: list(values) * (3 // len(values)) for name, values in given.items()}
+    stride, padding, dilation = (sizes[name] for name in ("stride", "padding", "dilation"))
     channels, depth, height, width = _shape(x)[1:]
     step, pad, gap = stride[0], padding[0], dilation[0]
     count = int(_shape(node)[2])
+    first, before, after = 0, pad, pad
     with graph.inserting_before(node):
         planes = graph.call_function(aten.reshape.default, (x, [channels, depth, height, width]))
         planes = graph.call_function(aten.permute.default, (planes, [1, 0, 2, 3]))
-        if pad:
-            planes = graph.call_function(aten.constant_pad_nd.default, (planes, [0] * 6 + [pad, pad], 0.0))
+        if operator_name(node) == TRANSPOSED:
+            planes = _spread(node, planes, step)
+            reach = gap * (size - 1)
+            first, before = max(pad - reach, 0), max(reach - pad, 0)
+            after = max(first + count + reach - before - depth * step, 0)
+            step = 1
+        if before or after:
+            padded = (planes, [0] * 6 + [before, after], 0.0)
+            planes = graph.call_function(aten.constant_pad_nd.default, padded)
         # Channels outside, planes inside: the planes of a group's channels stay together.
         covered = [
             graph.call_function(aten.slice.Tensor, (planes, 0, start, start + step * (count - 1) + 1, step))
-            for start in range(0, size * gap, gap)
+            for start in range(first, first + size * gap, gap)
         ]
         if size > 1:
             planes = graph.call_function(aten.stack.default, (covered, 2))
@@ -80,14 +101,32 @@ def _rewrite(node: "Node", size: int) -> None:
             planes = graph.call_function(aten.reshape.default, (planes, shape))
         else:
             planes = covered[0]
-        inner = (stride[1:], padding[1:], dilation[1:])
-        made = graph.call_function(aten.conv2d.default, (planes, weight, bias, *inner, groups))
+        common = (planes, weight, bias, stride[1:], padding[1:])
+        if operator_name(node) == TRANSPOSED:
+            rest = (sizes["output_padding"][1:], groups, dilation[1:])
+            made = graph.call_function(aten.conv_transpose2d.input, (*common, *rest))
+        else:
+            made = graph.call_function(aten.conv2d.default, (*common, dilation[1:], groups))
         moved = graph.call_function(aten.permute.default, (made, [1, 0, 2, 3]))
         volume = graph.call_function(aten.reshape.default, (moved, list(_shape(node))))
     # The next operator may be one of volumes, too.
     volume.meta = dict(node.meta)
     node.replace_all_uses_with(volume)
     graph.erase_node(node)
+
+
+def _spread(node: "Node", planes: "Node", step: int) -> "Node":
+    """The planes that a transposed convolution reads, with planes of zeros behind each."""
+    import torch
+
+    if step == 1:
+        return planes
+    aten, graph = torch.ops.aten, node.graph
+    channels, depth, height, width = _shape(node.args[0])[1:]
+    image = [channels, height, width]
+    apart = graph.call_function(aten.reshape.default, (planes, [depth, 1, *image]))
+    padded = graph.call_function(aten.constant_pad_nd.default, (apart, [0] * 7 + [step - 1], 0.0))
+    return graph.call_function(aten.reshape.default, (padded, [depth * step, *image]))
 
 
 def _is_pool(node: "Node") -> bool:
