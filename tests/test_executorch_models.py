@@ -415,21 +415,38 @@ def test_what_a_pass_of_executorch_raises_is_read_and_worked_around(monkeypatch:
         torch_lowering.lower(program)
 
 
+def int8_snr_db(net: Any, spec: TensorSpec, format: str, folder: Path) -> float:
+    """Of the outputs of the int8 file."""
+    mobile = format == "torchscript"
+    quantize = QuantizeFx() if mobile else QuantizeXnnpack()
+    finish = TorchscriptToMobile() if mobile else ExportedProgramToExecutorch()
+    model = quantize.run(exported(net, spec, folder), context(folder / "int8", spec))
+    path = finish.run(model, context(folder / format, spec)).path
+    run = torch_runtimes.load_lite(path) if mobile else torch_runtimes.load_executorch(path.read_bytes())
+    return snr_db(outputs(run, images(spec)), outputs(net, images(spec)))
+
+
 @pytest.mark.parametrize("format", ["executorch", "torchscript"])
 @pytest.mark.parametrize(("groups", "channels"), [(2, 12), (8, 8)])
 def test_transposed_convolutions_of_several_groups_are_int8(
     groups: int, channels: int, format: str, tmp_path: Path
 ) -> None:
-    up = nn.ConvTranspose2d(8, channels, 3, 2, 1, output_padding=1, groups=groups)
-    net = seeded(lambda: Net(lambda net, x: F.relu(net.up(x)), channels, up=up))
-    program, values = exported(net, IMAGE, tmp_path), images(IMAGE)
-    mobile = format == "torchscript"
-    quantize = QuantizeFx() if mobile else QuantizeXnnpack()
-    model = quantize.run(program, context(tmp_path / "int8", IMAGE))
-    finish = TorchscriptToMobile() if mobile else ExportedProgramToExecutorch()
-    path = finish.run(model, context(tmp_path / format, IMAGE)).path
-    run = torch_runtimes.load_lite(path) if mobile else torch_runtimes.load_executorch(path.read_bytes())
-    assert snr_db(outputs(run, values), outputs(net, values)) > 30
+    def make() -> Net:
+        up = nn.ConvTranspose2d(8, channels, 3, 2, 1, output_padding=1, groups=groups)
+        return Net(lambda net, x: F.relu(net.up(x)), channels, up=up)
+
+    net = seeded(make)
+    assert int8_snr_db(net, IMAGE, format, tmp_path) > 30
+
+
+@pytest.mark.parametrize("format", ["executorch", "torchscript"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_transposed_convolutions_of_sequences_are_int8(groups: int, format: str, tmp_path: Path) -> None:
+    spec = TensorSpec(name="sequence", shape=(1, 3, 20))
+    net = seeded(
+        lambda: nn.Sequential(nn.ConvTranspose1d(3, 6, 3, 2, groups=groups), nn.ReLU(), nn.Conv1d(6, 4, 3))
+    )
+    assert int8_snr_db(net, spec, format, tmp_path) > 30
 
 
 class Rescaled(nn.Module):
