@@ -7,13 +7,11 @@ in parallel, each with one job at a time, and this one after all others, so that
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +26,10 @@ from edgeopt.recipe.plan import Built, Plan, Step
 from edgeopt.results import Event
 from edgeopt.run.build import build
 from edgeopt.run.measuring.bench import Bench, Untimed, timing_of
+from edgeopt.run.measuring.beside import Beside
 from edgeopt.run.measuring.outcome import Outcome
 from edgeopt.run.measuring.protocol import Probe
-from edgeopt.run.measuring.queues import end_jobs, run_queues
+from edgeopt.run.measuring.queues import run_queues
 from edgeopt.run.measuring.samples import Evaluation
 from edgeopt.run.preflight import check_labels
 from edgeopt.run.store import Store
@@ -130,12 +129,11 @@ def build_and_measure(
         UsageError: the evaluation data is unreadable or does not fit the model, or the labels its outputs.
         StoreError: the store is not writable.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeopt-") as name,
-        _Session(plan, store, Path(name), device_folders, watch) as session,
-    ):
-        builds = build(plan, store, watch, progressed=session.begin)
-        return builds, session.run(builds)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as name:
+        session = _Session(plan, store, Path(name), device_folders, watch)
+        with session.beside:
+            builds = build(plan, store, watch, progressed=session.begin)
+            return builds, session.run(builds)
 
 
 class _Session:
@@ -167,38 +165,17 @@ class _Session:
         self.finals: dict[tuple[str, str], Outcome] = {}
         self._measured_on_host: dict[tuple[str, str], Outcome] = {}
         """Artifacts by digest and format."""
-        self._seen: dict[tuple[Any, ...], Outcome] = {}
+        self._seen: dict[Hashable, Outcome] = {}
         """The outcomes of models of which nothing is timed."""
         self._watching = threading.Lock()
         self._digests: dict[Path, str] = {}
         """Of models, which do not change: all are in the store, but the source."""
-        self._threads = ThreadPoolExecutor(max_workers=1)  # the stages need processors, too
-        self._early: dict[tuple[Any, ...], Future[Outcome]] = {}
-        """What runs beside the stages, in order."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        if kind is not None:
-            end_jobs(lambda: any(each.running() for each in self._early.values()))
+        self.beside = Beside(self.benches[HOST], self.evaluation)
 
     def begin(self, builds: Sequence[Built]) -> None:
         """Run what is there of the models of which nothing is timed, beside the stages that are left."""
-        if all(built.complete for built in builds):
-            return
-        for key, job in self._untimed(builds).items():
-            if key not in self._early:
-                self._early[key] = self._threads.submit(self._run_early, job)
-
-    def _run_early(self, job: Untimed) -> Outcome:
-        return self._beside.run(job.model, self.evaluation, limit=job.limit, options=job.options)
-
-    @cached_property
-    def _beside(self) -> Bench:
-        """The host without a lock; the load that it has beside the stages is not kept."""
-        return replace(self.benches[HOST], shared=True).open()
+        if not all(built.complete for built in builds):
+            self.beside.add(self._untimed(builds, self._source_model(builds)))
 
     def run(self, builds: Sequence[Built]) -> Measured:
         """Measure all that was built, on all devices."""
@@ -206,11 +183,12 @@ class _Session:
         run_queues(self._by_machine((name, bench.open) for name, bench in self.benches.items()))
         self._emit("source", HOST, "started")
         complete = [built for built in builds if built.complete]
-        jobs = self._untimed(complete)
-        begun = {key: early for key, early in self._early.items() if not early.cancel()}
-        late = {key: job for key, job in jobs.items() if key not in begun}
+        begun = self.beside.begun()
+        late = {key: job for key, job in self._untimed(complete, source).items() if key not in begun}
         outcomes = self.benches[HOST].run_together([*late.values()], self.evaluation)
-        self._seen = {key: early.result() for key, early in begun.items()}
+        self._seen = {
+            key: job.result() for key, job in begun.items()
+        }  # nothing runs on when others are timed
         self._seen |= zip(late, outcomes, strict=True)
         source_outcome = self._seen.get(self._key(Untimed(source))) or Outcome(
             "", next((b.failure for b in builds if b.failure), "it was not loaded")
@@ -348,10 +326,10 @@ class _Session:
             model, self.evaluation, limit=PROBE_SAMPLES
         )
 
-    def _untimed(self, builds: Sequence[Built]) -> dict[tuple[Any, ...], Untimed]:
+    def _untimed(self, builds: Sequence[Built], source: Model) -> dict[Hashable, Untimed]:
         """What is run besides the artifacts, as far as it is built: the source, the models between, and files
         as written; by what tells them apart."""
-        host, source = self.benches[HOST].device, self._source_model(builds)
+        host = self.benches[HOST].device
         here = (b for b in builds if b.complete and any(device.name == HOST for device in b.branch.devices))
         artifacts = {self._key(Untimed(self.plan.latest(built), PROBE_SAMPLES)) for built in here}
         # The source in the batch size of the artifacts: some layers depend on it.
@@ -364,7 +342,7 @@ class _Session:
                     wanted.append(as_written)
         return {key: job for job in wanted if (key := self._key(job)) not in artifacts}
 
-    def _key(self, job: Untimed) -> tuple[Any, ...]:
+    def _key(self, job: Untimed) -> Hashable:
         path = job.model.path
         if path not in self._digests:
             self._digests[path] = model_digest(job.model)
