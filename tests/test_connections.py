@@ -39,6 +39,18 @@ def test_files_go_there_and_come_back(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_what_a_job_writes_stays_there_and_the_source_has_no_second_name(tmp_path: Path) -> None:
+    """ONNX takes weights in a file of several names for an attack; a stage may read them meanwhile."""
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    with Local().open() as link:
+        link.put(tmp_path / "weights.bin", "w.bin")
+        link.put(tmp_path, "all")
+        assert (tmp_path / "weights.bin").stat().st_nlink == 1
+        script = "for name in ('w.bin', 'all/weights.bin'): open(name, 'r+').write('changed')"
+        assert link.python(["-c", script], timeout=60).returncode == 0
+    assert (tmp_path / "weights.bin").read_bytes() == b"weights"
+
+
 def test_what_the_job_prints_and_how_it_ends_comes_back() -> None:
     with Local().open() as link:
         done = link.python(["-c", "import sys; print('o'); print('e', file=sys.stderr); sys.exit(7)"], 30)

@@ -52,7 +52,7 @@ class LocalLink(Link):
             ) from error
 
     def put(self, source: Path, name: str) -> None:
-        """Hard-link or copy a file, or all files of a folder, to ``name``.
+        """Copy a file, or all files of a folder, to ``name``.
 
         Raises:
             DeviceError: the source cannot be read, or the disk is full.
@@ -61,9 +61,9 @@ class LocalLink(Link):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+                shutil.copytree(source, target, copy_function=_copy, dirs_exist_ok=True)
             else:
-                _link_or_copy(source, target)
+                _copy(source, target)
         except (OSError, shutil.Error) as error:
             raise DeviceError(f"cannot copy {source} to {self.folder}: {error}") from error
 
@@ -126,14 +126,10 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _link_or_copy(source: str | Path, target: str | Path) -> str | Path:
-    real = os.path.realpath(source)
+def _copy(source: str | Path, target: str | Path) -> None:
+    # No link: ONNX refuses weights in a file that has several, and what a job writes would change the source.
     Path(target).unlink(missing_ok=True)
-    try:
-        os.link(real, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(real, target)
-    return target
+    shutil.copyfile(source, target)
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
