@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from edgeopt.commands.plan import plan
 from edgeopt.devices.agent_archive import build_agent
+from edgeopt.devices.descendants import mute_resource_tracker, resource_tracker_here
 from edgeopt.devices.device import Device, load_device
 from edgeopt.errors import RecipeError
 from edgeopt.formats.source import inspect
@@ -254,9 +255,14 @@ def test_an_interrupt_ends_what_runs_beside_the_stages(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run_job", run_job)
-    with pytest.raises(KeyboardInterrupt):
-        build_and_measure(waiting, Store(tmp_path / "store"), (), interrupt)
-    assert started[0].poll() is not None
+    mute_resource_tracker()
+    tracker = resource_tracker_here()[0]
+    with subprocess.Popen(["sleep", "972"]) as own:
+        with pytest.raises(KeyboardInterrupt):
+            build_and_measure(waiting, Store(tmp_path / "store"), (), interrupt)
+        assert started[0].poll() is not None
+        assert own.poll() is None and tracker.is_running()  # those of the program are spared
+        own.kill()
 
 
 def test_a_timed_run_tells_its_conditions(measure: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -80,10 +80,12 @@ def memory(processes: Iterable[psutil.Process]) -> int:
     return used
 
 
-def end_descendants(process: psutil.Process) -> None:
-    """Kill all descendants of a process, including those that they start meanwhile."""
+def end_descendants(process: psutil.Process, spared: Collection[psutil.Process] = ()) -> None:
+    """Kill all descendants of a process but those ``spared``, including those that they start meanwhile."""
     deadline = time.monotonic() + _KILL_SECONDS
-    while (found := descendants(process)) and time.monotonic() < deadline:
+    while found := [each for each in descendants(process) if each not in spared]:
+        if time.monotonic() >= deadline:
+            break
         _kill(found)
         if process.pid == os.getpid():
             psutil.wait_procs(found, timeout=_KILL_SECONDS)  # reaps those that it adopted
@@ -136,3 +138,13 @@ def mute_resource_tracker() -> None:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = before
+
+
+def resource_tracker_here() -> list[psutil.Process]:
+    """Multiprocessing's resource tracker of this process, which warns when it finds itself killed."""
+    from multiprocessing import resource_tracker
+
+    pid = getattr(resource_tracker._resource_tracker, "_pid", None)
+    with contextlib.suppress(psutil.Error):
+        return [psutil.Process(pid)] if pid else []
+    return []

@@ -7,6 +7,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Self
 
+import psutil
+
+from edgeopt.devices.descendants import family
 from edgeopt.run.measuring.bench import Bench, Untimed
 from edgeopt.run.measuring.outcome import Outcome
 from edgeopt.run.measuring.queues import end_jobs
@@ -21,6 +24,7 @@ class Beside:
         self._given, self._evaluation = bench, evaluation
         self._threads = ThreadPoolExecutor(max_workers=1)  # the stages need processors, too
         self._jobs: dict[Hashable, Future[Outcome]] = {}
+        self._others = family(psutil.Process())
 
     def __enter__(self) -> Self:
         return self
@@ -28,7 +32,7 @@ class Beside:
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if kind is not None:
-            end_jobs(lambda: any(each.running() for each in self._jobs.values()))
+            end_jobs(lambda: any(each.running() for each in self._jobs.values()), self._others)
 
     def add(self, jobs: Mapping[Hashable, Untimed]) -> None:
         """Queue those that were not before; each is known by its key."""
