@@ -449,6 +449,45 @@ def test_transposed_convolutions_of_sequences_are_int8(groups: int, format: str,
     assert int8_snr_db(net, spec, format, tmp_path) > 30
 
 
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda net, x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+        lambda net, x: x + torch.exp(-x.mean((1, 2, 3), keepdim=True)),
+        lambda net, x: torch.rsqrt((x * x).mean(1, keepdim=True) + 0.01) * x,
+    ],
+)
+def test_functions_are_spread_over_int8_values_in_executorch(
+    gate: Callable[[Any, Any], Any], tmp_path: Path
+) -> None:
+    """The mean of channels is no operator of XNNPACK, whose kernels would free memory twice behind it."""
+    net = seeded(lambda: Net(gate, 8))
+    assert int8_snr_db(net, IMAGE, "executorch", tmp_path) > 25
+
+
+def rounded(value: Any, scale: float) -> Any:
+    """A value in int8 and back."""
+    arguments = (scale, 0, -128, 127, torch.int8)
+    quantized = torch.ops.quantized_decomposed.quantize_per_tensor(value, *arguments)
+    return torch.ops.quantized_decomposed.dequantize_per_tensor(quantized, *arguments)
+
+
+class Centred(nn.Module):
+    """One int8 value that a float operator reads and, with its result, one of XNNPACK, as in magika."""
+
+    def forward(self, row: Any) -> Any:
+        values = rounded(row, 0.02)
+        return rounded(values - rounded(values.sum(-1, keepdim=True), 0.1), 0.1)
+
+
+def test_a_value_that_operators_of_two_kinds_read_is_dequantized_for_each() -> None:
+    """The compiler finds a cycle in the part for XNNPACK otherwise."""
+    torch_program.register_quantized_operators()
+    values, net = images(ROW), Centred()
+    file = torch_lowering.lower(torch.export.export(net, (torch.zeros(1, 16),)))
+    assert snr_db(outputs(torch_runtimes.load_executorch(file), values), outputs(net, values)) > 40
+
+
 class Rescaled(nn.Module):
     """What a group norm of Keras computes: factors of each group times those of each channel."""
 

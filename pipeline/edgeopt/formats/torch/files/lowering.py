@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, permutations
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import StageError
@@ -25,9 +26,20 @@ MOVES = frozenset(
     }
 )
 """Operators of XNNPACK that copy int8 values, and so cannot change the scale."""
+CYCLE = "dependency cycle"
+"""Part of the message about a part for XNNPACK that feeds another operator and reads what that computes."""
 COMMUTATIVE = frozenset({"add.Tensor", "mul.Tensor"})
 """Operators whose int8 kernels of XNNPACK free memory twice, and end the process, if a computed operand is
-spread over a constant one. The rest of the arithmetic is fine, as are float and two computed operands."""
+spread over a constant one, or one of ``FUNCTIONS`` over one that comes from another part of the program. The
+rest of the arithmetic is fine, as is float."""
+FUNCTIONS = frozenset(
+    {
+        *("exp.default", "log.default", "sqrt.default", "rsqrt.default", "sigmoid.default", "tanh.default"),
+        *("gelu.default", "leaky_relu.default", "neg.default", "sin.default", "cos.default"),
+        *("floor.default", "ceil.default"),
+    }
+)
+"""Functions of single values that XNNPACK computes in float between int8 values."""
 
 
 def lower(program: "ExportedProgram") -> bytes:
@@ -51,7 +63,11 @@ def lower(program: "ExportedProgram") -> bytes:
         first = error
     # Without its kernel, no operator runs on the portable kernels either.
     if not isinstance(first, executorch_check.NoKernel):
-        for excluded in _exclusions(str(first), delegated):
+        exclusions = _exclusions(str(first), delegated)
+        if CYCLE in str(first):
+            _separate_readers(program)
+            exclusions = chain([()], exclusions)
+        for excluded in exclusions:
             try:
                 return _lower(program, excluded)
             except failures:
@@ -89,6 +105,19 @@ def _order_constants(program: "ExportedProgram") -> None:
                 node.meta["val"] = torch.empty(value.shape, dtype=value.dtype)
 
 
+def _separate_readers(program: "ExportedProgram") -> None:
+    """Dequantize a value for each of its readers, in place.
+
+    torchao does so for operators that it quantizes. Where another one shares its value with such an operator,
+    as the float sum behind a mean that is subtracted, the part for XNNPACK would feed it and wait for it.
+    """
+    graph = program.graph_module.graph
+    for node in [node for node in graph.nodes if "dequantize" in str(node.target)]:
+        for reader in [*node.users][1:]:
+            with graph.inserting_after(node):
+                reader.replace_input_with(node, graph.node_copy(node))
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """``FAILURES`` and those that ExecuTorch and ``torch.export`` define, which share no base class."""
     from executorch.exir.error import ExportError, InternalError
@@ -108,13 +137,22 @@ def _exclusions(message: str, delegated: Mapping[str, int]) -> Iterator[Collecti
 
 
 def _lower(program: "ExportedProgram", excluded: Collection[str], delegated: Any = None) -> bytes:
-    """Lower and check a program; ``delegated`` counts the operators that XNNPACK gets, by kind."""
+    """Lower and check a program.
+
+    Args:
+        program: the program.
+        excluded: operators that XNNPACK does not get: kinds, or names of nodes.
+        delegated: counts the operators that XNNPACK gets, by kind.
+    """
     with torch_engine.quiet():
         from executorch.exir import to_edge_transform_and_lower
 
-        partitioner = _partitioner(excluded, Counter() if delegated is None else delegated)
+        delegated = Counter() if delegated is None else delegated
         with _CausesOfPasses():
-            edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+            edge = to_edge_transform_and_lower(program, partitioner=[_partitioner(excluded, delegated)])
+            while functions := _spread_functions(edge.exported_program()):
+                excluded = {*excluded, *functions}
+                edge = to_edge_transform_and_lower(program, partitioner=[_partitioner(excluded, delegated)])
         # An operator that the partitioner rejects falls back to dequantize and float without a warning.
         if fallbacks := _float_fallbacks(edge.exported_program()):
             raise StageError(
@@ -150,11 +188,12 @@ def _partitioner(excluded: Collection[str], delegated: "Counter[str]") -> Any:
     """The XNNPACK partitioner, without operators that it accepts although XNNPACK cannot run them."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    partitioner = XnnpackPartitioner()
+    partitioner, excluded = XnnpackPartitioner(), frozenset(excluded)
 
     def constrained(kind: str, accepts: Any) -> Any:
         def check(node: Any, program: Any) -> bool:
-            accepted = kind not in excluded and _is_runnable(kind, node) and accepts(node, program)
+            wanted = excluded.isdisjoint((kind, node.name))
+            accepted = wanted and _is_runnable(kind, node) and accepts(node, program)
             delegated[kind] += accepted
             return bool(accepted)
 
@@ -186,6 +225,36 @@ def _spreads_over_constant(node: Any) -> bool:
         constant |= stored
         computed += [] if stored else [source]
     return constant and any(each.meta["val"].shape != node.meta["val"].shape for each in computed)
+
+
+def _spread_functions(program: Any) -> set[str]:
+    """The ``FUNCTIONS`` in a part for XNNPACK that end the process there: see ``COMMUTATIVE``."""
+    found = set()
+    parts = (getattr(each, "original_module", None) for each in program.graph_module.children())
+    for node in [node for part in parts if part is not None for node in part.graph.nodes]:
+        operands = node.all_input_nodes
+        if _kind(node) not in COMMUTATIVE or len(operands) != 2:
+            continue
+        if not all("dequantize" in str(each.target) for each in operands):
+            continue  # float
+        for one, other in permutations(operands):
+            function = _computed_by(other)
+            spread = other.meta["val"].shape != node.meta["val"].shape
+            if spread and _kind(function) in FUNCTIONS and _computed_by(one).op == "placeholder":
+                found.add(function.name)
+    return found
+
+
+def _computed_by(node: Any) -> Any:
+    """What has computed a value, before it was quantized, dequantized and moved."""
+    while node.op == "call_function" and ("quantize" in str(node.target) or _kind(node) in MOVES):
+        node = node.args[0][0] if isinstance(node.args[0], list | tuple) else node.args[0]
+    return node
+
+
+def _kind(node: Any) -> str:
+    """The operator, as ``add.Tensor``; '' if a node is none."""
+    return node.target.__name__.removeprefix("aten.") if node.op == "call_function" else ""
 
 
 def _float_fallbacks(program: Any) -> list[str]:
