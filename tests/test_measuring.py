@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from edgeopt.commands.optimize import optimize
 from edgeopt.commands.plan import plan
 from edgeopt.devices.agent_archive import build_agent
 from edgeopt.devices.descendants import mute_resource_tracker, resource_tracker_here
@@ -238,6 +239,37 @@ def test_the_source_runs_beside_the_stages(
     assert (measured.source.error, measured.samples) == ("", 100)
     assert measured.finals["float.tflite", "host"].error  # the toy is no model
     assert formats == ["keras", "tflite"]
+
+
+BRANCHING = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else -x
+"""
+
+
+def test_the_source_is_run_although_nothing_can_be_built_of_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "branching.py").write_text(BRANCHING)
+    torch.save(torch.nn.Linear(4, 4).state_dict(prefix="layer."), tmp_path / "w.pt")
+    np.savez(tmp_path / "x.npz", x=np.ones((5, 4), np.float32))
+    data = "{uses: npz, with: {path: x.npz, inputs: [x], label: null}}"
+    (tmp_path / "r.yaml").write_text(
+        "version: 1\nname: r\n"
+        "model: {factory: 'branching.py:Net', weights: w.pt, inputs: [{name: x, shape: [1, 4]}]}\n"
+        f"data: {{calibration: {data}, evaluation: {data}, allow_leak: true}}\nformats: [tflite, onnx]\n"
+    )
+    report = optimize(tmp_path / "r.yaml", out=tmp_path / "out", store=tmp_path / "store")
+    assert {row.status for row in report.results} == {"failed"}
+    assert all("branching.py, line 11" in row.reason for row in report.results)
+    assert report.source is not None and report.source.status == "ok" and report.run.samples == 5
 
 
 def test_an_interrupt_ends_what_runs_beside_the_stages(
