@@ -135,6 +135,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str | None, list[str]]] = {
         ["no weights under the key 'emma'", "did you mean 'ema'", "the file has 'model', 'ema'"],
     ),
     "nothing": (lambda: {"epoch": 3}, None, ["a dictionary with the keys epoch, but no weights"]),
+    "empty": (dict, None, ["an empty dictionary, but no weights"]),
 }
 
 

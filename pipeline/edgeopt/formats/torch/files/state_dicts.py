@@ -66,7 +66,8 @@ def select(
     if not found:
         what = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
-            what = f"a dictionary with the keys {', '.join(map(str, list(content)[:SHOWN]))}"
+            keys = ", ".join(map(str, list(content)[:SHOWN]))
+            what = f"a dictionary with the keys {keys}" if keys else "an empty dictionary"
         raise StageError(
             f"{name} contains {what}, but no weights",
             fix="save the weights with torch.save(model.state_dict(), file)",
